@@ -1,5 +1,12 @@
-"""visionzoo: vision backbones from the literature as one verified library, registered into timm."""
+"""visionzoo: vision backbones from the literature as one verified library, registered into timm.
 
+    >>> import timm, visionzoo
+    >>> model = timm.create_model("zoo_poolformer_s12", num_classes=10)
+"""
+
+import visionzoo.models  # registers the families
 from visionzoo._version import __version__
+from visionzoo.kernels import backends
+from visionzoo.models.checkpoint import LoadReport, load_weights
 
-__all__ = ["__version__"]
+__all__ = ["LoadReport", "__version__", "backends", "load_weights"]

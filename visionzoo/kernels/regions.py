@@ -1,0 +1,65 @@
+"""Regions: the grid of equal rectangles that routed and window attention cut a map into, numbered row by row."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_regions(operation: str, q: Tensor, k: Tensor, regions: tuple[int, int] | int) -> tuple[int, int]:
+    """Return `regions` as (vertical, horizontal) after checking it, q and k.
+
+    Raises:
+        ValueError: if q and k are not [B, H, W, G, D] of one shape, dtype and device, or the regions do not divide
+            the map.
+    """
+    if q.ndim != 5 or q.shape != k.shape:
+        raise ValueError(
+            f"{operation}: q and k must be [B, H, W, G, D] of one shape, got {tuple(q.shape)} and {tuple(k.shape)}"
+        )
+    if q.dtype != k.dtype or q.device != k.device:
+        raise ValueError(
+            f"{operation}: q and k must share dtype and device, got {q.dtype} on {q.device} and {k.dtype} on {k.device}"
+        )
+    if not q.is_floating_point():
+        raise ValueError(f"{operation}: q must be floating point, got {q.dtype}")
+    rows, columns = (regions, regions) if isinstance(regions, int) else regions
+    if rows < 1 or columns < 1 or q.shape[1] % rows or q.shape[2] % columns:
+        raise ValueError(
+            f"{operation}: regions must be positive and divide the map, got regions={(rows, columns)} for height "
+            f"{q.shape[1]} and width {q.shape[2]}; pad the map first (visionzoo.layers.padding.pad_to_multiple)"
+        )
+    return rows, columns
+
+
+def check_valid_size(operation: str, q: Tensor, valid_size: tuple[int, int] | None) -> None:
+    """Check that `valid_size`, the unpadded (height, width), fits the map of q [B, H, W, G, D].
+
+    Raises:
+        ValueError: if it does not.
+    """
+    if valid_size is not None and not (0 < valid_size[0] <= q.shape[1] and 0 < valid_size[1] <= q.shape[2]):
+        raise ValueError(
+            f"{operation}: valid_size must lie within the map {tuple(q.shape[1:3])} and be positive, got {valid_size=}"
+        )
+
+
+def to_regions(x: Tensor, regions: tuple[int, int]) -> Tensor:
+    """[B, H, W, ...] to [B, R, n, ...]: the tokens of each region, both numbered row by row."""
+    rows, columns = regions
+    x = x.unflatten(2, (columns, -1)).unflatten(1, (rows, -1)).transpose(2, 3)
+    return x.flatten(3, 4).flatten(1, 2)
+
+
+def from_regions(x: Tensor, regions: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Undo `to_regions`: [B, R, n, ...] to [B, H, W, ...] with (H, W) = `size`."""
+    rows, columns = regions
+    x = x.unflatten(2, (size[0] // rows, size[1] // columns)).unflatten(1, (rows, columns)).transpose(2, 3)
+    return x.flatten(3, 4).flatten(1, 2)
+
+
+def valid_tokens(size: tuple[int, int], valid_size: tuple[int, int], regions: tuple[int, int], device) -> Tensor:
+    """Which tokens of each region are not padding: bool [R, n]."""
+    rows = torch.arange(size[0], device=device) < valid_size[0]
+    columns = torch.arange(size[1], device=device) < valid_size[1]
+    return to_regions((rows[:, None] & columns[None, :])[None], regions)[0]

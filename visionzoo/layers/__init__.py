@@ -1,0 +1,1 @@
+"""Layers shared by the families, all on [B, H, W, C] maps."""

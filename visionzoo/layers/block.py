@@ -1,0 +1,63 @@
+"""The residual block that the families share: positions, token mixing, channel mixing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from timm.layers import DropPath, LayerScale, Mlp
+from torch import Tensor, nn
+
+from visionzoo.layers.nhwc import ConvNHWC
+
+
+class Block(nn.Module):
+    """Pre-norm residual block on [B, H, W, C].
+
+    In order, each with its own residual: depthwise convolution `cpe1` (conditional position encoding, where the
+    family has one), `mixer` after `norm1`, depthwise convolution `cpe2`, MLP after `norm2`.
+
+    Args:
+        dim: channels C.
+        mixer: token mixer, [B, H, W, C] to [B, H, W, C].
+        mlp_ratio: hidden width of the MLP over `dim`.
+        norm_layer: called with `dim`.
+        act_layer: activation of the MLP.
+        cpe_kernels: kernel sizes of `cpe1` and `cpe2`; None leaves one out.
+        layer_scale: initial value of the learned per-channel scale of both branches; None for no scale.
+        drop_path: probability in [0, 1) with which a sample skips a branch in training.
+        mlp_drop: dropout probability inside the MLP.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        mixer: nn.Module,
+        *,
+        mlp_ratio: float = 4.0,
+        norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
+        act_layer: type[nn.Module] = nn.GELU,
+        cpe_kernels: tuple[int | None, int | None] = (None, None),
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
+        mlp_drop: float = 0.0,
+    ):
+        super().__init__()
+        self.cpe1, self.cpe2 = (
+            ConvNHWC(dim, dim, kernel, padding=kernel // 2, groups=dim) if kernel else None for kernel in cpe_kernels
+        )
+        self.norm1 = norm_layer(dim)
+        self.mixer = mixer
+        self.ls1 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
+        self.norm2 = norm_layer(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=mlp_drop)
+        self.ls2 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] to [B, H, W, C]."""
+        if self.cpe1 is not None:
+            x = x + self.cpe1(x)
+        x = x + self.drop_path(self.ls1(self.mixer(self.norm1(x))))
+        if self.cpe2 is not None:
+            x = x + self.cpe2(x)
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))

@@ -1,0 +1,42 @@
+"""Global self-attention with a local enhancement of positions (last stage of BiFormer, arXiv:2303.08810)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visionzoo.layers.mixers.base import Mixer
+from visionzoo.layers.nhwc import ConvNHWC
+
+
+class FullMixer(Mixer):
+    """Every token attends to every token; O(N²·C).
+
+    Args:
+        dim: channels C.
+        num_heads: attention heads.
+        qkv_bias: whether the projection to q, k, v has a bias.
+        lepe_kernel: kernel of a depthwise convolution of the mixer's input, added before the output projection
+            (locally enhanced position encoding); None for none.
+
+    >>> import torch
+    >>> FullMixer(64, 2)(torch.randn(1, 5, 7, 64)).shape
+    torch.Size([1, 5, 7, 64])
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int | None = None, *, qkv_bias: bool = False, lepe_kernel: int | None = None
+    ):
+        super().__init__(dim, num_heads)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.lepe = ConvNHWC(dim, dim, lepe_kernel, padding=lepe_kernel // 2, groups=dim) if lepe_kernel else None
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] to [B, H, W, C]."""
+        # [B, H, W, G, D] -> [B, G, N, D]
+        q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in self.split_heads(self.qkv(x)))
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        if self.lepe is not None:
+            out = out + self.lepe(x)
+        return self.proj(out)

@@ -1,0 +1,35 @@
+"""Average pooling as token mixer (PoolFormer, arXiv:2111.11418)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from visionzoo.layers.mixers.base import Mixer
+
+
+class PoolMixer(Mixer):
+    """Mean over a square neighbourhood, minus the token itself; no parameters, O(N·k²).
+
+    Args:
+        dim: channels; only checked.
+        num_heads: ignored, for the shared signature.
+        pool_size: side of the neighbourhood, odd; positions beyond the border are not counted.
+
+    >>> import torch
+    >>> PoolMixer(8)(torch.ones(1, 5, 7, 8)).abs().max().item()
+    0.0
+    """
+
+    def __init__(self, dim: int, num_heads: int | None = None, *, pool_size: int = 3):
+        super().__init__(dim, num_heads)
+        if pool_size < 1 or pool_size % 2 == 0:
+            raise ValueError(f"PoolMixer: pool_size must be odd and positive, got {pool_size=}")
+        self.pool_size = pool_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] to [B, H, W, C]."""
+        mean = F.avg_pool2d(
+            x.permute(0, 3, 1, 2), self.pool_size, stride=1, padding=self.pool_size // 2, count_include_pad=False
+        )
+        return mean.permute(0, 2, 3, 1) - x

@@ -1,0 +1,88 @@
+"""Bi-level routing attention (BiFormer, arXiv:2303.08810)."""
+
+from __future__ import annotations
+
+from timm.layers import to_2tuple
+from torch import Tensor, nn
+
+from visionzoo.kernels import route_regions, routed_attention
+from visionzoo.layers.mixers.base import Mixer
+from visionzoo.layers.nhwc import ConvNHWC
+from visionzoo.layers.padding import pad_to_multiple
+
+
+class RoutedMixer(Mixer):
+    """Each region attends to the k regions that its mean query likes best; O(N·k·N/S²·C) for S² regions.
+
+    The map is cut into a fixed number of regions, so a region grows with the map. Where they do not divide the map
+    it is padded with zeros at the bottom and right before the projection to q, k, v. As in the authors' detection
+    and segmentation code the padded tokens then count like others: in the region means, as keys and values, and in
+    the position term.
+
+    Args:
+        dim: channels C.
+        num_heads: attention heads.
+        regions: regions per side S, or (vertical, horizontal).
+        topk: regions that a region attends to, from 1 to their number.
+        scale: of routing scores and of attention; None means dim^-½ (of all channels, as released).
+        qkv_bias: whether the projection to q, k, v has a bias.
+        lepe_kernel: kernel of the depthwise convolution of v that is added before the output projection (locally
+            enhanced position encoding); None for none.
+        mask_padding: leave padded tokens out of means, attention and position term instead.
+        backend: of `visionzoo.kernels.route_regions` and `routed_attention`.
+
+    Raises:
+        ValueError: if `topk` exceeds the number of regions.
+
+    >>> import torch
+    >>> RoutedMixer(64, 2, regions=3, topk=2)(torch.randn(1, 5, 7, 64)).shape
+    torch.Size([1, 5, 7, 64])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int | None = None,
+        *,
+        regions: int | tuple[int, int] = 7,
+        topk: int = 4,
+        scale: float | None = None,
+        qkv_bias: bool = True,
+        lepe_kernel: int | None = 5,
+        mask_padding: bool = False,
+        backend: str = "auto",
+    ):
+        super().__init__(dim, num_heads)
+        self.regions: tuple[int, int] = to_2tuple(regions)
+        if min(self.regions) < 1:
+            raise ValueError(f"RoutedMixer: regions must be positive, got {regions=}")
+        if not 1 <= topk <= self.regions[0] * self.regions[1]:
+            raise ValueError(
+                f"RoutedMixer: topk must be from 1 to the number of regions "
+                f"({self.regions[0]}·{self.regions[1]} = {self.regions[0] * self.regions[1]}), got {topk=}"
+            )
+        self.topk = topk
+        self.scale = dim**-0.5 if scale is None else scale
+        self.mask_padding = mask_padding
+        self.backend = backend
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.lepe = ConvNHWC(dim, dim, lepe_kernel, padding=lepe_kernel // 2, groups=dim) if lepe_kernel else None
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] to [B, H, W, C]."""
+        height, width = x.shape[1:3]
+        q, k, v = self.split_heads(self.qkv(pad_to_multiple(x, self.regions)))
+        options = {
+            "regions": self.regions,
+            "scale": self.scale,
+            "valid_size": (height, width) if self.mask_padding else None,
+            "backend": self.backend,
+        }
+        index = route_regions(q, k, topk=self.topk, **options)
+        out = routed_attention(q, k, v, index, **options).flatten(3)
+        if self.mask_padding:
+            out, v = out[:, :height, :width], v[:, :height, :width]
+        if self.lepe is not None:
+            out = out + self.lepe(v.flatten(3))
+        return self.proj(out[:, :height, :width])

@@ -1,0 +1,45 @@
+"""torch's NCHW layers on [B, H, W, C] maps, without copies.
+
+Inside the zoo every map is [B, H, W, C] and contiguous. Its NCHW permutation is then exactly torch's
+`channels_last` memory format, so these layers permute a view in, run torch's layer, and permute a view out.
+Parameters keep torch's names and shapes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ConvNHWC(nn.Conv2d):
+    """`nn.Conv2d` from [B, H, W, C_in] to [B, H', W', C_out]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve a [B, H, W, C_in] map."""
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class BatchNormNHWC(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` over the last axis of [B, H, W, C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise a [B, H, W, C] map."""
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class GroupNorm1(nn.Module):
+    """Group normalisation with one group: statistics over height, width and channels of each sample.
+
+    The same function as `nn.GroupNorm(1, dim)`, on [B, H, W, C].
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise a [B, H, W, C] map."""
+        return F.layer_norm(x, x.shape[1:], eps=self.eps) * self.weight + self.bias

@@ -1,0 +1,18 @@
+"""Padding of [B, H, W, C] maps to sizes that regions, windows and strides divide."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.layers import register_notrace_function
+from torch import Tensor
+
+
+@register_notrace_function
+def pad_to_multiple(x: Tensor, multiple: tuple[int, int]) -> Tensor:
+    """Add zeros at the bottom and right of a [B, H, W, C] map until `multiple` (height, width) divides it."""
+    bottom, right = -x.shape[1] % multiple[0], -x.shape[2] % multiple[1]
+    # Under torch.compile a test on symbolic sizes would cost a recompilation; padding by nothing costs nothing there.
+    if torch.compiler.is_compiling() or bottom or right:
+        x = F.pad(x, (0, 0, 0, right, 0, bottom))
+    return x

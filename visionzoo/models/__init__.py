@@ -1,0 +1,5 @@
+"""The families; importing this registers them into timm."""
+
+from visionzoo.models import biformer, davit, poolformer
+
+__all__ = ["biformer", "davit", "poolformer"]

@@ -1,0 +1,251 @@
+"""Weights of others and our own into our models: reading files safely, recognising names, reporting what fitted."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+_logger = logging.getLogger(__name__)
+
+# Where people and trainers put the weights inside a checkpoint; with use_ema the averaged ones come first.
+EMA_CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+CONTAINERS = ("state_dict", "model", "model_state_dict", "module", "net", "weights")
+# What wrappers put before the names: DataParallel and DDP, torch.compile, detectors and segmentors, feature getters.
+PREFIXES = ("module.", "backbone.", "model.")
+
+
+@dataclass
+class LoadReport:
+    """What became of a checkpoint's tensors."""
+
+    names: str  # whose names the checkpoint had: "visionzoo" or a key of the model's CHECKPOINT_KEYS
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # in the model, not in the checkpoint
+    unexpected: list[str] = field(default_factory=list)  # in the checkpoint, not in the model
+    adapted: list[str] = field(default_factory=list)  # loaded after a change, or left at initial values: which and why
+    dropped: list[str] = field(default_factory=list)  # of parts that the model was built without (head, late stages)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.loaded)} tensors loaded ({self.names} names)"]
+        for title in ("missing", "unexpected", "adapted", "dropped"):
+            if entries := getattr(self, title):
+                lines.append(f"{len(entries)} {title}: {_shorten(entries)}")
+        return "; ".join(lines)
+
+
+def load_weights(
+    model: nn.Module,
+    source: Mapping[str, Any] | str | Path,
+    *,
+    strict: bool = True,
+    allow_partial: bool = False,
+    use_ema: bool = True,
+) -> LoadReport:
+    """Load weights into a model of the zoo, whoever's names they have.
+
+    Recognises our names, the authors' and timm's (the model's `CHECKPOINT_KEYS`), the wrappers and containers people
+    meet, and linear weights kept as 1×1 convolutions. The first convolution is adapted to the model's input channels
+    as timm does. Tensors of parts that the model was built without (`num_classes=0`, `features_only=True`) are left
+    out and reported.
+
+    Args:
+        model: a model of the zoo, also inside timm's feature getter, DDP or torch.compile.
+        source: a state_dict or checkpoint, or the path of one: safetensors, a torch file, or a folder with
+            model.safetensors.
+        strict: raise if a tensor is missing or unexpected, or the numbers of classes differ. Without it the model
+            keeps its own values there; other differences of shape raise all the same.
+        allow_partial: accept that less than 90 % of the model's tensors are found.
+        use_ema: take averaged weights where the checkpoint has them.
+
+    Raises:
+        ValueError: if the source cannot be read, is unsafe, or does not fit as said above; nothing is loaded then.
+    """
+    model = unwrap(model)
+    where = "the given state_dict" if isinstance(source, Mapping) else str(source)
+    checkpoint = source if isinstance(source, Mapping) else read_checkpoint(source)
+    state, names = rename(unwrap_state_dict(checkpoint, use_ema=use_ema), model)
+    own = model.state_dict()
+    report = LoadReport(names)
+    _drop_absent_parts(state, model, report)
+    _adapt(state, model, own, report, strict, where)
+    report.loaded = [name for name in own if name in state]
+    report.missing = [name for name in own if name not in state and name not in " ".join(report.adapted)]
+    report.unexpected = [name for name in state if name not in own]
+    found = len(own) - len(report.missing)
+    if found < 0.9 * len(own) and not allow_partial:
+        raise ValueError(
+            f"{where} fits only {found} of the {len(own)} tensors of {type(model).__name__} (less than 90 %), so it is "
+            f"probably a checkpoint of another model. {report}. Pass allow_partial=True to load it all the same."
+        )
+    if strict and (report.missing or report.unexpected):
+        raise ValueError(f"{where} does not fit {type(model).__name__}. {report}. Pass strict=False to load what fits.")
+    model.load_state_dict(state, strict=False)
+    _logger.info("%s: %s", where, report)
+    return report
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the backbone inside DDP, torch.compile and timm's feature getter."""
+    while not hasattr(model, "CHECKPOINT_KEYS"):
+        for attribute in ("module", "_orig_mod", "model"):
+            inner = getattr(model, attribute, None)
+            if isinstance(inner, nn.Module):
+                model = inner
+                break
+        else:
+            raise ValueError(f"expected a model of the zoo (timm.create_model('zoo_...')), got {type(model).__name__}")
+    return model
+
+
+def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
+    """Read safetensors, a torch file, or a folder's model.safetensors, without running any code from it.
+
+    Raises:
+        ValueError: if there is no such file, or it is damaged, unsafe or no checkpoint.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if not path.is_file():
+        raise ValueError(f"no checkpoint at {path}: expected a .safetensors or torch file, or a folder with one")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # Authors store their command line beside the weights; a Namespace holds values and runs nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "GLOBAL" in str(error) or "global" in str(error):
+            raise ValueError(
+                f"{path} is refused: it holds more than tensors, and reading that would run code from the file "
+                f"({_first_line(error)}). If you trust its origin, open it once elsewhere with "
+                f"torch.load(..., weights_only=False) and save its state_dict with safetensors."
+            ) from error
+        raise ValueError(_damaged(path, error)) from error
+    except (RuntimeError, EOFError, OSError, SafetensorError, KeyError, UnicodeDecodeError) as error:
+        raise ValueError(_damaged(path, error)) from error
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(f"{path} holds a {type(checkpoint).__name__}, expected a state_dict or a checkpoint with one")
+    return checkpoint
+
+
+def unwrap_state_dict(checkpoint: Mapping[str, Any], *, use_ema: bool = True) -> dict[str, Tensor]:
+    """Take the tensors out of a checkpoint's containers and their names out of wrappers' prefixes.
+
+    Raises:
+        ValueError: if there are no tensors.
+    """
+    state: Mapping[str, Any] = checkpoint
+    for _ in range(3):  # containers in containers
+        for key in (*EMA_CONTAINERS, *CONTAINERS) if use_ema else CONTAINERS:
+            inner = state.get(key)
+            if isinstance(inner, Mapping) and inner:
+                state = inner
+                break
+    tensors = {name.replace("_orig_mod.", ""): value for name, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"the checkpoint holds no tensors; its entries are {_shorten(list(map(str, checkpoint)))}")
+    stripped = True
+    while stripped:
+        stripped = False
+        for prefix in PREFIXES:
+            inside = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+            # A detector's other parts (neck, heads) are not the backbone's; other wrappers hold everything.
+            if inside and (prefix == "backbone." or len(inside) == len(tensors)):
+                tensors, stripped = inside, True
+    return tensors
+
+
+def rename(state: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], str]:
+    """Give the tensors our names, by the table of the model that fits most of them; return them and whose they were."""
+    own = model.state_dict()
+    best, best_names, best_count = dict(state), "visionzoo", -1
+    for names, table in {"visionzoo": [], **model.CHECKPOINT_KEYS}.items():
+        renamed = {}
+        for name, value in state.items():
+            for pattern, replacement in table:
+                name = re.sub(pattern, replacement, name)
+            renamed[name] = value
+        count = sum(name in own and own[name].numel() == value.numel() for name, value in renamed.items())
+        if count > best_count:
+            best, best_names, best_count = renamed, names, count
+    for name, value in best.items():  # a 1×1 convolution is a linear layer, a [C, 1, 1] scale is a [C] one
+        if name in own and value.shape != own[name].shape and _squeezed(value) == _squeezed(own[name]):
+            best[name] = value.reshape(own[name].shape)
+    return best, best_names
+
+
+def filter_for_timm(checkpoint: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """Rename a checkpoint for timm's own loader (its `pretrained_filter_fn`)."""
+    return rename(unwrap_state_dict(checkpoint), model)[0]
+
+
+def _drop_absent_parts(state: dict[str, Tensor], model: nn.Module, report: LoadReport) -> None:
+    """Take out the tensors of parts that the model was built without."""
+    absent = [f"stages.{i}." for i in range(len(model.stages), len(model.feature_info))]
+    if not isinstance(getattr(model.head, "fc", None), nn.Linear | nn.Conv2d):
+        absent.append("head.fc.")
+    absent += [f"{part}." for part in ("norm", "head") if not getattr(model, part).state_dict()]
+    for name in [name for name in state if name.startswith(tuple(absent))]:
+        del state[name]
+        report.dropped.append(name)
+
+
+def _adapt(
+    state: dict[str, Tensor], model: nn.Module, own: dict[str, Tensor], report: LoadReport, strict: bool, where: str
+) -> None:
+    """Fit the first convolution to the input channels, set another number of classes aside, refuse other shapes."""
+    first_conv = f"{model.pretrained_cfg['first_conv']}.weight"
+    classifier = model.pretrained_cfg["classifier"]
+    wrong = []
+    for name in [name for name in state if name in own and state[name].shape != own[name].shape]:
+        have, want = tuple(state[name].shape), tuple(own[name].shape)
+        if name == first_conv and have[0] == want[0] and have[2:] == want[2:]:
+            state[name] = adapt_input_conv(want[1], state[name])
+            report.adapted.append(f"{name} ({have[1]} to {want[1]} input channels)")
+        elif name.startswith(f"{classifier}.") and not strict:
+            del state[name]
+            report.adapted.append(f"{name} ({have[0]} classes in the checkpoint, left at its initial values)")
+        elif name.startswith(f"{classifier}."):
+            raise ValueError(
+                f"{where} has {have[0]} classes, the model {want[0]}. Build the model with num_classes={have[0]}, or "
+                f"pass strict=False to keep the model's own classifier."
+            )
+        else:
+            wrong.append(f"{name} {have} instead of {want}")
+    if wrong:
+        raise ValueError(
+            f"{where} has tensors of other shapes than {type(model).__name__}: {_shorten(wrong)}. "
+            f"It is probably a checkpoint of another variant."
+        )
+
+
+def _squeezed(tensor: Tensor) -> list[int]:
+    return [size for size in tensor.shape if size != 1]
+
+
+def _shorten(entries: list[str], most: int = 8) -> str:
+    return ", ".join(entries[:most]) + (f", and {len(entries) - most} more" if len(entries) > most else "")
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), str(error))
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return (
+        f"{path} ({path.stat().st_size} bytes) cannot be read as a checkpoint, it is damaged or cut short: "
+        f"{str(error).splitlines()[0] if str(error) else type(error).__name__}. Copy or download it again."
+    )

@@ -1,0 +1,103 @@
+"""From a family's table of variants to timm's registry."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._builder import _resolve_pretrained_source, resolve_pretrained_cfg
+from torch import nn
+
+from visionzoo.models.checkpoint import filter_for_timm
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a paper or repository says of a variant; None where it says nothing."""
+
+    params_m: float | None = None  # parameters in millions
+    gmacs: float | None = None  # multiply-adds of one image at `size`, in billions
+    top1: float | None = None  # ImageNet-1k, per cent
+    size: int = 224  # pixels
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One published size of a family: its arguments, its published numbers, where its weights are."""
+
+    kwargs: Mapping[str, Any]
+    published: Published = Published()
+    weights: Mapping[str, Any] = field(default_factory=dict)  # entries of timm's PretrainedCfg; `tag` names them
+    no_weights: str = ""  # why there are none, for those who ask for them
+
+
+FAMILIES: dict[str, type[nn.Module]] = {}  # family name (its module's) -> class
+VARIANTS: dict[str, Variant] = {}  # model name -> variant, over all families
+
+
+def register_family(model_cls: type[nn.Module], variants: Mapping[str, Variant], **cfg: Any) -> None:
+    """Register every variant of a family into timm, with its pretrained cfg.
+
+    Args:
+        model_cls: built as `model_cls(**variant.kwargs, **caller's arguments)`.
+        variants: model name -> variant.
+        cfg: entries of timm's PretrainedCfg that all variants share; a variant's `weights` win.
+    """
+    module = sys.modules[model_cls.__module__]
+    cfgs = {}
+    for name, variant in variants.items():
+        entries = {**_IMAGENET, **cfg, **variant.weights}
+        tag = entries.pop("tag", "")
+        cfgs[f"{name}.{tag}" if tag else name] = entries
+    module.default_cfgs = generate_default_cfgs(cfgs)
+    for name, variant in variants.items():
+        register_model(_entry_point(name, model_cls, variant))
+    FAMILIES[model_cls.__module__.rpartition(".")[2]] = model_cls
+    VARIANTS.update(variants)
+
+
+_IMAGENET = {
+    "input_size": (3, 224, 224),
+    "pool_size": (7, 7),
+    "crop_pct": 0.875,
+    "interpolation": "bicubic",
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "num_classes": 1000,
+    "classifier": "head.fc",
+}
+
+
+def _entry_point(name: str, model_cls: type[nn.Module], variant: Variant) -> Callable[..., nn.Module]:
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        if pretrained:
+            _require_weights(name, variant, kwargs)
+        return build_model_with_cfg(
+            model_cls,
+            name,
+            pretrained,
+            pretrained_filter_fn=filter_for_timm,
+            feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+            **{**variant.kwargs, **kwargs},
+        )
+
+    create.__name__ = create.__qualname__ = name
+    create.__module__ = model_cls.__module__
+    create.__doc__ = f"{model_cls.__name__} with {', '.join(f'{k}={v}' for k, v in variant.kwargs.items())}."
+    return create
+
+
+def _require_weights(name: str, variant: Variant, kwargs: Mapping[str, Any]) -> None:
+    cfg = resolve_pretrained_cfg(
+        name, pretrained_cfg=kwargs.get("pretrained_cfg"), pretrained_cfg_overlay=kwargs.get("pretrained_cfg_overlay")
+    )
+    if not _resolve_pretrained_source(cfg.to_dict())[0]:
+        raise RuntimeError(
+            f"No public weights are known for {name}: {variant.no_weights or 'none were published'}. If you have the "
+            f"authors' checkpoint, load it with visionzoo.load_weights(model, path), or turn it into a folder with "
+            f"tools/convert.py and use timm.create_model('local-dir:FOLDER', pretrained=True)."
+        )
