@@ -1,7 +1,7 @@
 """visionzoo: vision backbones from the literature as one verified library, registered into timm.
 
-    >>> import timm, visionzoo
-    >>> model = timm.create_model("zoo_poolformer_s12", num_classes=10)
+>>> import timm, visionzoo
+>>> model = timm.create_model("zoo_poolformer_s12", num_classes=10)
 """
 
 import visionzoo.models  # registers the families

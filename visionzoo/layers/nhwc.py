@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 
+@register_notrace_module  # as torch.fx does with torch's own layers
 class ConvNHWC(nn.Conv2d):
     """`nn.Conv2d` from [B, H, W, C_in] to [B, H', W', C_out]."""
 
@@ -20,6 +22,7 @@ class ConvNHWC(nn.Conv2d):
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+@register_notrace_module
 class BatchNormNHWC(nn.BatchNorm2d):
     """`nn.BatchNorm2d` over the last axis of [B, H, W, C]."""
 
@@ -28,6 +31,7 @@ class BatchNormNHWC(nn.BatchNorm2d):
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+@register_notrace_module
 class GroupNorm1(nn.Module):
     """Group normalisation with one group: statistics over height, width and channels of each sample.
 

@@ -209,6 +209,8 @@ class Backbone(nn.Module):
         """Replace the classifier by a new one; 0 classes for none, `global_pool=''` for no pooling."""
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool)
+        parameter = next(self.parameters())
+        self.head.to(device=parameter.device, dtype=parameter.dtype)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that order parameters from input to output, for layer-wise learning-rate decay."""

@@ -102,9 +102,7 @@ class BiFormer(Backbone):
             downsample = partial(conv_norm, kernel_size=2, stride=2, norm_first=True)
         else:
             half = embed_dims[0] // 2
-            stem = nn.Sequential(
-                conv_norm(in_chans, half, 3, 2, 1), nn.GELU(), conv_norm(half, embed_dims[0], 3, 2, 1)
-            )
+            stem = nn.Sequential(conv_norm(in_chans, half, 3, 2, 1), nn.GELU(), conv_norm(half, embed_dims[0], 3, 2, 1))
             downsample = partial(conv_norm, kernel_size=3, stride=2, padding=1)
         super().__init__(
             stem=stem,
@@ -147,6 +145,7 @@ VARIANTS = {
 }
 
 register_family(
+    __name__,
     BiFormer,
     VARIANTS,
     first_conv="stem.0.conv",

@@ -147,6 +147,7 @@ VARIANTS = {
 }
 
 register_family(
+    __name__,
     DaViT,
     VARIANTS,
     first_conv="stem.conv",

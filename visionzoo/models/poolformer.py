@@ -114,6 +114,7 @@ VARIANTS = {
 }
 
 register_family(
+    __name__,
     PoolFormer,
     VARIANTS,
     first_conv="stem.conv",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._builder import _resolve_pretrained_source, resolve_pretrained_cfg
 from torch import nn
@@ -35,28 +37,31 @@ class Variant:
     no_weights: str = ""  # why there are none, for those who ask for them
 
 
-FAMILIES: dict[str, type[nn.Module]] = {}  # family name (its module's) -> class
+FAMILIES: dict[str, list[str]] = {}  # family -> its model names
 VARIANTS: dict[str, Variant] = {}  # model name -> variant, over all families
 
 
-def register_family(model_cls: type[nn.Module], variants: Mapping[str, Variant], **cfg: Any) -> None:
+def register_family(module_name: str, model_cls: type[nn.Module], variants: Mapping[str, Variant], **cfg: Any) -> None:
     """Register every variant of a family into timm, with its pretrained cfg.
 
     Args:
+        module_name: `__name__` of the family's file; its last part is the family's name.
         model_cls: built as `model_cls(**variant.kwargs, **caller's arguments)`.
         variants: model name -> variant.
         cfg: entries of timm's PretrainedCfg that all variants share; a variant's `weights` win.
     """
-    module = sys.modules[model_cls.__module__]
+    module = sys.modules[module_name]
     cfgs = {}
     for name, variant in variants.items():
         entries = {**_IMAGENET, **cfg, **variant.weights}
         tag = entries.pop("tag", "")
         cfgs[f"{name}.{tag}" if tag else name] = entries
-    module.default_cfgs = generate_default_cfgs(cfgs)
+    module.default_cfgs = {**getattr(module, "default_cfgs", {}), **generate_default_cfgs(cfgs)}  # where timm looks
     for name, variant in variants.items():
-        register_model(_entry_point(name, model_cls, variant))
-    FAMILIES[model_cls.__module__.rpartition(".")[2]] = model_cls
+        create = _entry_point(name, model_cls, variant)
+        create.__module__ = module_name
+        register_model(create)
+    FAMILIES.setdefault(module_name.rpartition(".")[2], []).extend(variants)
     VARIANTS.update(variants)
 
 
@@ -73,20 +78,21 @@ _IMAGENET = {
 
 
 def _entry_point(name: str, model_cls: type[nn.Module], variant: Variant) -> Callable[..., nn.Module]:
-    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    def create(pretrained: bool = False, device: Any = None, dtype: Any = None, **kwargs: Any) -> nn.Module:
         if pretrained:
             _require_weights(name, variant, kwargs)
-        return build_model_with_cfg(
-            model_cls,
-            name,
-            pretrained,
-            pretrained_filter_fn=filter_for_timm,
-            feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
-            **{**variant.kwargs, **kwargs},
-        )
+        with torch.device(device) if device is not None else nullcontext():
+            model = build_model_with_cfg(
+                model_cls,
+                name,
+                pretrained,
+                pretrained_filter_fn=filter_for_timm,
+                feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+                **{**variant.kwargs, **kwargs},
+            )
+        return model.to(dtype=dtype)
 
     create.__name__ = create.__qualname__ = name
-    create.__module__ = model_cls.__module__
     create.__doc__ = f"{model_cls.__name__} with {', '.join(f'{k}={v}' for k, v in variant.kwargs.items())}."
     return create
 
