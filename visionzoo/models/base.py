@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-from timm.layers import calculate_drop_path_rates, trunc_normal_
+from timm.layers import ClassifierHead, calculate_drop_path_rates, trunc_normal_
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -86,9 +85,11 @@ class Backbone(nn.Module):
         embed_dims: channels of each stage's output.
         reductions: input size over map size for each stage.
         norm: of the last map, [B, H, W, C]; `nn.Identity()` where the family normalises after pooling.
-        head: timm's `ClassifierHead` or `NormMlpClassifierHead`, on [B, C, H, W].
         in_chans: image channels.
         num_classes: classes; 0 for pooled features.
+        global_pool: timm's pooling type; "" for none.
+        drop_rate: dropout probability before the classifier.
+        head_layer: timm's `ClassifierHead`, `NormMlpClassifierHead` or alike, on [B, C, H, W].
     """
 
     # Where checkpoints of others are the same network: origin -> [(pattern, replacement), ...] for re.sub, in order.
@@ -102,9 +103,11 @@ class Backbone(nn.Module):
         embed_dims: Sequence[int],
         reductions: Sequence[int],
         norm: nn.Module,
-        head: nn.Module,
         in_chans: int,
-        num_classes: int,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        head_layer: Callable[..., nn.Module] = ClassifierHead,
     ):
         super().__init__()
         self.in_chans = in_chans
@@ -117,7 +120,7 @@ class Backbone(nn.Module):
         self.stem = stem
         self.stages = nn.ModuleList(stages)
         self.norm = norm
-        self.head = head
+        self.head = head_layer(embed_dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate)
         self.init_weights()
 
     def init_weights(self) -> None:

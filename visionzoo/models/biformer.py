@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from timm.layers import ClassifierHead
 from torch import nn
 
 from visionzoo.layers.block import Block
@@ -41,10 +40,8 @@ class BiFormer(Backbone):
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
         backend: of the kernels.
         in_chans: image channels.
-        num_classes: classes; 0 for pooled features.
-        global_pool: timm's pooling type.
-        drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block.
+        head: `num_classes`, `global_pool` and `drop_rate` of `Backbone`.
     """
 
     CHECKPOINT_KEYS = {
@@ -88,10 +85,8 @@ class BiFormer(Backbone):
         mixers: Any = None,
         backend: str = "auto",
         in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
-        drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        **head: Any,
     ):
         routed = {"type": "routed", "regions": regions, "mask_padding": mask_padding, "backend": backend}
         full = {"type": "full", "num_heads": 8, "lepe_kernel": 5}
@@ -123,9 +118,8 @@ class BiFormer(Backbone):
             embed_dims=embed_dims,
             reductions=[4 * 2**i for i in range(len(depths))],
             norm=BatchNormNHWC(embed_dims[-1]),
-            head=ClassifierHead(embed_dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate),
             in_chans=in_chans,
-            num_classes=num_classes,
+            **head,
         )
 
 

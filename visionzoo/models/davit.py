@@ -44,10 +44,8 @@ class DaViT(Backbone):
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
         backend: of the kernels.
         in_chans: image channels.
-        num_classes: classes; 0 for pooled features.
-        global_pool: timm's pooling type.
-        drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block.
+        head: `num_classes`, `global_pool` and `drop_rate` of `Backbone`.
     """
 
     CHECKPOINT_KEYS = {
@@ -83,10 +81,8 @@ class DaViT(Backbone):
         mixers: Any = None,
         backend: str = "auto",
         in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
-        drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        **head: Any,
     ):
         window = {
             "type": "window",
@@ -112,15 +108,9 @@ class DaViT(Backbone):
             embed_dims=embed_dims,
             reductions=[4 * 2**i for i in range(len(depths))],
             norm=nn.Identity(),
-            head=NormMlpClassifierHead(
-                embed_dims[-1],
-                num_classes,
-                pool_type=global_pool,
-                drop_rate=drop_rate,
-                norm_layer=partial(LayerNorm2d, eps=1e-5),
-            ),
+            head_layer=partial(NormMlpClassifierHead, norm_layer=partial(LayerNorm2d, eps=1e-5)),
             in_chans=in_chans,
-            num_classes=num_classes,
+            **head,
         )
 
 

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from timm.layers import ClassifierHead
-
 from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
@@ -32,10 +30,8 @@ class PoolFormer(Backbone):
         layer_scale: initial value of the learned scales of both branches.
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
         in_chans: image channels.
-        num_classes: classes; 0 for pooled features.
-        global_pool: timm's pooling type.
-        drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block.
+        head: `num_classes`, `global_pool` and `drop_rate` of `Backbone`.
     """
 
     CHECKPOINT_KEYS = {
@@ -62,10 +58,8 @@ class PoolFormer(Backbone):
         layer_scale: float = 1e-5,
         mixers: Any = None,
         in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
-        drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        **head: Any,
     ):
         super().__init__(
             stem=ConvNorm(in_chans, embed_dims[0], 7, 4, 2),
@@ -81,9 +75,8 @@ class PoolFormer(Backbone):
             embed_dims=embed_dims,
             reductions=[4 * 2**i for i in range(len(depths))],
             norm=GroupNorm1(embed_dims[-1]),
-            head=ClassifierHead(embed_dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate),
             in_chans=in_chans,
-            num_classes=num_classes,
+            **head,
         )
 
 
