@@ -4,9 +4,9 @@
 >>> model = timm.create_model("zoo_poolformer_s12", num_classes=10)
 """
 
-import visionzoo.models  # registers the families
+from visionzoo import models  # importing it registers the families
 from visionzoo._version import __version__
 from visionzoo.kernels import backends
 from visionzoo.models.checkpoint import LoadReport, load_weights
 
-__all__ = ["LoadReport", "__version__", "backends", "load_weights"]
+__all__ = ["LoadReport", "__version__", "backends", "load_weights", "models"]

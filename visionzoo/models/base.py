@@ -65,7 +65,7 @@ def build_stages(
             f"expected one entry for each stage, got embed_dims={tuple(embed_dims)}, depths={tuple(depths)}, "
             f"num_heads={tuple(num_heads)} and {len(mixers)} stages of mixers"
         )
-    rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+    rates: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
     stages = []
     for i, dim in enumerate(embed_dims):
         blocks = [
@@ -92,8 +92,13 @@ class Backbone(nn.Module):
         head_layer: timm's `ClassifierHead`, `NormMlpClassifierHead` or alike, on [B, C, H, W].
     """
 
-    # Where checkpoints of others are the same network: origin -> [(pattern, replacement), ...] for re.sub, in order.
+    # Checkpoints of others that are the same network: origin -> [(pattern, replacement), ...] for re.sub, in order; the
+    # replacement None leaves a tensor out that is not a weight (index tables, masks).
     CHECKPOINT_KEYS: dict[str, list[tuple[str, Any]]] = {}
+
+    stages: nn.ModuleList
+    head: Any
+    pretrained_cfg: dict[str, Any]  # set by timm
 
     def __init__(
         self,
@@ -239,11 +244,13 @@ class Backbone(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of keeping their activations."""
         for stage in self.stages:
-            stage.grad_checkpointing = enable
+            stage.grad_checkpointing = enable  # type: ignore[assignment]
 
     def _take_indices(self, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
         try:
-            return feature_take_indices(len(self.feature_info), indices)
+            return feature_take_indices(
+                len(self.feature_info), indices if indices is None or isinstance(indices, int) else list(indices)
+            )
         except AssertionError as error:
             raise ValueError(
                 f"feature indices must be from {-len(self.feature_info)} to {len(self.feature_info) - 1} "

@@ -25,6 +25,24 @@ from visionzoo.models.registry import Published, Variant, register_family
 FULL = -2  # in `topks`: the stage attends globally, as the authors write it
 
 
+_STEM_KEYS = [
+    (r"^downsample_layers\.0\.0\.", "stem.0.conv."),
+    (r"^downsample_layers\.0\.1\.", "stem.0.norm."),
+    (r"^downsample_layers\.0\.3\.", "stem.2.conv."),
+    (r"^downsample_layers\.0\.4\.", "stem.2.norm."),
+]
+_BLOCK_KEYS = [
+    (r"^stages\.(\d)\.(\d+)\.", r"stages.\1.blocks.\2."),
+    (r"\.pos_embed\.", ".cpe1."),
+    (r"\.attn\.qkv\.qkv\.", ".mixer.qkv."),
+    (r"\.attn\.wo\.", ".mixer.proj."),
+    (r"\.attn\.", ".mixer."),
+    (r"\.mlp\.0\.", ".mlp.fc1."),
+    (r"\.mlp\.[23]\.", ".mlp.fc2."),
+    (r"^head\.(weight|bias)$", r"head.fc.\1"),
+]
+
+
 class BiFormer(Backbone):
     """BiFormer.
 
@@ -46,31 +64,18 @@ class BiFormer(Backbone):
 
     CHECKPOINT_KEYS = {
         "authors": [
-            (r"^downsample_layers\.0\.0\.", "stem.0.conv."),
-            (r"^downsample_layers\.0\.1\.", "stem.0.norm."),
-            (r"^downsample_layers\.0\.3\.", "stem.2.conv."),
-            (r"^downsample_layers\.0\.4\.", "stem.2.norm."),
+            *_STEM_KEYS,
             (r"^downsample_layers\.(\d)\.0\.", r"stages.\1.downsample.conv."),
             (r"^downsample_layers\.(\d)\.1\.", r"stages.\1.downsample.norm."),
-            *(_BLOCK_KEYS := [
-                (r"^stages\.(\d)\.(\d+)\.", r"stages.\1.blocks.\2."),
-                (r"\.pos_embed\.", ".cpe1."),
-                (r"\.attn\.qkv\.qkv\.", ".mixer.qkv."),
-                (r"\.attn\.wo\.", ".mixer.proj."),
-                (r"\.attn\.", ".mixer."),
-                (r"\.mlp\.0\.", ".mlp.fc1."),
-                (r"\.mlp\.[23]\.", ".mlp.fc2."),
-                (r"^head\.(weight|bias)$", r"head.fc.\1"),
-            ]),
+            *_BLOCK_KEYS,
         ],
         "authors (STL)": [
-            (r"^downsample_layers\.0\.0\.", "stem.0.conv."),
-            (r"^downsample_layers\.0\.1\.", "stem.0.norm."),
+            *_STEM_KEYS,
             (r"^downsample_layers\.(\d)\.0\.", r"stages.\1.downsample.norm."),
             (r"^downsample_layers\.(\d)\.1\.", r"stages.\1.downsample.conv."),
             *_BLOCK_KEYS,
         ],
-    }  # fmt: skip
+    }
 
     def __init__(
         self,

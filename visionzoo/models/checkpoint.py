@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from visionzoo.models.base import Backbone
+
 _logger = logging.getLogger(__name__)
 
 # Where people and trainers put the weights inside a checkpoint; with use_ema the averaged ones come first.
@@ -72,33 +74,41 @@ def load_weights(
     Raises:
         ValueError: if the source cannot be read, is unsafe, or does not fit as said above; nothing is loaded then.
     """
-    model = unwrap(model)
+    backbone = unwrap(model)
     where = "the given state_dict" if isinstance(source, Mapping) else str(source)
     checkpoint = source if isinstance(source, Mapping) else read_checkpoint(source)
-    state, names = rename(unwrap_state_dict(checkpoint, use_ema=use_ema), model)
-    own = model.state_dict()
+    state, names = rename(unwrap_state_dict(checkpoint, use_ema=use_ema), backbone)
+    own = backbone.state_dict()
     report = LoadReport(names)
-    _drop_absent_parts(state, model, report)
-    _adapt(state, model, own, report, strict, where)
+    _drop_absent_parts(state, backbone, report)
+    kept = _adapt(state, backbone, own, report, strict, where)
     report.loaded = [name for name in own if name in state]
-    report.missing = [name for name in own if name not in state and name not in " ".join(report.adapted)]
+    # batch norms count their updates, but old checkpoints do not hold the count and nothing here uses it
+    optional = {name for name in own if name.endswith(".num_batches_tracked")} | kept
+    report.missing = [name for name in own if name not in state and name not in optional]
     report.unexpected = [name for name in state if name not in own]
     found = len(own) - len(report.missing)
     if found < 0.9 * len(own) and not allow_partial:
         raise ValueError(
-            f"{where} fits only {found} of the {len(own)} tensors of {type(model).__name__} (less than 90 %), so it is "
-            f"probably a checkpoint of another model. {report}. Pass allow_partial=True to load it all the same."
+            f"{where} fits only {found} of the {len(own)} tensors of {type(backbone).__name__} (less than 90 %), so it "
+            f"is probably a checkpoint of another model. {report}. Pass allow_partial=True to load it all the same."
         )
     if strict and (report.missing or report.unexpected):
-        raise ValueError(f"{where} does not fit {type(model).__name__}. {report}. Pass strict=False to load what fits.")
-    model.load_state_dict(state, strict=False)
+        raise ValueError(
+            f"{where} does not fit {type(backbone).__name__}. {report}. Pass strict=False to load what fits."
+        )
+    backbone.load_state_dict(state, strict=False)
     _logger.info("%s: %s", where, report)
     return report
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the backbone inside DDP, torch.compile and timm's feature getter."""
-    while not hasattr(model, "CHECKPOINT_KEYS"):
+def unwrap(model: nn.Module) -> Backbone:
+    """Return the backbone inside DDP, torch.compile and timm's feature getter.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    while not isinstance(model, Backbone):
         for attribute in ("module", "_orig_mod", "model"):
             inner = getattr(model, attribute, None)
             if isinstance(inner, nn.Module):
@@ -168,7 +178,7 @@ def unwrap_state_dict(checkpoint: Mapping[str, Any], *, use_ema: bool = True) ->
     return tensors
 
 
-def rename(state: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], str]:
+def rename(state: Mapping[str, Tensor], model: Backbone) -> tuple[dict[str, Tensor], str]:
     """Give the tensors our names, by the table of the model that fits most of them; return them and whose they were."""
     own = model.state_dict()
     best, best_names, best_count = dict(state), "visionzoo", -1
@@ -176,8 +186,12 @@ def rename(state: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Ten
         renamed = {}
         for name, value in state.items():
             for pattern, replacement in table:
-                name = re.sub(pattern, replacement, name)
-            renamed[name] = value
+                if replacement is not None:
+                    name = re.sub(pattern, replacement, name)
+                elif re.search(pattern, name):
+                    break
+            else:
+                renamed[name] = value
         count = sum(name in own and own[name].numel() == value.numel() for name, value in renamed.items())
         if count > best_count:
             best, best_names, best_count = renamed, names, count
@@ -187,12 +201,12 @@ def rename(state: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Ten
     return best, best_names
 
 
-def filter_for_timm(checkpoint: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+def filter_for_timm(checkpoint: Mapping[str, Any], model: Backbone) -> dict[str, Tensor]:
     """Rename a checkpoint for timm's own loader (its `pretrained_filter_fn`)."""
     return rename(unwrap_state_dict(checkpoint), model)[0]
 
 
-def _drop_absent_parts(state: dict[str, Tensor], model: nn.Module, report: LoadReport) -> None:
+def _drop_absent_parts(state: dict[str, Tensor], model: Backbone, report: LoadReport) -> None:
     """Take out the tensors of parts that the model was built without."""
     absent = [f"stages.{i}." for i in range(len(model.stages), len(model.feature_info))]
     if not isinstance(getattr(model.head, "fc", None), nn.Linear | nn.Conv2d):
@@ -204,12 +218,12 @@ def _drop_absent_parts(state: dict[str, Tensor], model: nn.Module, report: LoadR
 
 
 def _adapt(
-    state: dict[str, Tensor], model: nn.Module, own: dict[str, Tensor], report: LoadReport, strict: bool, where: str
-) -> None:
-    """Fit the first convolution to the input channels, set another number of classes aside, refuse other shapes."""
+    state: dict[str, Tensor], model: Backbone, own: dict[str, Tensor], report: LoadReport, strict: bool, where: str
+) -> set[str]:
+    """Fit the first convolution to the input channels and refuse other shapes; return what the model keeps as it is."""
     first_conv = f"{model.pretrained_cfg['first_conv']}.weight"
     classifier = model.pretrained_cfg["classifier"]
-    wrong = []
+    wrong, kept = [], set()
     for name in [name for name in state if name in own and state[name].shape != own[name].shape]:
         have, want = tuple(state[name].shape), tuple(own[name].shape)
         if name == first_conv and have[0] == want[0] and have[2:] == want[2:]:
@@ -217,6 +231,7 @@ def _adapt(
             report.adapted.append(f"{name} ({have[1]} to {want[1]} input channels)")
         elif name.startswith(f"{classifier}.") and not strict:
             del state[name]
+            kept.add(name)
             report.adapted.append(f"{name} ({have[0]} classes in the checkpoint, left at its initial values)")
         elif name.startswith(f"{classifier}."):
             raise ValueError(
@@ -230,6 +245,7 @@ def _adapt(
             f"{where} has tensors of other shapes than {type(model).__name__}: {_shorten(wrong)}. "
             f"It is probably a checkpoint of another variant."
         )
+    return kept
 
 
 def _squeezed(tensor: Tensor) -> list[int]:

@@ -50,8 +50,8 @@ def register_family(module_name: str, model_cls: type[nn.Module], variants: Mapp
         variants: model name -> variant.
         cfg: entries of timm's PretrainedCfg that all variants share; a variant's `weights` win.
     """
-    module = sys.modules[module_name]
-    cfgs = {}
+    module: Any = sys.modules[module_name]
+    cfgs: dict[str, Any] = {}
     for name, variant in variants.items():
         entries = {**_IMAGENET, **cfg, **variant.weights}
         tag = entries.pop("tag", "")

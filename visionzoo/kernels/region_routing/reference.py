@@ -18,7 +18,7 @@ def forward(
     if valid_size is None:
         q_mean, k_mean = q_regions.mean(2), k_regions.mean(2)
     else:
-        valid = valid_tokens(q.shape[1:3], valid_size, regions, q.device)
+        valid = valid_tokens((q.shape[1], q.shape[2]), valid_size, regions, q.device)
         count = valid.sum(1).clamp(min=1)[:, None]  # a region of padding alone has mean 0
         q_mean, k_mean = ((t * valid[..., None]).sum(2) / count for t in (q_regions, k_regions))
     scores = (q_mean * scale) @ k_mean.transpose(1, 2)

@@ -81,7 +81,7 @@ def resolve_mixers(
         if given is None:
             stages.append([dict(spec) for spec in own])
             continue
-        specs = [given] if isinstance(given, str | Mapping) else list(given)
+        specs: list[MixerSpec] = [given] if isinstance(given, str | Mapping) else list(given)
         if not specs:
             raise ValueError(f"mixers: a stage needs at least one mixer, got {given!r}")
         options = {spec["type"]: spec for spec in own}
@@ -90,12 +90,12 @@ def resolve_mixers(
 
 
 def _as_options(spec: MixerSpec) -> dict[str, Any]:
-    options = {"type": spec} if isinstance(spec, str) else dict(spec)
+    options: dict[str, Any] = {"type": spec} if isinstance(spec, str) else dict(spec)
     name = options.get("type")
     if name not in MIXERS:
         close = get_close_matches(str(name), MIXERS, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise ValueError(
-            f"unknown mixer {name!r}{hint}; expected a name or dict(type=name, **options) with name one of {sorted(MIXERS)}"
+            f"unknown mixer {name!r}{hint}; expected a name of {sorted(MIXERS)}, or dict(type=name, **options)"
         )
     return options

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
@@ -73,7 +75,7 @@ class RoutedMixer(Mixer):
         """[B, H, W, C] to [B, H, W, C]."""
         height, width = x.shape[1:3]
         q, k, v = self.split_heads(self.qkv(pad_to_multiple(x, self.regions)))
-        options = {
+        options: dict[str, Any] = {
             "regions": self.regions,
             "scale": self.scale,
             "valid_size": (height, width) if self.mask_padding else None,
