@@ -1,0 +1,106 @@
+"""Every model takes any image and says truly what it gives: on the meta device, shapes only, for every size."""
+
+import math
+
+import pytest
+import torch
+from quick import MODELS, meta_model
+from timm.models import group_parameters
+
+SIZES = [(224, 224), (320, 256), (333, 251), (200, 333), (32, 32)]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request):
+    return meta_model(request.param)
+
+
+def _image(size, channels=3):
+    return torch.empty(2, channels, *size, device="meta")
+
+
+def test_any_size_gives_maps_as_feature_info_says(model):
+    for size in SIZES:
+        last, maps = model.forward_intermediates(_image(size))
+        assert last.shape == maps[-1].shape
+        for m, info in zip(maps, model.feature_info, strict=True):
+            assert m.shape[1] == info["num_chs"]
+            for side, full in zip(m.shape[2:], size, strict=True):
+                low, high = math.floor(full / info["reduction"]), math.ceil(full / info["reduction"])
+                assert low <= side <= high, (size, m.shape, info)
+
+
+def test_default_cfg_names_the_right_layers_and_sizes(model):
+    cfg = model.pretrained_cfg
+    state = model.state_dict()
+    assert state[f"{cfg['first_conv']}.weight"].shape[1] == 3
+    assert state[f"{cfg['classifier']}.weight"].shape[0] == cfg["num_classes"] == 1000
+    features = model.forward_features(_image(cfg["input_size"][1:]))
+    assert features.shape[1:] == (model.num_features, *cfg["pool_size"])
+    assert model.forward_head(features, pre_logits=True).shape == (2, model.head_hidden_size)
+    assert cfg["license"] and cfg["origin_url"] and cfg["paper_ids"]
+
+
+def test_layer_groups_rise_from_input_to_output(model):
+    groups = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+    assert set(groups) == {parameter for parameter, _ in model.named_parameters()}
+    first = {prefix: min(g for p, g in groups.items() if p.startswith(prefix)) for prefix in ("stem", "stages.0")}
+    assert first["stem"] == 0 < first["stages.0"] < groups["head.fc.weight"] == max(groups.values())
+    coarse = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
+    assert len(set(coarse.values())) == 1 + len(model.stages) + 1
+
+
+def test_no_weight_decay_names_parameters(model):
+    assert model.no_weight_decay() <= {parameter for parameter, _ in model.named_parameters()}
+
+
+def test_wrong_indices_and_formats_are_refused(model):
+    count = len(model.feature_info)
+    for indices in ([count], [-count - 1], count + 1):
+        with pytest.raises(ValueError, match="feature indices must be from"):
+            model.forward_intermediates(_image((64, 64)), indices=indices)
+    with pytest.raises(ValueError, match="output_fmt"):
+        model.forward_intermediates(_image((64, 64)), output_fmt="NLC")
+
+
+def test_classifier_can_be_replaced_and_removed(model):
+    features = torch.empty(2, model.num_features, 3, 2, device="meta")
+    try:
+        model.reset_classifier(7)
+        assert model.forward_head(features).shape == (2, 7) and model.num_classes == 7
+        assert next(model.get_classifier().parameters()).shape[0] == 7
+        model.reset_classifier(0)
+        assert model.forward_head(features).shape == (2, model.head_hidden_size)
+        model.reset_classifier(0, "")
+        assert model.forward_head(features).shape == features.shape
+    finally:
+        model.reset_classifier(1000, "avg")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_features_only_has_no_dead_parameters(name):
+    channels = [info["num_chs"] for info in meta_model(name).feature_info]
+    for index, channel in enumerate(channels):
+        getter = meta_model(name, features_only=True, out_indices=(index,))
+        assert getter.feature_info.channels() == [channel]
+        needed = {"stem"} | {f"stages.{i}" for i in range(index + 1)}
+        for parameter, _ in getter.model.named_parameters():
+            assert parameter.split(".")[0] in needed or ".".join(parameter.split(".")[:2]) in needed, parameter
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_any_image_channels_and_classes(name):
+    first = None
+    for channels, classes in [(3, 1000), (1, 1000), (4, 0), (10, 2)]:
+        model = meta_model(name, in_chans=channels, num_classes=classes)
+        first = first or model.stem(_image((64, 64), channels).permute(0, 2, 3, 1)).shape
+        assert model.stem(_image((64, 64), channels).permute(0, 2, 3, 1)).shape == first
+        features = torch.empty(2, model.num_features, 3, 2, device="meta")
+        assert model.forward_head(features).shape == (2, classes or model.head_hidden_size)
+        assert model.in_chans == channels and model.num_classes == classes
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_unknown_arguments_are_refused(name):
+    with pytest.raises(TypeError, match="no_such_argument"):
+        meta_model(name, no_such_argument=1)

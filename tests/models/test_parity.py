@@ -1,0 +1,58 @@
+"""The models compute what the authors' code computes, to the last digits that float64 has."""
+
+import pytest
+import timm
+import torch
+from golden import Record, relative_error, sample
+
+import visionzoo
+
+MODELS = {  # record -> model
+    "biformer/biformer_tiny": "zoo_biformer_t",
+    "biformer/biformer_small": "zoo_biformer_s",
+    "davit/davit_tiny": "zoo_davit_t",
+    "poolformer/poolformer_s12": "zoo_poolformer_s12",
+}
+
+
+RUNS = [(name, stress) for name in MODELS for stress in ((False, True) if "stress" in Record(name).meta else (False,))]
+
+
+@pytest.mark.parametrize(("record_name", "stress"), RUNS)
+def test_logits_and_features_are_the_authors(record_name, stress):
+    record = Record(record_name)
+    model = timm.create_model(MODELS[record_name]).double().eval()
+    visionzoo.load_weights(model, record.state_dict(stress))
+    with torch.no_grad():
+        last, features = model.forward_intermediates(record.image())
+        out = {"logits": model.forward_head(last), **{f"feat{i}": feature for i, feature in enumerate(features)}}
+    prefix = "stress_" if stress else ""
+    keys = [key for key in record.arrays if key.startswith("stress_") == stress]
+    assert f"{prefix}logits" in keys
+    for key in keys:
+        value = out[key.removeprefix(prefix)]
+        value = value if key == f"{prefix}logits" else sample(value)
+        assert relative_error(value, record.arrays[key]) <= record.tolerance(stress), key
+
+
+@pytest.mark.parametrize("record_name", MODELS)
+def test_parameter_count_is_the_authors(record_name):
+    with torch.device("meta"):
+        model = timm.create_model(MODELS[record_name])
+    assert sum(p.numel() for p in model.parameters()) == Record(record_name).meta["num_params"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "replacement"),
+    [("eps", 1e-5), ("scale", 32**-0.5)],
+)
+def test_parity_would_notice_a_small_mistake(broken, replacement):
+    """A LayerNorm eps of 1e-5 for 1e-6, or the usual scale of attention for the released one, must not pass."""
+    record = Record("biformer/biformer_tiny")
+    model = timm.create_model("zoo_biformer_t").double().eval()
+    visionzoo.load_weights(model, record.state_dict())
+    block = model.stages[1].blocks[1]
+    setattr(block.norm1 if broken == "eps" else block.mixer, broken, replacement)
+    with torch.no_grad():
+        error = relative_error(model(record.image()).numpy(), record.arrays["logits"])
+    assert error > 10 * record.tolerance()

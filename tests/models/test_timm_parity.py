@@ -1,0 +1,47 @@
+"""Where timm has the same network, its weights load into ours and give the same numbers."""
+
+import pytest
+import timm
+import torch
+from golden import relative_error
+from quick import MODELS
+
+import visionzoo
+
+TWINS = {"zoo_davit_t": "davit_tiny", "zoo_davit_s": "davit_small", "zoo_poolformer_s12": "poolformer_s12"}
+OTHER_HEAD = {"zoo_poolformer_s12"}  # timm pools before the last norm, the authors and we norm before pooling
+
+
+@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("size", [(224, 224), (129, 230)])
+def test_timm_weights_give_timm_outputs(name, size):
+    torch.manual_seed(0)
+    theirs = timm.create_model(TWINS[name]).double().eval()
+    for parameter in theirs.parameters():  # biases and scales start at 0 and 1e-5 and would hide mistakes
+        if parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, std=0.5)
+    ours = timm.create_model(name).double().eval()
+    report = visionzoo.load_weights(ours, theirs.state_dict())
+    assert report.names == "timm" and not report.missing and not report.unexpected
+    image = torch.randn(1, 3, *size, dtype=torch.float64)
+    with torch.no_grad():
+        expected, features = theirs.forward_intermediates(image)
+        out, own_features = ours.forward_intermediates(image)
+        for feature, own in zip(features, own_features, strict=True):
+            assert relative_error(own, feature) <= 1e-9
+        if name not in OTHER_HEAD:
+            assert relative_error(ours.forward_head(out), theirs.forward_head(expected)) <= 1e-9
+        else:
+            assert relative_error(ours.forward_head(out), theirs.forward_head(expected)) > 1e-3
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if timm.get_pretrained_cfg(n).hf_hub_id])
+def test_every_hub_weight_is_a_timm_model_with_our_tensors(name):
+    """The hub cannot be reached from a test; that its names and shapes fit can be seen on timm's own model."""
+    twin = timm.get_pretrained_cfg(name).hf_hub_id.removeprefix("timm/")
+    theirs = timm.create_model(twin, device="meta").state_dict()
+    ours = timm.create_model(name, device="meta")
+    renamed, names = visionzoo.models.checkpoint.rename(theirs, ours)
+    own = ours.state_dict()
+    assert names == "timm"
+    assert {key: value.shape for key, value in renamed.items()} == {key: value.shape for key, value in own.items()}

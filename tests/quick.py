@@ -1,0 +1,52 @@
+"""Models whose weights are drawn cheaply: proper initialisation of the largest ones takes longer than testing them."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from unittest import mock
+
+import timm
+import torch
+from torch import nn
+
+import visionzoo  # noqa: F401  registers the families
+
+MODELS = timm.list_models("zoo_*")
+
+
+@contextmanager
+def no_initialisation():
+    """Build modules with whatever memory holds."""
+    names = ("uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_")
+    with mock.patch.multiple(nn.init, **{name: lambda tensor, *args, **kwargs: tensor for name in names}), \
+            mock.patch("visionzoo.models.base.trunc_normal_", lambda tensor, **kwargs: tensor):  # fmt: skip
+        yield
+
+
+@torch.no_grad()
+def draw_weights(model: nn.Module) -> nn.Module:
+    """Give every parameter of a model non-trivial values: the same short random row over and over."""
+    row = torch.randn(4093, generator=torch.Generator().manual_seed(0))
+    for name, parameter in model.named_parameters():
+        flat = parameter.view(-1)
+        values = row.repeat(flat.numel() // len(row) + 1)[: flat.numel()]
+        if parameter.ndim == 4 and parameter.shape[1] == 1:  # depthwise: a chain of them must not outgrow the rest
+            flat.copy_(values * 0.1)
+        elif parameter.ndim > 1:
+            flat.copy_(values * parameter[0].numel() ** -0.5)
+        else:
+            flat.copy_(values * 0.1 + (1.0 if name.endswith(("weight", "gamma")) else 0.0))
+    return model
+
+
+def quick_model(name: str, **kwargs) -> nn.Module:
+    """`timm.create_model` with cheap weights, in eval mode."""
+    with no_initialisation():
+        model = timm.create_model(name, **kwargs)
+    return draw_weights(model).eval()
+
+
+def meta_model(name: str, **kwargs) -> nn.Module:
+    """`timm.create_model` without memory: shapes only, in eval mode."""
+    with no_initialisation():
+        return timm.create_model(name, device="meta", **kwargs).eval()
