@@ -1,7 +1,7 @@
-"""What every model computes is consistent with itself: one build a model, real numbers, small images."""
+"""What every model computes is consistent with itself: one build a model, real numbers, a small image."""
 
 import copy
-import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,14 +10,15 @@ from timm.models import get_notrace_functions, get_notrace_modules
 from torchvision.models.feature_extraction import NodePathTracer
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def model(request):
-    return quick_model(request.param, num_classes=5)
-
-
-@pytest.fixture
-def image():
-    return torch.randn(3, 3, 72, 56, generator=torch.Generator().manual_seed(1))
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in MODELS])
+def run(request):
+    """Build a model and run it once on two images: what every test below compares with."""
+    model = quick_model(request.param, num_classes=5)
+    image = torch.randn(2, 3, 72, 40, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        last, taps = model.forward_intermediates(image)
+        logits = model.forward_head(last)
+    return SimpleNamespace(model=model, image=image, last=last, taps=taps, logits=logits)
 
 
 def _close(out, expected, rtol=1e-4):
@@ -26,82 +27,62 @@ def _close(out, expected, rtol=1e-4):
 
 
 @torch.no_grad()
-def test_parts_make_the_whole(model, image):
-    logits = model(image)
-    features = model.forward_features(image)
-    last, taps = model.forward_intermediates(image)
-    assert torch.equal(model.forward_head(features), logits)
-    assert torch.equal(last, features)
-    only = model.forward_intermediates(image, intermediates_only=True, stop_early=True, indices=[0, -1])
-    assert torch.equal(only[0], taps[0]) and torch.equal(only[1], taps[-1])
-    nhwc = model.forward_intermediates(image, intermediates_only=True, indices=1, output_fmt="NHWC")[0]
-    assert torch.equal(nhwc.permute(0, 3, 1, 2), taps[-1])
-    normed = model.forward_intermediates(image, intermediates_only=True, indices=1, norm=True)[0]
-    assert torch.equal(normed, features)
+def test_parts_make_the_whole(run):
+    assert torch.equal(run.model.forward_features(run.image), run.last)
+    assert torch.equal(run.model(run.image), run.logits)
 
 
 @torch.no_grad()
-def test_any_subset_of_features_comes_alone(model, image):
-    image = image[:1, :, :32, :32]
-    taps = model.forward_intermediates(image, intermediates_only=True)
-    for length in range(1, len(taps) + 1):
-        for indices in itertools.combinations(range(len(taps)), length):
-            maps = model.forward_intermediates(image, indices=indices, stop_early=True, intermediates_only=True)
-            assert len(maps) == length and all(torch.equal(m, taps[i]) for m, i in zip(maps, indices, strict=True))
+def test_any_features_come_alone_and_in_both_layouts(run):
+    model, count = run.model, len(run.taps)
+    for indices in ([0], [1], [0, -1], list(range(1, count))):
+        maps = model.forward_intermediates(run.image, indices=indices, stop_early=True, intermediates_only=True)
+        assert len(maps) == len(indices)
+        assert all(torch.equal(m, run.taps[i]) for m, i in zip(maps, indices, strict=True))
+    (nhwc,) = model.forward_intermediates(run.image, 1, norm=True, intermediates_only=True, output_fmt="NHWC")
+    assert torch.equal(nhwc.permute(0, 3, 1, 2), run.last)
 
 
 @torch.no_grad()
-def test_a_sample_does_not_depend_on_its_batch(model, image):
-    _close(model(image[1:2]), model(image)[1:2])
+def test_a_sample_depends_on_its_pixels_not_on_its_batch_or_layout(run):
+    assert (run.logits[0] - run.logits[1]).norm() > 1e-3 * run.logits[0].norm()
+    _close(run.model(run.image[1:].contiguous(memory_format=torch.channels_last)), run.logits[1:])
 
 
 @torch.no_grad()
-def test_output_depends_on_the_image_and_its_layout_in_memory_does_not_matter(model, image):
-    logits = model(image)
-    assert (logits[0] - logits[1]).norm() > 1e-3 * logits[0].norm()
-    _close(model(image.contiguous(memory_format=torch.channels_last)), logits)
+def test_fx_graph_computes_the_same(run):
+    tracer = NodePathTracer(leaf_modules=get_notrace_modules(), autowrap_functions=get_notrace_functions())
+    graph = tracer.trace(run.model)
+    assert torch.equal(torch.fx.GraphModule(tracer.root, graph)(run.image), run.logits)
 
 
-def test_all_parameters_learn_and_checkpointing_changes_no_gradient(model, image):
-    model.train()
+def test_all_parameters_learn_and_checkpointing_changes_no_gradient(run):
+    model = run.model.train()
+    statistics = {name: value.clone() for name, value in model.named_buffers() if "running" in name}
     try:
-        gradients = []
+        norms = []
         for checkpointing in (False, True):
-            for module in model.modules():  # the same statistics go in for both runs
-                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                    module.reset_running_stats()
             model.zero_grad(set_to_none=True)
             model.set_grad_checkpointing(checkpointing)
-            model(image[:2]).square().mean().backward()
-            dead = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
-            assert not dead
-            total = torch.stack([p.grad.double().norm() for p in model.parameters()])
-            assert torch.isfinite(total).all() and total.norm() > 0
-            gradients.append(total)
-        _close(gradients[1], gradients[0], 1e-5)
+            out = model(run.image)
+            out.square().mean().backward()
+            assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+            norms.append(torch.stack([p.grad.norm() for p in model.parameters()]).double())
+        assert norms[0].norm() > 0
+        _close(norms[1], norms[0], 1e-5)
     finally:
         model.zero_grad(set_to_none=True)
         model.set_grad_checkpointing(False)
+        for name, value in statistics.items():
+            model.get_buffer(name).copy_(value)
         model.eval()
 
 
 @torch.no_grad()
-def test_fx_graph_computes_the_same(model, image):
-    tracer = NodePathTracer(leaf_modules=get_notrace_modules(), autowrap_functions=get_notrace_functions())
-    graph = tracer.trace(model)
-    traced = torch.fx.GraphModule(tracer.root, graph)
-    assert torch.equal(traced(image), model(image))
-
-
-@torch.no_grad()
-def test_pruned_model_gives_the_same_features_and_can_be_used(model, image):
-    taps = model.forward_intermediates(image, intermediates_only=True)
-    if sum(p.numel() for p in model.parameters()) < 3e8:  # a copy of the largest would not fit beside it
-        pruned = copy.deepcopy(model)
-        assert pruned.prune_intermediate_layers([1], prune_norm=True) == [1]
-        assert torch.equal(pruned.forward_intermediates(image, indices=[1], intermediates_only=True)[0], taps[1])
-        assert torch.equal(pruned.forward_features(image), taps[1])
-        assert len(list(pruned.parameters())) < len(list(model.parameters()))
-    else:
-        stopped = model.forward_intermediates(image, indices=[1], stop_early=True, intermediates_only=True)[0]
-        assert torch.equal(stopped, taps[1])
+def test_pruned_model_gives_the_same_features_and_can_be_used(run):
+    shared = {id(tensor): tensor for tensor in (*run.model.parameters(), *run.model.buffers())}
+    pruned = copy.deepcopy(run.model, shared)  # the copy shares the weights: the largest would not fit twice
+    assert pruned.prune_intermediate_layers([1], prune_norm=True) == [1]
+    assert torch.equal(pruned.forward_features(run.image), run.taps[1])
+    assert len(list(pruned.parameters())) < len(list(run.model.parameters()))
+    assert len(run.model.stages) == len(run.taps)

@@ -7,10 +7,10 @@ import torch
 from quick import MODELS, meta_model
 from timm.models import group_parameters
 
-SIZES = [(224, 224), (320, 256), (333, 251), (200, 333), (32, 32)]
+SIZES = [(320, 256), (333, 251), (200, 333)]  # and the model's own
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in MODELS])
 def model(request):
     return meta_model(request.param)
 
@@ -20,7 +20,8 @@ def _image(size, channels=3):
 
 
 def test_any_size_gives_maps_as_feature_info_says(model):
-    for size in SIZES:
+    cfg = model.pretrained_cfg
+    for size in [cfg["input_size"][1:], *SIZES]:
         last, maps = model.forward_intermediates(_image(size))
         assert last.shape == maps[-1].shape
         for m, info in zip(maps, model.feature_info, strict=True):
@@ -28,15 +29,16 @@ def test_any_size_gives_maps_as_feature_info_says(model):
             for side, full in zip(m.shape[2:], size, strict=True):
                 low, high = math.floor(full / info["reduction"]), math.ceil(full / info["reduction"])
                 assert low <= side <= high, (size, m.shape, info)
+        if size == cfg["input_size"][1:]:
+            assert last.shape[1:] == (model.num_features, *cfg["pool_size"])
 
 
-def test_default_cfg_names_the_right_layers_and_sizes(model):
+def test_default_cfg_names_the_right_layers(model):
     cfg = model.pretrained_cfg
     state = model.state_dict()
     assert state[f"{cfg['first_conv']}.weight"].shape[1] == 3
     assert state[f"{cfg['classifier']}.weight"].shape[0] == cfg["num_classes"] == 1000
-    features = model.forward_features(_image(cfg["input_size"][1:]))
-    assert features.shape[1:] == (model.num_features, *cfg["pool_size"])
+    features = torch.empty(2, model.num_features, *cfg["pool_size"], device="meta")
     assert model.forward_head(features, pre_logits=True).shape == (2, model.head_hidden_size)
     assert cfg["license"] and cfg["origin_url"] and cfg["paper_ids"]
 

@@ -1,0 +1,51 @@
+# `make demo` trains, evaluates and draws predictions; `make test` runs the whole CPU suite; `make check` lints and types.
+# Each installs what it needs into .venv first.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO := output/demo
+WORKERS ?= 2
+
+.PHONY: install demo test test-timm check format table clean
+
+install: $(VENV)/installed
+
+# Stale as soon as the build file or the versions change. torch comes first and alone, so that the torch which
+# torchvision and timm find is the one that constraints.txt names.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch torchvision
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: install
+	$(BIN)/python tools/train.py configs/classification/digits_biformer.yaml --output $(DEMO) --experiment digits --resume auto
+	$(BIN)/python tools/eval.py --checkpoint $(DEMO)/digits/model_best.pth.tar
+	$(BIN)/python tools/predict.py --checkpoint $(DEMO)/digits/model_best.pth.tar --output $(DEMO)/predictions --digits 4
+	@echo "Pictures: $(DEMO)/predictions and $(DEMO)/digits/curves.png"
+
+# One thread a worker: the workers share the cores.
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+# timm's own model tests, those of the installed release, over every zoo_* model; takes about an hour on two cores.
+test-timm: install
+	OMP_NUM_THREADS=1 $(BIN)/python tests/run_timm_suite.py
+
+check: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# The model table of README.md, from the registry.
+table: install
+	$(BIN)/python tools/list_models.py --write README.md
+
+clean:
+	rm -rf $(VENV) output build dist *.egg-info

@@ -1,0 +1,236 @@
+"""Weights load whoever wrote them, and whatever does not fit is said."""
+
+import argparse
+import pickle
+
+import pytest
+import timm
+import torch
+from golden import Record
+from quick import quick_model
+from safetensors.torch import save_file
+
+import visionzoo
+from visionzoo.models.checkpoint import read_checkpoint
+
+NAME = "zoo_poolformer_s12"
+IMAGE = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def source():
+    return quick_model(NAME)
+
+
+@pytest.fixture
+def target():
+    return timm.create_model(NAME).eval()
+
+
+def _same(a, b):
+    with torch.no_grad():
+        return torch.equal(a(IMAGE), b(IMAGE))
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model."])
+@pytest.mark.parametrize("container", [None, "model", "state_dict", "model_ema", "state_dict_ema"])
+def test_wrappers_and_containers_are_taken_off(source, target, prefix, container):
+    state = {prefix + name: value for name, value in source.state_dict().items()}
+    report = visionzoo.load_weights(target, {container: state, "epoch": 3} if container else state)
+    assert _same(source, target)
+    assert len(report.loaded) == len(state) and not report.missing and not report.unexpected
+
+
+def test_a_detectors_backbone_is_taken_out_of_it(source, target):
+    state = {f"backbone.{name}": value for name, value in source.state_dict().items()}
+    state |= {"neck.lateral.weight": torch.zeros(3), "bbox_head.fc.bias": torch.zeros(3)}
+    report = visionzoo.load_weights(target, {"state_dict": state, "meta": {}})
+    assert _same(source, target) and not report.unexpected
+
+
+def test_averaged_weights_win_unless_told_otherwise(source, target):
+    other = {name: value + 1 for name, value in source.state_dict().items()}
+    both = {"state_dict": other, "state_dict_ema": source.state_dict()}
+    visionzoo.load_weights(target, both)
+    assert _same(source, target)
+    visionzoo.load_weights(target, both, use_ema=False)
+    assert not _same(source, target)
+
+
+@pytest.mark.parametrize("wrap", ["ddp", "compile", "feature getter"])
+def test_a_wrapped_model_can_be_loaded_into(source, target, wrap):
+    if wrap == "feature getter":
+        getter = timm.create_model(NAME, features_only=True, out_indices=(0, 2)).eval()
+        report = visionzoo.load_weights(getter, source.state_dict())
+        with torch.no_grad():
+            expected = source.forward_intermediates(IMAGE, indices=[0, 2], intermediates_only=True)
+            assert all(torch.equal(a, b) for a, b in zip(getter(IMAGE), expected, strict=True))
+        assert {name.split(".")[0] for name in report.dropped} == {"stages", "norm", "head"}
+        return
+    wrapped = torch.nn.DataParallel(target) if wrap == "ddp" else torch.compile(target, backend="eager")
+    visionzoo.load_weights(wrapped, source.state_dict())
+    assert _same(source, target)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "torch", "folder", "authors' checkpoint"])
+def test_files_are_read(source, target, tmp_path, form):
+    path = tmp_path / {"safetensors": "w.safetensors", "folder": "model.safetensors"}.get(form, "w.pth")
+    if path.suffix == ".safetensors":
+        save_file(source.state_dict(), path)
+    elif form == "torch":
+        torch.save(source.state_dict(), path)
+    else:  # with the command line beside the weights
+        torch.save({"model": source.state_dict(), "args": argparse.Namespace(lr=0.1), "epoch": 300}, path)
+    visionzoo.load_weights(target, tmp_path if form == "folder" else path)
+    assert _same(source, target)
+
+
+class _Malicious:
+    def __reduce__(self):
+        return print, ("code from the file runs",)
+
+
+def test_code_in_a_pickle_is_refused_and_not_run(target, tmp_path, capsys):
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    path = tmp_path / "evil.pth"
+    torch.save({"model": _Malicious()}, path)
+    with pytest.raises(ValueError, match=r"evil\.pth is refused: it holds more than tensors"):
+        visionzoo.load_weights(target, path)
+    path.write_bytes(pickle.dumps(_Malicious()))  # not in torch's container
+    with pytest.raises(ValueError, match=r"evil\.pth"):
+        visionzoo.load_weights(target, path)
+    assert "code from the file runs" not in capsys.readouterr().out
+    assert all(torch.equal(before[name], value) for name, value in target.state_dict().items())
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("keep", [0.0, 0.001, 0.5, 0.99])
+def test_a_truncated_file_is_named(source, tmp_path, suffix, keep):
+    path = tmp_path / f"cut.{suffix}"
+    save_file(source.state_dict(), path) if suffix == "safetensors" else torch.save(source.state_dict(), path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(keep * len(data))])
+    with pytest.raises(ValueError, match=rf"cut\.{suffix} \(\d+ bytes\) cannot be read.*damaged or cut short"):
+        read_checkpoint(path)
+
+
+def test_a_missing_file_and_a_file_without_tensors_are_named(target, tmp_path):
+    with pytest.raises(ValueError, match=r"no checkpoint at .*nowhere\.pth"):
+        visionzoo.load_weights(target, tmp_path / "nowhere.pth")
+    torch.save({"epoch": 3}, tmp_path / "empty.pth")
+    with pytest.raises(ValueError, match="holds no tensors; its entries are epoch"):
+        visionzoo.load_weights(target, tmp_path / "empty.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match="holds a list"):
+        visionzoo.load_weights(target, tmp_path / "list.pth")
+
+
+def test_missing_and_unexpected_names_are_raised_under_strict_and_reported_without(source, target):
+    state = source.state_dict()
+    state["surplus"] = state.pop("stages.0.blocks.0.mlp.fc1.weight")
+    with pytest.raises(ValueError, match=r"1 missing: stages\.0\.blocks\.0\.mlp\.fc1\.weight; 1 unexpected: surplus"):
+        visionzoo.load_weights(target, state)
+    report = visionzoo.load_weights(target, state, strict=False)
+    assert report.missing == ["stages.0.blocks.0.mlp.fc1.weight"] and report.unexpected == ["surplus"]
+
+
+def test_another_models_checkpoint_is_refused_before_anything_is_loaded(target):
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    with pytest.raises(ValueError, match="less than 90 %"):
+        visionzoo.load_weights(target, timm.create_model("zoo_davit_t", device="cpu").state_dict(), strict=False)
+    with pytest.raises(ValueError, match="other shapes than PoolFormer.*another variant"):
+        wider = timm.create_model(NAME, embed_dims=(96, 128, 320, 512))
+        visionzoo.load_weights(target, wider.state_dict(), strict=False)
+    assert all(torch.equal(before[name], value) for name, value in target.state_dict().items())
+
+
+def test_a_part_of_a_checkpoint_loads_only_when_told_to(source, target):
+    part = {name: value for name, value in source.state_dict().items() if name.startswith("stages.0")}
+    with pytest.raises(ValueError, match="allow_partial=True"):
+        visionzoo.load_weights(target, part, strict=False)
+    assert visionzoo.load_weights(target, part, strict=False, allow_partial=True).loaded == list(part)
+
+
+@pytest.mark.parametrize("channels", [1, 4, 10])
+def test_first_convolution_is_adapted_to_the_image_channels_as_timm_does(source, channels):
+    target = timm.create_model(NAME, in_chans=channels)
+    report = visionzoo.load_weights(target, source.state_dict())
+    expected = timm.models.adapt_input_conv(channels, source.stem.conv.weight.detach())
+    assert torch.equal(target.stem.conv.weight, expected)
+    assert report.adapted == [f"stem.conv.weight (3 to {channels} input channels)"]
+
+
+def test_another_number_of_classes_needs_a_word(source):
+    target = timm.create_model(NAME, num_classes=2)
+    own = target.head.fc.weight.clone()
+    with pytest.raises(ValueError, match="has 1000 classes, the model 2. Build the model with num_classes=1000, or"):
+        visionzoo.load_weights(target, source.state_dict())
+    report = visionzoo.load_weights(target, source.state_dict(), strict=False)
+    assert torch.equal(target.head.fc.weight, own) and len(report.adapted) == 2 and not report.missing
+    headless = timm.create_model(NAME, num_classes=0)
+    report = visionzoo.load_weights(headless, source.state_dict())
+    assert report.dropped == ["head.fc.weight", "head.fc.bias"]
+
+
+def test_other_modules_are_refused():
+    with pytest.raises(ValueError, match="expected a model of the zoo"):
+        visionzoo.load_weights(torch.nn.Linear(2, 2), {})
+
+
+# -- through timm's own machinery -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"in_chans": 1}, {"in_chans": 10, "num_classes": 2}, {"num_classes": 0}])
+def test_timm_loads_files_with_the_authors_names(tmp_path, kwargs):
+    state = Record("poolformer/poolformer_s12").state_dict()
+    torch.save(state, tmp_path / "authors.pth")
+    overlay = {"file": str(tmp_path / "authors.pth")}
+    model = timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
+    assert torch.equal(model.stages[2].blocks[3].ls1.gamma, state["network.4.3.layer_scale_1"])
+    weight = timm.models.adapt_input_conv(kwargs.get("in_chans", 3), state["patch_embed.proj.weight"])
+    assert torch.equal(model.stem.conv.weight, weight)
+    if not kwargs:
+        assert torch.equal(model.head.fc.weight, state["head.weight"])
+
+
+def test_timm_loads_features_only_with_pretrained_weights(tmp_path):
+    state = Record("biformer/biformer_tiny").state_dict()
+    torch.save({"model": state}, tmp_path / "authors.pth")
+    overlay = {"file": str(tmp_path / "authors.pth")}
+    getter = timm.create_model("zoo_biformer_t", features_only=True, pretrained=True, pretrained_cfg_overlay=overlay)
+    assert torch.equal(getter.model.stem[0].conv.weight, state["downsample_layers.0.0.weight"])
+
+
+def test_local_dir_restores_the_model(source, tmp_path):
+    from timm.models import save_for_hf
+
+    save_for_hf(source, tmp_path, safe_serialization=True)
+    restored = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert _same(source, restored)
+
+
+def test_hf_hub_restores_the_model_from_its_cache(source, tmp_path, monkeypatch):
+    """The hub's file layout, without the hub: what is in the cache needs no network."""
+    import huggingface_hub.constants
+    from timm.models import save_for_hf
+
+    snapshot = tmp_path / "models--someone--poolformer" / "snapshots" / "0" * 1
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--someone--poolformer" / "refs").mkdir()
+    (tmp_path / "models--someone--poolformer" / "refs" / "main").write_text("0")
+    save_for_hf(source, snapshot, safe_serialization=True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    restored = timm.create_model("hf-hub:someone/poolformer", pretrained=True, cache_dir=str(tmp_path)).eval()
+    assert _same(source, restored)
+
+
+def test_asking_for_weights_that_nobody_has_says_what_to_do():
+    for name in ("zoo_biformer_t", "zoo_davit_g"):
+        with pytest.raises(RuntimeError, match=rf"No public weights are known for {name}: .*tools/convert\.py"):
+            timm.create_model(name, pretrained=True)
+
+
+def test_weights_are_listed_where_they_exist():
+    assert {"zoo_davit_t.msft_in1k", "zoo_poolformer_s12.sail_in1k"} <= set(timm.list_pretrained("zoo_*"))
+    assert not [name for name in timm.list_pretrained("zoo_biformer*")]
