@@ -137,8 +137,8 @@ def test_missing_and_unexpected_names_are_raised_under_strict_and_reported_witho
 def test_another_models_checkpoint_is_refused_before_anything_is_loaded(target):
     before = {name: value.clone() for name, value in target.state_dict().items()}
     with pytest.raises(ValueError, match="less than 90 %"):
-        visionzoo.load_weights(target, timm.create_model("zoo_davit_t", device="cpu").state_dict(), strict=False)
-    with pytest.raises(ValueError, match="other shapes than PoolFormer.*another variant"):
+        visionzoo.load_weights(target, timm.create_model("test_resnet").state_dict(), strict=False)
+    with pytest.raises(ValueError, match=r"other shapes than PoolFormer.*another variant"):
         wider = timm.create_model(NAME, embed_dims=(96, 128, 320, 512))
         visionzoo.load_weights(target, wider.state_dict(), strict=False)
     assert all(torch.equal(before[name], value) for name, value in target.state_dict().items())
@@ -163,7 +163,7 @@ def test_first_convolution_is_adapted_to_the_image_channels_as_timm_does(source,
 def test_another_number_of_classes_needs_a_word(source):
     target = timm.create_model(NAME, num_classes=2)
     own = target.head.fc.weight.clone()
-    with pytest.raises(ValueError, match="has 1000 classes, the model 2. Build the model with num_classes=1000, or"):
+    with pytest.raises(ValueError, match=r"has 1000 classes, the model 2\. Build the model with num_classes=1000, or"):
         visionzoo.load_weights(target, source.state_dict())
     report = visionzoo.load_weights(target, source.state_dict(), strict=False)
     assert torch.equal(target.head.fc.weight, own) and len(report.adapted) == 2 and not report.missing
@@ -214,7 +214,7 @@ def test_hf_hub_restores_the_model_from_its_cache(source, tmp_path, monkeypatch)
     import huggingface_hub.constants
     from timm.models import save_for_hf
 
-    snapshot = tmp_path / "models--someone--poolformer" / "snapshots" / "0" * 1
+    snapshot = tmp_path / "models--someone--poolformer" / "snapshots" / "0"
     snapshot.mkdir(parents=True)
     (tmp_path / "models--someone--poolformer" / "refs").mkdir()
     (tmp_path / "models--someone--poolformer" / "refs" / "main").write_text("0")

@@ -11,7 +11,10 @@ from torch import Tensor
 @register_notrace_function
 def pad_to_multiple(x: Tensor, multiple: tuple[int, int]) -> Tensor:
     """Add zeros at the bottom and right of a [B, H, W, C] map until `multiple` (height, width) divides it."""
-    bottom, right = -x.shape[1] % multiple[0], -x.shape[2] % multiple[1]
+    # Written with the quotients, which the regions' sizes are, so that symbolic sizes simplify.
+    height, width = x.shape[1], x.shape[2]
+    bottom = (height + multiple[0] - 1) // multiple[0] * multiple[0] - height
+    right = (width + multiple[1] - 1) // multiple[1] * multiple[1] - width
     # Under torch.compile a test on symbolic sizes would cost a recompilation; padding by nothing costs nothing there.
     if torch.compiler.is_compiling() or bottom or right:
         x = F.pad(x, (0, 0, 0, right, 0, bottom))
