@@ -10,6 +10,8 @@ import importlib.util
 import logging
 import os
 
+import torch
+
 BACKENDS = ("auto", "reference", "triton")
 ENVIRONMENT_VARIABLE = "VISIONZOO_BACKEND"
 # operation -> module of its Triton kernels, or None while it has none
@@ -41,7 +43,7 @@ def choose(operation: str, backend: str) -> str:
         return "triton"
     if backend == "triton":
         raise ValueError(f"{operation}: backend {asked!r} cannot run: {reason}")
-    if operation not in _logged:
+    if operation not in _logged and not torch.compiler.is_compiling():  # a log call would break the graph
         _logged.add(operation)
         _logger.info("%s runs its reference implementation: %s", operation, reason)
     return "reference"

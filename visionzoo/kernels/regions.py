@@ -46,16 +46,17 @@ def check_valid_size(operation: str, q: Tensor, valid_size: tuple[int, int] | No
 
 def to_regions(x: Tensor, regions: tuple[int, int]) -> Tensor:
     """[B, H, W, ...] to [B, R, n, ...]: the tokens of each region, both numbered row by row."""
-    rows, columns = regions
-    x = x.unflatten(2, (columns, -1)).unflatten(1, (rows, -1)).transpose(2, 3)
-    return x.flatten(3, 4).flatten(1, 2)
+    (rows, columns), (batch, height, width, *rest) = regions, x.shape
+    tall, wide = height // rows, width // columns
+    x = x.reshape(batch, rows, tall, columns, wide, *rest).transpose(2, 3)
+    return x.reshape(batch, rows * columns, tall * wide, *rest)
 
 
 def from_regions(x: Tensor, regions: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """Undo `to_regions`: [B, R, n, ...] to [B, H, W, ...] with (H, W) = `size`."""
-    rows, columns = regions
-    x = x.unflatten(2, (size[0] // rows, size[1] // columns)).unflatten(1, (rows, columns)).transpose(2, 3)
-    return x.flatten(3, 4).flatten(1, 2)
+    (rows, columns), (batch, _, _, *rest) = regions, x.shape
+    x = x.reshape(batch, rows, columns, size[0] // rows, size[1] // columns, *rest).transpose(2, 3)
+    return x.reshape(batch, *size, *rest)
 
 
 def valid_tokens(size: tuple[int, int], valid_size: tuple[int, int], regions: tuple[int, int], device) -> Tensor:
