@@ -2,6 +2,7 @@
 
 import argparse
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -153,14 +154,38 @@ def open_train_and_val(args: argparse.Namespace) -> tuple[Any, Any | None]:
             f"training and validation would read the same images, {root}; give a data set with a folder a split, "
             "or --val-data-dir, or --val-split '' to do without validation"
         )
-    names, val_names = class_names(train), class_names(val)
-    if names and val_names and names != val_names:
-        if strangers := sorted(set(val_names) - set(names)):
-            raise UserError(
-                f"classes of validation that training does not have: {_some(strangers)}; training has {_some(names)}"
-            )
-        val = open_val({name: index for index, name in enumerate(names)})  # some classes have no validation images
-    return train, val
+    return train, with_same_classes(val, class_names(train), open_val)
+
+
+def with_same_classes(dataset: Any, names: list[str] | None, reopen: Callable[[Any], Any]) -> Any:
+    """Return `dataset`, reopened with a class map where its folders would be numbered otherwise than `names`.
+
+    Raises:
+        UserError: it has classes that are not among `names`.
+    """
+    own = class_names(dataset)
+    if not names or not own or names == own:
+        return dataset
+    if strangers := sorted(set(own) - set(names)):
+        raise UserError(
+            f"{len(strangers)} classes of the evaluated images were not trained on: {_some(strangers)}; "
+            f"trained on were {_some(names)}"
+        )
+    return reopen({name: index for index, name in enumerate(names)})
+
+
+def resolve_num_classes(given: int | None, names: list[str] | None) -> int | None:
+    """Return the number of classes: as given, else as the data set has; None leaves it to the model.
+
+    Raises:
+        UserError: the two disagree.
+    """
+    if names and given is not None and given != len(names):
+        raise UserError(
+            f"num_classes is {given}, the data set has {len(names)} classes ({_some(names)}); "
+            "leave --num-classes out, or number the classes by --class-map"
+        )
+    return len(names) if names else given
 
 
 def _root(dataset: Any) -> str | None:
