@@ -23,7 +23,6 @@ def digits_folder() -> Path:
     Raises:
         ModuleNotFoundError: scikit-learn is not installed.
         ValueError: the folder is there, but not complete.
-
     """
     cache = Path(os.environ.get("VISIONZOO_CACHE") or Path.home() / ".cache" / "visionzoo")
     folder = cache / "digits"

@@ -25,7 +25,6 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
     Raises:
         UserError: the file cannot be written (a full disk, say); what was at `path` is untouched.
-
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -60,7 +59,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises:
         UserError: there is no file, it is damaged, it would run code when loaded, or it holds no mapping.
-
     """
     try:
         if zipfile.is_zipfile(path):  # torch.load does not compare them

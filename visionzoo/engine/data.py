@@ -38,7 +38,6 @@ def open_split(
 
     Raises:
         UserError: the data set, the split or its images are not there.
-
     """
     name = args.dataset
     if name.startswith("visionzoo/"):
@@ -124,7 +123,6 @@ def open_train_and_val(args: argparse.Namespace) -> tuple[Any, Any | None]:
 
     Raises:
         UserError: as open_split; or the two would be the same images, or validation has classes of its own.
-
     """
     train = open_split(
         args,

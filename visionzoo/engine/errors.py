@@ -46,7 +46,7 @@ def run_tool(main: Callable[[], object]) -> None:
 def closest(name: str, valid: Iterable[str]) -> str:
     """Return `; did you mean ...?` with the valid names nearest to `name`, or nothing when none is near."""
     valid = list(valid)
-    matches = get_close_matches(name, valid, n=4, cutoff=0.6) or [other for other in valid if name and name in other][:4]
+    matches = get_close_matches(name, valid, n=4) or [other for other in valid if name and name in other][:4]
     return f"; did you mean {' or '.join(matches)}?" if matches else ""
 
 

@@ -100,12 +100,12 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
         )
 
     dataset = with_same_classes(open_images(args.class_map), trained.class_names, open_images)
-    resolve_num_classes(trained.model.num_classes, class_names(dataset))
+    resolve_num_classes(trained.num_classes, class_names(dataset))
     model = trained.model.to(process.device)
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if args.torchcompile:
-        model = torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)
+        model.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
     tqdm = require("tqdm").tqdm
     loader = eval_loader(args, dataset, trained.data_config, process)
     metrics = evaluate(

@@ -118,7 +118,7 @@ def _optimizer_flags(parser: Parser) -> None:
     add("--layer-decay", type=float, metavar="RATE", help="learning rate falls by this factor from layer to layer")
     add("--layer-decay-min-scale", type=float, default=0.0, help="its smallest factor")
     add("--layer-decay-no-opt-scale", type=float, help="layers below this factor are not trained")
-    add("--opt-kwargs", nargs="*", default={}, action=KeyValues, metavar="K=V", help="arguments of the optimizer itself")
+    add("--opt-kwargs", nargs="*", default={}, action=KeyValues, metavar="K=V", help="other arguments of it")
 
 
 def _schedule_flags(parser: Parser) -> None:

@@ -82,9 +82,10 @@ class CheckedImages(Dataset):
 
     def name(self, index: int) -> str:
         """Return the file name of an image, or its number where the data set knows no files."""
-        reader = getattr(self.dataset, "reader", None)
-        name = reader and reader.filename(index, absolute=True)
-        return str(Path(reader.root or "") / name) if name else f"number {index}"
+        if not isinstance(self.dataset, ImageDataset):
+            return f"number {index}"
+        name = self.dataset.filename(index, absolute=True)
+        return str(Path(self.dataset.reader.root or "") / name) if name else f"number {index}"
 
     def bad_names(self) -> list[str]:
         """Return the names of all images met so far that could not be read."""

@@ -39,7 +39,6 @@ def start_process(args: argparse.Namespace) -> Process:
 
     Raises:
         UserError: the device is not there.
-
     """
     name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -66,14 +65,13 @@ def build_model(args: argparse.Namespace, **more: Any) -> nn.Module:
 
     Raises:
         UserError: the name or an argument is unknown, or the published weights cannot be had.
-
     """
     if not args.model:
         raise UserError("which model? give --model, or --checkpoint of a run of tools/train.py")
     is_local_name = ":" not in args.model  # hf-hub:... and local-dir:... are looked up elsewhere
     if is_local_name and not timm.is_model(args.model):
         name = args.model.split(".")[0]
-        raise UserError(f"unknown model {args.model!r}{closest(name, timm.list_models())} (tools/list_models.py lists all)")
+        raise UserError(f"unknown model {args.model!r}{closest(name, timm.list_models())}")
     arguments = dict(in_chans=args.in_chans, num_classes=args.num_classes, global_pool=args.gp)
     arguments |= more | args.model_kwargs
     if args.input_size and args.in_chans is None:
@@ -102,7 +100,6 @@ def load(model: nn.Module, source: Mapping[str, Any], where: str, *, use_ema: bo
 
     Raises:
         UserError: the weights do not fit; it names `where` they come from and what does not fit.
-
     """
     try:
         if hasattr(model, "CHECKPOINT_KEYS"):
@@ -122,13 +119,17 @@ class Trained:
     class_names: list[str] | None = None
     args: dict[str, Any] = field(default_factory=dict)  # of the training run, empty for other weights
 
+    @property
+    def num_classes(self) -> int:
+        """The number of classes that the model tells apart."""
+        return int(self.model.num_classes)  # type: ignore[arg-type]
+
 
 def restore(args: argparse.Namespace) -> Trained:
     """Build the model of `args.checkpoint`, or `args.model` where there is none; flags win over what a run recorded.
 
     Raises:
         UserError: no model is given, or the weights do not fit it.
-
     """
     if not args.checkpoint:
         if args.model and not args.pretrained:

@@ -56,7 +56,6 @@ class Parser(argparse.ArgumentParser):
 
         Raises:
             UserError: a flag or a key that does not exist, a value of the wrong type, an unreadable file.
-
         """
         first = self.parse(argv)
         if first.config and first.config_file:

@@ -34,7 +34,12 @@ class Reporter:
         """Show a bar over the images of the whole run, with images/s and the time left."""
         quiet = not sys.stderr.isatty()  # into a file, a line now and then
         self._bar = self._tqdm(
-            total=total, initial=done, unit=" img", unit_scale=True, mininterval=30 if quiet else 0.2, dynamic_ncols=True
+            total=total,
+            initial=done,
+            unit=" img",
+            unit_scale=True,
+            mininterval=30 if quiet else 0.2,
+            dynamic_ncols=True,
         )
 
     def advance(self, images: int) -> None:
@@ -64,7 +69,7 @@ class Reporter:
         writer.writerows(self.rows)
         write_atomically(self.folder / SUMMARY, lambda file: file.write(text.getvalue().encode()))
         self._log({f"epoch/{name}": value for name, value in row.items()}, update)
-        self.say(", ".join(f"{name} {value:.5g}" for name, value in row.items()))
+        self.say(f"epoch {row['epoch']}: " + ", ".join(f"{k} {v:.5g}" for k, v in row.items() if k != "epoch"))
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""

@@ -49,16 +49,15 @@ class Run:
         self.updates_per_epoch = math.ceil(len(self.loader) / args.grad_accum_steps)
 
         args.lr, lr_origin = learning_rate(args, process.world_size)
-        self.task = ClassificationTask(
-            model, make_loss(args).to(process.device), device=process.device, verbose=False
-        )
+        loss = make_loss(args).to(process.device)
+        self.task = ClassificationTask(model, loss, device=process.device, verbose=False)
         self.optimizer = make_optimizer(args, model)
         self.scheduler, self.num_epochs = make_scheduler(args, self.optimizer, self.updates_per_epoch)
         needs_scaler = args.amp and args.amp_dtype == "float16" and process.device.type == "cuda"
         self.scaler = NativeScaler(device=process.device.type) if needs_scaler else None
 
         self.epoch = self.batches_done = 0
-        self.losses = (0.0, 0)
+        self.losses: tuple[float, int] = (0.0, 0)
         self.metric = args.eval_metric if self.val_set else "loss"
         self.folder = _run_folder(args, self.data_config["input_size"][-1])
         self.checkpoints = CheckpointFolder(
@@ -79,6 +78,13 @@ class Run:
     def at_max_steps(self) -> bool:
         """Whether the step limit is reached."""
         return self.args.max_steps is not None and self.update >= self.args.max_steps
+
+    @property
+    def trainable(self) -> nn.Module:
+        """The model as it is trained: compiled, and wrapped for several processes."""
+        module = self.task.get_trainable_module()
+        assert module is not None
+        return module
 
     @property
     def lr(self) -> float:
@@ -163,7 +169,8 @@ class Run:
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(f"{path} does not fit this run of {args.model}: {error}") from error
         self.epoch, self.batches_done = progress(state)
-        self.losses = tuple(state.get("losses", self.losses))
+        loss, images = state.get("losses", self.losses)
+        self.losses = (float(loss), int(images))
         batches_per_epoch = state.get("batches_per_epoch", self.batches_done)
         if self.batches_done < batches_per_epoch != len(self.loader):
             self.say(
@@ -194,10 +201,11 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "args.yaml", lambda file: file.write(text.encode()))
         self.reporter = Reporter(self.folder, args, first_epoch=self.epoch, first_update=self.update)
-        parameters = sum(p.numel() for p in self.task.get_trainable_module().parameters())
+        parameters = sum(p.numel() for p in self.trainable.parameters())
         self.say(f"{args.model}: {parameters / 1e6:.2f} M parameters, {args.num_classes} classes, {self.data_config}")
         validated = f"{len(self.val_set)} to validate on" if self.val_set else "no validation"
-        self.say(f"{len(self.train_set)} images to train on, {validated}; {self.process.world_size} x {args.device}")
+        devices = f"{self.process.world_size} x {self.process.device}"
+        self.say(f"{len(self.train_set)} images to train on, {validated}; {devices}")
         self.say(f"{self.num_epochs} epochs of {self.updates_per_epoch} updates; {lr_origin}")
         self.say(f"run folder {self.folder}")
 
@@ -216,7 +224,7 @@ def _make_model(args: argparse.Namespace, process: Process) -> nn.Module:
     if args.initial_checkpoint:
         load(model, read_checkpoint(args.initial_checkpoint), args.initial_checkpoint)
     if args.grad_checkpointing:
-        model.set_grad_checkpointing(True)
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
     if process.distributed and args.sync_bn:
         model = convert_sync_batchnorm(model)
     model.to(process.device)

@@ -50,7 +50,8 @@ class Training:
 
     def fit(self) -> dict[str, Any]:
         """Train to the end, validating and saving on the way."""
-        run, row = self.run, {}
+        run = self.run
+        row: dict[str, Any] = {}
         self._start_bar()
         try:
             with self.stop:
@@ -85,7 +86,7 @@ class Training:
         seconds = time.perf_counter() - started
         images = (run.batches_done - first) * args.batch_size * run.process.world_size
         if run.process.distributed and args.dist_bn:
-            distribute_bn(run.task.get_trainable_module(), run.process.world_size, args.dist_bn == "reduce")
+            distribute_bn(run.trainable, run.process.world_size, args.dist_bn == "reduce")
         row: dict[str, Any] = {}
         if (run.epoch + 1) % args.val_interval == 0 or run.epoch + 1 == run.num_epochs or run.at_max_steps:
             row = {"epoch": run.epoch, "train_loss": run.losses[0] / max(run.losses[1], 1), **self._validate()}
@@ -105,7 +106,7 @@ class Training:
         run, accumulated = self.run, self.run.args.grad_accum_steps
         total = len(run.loader)
         tail = total % accumulated
-        run.task.get_trainable_module().train()
+        run.trainable.train()
         run.optimizer.zero_grad()
         for index, images, targets in self._remaining_batches():
             group = tail if index >= total - tail else accumulated
@@ -123,7 +124,7 @@ class Training:
         self._fetch_losses()
 
     def _remaining_batches(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield what is left of the epoch; what was done is drawn again, so that the rest is what it would have been."""
+        """Yield what is left of the epoch; what is done is drawn again, so that the rest is what it would have been."""
         run, args = self.run, self.run.args
         if args.mixup_off_epoch and run.epoch >= args.mixup_off_epoch and run.loader.mixup_enabled:
             # a new loader, since loading processes that run already would go on mixing
@@ -218,8 +219,10 @@ class Training:
         results = {}
         with self.stop.at_once():
             for is_average in (True, False) if run.task.has_ema() else (False,):
+                model = run.task.get_eval_model(ema=is_average)
+                assert model is not None
                 results[is_average] = evaluate(
-                    run.task.get_eval_model(ema=is_average),
+                    model,
                     run.val_loader,
                     run.process,
                     precision=lambda: autocast(args, run.process.device),
