@@ -4,6 +4,7 @@ A file has the entries of timm's training checkpoints (`epoch`, `arch`, `state_d
 `amp_scaler`, `args`, `metric`, `version`) and a few of ours.
 """
 
+import argparse
 import os
 import re
 import shutil
@@ -70,6 +71,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(str(error)) from error
 
 
+def recorded_args(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flags of the training that wrote a checkpoint; none for weights alone."""
+    args = state.get("args") or {}
+    return dict(vars(args) if isinstance(args, argparse.Namespace) else args)  # timm's own holds a Namespace
+
+
 class CheckpointFolder:
     """The checkpoints of one run: the last, the best, the `keep` best by metric, and a recovery in mid-epoch."""
 
@@ -114,6 +121,8 @@ class CheckpointFolder:
 
     def newest(self, warn: Callable[[str], object]) -> tuple[Path, dict[str, Any]] | None:
         """Return the newest sound checkpoint, or None without any; `warn` is told of each damaged one."""
+        if not self.folder.is_dir():
+            return None
         for leftover in self.folder.glob(".*.tmp"):  # of a writer that was killed
             leftover.unlink()
         numbered = [f"checkpoint-{epoch}.pth.tar" for epoch in sorted(self._epochs(), reverse=True)]

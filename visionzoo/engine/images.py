@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed
 from PIL import Image
 from timm.data import ImageDataset
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset, RandomSampler, get_worker_info
 
 from visionzoo.engine.errors import UnreadableImageError
 
@@ -22,8 +23,8 @@ class CheckedImages(Dataset):
     """A timm or torchvision data set whose unreadable images stop the run by name, or are passed over and counted.
 
     When passed over, a training image is replaced by the next readable one, an evaluation image by a blank one of
-    class `IGNORED`. Random augmentation is drawn anew from (seed, epoch, worker), so that a run that goes on from a
-    checkpoint sees the images that it would have seen.
+    class `IGNORED`. Loading processes draw augmentation from (seed, epoch, rank, worker), so that a run that goes on
+    from a checkpoint sees the images that it would have seen.
     """
 
     def __init__(self, dataset: Any, *, mode: str, is_training: bool, skip_bad: bool, seed: int) -> None:
@@ -32,6 +33,7 @@ class CheckedImages(Dataset):
         self.is_training = is_training
         self.skip_bad = skip_bad
         self.seed = seed
+        self.rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         self.transform: Any = None  # set by timm's create_loader
         # shared with the loading processes, which outlive an epoch
         self.bad = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
@@ -49,7 +51,7 @@ class CheckedImages(Dataset):
         worker = get_worker_info()
         if worker is not None and self._seeded_epoch != int(self.epoch):
             self._seeded_epoch = int(self.epoch)
-            seed_everything(self.seed, self._seeded_epoch, worker.id + 1)
+            seed_everything(self.seed, self._seeded_epoch, self.rank, worker.id, 1)  # 1: apart from the steps' seeds
         if not self.is_training:
             image, target = self._read(index) or (Image.new(self.mode, (64, 64)), IGNORED)
         else:
@@ -99,6 +101,17 @@ class CheckedImages(Dataset):
             self._read(int(index))
 
 
+def announce_epoch(loader: Any, seed: int, epoch: int) -> None:
+    """Let order and augmentation of a loader's next pass follow from (seed, epoch), whatever ran before."""
+    for part in (loader.dataset, loader.sampler):
+        if hasattr(part, "set_epoch"):
+            part.set_epoch(epoch)
+    # Left to themselves both draw from torch's global state, and more of it where loading processes start anew.
+    if isinstance(loader.sampler, RandomSampler):
+        loader.sampler.generator = torch.Generator().manual_seed(_mix(seed, epoch))
+    loader.loader.generator = torch.Generator().manual_seed(_mix(seed, epoch))  # timm's prefetcher wraps the loader
+
+
 def batches(loader: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield the batches of a loader; an unreadable image is reported as UnreadableImageError with its name alone."""
     try:
@@ -110,7 +123,11 @@ def batches(loader: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 def seed_everything(*numbers: int) -> None:
     """Seed random, numpy and torch with a mix of the numbers."""
-    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    seed = _mix(*numbers)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def _mix(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

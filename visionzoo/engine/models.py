@@ -12,7 +12,7 @@ from timm.utils import init_distributed_device
 from torch import nn
 
 import visionzoo  # noqa: F401  registers the zoo_* models
-from visionzoo.engine.checkpoints import read_checkpoint
+from visionzoo.engine.checkpoints import read_checkpoint, recorded_args
 from visionzoo.engine.errors import UserError, closest
 from visionzoo.models.checkpoint import load_weights, unwrap_state_dict
 
@@ -138,8 +138,7 @@ def restore(args: argparse.Namespace) -> Trained:
         return Trained(model, data_config(args, model))
     args = argparse.Namespace(**vars(args))
     state = read_checkpoint(args.checkpoint)
-    run = state.get("args") or {}
-    run = dict(vars(run) if isinstance(run, argparse.Namespace) else run)
+    run = recorded_args(state)
     if args.model in (None, run.get("model")):  # else the architecture of the run says nothing about this one
         for name in ("model", "model_kwargs", "num_classes", "in_chans", "gp"):
             if getattr(args, name) in (None, {}):

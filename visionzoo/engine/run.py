@@ -15,7 +15,14 @@ from timm.task import ClassificationTask
 from timm.utils import NativeScaler
 from torch import nn
 
-from visionzoo.engine.checkpoints import LAST, CheckpointFolder, progress, read_checkpoint, write_atomically
+from visionzoo.engine.checkpoints import (
+    LAST,
+    CheckpointFolder,
+    progress,
+    read_checkpoint,
+    recorded_args,
+    write_atomically,
+)
 from visionzoo.engine.data import class_names, eval_loader, open_train_and_val, resolve_num_classes, train_loader
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.images import seed_everything
@@ -160,6 +167,9 @@ class Run:
             raise UserError(f"{path} is a checkpoint of {arch}, this run is of {args.model}")
         if "state_dict" not in state or "epoch" not in state:
             raise UserError(f"{path} holds no training state; to start from its weights use --initial-checkpoint")
+        opt = recorded_args(state).get("opt", args.opt)
+        if opt != args.opt and not args.no_resume_opt:  # torch would load its state all the same
+            raise UserError(f"{path} was trained by opt={opt!r}, this run has {args.opt!r}; or pass --no-resume-opt")
         try:
             self.task.load_checkpoint_state(state["state_dict"], state.get("task_state"))
             if not args.no_resume_opt:

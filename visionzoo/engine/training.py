@@ -20,7 +20,7 @@ from visionzoo.engine.checkpoints import BEST
 from visionzoo.engine.data import train_loader
 from visionzoo.engine.errors import Interrupted, UserError
 from visionzoo.engine.evaluation import evaluate
-from visionzoo.engine.images import CheckedImages, batches, seed_everything
+from visionzoo.engine.images import CheckedImages, announce_epoch, batches, seed_everything
 from visionzoo.engine.interruption import StopSignals
 from visionzoo.engine.models import autocast, start_process
 from visionzoo.engine.run import Run
@@ -130,9 +130,7 @@ class Training:
             # a new loader, since loading processes that run already would go on mixing
             run.loader = train_loader(args, run.train_set, run.data_config, run.process)
             run.loader.mixup_enabled = False
-        for part in (run.loader.dataset, run.loader.sampler):
-            if hasattr(part, "set_epoch"):
-                part.set_epoch(run.epoch)
+        announce_epoch(run.loader, args.seed, run.epoch)
         iterator = batches(run.loader)
         for index in range(len(run.loader)):
             seed_everything(args.seed, run.epoch, index, run.process.rank)
