@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM between two updates instead of in the middle of one."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: int | None = None
         self._at_once = False
+        self._process = os.getpid()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -34,6 +36,8 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a loading process, to which the terminal sends Ctrl-C too: it is ended from here
         if self._at_once or self.received is not None:
             raise Interrupted(number)
         self.received = number
