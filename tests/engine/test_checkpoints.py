@@ -70,7 +70,9 @@ def test_the_newest_sound_one_is_found_and_damaged_ones_are_named(tmp_path):
     said = []
     path, found = folder.newest(said.append)
     assert (path.name, found["epoch"]) == ("checkpoint-1.pth.tar", 1)
-    assert [text.split(" ")[0] for text in said] == [str(tmp_path / n) for n in ("last.pth.tar", "checkpoint-2.pth.tar")]
+    assert [text.split(" ")[0] for text in said] == [
+        str(tmp_path / n) for n in ("last.pth.tar", "checkpoint-2.pth.tar")
+    ]
     for file in tmp_path.iterdir():
         truncate(file, 0.1)
     assert folder.newest(said.append) is None

@@ -181,7 +181,9 @@ def test_an_unreadable_image_stops_with_its_name(make_args, damaged, workers):
     ):
         with pytest.raises(UnreadableImageError) as error:
             list(batches(loader))
-        assert any(f"cannot read the image {damaged}" in str(error.value) and name in str(error.value) for name in names)
+        assert any(
+            f"cannot read the image {damaged}" in str(error.value) and name in str(error.value) for name in names
+        )
         assert "Traceback" not in str(error.value)
 
 
@@ -227,7 +229,9 @@ def test_loading_processes_repeat_an_epoch_and_differ_between_epochs(make_args):
 def test_digits_are_split_by_class_for_good(tmp_path, monkeypatch):
     monkeypatch.setenv("VISIONZOO_CACHE", str(tmp_path))
     folder = digits.digits_folder()
-    counts = {split: [len(list((folder / split / str(d)).iterdir())) for d in range(10)] for split in ("train", "validation")}
+    counts = {
+        split: [len(list((folder / split / str(d)).iterdir())) for d in range(10)] for split in ("train", "validation")
+    }
     assert sum(counts["train"]) == 1442 and sum(counts["validation"]) == 355
     assert min(counts["validation"]) == 34 and max(counts["validation"]) == 36
     assert Image.open(folder / "train/0/0000.png").size == (8, 8)

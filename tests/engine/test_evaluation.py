@@ -142,7 +142,9 @@ def test_a_model_of_other_classes_is_refused(images, tmp_path):
 
     torch.save(timm.create_model("test_convnext", num_classes=5).state_dict(), tmp_path / "w.pth")
     with pytest.raises(UserError, match="num_classes is 5, the data set has 3 classes"):
-        evaluated("--checkpoint", tmp_path / "w.pth", "--model", "test_convnext", "--num-classes", 5, "--data-dir", images)
+        evaluated(
+            "--checkpoint", tmp_path / "w.pth", "--model", "test_convnext", "--num-classes", 5, "--data-dir", images
+        )
 
 
 def test_weights_of_timms_own_models_are_loaded(images, tmp_path):

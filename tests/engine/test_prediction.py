@@ -33,7 +33,9 @@ def test_each_image_gets_a_picture_and_a_line(trained, images, tmp_path):
 def test_files_folders_and_patterns_are_found(images):
     red = images / "validation/red"
     assert list(find_images([str(red / "1.png")])) == [red / "1.png"]
-    assert list(find_images([str(red)])) == list(find_images([str(red / "*.png")])) == [red / f"{i}.png" for i in range(3)]
+    assert (
+        list(find_images([str(red)])) == list(find_images([str(red / "*.png")])) == [red / f"{i}.png" for i in range(3)]
+    )
     assert len(list(find_images([str(images / "**/*.png")]))) == 45
     with pytest.raises(UserError, match="no images at nowhere"):
         list(find_images(["nowhere"]))

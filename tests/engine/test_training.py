@@ -39,7 +39,9 @@ def assert_same(one, two):
 
 def learned(folder, name="last.pth.tar"):
     state = read_checkpoint(folder / name)
-    return {key: state[key] for key in ("state_dict", "state_dict_ema", "optimizer", "epoch", "losses", "metric", "best")}
+    return {
+        key: state[key] for key in ("state_dict", "state_dict_ema", "optimizer", "epoch", "losses", "metric", "best")
+    }
 
 
 def test_the_loss_falls_and_the_colours_are_learned(trained):
@@ -216,6 +218,9 @@ def test_a_finished_run_has_nothing_to_do(make_args, capsys):
     train(make_args())
     train(make_args(resume="auto"))
     assert "nothing left to do: 8 updates are done" in capsys.readouterr().out
+    train(make_args(experiment="limited", max_steps=3))
+    assert train(make_args(experiment="limited", max_steps=3, resume="auto"))["updates"] == 3
+    assert "nothing left to do: 3 updates are done" in capsys.readouterr().out
 
 
 def test_resume_auto_starts_where_there_is_nothing_yet(make_args, capsys):

@@ -85,9 +85,9 @@ def build_model(args: argparse.Namespace, **more: Any) -> nn.Module:
     except ValueError as error:
         raise UserError(f"cannot build {args.model}: {error}") from error
     except (RuntimeError, OSError) as error:
-        if not args.pretrained:
+        if is_local_name and not args.pretrained:
             raise
-        raise UserError(f"no pretrained weights for {args.model}: {error}") from error
+        raise UserError(f"no weights for {args.model}: {error}") from error
 
 
 def data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:

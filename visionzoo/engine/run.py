@@ -37,6 +37,7 @@ class Run:
     Attributes:
         epoch, batches_done: the epoch in progress and the batches done in it.
         losses: sum of the losses of these batches' images, and their number.
+        validated: whether there is a checkpoint with metric of just this place.
         reporter: the log, in the primary process only.
     """
 
@@ -65,6 +66,7 @@ class Run:
 
         self.epoch = self.batches_done = 0
         self.losses: tuple[float, int] = (0.0, 0)
+        self.validated = False
         self.metric = args.eval_metric if self.val_set else "loss"
         self.folder = _run_folder(args, self.data_config["input_size"][-1])
         self.checkpoints = CheckpointFolder(
@@ -85,6 +87,11 @@ class Run:
     def at_max_steps(self) -> bool:
         """Whether the step limit is reached."""
         return self.args.max_steps is not None and self.update >= self.args.max_steps
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs, or the step limit, are done and validated."""
+        return self.epoch >= self.num_epochs or (self.at_max_steps and self.validated)
 
     @property
     def trainable(self) -> nn.Module:
@@ -188,7 +195,8 @@ class Run:
                 f"{len(self.loader)}: the epoch begins anew"
             )
             self.batches_done, self.losses = 0, (0.0, 0)
-        elif self.batches_done >= batches_per_epoch and "metric" in state:  # without: stopped before validation
+        self.validated = "metric" in state  # else it was stopped before
+        if self.batches_done >= batches_per_epoch and self.validated:
             self.next_epoch()
         if path.parent.resolve() == self.folder.resolve():
             self.checkpoints.continue_from(state)

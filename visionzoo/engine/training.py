@@ -55,9 +55,9 @@ class Training:
         self._start_bar()
         try:
             with self.stop:
-                if run.epoch >= run.num_epochs or run.at_max_steps:
+                if run.finished:
                     run.say(f"nothing left to do: {run.update} updates are done")
-                while run.epoch < run.num_epochs and not (row and run.at_max_steps):
+                while not run.finished:
                     row = self._epoch() or row
             if run.reporter:
                 run.reporter.draw_curves()
@@ -92,8 +92,8 @@ class Training:
             row = {"epoch": run.epoch, "train_loss": run.losses[0] / max(run.losses[1], 1), **self._validate()}
             row |= {"lr": run.lr, "images_per_second": images / seconds, "seconds": seconds}
             if run.process.is_primary:
-                metric = row[f"eval_{run.metric}" if run.val_set else "train_loss"]
-                self._save(metric)
+                self._save(row[f"eval_{run.metric}" if run.val_set else "train_loss"])
+            run.validated = True
             if run.reporter:
                 run.reporter.epoch(run.update, row)
         if run.batches_done >= len(run.loader):
@@ -112,7 +112,7 @@ class Training:
             group = tail if index >= total - tail else accumulated
             is_update = (index + 1) % accumulated == 0 or index + 1 == total
             self._forward_backward(images, targets, group, is_update)
-            run.batches_done = index + 1
+            run.batches_done, run.validated = index + 1, False
             if run.reporter:
                 run.reporter.advance(len(images) * run.process.world_size)
             if is_update:
