@@ -56,7 +56,7 @@ def test_two_tar_files_are_the_splits(make_args, images, tmp_path):
 
 def test_torchvision_sets_are_read_too(make_args, monkeypatch):
     class Fake(torch.utils.data.Dataset):
-        class_to_idx = {"cat": 0, "dog": 1}  # noqa: RUF012
+        class_to_idx = {"cat": 0, "dog": 1}
 
         def __init__(self, root, train, download):
             self.train = train
@@ -106,13 +106,13 @@ def test_data_that_is_not_there_is_named(make_args, change, message):
 
 def test_a_folder_without_images_is_refused(make_args, images, tmp_path):
     (tmp_path / "d/train/cat").mkdir(parents=True)
-    with pytest.raises(UserError, match="Found 0 images in subfolders of .*d/train"):
+    with pytest.raises(UserError, match=r"Found 0 images in subfolders of .*d/train"):
         open_train_and_val(make_args(data_dir=str(tmp_path / "d")))
     (tmp_path / "e").mkdir()
-    with pytest.raises(UserError, match="cannot open the 'train' split of .*e.tar"):
+    with pytest.raises(UserError, match=r"cannot open the 'train' split of .*e\.tar"):
         open_train_and_val(make_args(data_dir=pack(tmp_path / "e", tmp_path / "e.tar")))
     (tmp_path / "f.tar").write_bytes(b"no tar")
-    with pytest.raises(UserError, match="f.tar"):
+    with pytest.raises(UserError, match=r"f\.tar"):
         open_train_and_val(make_args(data_dir=str(tmp_path / "f.tar")))
 
 
@@ -125,7 +125,7 @@ def test_validating_on_the_training_images_is_refused(make_args, images):
 
 def test_a_missing_validation_folder_is_not_replaced_by_the_training_one(make_args, tmp_path):
     write_images(tmp_path / "d/train", per_class=2, seed=0)
-    with pytest.raises(UserError, match="no 'validation' split in .*; its folders are train"):
+    with pytest.raises(UserError, match=r"no 'validation' split in .*; its folders are train"):
         open_train_and_val(make_args(data_dir=str(tmp_path / "d")))
 
 

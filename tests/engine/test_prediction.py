@@ -59,7 +59,7 @@ def test_names_can_be_given(trained, images, tmp_path):
     result = predicted(tmp_path, image, *flags, tmp_path / "names.txt", "--topk", 1)[0]
     assert [c["name"] for c in result["classes"]] == ["rojo"]
     (tmp_path / "names.txt").write_text("azul")
-    with pytest.raises(UserError, match="the model has 3 classes, .* names 1"):
+    with pytest.raises(UserError, match=r"the model has 3 classes, .* names 1"):
         predicted(tmp_path, image, *flags, tmp_path / "names.txt")
     with pytest.raises(UserError, match="cannot read the class names nowhere"):
         predicted(tmp_path, image, *flags, "nowhere")
