@@ -10,6 +10,8 @@ import torch
 import yaml
 from conftest import TINY
 from engine_helpers import truncate
+from PIL import Image
+from timm.data import IterableImageDataset
 
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import Interrupted, UserError
@@ -139,6 +141,15 @@ def test_accumulated_batches_make_the_gradient_of_their_union(make_args, tmp_pat
     )
     for name in whole:
         torch.testing.assert_close(whole[name], parts[name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_moving_average_counts_updates_and_starts_at_the_weights(make_args, tmp_path):
+    train(make_args(model_ema=True, max_steps=1, experiment="one"))
+    state = read_checkpoint(tmp_path / "output/one/last.pth.tar")
+    assert_same(state["state_dict"], state["state_dict_ema"])
+    train(make_args(model_ema=True, max_steps=2, experiment="two"))
+    state = read_checkpoint(tmp_path / "output/two/last.pth.tar")
+    assert not torch.equal(state["state_dict"]["head.fc.bias"], state["state_dict_ema"]["head.fc.bias"])
 
 
 def test_a_rest_of_batches_is_an_update_too(make_args):
@@ -361,6 +372,30 @@ def test_skipped_images_are_counted_at_the_end(make_args, tmp_path, capsys):
     assert "0 unreadable validation images were passed over" in said
 
 
+def test_a_streamed_set_may_be_shorter_than_it_says(make_args, monkeypatch):
+    class Stream:
+        def __init__(self):
+            self.epochs = []
+
+        def __len__(self):
+            return 40
+
+        def set_epoch(self, epoch):
+            self.epochs.append(epoch)
+
+        def __iter__(self):
+            for number in range(26):
+                yield Image.new("RGB", (40, 40), (number, 0, 0)), number % 3
+
+    stream = Stream()
+    monkeypatch.setattr(
+        "visionzoo.engine.data.create_dataset", lambda name, **_: IterableImageDataset(None, reader=stream)
+    )
+    result = train(make_args(dataset="wds/x", num_classes=3, val_split="", drop_path=0.0))
+    assert (result["epoch"], stream.epochs) == (1, [0, 1])
+    assert math.isfinite(result["train_loss"])
+
+
 @pytest.mark.parametrize(
     ("module", "change", "install"),
     [
@@ -377,7 +412,8 @@ def test_a_missing_dependency_is_named_before_training(make_args, monkeypatch, m
 
 
 def test_wandb_logs_without_a_connection(make_args, tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb")
+    import wandb
+
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     train(make_args(log_wandb=True, wandb_project="p", epochs=1))
