@@ -5,25 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_helpers import write_images
+from engine.helpers import TINY, write_images
 
 from visionzoo.engine.flags import train_parser
 from visionzoo.engine.training import train
-
-TINY = {
-    "model": "zoo_biformer_t",  # has batch norm, dropped paths and attention
-    "model_kwargs": {"depths": [1, 1], "embed_dims": [8, 16], "topks": [1, -2], "regions": 2},
-    "img_size": 32,
-    "batch_size": 8,
-    "epochs": 2,
-    "warmup_epochs": 0,
-    "opt": "adamw",
-    "lr": 1e-2,
-    "workers": 0,
-    "device": "cpu",
-    "drop_path": 0.1,
-    "checkpoint_hist": 2,
-}
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@ import os
 
 import pytest
 import torch
-from engine_helpers import truncate, write_pickle_that_runs
+from engine.helpers import truncate, write_pickle_that_runs
 
 from visionzoo.engine.checkpoints import CheckpointFolder, read_checkpoint, write_atomically
 from visionzoo.engine.errors import UserError

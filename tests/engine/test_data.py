@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from engine_helpers import truncate, write_images
+from engine.helpers import truncate, write_images
 from PIL import Image
 
 from visionzoo.data import digits

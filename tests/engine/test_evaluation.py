@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from engine_helpers import truncate, write_images
+from engine.helpers import truncate, write_images
 
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.evaluation import COLUMNS, evaluate, evaluate_checkpoint

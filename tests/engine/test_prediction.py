@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from engine_helpers import truncate
+from engine.helpers import truncate
 from PIL import Image
 
 from visionzoo.engine.errors import UserError

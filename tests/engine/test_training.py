@@ -8,8 +8,7 @@ import sys
 import pytest
 import torch
 import yaml
-from conftest import TINY
-from engine_helpers import truncate
+from engine.helpers import TINY, truncate, write_images
 from PIL import Image
 from timm.data import IterableImageDataset
 
@@ -360,8 +359,6 @@ def test_recovery_checkpoints_are_written_on_the_way(make_args, tmp_path, monkey
 
 
 def test_skipped_images_are_counted_at_the_end(make_args, tmp_path, capsys):
-    from engine_helpers import write_images
-
     write_images(tmp_path / "d/train", per_class=4, seed=0)
     write_images(tmp_path / "d/val", per_class=2, seed=0)
     truncate(tmp_path / "d/train/red/1.png")

@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from tool_helpers import TINY_FLAGS, run_tool, write_tiny_images
+from engine.helpers import TINY_FLAGS, run_tool, write_splits
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("run")
-    write_tiny_images(root / "d")
+    write_splits(root / "d")
     flags = [*TINY_FLAGS, "--data-dir", str(root / "d"), "--output", str(root / "o"), "--experiment", "e"]
     assert run_tool("train", *flags, "--model", "test_convnext", "--epochs", "1") == 0
     return root
@@ -25,10 +25,10 @@ def test_a_checkpoint_alone_is_evaluated(run, capsys):
 
 def test_images_are_classified_by_a_checkpoint_alone(run, tmp_path):
     flags = ["--checkpoint", str(run / "o/e/last.pth.tar"), "--device", "cpu", "--output", str(tmp_path)]
-    assert run_tool("predict", str(run / "d/val/dark"), *flags) == 0
+    assert run_tool("predict", str(run / "d/val/blue"), *flags) == 0
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 2
-    assert {c["name"] for c in lines[0]["classes"]} == {"dark", "light", "middle"}
+    assert {c["name"] for c in lines[0]["classes"]} == {"blue", "green", "red"}
 
 
 @pytest.mark.parametrize(

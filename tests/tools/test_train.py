@@ -10,11 +10,11 @@ import time
 
 import pytest
 import torch
-from tool_helpers import ROOT, TINY_FLAGS, run_tool, write_tiny_images
+from engine.helpers import ROOT, TINY_FLAGS, run_tool, write_splits
 
 
 def test_training_from_a_config_leaves_a_run_folder(tmp_path, capsys):
-    write_tiny_images(tmp_path / "d")
+    write_splits(tmp_path / "d")
     (tmp_path / "c.yaml").write_text("epochs: 1\nmodel: test_convnext\n")
     flags = [*TINY_FLAGS, "--data-dir", str(tmp_path / "d"), "--output", str(tmp_path / "o"), "--epochs", "2"]
     assert run_tool("train", str(tmp_path / "c.yaml"), *flags) == 0
@@ -62,7 +62,7 @@ def start(*command: str) -> subprocess.Popen:
 
 @pytest.mark.slow
 def test_ctrl_c_in_the_shell_stops_all_its_processes_and_says_how_to_go_on(tmp_path):
-    write_tiny_images(tmp_path / "d")
+    write_splits(tmp_path / "d")
     flags = ["--data-dir", str(tmp_path / "d"), "--output", str(tmp_path / "o"), "--experiment", "e", "-j", "2"]
     tool = str(ROOT / "tools/train.py")
     flags = [*TINY_FLAGS, *flags, "--model", "test_convnext", "--epochs", "100000"]
@@ -87,10 +87,10 @@ def test_ctrl_c_in_the_shell_stops_all_its_processes_and_says_how_to_go_on(tmp_p
 
 @pytest.mark.slow
 def test_two_processes_train_one_model_and_only_the_first_writes(tmp_path):
-    write_tiny_images(tmp_path / "d", val_per_class=3)  # 9 to validate on do not divide by 2
+    write_splits(tmp_path / "d", val_per_class=3)  # 9 to validate on do not divide by 2
     flags = [*TINY_FLAGS, "--data-dir", str(tmp_path / "d"), "--output", str(tmp_path / "o"), "--experiment", "e"]
     flags += ["--model", "test_convnext", "--epochs", "2", "--model-ema", "--grad-accum-steps", "2"]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     process = start(*launcher, str(ROOT / "tools/train.py"), *flags)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
