@@ -1,0 +1,57 @@
+"""Small data and a small model, so that a whole training takes about a second."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+from engine.helpers import TINY, write_images
+
+from visionzoo.engine.flags import train_parser
+from visionzoo.engine.training import train
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Models this small are faster on one thread, on a busy machine by ten times."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """36 training and 9 validation images of three colours."""
+    root = tmp_path_factory.mktemp("images")
+    write_images(root / "train", per_class=12, seed=0)
+    write_images(root / "validation", per_class=3, seed=1)
+    return root
+
+
+@pytest.fixture
+def make_args(images: Path, tmp_path: Path):
+    """Arguments of a tiny training; keywords replace single ones."""
+
+    def make(**changes: object) -> argparse.Namespace:
+        parser = train_parser()
+        parser.set_defaults(**TINY, data_dir=str(images), output=str(tmp_path / "output"), experiment="run")
+        args = parser.parse_with_config([])
+        for name, value in changes.items():
+            assert hasattr(args, name), name
+            setattr(args, name, value)
+        return args
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """A run folder with moving averages and what train returned."""
+    torch.set_num_threads(1)
+    output = tmp_path_factory.mktemp("output")
+    parser = train_parser()
+    parser.set_defaults(**TINY, data_dir=str(images), output=str(output), experiment="run", log_interval=2)
+    parser.set_defaults(model_ema=True, model_ema_decay=0.5, epochs=6)
+    result = train(parser.parse_with_config([]))
+    return output / "run", result

@@ -1,0 +1,73 @@
+"""Images, files and a small model for the tests of the engine and of its commands."""
+
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+COLOURS = {"blue": (30, 30, 220), "green": (30, 220, 30), "red": (220, 30, 30)}
+TINY = {
+    "model": "zoo_biformer_t",  # has batch norm, dropped paths and attention
+    "model_kwargs": {"depths": [1, 1], "embed_dims": [8, 16], "topks": [1, -2], "regions": 2},
+    "img_size": 32,
+    "batch_size": 8,
+    "epochs": 2,
+    "warmup_epochs": 0,
+    "opt": "adamw",
+    "lr": 1e-2,
+    "workers": 0,
+    "device": "cpu",
+    "drop_path": 0.1,
+    "checkpoint_hist": 2,
+}
+TINY_FLAGS = ["--img-size", "32", "-b", "4", "--warmup-epochs", "0", "--lr", "1e-3", "--device", "cpu", "-j", "0"]
+
+
+def write_images(root: Path, per_class: int, seed: int, size: int = 40) -> None:
+    """Write noisy images of each colour in a folder each."""
+    random = np.random.default_rng(seed)
+    for name, colour in COLOURS.items():
+        (root / name).mkdir(parents=True)
+        for number in range(per_class):
+            pixels = np.clip(random.normal(colour, 40, (size, size, 3)), 0, 255).astype("uint8")
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+
+
+def write_splits(root: Path, val_per_class: int = 2) -> None:
+    """Write 12 images to train and a few to validate on."""
+    write_images(root / "train", per_class=4, seed=0)
+    write_images(root / "val", per_class=val_per_class, seed=1)
+
+
+def truncate(path: Path, keep: float = 0.5) -> None:
+    """Cut a file short."""
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)])
+
+
+def write_pickle_that_runs(path: Path, witness: Path) -> None:
+    """Write a torch file that makes the folder `witness` when it is unpickled carelessly."""
+
+    class Code:
+        def __reduce__(self):
+            return os.mkdir, (str(witness),)
+
+    torch.save({"state_dict": {"weight": torch.zeros(1)}, "extra": Code()}, path)
+
+
+def run_tool(name: str, *argv: str) -> int:
+    """Run tools/NAME.py with arguments and return its exit code."""
+    before = sys.argv
+    sys.argv = [f"tools/{name}.py", *argv]
+    try:
+        runpy.run_path(str(ROOT / "tools" / f"{name}.py"), run_name="__main__")
+    except SystemExit as error:
+        return int(error.code or 0)
+    finally:
+        sys.argv = before
+    return 0

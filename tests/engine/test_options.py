@@ -1,0 +1,116 @@
+import pytest
+
+from visionzoo.engine.errors import UserError
+from visionzoo.engine.flags import eval_parser, predict_parser, train_parser
+
+# Facts of timm's train script, which is not part of its package.
+TIMM_DEFAULTS = {
+    "data_dir": None, "dataset": "", "train_split": "train", "val_split": "validation", "class_map": "",
+    "input_img_mode": None, "model": "resnet50", "pretrained": False, "initial_checkpoint": "", "resume": "",
+    "no_resume_opt": False, "num_classes": None, "gp": None, "img_size": None, "in_chans": None, "input_size": None,
+    "crop_pct": None, "mean": None, "std": None, "interpolation": "", "batch_size": 128,
+    "validation_batch_size": None, "channels_last": False, "grad_accum_steps": 1, "grad_checkpointing": False,
+    "model_kwargs": {}, "torchcompile": None, "torchcompile_mode": None, "amp": False, "amp_dtype": "float16",
+    "opt": "sgd", "opt_eps": None, "opt_betas": None, "momentum": 0.9, "weight_decay": 2e-5, "clip_grad": None,
+    "clip_mode": "norm", "layer_decay": None, "opt_kwargs": {}, "sched": "cosine", "sched_on_updates": False,
+    "lr": None, "lr_base": 0.1, "lr_base_size": 256, "lr_base_scale": "", "warmup_lr": 1e-5, "min_lr": 0,
+    "epochs": 300, "start_epoch": None, "decay_epochs": 90, "warmup_epochs": 5, "warmup_prefix": False,
+    "cooldown_epochs": 0, "decay_rate": 0.1, "no_aug": False, "scale": [0.08, 1.0], "ratio": [3 / 4, 4 / 3],
+    "hflip": 0.5, "vflip": 0.0, "color_jitter": 0.4, "aa": None, "aug_repeats": 0, "bce_loss": False, "reprob": 0.0,
+    "remode": "pixel", "recount": 1, "mixup": 0.0, "cutmix": 0.0, "cutmix_minmax": None, "mixup_prob": 1.0,
+    "mixup_switch_prob": 0.5, "mixup_mode": "batch", "mixup_off_epoch": 0, "smoothing": 0.1,
+    "train_interpolation": "random", "drop": 0.0, "drop_path": None, "drop_block": None, "sync_bn": False,
+    "dist_bn": "reduce", "model_ema": False, "model_ema_decay": 0.9998, "model_ema_warmup": False, "seed": 42,
+    "log_interval": 50, "val_interval": 1, "recovery_interval": 0, "checkpoint_hist": 10, "workers": 4,
+    "pin_mem": False, "output": "", "experiment": "", "eval_metric": "top1", "log_wandb": False,
+    "wandb_project": None, "wandb_tags": [], "wandb_resume_id": "",
+}  # fmt: skip
+
+
+def parse(tmp_path, text, *flags):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return train_parser().parse_with_config([str(path), *flags])
+
+
+def test_flags_have_timms_names_and_defaults():
+    args = vars(train_parser().parse_with_config([]))
+    assert {name: args[name] for name in TIMM_DEFAULTS} == TIMM_DEFAULTS
+
+
+def test_yaml_gives_defaults_and_flags_win(tmp_path):
+    args = parse(tmp_path, "epochs: 7\nopt: adamw\namp: true\nscale: [0.5, 1]", "--epochs", "9")
+    assert (args.epochs, args.opt, args.amp, args.scale) == (9, "adamw", True, [0.5, 1.0])
+    assert args.momentum == 0.9
+
+
+def test_config_may_be_named_as_in_timm(tmp_path):
+    (tmp_path / "c.yaml").write_text("epochs: 3")
+    assert train_parser().parse_with_config(["-c", str(tmp_path / "c.yaml")]).epochs == 3
+    with pytest.raises(UserError, match="two configs"):
+        train_parser().parse_with_config([str(tmp_path / "c.yaml"), "-c", "other.yaml"])
+
+
+def test_number_that_yaml_reads_as_text_is_a_number(tmp_path):
+    assert parse(tmp_path, "lr: 1e-3").lr == 1e-3
+
+
+def test_null_keeps_the_default_and_dashes_are_underscores(tmp_path):
+    args = parse(tmp_path, "epochs: null\nweight-decay: 0.3")
+    assert (args.epochs, args.weight_decay) == (300, 0.3)
+
+
+def test_model_arguments_come_as_a_mapping_or_as_pairs(tmp_path):
+    assert parse(tmp_path, "model_kwargs: {depths: [1, 2]}").model_kwargs == {"depths": [1, 2]}
+    args = train_parser().parse_with_config(["--model-kwargs", "depths=[1,2]", "name=a=b"])
+    assert args.model_kwargs == {"depths": [1, 2], "name": "a=b"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batchsize: 3", "unknown key 'batchsize'; did you mean batch_size"),
+        ("naflex_loader: true", "unknown key 'naflex_loader'"),
+        ("help: true", "unknown key 'help'"),
+        ("epochs: ten", "epochs: expected int, got 'ten'"),
+        ("epochs: 1.5", "epochs: expected int, got 1.5"),
+        ("epochs: [1]", "epochs: expected int"),
+        ("lr: true", "lr: expected float, got True"),
+        ("amp: 1", "amp: expected true or false, got 1"),
+        ("scale: wide", "scale: expected float, got 'wide'"),
+        ("input_size: [3, 224]", "input_size: expected 3 values"),
+        ("model_kwargs: 3", "model_kwargs: expected a mapping, got 3"),
+        ("sched: cosin", "expected one of cosine"),
+        ("- epochs", "expected a mapping of flag names"),
+        ("epochs: [", "is not YAML"),
+    ],
+)
+def test_yaml_is_checked_as_flags_are(tmp_path, text, message):
+    with pytest.raises(UserError) as error:
+        parse(tmp_path, text)
+    assert message in str(error.value)
+    assert "config.yaml" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--epoch", "3"], "unknown argument --epoch; did you mean --epochs"),
+        (["--batchsize=3"], "unknown argument --batchsize; did you mean --batch-size"),
+        (["--epochs", "x"], "argument --epochs: invalid int value: 'x'"),
+        (["--model-kwargs", "depths"], "expected key=value, got 'depths'"),
+        (["nowhere.yaml"], "cannot read the config nowhere.yaml"),
+        (["."], "got the folder"),
+    ],
+)
+def test_flags_that_cannot_be_are_refused(flags, message):
+    with pytest.raises(UserError) as error:
+        train_parser().parse_with_config(flags)
+    assert message in str(error.value)
+
+
+def test_tools_share_the_names_of_their_flags():
+    parsers = (train_parser(), eval_parser(), predict_parser())
+    train, test, predict = (set(vars(parser.parse_known_args(["x"])[0])) for parser in parsers)
+    assert test - train == {"checkpoint", "no_ema", "split", "num_samples", "results_file", "results_csv"}
+    assert predict - train == {"checkpoint", "no_ema", "images", "class_names", "topk"}

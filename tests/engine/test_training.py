@@ -1,0 +1,420 @@
+import csv
+import errno
+import math
+import os
+import signal
+import sys
+
+import pytest
+import torch
+import yaml
+from engine.helpers import TINY, truncate, write_images
+from PIL import Image
+from timm.data import IterableImageDataset
+
+from visionzoo.engine.checkpoints import read_checkpoint
+from visionzoo.engine.errors import Interrupted, UserError
+from visionzoo.engine.models import Process
+from visionzoo.engine.recipe import learning_rate
+from visionzoo.engine.run import Run
+from visionzoo.engine.training import Training, train
+
+POOLFORMER = {"model": "zoo_poolformer_s12", "model_kwargs": {"depths": [1, 1], "embed_dims": [8, 16]}}
+UPDATES = 4  # of an epoch: 36 images in batches of 8
+
+
+def rows(folder):
+    with (folder / "summary.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same(one, two):
+    """Two checkpoints hold the same numbers, bit for bit."""
+    assert one.keys() == two.keys()
+    for key in one:
+        if isinstance(one[key], dict):
+            assert_same(one[key], two[key])
+        elif isinstance(one[key], torch.Tensor):
+            assert torch.equal(one[key], two[key]), key
+        else:
+            assert one[key] == two[key], key
+
+
+def learned(folder, name="last.pth.tar"):
+    state = read_checkpoint(folder / name)
+    return {
+        key: state[key] for key in ("state_dict", "state_dict_ema", "optimizer", "epoch", "losses", "metric", "best")
+    }
+
+
+def test_the_loss_falls_and_the_colours_are_learned(trained):
+    folder, result = trained
+    table = rows(folder)
+    assert float(table[-1]["train_loss"]) < float(table[0]["train_loss"])
+    assert result["eval_top1"] > 80  # of three classes
+    assert result["best_metric"] == pytest.approx(max(float(row["eval_top1"]) for row in table))
+
+
+def test_a_run_folder_holds_what_it_should(trained):
+    folder, _ = trained
+    names = {path.name for path in folder.iterdir()}
+    assert {"args.yaml", "summary.csv", "curves.png", "last.pth.tar", "model_best.pth.tar"} <= names
+    assert len([name for name in names if name.startswith("checkpoint-")]) == 2  # checkpoint_hist
+    assert len([name for name in names if name.startswith("events.out.tfevents")]) == 1
+    assert not [name for name in names if name.endswith(".tmp") or name == "recovery.pth.tar"]
+    assert yaml.safe_load((folder / "args.yaml").read_text())["num_classes"] == 3
+    assert (folder / "curves.png").stat().st_size > 5000
+    columns = [
+        "epoch",
+        "train_loss",
+        "eval_loss",
+        "eval_top1",
+        "eval_top5",
+        "raw_top1",
+        "lr",
+        "images_per_second",
+        "seconds",
+    ]
+    assert [list(row) for row in rows(folder)] == [columns] * 6
+
+
+def test_tensorboard_holds_loss_rate_and_metrics(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = EventAccumulator(str(trained[0]))
+    log.Reload()
+    steps = [event.step for event in log.Scalars("train/loss")]
+    assert steps == list(range(1, 6 * UPDATES, 2))  # log_interval 2
+    assert all(event.value > 0 for event in log.Scalars("train/images_per_second"))
+    assert len(log.Scalars("train/lr")) == len(steps)
+    assert [event.step for event in log.Scalars("epoch/eval_top1")] == [UPDATES * n for n in range(1, 7)]
+
+
+def test_a_checkpoint_is_plain_and_says_what_it_is_of(trained):
+    state = torch.load(trained[0] / "last.pth.tar", weights_only=True)
+    assert state["class_names"] == ["blue", "green", "red"]
+    assert state["args"]["model"] == state["arch"] == "zoo_biformer_t"
+    assert state["data_config"]["input_size"] == (3, 32, 32)
+    assert (state["epoch"], state["version"]) == (5, 2)
+    assert {"state_dict", "state_dict_ema", "optimizer", "metric"} <= set(state)
+
+
+AUGMENTED = {"mixup": 0.4, "cutmix": 1.0, "reprob": 0.5, "model_ema": True, "model_ema_decay": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("stop", "workers"), [(2 * UPDATES, 2), (2 * UPDATES + 3, 0), (1, 2)], ids=["between epochs", "within one", "early"]
+)
+def test_a_resumed_run_is_the_run_that_was_never_stopped(make_args, tmp_path, workers, stop):
+    options = {**AUGMENTED, "epochs": 4, "workers": workers, "sched_on_updates": True, "model_ema_warmup": True}
+    train(make_args(experiment="straight", **options))
+    train(make_args(experiment="stopped", max_steps=stop, **options))
+    train(make_args(experiment="stopped", resume="auto", **options))
+    straight, stopped = tmp_path / "output/straight", tmp_path / "output/stopped"
+    assert_same(learned(straight), learned(stopped))
+    assert_same(learned(straight, "model_best.pth.tar"), learned(stopped, "model_best.pth.tar"))
+    kept = [{k: v for k, v in row.items() if k not in ("images_per_second", "seconds")} for row in rows(stopped)]
+    assert kept == [{k: row[k] for k in kept[0]} for row in rows(straight)]
+
+
+def test_epochs_differ_from_each_other(make_args):
+    run = Run(make_args(), Process(torch.device("cpu")))
+    loop = Training(run)
+    first = [targets.tolist() for _, _, targets in loop._remaining_batches()]
+    run.next_epoch()
+    assert first != [targets.tolist() for _, _, targets in loop._remaining_batches()]
+
+
+def test_accumulated_batches_make_the_gradient_of_their_union(make_args, tmp_path):
+    options = {
+        **POOLFORMER,  # without batch norm a batch is the sum of its images
+        "no_aug": True,
+        "drop_path": 0.0,
+        "opt": "sgd",  # linear in the gradient, unlike adamw
+        "epochs": 1,
+    }
+    train(make_args(experiment="whole", batch_size=12, **options))
+    train(make_args(experiment="parts", batch_size=4, grad_accum_steps=3, **options))
+    whole, parts = (
+        read_checkpoint(tmp_path / "output" / name / "last.pth.tar")["state_dict"] for name in ("whole", "parts")
+    )
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_moving_average_counts_updates_and_starts_at_the_weights(make_args, tmp_path):
+    train(make_args(model_ema=True, max_steps=1, experiment="one"))
+    state = read_checkpoint(tmp_path / "output/one/last.pth.tar")
+    assert_same(state["state_dict"], state["state_dict_ema"])
+    train(make_args(model_ema=True, max_steps=2, experiment="two"))
+    state = read_checkpoint(tmp_path / "output/two/last.pth.tar")
+    assert not torch.equal(state["state_dict"]["head.fc.bias"], state["state_dict_ema"]["head.fc.bias"])
+
+
+def test_a_rest_of_batches_is_an_update_too(make_args):
+    result = train(make_args(grad_accum_steps=3, epochs=1))  # 4 batches: one update of three, one of one
+    assert result["updates"] == 2
+
+
+def test_a_step_limit_ends_validates_and_saves(make_args, tmp_path):
+    result = train(make_args(epochs=10, max_steps=UPDATES + 1))
+    assert (result["updates"], result["epoch"]) == (UPDATES + 1, 1)
+    assert "eval_top1" in result
+    assert read_checkpoint(tmp_path / "output/run/last.pth.tar")["batches_done"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "expected", "words"),
+    [
+        ({"lr": 0.3}, 0.3, "as given, total batch 64"),
+        ({"lr": None, "opt": "sgd"}, 0.1 * 64 / 256, "scaled (linear) to a total batch of 64"),
+        ({"lr": None, "opt": "adamw"}, 0.1 * math.sqrt(64 / 256), "scaled (sqrt)"),
+        ({"lr": None, "opt": "adamw", "lr_base": 5e-4, "lr_base_size": 512, "lr_base_scale": "linear"}, 6.25e-5, "512"),
+    ],
+)
+def test_the_learning_rate_is_scaled_as_in_timm_and_explained(make_args, change, expected, words):
+    lr, origin = learning_rate(make_args(grad_accum_steps=4, **change), world_size=2)
+    assert lr == pytest.approx(expected)
+    assert words in origin and f"lr {expected:g}" in origin
+
+
+def test_mixing_stops_where_it_should_also_in_running_processes(make_args):
+    run = Run(make_args(mixup=1.0, mixup_off_epoch=1, smoothing=0.0, workers=2), Process(torch.device("cpu")))
+    loop = Training(run)
+
+    def mixed():
+        return any((targets.max(-1).values < 0.999).any() for _, _, targets in loop._remaining_batches())
+
+    assert mixed()
+    run.next_epoch()
+    assert not mixed()
+
+
+def test_without_validation_the_training_loss_ranks(make_args, tmp_path):
+    result = train(make_args(val_split=""))
+    lowest = min(float(row["train_loss"]) for row in rows(tmp_path / "output/run"))
+    assert result["best_metric"] == pytest.approx(lowest, rel=1e-6)
+    assert "eval_loss" not in rows(tmp_path / "output/run")[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"opt": "sgd", "clip_grad": 1.0, "clip_mode": "agc", "bce_loss": True, "layer_decay": 0.7},
+        {"amp": True, "amp_dtype": "bfloat16", "channels_last": True, "grad_checkpointing": True, "clip_grad": 1.0},
+        {"opt": "lamb", "mixup": 0.5, "bce_loss": True, "aa": "rand-m9-mstd0.5-inc1", "eval_metric": "loss"},
+    ],
+    ids=["agc", "bf16", "rand-augment"],
+)
+def test_options_of_the_recipes_train(make_args, options):
+    result = train(make_args(epochs=1, **options))
+    assert math.isfinite(result["train_loss"]) and math.isfinite(result["eval_loss"])
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_place(make_args, tmp_path):
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) in epoch 0, batch \d"):
+        train(make_args(opt="sgd", lr=1e30))
+    assert not (tmp_path / "output/run/last.pth.tar").exists()
+
+
+def test_a_damaged_last_checkpoint_is_named_and_the_one_before_taken(make_args, tmp_path, capsys):
+    train(make_args(epochs=3, max_steps=2 * UPDATES))
+    folder = tmp_path / "output/run"
+    truncate(folder / "last.pth.tar")  # also checkpoint-1, its second name
+    train(make_args(epochs=3, resume="auto"))
+    said = capsys.readouterr().out
+    assert f"{folder / 'last.pth.tar'}" in said and "damaged" in said
+    assert f"going on from {folder / 'checkpoint-0.pth.tar'} in epoch 1" in said
+    assert [row["epoch"] for row in rows(folder)] == ["0", "1", "2"]
+
+
+def test_resume_goes_on_in_the_folder_of_the_checkpoint(make_args, tmp_path):
+    train(make_args(epochs=3, max_steps=UPDATES))
+    result = train(make_args(epochs=3, resume=str(tmp_path / "output/run/last.pth.tar"), output="", experiment=""))
+    assert result["folder"] == str(tmp_path / "output/run")
+    assert [row["epoch"] for row in rows(tmp_path / "output/run")] == ["0", "1", "2"]
+
+
+def test_a_finished_run_has_nothing_to_do(make_args, capsys):
+    train(make_args())
+    train(make_args(resume="auto"))
+    assert "nothing left to do: 8 updates are done" in capsys.readouterr().out
+    train(make_args(experiment="limited", max_steps=3))
+    assert train(make_args(experiment="limited", max_steps=3, resume="auto"))["updates"] == 3
+    assert "nothing left to do: 3 updates are done" in capsys.readouterr().out
+
+
+def test_resume_auto_starts_where_there_is_nothing_yet(make_args, capsys):
+    assert train(make_args(resume="auto"))["updates"] == 2 * UPDATES
+    assert "no checkpoint in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "holds a run already; go on with it by --resume auto"),
+        ({"resume": "auto", "experiment": ""}, "give the name"),
+        ({"resume": "{last}", **POOLFORMER}, "is a checkpoint of zoo_biformer_t"),
+        ({"resume": "{last}", "opt": "sgd"}, "was trained by opt='adamw', this run has 'sgd'"),
+        ({"resume": "{last}", "model_kwargs": {**TINY["model_kwargs"], "embed_dims": [8, 32]}}, "does not fit"),
+        ({"initial_checkpoint": "{last}", "experiment": "b", **POOLFORMER}, "cannot load"),
+        ({"initial_checkpoint": "{args}", "experiment": "b"}, "args.yaml"),
+        ({"experiment": "b", "num_classes": 10}, "num_classes is 10, the data set has 3 classes"),
+        ({"experiment": "b", "model": "zoo_biformer_x"}, "unknown model 'zoo_biformer_x'; did you mean zoo_biformer"),
+        ({"experiment": "b", "model_kwargs": {"deps": 1}}, "does not take --model-kwargs"),
+        ({"experiment": "b", "opt": "adamwww"}, "opt='adamwww'"),
+        ({"experiment": "b", "device": "gpu"}, "unknown device"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_said_before_the_first_step(make_args, trained, tmp_path, change, message):
+    (tmp_path / "output/run").mkdir(parents=True)
+    (tmp_path / "output/run/last.pth.tar").touch()
+    places = {"last": trained[0] / "last.pth.tar", "args": trained[0] / "args.yaml"}
+    change = {k: v.format(**places) if isinstance(v, str) else v for k, v in change.items()}
+    with pytest.raises(UserError) as error:
+        train(make_args(**change))
+    assert message in str(error.value)
+
+
+def test_weights_of_a_run_are_a_start_for_another(make_args, trained):
+    start = Run(make_args(initial_checkpoint=str(trained[0] / "last.pth.tar")), Process(torch.device("cpu")))
+    averaged = read_checkpoint(trained[0] / "last.pth.tar")["state_dict_ema"]
+    assert_same(dict(start.trainable.state_dict()), dict(averaged))
+    assert start.epoch == 0
+
+
+def signal_at(monkeypatch, update, number):
+    """Send the process a signal in the middle of an update."""
+    original = Training._forward_backward
+
+    def interrupted(self, *args):
+        original(self, *args)
+        if self.run.update == update:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Training, "_forward_backward", interrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_says_how_to_go_on_and_nothing_is_lost(make_args, tmp_path, monkeypatch, number):
+    options = {**AUGMENTED, "epochs": 2}
+    train(make_args(experiment="straight", **options))
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    monkeypatch.setattr(sys, "argv", ["tools/train.py", "c.yaml", "--resume", "old", "--lr", "1"])
+    with monkeypatch.context() as patch:
+        signal_at(patch, UPDATES + 1, number)
+        with pytest.raises(Interrupted) as error:
+            train(make_args(experiment="stopped", **options))
+    recovery = tmp_path / "output/stopped/recovery.pth.tar"
+    assert str(error.value) == (
+        f"stopped by {number.name}; saved {recovery}; go on with: "
+        f"python tools/train.py c.yaml --lr 1 --resume {recovery}"
+    )
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert read_checkpoint(tmp_path / "output/stopped/last.pth.tar")["epoch"] == 0
+    assert read_checkpoint(recovery)["batches_done"] == 2  # the update was finished
+    train(make_args(resume=str(recovery), output="", experiment="", **options))
+    assert_same(learned(tmp_path / "output/straight"), learned(tmp_path / "output/stopped"))
+    assert not recovery.exists()
+
+
+def test_a_signal_during_validation_loses_no_epoch(make_args, tmp_path, monkeypatch):
+    train(make_args(experiment="straight", **AUGMENTED))
+    with monkeypatch.context() as patch:
+        patch.setattr("visionzoo.engine.training.evaluate", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            train(make_args(experiment="stopped", **AUGMENTED))
+    assert read_checkpoint(tmp_path / "output/stopped/recovery.pth.tar")["batches_done"] == UPDATES
+    train(make_args(experiment="stopped", resume="auto", **AUGMENTED))
+    assert_same(learned(tmp_path / "output/straight"), learned(tmp_path / "output/stopped"))
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_last_good_checkpoint(make_args, tmp_path, monkeypatch):
+    save, calls = torch.save, []
+
+    def full_on_second(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full_on_second)
+    with pytest.raises(UserError) as error:
+        train(make_args(epochs=3))
+    last = tmp_path / "output/run/last.pth.tar"
+    assert f"cannot write {last}: No space left on device" in str(error.value)
+    assert f"--resume {last}" in str(error.value)
+    assert read_checkpoint(last)["epoch"] == 0
+    assert [row["epoch"] for row in rows(tmp_path / "output/run")] == ["0"]
+
+
+def test_recovery_checkpoints_are_written_on_the_way(make_args, tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(
+        "visionzoo.engine.checkpoints.CheckpointFolder.save_recovery",
+        lambda self, state: written.append((state["epoch"], state["batches_done"])),
+    )
+    train(make_args(recovery_interval=3))
+    assert written == [(0, 3), (1, 2)]  # updates 3 and 6
+
+
+def test_skipped_images_are_counted_at_the_end(make_args, tmp_path, capsys):
+    write_images(tmp_path / "d/train", per_class=4, seed=0)
+    write_images(tmp_path / "d/val", per_class=2, seed=0)
+    truncate(tmp_path / "d/train/red/1.png")
+    result = train(make_args(data_dir=str(tmp_path / "d"), skip_bad_images=True, batch_size=4))
+    assert result["updates"] == 6
+    said = capsys.readouterr().out
+    assert f"1 unreadable training images were passed over\n  {tmp_path}/d/train/red/1.png" in said
+    assert "0 unreadable validation images were passed over" in said
+
+
+def test_a_streamed_set_may_be_shorter_than_it_says(make_args, monkeypatch):
+    class Stream:
+        def __init__(self):
+            self.epochs = []
+
+        def __len__(self):
+            return 40
+
+        def set_epoch(self, epoch):
+            self.epochs.append(epoch)
+
+        def __iter__(self):
+            for number in range(26):
+                yield Image.new("RGB", (40, 40), (number, 0, 0)), number % 3
+
+    stream = Stream()
+    monkeypatch.setattr(
+        "visionzoo.engine.data.create_dataset", lambda name, **_: IterableImageDataset(None, reader=stream)
+    )
+    result = train(make_args(dataset="wds/x", num_classes=3, val_split="", drop_path=0.0))
+    assert (result["epoch"], stream.epochs) == (1, [0, 1])
+    assert math.isfinite(result["train_loss"])
+
+
+@pytest.mark.parametrize(
+    ("module", "change", "install"),
+    [
+        ("tensorboard", {}, 'pip install "visionzoo[train]"'),
+        ("tqdm", {}, 'pip install "visionzoo[train]"'),
+        ("wandb", {"log_wandb": True}, 'pip install "visionzoo[wandb]"'),
+    ],
+)
+def test_a_missing_dependency_is_named_before_training(make_args, monkeypatch, module, change, install):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError) as error:
+        train(make_args(**change))
+    assert f"{module} is not installed" in str(error.value) and install in str(error.value)
+
+
+def test_wandb_logs_without_a_connection(make_args, tmp_path, monkeypatch):
+    import wandb
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    train(make_args(log_wandb=True, wandb_project="p", epochs=1))
+    wandb.teardown()  # waits for its service to write, as the end of a process does
+    logs = list((tmp_path / "output/run/wandb").glob("offline-run-*/*.wandb"))
+    assert len(logs) == 1
+    assert b"eval_top1" in logs[0].read_bytes()

@@ -1,0 +1,60 @@
+"""What a user can mend is said in one message; everything else keeps its traceback."""
+
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from importlib import import_module
+from types import ModuleType
+
+
+class UserError(ValueError):
+    """Input that cannot work: the message says what was expected, what came, and what to do."""
+
+
+class UnreadableImageError(UserError):
+    """An image file that cannot be decoded."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop by a signal."""
+
+    def __init__(self, signum: int, advice: str = "") -> None:
+        super().__init__(signum, advice)  # both in args: exceptions cross process borders as pickles
+        self.signum = signum
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.signum).name}{self.advice and '; ' + self.advice}"
+
+
+def run_tool(main: Callable[[], object]) -> None:
+    """Run `main`; print what a user can mend as one message and exit with 1, or 128 + the signal's number."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except Interrupted as error:
+        print(f"\n{error}", file=sys.stderr)
+        sys.exit(128 + error.signum)
+    except KeyboardInterrupt:
+        print("\nstopped by SIGINT", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+def closest(name: str, valid: Iterable[str]) -> str:
+    """Return `; did you mean ...?` with the valid names nearest to `name`, or nothing when none is near."""
+    valid = list(valid)
+    matches = get_close_matches(name, valid, n=4) or [other for other in valid if name and name in other][:4]
+    return f"; did you mean {' or '.join(matches)}?" if matches else ""
+
+
+def require(module: str, extra: str = "train") -> ModuleType:
+    """Import an optional dependency, or raise UserError naming the extra that installs it."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module.startswith(error.name):
+            raise  # the module is there, something that it needs is not
+        raise UserError(f'{module} is not installed; install it with: pip install "visionzoo[{extra}]"') from error

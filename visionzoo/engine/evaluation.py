@@ -1,0 +1,173 @@
+"""Top-1, top-5 and loss over a data set, exact on any number of processes."""
+
+import argparse
+import csv
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import nn
+
+from visionzoo.engine.checkpoints import write_atomically
+from visionzoo.engine.data import class_names, eval_loader, open_split, resolve_num_classes, with_same_classes
+from visionzoo.engine.errors import UserError, require
+from visionzoo.engine.images import IGNORED, batches
+from visionzoo.engine.models import Process, autocast, restore, start_process
+
+COLUMNS = ("model", "img_size", "top1", "top1_err", "top5", "top5_err", "param_count", "crop_pct", "interpolation")
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Averages over the images that could be read; top1 and top5 in percent."""
+
+    loss: float
+    top1: float
+    top5: float
+    count: int
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    loader: Any,
+    process: Process,
+    *,
+    precision: Callable[[], AbstractContextManager[Any]],
+    channels_last: bool = False,
+    progress: Callable[[Any], Any] = iter,
+) -> Metrics:
+    """Return the metrics of `model` on all images of the loader; `progress` may wrap the batches in a bar.
+
+    Raises:
+        UserError: not one image could be read.
+    """
+    model.eval()
+    sums = torch.zeros(4, dtype=torch.float64, device=process.device)  # loss, top-1, top-5, images
+    seen = 0
+    own = _own_images(loader, process)
+    for images, targets in progress(batches(loader)):
+        if channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with precision():
+            logits = model(images)
+        real = targets != IGNORED
+        if own is not None:  # the sampler repeats images to give each process as many
+            real &= seen + torch.arange(len(targets), device=targets.device) < own
+        seen += len(targets)
+        logits, targets = logits[real].float(), targets[real]
+        likeliest = logits.topk(min(5, logits.shape[1])).indices
+        hits = likeliest == targets[:, None]
+        loss = nn.functional.cross_entropy(logits, targets, reduction="sum")
+        sums += torch.stack([loss, hits[:, 0].sum(), hits.sum(), real.sum()]).double()
+    if process.distributed:
+        torch.distributed.all_reduce(sums)
+    loss_sum, top1, top5, count = sums.tolist()
+    if not count:
+        raise UserError("not one image to evaluate on could be read")
+    return Metrics(loss_sum / count, 100 * top1 / count, 100 * top5 / count, int(count))
+
+
+def _own_images(loader: Any, process: Process) -> int | None:
+    if not process.distributed or isinstance(loader.dataset, torch.utils.data.IterableDataset):
+        return None
+    return len(range(process.rank, len(loader.dataset), process.world_size))
+
+
+def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
+    """Evaluate what `args` name (tools/eval.py), print and write the result, and return it.
+
+    Raises:
+        UserError: the model, its weights or the data set are not there or do not fit.
+    """
+    process = start_process(args)
+    trained = restore(args)
+    _take_data_flags(args, trained.args)
+
+    def open_images(class_map: Any) -> Any:
+        return open_split(
+            args,
+            is_training=False,
+            split=args.split,
+            root=args.data_dir,
+            num_samples=args.num_samples,
+            class_map=class_map,
+        )
+
+    dataset = with_same_classes(open_images(args.class_map), trained.class_names, open_images)
+    resolve_num_classes(trained.num_classes, class_names(dataset))
+    model = trained.model.to(process.device)
+    if args.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    if args.torchcompile:
+        model.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
+    tqdm = require("tqdm").tqdm
+    loader = eval_loader(args, dataset, trained.data_config, process)
+    metrics = evaluate(
+        model,
+        loader,
+        process,
+        precision=lambda: autocast(args, process.device),
+        channels_last=args.channels_last,
+        progress=lambda batches: tqdm(batches, total=len(loader), unit="batch", disable=not process.is_primary),
+    )
+    result = {
+        "model": args.model or trained.args["model"],
+        "img_size": trained.data_config["input_size"][-1],
+        "top1": round(metrics.top1, 4),
+        "top1_err": round(100 - metrics.top1, 4),
+        "top5": round(metrics.top5, 4),
+        "top5_err": round(100 - metrics.top5, 4),
+        "param_count": round(sum(p.numel() for p in trained.model.parameters()) / 1e6, 2),
+        "crop_pct": trained.data_config["crop_pct"],
+        "interpolation": trained.data_config["interpolation"],
+        "loss": round(metrics.loss, 6),
+        "images": metrics.count,
+        "skipped_images": len(dataset.bad_names()) if hasattr(dataset, "bad_names") else 0,
+        "checkpoint": args.checkpoint,
+    }
+    if process.is_primary:
+        _write(result, args)
+    return result
+
+
+def _take_data_flags(args: argparse.Namespace, run: dict[str, Any]) -> None:
+    """Fill data flags that were not given from the training run that made the checkpoint."""
+    if not (args.data_dir or args.dataset):
+        args.data_dir = run.get("val_data_dir") or run.get("data_dir")
+        for name in ("dataset", "class_map", "input_img_mode", "input_key", "target_key"):
+            setattr(args, name, getattr(args, name) or run.get(name) or getattr(args, name))
+        args.split = args.split or run.get("val_split")
+    args.split = args.split or "validation"
+    for name in ("in_chans", "input_size"):
+        setattr(args, name, getattr(args, name) or run.get(name))
+
+
+def _write(result: dict[str, Any], args: argparse.Namespace) -> None:
+    text = json.dumps(result, indent=2)
+    print(text)
+    path = Path(args.results_file or _default_file(result, args.checkpoint))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(f"{text}\n".encode()))
+    print(f"written to {path}")
+    if args.results_csv:
+        table = Path(args.results_csv)
+        is_new = not table.exists()
+        table.parent.mkdir(parents=True, exist_ok=True)
+        with table.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+            if is_new:
+                writer.writeheader()
+            writer.writerow(result)
+
+
+def _default_file(result: dict[str, Any], checkpoint: str) -> Path:
+    if checkpoint:
+        path = Path(checkpoint)
+        return path.with_name(f"eval-{path.name.partition('.')[0]}.json")
+    return Path("output/eval") / f"{result['model'].replace('/', '_')}-{result['img_size']}.json"

@@ -1,0 +1,155 @@
+"""Building a model from flags, and from a checkpoint that knows its own."""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from timm.utils import init_distributed_device
+from torch import nn
+
+import visionzoo  # noqa: F401  registers the zoo_* models
+from visionzoo.engine.checkpoints import read_checkpoint, recorded_args
+from visionzoo.engine.errors import UserError, closest
+from visionzoo.models.checkpoint import load_weights, unwrap_state_dict
+
+DATA_CONFIG = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+
+
+@dataclass(frozen=True)
+class Process:
+    """The device of this process and its place among the others."""
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    distributed: bool = False
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether this process is the one that prints and writes."""
+        return self.rank == 0
+
+
+def start_process(args: argparse.Namespace) -> Process:
+    """Pick the device and join the other processes when torchrun or Slurm started several.
+
+    Raises:
+        UserError: the device is not there.
+    """
+    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise UserError(f"unknown device: {str(error).splitlines()[0]}") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"no CUDA device here, device={name!r}; pass --device cpu")
+    if kind == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    place = argparse.Namespace(device=name)
+    device = init_distributed_device(place)
+    return Process(device, place.rank, place.world_size, place.distributed)
+
+
+def autocast(args: argparse.Namespace, device: torch.device) -> torch.autocast:
+    """Return the mixed-precision context that `args` ask for, a disabled one without --amp."""
+    return torch.autocast(device.type, dtype=getattr(torch, args.amp_dtype), enabled=args.amp)
+
+
+def build_model(args: argparse.Namespace, **more: Any) -> nn.Module:
+    """Create `args.model` by timm; `more` are further arguments of timm.create_model, None meaning unset.
+
+    Raises:
+        UserError: the name or an argument is unknown, or the published weights cannot be had.
+    """
+    if not args.model:
+        raise UserError("which model? give --model, or --checkpoint of a run of tools/train.py")
+    is_local_name = ":" not in args.model  # hf-hub:... and local-dir:... are looked up elsewhere
+    if is_local_name and not timm.is_model(args.model):
+        name = args.model.split(".")[0]
+        raise UserError(f"unknown model {args.model!r}{closest(name, timm.list_models())}")
+    arguments = dict(in_chans=args.in_chans, num_classes=args.num_classes, global_pool=args.gp)
+    arguments |= more | args.model_kwargs
+    if args.input_size and args.in_chans is None:
+        arguments["in_chans"] = args.input_size[0]
+    try:
+        return timm.create_model(args.model, pretrained=args.pretrained, **arguments)
+    except TypeError as error:  # an argument that the model does not have
+        if not args.model_kwargs:
+            raise
+        raise UserError(f"{args.model} does not take --model-kwargs {args.model_kwargs}: {error}") from error
+    except ValueError as error:
+        raise UserError(f"cannot build {args.model}: {error}") from error
+    except (RuntimeError, OSError) as error:
+        if is_local_name and not args.pretrained:
+            raise
+        raise UserError(f"no weights for {args.model}: {error}") from error
+
+
+def data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
+    """Return input size, mean, std, crop and interpolation: the flags' where given, else the model's."""
+    return resolve_data_config(vars(args), model=model)
+
+
+def load(model: nn.Module, source: Mapping[str, Any], where: str, *, use_ema: bool = True) -> None:
+    """Load a checkpoint's weights; models that are timm's own are loaded by name.
+
+    Raises:
+        UserError: the weights do not fit; it names `where` they come from and what does not fit.
+    """
+    try:
+        if hasattr(model, "CHECKPOINT_KEYS"):
+            load_weights(model, source, use_ema=use_ema)
+        else:
+            model.load_state_dict(unwrap_state_dict(source, use_ema=use_ema))
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"cannot load {where} into {type(model).__name__}: {error}") from error
+
+
+@dataclass
+class Trained:
+    """A model with its weights and what a run recorded about it."""
+
+    model: nn.Module
+    data_config: dict[str, Any]
+    class_names: list[str] | None = None
+    args: dict[str, Any] = field(default_factory=dict)  # of the training run, empty for other weights
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes that the model tells apart."""
+        return int(self.model.num_classes)  # type: ignore[arg-type]
+
+
+def restore(args: argparse.Namespace) -> Trained:
+    """Build the model of `args.checkpoint`, or `args.model` where there is none; flags win over what a run recorded.
+
+    Raises:
+        UserError: no model is given, or the weights do not fit it.
+    """
+    if not args.checkpoint:
+        if args.model and not args.pretrained:
+            raise UserError(f"{args.model} has no weights: give --checkpoint or --pretrained")
+        model = build_model(args)
+        return Trained(model, data_config(args, model))
+    args = argparse.Namespace(**vars(args))
+    state = read_checkpoint(args.checkpoint)
+    run = recorded_args(state)
+    if args.model in (None, run.get("model")):  # else the architecture of the run says nothing about this one
+        for name in ("model", "model_kwargs", "num_classes", "in_chans", "gp"):
+            if getattr(args, name) in (None, {}):
+                setattr(args, name, run.get(name) or getattr(args, name))
+    args.pretrained = False  # the weights come from the checkpoint
+    model = build_model(args)
+    load(model, state, args.checkpoint, use_ema=not args.no_ema)
+    recorded = dict(state.get("data_config") or {})
+    if args.img_size or args.input_size:
+        recorded.pop("input_size", None)
+    given = {name: value for name in DATA_CONFIG if (value := getattr(args, name, None))}
+    sizes = {"img_size": args.img_size, "in_chans": args.in_chans}
+    config = resolve_data_config({**sizes, **recorded, **given}, model=model)
+    return Trained(model, config, state.get("class_names"), run)

@@ -1,0 +1,124 @@
+"""Command line and YAML: the file gives defaults, flags win, and neither may hold a name that does not exist."""
+
+import argparse
+import ast
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from visionzoo.engine.errors import UserError, closest, require
+
+
+class KeyValues(argparse.Action):
+    """`key=value ...` on the command line; values are Python literals where they parse as such, else strings."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Store the pairs as a dict."""
+        pairs: dict[str, Any] = {}
+        for text in values:
+            key, sep, value = text.partition("=")
+            if not sep or not key:
+                raise UserError(f"{option_string}: expected key=value, got {text!r}")
+            try:
+                pairs[key] = ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                pairs[key] = value
+        setattr(namespace, self.dest, pairs)
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        shown = isinstance(action.default, (int, float, str, list)) and action.default not in (False, "", [])
+        return super()._get_help_string(action) if shown else action.help
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are UserErrors with the closest valid flag."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description=description, allow_abbrev=False, formatter_class=_Help)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print below a page of usage."""
+        raise UserError(f"{message} (--help lists all flags)")
+
+    def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        """Parse `argv` (default: sys.argv); raises UserError on an unknown flag."""
+        args, unknown = self.parse_known_args(argv)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            name = unknown[0].split("=")[0]
+            raise UserError(f"unknown argument {name}{closest(name, flags)} (--help lists all flags)")
+        return args
+
+    def parse_with_config(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        """Parse `argv` over the YAML file it names (positionally or by -c / --config).
+
+        Raises:
+            UserError: a flag or a key that does not exist, a value of the wrong type, an unreadable file.
+        """
+        first = self.parse(argv)
+        if first.config and first.config_file:
+            raise UserError(f"two configs: {first.config_file} and --config {first.config}; give one")
+        path = first.config or first.config_file
+        if path:
+            self.set_defaults(**self.read_config(path))
+        args = self.parse(argv)
+        args.config = str(path) if path else None
+        del args.config_file
+        return args
+
+    def read_config(self, path: str | Path) -> dict[str, Any]:
+        """Read a YAML mapping of flag names (`-` or `_`) to values, each checked as the flag's own."""
+        path = Path(path)
+        if path.is_dir():
+            raise UserError(f"expected a YAML file, got the folder {path}; a data set is given by --data-dir")
+        yaml = require("yaml")
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the config {path}: {error}") from error
+        except yaml.YAMLError as error:
+            raise UserError(f"{path} is not YAML: {error}") from error
+        if not isinstance(content, Mapping):
+            raise UserError(f"{path}: expected a mapping of flag names to values, got {type(content).__name__}")
+        flags = {action.dest: action for action in self._actions if action.option_strings}
+        values = {}
+        for key, value in content.items():
+            name = str(key).replace("-", "_")
+            if name not in flags or name in ("help", "config"):
+                raise UserError(f"{path}: unknown key {key!r}{closest(name, flags)}")
+            if value is not None:  # `key: null` keeps the default, as in the args.yaml that timm writes
+                values[name] = _typed(flags[name], value, where=f"{path}: {key}")
+        return values
+
+
+def _typed(action: argparse.Action, value: Any, where: str) -> Any:
+    """Return a YAML value as the command line would have given it."""
+    if isinstance(action, KeyValues):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where}: expected a mapping, got {value!r}")
+        return dict(value)
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise UserError(f"{where}: expected true or false, got {value!r}")
+        return value
+    if action.nargs in ("+", "*") or isinstance(action.nargs, int):
+        values = list(value) if isinstance(value, (list, tuple)) else [value]
+        if isinstance(action.nargs, int) and len(values) != action.nargs:
+            raise UserError(f"{where}: expected {action.nargs} values, got {value!r}")
+        return [_single(action, item, where) for item in values]
+    return _single(action, value, where)
+
+
+def _single(action: argparse.Action, value: Any, where: str) -> Any:
+    kind = action.type if isinstance(action.type, type) else str
+    if isinstance(value, (bool, list, dict)):
+        raise UserError(f"{where}: expected {kind.__name__}, got {value!r}")
+    try:
+        value = kind(str(value))  # through text, as on the command line: YAML reads 1e-3 as a string
+    except ValueError:
+        raise UserError(f"{where}: expected {kind.__name__}, got {value!r}") from None
+    if action.choices is not None and value not in action.choices:
+        raise UserError(f"{where}: expected one of {', '.join(map(str, action.choices))}, got {value!r}")
+    return value

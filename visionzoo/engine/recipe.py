@@ -1,0 +1,59 @@
+"""Loss, learning rate, optimizer and schedule from the flags, as timm's train script makes them."""
+
+import argparse
+from typing import Any
+
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from torch.optim import Optimizer
+
+from visionzoo.engine.data import mixing
+from visionzoo.engine.errors import UserError
+
+
+def make_loss(args: argparse.Namespace) -> nn.Module:
+    """Return the training loss; mixed targets are smoothed already."""
+    if args.bce_loss:
+        return BinaryCrossEntropy(
+            smoothing=0.0 if mixing(args) else args.smoothing,
+            target_threshold=args.bce_target_thresh,
+            sum_classes=args.bce_sum,
+            pos_weight=args.bce_pos_weight,
+        )
+    if mixing(args):
+        return SoftTargetCrossEntropy()
+    return LabelSmoothingCrossEntropy(args.smoothing) if args.smoothing else nn.CrossEntropyLoss()
+
+
+def learning_rate(args: argparse.Namespace, world_size: int) -> tuple[float, str]:
+    """Return the learning rate and how it came about: --lr, or --lr-base scaled to the total batch."""
+    total = args.batch_size * world_size * args.grad_accum_steps
+    if args.lr:
+        return args.lr, f"lr {args.lr:g} as given, total batch {total}"
+    ratio = total / args.lr_base_size
+    scale = args.lr_base_scale or ("sqrt" if any(name in args.opt.lower() for name in ("ada", "lamb")) else "linear")
+    lr = args.lr_base * (ratio**0.5 if scale == "sqrt" else ratio)
+    return lr, f"lr {lr:g} = {args.lr_base:g} at {args.lr_base_size}, scaled ({scale}) to a total batch of {total}"
+
+
+def make_optimizer(args: argparse.Namespace, model: nn.Module) -> Optimizer:
+    """Create the optimizer over `model`'s parameters by timm.
+
+    Raises:
+        UserError: timm has no such optimizer, or it does not take an argument.
+    """
+    try:
+        return create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    except (AssertionError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"cannot make the optimizer opt={args.opt!r}: {error}") from error
+
+
+def make_scheduler(
+    args: argparse.Namespace, optimizer: Optimizer, updates_per_epoch: int
+) -> tuple[Scheduler | None, int]:
+    """Return timm's schedule and the number of epochs with cool-down; it is a function of epoch and update alone."""
+    settings: dict[str, Any] = scheduler_kwargs(args, decreasing_metric=args.eval_metric == "loss")
+    return create_scheduler_v2(optimizer, **settings, updates_per_epoch=updates_per_epoch)

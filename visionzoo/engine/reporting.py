@@ -1,0 +1,139 @@
+"""What a run shows and writes: a bar, a line an epoch, CSV, TensorBoard, Weights & Biases, curves as a picture."""
+
+import argparse
+import csv
+import io
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from visionzoo.engine.checkpoints import write_atomically
+from visionzoo.engine.errors import UserError, require
+
+CURVES, SUMMARY = "curves.png", "summary.csv"
+
+
+class Reporter:
+    """The log of one run; made in the primary process only."""
+
+    def __init__(self, folder: Path, args: argparse.Namespace, *, first_epoch: int, first_update: int) -> None:
+        self.folder = folder
+        self.rows = [row for row in _read_rows(folder / SUMMARY) if int(row["epoch"]) < first_epoch]
+        self._tqdm = require("tqdm").tqdm
+        require("matplotlib")  # now, not after days of training
+        require("tensorboard")
+        writer = require("torch.utils.tensorboard").SummaryWriter
+        self._board = writer(str(folder), purge_step=first_update or None)
+        self._wandb = _start_wandb(folder, args) if args.log_wandb else None
+        self._bar: Any = None
+        self._log_interval = args.log_interval
+        self._last_step: tuple[int, int, float] | None = None  # update, images and time of the last entry
+
+    def start_bar(self, total: int, done: int) -> None:
+        """Show a bar over the images of the whole run, with images/s and the time left."""
+        quiet = not sys.stderr.isatty()  # into a file, a line now and then
+        self._bar = self._tqdm(
+            total=total,
+            initial=done,
+            unit=" img",
+            unit_scale=True,
+            mininterval=30 if quiet else 0.2,
+            dynamic_ncols=True,
+        )
+
+    def advance(self, images: int) -> None:
+        """Move the bar."""
+        self._bar.update(images)
+
+    def step(self, update: int, epoch: int, *, loss: float, lr: float) -> None:
+        """Show the values of an update, and log them every --log-interval and after the first."""
+        self._bar.set_description(f"epoch {epoch}", refresh=False)
+        self._bar.set_postfix_str(f"loss {loss:.4g}, lr {lr:.3g}", refresh=False)
+        if self._last_step is None or update - self._last_step[0] >= self._log_interval:
+            now = (update, self._bar.n, time.perf_counter())
+            values = {"train/loss": loss, "train/lr": lr}
+            if self._last_step is not None:
+                images, seconds = now[1] - self._last_step[1], now[2] - self._last_step[2]
+                values["train/images_per_second"] = images / seconds
+            self._last_step = now
+            self._log(values, update)
+
+    def epoch(self, update: int, row: dict[str, float]) -> None:
+        """Log the values of an epoch and say them in a line."""
+        self.rows.append({name: f"{value:.7g}" for name, value in row.items()})
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, names, restval="")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(self.folder / SUMMARY, lambda file: file.write(text.getvalue().encode()))
+        self._log({f"epoch/{name}": value for name, value in row.items()}, update)
+        self.say(f"epoch {row['epoch']}: " + ", ".join(f"{k} {v:.5g}" for k, v in row.items() if k != "epoch"))
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def draw_curves(self) -> None:
+        """Draw curves.png."""
+        if self.rows:
+            draw_curves(self.rows, self.folder / CURVES)
+
+    def close(self) -> None:
+        """Close the bar and the logs."""
+        if self._bar is not None:
+            self._bar.close()
+        self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def _log(self, values: dict[str, float], update: int) -> None:
+        try:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, update)
+        except OSError as error:
+            raise UserError(f"cannot write the TensorBoard log in {self.folder}: {error.strerror}") from error
+        if self._wandb is not None:
+            self._wandb.log(values, step=update)
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _start_wandb(folder: Path, args: argparse.Namespace) -> Any:
+    return require("wandb", extra="wandb").init(
+        dir=str(folder),
+        project=args.wandb_project,
+        name=folder.name,
+        config=vars(args),
+        tags=args.wandb_tags,
+        id=args.wandb_resume_id or None,
+        resume="must" if args.wandb_resume_id else None,
+    )
+
+
+def draw_curves(rows: list[dict[str, str]], path: Path) -> None:
+    """Draw the losses and the accuracy of the rows of summary.csv against the epoch."""
+    require("matplotlib")
+    from matplotlib.figure import Figure  # not pyplot: no display, no global state
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    for axes, names, unit in zip(
+        figure.subplots(1, 2), (("train_loss", "eval_loss"), ("eval_top1", "eval_top5")), ("loss", "%"), strict=True
+    ):
+        for name in names:
+            points = [(int(row["epoch"]), float(row[name])) for row in rows if row.get(name)]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None, label=name)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(unit)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))

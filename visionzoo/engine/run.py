@@ -1,0 +1,266 @@
+"""What a training run consists of, built from the flags, and how it is saved and taken up again."""
+
+import argparse
+import math
+import shlex
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.layers import convert_sync_batchnorm
+from timm.models import safe_model_name
+from timm.task import ClassificationTask
+from timm.utils import NativeScaler
+from torch import nn
+
+from visionzoo.engine.checkpoints import (
+    LAST,
+    CheckpointFolder,
+    progress,
+    read_checkpoint,
+    recorded_args,
+    write_atomically,
+)
+from visionzoo.engine.data import class_names, eval_loader, open_train_and_val, resolve_num_classes, train_loader
+from visionzoo.engine.errors import UserError, require
+from visionzoo.engine.images import seed_everything
+from visionzoo.engine.models import Process, build_model, data_config, load
+from visionzoo.engine.recipe import learning_rate, make_loss, make_optimizer, make_scheduler
+from visionzoo.engine.reporting import Reporter
+
+
+class Run:
+    """Model, data, optimizer, schedule and folder of one training, and how far it has come.
+
+    Attributes:
+        epoch, batches_done: the epoch in progress and the batches done in it.
+        losses: sum of the losses of these batches' images, and their number.
+        validated: whether there is a checkpoint with metric of just this place.
+        reporter: the log, in the primary process only.
+    """
+
+    def __init__(self, args: argparse.Namespace, process: Process) -> None:
+        self.args = args = argparse.Namespace(**vars(args))
+        self.process = process
+        seed_everything(args.seed)
+        self.train_set, self.val_set = open_train_and_val(args)
+        self.class_names = class_names(self.train_set)
+        args.num_classes = resolve_num_classes(args.num_classes, self.class_names)
+        model = _make_model(args, process)
+        args.num_classes = model.num_classes
+        self.recorded_args = dict(vars(args))  # as given but for num_classes: lr stays open where it is to be scaled
+        self.data_config = data_config(args, model)
+        self.loader = train_loader(args, self.train_set, self.data_config, process)
+        self.val_loader = self.val_set and eval_loader(args, self.val_set, self.data_config, process)
+        self.updates_per_epoch = math.ceil(len(self.loader) / args.grad_accum_steps)
+
+        args.lr, lr_origin = learning_rate(args, process.world_size)
+        loss = make_loss(args).to(process.device)
+        self.task = ClassificationTask(model, loss, device=process.device, verbose=False)
+        self.optimizer = make_optimizer(args, model)
+        self.scheduler, self.num_epochs = make_scheduler(args, self.optimizer, self.updates_per_epoch)
+        needs_scaler = args.amp and args.amp_dtype == "float16" and process.device.type == "cuda"
+        self.scaler = NativeScaler(device=process.device.type) if needs_scaler else None
+
+        self.epoch = self.batches_done = 0
+        self.losses: tuple[float, int] = (0.0, 0)
+        self.validated = False
+        self.metric = args.eval_metric if self.val_set else "loss"
+        self.folder = _run_folder(args, self.data_config["input_size"][-1])
+        self.checkpoints = CheckpointFolder(
+            self.folder, keep=args.checkpoint_hist, lower_is_better=self.metric == "loss"
+        )
+        self.reporter: Reporter | None = None
+        self._take_up()
+        self._wrap_model()
+        if process.is_primary:
+            self._start_report(lr_origin)
+
+    @property
+    def update(self) -> int:
+        """The updates done so far."""
+        return self.epoch * self.updates_per_epoch + math.ceil(self.batches_done / self.args.grad_accum_steps)
+
+    @property
+    def at_max_steps(self) -> bool:
+        """Whether the step limit is reached."""
+        return self.args.max_steps is not None and self.update >= self.args.max_steps
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs, or the step limit, are done and validated."""
+        return self.epoch >= self.num_epochs or (self.at_max_steps and self.validated)
+
+    @property
+    def trainable(self) -> nn.Module:
+        """The model as it is trained: compiled, and wrapped for several processes."""
+        module = self.task.get_trainable_module()
+        assert module is not None
+        return module
+
+    @property
+    def lr(self) -> float:
+        """The learning rate now, averaged over the parameter groups."""
+        groups = self.optimizer.param_groups
+        return sum(group["lr"] for group in groups) / len(groups)
+
+    def next_epoch(self) -> None:
+        """Begin the next epoch."""
+        self.epoch, self.batches_done, self.losses = self.epoch + 1, 0, (0.0, 0)
+
+    def say(self, text: str) -> None:
+        """Print a line, in the primary process."""
+        if self.reporter:
+            self.reporter.say(text)
+        elif self.process.is_primary:
+            print(text, flush=True)
+
+    def resume_command(self, checkpoint: str = LAST) -> str:
+        """Return the command that goes on from a checkpoint of this run."""
+        words = list(sys.argv)
+        for index, word in reversed(list(enumerate(words))):
+            if word.startswith("--resume"):
+                del words[index : index + (1 if "=" in word else 2)]
+        launcher = f"torchrun --nproc-per-node {self.process.world_size}" if self.process.distributed else "python"
+        return f"{launcher} {shlex.join([*words, '--resume', str(self.folder / checkpoint)])}"
+
+    def state(self) -> dict[str, Any]:
+        """Return all that a checkpoint holds, in plain types and tensors."""
+        state = {
+            "version": 2,  # timm's number for: `epoch` is the one that ended
+            "epoch": self.epoch,
+            "batches_done": self.batches_done,
+            "batches_per_epoch": len(self.loader),
+            "losses": self.losses,
+            "arch": self.args.model,
+            "args": self.recorded_args,
+            "data_config": self.data_config,
+            "class_names": self.class_names,
+            "optimizer": self.optimizer.state_dict(),
+            **self.task.get_checkpoint_state(),
+        }
+        if self.task.has_ema():
+            state |= self.task.get_checkpoint_state(ema=True)
+        if self.scaler is not None:
+            state[self.scaler.state_dict_key] = self.scaler.state_dict()
+        return state
+
+    def _take_up(self) -> None:
+        """Go on from --resume, if asked; then the moving average and the schedule stand where the run stands."""
+        args = self.args
+        state: dict[str, Any] = {}
+        if args.resume == "auto":
+            if (found := self.checkpoints.newest(warn=self.say)) is not None:
+                state = self._restore(*found)
+            else:
+                self.say(f"no checkpoint in {self.folder}: starting from the beginning")
+        elif args.resume:
+            state = self._restore(Path(args.resume), read_checkpoint(args.resume))
+        if args.model_ema:
+            self.task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
+            if "state_dict_ema" in state:
+                self.task.load_checkpoint_state(state["state_dict_ema"], ema=True)
+        if args.start_epoch is not None:
+            self.epoch, self.batches_done, self.losses = args.start_epoch, 0, (0.0, 0)
+        if self.scheduler is not None and self.update:
+            self.scheduler.step(self.epoch)
+            self.scheduler.step_update(self.update)
+
+    def _restore(self, path: Path, state: dict[str, Any]) -> dict[str, Any]:
+        args = self.args
+        if (arch := state.get("arch", args.model)) != args.model:
+            raise UserError(f"{path} is a checkpoint of {arch}, this run is of {args.model}")
+        if "state_dict" not in state or "epoch" not in state:
+            raise UserError(f"{path} holds no training state; to start from its weights use --initial-checkpoint")
+        opt = recorded_args(state).get("opt", args.opt)
+        if opt != args.opt and not args.no_resume_opt:  # torch would load its state all the same
+            raise UserError(f"{path} was trained by opt={opt!r}, this run has {args.opt!r}; or pass --no-resume-opt")
+        try:
+            self.task.load_checkpoint_state(state["state_dict"], state.get("task_state"))
+            if not args.no_resume_opt:
+                self.optimizer.load_state_dict(state["optimizer"])
+                if self.scaler is not None and self.scaler.state_dict_key in state:
+                    self.scaler.load_state_dict(state[self.scaler.state_dict_key])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(f"{path} does not fit this run of {args.model}: {error}") from error
+        self.epoch, self.batches_done = progress(state)
+        loss, images = state.get("losses", self.losses)
+        self.losses = (float(loss), int(images))
+        batches_per_epoch = state.get("batches_per_epoch", self.batches_done)
+        if self.batches_done < batches_per_epoch != len(self.loader):
+            self.say(
+                f"{path} was written in mid-epoch with {batches_per_epoch} batches an epoch, now there are "
+                f"{len(self.loader)}: the epoch begins anew"
+            )
+            self.batches_done, self.losses = 0, (0.0, 0)
+        self.validated = "metric" in state  # else it was stopped before
+        if self.batches_done >= batches_per_epoch and self.validated:
+            self.next_epoch()
+        if path.parent.resolve() == self.folder.resolve():
+            self.checkpoints.continue_from(state)
+        self.say(f"going on from {path} in epoch {self.epoch}, batch {self.batches_done}")
+        return state
+
+    def _wrap_model(self) -> None:
+        """Compile and join the processes, in this order, on loaded weights."""
+        args, task = self.args, self.task
+        if args.torchcompile:
+            task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
+            task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
+        if self.process.distributed:
+            device_ids = None if self.process.device.type == "cpu" else [self.process.device]
+            task.prepare_distributed(device_ids=device_ids, broadcast_buffers=not args.no_ddp_bb)
+
+    def _start_report(self, lr_origin: str) -> None:
+        args = self.args
+        text = require("yaml").safe_dump(self.recorded_args, sort_keys=False)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / "args.yaml", lambda file: file.write(text.encode()))
+        self.reporter = Reporter(self.folder, args, first_epoch=self.epoch, first_update=self.update)
+        parameters = sum(p.numel() for p in self.trainable.parameters())
+        self.say(f"{args.model}: {parameters / 1e6:.2f} M parameters, {args.num_classes} classes, {self.data_config}")
+        validated = f"{len(self.val_set)} to validate on" if self.val_set else "no validation"
+        devices = f"{self.process.world_size} x {self.process.device}"
+        self.say(f"{len(self.train_set)} images to train on, {validated}; {devices}")
+        self.say(f"{self.num_epochs} epochs of {self.updates_per_epoch} updates; {lr_origin}")
+        self.say(f"run folder {self.folder}")
+
+
+def _make_model(args: argparse.Namespace, process: Process) -> nn.Module:
+    overlay = {"file": args.pretrained_path, "num_classes": -1} if args.pretrained_path else None  # -1: adapt the head
+    model = build_model(
+        args,
+        drop_rate=args.drop,
+        drop_path_rate=args.drop_path,
+        drop_block_rate=args.drop_block,
+        bn_momentum=args.bn_momentum,
+        bn_eps=args.bn_eps,
+        pretrained_cfg_overlay=overlay,
+    )
+    if args.initial_checkpoint:
+        load(model, read_checkpoint(args.initial_checkpoint), args.initial_checkpoint)
+    if args.grad_checkpointing:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    if process.distributed and args.sync_bn:
+        model = convert_sync_batchnorm(model)
+    model.to(process.device)
+    return model.to(memory_format=torch.channels_last) if args.channels_last else model
+
+
+def _run_folder(args: argparse.Namespace, size: int) -> Path:
+    """Return the run's folder: a resumed run stays in its own unless another is named.
+
+    Raises:
+        UserError: another run is there.
+    """
+    if args.resume == "auto" and not args.experiment:
+        raise UserError("--resume auto looks into the folder of --experiment NAME; give the name, or --resume FILE")
+    if args.resume not in ("", "auto") and not (args.output or args.experiment):
+        return Path(args.resume).parent
+    name = args.experiment or f"{datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(args.model)}-{size}"
+    folder = Path(args.output or "output/train") / name
+    if not args.resume and (folder / LAST).exists():
+        raise UserError(f"{folder} holds a run already; go on with it by --resume auto, or name another --experiment")
+    return folder

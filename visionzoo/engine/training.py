@@ -1,0 +1,265 @@
+"""The training loop over timm's task, optimizer and schedule.
+
+Everything random in a step follows from (seed, epoch, step, process), so a run that goes on from a checkpoint, be it
+in mid-epoch, is the run that was never stopped; a checkpoint needs no random states.
+"""
+
+import argparse
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed
+from timm.utils import dispatch_clip_grad, distribute_bn, reduce_tensor
+from torch import Tensor
+
+from visionzoo.engine.checkpoints import BEST
+from visionzoo.engine.data import train_loader
+from visionzoo.engine.errors import Interrupted, UserError
+from visionzoo.engine.evaluation import evaluate
+from visionzoo.engine.images import CheckedImages, announce_epoch, batches, seed_everything
+from visionzoo.engine.interruption import StopSignals
+from visionzoo.engine.models import autocast, start_process
+from visionzoo.engine.run import Run
+
+
+def train(args: argparse.Namespace) -> dict[str, Any]:
+    """Train what `args` describe (tools/train.py); return the last epoch's row, the best metric and the run's folder.
+
+    Raises:
+        UserError: the input cannot work, the loss is not finite, or a checkpoint cannot be written.
+        Interrupted: by a signal; a checkpoint is written and the command to go on is in the message.
+    """
+    process = start_process(args)
+    result = Training(Run(args, process)).fit()
+    if process.distributed:
+        torch.distributed.destroy_process_group()
+    return result
+
+
+class Training:
+    """The loop of one run."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.stop = StopSignals()
+        self._pending: list[tuple[Tensor, int]] = []  # loss and images of batches, not yet fetched from the device
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the end, validating and saving on the way."""
+        run = self.run
+        row: dict[str, Any] = {}
+        self._start_bar()
+        try:
+            with self.stop:
+                if run.finished:
+                    run.say(f"nothing left to do: {run.update} updates are done")
+                while not run.finished:
+                    row = self._epoch() or row
+            if run.reporter:
+                run.reporter.draw_curves()
+            self._report_unreadable()
+        except Interrupted as error:
+            raise self._saved(error) from None
+        except RuntimeError as error:
+            if self.stop.received is None:
+                raise
+            # loading processes and peers get the signal too, and their end is an error here
+            raise Interrupted(self.stop.received, f"go on with: {run.resume_command()}") from error
+        finally:
+            if run.reporter:
+                run.reporter.close()
+        if run.checkpoints.best:
+            row["best_epoch"], row["best_metric"] = run.checkpoints.best
+            run.say(f"best {run.metric} {row['best_metric']:.5g}, epoch {row['best_epoch']}: {run.folder / BEST}")
+        return {**row, "updates": run.update, "folder": str(run.folder)}
+
+    def _epoch(self) -> dict[str, Any]:
+        """Train to the end of the epoch in progress, validate and save; return the row of summary.csv."""
+        run, args = self.run, self.run.args
+        started, first = time.perf_counter(), run.batches_done
+        if first < len(run.loader):  # else it was stopped in its validation
+            self._train_epoch()
+        seconds = time.perf_counter() - started
+        images = (run.batches_done - first) * args.batch_size * run.process.world_size
+        if run.process.distributed and args.dist_bn:
+            distribute_bn(run.trainable, run.process.world_size, args.dist_bn == "reduce")
+        row: dict[str, Any] = {}
+        if (run.epoch + 1) % args.val_interval == 0 or run.epoch + 1 == run.num_epochs or run.at_max_steps:
+            row = {"epoch": run.epoch, "train_loss": run.losses[0] / max(run.losses[1], 1), **self._validate()}
+            row |= {"lr": run.lr, "images_per_second": images / seconds, "seconds": seconds}
+            if run.process.is_primary:
+                self._save(row[f"eval_{run.metric}" if run.val_set else "train_loss"])
+            run.validated = True
+            if run.reporter:
+                run.reporter.epoch(run.update, row)
+        if run.batches_done >= len(run.loader):
+            run.next_epoch()
+            if run.scheduler is not None:
+                run.scheduler.step(run.epoch)
+        return row
+
+    def _train_epoch(self) -> None:
+        run, accumulated = self.run, self.run.args.grad_accum_steps
+        total = len(run.loader)
+        tail = total % accumulated
+        run.trainable.train()
+        run.optimizer.zero_grad()
+        for index, images, targets in self._remaining_batches():
+            group = tail if index >= total - tail else accumulated
+            is_update = (index + 1) % accumulated == 0 or index + 1 == total
+            self._forward_backward(images, targets, group, is_update)
+            run.batches_done, run.validated = index + 1, False
+            if run.reporter:
+                run.reporter.advance(len(images) * run.process.world_size)
+            if is_update:
+                self._after_update()
+                if run.at_max_steps:
+                    break
+        else:
+            run.batches_done = total  # a stream can be shorter than its announced length
+        self._fetch_losses()
+
+    def _remaining_batches(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield what is left of the epoch; what is done is drawn again, so that the rest is what it would have been."""
+        run, args = self.run, self.run.args
+        if args.mixup_off_epoch and run.epoch >= args.mixup_off_epoch and run.loader.mixup_enabled:
+            # a new loader, since loading processes that run already would go on mixing
+            run.loader = train_loader(args, run.train_set, run.data_config, run.process)
+            run.loader.mixup_enabled = False
+        announce_epoch(run.loader, args.seed, run.epoch)
+        iterator = batches(run.loader)
+        for index in range(len(run.loader)):
+            seed_everything(args.seed, run.epoch, index, run.process.rank)
+            batch = next(iterator, None)
+            if batch is None:
+                return
+            if index >= run.batches_done:
+                yield index, *batch
+
+    def _forward_backward(self, images: Tensor, targets: Tensor, group: int, is_update: bool) -> None:
+        """Add the gradients of a batch, one of `group`; update the weights when it is the last of them."""
+        run, args, task = self.run, self.run.args, self.run.task
+        if args.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with contextlib.nullcontext() if is_update else task.no_sync():
+            with autocast(args, run.process.device):
+                loss = task(images, targets)["loss"]
+            self._pending.append((loss.detach(), len(images)))
+            clipped = task.get_clip_parameters(exclude_head=args.clip_mode == "agc")
+            second_order = getattr(run.optimizer, "is_second_order", False)
+            if run.scaler is not None:
+                run.scaler(
+                    loss / group,
+                    run.optimizer,
+                    clip_grad=args.clip_grad,
+                    clip_mode=args.clip_mode,
+                    parameters=clipped,
+                    create_graph=second_order,
+                    need_update=is_update,
+                )
+                return
+            (loss / group).backward(create_graph=second_order)
+        if is_update:
+            if args.clip_grad is not None:
+                dispatch_clip_grad(clipped, args.clip_grad, mode=args.clip_mode)
+            run.optimizer.step()
+
+    def _after_update(self) -> None:
+        run, args = self.run, self.run.args
+        update, lr = run.update, run.lr
+        run.optimizer.zero_grad()
+        run.task.update_ema(step=update)
+        if run.scheduler is not None:
+            run.scheduler.step_update(update)
+        is_recovery = args.recovery_interval and update % args.recovery_interval == 0
+        # fetching waits for the device, so on a GPU it is done now and then
+        if is_recovery or run.process.device.type == "cpu" or update % args.log_interval == 0:
+            loss = self._fetch_losses()
+            if run.reporter:
+                run.reporter.step(update, run.epoch, loss=loss, lr=lr)
+        if is_recovery and run.process.is_primary:
+            run.checkpoints.save_recovery(run.state())
+        self.stop.check()
+
+    def _fetch_losses(self) -> float:
+        """Add the losses since the last call to the run's, and return their mean.
+
+        Raises:
+            UserError: one is not finite.
+        """
+        run = self.run
+        if not self._pending:
+            return math.nan
+        losses = torch.stack([loss for loss, _ in self._pending]).double()
+        if run.process.distributed:
+            losses = reduce_tensor(losses, run.process.world_size)
+        counts = [count for _, count in self._pending]
+        self._pending = []
+        for back, loss in enumerate(reversed(losses.tolist())):
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"the loss is {loss} in epoch {run.epoch}, batch {run.batches_done - 1 - back}; the checkpoints "
+                    f"in {run.folder} are from before. A lower --lr, --clip-grad 1 or --amp-dtype bfloat16 may help"
+                )
+        total, images = run.losses
+        run.losses = (total + sum(map(float.__mul__, losses.tolist(), map(float, counts))), images + sum(counts))
+        return float(losses.mean())
+
+    def _validate(self) -> dict[str, float]:
+        """Return the metrics of the averaged weights where there are such, else of the trained ones."""
+        run, args = self.run, self.run.args
+        if run.val_loader is None:
+            return {}
+        results = {}
+        with self.stop.at_once():
+            for is_average in (True, False) if run.task.has_ema() else (False,):
+                model = run.task.get_eval_model(ema=is_average)
+                assert model is not None
+                results[is_average] = evaluate(
+                    model,
+                    run.val_loader,
+                    run.process,
+                    precision=lambda: autocast(args, run.process.device),
+                    channels_last=args.channels_last,
+                )
+        best = results.get(True, results[False])
+        row = {"eval_loss": best.loss, "eval_top1": best.top1, "eval_top5": best.top5}
+        return row | ({"raw_top1": results[False].top1} if True in results else {})
+
+    def _save(self, metric: float) -> None:
+        run = self.run
+        try:
+            run.checkpoints.save(run.state(), run.epoch, metric)
+        except UserError as error:
+            raise UserError(f"{error}. Make room, then go on with: {run.resume_command()}") from error
+
+    def _saved(self, error: Interrupted) -> Interrupted:
+        """Write a checkpoint where the run stands and say how to go on."""
+        run = self.run
+        if not run.process.is_primary:
+            return error
+        self._fetch_losses()
+        path = run.checkpoints.save_recovery(run.state())
+        return Interrupted(error.signum, f"saved {path}; go on with: {run.resume_command(path.name)}")
+
+    def _start_bar(self) -> None:
+        run = self.run
+        if run.reporter:
+            batch = run.args.batch_size * run.process.world_size * run.args.grad_accum_steps
+            updates = min(run.num_epochs * run.updates_per_epoch, run.args.max_steps or math.inf)
+            run.reporter.start_bar(int(updates) * batch, run.update * batch)
+
+    def _report_unreadable(self) -> None:
+        for split, dataset in (("training", self.run.train_set), ("validation", self.run.val_set)):
+            if isinstance(dataset, CheckedImages) and self.run.args.skip_bad_images:
+                if self.run.process.distributed:
+                    bad = dataset.bad.to(self.run.process.device, torch.uint8)
+                    torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX)
+                    dataset.bad.copy_(bad)
+                names = dataset.bad_names()
+                listed = "".join(f"\n  {name}" for name in names[:20])
+                self.run.say(f"{len(names)} unreadable {split} images were passed over{listed}")
