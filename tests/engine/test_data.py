@@ -7,6 +7,7 @@ import pytest
 import torch
 from engine.helpers import truncate, write_images
 from PIL import Image
+from timm.data.auto_augment import AugmentOp, rand_augment_transform
 
 from visionzoo.data import digits
 from visionzoo.engine.data import (
@@ -224,6 +225,15 @@ def test_loading_processes_repeat_an_epoch_and_differ_between_epochs(make_args):
     fresh = train_loader(args, open_train_and_val(args)[0], CONFIG, CPU)
     assert torch.equal(epoch(fresh, 2), two)
     assert not torch.equal(one, two)
+
+
+def test_the_strongest_posterizing_works_with_every_pillow():
+    image = Image.new("RGB", (4, 4), (255, 100, 3))
+    strongest = AugmentOp("PosterizeIncreasing", prob=1.0, magnitude=10)
+    assert strongest(image).getextrema() == ((0, 0),) * 3
+    assert AugmentOp("PosterizeIncreasing", prob=1.0, magnitude=5)(image).getpixel((0, 0)) == (192, 64, 0)
+    augment = rand_augment_transform("rand-m10-mstd0.5-inc1", {})
+    assert all(augment(image).size == (4, 4) for _ in range(300))
 
 
 def test_digits_are_split_by_class_for_good(tmp_path, monkeypatch):

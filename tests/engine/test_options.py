@@ -44,6 +44,11 @@ def test_yaml_gives_defaults_and_flags_win(tmp_path):
     assert args.momentum == 0.9
 
 
+def test_what_a_config_turns_on_a_flag_turns_off(tmp_path):
+    assert parse(tmp_path, "amp: true\nmodel_ema: true", "--no-amp").amp is False
+    assert parse(tmp_path, "amp: true\nmodel_ema: true", "--no-amp").model_ema is True
+
+
 def test_config_may_be_named_as_in_timm(tmp_path):
     (tmp_path / "c.yaml").write_text("epochs: 3")
     assert train_parser().parse_with_config(["-c", str(tmp_path / "c.yaml")]).epochs == 3

@@ -235,6 +235,14 @@ def test_resume_goes_on_in_the_folder_of_the_checkpoint(make_args, tmp_path):
     assert [row["epoch"] for row in rows(tmp_path / "output/run")] == ["0", "1", "2"]
 
 
+@pytest.mark.parametrize("on_updates", [True, False])
+def test_a_changed_learning_rate_wins_over_the_checkpoints(make_args, on_updates):
+    options = {"epochs": 3, "sched": "step", "sched_on_updates": on_updates}  # no fall within 90 epochs
+    train(make_args(max_steps=UPDATES, **options))
+    run = Run(make_args(resume="auto", **{**options, "lr": 3e-3}), Process(torch.device("cpu")))
+    assert run.lr == pytest.approx(3e-3)
+
+
 def test_a_finished_run_has_nothing_to_do(make_args, capsys):
     train(make_args())
     train(make_args(resume="auto"))

@@ -8,7 +8,9 @@ SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "none")
 
 
 def _yes(group: argparse._ArgumentGroup, name: str, help: str) -> None:
-    group.add_argument(name, action="store_true", default=False, help=help)
+    """Add a flag that is on or off; --no-NAME turns off what a config turns on."""
+    action = "store_true" if name.startswith("--no-") else argparse.BooleanOptionalAction
+    group.add_argument(name, action=action, default=False, help=help)
 
 
 def add_data_flags(parser: Parser) -> None:
