@@ -20,11 +20,13 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+demo: export VISIONZOO_CACHE = $(CURDIR)/output/cache
 demo: install
 	$(BIN)/python tools/train.py configs/classification/digits_biformer.yaml --output $(DEMO) --experiment digits --resume auto
 	$(BIN)/python tools/eval.py --checkpoint $(DEMO)/digits/model_best.pth.tar
-	$(BIN)/python tools/predict.py --checkpoint $(DEMO)/digits/model_best.pth.tar --output $(DEMO)/predictions --digits 4
-	@echo "Pictures: $(DEMO)/predictions and $(DEMO)/digits/curves.png"
+	$(BIN)/python tools/predict.py $(VISIONZOO_CACHE)/digits/validation/[0369]/*00*.png \
+		--checkpoint $(DEMO)/digits/model_best.pth.tar --output $(DEMO)/predictions
+	@echo "Look at $(DEMO)/digits/curves.png and $(DEMO)/predictions"
 
 # One thread a worker: the workers share the cores.
 test: install

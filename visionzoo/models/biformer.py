@@ -129,17 +129,19 @@ class BiFormer(Backbone):
 
 
 _README = "README.md of rayleizhu/BiFormer"
+_DEAD = "the authors' OneDrive links no longer answer"
 _WIDE = (96, 192, 384, 768)
 
 VARIANTS = {
-    "zoo_biformer_t": Variant({"depths": (2, 2, 8, 2)}, Published(13.1, 2.2, 81.4, source=_README)),
-    "zoo_biformer_s": Variant({"depths": (4, 4, 18, 4)}, Published(25.5, 4.5, 83.8, source=_README)),
+    "zoo_biformer_t": Variant({"depths": (2, 2, 8, 2)}, Published(13.1, 2.2, 81.4, source=_README), no_weights=_DEAD),
+    "zoo_biformer_s": Variant({"depths": (4, 4, 18, 4)}, Published(25.5, 4.5, 83.8, source=_README), no_weights=_DEAD),
     "zoo_biformer_b": Variant(
-        {"depths": (4, 4, 18, 4), "embed_dims": _WIDE}, Published(56.8, 9.8, 84.3, source=_README)
+        {"depths": (4, 4, 18, 4), "embed_dims": _WIDE}, Published(56.8, 9.8, 84.3, source=_README), no_weights=_DEAD
     ),
     "zoo_biformer_stl": Variant(
         {"depths": (2, 2, 6, 2), "embed_dims": _WIDE, "mlp_ratio": 4.0, "swin_layout": True},
         Published(28.4, 4.6, 82.7, source=_README),
+        no_weights=_DEAD,
     ),
 }
 

@@ -124,16 +124,17 @@ def _timm_weights(size: str) -> dict[str, Any]:
 
 
 _README = "README.md of dingmyu/davit"
-_PAPER = "paper, 22k or 1.5B images of pre-training; its weights were not released"
+_COPY = "README.md of leondgarse/keras_cv_attention_models (copy of the paper's; pre-trained on other data)"
+_UNRELEASED = "the authors did not release their classification weights of this size"
 _SMALL, _GIANT = (2, 2, 18, 2), (2, 2, 24, 6)
 
 VARIANTS = {
     "zoo_davit_t": Variant(_size(96, (2, 2, 6, 2)), Published(28.3, 4.5, 82.8, source=_README), _timm_weights("tiny")),
     "zoo_davit_s": Variant(_size(96, _SMALL), Published(49.7, 8.8, 84.2, source=_README), _timm_weights("small")),
     "zoo_davit_b": Variant(_size(128, _SMALL), Published(87.9, 15.5, 84.6, source=_README), _timm_weights("base")),
-    "zoo_davit_l": Variant(_size(192, _SMALL), Published(196.8, 103.0, 87.5, 384, _PAPER), no_weights=_PAPER),
-    "zoo_davit_h": Variant(_size(256, _SMALL), Published(348.9, 327.3, 90.2, 512, _PAPER), no_weights=_PAPER),
-    "zoo_davit_g": Variant(_size(384, _GIANT), Published(1406.0, 1022.0, 90.4, 512, _PAPER), no_weights=_PAPER),
+    "zoo_davit_l": Variant(_size(192, _SMALL), Published(196.8, 103.0, 87.5, 384, _COPY), no_weights=_UNRELEASED),
+    "zoo_davit_h": Variant(_size(256, _SMALL), Published(348.9, 327.3, 90.2, 512, _COPY), no_weights=_UNRELEASED),
+    "zoo_davit_g": Variant(_size(384, _GIANT), Published(1406.0, 1022.0, 90.4, 512, _COPY), no_weights=_UNRELEASED),
 }
 
 register_family(

@@ -1,0 +1,79 @@
+"""List the models with what is published of them: python tools/list_models.py [FILTER] [--weights] [--write FILE]."""
+
+import argparse
+import fnmatch
+import sys
+from pathlib import Path
+
+import timm
+import torch
+
+import visionzoo
+from visionzoo.models.registry import VARIANTS
+
+BEGIN = "<!-- table of models: written by `make table`, from the registry -->"
+END = "<!-- end of the table of models -->"
+HEADER = ("Model", "Params (M)", "GMACs", "Input", "Top-1 (%)", "Weights", "Licence", "Source of the numbers")
+
+
+def rows(pattern: str = "*", only_weights: bool = False) -> list[tuple[str, ...]]:
+    """One row a model: parameters as counted, the rest as published (— where nothing is)."""
+    table = []
+    for name in sorted(VARIANTS, key=list(VARIANTS).index):
+        cfg, published = timm.get_pretrained_cfg(name), VARIANTS[name].published
+        if not fnmatch.fnmatch(name, pattern) or (only_weights and not cfg.has_weights):
+            continue
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in timm.create_model(name).parameters())
+        table.append(
+            (
+                f"`{name}`",
+                f"{parameters / 1e6:.1f}",
+                _number(published.gmacs),
+                f"{published.size}²",
+                _number(published.top1),
+                f"`{cfg.tag}`" if cfg.has_weights else "—",
+                cfg.license,
+                published.source or "—",
+            )
+        )
+    return table
+
+
+def markdown(table: list[tuple[str, ...]]) -> str:
+    """Lay the rows out as a Markdown table."""
+    lines = [HEADER, tuple("---" for _ in HEADER), *table]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def insert(text: str, table: str) -> str:
+    """Put the table between the two marks of a text."""
+    if BEGIN not in text or END not in text:
+        raise SystemExit(f"expected the lines {BEGIN!r} and {END!r} around the table's place")
+    head, tail = text.split(BEGIN)[0], text.split(END)[1]
+    return f"{head}{BEGIN}\n\n{table}\n\n{END}{tail}"
+
+
+def _number(value: float | None) -> str:
+    return "—" if value is None else f"{value:g}"
+
+
+def main() -> None:
+    """Parse, list."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("filter", nargs="?", default="*", help="pattern of names, such as 'zoo_davit*'")
+    parser.add_argument("--weights", action="store_true", help="only models with public weights")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the whole table into this Markdown file")
+    args = parser.parse_args()
+    table = rows(args.filter, args.weights)
+    if not table:
+        sys.exit(f"no model matches {args.filter!r}{' with weights' if args.weights else ''} (of {len(VARIANTS)})")
+    if args.write:
+        args.write.write_text(insert(args.write.read_text(), markdown(rows())))
+    else:
+        print(markdown(table))
+        print(f"\n{len(table)} models, visionzoo {visionzoo.__version__}")
+
+
+if __name__ == "__main__":
+    main()
