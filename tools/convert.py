@@ -25,7 +25,7 @@ def convert(name: str, checkpoint: Path, folder: Path, num_classes: int, use_ema
         raise ValueError(f"unknown model {name!r}; python tools/list_models.py lists them")
     model = timm.create_model(name, num_classes=num_classes)
     report = visionzoo.load_weights(model, checkpoint, use_ema=use_ema)
-    save_for_hf(model, folder, safe_serialization=True)
+    save_for_hf(model, str(folder), safe_serialization=True)
     return str(report)
 
 

@@ -18,9 +18,10 @@ HEADER = ("Model", "Params (M)", "GMACs", "Input", "Top-1 (%)", "Weights", "Lice
 
 def rows(pattern: str = "*", only_weights: bool = False) -> list[tuple[str, ...]]:
     """One row a model: parameters as counted, the rest as published (— where nothing is)."""
-    table = []
+    table: list[tuple[str, ...]] = []
     for name in sorted(VARIANTS, key=list(VARIANTS).index):
-        cfg, published = timm.get_pretrained_cfg(name), VARIANTS[name].published
+        cfg, published = timm.get_pretrained_cfg(name, allow_unregistered=False), VARIANTS[name].published
+        assert cfg is not None
         if not fnmatch.fnmatch(name, pattern) or (only_weights and not cfg.has_weights):
             continue
         with torch.device("meta"):
@@ -33,7 +34,7 @@ def rows(pattern: str = "*", only_weights: bool = False) -> list[tuple[str, ...]
                 f"{published.size}²",
                 _number(published.top1),
                 f"`{cfg.tag}`" if cfg.has_weights else "—",
-                cfg.license,
+                str(cfg.license),
                 published.source or "—",
             )
         )
