@@ -18,11 +18,13 @@ class Block(nn.Module):
 
     Args:
         dim: channels C.
-        mixer: token mixer, [B, H, W, C] to [B, H, W, C].
+        mixer: token mixer, [B, H, W, C] to [B, H, W, C]; None leaves its branch out.
         mlp_ratio: hidden width of the MLP over `dim`.
-        norm_layer: called with `dim`.
+        norm_layer: called with `dim`; `nn.Identity` where mixer and MLP normalise by themselves.
         act_layer: activation of the MLP.
+        mlp_layer: called as timm's `Mlp`: (dim, hidden width, act_layer=..., drop=...).
         cpe_kernels: kernel sizes of `cpe1` and `cpe2`; None leaves one out.
+        cpe_layer: their layer, called as `ConvNHWC`: (dim, dim, kernel size, padding=..., groups=...).
         layer_scale: initial value of the learned per-channel scale of both branches; None for no scale.
         drop_path: probability in [0, 1) with which a sample skips a branch in training.
         mlp_drop: dropout probability inside the MLP.
@@ -31,25 +33,29 @@ class Block(nn.Module):
     def __init__(
         self,
         dim: int,
-        mixer: nn.Module,
+        mixer: nn.Module | None,
         *,
         mlp_ratio: float = 4.0,
         norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
         act_layer: type[nn.Module] = nn.GELU,
+        mlp_layer: Callable[..., nn.Module] = Mlp,
         cpe_kernels: tuple[int | None, int | None] = (None, None),
+        cpe_layer: Callable[..., nn.Module] = ConvNHWC,
         layer_scale: float | None = None,
         drop_path: float = 0.0,
         mlp_drop: float = 0.0,
     ):
         super().__init__()
         self.cpe1, self.cpe2 = (
-            ConvNHWC(dim, dim, kernel, padding=kernel // 2, groups=dim) if kernel else None for kernel in cpe_kernels
+            cpe_layer(dim, dim, kernel, padding=kernel // 2, groups=dim) if kernel else None for kernel in cpe_kernels
         )
-        self.norm1 = norm_layer(dim)
-        self.mixer = mixer
-        self.ls1 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
+        self.mixer: nn.Module | None = None
+        if mixer is not None:
+            self.norm1 = norm_layer(dim)
+            self.mixer = mixer
+            self.ls1 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
         self.norm2 = norm_layer(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=mlp_drop)
+        self.mlp = mlp_layer(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=mlp_drop)
         self.ls2 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
@@ -57,7 +63,8 @@ class Block(nn.Module):
         """[B, H, W, C] to [B, H, W, C]."""
         if self.cpe1 is not None:
             x = x + self.cpe1(x)
-        x = x + self.drop_path(self.ls1(self.mixer(self.norm1(x))))
+        if self.mixer is not None:
+            x = x + self.drop_path(self.ls1(self.mixer(self.norm1(x))))
         if self.cpe2 is not None:
             x = x + self.cpe2(x)
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))

@@ -1,4 +1,4 @@
-"""A convolution and its normalisation: the pair that stems and downsampling are made of."""
+"""A convolution or linear layer and its normalisation: the pairs that stems, downsampling and norm-free blocks have."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-from visionzoo.layers.nhwc import ConvNHWC
+from visionzoo.layers.nhwc import BatchNormNHWC, ConvNHWC
 from visionzoo.layers.padding import pad_to_multiple
 
 
@@ -24,6 +24,7 @@ class ConvNorm(nn.Module):
         bias: whether the convolution has a bias.
         norm_layer: called with the channels it normalises; None for no normalisation.
         norm_first: normalise the input (`in_dim` channels) instead of the output.
+        norm_weight: initial value of the norm's weight; 0 lets a residual branch start as nothing.
         pad_to_stride: add zeros at the bottom and right of the convolution's input until the stride divides it, so
             that no row or column is lost (sizes are rounded up); else the remainder is dropped, as torch does.
     """
@@ -40,6 +41,7 @@ class ConvNorm(nn.Module):
         bias: bool = True,
         norm_layer: Callable[[int], nn.Module] | None = None,
         norm_first: bool = False,
+        norm_weight: float = 1.0,
         pad_to_stride: bool = False,
     ):
         super().__init__()
@@ -47,6 +49,8 @@ class ConvNorm(nn.Module):
         self.pad_to_stride = to_2tuple(stride) if pad_to_stride else None
         self.conv = ConvNHWC(in_dim, out_dim, kernel_size, stride, padding, groups=groups, bias=bias)
         self.norm = norm_layer(in_dim if norm_first else out_dim) if norm_layer else nn.Identity()
+        if norm_weight != 1.0:
+            nn.init.constant_(self.norm.weight, norm_weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, in_dim] to [B, H', W', out_dim]."""
@@ -56,3 +60,55 @@ class ConvNorm(nn.Module):
             x = pad_to_multiple(x, self.pad_to_stride)
         x = self.conv(x)
         return x if self.norm_first else self.norm(x)
+
+    def fusible(self) -> list[tuple[str, str]]:
+        """Names of the layers that follow each other directly, for `visionzoo.fuse`."""
+        if not self.norm_first:
+            return [("conv", "norm")]
+        return [] if self.pad_to_stride else [("norm", "conv")]
+
+
+class LinearNorm(nn.Module):
+    """Linear layer without bias and batch normalisation over all tokens of the batch, on [B, H, W, C] maps.
+
+    Args:
+        in_dim: channels in.
+        out_dim: channels out.
+        norm_weight: initial value of the norm's weight; 0 lets a residual branch start as nothing.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, *, norm_weight: float = 1.0):
+        super().__init__()
+        self.linear = nn.Linear(in_dim, out_dim, bias=False)
+        self.norm = BatchNormNHWC(out_dim)
+        nn.init.constant_(self.norm.weight, norm_weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, in_dim] to [B, H, W, out_dim]."""
+        return self.norm(self.linear(x))
+
+    def fusible(self) -> list[tuple[str, str]]:
+        """Names of the layers that follow each other directly, for `visionzoo.fuse`."""
+        return [("linear", "norm")]
+
+
+class LinearNormMlp(nn.Module):
+    """MLP of two `LinearNorm`, the second starting at 0; in place of timm's `Mlp` where a block has no other norms.
+
+    Args:
+        dim: channels C.
+        hidden_dim: channels between the layers.
+        act_layer: activation between the layers.
+        drop: dropout probability after the activation.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, *, act_layer: type[nn.Module] = nn.GELU, drop: float = 0.0):
+        super().__init__()
+        self.fc1 = LinearNorm(dim, hidden_dim)
+        self.act = act_layer()
+        self.drop = nn.Dropout(drop)
+        self.fc2 = LinearNorm(hidden_dim, dim, norm_weight=0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] to [B, H, W, C]."""
+        return self.fc2(self.drop(self.act(self.fc1(x))))

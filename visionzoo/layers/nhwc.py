@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from timm.layers import register_notrace_module
+from timm.layers import SqueezeExcite, register_notrace_module
 from torch import Tensor, nn
 
 
@@ -28,6 +28,15 @@ class BatchNormNHWC(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise a [B, H, W, C] map."""
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+@register_notrace_module
+class SqueezeExciteNHWC(SqueezeExcite):
+    """timm's `SqueezeExcite` of [B, H, W, C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale the channels of a [B, H, W, C] map."""
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 

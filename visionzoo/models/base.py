@@ -42,7 +42,7 @@ def build_stages(
     num_heads: Sequence[int | None],
     mixers: Sequence[Sequence[Mapping[str, Any]]],
     *,
-    downsample: Callable[[int, int], nn.Module],
+    downsample: Callable[[int, int], nn.Module] | Sequence[Callable[[int, int], nn.Module]],
     block: Callable[..., nn.Module],
     drop_path_rate: float = 0.0,
 ) -> list[Stage]:
@@ -53,7 +53,7 @@ def build_stages(
         depths: blocks in each stage.
         num_heads: heads for each stage's mixers where their options give none.
         mixers: for each stage the specs that its blocks take in turn (`visionzoo.layers.mixers.resolve_mixers`).
-        downsample: called with (channels in, channels out) for every stage but the first.
+        downsample: called with (channels in, channels out) for every stage but the first; or one for each of those.
         block: called with (channels, mixer, drop_path=rate).
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
 
@@ -72,7 +72,8 @@ def build_stages(
             block(dim, build_mixer(mixers[i][j % len(mixers[i])], dim, num_heads[i]), drop_path=rates[i][j])
             for j in range(depths[i])
         ]
-        stages.append(Stage(downsample(embed_dims[i - 1], dim) if i else nn.Identity(), blocks))
+        shrink = downsample if callable(downsample) else downsample[i - 1]
+        stages.append(Stage(shrink(embed_dims[i - 1], dim) if i else nn.Identity(), blocks))
     return stages
 
 
@@ -256,6 +257,24 @@ class Backbone(nn.Module):
                 f"feature indices must be from {-len(self.feature_info)} to {len(self.feature_info) - 1} "
                 f"({len(self.feature_info)} stages), got {indices!r}"
             ) from error
+
+
+class DistilledBackbone(Backbone):
+    """A backbone whose head may have a second classifier that learns from a teacher (`BatchNormHead`)."""
+
+    def get_classifier(self) -> Any:
+        """Return the last linear layer, or both of a distilled head."""
+        return (self.head.fc, self.head.fc_dist) if getattr(self.head, "distilled", False) else self.head.fc
+
+    def set_distilled_training(self, enable: bool = True) -> None:
+        """Let training mode return (logits, logits for the teacher's targets) instead of their mean.
+
+        Raises:
+            ValueError: if the head has one classifier only.
+        """
+        if enable and not getattr(self.head, "distilled", False):
+            raise ValueError(f"{type(self).__name__} has one classifier: build it with distilled=True to distill")
+        self.head.distilled_training = enable
 
 
 class _NoHead(nn.Identity):

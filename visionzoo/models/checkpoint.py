@@ -211,6 +211,8 @@ def _drop_absent_parts(state: dict[str, Tensor], model: Backbone, report: LoadRe
     absent = [f"stages.{i}." for i in range(len(model.stages), len(model.feature_info))]
     if not isinstance(getattr(model.head, "fc", None), nn.Linear | nn.Conv2d):
         absent.append("head.fc.")
+    if not hasattr(model.head, "fc_dist"):
+        absent += ["head.norm_dist.", "head.fc_dist."]
     absent += [f"{part}." for part in ("norm", "head") if not getattr(model, part).state_dict()]
     for name in [name for name in state if name.startswith(tuple(absent))]:
         del state[name]
@@ -223,17 +225,18 @@ def _adapt(
     """Fit the first convolution to the input channels and refuse other shapes; return what the model keeps as it is."""
     first_conv = f"{model.pretrained_cfg['first_conv']}.weight"
     classifier = model.pretrained_cfg["classifier"]
+    classifiers = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
     wrong, kept = [], set()
     for name in [name for name in state if name in own and state[name].shape != own[name].shape]:
         have, want = tuple(state[name].shape), tuple(own[name].shape)
         if name == first_conv and have[0] == want[0] and have[2:] == want[2:]:
             state[name] = adapt_input_conv(want[1], state[name])
             report.adapted.append(f"{name} ({have[1]} to {want[1]} input channels)")
-        elif name.startswith(f"{classifier}.") and not strict:
+        elif name.startswith(classifiers) and not strict:
             del state[name]
             kept.add(name)
             report.adapted.append(f"{name} ({have[0]} classes in the checkpoint, left at its initial values)")
-        elif name.startswith(f"{classifier}."):
+        elif name.startswith(classifiers):
             raise ValueError(
                 f"{where} has {have[0]} classes, the model {want[0]}. Build the model with num_classes={have[0]}, or "
                 f"pass strict=False to keep the model's own classifier."

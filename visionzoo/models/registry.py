@@ -41,13 +41,21 @@ FAMILIES: dict[str, list[str]] = {}  # family -> its model names
 VARIANTS: dict[str, Variant] = {}  # model name -> variant, over all families
 
 
-def register_family(module_name: str, model_cls: type[nn.Module], variants: Mapping[str, Variant], **cfg: Any) -> None:
+def register_family(
+    module_name: str,
+    model_cls: type[nn.Module],
+    variants: Mapping[str, Variant],
+    *,
+    num_stages: int = 4,
+    **cfg: Any,
+) -> None:
     """Register every variant of a family into timm, with its pretrained cfg.
 
     Args:
         module_name: `__name__` of the family's file; its last part is the family's name.
         model_cls: built as `model_cls(**variant.kwargs, **caller's arguments)`.
         variants: model name -> variant.
+        num_stages: stages of the variants, all of them what `features_only=True` gives where the caller names none.
         cfg: entries of timm's PretrainedCfg that all variants share; a variant's `weights` win.
     """
     module: Any = sys.modules[module_name]
@@ -58,7 +66,7 @@ def register_family(module_name: str, model_cls: type[nn.Module], variants: Mapp
         cfgs[f"{name}.{tag}" if tag else name] = entries
     module.default_cfgs = {**getattr(module, "default_cfgs", {}), **generate_default_cfgs(cfgs)}  # where timm looks
     for name, variant in variants.items():
-        create = _entry_point(name, model_cls, variant)
+        create = _entry_point(name, model_cls, variant, num_stages)
         create.__module__ = module_name
         register_model(create)
     FAMILIES.setdefault(module_name.rpartition(".")[2], []).extend(variants)
@@ -77,7 +85,7 @@ _IMAGENET = {
 }
 
 
-def _entry_point(name: str, model_cls: type[nn.Module], variant: Variant) -> Callable[..., nn.Module]:
+def _entry_point(name: str, model_cls: type[nn.Module], variant: Variant, num_stages: int) -> Callable[..., nn.Module]:
     def create(pretrained: bool = False, device: Any = None, dtype: Any = None, **kwargs: Any) -> nn.Module:
         if pretrained:
             _require_weights(name, variant, kwargs)
@@ -87,7 +95,7 @@ def _entry_point(name: str, model_cls: type[nn.Module], variant: Variant) -> Cal
                 name,
                 pretrained,
                 pretrained_filter_fn=filter_for_timm,
-                feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+                feature_cfg={"out_indices": tuple(range(num_stages)), "feature_cls": "getter"},
                 **{**variant.kwargs, **kwargs},
             )
         return model.to(dtype=dtype)

@@ -13,17 +13,21 @@ from typing import Any
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.mixers.channel import ChannelMixer
 from visionzoo.layers.mixers.full import FullMixer
+from visionzoo.layers.mixers.levit import LevitMixer
 from visionzoo.layers.mixers.pool import PoolMixer
 from visionzoo.layers.mixers.routed import RoutedMixer
+from visionzoo.layers.mixers.single_head import SingleHeadMixer
 from visionzoo.layers.mixers.window import WindowMixer
 
 __all__ = [
     "MIXERS",
     "ChannelMixer",
     "FullMixer",
+    "LevitMixer",
     "Mixer",
     "PoolMixer",
     "RoutedMixer",
+    "SingleHeadMixer",
     "WindowMixer",
     "build_mixer",
     "resolve_mixers",
@@ -32,24 +36,28 @@ __all__ = [
 MIXERS: dict[str, type[Mixer]] = {
     "channel": ChannelMixer,
     "full": FullMixer,
+    "levit": LevitMixer,
     "pool": PoolMixer,
     "routed": RoutedMixer,
+    "single_head": SingleHeadMixer,
     "window": WindowMixer,
 }
 
-MixerSpec = str | Mapping[str, Any]  # a name of MIXERS, or dict(type=name, **options)
+MixerSpec = str | Mapping[str, Any]  # a name of MIXERS or "none", or dict(type=name, **options)
 
 
-def build_mixer(spec: MixerSpec, dim: int, num_heads: int | None = None) -> Mixer:
+def build_mixer(spec: MixerSpec, dim: int, num_heads: int | None = None) -> Mixer | None:
     """Build the mixer that `spec` names: a name of `MIXERS` or `dict(type=name, **options)`.
 
-    `num_heads` holds where the options do not give one.
+    "none" gives None: blocks without token mixing. `num_heads` holds where the options do not give one.
 
     Raises:
         ValueError: if the name is unknown, or an option is not one of the mixer's.
     """
     options = {"num_heads": num_heads, **_as_options(spec)}
     name = options.pop("type")
+    if name == "none":
+        return None
     try:
         return MIXERS[name](dim, **options)
     except TypeError as error:
@@ -92,7 +100,7 @@ def resolve_mixers(
 def _as_options(spec: MixerSpec) -> dict[str, Any]:
     options: dict[str, Any] = {"type": spec} if isinstance(spec, str) else dict(spec)
     name = options.get("type")
-    if name not in MIXERS:
+    if name not in MIXERS and name != "none":
         close = get_close_matches(str(name), MIXERS, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise ValueError(

@@ -14,24 +14,26 @@ class Mixer(nn.Module):
 
     Args:
         dim: channels C of the map.
-        num_heads: attention heads; None means dim // 32, at least one. Mixers without heads ignore it.
+        num_heads: attention heads; None means dim // 32 or the next smaller number that divides dim, at least one.
+            Mixers without heads ignore it.
+        head_dim: width of a head where the mixer has its own; None means dim / num_heads.
 
     Raises:
-        ValueError: if the heads do not divide the channels.
+        ValueError: if the heads do not divide the channels that they share.
     """
 
-    def __init__(self, dim: int, num_heads: int | None = None):
+    def __init__(self, dim: int, num_heads: int | None = None, *, head_dim: int | None = None):
         super().__init__()
         if num_heads is None:
-            num_heads = max(1, dim // HEAD_DIM)
-        if num_heads < 1 or dim % num_heads:
+            num_heads = next(heads for heads in range(max(1, dim // HEAD_DIM), 0, -1) if dim % heads == 0)
+        if num_heads < 1 or (head_dim is None and dim % num_heads):
             raise ValueError(
                 f"{type(self).__name__}: num_heads must divide dim, got {dim=} and {num_heads=}; "
                 f"pass a num_heads that divides {dim}"
             )
         self.dim = dim
         self.num_heads = num_heads
-        self.head_dim = dim // num_heads
+        self.head_dim = dim // num_heads if head_dim is None else head_dim
 
     def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return views q, k, v, each [B, H, W, G, D], of a projection [B, H, W, 3·C] laid out (3, G, D)."""

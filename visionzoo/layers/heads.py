@@ -1,0 +1,81 @@
+"""Classification heads that timm does not have, on [B, C, H, W] maps like timm's."""
+
+from __future__ import annotations
+
+from timm.layers import SelectAdaptivePool2d
+from torch import Tensor, nn
+
+
+class BatchNormHead(nn.Module):
+    """Pooling, batch normalisation, linear classifier; and a second pair of the last two that learns from a teacher.
+
+    Args:
+        in_features: channels C.
+        num_classes: classes; 0 for pooled features, without any norm.
+        pool_type: timm's pooling type; "" for none, which a classifier cannot have.
+        drop_rate: dropout probability before the classifiers.
+        distilled: have the second pair. Its logits are averaged with the first's, or returned beside them in training
+            when `distilled_training` is set.
+
+    Raises:
+        ValueError: if there are classes and no pooling.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        pool_type: str = "avg",
+        drop_rate: float = 0.0,
+        *,
+        distilled: bool = False,
+    ):
+        super().__init__()
+        self.in_features = in_features
+        self.distilled = distilled
+        self.distilled_training = False
+        self.drop = nn.Dropout(drop_rate)
+        self.reset(num_classes, pool_type)
+
+    def reset(self, num_classes: int, pool_type: str | None = None) -> None:
+        """Replace the classifiers and, where `pool_type` is given, the pooling.
+
+        Raises:
+            ValueError: if there are classes and no pooling.
+        """
+        pool_type = self.global_pool.pool_type if pool_type is None else pool_type
+        if num_classes and not pool_type:
+            raise ValueError(f"BatchNormHead: a classifier needs pooling, got {num_classes=} and {pool_type=}")
+        self.num_classes = num_classes
+        self.global_pool = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
+        dim = self.in_features * self.global_pool.feat_mult()
+        self.norm, self.fc = _norm_linear(dim, num_classes)
+        if self.distilled:
+            self.norm_dist, self.fc_dist = _norm_linear(dim, num_classes)
+        self.train(self.training)
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """[B, C, H, W] to [B, num_classes]; with `pre_logits` to pooled features [B, C]."""
+        x = self.global_pool(x)
+        if pre_logits or not self.num_classes:
+            return x
+        logits = self.fc(self.drop(self.norm(x)))
+        if not self.distilled:
+            return logits
+        logits_dist = self.fc_dist(self.drop(self.norm_dist(x)))
+        if self.distilled_training and self.training:
+            return logits, logits_dist
+        return (logits + logits_dist) / 2
+
+    def fusible(self) -> list[tuple[str, str]]:
+        """Names of the layers that follow each other directly in inference, for `visionzoo.fuse`."""
+        return [("norm", "fc"), ("norm_dist", "fc_dist")] if self.distilled else [("norm", "fc")]
+
+
+def _norm_linear(dim: int, num_classes: int) -> tuple[nn.Module, nn.Module]:
+    if not num_classes:
+        return nn.Identity(), nn.Identity()
+    linear = nn.Linear(dim, num_classes)
+    nn.init.trunc_normal_(linear.weight, std=0.02)
+    nn.init.zeros_(linear.bias)
+    return nn.BatchNorm1d(dim), linear

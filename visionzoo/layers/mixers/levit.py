@@ -1,0 +1,107 @@
+"""Attention with learned biases for offsets (LeViT, arXiv:2104.01136)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.layers import to_2tuple
+from torch import Tensor, nn
+
+from visionzoo.layers.conv_norm import LinearNorm
+from visionzoo.layers.mixers.base import Mixer
+
+
+class LevitMixer(Mixer):
+    """Every token attends to every token, with a bias for how far apart they are; O(N²·C), and an N×N bias a head.
+
+    Each linear layer is followed by batch normalisation, and an activation comes before the output projection, so a
+    block needs no norm of its own. Queries and keys are narrower than values. Softmax and sums are float32 at least;
+    the bias is added in the dtype of the queries.
+
+    The table of biases holds one value for each head and |Δy|, |Δx| on a map of `map_size`. For a map of another size
+    it is resized linearly, the largest offset of the one map being that of the other.
+
+    Args:
+        dim: channels C.
+        num_heads: attention heads; they need not divide `dim`.
+        key_dim: width of a head's queries and keys.
+        attn_ratio: width of a head's values over `key_dim`.
+        map_size: side of the map that the table is for, or (height, width); 14 at 224 px and stride 16.
+        stride: take every stride-th row and column of the map for queries, which shrinks the map. Other than 1 only
+            in place of downsampling.
+        out_dim: channels of the output; None means `dim`.
+        act_layer: activation before the output projection.
+
+    >>> import torch
+    >>> LevitMixer(64, 2)(torch.randn(1, 5, 7, 64)).shape
+    torch.Size([1, 5, 7, 64])
+    """
+
+    NO_WEIGHT_DECAY = ("bias_table",)
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int | None = None,
+        *,
+        key_dim: int = 16,
+        attn_ratio: float = 2.0,
+        map_size: int | tuple[int, int] = 14,
+        stride: int = 1,
+        out_dim: int | None = None,
+        act_layer: type[nn.Module] = nn.Hardswish,
+    ):
+        super().__init__(dim, num_heads, head_dim=int(key_dim * attn_ratio))
+        self.key_dim = key_dim
+        self.stride = stride
+        self.out_dim = out_dim or dim
+        self.map_size: tuple[int, int] = to_2tuple(map_size)
+        if min(key_dim, self.head_dim, stride, *self.map_size) < 1:
+            raise ValueError(
+                f"LevitMixer: key_dim, key_dim·attn_ratio, map_size and stride must be positive, "
+                f"got {key_dim=}, {attn_ratio=}, {map_size=} and {stride=}"
+            )
+        if stride == 1:
+            self.qkv = LinearNorm(dim, self.num_heads * (2 * key_dim + self.head_dim))
+        else:
+            self.q = LinearNorm(dim, self.num_heads * key_dim)
+            self.kv = LinearNorm(dim, self.num_heads * (key_dim + self.head_dim))
+        self.act = act_layer()
+        # as a residual branch it starts as nothing
+        self.proj = LinearNorm(self.num_heads * self.head_dim, self.out_dim, norm_weight=0.0 if stride == 1 else 1.0)
+        self.bias_table = nn.Parameter(torch.zeros(self.num_heads, self.map_size[0] * self.map_size[1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] to [B, ⌈H / stride⌉, ⌈W / stride⌉, out_dim]."""
+        heads = (self.num_heads, -1)
+        if self.stride == 1:
+            size = x.shape[1:3]
+            q, k, v = self.qkv(x).unflatten(-1, heads).split([self.key_dim, self.key_dim, self.head_dim], dim=-1)
+        else:
+            queries = x[:, :: self.stride, :: self.stride]
+            size = queries.shape[1:3]
+            q = self.q(queries).unflatten(-1, heads)
+            k, v = self.kv(x).unflatten(-1, heads).split([self.key_dim, self.head_dim], dim=-1)
+        q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # [B, G, N, D]
+        bias = offset_bias(self.bias_table.unflatten(1, self.map_size), (x.shape[1], x.shape[2]), self.stride)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].to(q.dtype), scale=self.key_dim**-0.5)
+        return self.proj(self.act(out.transpose(1, 2).flatten(2).unflatten(1, size)))
+
+
+def offset_bias(table: Tensor, size: tuple[int, int], stride: int = 1) -> Tensor:
+    """Biases of a map's token pairs, looked up by their offsets.
+
+    Args:
+        table: [G, R, S], for each head the bias of |Δy| < R, |Δx| < S; resized where the map has another size.
+        size: (height, width) of the map.
+        stride: queries stand on every stride-th row and column.
+
+    Returns:
+        [G, N / stride², N] (rounded up on each axis), tokens numbered row by row.
+    """
+    if table.shape[1:] != size:
+        table = F.interpolate(table[None], size=size, mode="bilinear", align_corners=True)[0]
+    positions = [torch.arange(n, device=table.device) for n in size]
+    rows, columns = ((p[::stride, None] - p).abs() for p in positions)  # [queries, keys] along each axis
+    bias = table[:, rows[:, None, :, None], columns[None, :, None, :]]  # [G, query y, query x, key y, key x]
+    return bias.flatten(3).flatten(1, 2)

@@ -1,0 +1,65 @@
+"""Single-head attention on a part of the channels (SHViT, arXiv:2401.16456)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visionzoo.layers.conv_norm import LinearNorm
+from visionzoo.layers.mixers.base import Mixer
+from visionzoo.layers.nhwc import GroupNorm1
+
+PARTIAL_RATIO = 1 / 4.67  # of the channels, the paper's choice
+
+
+class SingleHeadMixer(Mixer):
+    """The first channels attend with one head, the others pass by; then all are projected; O(N²·P) for P channels.
+
+    The part is normalised over height, width and its channels, and each linear layer is followed by batch
+    normalisation. There is no position term. Softmax and sums are float32 at least.
+
+    Args:
+        dim: channels C.
+        num_heads: ignored, for the shared signature: there is one.
+        partial_dim: channels P that attend; None means C / 4.67, rounded, at least one.
+        qk_dim: width of queries and keys.
+        act_layer: activation before the output projection.
+
+    Raises:
+        ValueError: if `partial_dim` is not from 1 to C.
+
+    >>> import torch
+    >>> SingleHeadMixer(64, partial_dim=16)(torch.randn(1, 5, 7, 64)).shape
+    torch.Size([1, 5, 7, 64])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int | None = None,
+        *,
+        partial_dim: int | None = None,
+        qk_dim: int = 16,
+        act_layer: type[nn.Module] = nn.ReLU,
+    ):
+        super().__init__(dim, 1)
+        partial_dim = max(1, round(dim * PARTIAL_RATIO)) if partial_dim is None else partial_dim
+        if not 1 <= partial_dim <= dim:
+            raise ValueError(f"SingleHeadMixer: partial_dim must be from 1 to {dim=}, got {partial_dim=}")
+        if qk_dim < 1:
+            raise ValueError(f"SingleHeadMixer: qk_dim must be positive, got {qk_dim=}")
+        self.partial_dim = partial_dim
+        self.qk_dim = qk_dim
+        self.norm = GroupNorm1(partial_dim)
+        self.qkv = LinearNorm(partial_dim, 2 * qk_dim + partial_dim)
+        self.act = act_layer()
+        self.proj = LinearNorm(dim, dim, norm_weight=0.0)  # as a residual branch it starts as nothing
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] to [B, H, W, C]."""
+        part, rest = x.split([self.partial_dim, self.dim - self.partial_dim], dim=-1)
+        qkv = self.qkv(self.norm(part)).flatten(1, 2).unsqueeze(1)  # [B, 1, N, 2·qk_dim + P]
+        q, k, v = qkv.split([self.qk_dim, self.qk_dim, self.partial_dim], dim=-1)
+        part = F.scaled_dot_product_attention(q, k, v).reshape(part.shape)
+        return self.proj(self.act(torch.cat([part, rest], dim=-1)))
