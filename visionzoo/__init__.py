@@ -6,7 +6,17 @@
 
 from visionzoo import models  # importing it registers the families
 from visionzoo._version import __version__
+from visionzoo.inference import optimize_for_inference
 from visionzoo.kernels import backends
+from visionzoo.layers.fuse import fuse
 from visionzoo.models.checkpoint import LoadReport, load_weights
 
-__all__ = ["LoadReport", "__version__", "backends", "load_weights", "models"]
+__all__ = [
+    "LoadReport",
+    "__version__",
+    "backends",
+    "fuse",
+    "load_weights",
+    "models",
+    "optimize_for_inference",
+]

@@ -50,7 +50,7 @@ class ConvNorm(nn.Module):
         self.conv = ConvNHWC(in_dim, out_dim, kernel_size, stride, padding, groups=groups, bias=bias)
         self.norm = norm_layer(in_dim if norm_first else out_dim) if norm_layer else nn.Identity()
         if norm_weight != 1.0:
-            nn.init.constant_(self.norm.weight, norm_weight)
+            nn.init.constant_(self.norm.get_parameter("weight"), norm_weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, in_dim] to [B, H', W', out_dim]."""

@@ -12,14 +12,13 @@ class BatchNormHead(nn.Module):
     Args:
         in_features: channels C.
         num_classes: classes; 0 for pooled features, without any norm.
-        pool_type: timm's pooling type; "" for none, which a classifier cannot have.
+        pool_type: timm's pooling type; "" for none, with which there can be no classifier.
         drop_rate: dropout probability before the classifiers.
         distilled: have the second pair. Its logits are averaged with the first's, or returned beside them in training
             when `distilled_training` is set.
-
-    Raises:
-        ValueError: if there are classes and no pooling.
     """
+
+    global_pool: SelectAdaptivePool2d
 
     def __init__(
         self,
@@ -38,14 +37,8 @@ class BatchNormHead(nn.Module):
         self.reset(num_classes, pool_type)
 
     def reset(self, num_classes: int, pool_type: str | None = None) -> None:
-        """Replace the classifiers and, where `pool_type` is given, the pooling.
-
-        Raises:
-            ValueError: if there are classes and no pooling.
-        """
+        """Replace the classifiers and, where `pool_type` is given, the pooling."""
         pool_type = self.global_pool.pool_type if pool_type is None else pool_type
-        if num_classes and not pool_type:
-            raise ValueError(f"BatchNormHead: a classifier needs pooling, got {num_classes=} and {pool_type=}")
         self.num_classes = num_classes
         self.global_pool = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
         dim = self.in_features * self.global_pool.feat_mult()
@@ -55,10 +48,19 @@ class BatchNormHead(nn.Module):
         self.train(self.training)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """[B, C, H, W] to [B, num_classes]; with `pre_logits` to pooled features [B, C]."""
+        """[B, C, H, W] to [B, num_classes]; with `pre_logits` to pooled features [B, C].
+
+        Raises:
+            ValueError: if there are classes and no pooling.
+        """
         x = self.global_pool(x)
         if pre_logits or not self.num_classes:
             return x
+        if not self.global_pool.pool_type:
+            raise ValueError(
+                f"BatchNormHead: a classifier needs pooling, got num_classes={self.num_classes} and "
+                f"global_pool=''; give a pooling type, such as 'avg', or num_classes=0"
+            )
         logits = self.fc(self.drop(self.norm(x)))
         if not self.distilled:
             return logits

@@ -1,0 +1,138 @@
+"""Folding batch norms into the linear layers and convolutions beside them, for inference."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from visionzoo.layers.nhwc import BatchNormNHWC, ConvNHWC
+
+_TRAIN_THE_ORIGINAL = (
+    "this model was fused for inference, its batch norms are part of other layers: train the model that was given to "
+    "visionzoo.fuse (it was not changed), and fuse that again"
+)
+
+
+class Folded(nn.Identity):
+    """In place of a batch norm whose work the layer beside it does; refuses training and unfused weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.training = False
+
+    def train(self, mode: bool = True) -> Folded:
+        """Stay in eval mode.
+
+        Raises:
+            RuntimeError: if asked for training mode.
+        """
+        if mode:
+            raise RuntimeError(_TRAIN_THE_ORIGINAL)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        error_msgs: list[str] = args[-1]
+        if any(name.startswith(prefix) for name in state_dict):
+            error_msgs.append(
+                f"{prefix}* was folded into another layer of this model, but the weights are those of an unfused "
+                f"model: load them into an unfused model and fuse that"
+            )
+
+
+@torch.no_grad()
+def fuse(model: nn.Module) -> nn.Module:
+    """Return a copy for inference, in which batch norms are folded into the convolutions and linear layers beside them.
+
+    The outputs are the same up to rounding. The given model is not changed and stays the one to train and to save:
+    the copy is in eval mode for good, none of its parameters requires a gradient, it raises when asked to train or to
+    load unfused weights, and its state_dict has other names. Fusing a fused model gives an equal one.
+
+    Folded are the pairs of the zoo's layers (modules with a method `fusible`) and neighbours in an `nn.Sequential`. A
+    norm that comes before a convolution with zero padding stays: its shift is missing in the padding.
+
+    Args:
+        model: any module; DDP, DataParallel and torch.compile around it are taken off.
+    """
+    bare: Any = model
+    while (compiled := hasattr(bare, "_orig_mod")) or isinstance(
+        bare, nn.DataParallel | nn.parallel.DistributedDataParallel
+    ):
+        bare = bare._orig_mod if compiled else bare.module
+    fused: nn.Module = copy.deepcopy(bare).eval().requires_grad_(False)
+    for module in list(fused.modules()):
+        for first, second in _pairs(module):
+            _fold(module, first, second)
+    return fused
+
+
+def _pairs(module: nn.Module) -> list[tuple[str, str]]:
+    """Names of children that follow each other directly."""
+    if callable(fusible := getattr(module, "fusible", None)):
+        return fusible()
+    if type(module) is nn.Sequential:
+        return [
+            (first, second)
+            for (first, a), (second, b) in pairwise(module.named_children())
+            if _same_channel_axis(a, b) or _same_channel_axis(b, a)
+        ]
+    return []
+
+
+def _same_channel_axis(layer: nn.Module, norm: nn.Module) -> bool:
+    if isinstance(norm, BatchNormNHWC):
+        return isinstance(layer, ConvNHWC | nn.Linear)
+    return isinstance(norm, nn.BatchNorm2d) and isinstance(layer, nn.Conv2d) and not isinstance(layer, ConvNHWC)
+
+
+def _fold(parent: nn.Module, first: str, second: str) -> None:
+    """Fold one of two children of `parent` into the other where that is a batch norm and can be."""
+    before, after = getattr(parent, first), getattr(parent, second)
+    if isinstance(before, nn.Conv2d | nn.Linear) and _has_statistics(after):
+        scale, shift = _scale_and_shift(after)
+        weight, bias = _double(before.weight), _double(before.bias)
+        _set(before, weight * scale.view(-1, *[1] * (weight.ndim - 1)), shift if bias is None else bias * scale + shift)
+        setattr(parent, second, Folded())
+    elif _has_statistics(before) and isinstance(after, nn.Conv2d | nn.Linear) and _without_padding(after):
+        scale, shift = _scale_and_shift(before)
+        weight, bias = _double(after.weight), _double(after.bias)
+        groups = after.groups if isinstance(after, nn.Conv2d) else 1
+        # [in] -> [out, in / groups, 1, 1]: the input channels that each output channel sees
+        scale, shift = (
+            t.view(groups, -1).repeat_interleave(len(weight) // groups, dim=0).view(*weight.shape[:2], *trailing)
+            for t, trailing in [(t, [1] * (weight.ndim - 2)) for t in (scale, shift)]
+        )
+        constant = (weight * shift).flatten(1).sum(1)
+        _set(after, weight * scale, constant if bias is None else bias + constant)
+        setattr(parent, first, Folded())
+
+
+def _has_statistics(norm: nn.Module) -> bool:
+    return isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.running_mean is not None
+
+
+def _without_padding(layer: nn.Module) -> bool:
+    return not isinstance(layer, nn.Conv2d) or layer.padding == "valid" or layer.padding == (0, 0)
+
+
+def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
+    """Return what a batch norm does in inference, x·scale + shift, each [C]."""
+    mean, variance, weight, bias = map(_double, (norm.running_mean, norm.running_var, norm.weight, norm.bias))
+    scale = (variance + norm.eps).rsqrt() * (1 if weight is None else weight)
+    return scale, (0 if bias is None else bias) - mean * scale
+
+
+def _double(tensor: Tensor | None) -> Any:
+    """To float64, so that folding costs one rounding; Apple's devices have none."""
+    if tensor is None:
+        return None
+    return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
+
+
+def _set(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    dtype: Any = layer.weight.dtype
+    layer.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    layer.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
