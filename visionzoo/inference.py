@@ -34,7 +34,8 @@ def optimize_for_inference(
 
     Args:
         model: any module that takes images [B, C, H, W], such as a model or feature extractor of the zoo.
-        example_input: an input, or its shape; run here, so that compiling does not fall to the first real image.
+        example_input: an input, or the shape of one in float32; run here, so that the first real image need not wait
+            for the compilation.
         dtype: of weights and computation; None keeps the model's. On GPUs torch.bfloat16 or torch.float16 is two to
             three times as fast; check the accuracy you need.
         channels_last: keep convolution weights in torch's channels_last format, as the zoo's maps are.

@@ -8,19 +8,41 @@ from quick import MODELS
 
 import visionzoo
 
-TWINS = {"zoo_davit_t": "davit_tiny", "zoo_davit_s": "davit_small", "zoo_poolformer_s12": "poolformer_s12"}
+TWINS = {
+    "zoo_davit_t": "davit_tiny",
+    "zoo_davit_s": "davit_small",
+    "zoo_poolformer_s12": "poolformer_s12",
+    "zoo_shvit_s2": "shvit_s2",
+}
+LEVITS = {"zoo_levit_128s": ["levit_128s", "levit_conv_128s"], "zoo_levit_192": ["levit_192"]}
 OTHER_HEAD = {"zoo_poolformer_s12"}  # timm pools before the last norm, the authors and we norm before pooling
 
 
 @pytest.mark.parametrize("name", TWINS)
 @pytest.mark.parametrize("size", [(224, 224), (129, 230)])
 def test_timm_weights_give_timm_outputs(name, size):
+    _check_twin(timm.create_model(TWINS[name]), timm.create_model(name), size, name not in OTHER_HEAD)
+
+
+@pytest.mark.parametrize(("name", "twin"), [(name, twin) for name in LEVITS for twin in LEVITS[name]])
+@pytest.mark.parametrize("size", [(224, 224), (160, 96)])
+def test_timm_levit_gives_the_same_at_the_size_it_is_built_for(name, twin, size):
+    """timm's LeViT takes one size only; its bias tables are then ours of that `img_size`."""
+    theirs, ours = (timm.create_model(model, img_size=size) for model in (twin, name))
+    for parameter, value in theirs.named_parameters():
+        if "attention_biases" in parameter:
+            torch.nn.init.normal_(value, std=2.0)
+    _check_twin(theirs, ours, size, True)
+
+
+def _check_twin(theirs, ours, size, same_head):
     torch.manual_seed(0)
-    theirs = timm.create_model(TWINS[name]).double().eval()
-    for parameter in theirs.parameters():  # biases and scales start at 0 and 1e-5 and would hide mistakes
-        if parameter.ndim == 1:
-            torch.nn.init.normal_(parameter, std=0.5)
-    ours = timm.create_model(name).double().eval()
+    theirs, ours = theirs.double().eval(), ours.double().eval()
+    for name, value in theirs.state_dict().items():  # biases and scales start at 0 and 1e-5 and would hide mistakes
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 2.0)
+        elif value.ndim == 1:
+            value.normal_(std=0.5)
     report = visionzoo.load_weights(ours, theirs.state_dict())
     assert report.names == "timm" and not report.missing and not report.unexpected
     image = torch.randn(1, 3, *size, dtype=torch.float64)
@@ -29,7 +51,7 @@ def test_timm_weights_give_timm_outputs(name, size):
         out, own_features = ours.forward_intermediates(image)
         for feature, own in zip(features, own_features, strict=True):
             assert relative_error(own, feature) <= 1e-9
-        if name not in OTHER_HEAD:
+        if same_head:
             assert relative_error(ours.forward_head(out), theirs.forward_head(expected)) <= 1e-9
         else:
             assert relative_error(ours.forward_head(out), theirs.forward_head(expected)) > 1e-3

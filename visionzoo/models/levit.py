@@ -98,7 +98,12 @@ class LeViT(DistilledBackbone):
             in_chans=in_chans,
             **head,
         )
-        self.CHECKPOINT_KEYS = {"authors": _authors_keys(depths), "timm": _TIMM_KEYS}
+        self.depths = tuple(depths)
+
+    @property
+    def CHECKPOINT_KEYS(self) -> dict[str, list[tuple[str, Any]]]:  # type: ignore[override]
+        """Tables of names; the authors' depend on the depths."""
+        return {"authors": _authors_keys(self.depths), "timm": _TIMM_KEYS}
 
     def init_weights(self) -> None:
         """Leave torch's initial values to the linear layers, which batch norms follow; the head has its own."""

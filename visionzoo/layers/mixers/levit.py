@@ -99,7 +99,8 @@ def offset_bias(table: Tensor, size: tuple[int, int], stride: int = 1) -> Tensor
     Returns:
         [G, N / stride², N] (rounded up on each axis), tokens numbered row by row.
     """
-    if table.shape[1:] != size:
+    # Under torch.compile a test on symbolic sizes would cost a recompilation; resizing to the same size is exact.
+    if torch.compiler.is_compiling() or table.shape[1:] != size:
         table = F.interpolate(table[None], size=size, mode="bilinear", align_corners=True)[0]
     positions = [torch.arange(n, device=table.device) for n in size]
     rows, columns = ((p[::stride, None] - p).abs() for p in positions)  # [queries, keys] along each axis
