@@ -25,7 +25,7 @@ IMAGE = torch.randn(2, 3, 64, 80, generator=torch.Generator().manual_seed(0))
 def test_default_on_a_cpu_is_an_eager_fused_copy(channels_last):
     model = _model().train()
     fast = visionzoo.optimize_for_inference(model, channels_last=channels_last)
-    assert type(fast) is type(model) and not fast.training and model.training
+    assert type(fast.model) is type(model) and not fast.training and model.training
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in fast.modules())
     assert fast.stages[1].downsample[0].kv.linear.bias is not None
     weight = fast.stem[2].conv.weight
@@ -48,13 +48,13 @@ def test_images_are_cast_to_the_dtype_and_the_model_is_not_changed(dtype):
 def test_optimizing_twice_is_once():
     once = visionzoo.optimize_for_inference(_model())
     twice = visionzoo.optimize_for_inference(once)
-    assert torch.equal(once(IMAGE), twice(IMAGE)) and len(twice._forward_pre_hooks) == 1
+    assert torch.equal(once(IMAGE), twice(IMAGE)) and type(twice.model) is type(once.model)
 
 
 @pytest.mark.slow
 @torch.no_grad()
 def test_compiled_model_is_one_graph_that_is_ready_after_the_example():
-    model = _model()
+    model = _model().double()
     torch.compiler.reset()
     graphs = []
 
@@ -63,11 +63,26 @@ def test_compiled_model_is_one_graph_that_is_ready_after_the_example():
         return graph
 
     fast = visionzoo.optimize_for_inference(
-        model, dtype=torch.float64, mode="default", backend=backend, fullgraph=True, example_input=(2, 3, 64, 80)
+        model, mode="default", backend=backend, fullgraph=True, example_input=(2, 3, 64, 80)
     )
     assert len(graphs) == 1
-    assert _error(fast(IMAGE), model.double()(IMAGE.double())) <= 1e-12
+    expected = model(IMAGE.double())
+    for image in (IMAGE, IMAGE.double()):
+        assert _error(fast(image), expected) <= 1e-12
+    with torch.enable_grad():
+        assert not fast(IMAGE).requires_grad
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("name", ["zoo_levit_128s", "zoo_poolformer_s12"])  # the second has nothing to fold
+def test_training_is_refused_and_the_rest_is_the_model_s(name):
+    fast = visionzoo.optimize_for_inference(quick_model(name))
+    with pytest.raises(RuntimeError, match="train the model that it was made from"):
+        fast.train()
+    assert not fast.eval().training and not fast(IMAGE).requires_grad
+    assert fast.num_classes == 1000 and fast.forward_features(IMAGE).shape[:2] == (2, fast.num_features)
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = fast.no_such_thing
 
 
 @torch.no_grad()

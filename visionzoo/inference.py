@@ -11,6 +11,43 @@ from torch import Tensor, nn
 from visionzoo.layers.fuse import fuse
 
 
+class InferenceModel(nn.Module):
+    """A model that `optimize_for_inference` made fast; all but calls goes to the model itself, `model`.
+
+    Calls cast floating images to the model's dtype and record no gradients. Outside of the compiled part, so that
+    neither an image's dtype nor the caller's grad mode costs a compilation.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None):
+        super().__init__()
+        self.model = model
+        self.dtype = dtype
+        self.training = False
+
+    def forward(self, *images: Tensor) -> Any:
+        """Return what the model returns, in its dtype."""
+        with torch.no_grad():
+            return self.model(*(x.to(self.dtype) if x.is_floating_point() else x for x in images))
+
+    def train(self, mode: bool = True) -> InferenceModel:
+        """Stay in eval mode.
+
+        Raises:
+            RuntimeError: if asked for training mode.
+        """
+        if mode:
+            raise RuntimeError("this model was optimized for inference: train the model that it was made from")
+        return super().train(False)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model":
+                raise
+            return getattr(self.model, name)
+
+
 @torch.no_grad()
 def optimize_for_inference(
     model: nn.Module,
@@ -20,11 +57,11 @@ def optimize_for_inference(
     channels_last: bool = True,
     mode: str | None = "auto",
     **compile_options: Any,
-) -> nn.Module:
+) -> InferenceModel:
     """Return a copy of a model for fast inference, on the device where the model is; the model is not changed.
 
-    The copy is fused (`visionzoo.fuse`: eval mode for good, no gradients for parameters), has `dtype` and the memory
-    format, and is compiled on a GPU. Images of any floating dtype are cast to the copy's; outputs have it.
+    The copy is fused (`visionzoo.fuse`) and in eval mode for good, has `dtype` and the memory format, and is compiled
+    on a GPU. It takes images of any floating dtype, gives outputs of its own, and records no gradients.
 
     >>> import timm, torch, visionzoo
     >>> model = timm.create_model("zoo_levit_128s", num_classes=10)
@@ -34,8 +71,7 @@ def optimize_for_inference(
 
     Args:
         model: any module that takes images [B, C, H, W], such as a model or feature extractor of the zoo.
-        example_input: an input, or the shape of one in float32; run here, so that the first real image need not wait
-            for the compilation.
+        example_input: an input, or its shape; run here, so that the first real image need not wait for the compilation.
         dtype: of weights and computation; None keeps the model's. On GPUs torch.bfloat16 or torch.float16 is two to
             three times as fast; check the accuracy you need.
         channels_last: keep convolution weights in torch's channels_last format, as the zoo's maps are.
@@ -60,13 +96,13 @@ def optimize_for_inference(
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"optimize_for_inference: dtype must be floating point, got {dtype=}")
     example = _example(example_input, device)
-    fast: Any = fuse(model).to(dtype=dtype)
+    fused: Any = fuse(model.model if isinstance(model, InferenceModel) else model).to(dtype=dtype)
     if channels_last:
-        fast = fast.to(memory_format=torch.channels_last)
-    if _cast_inputs not in fast._forward_pre_hooks.values():
-        fast.register_forward_pre_hook(_cast_inputs)
+        fused = fused.to(memory_format=torch.channels_last)
+    own_dtype = next((p.dtype for p in fused.parameters()), dtype)
     if mode is not None:
-        fast = torch.compile(fast, mode=mode, **compile_options)
+        fused = torch.compile(fused, mode=mode, **compile_options)
+    fast = InferenceModel(fused, own_dtype)
     if example is not None:
         for _ in range(3):  # compile, warm up, record the graph
             fast(example)
@@ -82,8 +118,3 @@ def _example(example: Tensor | Sequence[int] | None, device: torch.device) -> Te
             f"optimize_for_inference: example_input must be an image [B, C, H, W] or its shape, got {shape}"
         )
     return example.to(device) if isinstance(example, Tensor) else torch.zeros(shape, device=device)
-
-
-def _cast_inputs(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    dtype = next((p.dtype for p in model.parameters()), None)
-    return tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)

@@ -48,8 +48,8 @@ def fuse(model: nn.Module) -> nn.Module:
     """Return a copy for inference, in which batch norms are folded into the convolutions and linear layers beside them.
 
     The outputs are the same up to rounding. The given model is not changed and stays the one to train and to save:
-    the copy is in eval mode for good, none of its parameters requires a gradient, it raises when asked to train or to
-    load unfused weights, and its state_dict has other names. Fusing a fused model gives an equal one.
+    the copy is in eval mode, none of its parameters requires a gradient, and where something was folded it raises when
+    asked to train or to load unfused weights, and its state_dict has other names. Fusing it again gives an equal one.
 
     Folded are the pairs of the zoo's layers (modules with a method `fusible`) and neighbours in an `nn.Sequential`. A
     norm that comes before a convolution with zero padding stays: its shift is missing in the padding.
