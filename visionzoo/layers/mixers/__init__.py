@@ -13,6 +13,7 @@ from typing import Any
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.mixers.channel import ChannelMixer
 from visionzoo.layers.mixers.full import FullMixer
+from visionzoo.layers.mixers.halo import HaloMixer
 from visionzoo.layers.mixers.pool import PoolMixer
 from visionzoo.layers.mixers.routed import RoutedMixer
 from visionzoo.layers.mixers.window import WindowMixer
@@ -21,6 +22,7 @@ __all__ = [
     "MIXERS",
     "ChannelMixer",
     "FullMixer",
+    "HaloMixer",
     "Mixer",
     "PoolMixer",
     "RoutedMixer",
@@ -32,6 +34,7 @@ __all__ = [
 MIXERS: dict[str, type[Mixer]] = {
     "channel": ChannelMixer,
     "full": FullMixer,
+    "halo": HaloMixer,
     "pool": PoolMixer,
     "routed": RoutedMixer,
     "window": WindowMixer,
