@@ -6,7 +6,7 @@ https://arxiv.org/abs/2103.12731. The authors released neither code nor weights;
 with timm's weights, and follow timm's reading of halo attention: position terms are not scaled; what lies beyond the
 map takes part as zeros; a strided block looks positions up by the count of its queries, not by their distances. timm
 refuses maps that the blocks do not divide, ours treat the rest of a block as beyond the map (`mask_padding=True`
-leaves all of that out). The last 1×1 convolution of `zoo_sehalonet_33ts` is in the head here.
+leaves all of that out). The 1×1 convolution before the head of `zoo_sehalonet_33ts` counts to the last stage here.
 
 `zoo_halonet_h0` to `_h7` are the paper's. Their table is not taken from its text but from two transcriptions that
 agree: https://github.com/leondgarse/keras_cv_attention_models at 687943d (MIT licence), and models/halonet.py of
@@ -21,7 +21,6 @@ are not known.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -29,8 +28,9 @@ from timm.layers import EcaModule, SqueezeExcite, calculate_drop_path_rates, get
 from torch import nn
 
 from visionzoo.layers.bottleneck import Bottleneck
-from visionzoo.layers.heads import ConvClassifierHead
+from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import HaloMixer, build_mixer, resolve_mixers
+from visionzoo.layers.nhwc import BatchNormNHWC
 from visionzoo.layers.stem import conv_stem
 from visionzoo.models.base import Backbone, Stage
 from visionzoo.models.registry import Published, Variant, register_family
@@ -57,7 +57,8 @@ class HaloNet(Backbone):
         act: timm's name of the activation.
         gate: "se" (squeeze and excitation) or "eca" after the 3×3 convolutions, or None.
         group_size: channels a group of the 3×3 convolutions; None for one group.
-        final_dim: channels of a last 1×1 convolution in the head, the paper's df; None for none.
+        final_dim: channels of a 1×1 convolution with norm and activation that ends the last stage, the paper's df; None
+            for none.
         mask_padding: leave what is beyond the map out of attention.
         mixers: other token mixers for the attention blocks of some stages, see
             `visionzoo.layers.mixers.resolve_mixers`; average pooling follows where the block has a stride.
@@ -75,7 +76,7 @@ class HaloNet(Backbone):
         "timm": [
             (r"^stem\.conv(\d)\.", lambda m: f"stem.{2 * int(m[1]) - 2}."),
             (r"^stages\.(\d)\.(\d+)\.", r"stages.\1.blocks.\2."),
-            (r"^final_conv\.", "head.conv."),
+            (r"^final_conv\.", "stages.3.blocks.2.0."),  # sehalonet33ts alone has it
             (r"\.attn\.", ".gate."),
             (r"\.conv(\d)_(1x1|kxk)\.", r".conv\1."),
             (r"\.self_attn\.(pos_embed\.)?", ".mixer."),
@@ -159,19 +160,19 @@ class HaloNet(Backbone):
                 )
                 blocks.append(block)
                 in_dim = dim
+            if final_dim is not None and i == len(layout) - 1:
+                final = ConvNorm(in_dim, final_dim, 1, bias=False, norm_layer=BatchNormNHWC)
+                blocks.append(nn.Sequential(final, act_layer()))
             stages.append(Stage(nn.Identity(), blocks))
-        if final_dim is not None:
-            head["head_layer"] = partial(ConvClassifierHead, hidden_dim=final_dim, act_layer=act_layer)
         super().__init__(
             stem=conv_stem(in_chans, stem_dims, stem_kernel, act_layer, pool=stem_pool),
             stages=stages,
-            embed_dims=embed_dims,
+            embed_dims=(*embed_dims[:-1], final_dim or embed_dims[-1]),
             reductions=[4 * 2**i for i in range(len(layout))],
             norm=nn.Identity(),
             in_chans=in_chans,
             **head,
         )
-        self.head_hidden_size = self.head.num_features
 
     def init_weights(self) -> None:
         """Initialise as timm does, and blocks as identities."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from visionzoo.kernels import halo_attention
@@ -16,7 +15,8 @@ class HaloMixer(Mixer):
     A window is w = block_size + 2·halo_size tokens wide. Each mixer learns a vector for every vertical and every
     horizontal offset; their products with the query are added to the scores, unscaled. What a window has beyond the
     map, at its borders and where blocks do not divide it, are keys and values of zero, and as in timm they take part
-    in attention with their positions. Scores and softmax are float32 at least, the rest is in the input's dtype.
+    in attention with their positions. The softmax is float32 at least, the rest is in the dtype of the input or of
+    autocast.
 
     Args:
         dim: channels C.
@@ -91,9 +91,9 @@ class HaloMixer(Mixer):
     def init_weights(self) -> None:
         """Initialise projections by their inputs' width and embeddings by their own, as timm does."""
         for linear in (self.q, self.kv):
-            trunc_normal_(linear.weight, std=self.dim**-0.5)
+            nn.init.trunc_normal_(linear.weight, std=self.dim**-0.5)
         for table in (self.rel_height, self.rel_width):
-            trunc_normal_(table, std=self.head_dim**-0.5)
+            nn.init.trunc_normal_(table, std=self.head_dim**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, ⌈H / stride⌉, ⌈W / stride⌉, C], or `value_dim` channels without `proj`."""
