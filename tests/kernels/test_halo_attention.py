@@ -21,7 +21,7 @@ def _inputs(size=(5, 7), block_size=4, halo_size=1, stride=1, heads=2, depth=3, 
 
 
 def _loops(q, k, v, rel_height, rel_width, *, block_size, halo_size, stride=1, scale=None, mask_padding=False):
-    """One query at a time, its keys looked up by their places on the map, as the docstring of `halo_attention` has it."""
+    """One query at a time, its keys looked up by their places on the map."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     height, width = k.shape[1:3]
     side, window = block_size // stride, block_size + 2 * halo_size

@@ -11,6 +11,7 @@ MODELS = {  # record -> model
     "biformer/biformer_tiny": "zoo_biformer_t",
     "biformer/biformer_small": "zoo_biformer_s",
     "davit/davit_tiny": "zoo_davit_t",
+    "halonet/halonet26t": "zoo_halonet_26t",
     "poolformer/poolformer_s12": "zoo_poolformer_s12",
 }
 
