@@ -27,6 +27,8 @@ def no_initialisation():
 def draw_weights(model: nn.Module) -> nn.Module:
     """Give every parameter of a model non-trivial values: the same short random row over and over."""
     row = torch.randn(4093, generator=torch.Generator().manual_seed(0))
+    # Chains of convolution, batch norm and SiLU forget the image unless the norms make up for the activations.
+    norms = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
     for name, parameter in model.named_parameters():
         flat = parameter.view(-1)
         values = row.repeat(flat.numel() // len(row) + 1)[: flat.numel()]
@@ -35,7 +37,7 @@ def draw_weights(model: nn.Module) -> nn.Module:
         elif parameter.ndim > 1:
             flat.copy_(values * parameter[0].numel() ** -0.5)
         else:
-            flat.copy_(values * 0.1 + (1.0 if name.endswith(("weight", "gamma")) else 0.0))
+            flat.copy_(values * 0.1 + ((1.3 if name in norms else 1.0) if name.endswith(("weight", "gamma")) else 0.0))
     return model
 
 

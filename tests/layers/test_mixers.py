@@ -9,6 +9,7 @@ from visionzoo.kernels import route_regions
 from visionzoo.layers.mixers import MIXERS, RoutedMixer, WindowMixer, build_mixer, resolve_mixers
 
 SMALL = {  # options that suit tiny maps
+    "halo": {"block_size": 4, "halo_size": 1},
     "routed": {"regions": 2, "topk": 2},
     "window": {"window_size": 3},
 }
@@ -16,6 +17,13 @@ SMALL = {  # options that suit tiny maps
 FAMILIES = {
     "zoo_biformer_t": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "regions": 2, "topks": (1, 2, 4, -2)},
     "zoo_davit_t": {"depths": (2, 1, 1, 2), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
+    "zoo_halonet_h0": {
+        "layout": ("a",) * 4,
+        "embed_dims": (8, 16, 16, 24),
+        "mid_dims": (8, 8, 16, 16),
+        "num_heads": (1, 2, 2, 4),
+        "stem_dims": (8,),
+    },
     "zoo_poolformer_s12": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24)},
 }
 

@@ -12,6 +12,7 @@ MODELS = {  # record -> model
     "biformer/biformer_small": "zoo_biformer_s",
     "davit/davit_tiny": "zoo_davit_t",
     "levit/levit_128s": "zoo_levit_128s",
+    "halonet/halonet26t": "zoo_halonet_26t",
     "poolformer/poolformer_s12": "zoo_poolformer_s12",
     "shvit/shvit_s1": "zoo_shvit_s1",
 }

@@ -41,6 +41,24 @@ class SqueezeExciteNHWC(SqueezeExcite):
 
 
 @register_notrace_module
+class MaxPoolNHWC(nn.MaxPool2d):
+    """`nn.MaxPool2d` of [B, H, W, C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool a [B, H, W, C] map."""
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+@register_notrace_module
+class AvgPoolNHWC(nn.AvgPool2d):
+    """`nn.AvgPool2d` of [B, H, W, C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool a [B, H, W, C] map."""
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+@register_notrace_module
 class GroupNorm1(nn.Module):
     """Group normalisation with one group: statistics over height, width and channels of each sample.
 

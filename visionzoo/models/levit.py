@@ -75,8 +75,9 @@ class LeViT(DistilledBackbone):
             )
             return nn.Sequential(attention, block(out_dim, None, drop_path=drop_path_rate))
 
+        stem_dims = [embed_dims[0] // ratio for ratio in (8, 4, 2, 1)]
         super().__init__(
-            stem=conv_stem(in_chans, embed_dims[0], nn.Hardswish),
+            stem=conv_stem(in_chans, stem_dims, 3, (2, 2, 2, 2), nn.Hardswish, last_act=False),
             stages=build_stages(
                 embed_dims,
                 depths,

@@ -129,8 +129,9 @@ class SHViT(DistilledBackbone):
             before, after = (block(dim, None, cpe_layer=conv_norm) for dim in (in_dim, out_dim))
             return nn.Sequential(before, PatchMerging(in_dim, out_dim), after)
 
+        stem_dims = [embed_dims[0] // ratio for ratio in (8, 4, 2, 1)]
         super().__init__(
-            stem=conv_stem(in_chans, embed_dims[0], nn.ReLU),
+            stem=conv_stem(in_chans, stem_dims, 3, (2, 2, 2, 2), nn.ReLU, last_act=False),
             stages=build_stages(
                 embed_dims,
                 depths,

@@ -13,6 +13,7 @@ from typing import Any
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.mixers.channel import ChannelMixer
 from visionzoo.layers.mixers.full import FullMixer
+from visionzoo.layers.mixers.halo import HaloMixer
 from visionzoo.layers.mixers.levit import LevitMixer
 from visionzoo.layers.mixers.pool import PoolMixer
 from visionzoo.layers.mixers.routed import RoutedMixer
@@ -23,6 +24,7 @@ __all__ = [
     "MIXERS",
     "ChannelMixer",
     "FullMixer",
+    "HaloMixer",
     "LevitMixer",
     "Mixer",
     "PoolMixer",
@@ -37,6 +39,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "channel": ChannelMixer,
     "full": FullMixer,
     "levit": LevitMixer,
+    "halo": HaloMixer,
     "pool": PoolMixer,
     "routed": RoutedMixer,
     "single_head": SingleHeadMixer,

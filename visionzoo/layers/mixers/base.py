@@ -22,6 +22,8 @@ class Mixer(nn.Module):
         ValueError: if the heads do not divide the channels that they share.
     """
 
+    stride = 1  # what the map shrinks by
+
     def __init__(self, dim: int, num_heads: int | None = None, *, head_dim: int | None = None):
         super().__init__()
         if num_heads is None:
@@ -31,7 +33,7 @@ class Mixer(nn.Module):
                 f"{type(self).__name__}: num_heads must divide dim, got {dim=} and {num_heads=}; "
                 f"pass a num_heads that divides {dim}"
             )
-        self.dim = dim
+        self.dim = self.out_dim = dim
         self.num_heads = num_heads
         self.head_dim = dim // num_heads if head_dim is None else head_dim
 
