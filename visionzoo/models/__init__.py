@@ -1,5 +1,5 @@
 """The families; importing this registers them into timm."""
 
-from visionzoo.models import biformer, davit, poolformer
+from visionzoo.models import biformer, davit, flatten, poolformer, swin
 
-__all__ = ["biformer", "davit", "poolformer"]
+__all__ = ["biformer", "davit", "flatten", "poolformer", "swin"]

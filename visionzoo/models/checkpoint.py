@@ -79,7 +79,7 @@ def load_weights(
     checkpoint = source if isinstance(source, Mapping) else read_checkpoint(source)
     state, names = rename(unwrap_state_dict(checkpoint, use_ema=use_ema), backbone)
     own = backbone.state_dict()
-    report = LoadReport(names)
+    report = LoadReport(names, adapted=fit_tables(state, backbone))
     _drop_absent_parts(state, backbone, report)
     kept = _adapt(state, backbone, own, report, strict, where)
     report.loaded = [name for name in own if name in state]
@@ -192,6 +192,7 @@ def rename(state: Mapping[str, Tensor], model: Backbone) -> tuple[dict[str, Tens
                     break
             else:
                 renamed[name] = value
+        renamed = _join_parts(renamed)
         count = sum(name in own and own[name].numel() == value.numel() for name, value in renamed.items())
         if count > best_count:
             best, best_names, best_count = renamed, names, count
@@ -203,7 +204,35 @@ def rename(state: Mapping[str, Tensor], model: Backbone) -> tuple[dict[str, Tens
 
 def filter_for_timm(checkpoint: Mapping[str, Any], model: Backbone) -> dict[str, Tensor]:
     """Rename a checkpoint for timm's own loader (its `pretrained_filter_fn`)."""
-    return rename(unwrap_state_dict(checkpoint), model)[0]
+    state = rename(unwrap_state_dict(checkpoint), model)[0]
+    fit_tables(state, model)
+    return state
+
+
+def fit_tables(state: dict[str, Tensor], model: Backbone) -> list[str]:
+    """Let modules with a `fit_weight` (tables of positions) resize their weights in `state`; return which and how."""
+    own, fitted = model.state_dict(), []
+    for name in [name for name in state if name in own and state[name].shape != own[name].shape]:
+        path, _, parameter = name.rpartition(".")
+        module: Any = model.get_submodule(path)
+        if hasattr(module, "fit_weight") and state[name].shape[-1] == own[name].shape[-1]:
+            if state[name].numel() != own[name].numel():
+                fitted.append(f"{name} {tuple(state[name].shape)} resized to {tuple(own[name].shape)}")
+            state[name] = module.fit_weight(parameter, state[name])
+    return fitted
+
+
+def _join_parts(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Join the tensors whose names differ by a last "#0", "#1", ... alone, along their first axis."""
+    joined: dict[str, Tensor] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        base, _, part = name.partition("#")
+        if part:
+            parts.setdefault(base, {})[part] = value
+        else:
+            joined[name] = value
+    return joined | {name: torch.cat([values[i] for i in sorted(values)]) for name, values in parts.items()}
 
 
 def _drop_absent_parts(state: dict[str, Tensor], model: Backbone, report: LoadReport) -> None:
