@@ -22,6 +22,7 @@ class Block(nn.Module):
         mlp_ratio: hidden width of the MLP over `dim`.
         norm_layer: called with `dim`.
         act_layer: activation of the MLP.
+        mlp_layer: called with (channels, hidden width, act_layer=..., drop=...); timm's `Mlp` or alike.
         cpe_kernels: kernel sizes of `cpe1` and `cpe2`; None leaves one out.
         layer_scale: initial value of the learned per-channel scale of both branches; None for no scale.
         drop_path: probability in [0, 1) with which a sample skips a branch in training.
@@ -36,6 +37,7 @@ class Block(nn.Module):
         mlp_ratio: float = 4.0,
         norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
         act_layer: type[nn.Module] = nn.GELU,
+        mlp_layer: Callable[..., nn.Module] = Mlp,
         cpe_kernels: tuple[int | None, int | None] = (None, None),
         layer_scale: float | None = None,
         drop_path: float = 0.0,
@@ -49,7 +51,7 @@ class Block(nn.Module):
         self.mixer = mixer
         self.ls1 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
         self.norm2 = norm_layer(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=mlp_drop)
+        self.mlp = mlp_layer(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=mlp_drop)
         self.ls2 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 

@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+from math import isqrt
+
 import torch
 import torch.nn.functional as F
-from timm.layers import register_notrace_module, to_2tuple, trunc_normal_
+from timm.layers import register_notrace_function, register_notrace_module, to_2tuple, trunc_normal_
 from torch import Tensor, nn
 
 
@@ -38,9 +40,16 @@ class PositionTable(nn.Module):
         return x + resize_table(self.table, x.shape[1:3], self.mode).to(x.dtype)
 
     def fit_weight(self, name: str, weight: Tensor) -> Tensor:
-        """Bring a checkpoint's table, [1, N, C] of a square map or [1, h, w, C], to the size of ours."""
+        """Bring a checkpoint's table, [1, N, C] of a square map or [1, h, w, C], to the size of ours.
+
+        The position of a class token before those of the map, if there is one, is left out.
+        """
         if weight.ndim == 3:
-            weight = weight.unflatten(1, square(weight.shape[1]))
+            side = isqrt(weight.shape[1])
+            class_tokens = weight.shape[1] - side * side
+            if class_tokens > 1:
+                raise ValueError(f"{name}: expected the positions of a square map, got {tuple(weight.shape)}")
+            weight = weight[:, class_tokens:].unflatten(1, (side, side))
         return resize_table(weight, self.table.shape[1:3], self.mode)
 
 
@@ -71,11 +80,15 @@ class RelativePositionBias(nn.Module):
 
     def fit_weight(self, name: str, weight: Tensor) -> Tensor:
         """Bring a checkpoint's table [(2h' - 1)², G], of square windows, to the size of ours."""
-        offsets = weight.unflatten(0, square(weight.shape[0]))[None]
+        side = isqrt(weight.shape[0])
+        if side * side != weight.shape[0]:
+            raise ValueError(f"{name}: expected the offsets in a square window, got {tuple(weight.shape)}")
+        offsets = weight.unflatten(0, (side, side))[None]
         size = (2 * self.size[0] - 1, 2 * self.size[1] - 1)
         return resize_table(offsets, size, "bicubic").flatten(0, 2)
 
 
+@register_notrace_function
 def resize_table(table: Tensor, size: tuple[int, int] | torch.Size, mode: str) -> Tensor:
     """Interpolate [1, h, w, C] to [1, H, W, C] with (H, W) = `size`, in float32 at least; the same table if it fits."""
     if table.shape[1:3] == tuple(size):
@@ -83,15 +96,3 @@ def resize_table(table: Tensor, size: tuple[int, int] | torch.Size, mode: str) -
     accumulate = torch.promote_types(table.dtype, torch.float32)
     out = F.interpolate(table.permute(0, 3, 1, 2).to(accumulate), size=tuple(size), mode=mode, align_corners=False)
     return out.permute(0, 2, 3, 1).to(table.dtype)
-
-
-def square(count: int) -> tuple[int, int]:
-    """Height and width of a square of `count` positions.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    side = round(count**0.5)
-    if side * side != count:
-        raise ValueError(f"expected the table of a square map, got {count} positions")
-    return side, side

@@ -1,5 +1,5 @@
 """The families; importing this registers them into timm."""
 
-from visionzoo.models import biformer, davit, flatten, poolformer, swin
+from visionzoo.models import biformer, cswin, davit, flatten, poolformer, pvt, pvtv2, swin
 
-__all__ = ["biformer", "davit", "flatten", "poolformer", "swin"]
+__all__ = ["biformer", "cswin", "davit", "flatten", "poolformer", "pvt", "pvtv2", "swin"]

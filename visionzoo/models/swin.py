@@ -49,7 +49,6 @@ class SwinTransformer(Backbone):
             (r"^layers\.(\d)\.downsample\.", lambda m: f"stages.{int(m[1]) + 1}.downsample."),
             (r"^layers\.(\d)\.", r"stages.\1."),
             (r"\.attn\.relative_position_bias_table$", ".mixer.relative_position_bias.table"),
-            (r"\.attn\.positional_encoding$", ".mixer.position.table"),  # of FLatten's stages
             (r"\.attn\.", ".mixer."),
             (r"^head\.(weight|bias)$", r"head.fc.\1"),
         ],
@@ -153,7 +152,7 @@ register_family(
     SwinTransformer,
     VARIANTS,
     first_conv="stem.conv",
-    crop_pct=0.9,
+    crop_pct=0.9,  # timm's; the authors evaluate at 0.875
     paper_ids="arXiv:2103.14030",
     origin_url="https://github.com/microsoft/Swin-Transformer",
     license="mit",

@@ -13,22 +13,26 @@ from typing import Any
 
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.mixers.channel import ChannelMixer
+from visionzoo.layers.mixers.cross_window import CrossWindowMixer
 from visionzoo.layers.mixers.focused_linear import FocusedLinearMixer
 from visionzoo.layers.mixers.full import FullMixer
 from visionzoo.layers.mixers.linear import LinearMixer
 from visionzoo.layers.mixers.pool import PoolMixer
 from visionzoo.layers.mixers.routed import RoutedMixer
+from visionzoo.layers.mixers.spatial_reduction import SpatialReductionMixer
 from visionzoo.layers.mixers.window import WindowMixer
 
 __all__ = [
     "MIXERS",
     "ChannelMixer",
+    "CrossWindowMixer",
     "FocusedLinearMixer",
     "FullMixer",
     "LinearMixer",
     "Mixer",
     "PoolMixer",
     "RoutedMixer",
+    "SpatialReductionMixer",
     "WindowMixer",
     "build_mixer",
     "combine_mixers",
@@ -37,11 +41,13 @@ __all__ = [
 
 MIXERS: dict[str, type[Mixer]] = {
     "channel": ChannelMixer,
+    "cross_window": CrossWindowMixer,
     "focused_linear": FocusedLinearMixer,
     "full": FullMixer,
     "linear": LinearMixer,
     "pool": PoolMixer,
     "routed": RoutedMixer,
+    "spatial_reduction": SpatialReductionMixer,
     "window": WindowMixer,
 }
 
