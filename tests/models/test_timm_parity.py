@@ -8,15 +8,25 @@ from quick import MODELS
 
 import visionzoo
 
-TWINS = {"zoo_davit_t": "davit_tiny", "zoo_davit_s": "davit_small", "zoo_poolformer_s12": "poolformer_s12"}
+TWINS = {
+    "zoo_davit_t": "davit_tiny",
+    "zoo_davit_s": "davit_small",
+    "zoo_poolformer_s12": "poolformer_s12",
+    "zoo_pvtv2_b0": "pvt_v2_b0",
+    "zoo_pvtv2_b2_li": "pvt_v2_b2_li",
+    "zoo_swin_t": "swin_tiny_patch4_window7_224",
+}
+# timm's Swin is built for one image size and pads after the shift, the authors and we before it: sizes without padding,
+# one of them with maps of one window in width alone
+SIZES = {"zoo_pvtv2_b2_li": [(129, 230)], "zoo_swin_t": [(224, 224), (448, 224)]}
+RUNS = [(name, size) for name in TWINS for size in SIZES.get(name, [(224, 224), (129, 230)])]
 OTHER_HEAD = {"zoo_poolformer_s12"}  # timm pools before the last norm, the authors and we norm before pooling
 
 
-@pytest.mark.parametrize("name", TWINS)
-@pytest.mark.parametrize("size", [(224, 224), (129, 230)])
+@pytest.mark.parametrize(("name", "size"), RUNS)
 def test_timm_weights_give_timm_outputs(name, size):
     torch.manual_seed(0)
-    theirs = timm.create_model(TWINS[name]).double().eval()
+    theirs = timm.create_model(TWINS[name], **({"img_size": size} if "swin" in name else {})).double().eval()
     for parameter in theirs.parameters():  # biases and scales start at 0 and 1e-5 and would hide mistakes
         if parameter.ndim == 1:
             torch.nn.init.normal_(parameter, std=0.5)

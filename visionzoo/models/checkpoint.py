@@ -255,14 +255,15 @@ def _adapt(
     wrong, kept = [], set()
     for name in [name for name in state if name in own and state[name].shape != own[name].shape]:
         have, want = tuple(state[name].shape), tuple(own[name].shape)
+        other_classes = name.startswith(f"{classifier}.") and have[0] != want[0] and have[1:] == want[1:]
         if name == first_conv and have[0] == want[0] and have[2:] == want[2:]:
             state[name] = adapt_input_conv(want[1], state[name])
             report.adapted.append(f"{name} ({have[1]} to {want[1]} input channels)")
-        elif name.startswith(f"{classifier}.") and not strict:
+        elif other_classes and not strict:
             del state[name]
             kept.add(name)
             report.adapted.append(f"{name} ({have[0]} classes in the checkpoint, left at its initial values)")
-        elif name.startswith(f"{classifier}."):
+        elif other_classes:
             raise ValueError(
                 f"{where} has {have[0]} classes, the model {want[0]}. Build the model with num_classes={have[0]}, or "
                 f"pass strict=False to keep the model's own classifier."
