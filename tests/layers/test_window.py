@@ -70,3 +70,12 @@ def test_relative_position_bias_is_the_table_at_the_offset():
 def test_wrong_shifts_are_named(shift):
     with pytest.raises(ValueError, match=f"shift_size must be from 0 to 3, got shift_size={shift}"):
         WindowMixer(8, window_size=4, shift_size=shift)
+
+
+def test_shifted_windows_compile_into_one_graph_for_sizes_that_change():
+    torch._dynamo.reset()
+    mixer = WindowMixer(8, 2, window_size=4, shift_size=2, relative_position_bias=True, mask_padding=True)
+    compiled = torch.compile(mixer, fullgraph=True, dynamic=True, backend="eager")
+    for size in [(6, 9), (11, 7)]:
+        x = torch.randn(2, *size, 8)
+        torch.testing.assert_close(compiled(x), mixer(x))

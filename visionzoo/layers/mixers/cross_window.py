@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionzoo.kernels import routed_attention
-from visionzoo.kernels.regions import from_regions, to_regions
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.nhwc import ConvNHWC
+from visionzoo.layers.padding import pad_to_multiple
 
 
 class CrossWindowMixer(Mixer):
@@ -50,37 +49,35 @@ class CrossWindowMixer(Mixer):
             raise ValueError(f"CrossWindowMixer: stripe_width must be positive or None, got {stripe_width=}")
         self.stripe_width = stripe_width
         self.backend = backend
-        horizontal = 0 if stripe_width is None else self.num_heads // 2
-        self.branch_heads = [heads for heads in (self.num_heads - horizontal, horizontal) if heads]
+        windows: list[tuple[int | None, int | None]] = [(None, stripe_width), (stripe_width, None)]
+        horizontal = 0 if stripe_width is None else self.num_heads // 2 * self.head_dim
+        self.branch_widths = [width for width in (dim - horizontal, horizontal) if width]
+        self.windows = windows[: len(self.branch_widths)]
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        widths = [heads * self.head_dim for heads in self.branch_heads]
-        self.lepe = nn.ModuleList(ConvNHWC(width, width, 3, padding=1, groups=width) for width in widths)
+        self.lepe = nn.ModuleList(ConvNHWC(width, width, 3, padding=1, groups=width) for width in self.branch_widths)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
-        height, width = x.shape[1:3]
-        stripe = self.stripe_width
-        windows = [(height, width)] if stripe is None else [(height, stripe), (stripe, width)]
-        branches = zip(*(t.split(self.branch_heads, dim=3) for t in self.split_heads(self.qkv(x))), strict=True)
+        qkv = [t.split(self.branch_widths, dim=-1) for t in self.qkv(x).chunk(3, dim=-1)]
         out = [
             self._attend(q, k, v, window, lepe)
-            for (q, k, v), window, lepe in zip(branches, windows, self.lepe, strict=False)
+            for q, k, v, window, lepe in zip(*qkv, self.windows, self.lepe, strict=True)
         ]
         return self.proj(torch.cat(out, dim=-1))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int], lepe: nn.Module) -> Tensor:
-        """Attention and position term of [B, H, W, G, D] inside windows: [B, H, W, G·D]."""
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, window: tuple[int | None, int | None], lepe: nn.Module
+    ) -> Tensor:
+        """Attention and position term of [B, H, W, C] inside windows of a height and width, None for the map's."""
         height, width = q.shape[1:3]
-        extra = (-height % window[0], -width % window[1])
-        top, left = extra[0] // 2, extra[1] // 2
-        if any(extra):
-            pad = (0, 0, 0, 0, left, extra[1] - left, top, extra[0] - top)
-            q, k, v = (F.pad(t, pad) for t in (q, k, v))
-        size = q.shape[1:3]
-        regions = (size[0] // window[0], size[1] // window[1])
-        out = routed_attention(q, k, v, None, regions=regions, backend=self.backend).flatten(3)
-        inside = to_regions(v.flatten(3), regions)  # [B, R, n, C]
-        local = lepe(inside.flatten(0, 1).unflatten(1, window)).flatten(1, 2).unflatten(0, inside.shape[:2])
-        out = out + from_regions(local, regions, size)
+        q, k, v = (pad_to_multiple(t, (window[0] or 1, window[1] or 1), both_sides=True) for t in (q, k, v))
+        batch, tall, wide, channels = q.shape
+        rows, columns = (tall // window[0] if window[0] else 1), (wide // window[1] if window[1] else 1)
+        heads = (t.unflatten(-1, (-1, self.head_dim)) for t in (q, k, v))
+        out = routed_attention(*heads, None, regions=(rows, columns), backend=self.backend).flatten(3)
+        inside = v.reshape(batch, rows, tall // rows, columns, wide // columns, channels).transpose(2, 3)
+        local = lepe(inside.flatten(0, 2)).reshape(inside.shape).transpose(2, 3)
+        out = out + local.reshape(out.shape)
+        top, left = (tall - height) // 2, (wide - width) // 2
         return out[:, top : top + height, left : left + width]
