@@ -16,9 +16,10 @@ def _region_of(y, x, size, regions):
     return (y // (size[0] // regions[0])) * regions[1] + x // (size[1] // regions[1])
 
 
-def _loops(q, k, v, index, regions, scale, valid_size=None):
+def _loops(q, k, v, index, regions, scale, valid_size=None, bias=None, segments=None):
     """One query after the other, from the definition."""
     batch, height, width, heads, _ = q.shape
+    tall, wide = height // regions[0], width // regions[1]
     out = torch.zeros_like(q)
     for b in range(batch):
         for y in range(height):
@@ -32,9 +33,19 @@ def _loops(q, k, v, index, regions, scale, valid_size=None):
                     for kx in range(width)
                     if _region_of(ky, kx, (height, width), regions) == region
                     and (valid_size is None or (ky < valid_size[0] and kx < valid_size[1]))
+                    and (segments is None or segments[ky, kx] == segments[y, x])
                 ]
+                if not keys:
+                    continue
+                row = (y % tall) * wide + x % wide
                 for g in range(heads):
                     scores = torch.stack([q[b, y, x, g] @ k[b, ky, kx, g] * scale for ky, kx in keys])
+                    if bias is not None:  # with one listed region, or all keys of all of them
+                        own_bias = bias[own if len(bias) > 1 else 0, g, row]
+                        places = [(ky % tall) * wide + kx % wide for ky, kx in keys]
+                        offset = [tall * wide * i for i in range(len(listed)) for _ in range(tall * wide)]
+                        offset = offset if len(offset) == len(keys) else [0] * len(keys)
+                        scores = scores + own_bias[[p + o for p, o in zip(places, offset, strict=True)]]
                     values = torch.stack([v[b, ky, kx, g] for ky, kx in keys])
                     out[b, y, x, g] = scores.softmax(0) @ values
     return out
@@ -52,6 +63,30 @@ def test_attention_is_softmax_over_the_listed_regions(index, scale):
     q, k, v = _qkv()
     out = routed_attention(q, k, v, index, regions=REGIONS, scale=scale)
     torch.testing.assert_close(out, _loops(q, k, v, index, REGIONS, scale or 0.5), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 6])
+@pytest.mark.parametrize("index", [None, INDEX], ids=["own region", "listed regions"])
+def test_biases_are_added_to_the_scores_of_each_region_and_head(index, count):
+    q, k, v = _qkv()
+    listed = 1 if index is None else 2
+    bias = torch.randn(count, 2, 8, 8 * listed, dtype=torch.float64)
+    out = routed_attention(q, k, v, index, regions=REGIONS, bias=bias)
+    torch.testing.assert_close(out, _loops(q, k, v, index, REGIONS, 0.5, bias=bias), rtol=1e-12, atol=1e-12)
+    if count == 1:
+        assert torch.equal(routed_attention(q, k, v, index, regions=REGIONS, bias=bias[0]), out)
+
+
+@pytest.mark.parametrize("index", [None, INDEX], ids=["own region", "listed regions"])
+@pytest.mark.parametrize("valid_size", [None, (5, 7)])
+def test_tokens_attend_only_within_their_segment(index, valid_size):
+    q, k, v = _qkv()
+    segments = torch.randint(0, 3, (6, 8), generator=torch.Generator().manual_seed(0))
+    segments[5, 7] = 9  # alone: no key but itself, and none where it is padding
+    out = routed_attention(q, k, v, index, regions=REGIONS, segments=segments, valid_size=valid_size)
+    expected = _loops(q, k, v, index, REGIONS, 0.5, valid_size=valid_size, segments=segments)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    assert out[1, 5, 7].any() == (index is None and valid_size is None)
 
 
 def test_padded_keys_are_left_out_when_the_valid_size_is_given():
@@ -81,6 +116,17 @@ def test_gradients_are_those_of_finite_differences(index):
         return routed_attention(q, k, v, index, regions=REGIONS, valid_size=(5, 8))
 
     assert torch.autograd.gradcheck(attention, (q, k, v), fast_mode=True)
+
+
+def test_biases_learn():
+    q, k, v = (t.requires_grad_() for t in _qkv(dim=3))
+    bias = torch.randn(2, 8, 8, dtype=torch.float64, requires_grad=True)
+    segments = torch.arange(6 * 8).view(6, 8) % 2
+
+    def attention(q, k, v, bias):
+        return routed_attention(q, k, v, None, regions=REGIONS, bias=bias, segments=segments)
+
+    assert torch.autograd.gradcheck(attention, (q, k, v, bias), fast_mode=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -158,6 +204,11 @@ def test_ties_go_to_the_lower_region():
         ({"index": INDEX + 1}, r"index must name regions 0 to 5, got 1 to 6"),
         ({"index": INDEX - 1}, r"index must name regions 0 to 5, got -1 to 4"),
         ({"valid_size": (7, 8)}, r"valid_size must lie within the map \(6, 8\)"),
+        ({"bias": torch.zeros(2, 8, 8)}, r"bias must be \[G, n, K·n\] = \[2, 8, 16\].*got \(2, 8, 8\)"),
+        ({"bias": torch.zeros(3, 2, 8, 16)}, r"with 1 or R = 6 in front, got \(3, 2, 8, 16\)"),
+        ({"bias": torch.zeros(2, 8, 16).long()}, r"bias must be floating point on cpu, got torch\.int64"),
+        ({"segments": torch.zeros(8, 6).long()}, r"segments must be \[H, W\] = \[6, 8\], got \(8, 6\)"),
+        ({"segments": torch.zeros(6, 8)}, r"segments must hold integers on cpu, got torch\.float32"),
         ({"backend": "cuda"}, r"unknown backend 'cuda', expected one of \('auto', 'reference', 'triton'\)"),
         ({"backend": "triton"}, r"backend 'triton' cannot run: "),
     ],

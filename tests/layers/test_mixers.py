@@ -6,10 +6,13 @@ import torch
 from golden import Record, relative_error, sample
 
 from visionzoo.kernels import route_regions
-from visionzoo.layers.mixers import MIXERS, RoutedMixer, WindowMixer, build_mixer, resolve_mixers
+from visionzoo.layers.mixers import MIXERS, RoutedMixer, WindowMixer, build_mixer, combine_mixers, resolve_mixers
 
 SMALL = {  # options that suit tiny maps
     "halo": {"block_size": 4, "halo_size": 1},
+    "cross_window": {"stripe_width": 2},
+    "focused_linear": {"position_size": 3},
+    "spatial_reduction": {"reduction": 2},
     "routed": {"regions": 2, "topk": 2},
     "window": {"window_size": 3},
 }
@@ -24,7 +27,12 @@ FAMILIES = {
         "num_heads": (1, 2, 2, 4),
         "stem_dims": (8,),
     },
+    "zoo_cswin_t": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (2, 2, 4, 4)},
+    "zoo_flatten_swin_t": {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
     "zoo_poolformer_s12": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24)},
+    "zoo_pvt_t": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
+    "zoo_pvtv2_b0": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
+    "zoo_swin_t": {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
 }
 
 
@@ -146,10 +154,26 @@ def test_overrides_go_stage_by_stage_and_keep_the_familys_options():
         [{"type": "pool"}, {"type": "full", "lepe_kernel": 3}],
         [{"type": "full"}],
     ]
+    turns = [[{"type": "window", "shift_size": 0}, {"type": "window", "shift_size": None}]]
+    assert resolve_mixers(turns, "window") == resolve_mixers(turns, [["window", "window"]]) == turns
+    assert [spec["shift_size"] for spec in resolve_mixers(turns, {"type": "window", "window_size": 5})[0]] == [0, None]
     with pytest.raises(ValueError, match="one entry for each of the 3 stages, got 2"):
         resolve_mixers(own, ("pool", "pool"))
     with pytest.raises(ValueError, match="at least one mixer"):
         resolve_mixers(own, ("pool", [], "pool"))
+
+
+def test_overrides_lie_over_those_of_a_variant():
+    own = [[{"type": "focused_linear", "position_size": 56}], None]
+    assert combine_mixers(own, None) == [own[0], None]
+    assert combine_mixers(own, {"type": "focused_linear", "focusing_factor": 4}) == [
+        [{"type": "focused_linear", "position_size": 56, "focusing_factor": 4}],
+        {"type": "focused_linear", "focusing_factor": 4},
+    ]
+    assert combine_mixers(own, (None, "pool")) == [own[0], "pool"]
+    assert combine_mixers(own, ("pool", None)) == [[{"type": "pool"}], None]
+    with pytest.raises(ValueError, match="one entry for each of the 2 stages, got 1"):
+        combine_mixers(own, ("pool",))
 
 
 def test_blocks_of_a_stage_take_its_mixers_in_turn():

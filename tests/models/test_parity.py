@@ -1,5 +1,7 @@
 """The models compute what the authors' code computes, to the last digits that float64 has."""
 
+import math
+
 import pytest
 import timm
 import torch
@@ -10,11 +12,24 @@ import visionzoo
 MODELS = {  # record -> model
     "biformer/biformer_tiny": "zoo_biformer_t",
     "biformer/biformer_small": "zoo_biformer_s",
+    "cswin/cswin_t": "zoo_cswin_t",
     "davit/davit_tiny": "zoo_davit_t",
     "levit/levit_128s": "zoo_levit_128s",
     "halonet/halonet26t": "zoo_halonet_26t",
     "poolformer/poolformer_s12": "zoo_poolformer_s12",
     "shvit/shvit_s1": "zoo_shvit_s1",
+    "flatten/flatten_cswin_t": "zoo_flatten_cswin_t",
+    "flatten/flatten_pvt_t": "zoo_flatten_pvt_t",
+    "flatten/flatten_pvtv2_b0": "zoo_flatten_pvtv2_b0",
+    "flatten/flatten_swin_t": "zoo_flatten_swin_t",
+    "pvt/pvt_t": "zoo_pvt_t",
+    "pvtv2/pvtv2_b0": "zoo_pvtv2_b0",
+    "swin/swin_t": "zoo_swin_t",
+}
+DENSE = {  # record of the authors' backbone for detection or segmentation -> model, arguments
+    "cswin/cswin_t_dense": ("zoo_cswin_t", {}),
+    "pvt/pvt_t_dense": ("zoo_pvt_t", {"class_token": False}),
+    "swin/swin_t_dense": ("zoo_swin_t", {}),
 }
 
 
@@ -42,11 +57,26 @@ def test_logits_and_features_are_the_authors(record_name, stress):
         assert relative_error(value, record.arrays[key]) <= record.tolerance(rounded), key
 
 
+@pytest.mark.parametrize("record_name", DENSE)
+def test_maps_of_any_size_are_those_of_the_authors_dense_backbone(record_name):
+    record = Record(record_name)
+    name, kwargs = DENSE[record_name]
+    model = timm.create_model(name, features_only=True, **kwargs).double().eval()
+    visionzoo.load_weights(model, record.state_dict())
+    with torch.no_grad():
+        features = model(record.image())
+    assert len(features) == len(record.arrays)
+    for i, feature in enumerate(features):
+        assert relative_error(sample(feature), record.arrays[f"feat{i}"]) <= record.tolerance()
+
+
 @pytest.mark.parametrize("record_name", MODELS)
 def test_parameter_count_is_the_authors(record_name):
     with torch.device("meta"):
         model = timm.create_model(MODELS[record_name])
-    assert sum(p.numel() for p in model.parameters()) == Record(record_name).meta["num_params"]
+    meta = Record(record_name).meta
+    unused = sum(math.prod(shape) for name, shape, _ in meta["state"] if name in meta.get("unused_parameters", ()))
+    assert sum(p.numel() for p in model.parameters()) == meta["num_params"] - unused
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,23 @@ TWINS = {
     "zoo_davit_s": "davit_small",
     "zoo_poolformer_s12": "poolformer_s12",
     "zoo_shvit_s2": "shvit_s2",
+    "zoo_pvtv2_b0": "pvt_v2_b0",
+    "zoo_pvtv2_b2_li": "pvt_v2_b2_li",
+    "zoo_swin_t": "swin_tiny_patch4_window7_224",
 }
 LEVITS = {"zoo_levit_128s": ["levit_128s", "levit_conv_128s"], "zoo_levit_192": ["levit_192"]}
+# timm's Swin is built for one image size and pads after the shift, the authors and we before it: sizes without padding,
+# one of them with maps of one window in width alone
+SIZES = {"zoo_pvtv2_b2_li": [(129, 230)], "zoo_swin_t": [(224, 224), (448, 224)]}
+RUNS = [(name, size) for name in TWINS for size in SIZES.get(name, [(224, 224), (129, 230)])]
 OTHER_HEAD = {"zoo_poolformer_s12"}  # timm pools before the last norm, the authors and we norm before pooling
 
 
-@pytest.mark.parametrize("name", TWINS)
-@pytest.mark.parametrize("size", [(224, 224), (129, 230)])
+@pytest.mark.parametrize(("name", "size"), RUNS)
 def test_timm_weights_give_timm_outputs(name, size):
-    _check_twin(timm.create_model(TWINS[name]), timm.create_model(name), size, name not in OTHER_HEAD)
+    built_for = {"img_size": size} if "swin" in name else {}
+    theirs = timm.create_model(TWINS[name], **built_for)
+    _check_twin(theirs, timm.create_model(name), size, name not in OTHER_HEAD)
 
 
 @pytest.mark.parametrize(("name", "twin"), [(name, twin) for name in LEVITS for twin in LEVITS[name]])

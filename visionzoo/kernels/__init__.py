@@ -2,7 +2,8 @@
 
 from visionzoo.kernels.dispatch import backends
 from visionzoo.kernels.halo_attention.api import halo_attention
+from visionzoo.kernels.linear_attention.api import linear_attention
 from visionzoo.kernels.region_routing.api import route_regions
 from visionzoo.kernels.routed_attention.api import routed_attention
 
-__all__ = ["backends", "halo_attention", "route_regions", "routed_attention"]
+__all__ = ["backends", "halo_attention", "linear_attention", "route_regions", "routed_attention"]

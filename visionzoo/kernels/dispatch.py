@@ -15,7 +15,12 @@ import torch
 BACKENDS = ("auto", "reference", "triton")
 ENVIRONMENT_VARIABLE = "VISIONZOO_BACKEND"
 # operation -> module of its Triton kernels, or None while it has none
-OPERATIONS: dict[str, str | None] = {"halo_attention": None, "route_regions": None, "routed_attention": None}
+OPERATIONS: dict[str, str | None] = {
+    "halo_attention": None,
+    "linear_attention": None,
+    "route_regions": None,
+    "routed_attention": None,
+}
 
 _logger = logging.getLogger(__name__)
 _logged: set[str] = set()

@@ -9,13 +9,17 @@ from torch import Tensor
 
 
 @register_notrace_function
-def pad_to_multiple(x: Tensor, multiple: tuple[int, int]) -> Tensor:
-    """Add zeros at the bottom and right of a [B, H, W, C] map until `multiple` (height, width) divides it."""
+def pad_to_multiple(x: Tensor, multiple: tuple[int, int], both_sides: bool = False) -> Tensor:
+    """Add zeros at the bottom and right of a [B, H, W, C] map until `multiple` (height, width) divides it.
+
+    With `both_sides` half of them, rounded down, come at the top and left.
+    """
     # Written with the quotients, which the regions' sizes are, so that symbolic sizes simplify.
     height, width = x.shape[1], x.shape[2]
     bottom = (height + multiple[0] - 1) // multiple[0] * multiple[0] - height
     right = (width + multiple[1] - 1) // multiple[1] * multiple[1] - width
     # Under torch.compile a test on symbolic sizes would cost a recompilation; padding by nothing costs nothing there.
     if torch.compiler.is_compiling() or bottom or right:
-        x = F.pad(x, (0, 0, 0, right, 0, bottom))
+        top, left = (bottom // 2, right // 2) if both_sides else (0, 0)
+        x = F.pad(x, (0, 0, left, right - left, top, bottom - top))
     return x

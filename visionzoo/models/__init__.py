@@ -1,5 +1,17 @@
 """The families; importing this registers them into timm."""
 
-from visionzoo.models import biformer, davit, halonet, levit, poolformer, shvit
+from visionzoo.models import biformer, cswin, davit, flatten, halonet, levit, poolformer, pvt, pvtv2, shvit, swin
 
-__all__ = ["biformer", "davit", "halonet", "levit", "poolformer", "shvit"]
+__all__ = [
+    "biformer",
+    "cswin",
+    "davit",
+    "flatten",
+    "halonet",
+    "levit",
+    "poolformer",
+    "pvt",
+    "pvtv2",
+    "shvit",
+    "swin",
+]

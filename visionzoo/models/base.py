@@ -20,17 +20,21 @@ from visionzoo.layers.mixers import build_mixer
 
 
 class Stage(nn.Module):
-    """Downsampling, then blocks, on [B, H, W, C] maps."""
+    """Downsampling, then blocks, then a norm where the family has one there, on [B, H, W, C] maps."""
 
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]):
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], norm: nn.Module | None = None):
         super().__init__()
         self.downsample = downsample
         self.blocks = nn.Sequential(*blocks)
+        self.norm = norm or nn.Identity()
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C_in] to [B, H', W', C_out]."""
-        x = self.downsample(x)
+        return self.norm(self.forward_blocks(self.downsample(x)))
+
+    def forward_blocks(self, x: Tensor) -> Tensor:
+        """Run the blocks, with gradient checkpointing where that is set."""
         if self.grad_checkpointing and self.training:
             return checkpoint_seq(self.blocks, x)
         return self.blocks(x)
@@ -43,7 +47,8 @@ def build_stages(
     mixers: Sequence[Sequence[Mapping[str, Any]]],
     *,
     downsample: Callable[[int, int], nn.Module] | Sequence[Callable[[int, int], nn.Module]],
-    block: Callable[..., nn.Module],
+    block: Callable[..., nn.Module] | Sequence[Callable[..., nn.Module]],
+    stage_norm: Callable[[int], nn.Module] | None = None,
     drop_path_rate: float = 0.0,
 ) -> list[Stage]:
     """Build the stages of a hierarchical backbone.
@@ -53,8 +58,9 @@ def build_stages(
         depths: blocks in each stage.
         num_heads: heads for each stage's mixers where their options give none.
         mixers: for each stage the specs that its blocks take in turn (`visionzoo.layers.mixers.resolve_mixers`).
-        downsample: called with (channels in, channels out) for every stage but the first; or one for each of those.
-        block: called with (channels, mixer, drop_path=rate).
+        downsample: called with (channels in, channels out) for every stage but the first; or one such for each of them.
+        block: called with (channels, mixer, drop_path=rate); or one such for each stage.
+        stage_norm: called with the channels, for a norm at the end of each stage; None for none.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
 
     Raises:
@@ -66,14 +72,21 @@ def build_stages(
             f"num_heads={tuple(num_heads)} and {len(mixers)} stages of mixers"
         )
     rates: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+    block = [block] * len(depths) if callable(block) else block
+    downsample = [downsample] * (len(depths) - 1) if callable(downsample) else downsample
     stages = []
     for i, dim in enumerate(embed_dims):
         blocks = [
-            block(dim, build_mixer(mixers[i][j % len(mixers[i])], dim, num_heads[i]), drop_path=rates[i][j])
+            block[i](dim, build_mixer(mixers[i][j % len(mixers[i])], dim, num_heads[i]), drop_path=rates[i][j])
             for j in range(depths[i])
         ]
-        shrink = downsample if callable(downsample) else downsample[i - 1]
-        stages.append(Stage(shrink(embed_dims[i - 1], dim) if i else nn.Identity(), blocks))
+        stages.append(
+            Stage(
+                downsample[i - 1](embed_dims[i - 1], dim) if i else nn.Identity(),
+                blocks,
+                stage_norm(dim) if stage_norm else None,
+            )
+        )
     return stages
 
 
@@ -94,7 +107,8 @@ class Backbone(nn.Module):
     """
 
     # Checkpoints of others that are the same network: origin -> [(pattern, replacement), ...] for re.sub, in order; the
-    # replacement None leaves a tensor out that is not a weight (index tables, masks).
+    # replacement None leaves a tensor out that is not a weight (index tables, masks), and names that end in #0, #1, ...
+    # are parts, joined along their first axis.
     CHECKPOINT_KEYS: dict[str, list[tuple[str, Any]]] = {}
 
     stages: nn.ModuleList
@@ -228,8 +242,9 @@ class Backbone(nn.Module):
         return {
             "stem": r"^stem",
             "blocks": [
-                (r"^stages\.(\d+)\.downsample", (0,)),
                 (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^stages\.(\d+)\.norm", (99999,)),
+                (r"^stages\.(\d+)\.", (0,)),
                 (r"^norm", (99999,)),
             ],
         }

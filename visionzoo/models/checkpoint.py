@@ -79,7 +79,7 @@ def load_weights(
     checkpoint = source if isinstance(source, Mapping) else read_checkpoint(source)
     state, names = rename(unwrap_state_dict(checkpoint, use_ema=use_ema), backbone)
     own = backbone.state_dict()
-    report = LoadReport(names)
+    report = LoadReport(names, adapted=fit_tables(state, backbone))
     _drop_absent_parts(state, backbone, report)
     kept = _adapt(state, backbone, own, report, strict, where)
     report.loaded = [name for name in own if name in state]
@@ -192,6 +192,7 @@ def rename(state: Mapping[str, Tensor], model: Backbone) -> tuple[dict[str, Tens
                     break
             else:
                 renamed[name] = value
+        renamed = _join_parts(renamed)
         count = sum(name in own and own[name].numel() == value.numel() for name, value in renamed.items())
         if count > best_count:
             best, best_names, best_count = renamed, names, count
@@ -203,7 +204,35 @@ def rename(state: Mapping[str, Tensor], model: Backbone) -> tuple[dict[str, Tens
 
 def filter_for_timm(checkpoint: Mapping[str, Any], model: Backbone) -> dict[str, Tensor]:
     """Rename a checkpoint for timm's own loader (its `pretrained_filter_fn`)."""
-    return rename(unwrap_state_dict(checkpoint), model)[0]
+    state = rename(unwrap_state_dict(checkpoint), model)[0]
+    fit_tables(state, model)
+    return state
+
+
+def fit_tables(state: dict[str, Tensor], model: Backbone) -> list[str]:
+    """Let modules with a `fit_weight` (tables of positions) resize their weights in `state`; return which and how."""
+    own, fitted = model.state_dict(), []
+    for name in [name for name in state if name in own and state[name].shape != own[name].shape]:
+        path, _, parameter = name.rpartition(".")
+        module: Any = model.get_submodule(path)
+        if hasattr(module, "fit_weight") and state[name].shape[-1] == own[name].shape[-1]:
+            if state[name].numel() != own[name].numel():
+                fitted.append(f"{name} {tuple(state[name].shape)} resized to {tuple(own[name].shape)}")
+            state[name] = module.fit_weight(parameter, state[name])
+    return fitted
+
+
+def _join_parts(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Join the tensors whose names differ by a last "#0", "#1", ... alone, along their first axis."""
+    joined: dict[str, Tensor] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        base, _, part = name.partition("#")
+        if part:
+            parts.setdefault(base, {})[part] = value
+        else:
+            joined[name] = value
+    return joined | {name: torch.cat([values[i] for i in sorted(values)]) for name, values in parts.items()}
 
 
 def _drop_absent_parts(state: dict[str, Tensor], model: Backbone, report: LoadReport) -> None:
@@ -229,14 +258,15 @@ def _adapt(
     wrong, kept = [], set()
     for name in [name for name in state if name in own and state[name].shape != own[name].shape]:
         have, want = tuple(state[name].shape), tuple(own[name].shape)
+        other_classes = name.startswith(classifiers) and have[0] != want[0] and have[1:] == want[1:]
         if name == first_conv and have[0] == want[0] and have[2:] == want[2:]:
             state[name] = adapt_input_conv(want[1], state[name])
             report.adapted.append(f"{name} ({have[1]} to {want[1]} input channels)")
-        elif name.startswith(classifiers) and not strict:
+        elif other_classes and not strict:
             del state[name]
             kept.add(name)
             report.adapted.append(f"{name} ({have[0]} classes in the checkpoint, left at its initial values)")
-        elif name.startswith(classifiers):
+        elif other_classes:
             raise ValueError(
                 f"{where} has {have[0]} classes, the model {want[0]}. Build the model with num_classes={have[0]}, or "
                 f"pass strict=False to keep the model's own classifier."

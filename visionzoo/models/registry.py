@@ -13,6 +13,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models._builder import _resolve_pretrained_source, resolve_pretrained_cfg
 from torch import nn
 
+from visionzoo.layers.mixers import combine_mixers
 from visionzoo.models.checkpoint import filter_for_timm
 
 
@@ -89,6 +90,8 @@ def _entry_point(name: str, model_cls: type[nn.Module], variant: Variant, num_st
     def create(pretrained: bool = False, device: Any = None, dtype: Any = None, **kwargs: Any) -> nn.Module:
         if pretrained:
             _require_weights(name, variant, kwargs)
+        if "mixers" in variant.kwargs:
+            kwargs["mixers"] = combine_mixers(variant.kwargs["mixers"], kwargs.get("mixers"))
         with torch.device(device) if device is not None else nullcontext():
             model = build_model_with_cfg(
                 model_cls,

@@ -18,6 +18,8 @@ def routed_attention(
     *,
     regions: int | tuple[int, int],
     scale: float | None = None,
+    bias: Tensor | None = None,
+    segments: Tensor | None = None,
     valid_size: tuple[int, int] | None = None,
     backend: str = "auto",
 ) -> Tensor:
@@ -31,6 +33,11 @@ def routed_attention(
             named twice counts twice. None: each region attends to itself, which is window attention.
         regions: regions per side, or (vertical, horizontal); they must divide H and W.
         scale: of the scores; None means D^-½.
+        bias: added to the scaled scores of every sample, [G, n, K·n] or [1 or R, G, n, K·n] for n tokens in a region
+            (numbered row by row) and K = 1 where index is None; floating point. None for none.
+        segments: integers [H, W]; tokens attend only to tokens of their own number, as in shifted windows, where what
+            the shift brought together from opposite borders stays apart. Queries without any such key give 0. None:
+            no limits.
         valid_size: (height, width) of the map without its padding at the bottom and right; padded keys are then left
             out. Every query's list needs one region that is not padding alone, as `route_regions` ensures; queries
             in regions of padding give 0. None: every token counts.
@@ -40,7 +47,7 @@ def routed_attention(
         [B, H, W, G, D] in q's dtype; scores and softmax are float32 at least.
 
     Raises:
-        ValueError: if shapes, dtypes, regions, index or backend are not as said.
+        ValueError: if shapes, dtypes, regions, index, bias, segments or backend are not as said.
     """
     regions = check_regions("routed_attention", q, k, regions)
     check_valid_size("routed_attention", q, valid_size)
@@ -51,9 +58,15 @@ def routed_attention(
         )
     if index is not None:
         _check_index(index, q, regions[0] * regions[1])
+    if bias is not None:
+        _check_bias(bias, q, regions[0] * regions[1], 1 if index is None else index.shape[2])
+    if segments is not None:
+        _check_segments(segments, q)
     choose("routed_attention", backend)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return reference.forward(q, k, v, index, regions=regions, scale=scale, valid_size=valid_size)
+    return reference.forward(
+        q, k, v, index, regions=regions, scale=scale, bias=bias, segments=segments, valid_size=valid_size
+    )
 
 
 def _check_index(index: Tensor, q: Tensor, count: int) -> None:
@@ -69,3 +82,28 @@ def _check_index(index: Tensor, q: Tensor, count: int) -> None:
         low, high = index.aminmax()
         if low < 0 or high >= count:
             raise ValueError(f"routed_attention: index must name regions 0 to {count - 1}, got {low} to {high}")
+
+
+def _check_bias(bias: Tensor, q: Tensor, count: int, listed: int) -> None:
+    tokens = q.shape[1] * q.shape[2] // count
+    last = (q.shape[3], tokens, listed * tokens)
+    if bias.shape[-3:] != last or bias.ndim not in (3, 4) or (bias.ndim == 4 and bias.shape[0] not in (1, count)):
+        raise ValueError(
+            f"routed_attention: bias must be [G, n, K·n] = {list(last)}, or that with 1 or R = {count} in front, "
+            f"got {tuple(bias.shape)}"
+        )
+    if not bias.is_floating_point() or bias.device != q.device:
+        raise ValueError(
+            f"routed_attention: bias must be floating point on {q.device}, got {bias.dtype} on {bias.device}"
+        )
+
+
+def _check_segments(segments: Tensor, q: Tensor) -> None:
+    if segments.shape != q.shape[1:3]:
+        raise ValueError(
+            f"routed_attention: segments must be [H, W] = {list(q.shape[1:3])}, got {tuple(segments.shape)}"
+        )
+    if segments.is_floating_point() or segments.is_complex() or segments.device != q.device:
+        raise ValueError(
+            f"routed_attention: segments must hold integers on {q.device}, got {segments.dtype} on {segments.device}"
+        )

@@ -8,41 +8,55 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from itertools import cycle
 from typing import Any
 
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.mixers.channel import ChannelMixer
+from visionzoo.layers.mixers.cross_window import CrossWindowMixer
+from visionzoo.layers.mixers.focused_linear import FocusedLinearMixer
 from visionzoo.layers.mixers.full import FullMixer
 from visionzoo.layers.mixers.halo import HaloMixer
 from visionzoo.layers.mixers.levit import LevitMixer
+from visionzoo.layers.mixers.linear import LinearMixer
 from visionzoo.layers.mixers.pool import PoolMixer
 from visionzoo.layers.mixers.routed import RoutedMixer
 from visionzoo.layers.mixers.single_head import SingleHeadMixer
+from visionzoo.layers.mixers.spatial_reduction import SpatialReductionMixer
 from visionzoo.layers.mixers.window import WindowMixer
 
 __all__ = [
     "MIXERS",
     "ChannelMixer",
+    "CrossWindowMixer",
+    "FocusedLinearMixer",
     "FullMixer",
     "HaloMixer",
     "LevitMixer",
+    "LinearMixer",
     "Mixer",
     "PoolMixer",
     "RoutedMixer",
     "SingleHeadMixer",
+    "SpatialReductionMixer",
     "WindowMixer",
     "build_mixer",
+    "combine_mixers",
     "resolve_mixers",
 ]
 
 MIXERS: dict[str, type[Mixer]] = {
     "channel": ChannelMixer,
+    "cross_window": CrossWindowMixer,
+    "focused_linear": FocusedLinearMixer,
     "full": FullMixer,
-    "levit": LevitMixer,
     "halo": HaloMixer,
+    "levit": LevitMixer,
+    "linear": LinearMixer,
     "pool": PoolMixer,
     "routed": RoutedMixer,
     "single_head": SingleHeadMixer,
+    "spatial_reduction": SpatialReductionMixer,
     "window": WindowMixer,
 }
 
@@ -76,28 +90,60 @@ def resolve_mixers(
         defaults: for each stage the specs that its blocks take in turn.
         override: None for the family's own; one spec for all stages; or a sequence with an entry a stage, each None
             (the family's own), a spec, or a sequence of specs that the stage's blocks take in turn. A mixer that the
-            family has in that stage anyway keeps the family's options where the override gives none.
+            family has in that stage anyway keeps the family's options where the override gives none; where the family
+            has it several times, with different options in turn, so has the result.
 
     Raises:
         ValueError: if the number of entries is not that of the stages, or a name is unknown.
     """
-    if override is None or isinstance(override, str | Mapping):
-        override = [override] * len(defaults)
-    if len(override) != len(defaults):
-        raise ValueError(
-            f"mixers: expected one entry for each of the {len(defaults)} stages, got {len(override)}: {override!r}"
-        )
     stages = []
-    for own, given in zip(defaults, override, strict=True):
+    for own, given in zip(defaults, _by_stage(override, len(defaults)), strict=True):
         if given is None:
             stages.append([dict(spec) for spec in own])
             continue
         specs: list[MixerSpec] = [given] if isinstance(given, str | Mapping) else list(given)
         if not specs:
             raise ValueError(f"mixers: a stage needs at least one mixer, got {given!r}")
-        options = {spec["type"]: spec for spec in own}
-        stages.append([{**options.get(s["type"], {}), **s} for s in map(_as_options, specs)])
+        options: dict[str, list[Mapping[str, Any]]] = {}
+        for spec in own:
+            options.setdefault(spec["type"], []).append(spec)
+        asked = [_as_options(spec) for spec in specs]
+        if len(asked) == 1:
+            asked = asked * len(options.get(asked[0]["type"], [None]))
+        turns = {name: cycle(turn) for name, turn in options.items()}
+        stages.append([{**next(turns.get(spec["type"], cycle([{}]))), **spec} for spec in asked])
     return stages
+
+
+def combine_mixers(
+    own: Sequence[Sequence[Mapping[str, Any]] | None], override: MixerSpec | Sequence[Any] | None
+) -> list[Any]:
+    """Lay a caller's `mixers` over those of a variant, stage by stage, as `resolve_mixers` does.
+
+    Args:
+        own: the variant's, for each stage a sequence of specs or None (the family's own).
+        override: the caller's, as in `resolve_mixers`.
+
+    Returns:
+        An override for `resolve_mixers`.
+
+    Raises:
+        ValueError: if the number of entries is not that of the stages, or a name is unknown.
+    """
+    stages = _by_stage(override, len(own))
+    return [
+        given if spec is None else resolve_mixers([spec], [given])[0] for spec, given in zip(own, stages, strict=True)
+    ]
+
+
+def _by_stage(override: MixerSpec | Sequence[Any] | None, stages: int) -> Sequence[Any]:
+    if override is None or isinstance(override, str | Mapping):
+        return [override] * stages
+    if len(override) != stages:
+        raise ValueError(
+            f"mixers: expected one entry for each of the {stages} stages, got {len(override)}: {override!r}"
+        )
+    return override
 
 
 def _as_options(spec: MixerSpec) -> dict[str, Any]:

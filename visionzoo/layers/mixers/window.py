@@ -1,30 +1,43 @@
-"""Attention inside square windows (as DaViT uses it, arXiv:2204.03645): no shift, no position bias."""
+"""Attention inside square windows (DaViT, arXiv:2204.03645), also shifted and with position bias (Swin, 2103.14030)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
 from visionzoo.kernels import routed_attention
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.padding import pad_to_multiple
+from visionzoo.layers.position import RelativePositionBias
 
 
 class WindowMixer(Mixer):
-    """Tokens attend to the tokens of their window; O(N·w²·C).
+    """Tokens attend to the tokens of their window; O(N·w²·C), softmax in float32 at least.
 
     A map that the window does not divide is padded with zeros at the bottom and right before the projection to
     q, k, v. As released the padded tokens take part in attention (their keys and values are the biases).
+
+    Shifted windows start `shift_size` tokens further down and right; the rows and columns before them form windows
+    with those left over at the other border, in which tokens from different borders do not see each other. Along an
+    axis where the map is one window at most, nothing is shifted.
 
     Args:
         dim: channels C.
         num_heads: attention heads.
         window_size: side w of the windows, in tokens.
+        shift_size: from 0 to w - 1; None means half a window.
+        relative_position_bias: add a learned number for each offset between query and key and each head.
         qkv_bias: whether the projection to q, k, v has a bias.
         mask_padding: leave padded tokens out of attention instead.
         backend: of `visionzoo.kernels.routed_attention`.
 
+    Raises:
+        ValueError: if window or shift are not as said.
+
     >>> import torch
-    >>> WindowMixer(64, 2, window_size=4)(torch.randn(1, 5, 7, 64)).shape
+    >>> WindowMixer(64, 2, window_size=4, shift_size=2)(torch.randn(1, 5, 7, 64)).shape
     torch.Size([1, 5, 7, 64])
     """
 
@@ -34,6 +47,8 @@ class WindowMixer(Mixer):
         num_heads: int | None = None,
         *,
         window_size: int = 7,
+        shift_size: int | None = 0,
+        relative_position_bias: bool = False,
         qkv_bias: bool = True,
         mask_padding: bool = False,
         backend: str = "auto",
@@ -41,24 +56,50 @@ class WindowMixer(Mixer):
         super().__init__(dim, num_heads)
         if window_size < 1:
             raise ValueError(f"WindowMixer: window_size must be positive, got {window_size=}")
+        if shift_size is None:
+            shift_size = window_size // 2
+        if not 0 <= shift_size < window_size:
+            raise ValueError(f"WindowMixer: shift_size must be from 0 to {window_size - 1}, got {shift_size=}")
         self.window_size = window_size
+        self.shift_size = shift_size
         self.mask_padding = mask_padding
         self.backend = backend
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.relative_position_bias = (
+            RelativePositionBias(self.num_heads, window_size) if relative_position_bias else None
+        )
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
-        height, width = x.shape[1:3]
+        size = height, width = x.shape[1:3]
         x = pad_to_multiple(x, (self.window_size, self.window_size))
+        padded = x.shape[1:3]
+        shift = tuple(self.shift_size if length > self.window_size else 0 for length in size)
+        if any(shift):
+            x = x.roll((-shift[0], -shift[1]), (1, 2))
         q, k, v = self.split_heads(self.qkv(x))
         out = routed_attention(
             q,
             k,
             v,
             None,
-            regions=(x.shape[1] // self.window_size, x.shape[2] // self.window_size),
-            valid_size=(height, width) if self.mask_padding else None,
+            regions=(padded[0] // self.window_size, padded[1] // self.window_size),
+            bias=None if self.relative_position_bias is None else self.relative_position_bias(),
+            segments=self._segments(size, padded, shift, x.device) if any(shift) else None,
+            valid_size=(height, width) if self.mask_padding and not any(shift) else None,
             backend=self.backend,
-        )
-        return self.proj(out.flatten(3)[:, :height, :width])
+        ).flatten(3)
+        if any(shift):
+            out = out.roll(shift, (1, 2))
+        return self.proj(out[:, :height, :width])
+
+    def _segments(self, size: Sequence[int], padded: Sequence[int], shift: Sequence[int], device) -> Tensor:
+        """Numbers [H, W] of the parts of a shifted map that are no neighbours in the map itself."""
+        rows, columns = (torch.arange(length, device=device) for length in padded)
+        wrapped_rows, wrapped_columns = rows >= padded[0] - shift[0], columns >= padded[1] - shift[1]
+        segments = 2 * wrapped_rows[:, None] + wrapped_columns
+        if self.mask_padding:
+            rows, columns = (rows + shift[0]) % padded[0], (columns + shift[1]) % padded[1]  # before the shift
+            segments = segments.masked_fill((rows >= size[0])[:, None] | (columns >= size[1]), 4)
+        return segments

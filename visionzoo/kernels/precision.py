@@ -1,0 +1,14 @@
+"""Where autocast must not reach: sums and states that low precision would overflow."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Context in which matrix products keep the dtype of their inputs, also inside torch.autocast."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()  # autocast knows no such device (meta)

@@ -1,0 +1,83 @@
+"""Cross-shaped window attention (CSWin, arXiv:2107.00652)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from visionzoo.kernels import routed_attention
+from visionzoo.layers.mixers.base import Mixer
+from visionzoo.layers.nhwc import ConvNHWC
+from visionzoo.layers.padding import pad_to_multiple
+
+
+class CrossWindowMixer(Mixer):
+    """The first half of the heads attends inside vertical stripes, the others inside horizontal ones; O(N·√N·s·C).
+
+    Of an odd number of heads one more is vertical; a single head has vertical stripes only.
+
+    A depthwise 3×3 convolution of v inside each stripe is added to the output (locally enhanced position encoding).
+    Where the stripes do not divide the map, q, k and v are padded with zeros on both sides, and the padded tokens
+    take part in attention, as in the authors' segmentation code. Softmax is float32 at least.
+
+    Args:
+        dim: channels C.
+        num_heads: attention heads.
+        stripe_width: width s of the stripes, in tokens; None for one window, the whole map.
+        qkv_bias: whether the projection to q, k, v has a bias.
+        backend: of `visionzoo.kernels.routed_attention`.
+
+    Raises:
+        ValueError: if the width is not positive.
+
+    >>> import torch
+    >>> CrossWindowMixer(64, 2, stripe_width=2)(torch.randn(1, 5, 7, 64)).shape
+    torch.Size([1, 5, 7, 64])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int | None = None,
+        *,
+        stripe_width: int | None = 7,
+        qkv_bias: bool = True,
+        backend: str = "auto",
+    ):
+        super().__init__(dim, num_heads)
+        if stripe_width is not None and stripe_width < 1:
+            raise ValueError(f"CrossWindowMixer: stripe_width must be positive or None, got {stripe_width=}")
+        self.stripe_width = stripe_width
+        self.backend = backend
+        windows: list[tuple[int | None, int | None]] = [(None, stripe_width), (stripe_width, None)]
+        horizontal = 0 if stripe_width is None else self.num_heads // 2 * self.head_dim
+        self.branch_widths = [width for width in (dim - horizontal, horizontal) if width]
+        self.windows = windows[: len(self.branch_widths)]
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.lepe = nn.ModuleList(ConvNHWC(width, width, 3, padding=1, groups=width) for width in self.branch_widths)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] to [B, H, W, C]."""
+        qkv = [t.split(self.branch_widths, dim=-1) for t in self.qkv(x).chunk(3, dim=-1)]
+        out = [
+            self._attend(q, k, v, window, lepe)
+            for q, k, v, window, lepe in zip(*qkv, self.windows, self.lepe, strict=True)
+        ]
+        return self.proj(torch.cat(out, dim=-1))
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, window: tuple[int | None, int | None], lepe: nn.Module
+    ) -> Tensor:
+        """Attention and position term of [B, H, W, C] inside windows of a height and width, None for the map's."""
+        height, width = q.shape[1:3]
+        q, k, v = (pad_to_multiple(t, (window[0] or 1, window[1] or 1), both_sides=True) for t in (q, k, v))
+        batch, tall, wide, channels = q.shape
+        rows, columns = (tall // window[0] if window[0] else 1), (wide // window[1] if window[1] else 1)
+        q, k, v_heads = (t.unflatten(-1, (-1, self.head_dim)) for t in (q, k, v))
+        out = routed_attention(q, k, v_heads, None, regions=(rows, columns), backend=self.backend).flatten(3)
+        inside = v.reshape(batch, rows, tall // rows, columns, wide // columns, channels).transpose(2, 3)
+        local = lepe(inside.flatten(0, 2)).reshape(inside.shape).transpose(2, 3)
+        out = out + local.reshape(out.shape)
+        top, left = (tall - height) // 2, (wide - width) // 2
+        return out[:, top : top + height, left : left + width]

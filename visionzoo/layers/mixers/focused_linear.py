@@ -1,0 +1,94 @@
+"""Focused linear attention (FLatten, arXiv:2308.00442)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visionzoo.kernels import linear_attention
+from visionzoo.layers.mixers.base import Mixer
+from visionzoo.layers.nhwc import ConvNHWC
+from visionzoo.layers.position import PositionTable
+
+
+class FocusedLinearMixer(Mixer):
+    """Linear attention with sharpened features, and a convolution of v for what its low rank cannot say.
+
+    O(N·C·(D + k²)) for heads of width D. Features, sums and states are float32 at least, whatever the input: half
+    precision stays finite at any number of tokens. Keys carry a learned position; a map of another size than the
+    table gets it interpolated (bicubic, as the authors do when they fine-tune at another size).
+
+    Args:
+        dim: channels C.
+        num_heads: attention heads.
+        focusing_factor: power of the features.
+        kernel_size: k, odd, of the depthwise convolution of v, which has one kernel for all heads; None for none.
+        position_size: side, or height and width, of the table of positions of the keys; None for none.
+        lepe_kernel: kernel, odd, of a second depthwise convolution of v, with its own kernel for each channel
+            (locally enhanced position encoding of CSWin); None for none.
+        qkv_bias: whether the projection to q, k, v has a bias.
+        backend: of `visionzoo.kernels.linear_attention`.
+
+    Raises:
+        ValueError: if a kernel is even or a number not positive.
+
+    >>> import torch
+    >>> FocusedLinearMixer(64, 2)(torch.randn(1, 5, 7, 64)).shape
+    torch.Size([1, 5, 7, 64])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int | None = None,
+        *,
+        focusing_factor: float = 3.0,
+        kernel_size: int | None = 5,
+        position_size: int | tuple[int, int] | None = None,
+        lepe_kernel: int | None = None,
+        qkv_bias: bool = True,
+        backend: str = "auto",
+    ):
+        super().__init__(dim, num_heads)
+        for name, kernel in (("kernel_size", kernel_size), ("lepe_kernel", lepe_kernel)):
+            if kernel is not None and (kernel < 1 or kernel % 2 == 0):
+                raise ValueError(f"FocusedLinearMixer: {name} must be odd and positive, or None, got {kernel}")
+        if focusing_factor <= 0:
+            raise ValueError(f"FocusedLinearMixer: focusing_factor must be positive, got {focusing_factor=}")
+        self.focusing_factor = focusing_factor
+        self.backend = backend
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.scale = nn.Parameter(torch.zeros(1, 1, dim))  # three axes as released, where weight decay acts on it
+        self.position = PositionTable(dim, position_size, std=0.0, mode="bicubic") if position_size else None
+        self.dwc = _depthwise(self.head_dim, kernel_size) if kernel_size else None
+        self.lepe = _depthwise(dim, lepe_kernel) if lepe_kernel else None
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] to [B, H, W, C]."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        if self.position is not None:
+            k = self.position(k)
+        heads = (self.num_heads, self.head_dim)
+        out = linear_attention(
+            q.unflatten(-1, heads),
+            k.unflatten(-1, heads),
+            v.unflatten(-1, heads),
+            feature_map="focused",
+            focusing_factor=self.focusing_factor,
+            temperature=F.softplus(self.scale).view(heads),
+            backend=self.backend,
+        ).flatten(3)
+        if self.dwc is not None:
+            assert self.dwc.bias is not None
+            weight, bias = self.dwc.weight.repeat(self.num_heads, 1, 1, 1), self.dwc.bias.repeat(self.num_heads)
+            local = F.conv2d(v.permute(0, 3, 1, 2), weight, bias, padding=self.dwc.padding, groups=self.dim)
+            out = out + local.permute(0, 2, 3, 1)
+        if self.lepe is not None:
+            out = out + self.lepe(v)
+        return self.proj(out)
+
+
+def _depthwise(dim: int, kernel_size: int) -> ConvNHWC:
+    return ConvNHWC(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)

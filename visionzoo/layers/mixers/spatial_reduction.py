@@ -1,0 +1,76 @@
+"""Spatial-reduction attention (PVT, arXiv:2102.12122; pooled to a fixed size in PVTv2-Linear, arXiv:2106.13797)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visionzoo.layers.conv_norm import ConvNorm
+from visionzoo.layers.mixers.base import Mixer
+
+
+class SpatialReductionMixer(Mixer):
+    """Every token attends to a smaller map: one key for each patch of r×r tokens; O(N²·C/r²), or O(N·s²·C) pooled.
+
+    The rows and columns after the last whole patch have no part in the keys, as released; a map smaller than a patch is
+    padded with zeros to one. Softmax is float32 at least.
+
+    Args:
+        dim: channels C.
+        num_heads: attention heads.
+        reduction: side r of the patches, which a convolution and a norm turn into a token each; 1 for every token.
+        pool_size: side s of the map that average pooling, in the place of the patches, reduces any map to (7 in
+            PVTv2-Linear); None for patches.
+        qkv_bias: whether the projections to q and to k, v have a bias.
+
+    Raises:
+        ValueError: if a size is not positive, or both are given.
+
+    >>> import torch
+    >>> SpatialReductionMixer(64, 2, reduction=2)(torch.randn(1, 5, 7, 64)).shape
+    torch.Size([1, 5, 7, 64])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int | None = None,
+        *,
+        reduction: int = 1,
+        pool_size: int | None = None,
+        qkv_bias: bool = True,
+    ):
+        super().__init__(dim, num_heads)
+        if reduction < 1 or (pool_size is not None and pool_size < 1) or (pool_size is not None and reduction > 1):
+            raise ValueError(
+                f"SpatialReductionMixer: expected a positive reduction, or a positive pool_size with reduction 1, got "
+                f"{reduction=} and {pool_size=}"
+            )
+        self.reduction = reduction
+        self.pool_size = pool_size
+        self.q = nn.Linear(dim, dim, bias=qkv_bias)
+        self.sr = (
+            ConvNorm(dim, dim, reduction, reduction, norm_layer=nn.LayerNorm) if pool_size or reduction > 1 else None
+        )
+        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] to [B, H, W, C]."""
+        heads = (self.num_heads, self.head_dim)
+        q = self.q(x).unflatten(-1, heads).flatten(1, 2).transpose(1, 2)  # [B, G, N, D]
+        kv = self.kv(self._reduce(x)).unflatten(-1, (2, *heads)).flatten(1, 2)  # [B, N', 2, G, D]
+        k, v = kv.transpose(1, 3).unbind(2)  # [B, G, N', D]
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(out.transpose(1, 2).reshape(x.shape))
+
+    def _reduce(self, x: Tensor) -> Tensor:
+        if self.sr is None:
+            return x
+        if self.pool_size is not None:
+            x = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), self.pool_size).permute(0, 2, 3, 1)
+            return F.gelu(self.sr(x))
+        bottom, right = (max(0, self.reduction - size) for size in x.shape[1:3])
+        if bottom or right:
+            x = F.pad(x, (0, 0, 0, right, 0, bottom))
+        return self.sr(x)

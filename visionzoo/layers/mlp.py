@@ -1,0 +1,41 @@
+"""MLPs over the channels that also look at neighbours."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from visionzoo.layers.nhwc import ConvNHWC
+
+
+class ConvMlp(nn.Module):
+    """MLP with a depthwise 3×3 convolution before its activation, on [B, H, W, C] (PVTv2, arXiv:2106.13797).
+
+    Args:
+        dim: channels in and out.
+        hidden_dim: channels between.
+        act_layer: activation.
+        drop: dropout probability after the activation and at the end.
+        first_act_layer: activation before the convolution; None for none.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        *,
+        act_layer: type[nn.Module] = nn.GELU,
+        drop: float = 0.0,
+        first_act_layer: type[nn.Module] | None = None,
+    ):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act1 = first_act_layer() if first_act_layer else nn.Identity()
+        self.dwconv = ConvNHWC(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
+        self.act = act_layer()
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] to [B, H, W, C]."""
+        x = self.act(self.dwconv(self.act1(self.fc1(x))))
+        return self.drop(self.fc2(self.drop(x)))

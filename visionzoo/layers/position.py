@@ -1,0 +1,98 @@
+"""Learned tables of positions, absolute and relative, for maps of any size.
+
+`fit_weight` of a table turns the one of a checkpoint, which may be of another size, into its own;
+`visionzoo.load_weights` calls it.
+"""
+
+from __future__ import annotations
+
+from math import isqrt
+
+import torch
+import torch.nn.functional as F
+from timm.layers import register_notrace_function, register_notrace_module, to_2tuple, trunc_normal_
+from torch import Tensor, nn
+
+
+@register_notrace_module  # it looks at the size of the map
+class PositionTable(nn.Module):
+    """A learned vector for each position of a map, added to it; interpolated to maps of other sizes.
+
+    Args:
+        dim: channels C.
+        size: height and width of the table.
+        std: of the truncated normal distribution it starts from; 0 for zeros.
+        mode: of the interpolation, "bilinear" or "bicubic".
+    """
+
+    def __init__(self, dim: int, size: int | tuple[int, int], *, std: float = 0.02, mode: str = "bilinear"):
+        super().__init__()
+        height, width = to_2tuple(size)
+        if height < 1 or width < 1:
+            raise ValueError(f"PositionTable: size must be positive, got {size=}")
+        self.mode = mode
+        self.table = nn.Parameter(torch.zeros(1, height, width, dim))
+        if std:
+            trunc_normal_(self.table, std=std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] to [B, H, W, C], in x's dtype."""
+        return x + resize_table(self.table, x.shape[1:3], self.mode).to(x.dtype)
+
+    def fit_weight(self, name: str, weight: Tensor) -> Tensor:
+        """Bring a checkpoint's table, [1, N, C] of a square map or [1, h, w, C], to the size of ours.
+
+        The position of a class token before those of the map, if there is one, is left out.
+        """
+        if weight.ndim == 3:
+            side = isqrt(weight.shape[1])
+            class_tokens = weight.shape[1] - side * side
+            if class_tokens > 1:
+                raise ValueError(f"{name}: expected the positions of a square map, got {tuple(weight.shape)}")
+            weight = weight[:, class_tokens:].unflatten(1, (side, side))
+        return resize_table(weight, self.table.shape[1:3], self.mode)
+
+
+class RelativePositionBias(nn.Module):
+    """A learned number for each offset between two tokens of a window, for each head (Swin, arXiv:2103.14030).
+
+    Args:
+        num_heads: heads G.
+        size: height h and width w of the windows.
+    """
+
+    NO_WEIGHT_DECAY = ("table",)
+
+    def __init__(self, num_heads: int, size: int | tuple[int, int]):
+        super().__init__()
+        self.size: tuple[int, int] = to_2tuple(size)
+        # offset (query - key) counted row by row from (1 - h, 1 - w), as in the authors' checkpoints
+        self.table = nn.Parameter(torch.zeros((2 * self.size[0] - 1) * (2 * self.size[1] - 1), num_heads))
+        trunc_normal_(self.table, std=0.02)
+
+    def forward(self) -> Tensor:
+        """Bias [G, n, n] of n = h·w queries and as many keys, both numbered row by row."""
+        height, width = self.size
+        # Along each axis the biases of one query are a stretch of the table, which moves on by one with the query.
+        offsets = self.table.unflatten(0, (2 * height - 1, 2 * width - 1))
+        bias = offsets.unfold(0, height, 1).unfold(1, width, 1).flip(-2, -1)  # [h, w, G, h, w]
+        return bias.permute(2, 0, 1, 3, 4).flatten(3).flatten(1, 2)
+
+    def fit_weight(self, name: str, weight: Tensor) -> Tensor:
+        """Bring a checkpoint's table [(2h' - 1)², G], of square windows, to the size of ours."""
+        side = isqrt(weight.shape[0])
+        if side * side != weight.shape[0]:
+            raise ValueError(f"{name}: expected the offsets in a square window, got {tuple(weight.shape)}")
+        offsets = weight.unflatten(0, (side, side))[None]
+        size = (2 * self.size[0] - 1, 2 * self.size[1] - 1)
+        return resize_table(offsets, size, "bicubic").flatten(0, 2)
+
+
+@register_notrace_function
+def resize_table(table: Tensor, size: tuple[int, int] | torch.Size, mode: str) -> Tensor:
+    """Interpolate [1, h, w, C] to [1, H, W, C] with (H, W) = `size`, in float32 at least; the same table if it fits."""
+    if table.shape[1:3] == tuple(size):
+        return table
+    accumulate = torch.promote_types(table.dtype, torch.float32)
+    out = F.interpolate(table.permute(0, 3, 1, 2).to(accumulate), size=tuple(size), mode=mode, align_corners=False)
+    return out.permute(0, 2, 3, 1).to(table.dtype)

@@ -1,0 +1,166 @@
+"""FLatten Transformer: Vision Transformer using Focused Linear Attention, ICCV 2023, https://arxiv.org/abs/2308.00442.
+
+Facts from https://github.com/LeapLabTHU/FLatten-Transformer at abdb115 (it has no licence file); the code here is our
+own. Four other families of the zoo with focused linear attention in all stages (PVT, PVTv2) or in the first two (Swin,
+CSWin); the others keep the mixers of their hosts. As released: linear attention spans the whole map and is neither
+shifted nor cut into stripes; PVT has no class token, its keys are not reduced; CSWin's linear blocks have two
+convolutions of v. Where we differ: PVT's last norm, which the authors have but do not use, is left out; the tables of
+positions are interpolated where an image is of another size. The paper's FLatten-DeiT is not in the authors' code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from visionzoo.models import cswin, pvt, pvtv2, swin
+from visionzoo.models.registry import Published, Variant, register_family
+
+_QKV_IN_TWO = [
+    (r"\.attn\.q\.(weight|bias)$", r".mixer.qkv.\1#0"),
+    (r"\.attn\.kv\.(weight|bias)$", r".mixer.qkv.\1#1"),
+]
+_POSITION = (r"\.attns?(\.0)?\.positional_encoding$", ".mixer.position.table")
+
+
+class FLattenPVT(pvt.PyramidVisionTransformer):
+    """PVT with focused linear attention."""
+
+    CHECKPOINT_KEYS = {
+        "authors": [
+            *_QKV_IN_TWO,
+            _POSITION,
+            *pvt.PyramidVisionTransformer.CHECKPOINT_KEYS["authors, without class token"],
+        ]
+    }
+
+
+class FLattenPVTv2(pvtv2.PyramidVisionTransformerV2):
+    """PVTv2 with focused linear attention."""
+
+    CHECKPOINT_KEYS = {
+        "authors": [*_QKV_IN_TWO, _POSITION, *pvtv2.PyramidVisionTransformerV2.CHECKPOINT_KEYS["authors"]]
+    }
+
+
+class FLattenSwin(swin.SwinTransformer):
+    """Swin Transformer with focused linear attention."""
+
+    CHECKPOINT_KEYS = {"authors": [_POSITION, *swin.SwinTransformer.CHECKPOINT_KEYS["authors"]]}
+
+
+class FLattenCSWin(cswin.CSWinTransformer):
+    """CSWin Transformer with focused linear attention."""
+
+    CHECKPOINT_KEYS = {
+        "authors": [
+            _POSITION,
+            (r"\.attns\.0\.(scale$|dwc\.)", r".mixer.\1"),
+            (r"^(stage[12]\.\d+)\.attns\.0\.get_v\.", r"\1.mixer.lepe."),
+            *cswin.CSWinTransformer.CHECKPOINT_KEYS["authors"],
+        ]
+    }
+
+
+def _focused(host: Mapping[str, Any], sizes: tuple[int | None, ...], **options: Any) -> dict[str, Any]:
+    """Arguments of a host's variant, with focused linear attention in the stages that have a table of positions."""
+    spec = {"type": "focused_linear", **options}
+    return {**host, "mixers": [None if size is None else [{**spec, "position_size": size}] for size in sizes]}
+
+
+_ALL, _FIRST_TWO, _FIRST_TWO_384 = (56, 28, 14, 7), (56, 28, None, None), (96, 48, None, None)
+_AT_384 = {"input_size": (3, 384, 384), "pool_size": (12, 12), "crop_pct": 1.0}
+_PAPER, _README = "paper, figure 6", "README.md of LeapLabTHU/FLatten-Transformer"
+_BOTH = f"{_README}; {_PAPER}"
+_CLOUD = "the authors' are linked in https://github.com/LeapLabTHU/FLatten-Transformer#pretrained-models"
+_NONE = "none were published"
+
+PVT = {
+    "zoo_flatten_pvt_t": Variant(
+        _focused(pvt.VARIANTS["zoo_pvt_t"].kwargs, _ALL), Published(12.2, 2.0, 77.8, source=_BOTH), no_weights=_CLOUD
+    ),
+    "zoo_flatten_pvt_s": Variant(
+        _focused(pvt.VARIANTS["zoo_pvt_s"].kwargs, _ALL), Published(21.7, 4.0, 81.7, source=_PAPER), no_weights=_NONE
+    ),
+    "zoo_flatten_pvt_m": Variant(_focused(pvt.VARIANTS["zoo_pvt_m"].kwargs, _ALL), no_weights=_NONE),
+    "zoo_flatten_pvt_l": Variant(_focused(pvt.VARIANTS["zoo_pvt_l"].kwargs, _ALL), no_weights=_NONE),
+}
+PVTV2 = {
+    "zoo_flatten_pvtv2_b0": Variant(
+        _focused(pvtv2.VARIANTS["zoo_pvtv2_b0"].kwargs, _ALL), Published(top1=71.1, source=_README), no_weights=_CLOUD
+    ),
+    "zoo_flatten_pvtv2_b1": Variant(
+        _focused(pvtv2.VARIANTS["zoo_pvtv2_b1"].kwargs, _ALL),
+        Published(12.9, 2.2, 79.5, source=_PAPER),
+        no_weights=_NONE,
+    ),
+    "zoo_flatten_pvtv2_b2": Variant(
+        _focused(pvtv2.VARIANTS["zoo_pvtv2_b2"].kwargs, _ALL),
+        Published(22.6, 4.3, 82.5, source=_PAPER),
+        no_weights=_NONE,
+    ),
+    "zoo_flatten_pvtv2_b3": Variant(_focused(pvtv2.VARIANTS["zoo_pvtv2_b3"].kwargs, _ALL), no_weights=_NONE),
+    "zoo_flatten_pvtv2_b4": Variant(_focused(pvtv2.VARIANTS["zoo_pvtv2_b4"].kwargs, _ALL), no_weights=_NONE),
+}
+SWIN = {
+    "zoo_flatten_swin_t": Variant(
+        _focused(swin.VARIANTS["zoo_swin_t"].kwargs, _FIRST_TWO),
+        Published(29, 4.5, 82.1, source=_BOTH),
+        no_weights=_CLOUD,
+    ),
+    "zoo_flatten_swin_s": Variant(
+        _focused(swin.VARIANTS["zoo_swin_s"].kwargs, _FIRST_TWO),
+        Published(51, 8.7, 83.5, source=_BOTH),
+        no_weights=_CLOUD,
+    ),
+    "zoo_flatten_swin_b": Variant(
+        _focused(swin.VARIANTS["zoo_swin_b"].kwargs, _FIRST_TWO),
+        Published(89, 15.4, 83.8, source=_BOTH),
+        no_weights=_CLOUD,
+    ),
+    "zoo_flatten_swin_b_384": Variant(
+        _focused(swin.VARIANTS["zoo_swin_b_384"].kwargs, _FIRST_TWO_384),
+        Published(91, 46.5, 85.0, 384, _BOTH),
+        _AT_384,
+        no_weights=_CLOUD,
+    ),
+}
+_CSWIN_T = {**cswin.VARIANTS["zoo_cswin_t"].kwargs, "depths": (2, 4, 18, 1)}
+_CSWIN_B, _CSWIN_B_384 = (
+    {**cswin.VARIANTS[name].kwargs, "depths": (3, 6, 29, 2)} for name in ("zoo_cswin_b", "zoo_cswin_b_384")
+)
+CSWIN = {
+    "zoo_flatten_cswin_t": Variant(
+        _focused(_CSWIN_T, _FIRST_TWO, lepe_kernel=3), Published(21, 4.3, 83.1, source=_BOTH), no_weights=_CLOUD
+    ),
+    "zoo_flatten_cswin_s": Variant(
+        _focused(cswin.VARIANTS["zoo_cswin_s"].kwargs, _FIRST_TWO, lepe_kernel=3),
+        Published(35, 6.9, 83.8, source=_PAPER),
+        no_weights=_NONE,
+    ),
+    "zoo_flatten_cswin_b": Variant(
+        _focused(_CSWIN_B, _FIRST_TWO, lepe_kernel=3), Published(75, 15.0, 84.5, source=_PAPER), no_weights=_NONE
+    ),
+    "zoo_flatten_cswin_b_384": Variant(
+        _focused(_CSWIN_B_384, _FIRST_TWO_384, lepe_kernel=3),
+        Published(78, 46.4, 85.5, 384, _PAPER),
+        _AT_384,
+        no_weights=_NONE,
+    ),
+}
+
+for model_cls, variants, first_conv in (
+    (FLattenPVT, PVT, "stem.0.conv"),
+    (FLattenPVTv2, PVTV2, "stem.conv"),
+    (FLattenSwin, SWIN, "stem.conv"),
+    (FLattenCSWin, CSWIN, "stem.conv"),
+):
+    register_family(
+        __name__,
+        model_cls,
+        variants,
+        first_conv=first_conv,
+        paper_ids="arXiv:2308.00442",
+        origin_url="https://github.com/LeapLabTHU/FLatten-Transformer",
+        license="unknown",
+    )

@@ -1,0 +1,159 @@
+"""Swin Transformer: Hierarchical Vision Transformer using Shifted Windows, ICCV 2021, https://arxiv.org/abs/2103.14030.
+
+Facts from https://github.com/microsoft/Swin-Transformer at f82860b (MIT licence); the code here is our own. Their
+classifier takes one image size; maps that the windows do not divide are padded before the shift as in their detection
+and segmentation backbones, where padded tokens take part in attention. Along an axis where a map is one window at most
+nothing is shifted, as in their classifier. The weights of the other sizes of window and image load too: the tables of
+position biases are resized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from visionzoo.layers.block import Block
+from visionzoo.layers.conv_norm import ConvNorm
+from visionzoo.layers.mixers import resolve_mixers
+from visionzoo.layers.patch_merge import PatchMerge
+from visionzoo.models.base import Backbone, build_stages
+from visionzoo.models.registry import Published, Variant, register_family
+
+
+class SwinTransformer(Backbone):
+    """Swin Transformer.
+
+    Args:
+        depths: blocks of each stage, whose windows are in place and shifted by half a window in turn.
+        embed_dims: channels of each stage.
+        num_heads: heads for each stage.
+        window_size: side of the windows, in tokens.
+        mlp_ratio: hidden width of the MLPs over the channels.
+        qkv_bias: whether the projections to q, k, v have a bias.
+        mask_padding: leave padded tokens out of window attention.
+        mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
+        backend: of the kernels.
+        in_chans: image channels.
+        drop_path_rate: stochastic depth of the last block.
+        head: `num_classes`, `global_pool` and `drop_rate` of `Backbone`.
+    """
+
+    CHECKPOINT_KEYS = {
+        "authors": [
+            (r"\.(relative_position_index|attn_mask)$", None),
+            (r"^patch_embed\.proj\.", "stem.conv."),
+            (r"^patch_embed\.norm\.", "stem.norm."),
+            (r"^layers\.(\d)\.downsample\.", lambda m: f"stages.{int(m[1]) + 1}.downsample."),
+            (r"^layers\.(\d)\.", r"stages.\1."),
+            (r"\.attn\.relative_position_bias_table$", ".mixer.relative_position_bias.table"),
+            (r"\.attn\.", ".mixer."),
+            (r"^head\.(weight|bias)$", r"head.fc.\1"),
+        ],
+        "timm": [
+            (r"\.(relative_position_index|attn_mask)$", None),
+            (r"^patch_embed\.proj\.", "stem.conv."),
+            (r"^patch_embed\.norm\.", "stem.norm."),
+            (r"^layers\.(\d)\.", r"stages.\1."),
+            (r"\.attn\.relative_position_bias_table$", ".mixer.relative_position_bias.table"),
+            (r"\.attn\.", ".mixer."),
+        ],
+    }
+
+    def __init__(
+        self,
+        *,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        embed_dims: Sequence[int] = (96, 192, 384, 768),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        window_size: int = 7,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        mask_padding: bool = False,
+        mixers: Any = None,
+        backend: str = "auto",
+        in_chans: int = 3,
+        drop_path_rate: float = 0.0,
+        **head: Any,
+    ):
+        window = {
+            "type": "window",
+            "window_size": window_size,
+            "relative_position_bias": True,
+            "qkv_bias": qkv_bias,
+            "mask_padding": mask_padding,
+            "backend": backend,
+        }
+        shifted = {**window, "shift_size": None}  # by half a window
+        super().__init__(
+            stem=ConvNorm(in_chans, embed_dims[0], 4, 4, norm_layer=nn.LayerNorm, pad_to_stride=True),
+            stages=build_stages(
+                embed_dims,
+                depths,
+                num_heads,
+                resolve_mixers([[window, shifted]] * len(depths), mixers),
+                downsample=PatchMerge,
+                block=partial(Block, mlp_ratio=mlp_ratio, norm_layer=nn.LayerNorm),
+                drop_path_rate=drop_path_rate,
+            ),
+            embed_dims=embed_dims,
+            reductions=[4 * 2**i for i in range(len(depths))],
+            norm=nn.LayerNorm(embed_dims[-1]),
+            in_chans=in_chans,
+            **head,
+        )
+
+
+def _size(width: int, depths: Sequence[int]) -> dict[str, Any]:
+    embed_dims = tuple(width * 2**i for i in range(4))
+    return {"depths": depths, "embed_dims": embed_dims, "num_heads": tuple(dim // 32 for dim in embed_dims)}
+
+
+def _weights(name: str, tag: str = "ms_in1k") -> dict[str, Any]:
+    return {"tag": tag, "hf_hub_id": f"timm/swin_{name}.{tag}"}
+
+
+_README = "README.md of microsoft/Swin-Transformer"
+_README_22K = f"{_README}, pre-trained on ImageNet-22K"
+_SMALL = (2, 2, 18, 2)
+_AT_384 = {"input_size": (3, 384, 384), "pool_size": (12, 12), "crop_pct": 1.0}
+
+VARIANTS = {
+    "zoo_swin_t": Variant(
+        _size(96, (2, 2, 6, 2)), Published(28, 4.5, 81.2, source=_README), _weights("tiny_patch4_window7_224")
+    ),
+    "zoo_swin_s": Variant(
+        _size(96, _SMALL), Published(50, 8.7, 83.2, source=_README), _weights("small_patch4_window7_224")
+    ),
+    "zoo_swin_b": Variant(
+        _size(128, _SMALL), Published(88, 15.4, 83.5, source=_README), _weights("base_patch4_window7_224")
+    ),
+    "zoo_swin_b_384": Variant(
+        {**_size(128, _SMALL), "window_size": 12},
+        Published(88, 47.1, 84.5, 384, _README),
+        {**_weights("base_patch4_window12_384"), **_AT_384},
+    ),
+    "zoo_swin_l": Variant(
+        _size(192, _SMALL),
+        Published(197, 34.5, 86.3, source=_README_22K),
+        _weights("large_patch4_window7_224", "ms_in22k_ft_in1k"),
+    ),
+    "zoo_swin_l_384": Variant(
+        {**_size(192, _SMALL), "window_size": 12},
+        Published(197, 103.9, 87.3, 384, _README_22K),
+        {**_weights("large_patch4_window12_384", "ms_in22k_ft_in1k"), **_AT_384},
+    ),
+}
+
+register_family(
+    __name__,
+    SwinTransformer,
+    VARIANTS,
+    first_conv="stem.conv",
+    crop_pct=0.9,  # timm's; the authors evaluate at 0.875
+    paper_ids="arXiv:2103.14030",
+    origin_url="https://github.com/microsoft/Swin-Transformer",
+    license="mit",
+)
