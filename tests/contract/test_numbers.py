@@ -1,11 +1,12 @@
 """What every model computes is consistent with itself: one build a model, real numbers, a small image."""
 
 import copy
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
-from quick import MODELS, quick_model
+from quick import MODELS, meta_model, quick_model
 from timm.models import get_notrace_functions, get_notrace_modules
 from torchvision.models.feature_extraction import NodePathTracer
 
@@ -24,6 +25,24 @@ def run(request):
 def _close(out, expected, rtol=1e-4):
     assert torch.isfinite(expected).all()
     assert (out - expected).norm() <= rtol * expected.norm()
+
+
+@torch.no_grad()
+def test_any_size_gives_maps_as_feature_info_says(run):
+    model, cfg = run.model, run.model.pretrained_cfg
+    # Shapes do without memory and arithmetic, but cost more than the arithmetic of all but the largest models.
+    device = "meta" if sum(p.numel() for p in model.parameters()) > 1e8 else "cpu"
+    model = meta_model(cfg["architecture"]) if device == "meta" else model
+    for size in [cfg["input_size"][1:], (320, 256), (333, 251), (200, 333)]:
+        last, maps = model.forward_intermediates(torch.zeros(1, 3, *size, device=device))
+        assert last.shape == maps[-1].shape
+        for m, info in zip(maps, model.feature_info, strict=True):
+            assert m.shape[1] == info["num_chs"]
+            for side, full in zip(m.shape[2:], size, strict=True):
+                low, high = math.floor(full / info["reduction"]), math.ceil(full / info["reduction"])
+                assert low <= side <= high, (size, m.shape, info)
+        if size == cfg["input_size"][1:]:
+            assert last.shape[1:] == (model.num_features, *cfg["pool_size"])
 
 
 @torch.no_grad()
