@@ -31,7 +31,7 @@ def test_metrics_are_those_of_the_formulas():
     logits = torch.randn(30, 7, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(30) % 7
     loader = Loader([(logits[:20], targets[:20]), (logits[20:], targets[20:])])
-    metrics = evaluate(torch.nn.Identity(), loader, CPU, precision=contextlib.nullcontext)
+    (metrics,) = evaluate([torch.nn.Identity()], loader, CPU, precision=contextlib.nullcontext)
     order = logits.argsort(dim=1, descending=True)
     assert metrics.count == 30
     assert metrics.top1 == pytest.approx(100 * (order[:, 0] == targets).float().mean().item())
@@ -39,20 +39,31 @@ def test_metrics_are_those_of_the_formulas():
     assert metrics.loss == pytest.approx(torch.nn.functional.cross_entropy(logits, targets).item())
 
 
+def test_models_are_measured_apart_in_one_pass():
+    class Negative(torch.nn.Module):
+        def forward(self, logits):
+            return -logits
+
+    loader = Loader([(logits_of([0, 1]), torch.tensor([0, 1]))])
+    right, wrong = evaluate([torch.nn.Identity(), Negative()], loader, CPU, precision=contextlib.nullcontext)
+    assert (right.top1, wrong.top1, wrong.count) == (100.0, 0.0, 2)
+    assert wrong.loss > right.loss
+
+
 def test_top5_of_three_classes_is_all():
-    metrics = evaluate(
-        torch.nn.Identity(), Loader([(torch.eye(3), torch.tensor([0, 2, 1]))]), CPU, precision=contextlib.nullcontext
+    (metrics,) = evaluate(
+        [torch.nn.Identity()], Loader([(torch.eye(3), torch.tensor([0, 2, 1]))]), CPU, precision=contextlib.nullcontext
     )
     assert (metrics.top5, metrics.top1) == (100.0, pytest.approx(100 / 3))
 
 
 def test_ignored_images_do_not_count():
     loader = Loader([(logits_of([0, 1, 2]), torch.tensor([0, IGNORED, 1]))])
-    metrics = evaluate(torch.nn.Identity(), loader, CPU, precision=contextlib.nullcontext)
+    (metrics,) = evaluate([torch.nn.Identity()], loader, CPU, precision=contextlib.nullcontext)
     assert (metrics.count, metrics.top1) == (2, 50.0)
     with pytest.raises(UserError, match="not one image"):
         evaluate(
-            torch.nn.Identity(),
+            [torch.nn.Identity()],
             Loader([(logits_of([0]), torch.tensor([IGNORED]))]),
             CPU,
             precision=contextlib.nullcontext,
@@ -65,8 +76,8 @@ def test_images_that_the_sampler_repeats_count_once(monkeypatch):
     for rank, numbers in enumerate([[0, 4], [1, 5], [2, 0], [3, 1]]):  # 6 images on 4 processes, as timm deals them
         process = Process(torch.device("cpu"), rank=rank, world_size=4, distributed=True)
         loader = Loader([(logits_of(numbers), torch.tensor(numbers))])
-        evaluate(torch.nn.Identity(), loader, process, precision=contextlib.nullcontext)
-    assert sum(float(part[3]) for part in sums) == 6
+        evaluate([torch.nn.Identity()], loader, process, precision=contextlib.nullcontext)
+    assert sum(float(part[0, 3]) for part in sums) == 6
 
 
 def test_a_checkpoint_alone_gives_what_its_run_reported(trained):

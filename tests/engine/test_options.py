@@ -86,6 +86,7 @@ def test_model_arguments_come_as_a_mapping_or_as_pairs(tmp_path):
         ("input_size: [3, 224]", "input_size: expected 3 values"),
         ("model_kwargs: 3", "model_kwargs: expected a mapping, got 3"),
         ("sched: cosin", "expected one of cosine"),
+        ("epochs: 3\namp: true\nepochs: 4", "given twice: epochs"),
         ("- epochs", "expected a mapping of flag names"),
         ("epochs: [", "is not YAML"),
     ],

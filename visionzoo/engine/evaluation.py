@@ -3,7 +3,7 @@
 import argparse
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,43 +34,48 @@ class Metrics:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module,
+    models: Sequence[nn.Module],
     loader: Any,
     process: Process,
     *,
     precision: Callable[[], AbstractContextManager[Any]],
     channels_last: bool = False,
     progress: Callable[[Any], Any] = iter,
-) -> Metrics:
-    """Return the metrics of `model` on all images of the loader; `progress` may wrap the batches in a bar.
+) -> list[Metrics]:
+    """Return the metrics of each model over one pass of the loader; `progress` may wrap the batches in a bar.
 
     Raises:
         UserError: not one image could be read.
     """
-    model.eval()
-    sums = torch.zeros(4, dtype=torch.float64, device=process.device)  # loss, top-1, top-5, images
+    for model in models:
+        model.eval()
+    # a row a model: loss, top-1, top-5, images
+    sums = torch.zeros(len(models), 4, dtype=torch.float64, device=process.device)
     seen = 0
     own = _own_images(loader, process)
     for images, targets in progress(batches(loader)):
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        with precision():
-            logits = model(images)
         real = targets != IGNORED
         if own is not None:  # the sampler repeats images to give each process as many
             real &= seen + torch.arange(len(targets), device=targets.device) < own
         seen += len(targets)
-        logits, targets = logits[real].float(), targets[real]
-        likeliest = logits.topk(min(5, logits.shape[1])).indices
-        hits = likeliest == targets[:, None]
-        loss = nn.functional.cross_entropy(logits, targets, reduction="sum")
-        sums += torch.stack([loss, hits[:, 0].sum(), hits.sum(), real.sum()]).double()
+        targets = targets[real]
+        for row, model in zip(sums, models, strict=True):
+            with precision():
+                logits = model(images)
+            logits = logits[real].float()
+            hits = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
+            loss = nn.functional.cross_entropy(logits, targets, reduction="sum")
+            row += torch.stack([loss, hits[:, 0].sum(), hits.sum(), real.sum()])
     if process.distributed:
         torch.distributed.all_reduce(sums)
-    loss_sum, top1, top5, count = sums.tolist()
-    if not count:
+    if not sums[0, 3]:
         raise UserError("not one image to evaluate on could be read")
-    return Metrics(loss_sum / count, 100 * top1 / count, 100 * top5 / count, int(count))
+    return [
+        Metrics(loss / count, 100 * top1 / count, 100 * top5 / count, int(count))
+        for loss, top1, top5, count in sums.tolist()
+    ]
 
 
 def _own_images(loader: Any, process: Process) -> int | None:
@@ -108,8 +113,8 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
         model.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
     tqdm = require("tqdm").tqdm
     loader = eval_loader(args, dataset, trained.data_config, process)
-    metrics = evaluate(
-        model,
+    (metrics,) = evaluate(
+        [model],
         loader,
         process,
         precision=lambda: autocast(args, process.device),
@@ -137,13 +142,14 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _take_data_flags(args: argparse.Namespace, run: dict[str, Any]) -> None:
-    """Fill data flags that were not given from the training run that made the checkpoint."""
+    """Fill data flags that were not given from the training run that made the checkpoint, else with defaults."""
     if not (args.data_dir or args.dataset):
         args.data_dir = run.get("val_data_dir") or run.get("data_dir")
         for name in ("dataset", "class_map", "input_img_mode", "input_key", "target_key"):
             setattr(args, name, getattr(args, name) or run.get(name) or getattr(args, name))
         args.split = args.split or run.get("val_split")
     args.split = args.split or "validation"
+    args.workers = run.get("workers", 4) if args.workers is None else args.workers
     for name in ("in_chans", "input_size"):
         setattr(args, name, getattr(args, name) or run.get(name))
 

@@ -13,8 +13,8 @@ def _yes(group: argparse._ArgumentGroup, name: str, help: str) -> None:
     group.add_argument(name, action=action, default=False, help=help)
 
 
-def add_data_flags(parser: Parser) -> None:
-    """Where the images come from."""
+def add_data_flags(parser: Parser, *, workers: int | None) -> None:
+    """Where the images come from; `workers` is the default number of loading processes."""
     group = parser.add_argument_group("data")
     add = group.add_argument
     add("--data-dir", metavar="DIR", help="folder of splits of class folders, or a .tar of class folders")
@@ -26,7 +26,7 @@ def add_data_flags(parser: Parser) -> None:
     add("--target-key", help="column or file ending of the class in hfds/ and wds/ sets")
     _yes(group, "--dataset-trust-remote-code", "let hfds/ sets run the code that they come with")
     _yes(group, "--skip-bad-images", "pass over unreadable images and count them, instead of stopping (visionzoo)")
-    add("-j", "--workers", type=int, default=4, metavar="N", help="processes that load images")
+    add("-j", "--workers", type=int, default=workers, metavar="N", help="processes that load images")
     _yes(group, "--pin-mem", "pin the memory that batches are loaded into")
 
 
@@ -65,10 +65,11 @@ def add_device_flags(parser: Parser) -> None:
 
 def train_parser() -> Parser:
     """Return the parser of tools/train.py."""
-    parser = Parser("Train a classifier. Every flag may stand in the YAML file; flags given here win.")
+    about = "Train a classifier. Every flag may stand in the YAML file; flags given here win."
+    parser = Parser("%(prog)s [CONFIG] [flags]", about)
     parser.add_argument("config_file", nargs="?", metavar="CONFIG", help="YAML of flag names and values")
     parser.add_argument("-c", "--config", metavar="CONFIG", help="the same, as timm's train script takes it")
-    add_data_flags(parser)
+    add_data_flags(parser, workers=4)
     add_model_flags(parser, model="resnet50")
     add_device_flags(parser)
     for add_flags in (_split_flags, _batch_flags, _optimizer_flags, _schedule_flags, _augmentation_flags, _run_flags):
@@ -205,8 +206,9 @@ def _run_flags(parser: Parser) -> None:
 
 def eval_parser() -> Parser:
     """Return the parser of tools/eval.py."""
-    parser = Parser("Evaluate a checkpoint (which knows its model and data set) or a pretrained model.")
-    add_data_flags(parser)
+    about = "Evaluate a checkpoint (which knows its model and data set) or a pretrained model."
+    parser = Parser("%(prog)s [flags]", about)
+    add_data_flags(parser, workers=None)
     add_model_flags(parser, model=None)
     add_device_flags(parser)
     group = parser.add_argument_group("evaluation")
@@ -223,7 +225,8 @@ def eval_parser() -> Parser:
 
 def predict_parser() -> Parser:
     """Return the parser of tools/predict.py."""
-    parser = Parser("Classify images: a picture with the likeliest classes and a line of JSON for each.")
+    about = "Classify images: a picture with the likeliest classes and a line of JSON for each."
+    parser = Parser("%(prog)s IMAGE... [flags]", about)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, or patterns like 'x/*.jpg'")
     add_model_flags(parser, model=None)
     add_device_flags(parser)

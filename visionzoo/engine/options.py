@@ -35,8 +35,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are UserErrors with the closest valid flag."""
 
-    def __init__(self, description: str) -> None:
-        super().__init__(description=description, allow_abbrev=False, formatter_class=_Help)
+    def __init__(self, usage: str, description: str) -> None:
+        super().__init__(usage=usage, description=description, allow_abbrev=False, formatter_class=_Help)
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print below a page of usage."""
@@ -75,13 +75,17 @@ class Parser(argparse.ArgumentParser):
             raise UserError(f"expected a YAML file, got the folder {path}; a data set is given by --data-dir")
         yaml = require("yaml")
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            content = yaml.safe_load(text)
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read the config {path}: {error}") from error
         except yaml.YAMLError as error:
             raise UserError(f"{path} is not YAML: {error}") from error
         if not isinstance(content, Mapping):
             raise UserError(f"{path}: expected a mapping of flag names to values, got {type(content).__name__}")
+        names = [key.value for key, _ in yaml.compose(text).value]
+        if twice := sorted({name for name in names if names.count(name) > 1}):  # YAML itself takes the last
+            raise UserError(f"{path}: given twice: {', '.join(twice)}")
         flags = {action.dest: action for action in self._actions if action.option_strings}
         values = {}
         for key, value in content.items():

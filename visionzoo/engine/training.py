@@ -214,21 +214,17 @@ class Training:
         run, args = self.run, self.run.args
         if run.val_loader is None:
             return {}
-        results = {}
+        models = [run.task.get_eval_model(ema=True), run.task.get_eval_model()]
         with self.stop.at_once():
-            for is_average in (True, False) if run.task.has_ema() else (False,):
-                model = run.task.get_eval_model(ema=is_average)
-                assert model is not None
-                results[is_average] = evaluate(
-                    model,
-                    run.val_loader,
-                    run.process,
-                    precision=lambda: autocast(args, run.process.device),
-                    channels_last=args.channels_last,
-                )
-        best = results.get(True, results[False])
-        row = {"eval_loss": best.loss, "eval_top1": best.top1, "eval_top5": best.top5}
-        return row | ({"raw_top1": results[False].top1} if True in results else {})
+            first, *raw = evaluate(
+                [model for model in models if model is not None],
+                run.val_loader,
+                run.process,
+                precision=lambda: autocast(args, run.process.device),
+                channels_last=args.channels_last,
+            )
+        row = {"eval_loss": first.loss, "eval_top1": first.top1, "eval_top5": first.top5}
+        return row | ({"raw_top1": raw[0].top1} if raw else {})
 
     def _save(self, metric: float) -> None:
         run = self.run
