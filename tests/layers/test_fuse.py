@@ -22,8 +22,13 @@ TINY = {
     "zoo_biformer_t": {"depths": (1, 1, 1, 1)},
     "zoo_biformer_stl": {"depths": (1, 1, 1, 1)},
     "zoo_davit_t": {"depths": (1, 1, 1, 1)},
+    "zoo_halonet_h0": {"layout": ("a",) * 4},
 }
-LEFT = {"zoo_biformer_t": ["norm"], "zoo_biformer_stl": ["norm"]}  # before pooling: part of the features
+LEFT = {
+    "zoo_biformer_t": ["norm"],  # before pooling: part of the features
+    "zoo_biformer_stl": ["norm"],
+    "zoo_halonet_h0": [f"stages.{i}.blocks.0.norm2" for i in range(4)],  # behind attention, not behind its projection
+}
 
 
 def _norms(model):

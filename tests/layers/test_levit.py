@@ -127,13 +127,6 @@ def test_no_bias_outlives_a_forward():
     assert not torch.allclose(changed, mixer(x))
 
 
-@torch.no_grad()
-def test_branch_starts_as_nothing_and_downsampling_does_not():
-    x = torch.randn(2, 4, 4, 12)
-    assert not LevitMixer(12, 3, map_size=4).eval()(x).any()
-    assert LevitMixer(12, 3, map_size=4, stride=2).eval()(x).any()
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @torch.no_grad()
 def test_low_precision_is_close_also_where_the_table_is_resized(dtype):

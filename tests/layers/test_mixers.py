@@ -12,6 +12,7 @@ SMALL = {  # options that suit tiny maps
     "halo": {"block_size": 4, "halo_size": 1},
     "cross_window": {"stripe_width": 2},
     "focused_linear": {"position_size": 3},
+    "levit": {"map_size": 4},
     "spatial_reduction": {"reduction": 2},
     "routed": {"regions": 2, "topk": 2},
     "window": {"window_size": 3},
@@ -29,9 +30,11 @@ FAMILIES = {
     },
     "zoo_cswin_t": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (2, 2, 4, 4)},
     "zoo_flatten_swin_t": {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
+    "zoo_levit_128s": {"depths": (1, 1, 1), "embed_dims": (16, 16, 24), "num_heads": (1, 2, 3), "key_dim": 8},
     "zoo_poolformer_s12": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24)},
     "zoo_pvt_t": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
     "zoo_pvtv2_b0": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
+    "zoo_shvit_s1": {"depths": (1, 1, 1), "embed_dims": (16, 16, 24), "partial_dims": (0, 4, 6)},
     "zoo_swin_t": {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
 }
 

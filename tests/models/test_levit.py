@@ -147,6 +147,15 @@ def test_bias_tables_are_not_decayed():
     assert all(name.endswith("bias_table") for name in model.no_weight_decay())
 
 
+@pytest.mark.parametrize("name", ["zoo_levit_128s", "zoo_shvit_s1"])
+@torch.no_grad()
+def test_residual_branches_start_as_nothing(name):
+    model = timm.create_model(name, **TINY).eval()
+    for stage in model.stages:
+        x = torch.randn(1, 3, 4, stage.blocks[0].mlp.fc2.linear.out_features)
+        assert torch.equal(stage.blocks(x), x)
+
+
 def test_stochastic_depth_is_constant_in_levit_and_rises_in_shvit():
     rates = [m.drop_prob for m in _tiny(drop_path_rate=0.2).modules() if isinstance(m, DropPath)]
     assert rates == [0.2] * 5  # three blocks, two transitions
@@ -166,9 +175,8 @@ def test_mixers_and_hosts_combine(host, mixer):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["zoo_levit_128s", "zoo_shvit_s1"])
-def test_compiled_training_step_is_one_graph(name):
-    model = _tiny(name)
+def test_compiled_training_step_is_one_graph():
+    model = _tiny()
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     gradients = []

@@ -69,6 +69,8 @@ class LeViT(DistilledBackbone):
             mlp_layer=LinearNormMlp,
         )
 
+        levit = {"type": "levit", "zero_init": True}
+
         def shrink(in_dim: int, out_dim: int, map_size: tuple[int, int]) -> nn.Module:
             attention = LevitMixer(
                 in_dim, in_dim // key_dim, key_dim=key_dim, attn_ratio=4, map_size=map_size, stride=2, out_dim=out_dim
@@ -84,7 +86,7 @@ class LeViT(DistilledBackbone):
                 [None] * len(depths),
                 resolve_mixers(
                     [
-                        [{"type": "levit", "num_heads": heads, "key_dim": key_dim, "map_size": map_size}]
+                        [{"num_heads": heads, "map_size": map_size, "key_dim": key_dim, **levit}]
                         for heads, map_size in zip(num_heads, maps, strict=True)
                     ],
                     mixers,

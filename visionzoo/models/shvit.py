@@ -115,6 +115,7 @@ class SHViT(DistilledBackbone):
         drop_path_rate: float = 0.0,
         **head: Any,
     ):
+        single_head = {"type": "single_head", "qk_dim": qk_dim, "zero_init": True}
         conv_norm = partial(ConvNorm, bias=False, norm_layer=BatchNormNHWC)
         block = partial(
             Block,
@@ -137,10 +138,7 @@ class SHViT(DistilledBackbone):
                 depths,
                 [None] * len(depths),
                 resolve_mixers(
-                    [
-                        [{"type": "single_head", "partial_dim": width, "qk_dim": qk_dim} if width else {"type": "none"}]
-                        for width in partial_dims
-                    ],
+                    [[{**single_head, "partial_dim": width} if width else {"type": "none"}] for width in partial_dims],
                     mixers,
                 ),
                 downsample=shrink,

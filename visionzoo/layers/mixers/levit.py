@@ -31,6 +31,10 @@ class LevitMixer(Mixer):
             in place of downsampling.
         out_dim: channels of the output; None means `dim`.
         act_layer: activation before the output projection.
+        zero_init: start the norm after the output projection at 0, so that a residual branch starts as nothing.
+
+    Raises:
+        ValueError: if a width, size or stride is not positive.
 
     >>> import torch
     >>> LevitMixer(64, 2)(torch.randn(1, 5, 7, 64)).shape
@@ -50,6 +54,7 @@ class LevitMixer(Mixer):
         stride: int = 1,
         out_dim: int | None = None,
         act_layer: type[nn.Module] = nn.Hardswish,
+        zero_init: bool = False,
     ):
         super().__init__(dim, num_heads, head_dim=int(key_dim * attn_ratio))
         self.key_dim = key_dim
@@ -67,8 +72,7 @@ class LevitMixer(Mixer):
             self.q = LinearNorm(dim, self.num_heads * key_dim)
             self.kv = LinearNorm(dim, self.num_heads * (key_dim + self.head_dim))
         self.act = act_layer()
-        # as a residual branch it starts as nothing
-        self.proj = LinearNorm(self.num_heads * self.head_dim, self.out_dim, norm_weight=0.0 if stride == 1 else 1.0)
+        self.proj = LinearNorm(self.num_heads * self.head_dim, self.out_dim, norm_weight=0.0 if zero_init else 1.0)
         self.bias_table = nn.Parameter(torch.zeros(self.num_heads, self.map_size[0] * self.map_size[1]))
 
     def forward(self, x: Tensor) -> Tensor:

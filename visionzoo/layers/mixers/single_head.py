@@ -25,9 +25,10 @@ class SingleHeadMixer(Mixer):
         partial_dim: channels P that attend; None means C / 4.67, rounded, at least one.
         qk_dim: width of queries and keys.
         act_layer: activation before the output projection.
+        zero_init: start the norm after the output projection at 0, so that a residual branch starts as nothing.
 
     Raises:
-        ValueError: if `partial_dim` is not from 1 to C.
+        ValueError: if `partial_dim` is not from 1 to C, or `qk_dim` not positive.
 
     >>> import torch
     >>> SingleHeadMixer(64, partial_dim=16)(torch.randn(1, 5, 7, 64)).shape
@@ -42,6 +43,7 @@ class SingleHeadMixer(Mixer):
         partial_dim: int | None = None,
         qk_dim: int = 16,
         act_layer: type[nn.Module] = nn.ReLU,
+        zero_init: bool = False,
     ):
         super().__init__(dim, 1)
         partial_dim = max(1, round(dim * PARTIAL_RATIO)) if partial_dim is None else partial_dim
@@ -54,7 +56,7 @@ class SingleHeadMixer(Mixer):
         self.norm = GroupNorm1(partial_dim)
         self.qkv = LinearNorm(partial_dim, 2 * qk_dim + partial_dim)
         self.act = act_layer()
-        self.proj = LinearNorm(dim, dim, norm_weight=0.0)  # as a residual branch it starts as nothing
+        self.proj = LinearNorm(dim, dim, norm_weight=0.0 if zero_init else 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
