@@ -22,8 +22,13 @@ TINY = {
     "zoo_biformer_t": {"depths": (1, 1, 1, 1)},
     "zoo_biformer_stl": {"depths": (1, 1, 1, 1)},
     "zoo_davit_t": {"depths": (1, 1, 1, 1)},
+    "zoo_sehalonet_33ts": {"layout": ("c", "c", "c", "ca")},
 }
-LEFT = {"zoo_biformer_t": ["norm"], "zoo_biformer_stl": ["norm"]}  # before pooling: part of the features
+LEFT = {
+    "zoo_biformer_t": ["norm"],  # before pooling: part of the features
+    "zoo_biformer_stl": ["norm"],
+    "zoo_sehalonet_33ts": ["stages.3.blocks.0.norm2"],  # between attention and an activation
+}
 
 
 def _norms(model):
