@@ -113,6 +113,7 @@ def test_masked_padding_reaches_every_attention_and_changes_outputs():
         ({"num_heads": (8, 8, 8, 7)}, "num_heads must divide dim"),
         ({"halo_size": -1}, "halo_size not negative"),
         ({"value_ratio": 0.51}, "num_heads must divide value_dim"),
+        ({"mixers": "none"}, "without token mixing do not exist, got mixers='none'"),
     ],
 )
 def test_bad_arguments_are_refused_with_their_values(options, message):

@@ -69,7 +69,7 @@ class HaloNet(Backbone):
 
     Raises:
         ValueError: if the stages' entries differ in number, the layout has other letters, the gate is unknown, or
-            `mixers` names a stage without attention.
+            `mixers` names a stage without attention or the mixer "none".
     """
 
     CHECKPOINT_KEYS = {
@@ -139,6 +139,11 @@ class HaloNet(Backbone):
                     f"HaloNet: mixers replace attention, and the blocks of stage {i} ({letters!r}) have none; expected "
                     f"None there, got {mixers=}"
                 )
+            if any(spec["type"] == "none" for spec in specs[i]):
+                raise ValueError(
+                    f"HaloNet: bottlenecks without token mixing do not exist, got {mixers=}; blocks with convolutions "
+                    f"are the letter 'c' of layout={tuple(layout)}"
+                )
         act_layer = get_act_layer(act)
         rates: Any = calculate_drop_path_rates(drop_path_rate, [len(letters) for letters in layout], stagewise=True)
         stages, in_dim = [], stem_dims[-1]
@@ -196,16 +201,9 @@ def _strided(spec: dict[str, Any], stride: int) -> dict[str, Any]:
 
 
 def _paper(
-    size: int,
-    block_size: int,
-    halo_size: int,
-    rv: float,
-    rb: float,
-    depth: int,
-    df: int | None,
-    params_m: float,
-    top1: float,
+    size: int, block_size: int, halo_size: int, rv: float, rb: float, depth: int, df: int | None, *published: float
 ) -> Variant:
+    params_m, top1 = published
     kwargs = {
         "layout": ("aaa", "aaa", "a" * depth, "aaa"),
         "embed_dims": tuple(int(rb * dim) for dim in (64, 128, 256, 512)),

@@ -57,7 +57,9 @@ class HaloMixer(Mixer):
         mask_padding: bool = False,
         backend: str = "auto",
     ):
-        super().__init__(dim, num_heads)
+        if head_dim is not None and head_dim < 1:
+            raise ValueError(f"HaloMixer: head_dim must be positive, got {head_dim=}")
+        super().__init__(dim, num_heads, head_dim=head_dim)
         if block_size < 1 or halo_size < 0:
             raise ValueError(
                 f"HaloMixer: block_size must be positive and halo_size not negative, got {block_size=}, {halo_size=}"
@@ -69,10 +71,6 @@ class HaloMixer(Mixer):
             raise ValueError(
                 f"HaloMixer: num_heads must divide value_dim, got {value_dim=} and num_heads={self.num_heads}"
             )
-        if head_dim is not None:
-            if head_dim < 1:
-                raise ValueError(f"HaloMixer: head_dim must be positive, got {head_dim=}")
-            self.head_dim = head_dim
         self.value_head_dim = value_dim // self.num_heads
         self.out_dim = dim if proj else value_dim
         self.block_size = block_size
