@@ -1,0 +1,47 @@
+"""Run timm's own model tests, those of the installed release, over every zoo_* model.
+
+    python tests/run_timm_suite.py [pytest arguments]
+
+The release's source archive holds the tests and is downloaded by pip. TorchScript and downloads are left out.
+"""
+
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+import timm
+
+import visionzoo
+from visionzoo.models.registry import FAMILIES
+
+LEFT_OUT = "zoo_ and not torchscript and not pretrained"
+
+
+def main() -> int:
+    """Fetch the tests, make them import visionzoo, run them."""
+    folder = Path(tempfile.mkdtemp(prefix="timm-suite-"))
+    source = f"timm=={timm.__version__}"
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "timm", source]
+    subprocess.run(pip, cwd=folder, check=True)
+    archive = next(folder.glob("timm-*.tar.gz"))
+    with tarfile.open(archive) as tar:
+        member = tar.getmember(f"{archive.name.removesuffix('.tar.gz')}/tests/test_models.py")
+        text = tar.extractfile(member).read().decode()  # type: ignore[union-attr]
+    families = ", ".join(repr(family) for family in FAMILIES)
+    text, imported = re.subn(r"^import timm$", "import timm\nimport visionzoo", text, count=1, flags=re.M)
+    text, listed = re.subn(r"^FEAT_INTER_FILTERS = \[", f"FEAT_INTER_FILTERS = [{families},", text, count=1, flags=re.M)
+    if not imported or not listed:
+        raise SystemExit(f"the tests of {source} have changed: this script no longer knows where to put our models")
+    (folder / "test_models.py").write_text(text)
+    (folder / "pytest.ini").write_text("[pytest]\naddopts = -p no:cacheprovider\n")
+    print(f"{source}, visionzoo {visionzoo.__version__}: {folder}")
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "test_models.py", "-k", LEFT_OUT, *sys.argv[1:]], cwd=folder, check=False
+    ).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
