@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import visionzoo  # noqa: F401  registers the families
+from visionzoo.layers.conv_norm import LinearNorm
 
 MODELS = timm.list_models("zoo_*")
 
@@ -28,7 +29,9 @@ def draw_weights(model: nn.Module) -> nn.Module:
     """Give every parameter of a model non-trivial values: the same short random row over and over."""
     row = torch.randn(4093, generator=torch.Generator().manual_seed(0))
     # Chains of convolution, batch norm and SiLU forget the image unless the norms make up for the activations.
-    norms = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    gains = {f"{name}.weight": 1.3 for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    # Residual branches that nothing but their own norms holds back would grow until every softmax is hard.
+    gains |= {f"{name}.norm.weight": 0.8 for name, module in model.named_modules() if isinstance(module, LinearNorm)}
     for name, parameter in model.named_parameters():
         flat = parameter.view(-1)
         values = row.repeat(flat.numel() // len(row) + 1)[: flat.numel()]
@@ -37,7 +40,7 @@ def draw_weights(model: nn.Module) -> nn.Module:
         elif parameter.ndim > 1:
             flat.copy_(values * parameter[0].numel() ** -0.5)
         else:
-            flat.copy_(values * 0.1 + ((1.3 if name in norms else 1.0) if name.endswith(("weight", "gamma")) else 0.0))
+            flat.copy_(values * 0.1 + (gains.get(name, 1.0) if name.endswith(("weight", "gamma")) else 0.0))
     return model
 
 
