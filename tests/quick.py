@@ -28,7 +28,8 @@ def draw_weights(model: nn.Module) -> nn.Module:
     """Give every parameter of a model non-trivial values: the same short random row over and over."""
     row = torch.randn(4093, generator=torch.Generator().manual_seed(0))
     # Chains of convolution, batch norm and SiLU forget the image unless the norms make up for the activations.
-    norms = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    silu = any(isinstance(module, nn.SiLU) for module in model.modules())
+    norms = {f"{name}.weight" for name, module in model.named_modules() if silu and isinstance(module, nn.BatchNorm2d)}
     for name, parameter in model.named_parameters():
         flat = parameter.view(-1)
         values = row.repeat(flat.numel() // len(row) + 1)[: flat.numel()]

@@ -27,7 +27,7 @@ TINY = {
 LEFT = {
     "zoo_biformer_t": ["norm"],  # before pooling: part of the features
     "zoo_biformer_stl": ["norm"],
-    "zoo_sehalonet_33ts": ["stages.3.blocks.0.norm2"],  # between attention and an activation
+    "zoo_sehalonet_33ts": ["stages.3.blocks.1.norm2"],  # between attention and an activation
 }
 
 
