@@ -29,7 +29,7 @@ LEFT = {
     "zoo_biformer_t": ["norm"],  # before pooling: part of the features
     "zoo_biformer_stl": ["norm"],
     "zoo_halonet_h0": [f"stages.{i}.blocks.0.norm2" for i in range(4)],  # behind attention, not behind its projection
-    "zoo_sehalonet_33ts": ["stages.3.blocks.0.norm2"],  # between attention and an activation
+    "zoo_sehalonet_33ts": ["stages.3.blocks.1.norm2"],  # between attention and an activation
 }
 
 
