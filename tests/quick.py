@@ -28,10 +28,11 @@ def no_initialisation():
 def draw_weights(model: nn.Module) -> nn.Module:
     """Give every parameter of a model non-trivial values: the same short random row over and over."""
     row = torch.randn(4093, generator=torch.Generator().manual_seed(0))
-    # Chains of convolution, batch norm and SiLU forget the image unless the norms make up for the activations.
+    # Chains of convolution, batch norm and SiLU forget the image unless the norms make up for the activations; other
+    # chains grow until every softmax is hard unless the norms hold them back.
     silu = any(isinstance(module, nn.SiLU) for module in model.modules())
     batch_norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    gains = {f"{name}.weight": 1.3 for name in batch_norms if silu}
+    gains = {f"{name}.weight": 1.3 if silu else 0.8 for name in batch_norms}
     # Residual branches that nothing but their own norms holds back would grow until every softmax is hard.
     gains |= {f"{name}.norm.weight": 0.8 for name, module in model.named_modules() if isinstance(module, LinearNorm)}
     for name, parameter in model.named_parameters():

@@ -29,6 +29,7 @@ from visionzoo.engine.images import seed_everything
 from visionzoo.engine.models import Process, build_model, data_config, load
 from visionzoo.engine.recipe import learning_rate, make_loss, make_optimizer, make_scheduler
 from visionzoo.engine.reporting import Reporter
+from visionzoo.layers.nhwc import BatchNormNHWC
 
 
 class Run:
@@ -244,6 +245,11 @@ def _make_model(args: argparse.Namespace, process: Process) -> nn.Module:
     if args.grad_checkpointing:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     if process.distributed and args.sync_bn:
+        if any(isinstance(module, BatchNormNHWC) for module in model.modules()):
+            raise UserError(
+                f"--sync-bn: torch's synchronised batch norm takes [B, C, H, W], and the norms of {args.model} see "
+                f"[B, H, W, C]; it would normalise the wrong axis. Leave --sync-bn out for this model."
+            )
         model = convert_sync_batchnorm(model)
     model.to(process.device)
     return model.to(memory_format=torch.channels_last) if args.channels_last else model
