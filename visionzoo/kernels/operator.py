@@ -32,8 +32,7 @@ def operator(
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         custom_op = torch.library.custom_op(f"visionzoo::{name}", function, mutates_args=())
         custom_op.register_fake(fake)
-        differentiable = save is not None and differentiate is not None
-        if differentiable:
+        if save is not None and differentiate is not None:
             custom_op.register_autograd(differentiate, setup_context=save)
         eager = _autograd_function(function, save, differentiate)
 
@@ -43,7 +42,7 @@ def operator(
             tensors = [x for x in inputs if isinstance(x, Tensor)]
             if any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors):
                 return custom_op(*inputs)
-            if differentiable and torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+            if differentiate is not None and torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
                 return eager.apply(*inputs)
             return function(*inputs)
 

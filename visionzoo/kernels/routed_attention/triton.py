@@ -5,7 +5,7 @@ list, so that small regions fill blocks together: key j of the list is token j m
 gradients of keys and values walk the opposite lists (which regions list this one), written by `_invert_kernel`.
 Nothing is summed by atomics: results are the same from run to run.
 
-Scores are kept in base 2, since exp2 is what the hardware has. Blocks have few sizes, by the tokens of a region;
+Blocks have few sizes, by the tokens of a region;
 batch, map and lists are plain arguments, so that a new image size compiles nothing new.
 """
 
@@ -16,10 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from visionzoo.kernels.flash import LOG2_E, load_rows, softmax_end, softmax_start, softmax_step, store_rows
 from visionzoo.kernels.launch import block_size, blocks, dot_precision, head_block, token_rows
 from visionzoo.kernels.operator import operator
 
-_LOG2_E = tl.constexpr(1.4426950408889634)
 # arguments that vary with batch and image: the compiler must not look at their values
 _SIZES = [
     "bias_step", "height", "width", "rows", "columns", "listed", "valid_height", "valid_width", "windows", "splits",
@@ -218,24 +218,6 @@ def _place(region, token, columns, tall, wide, width):
 
 
 @triton.jit
-def _load_rows(pointer, at, step, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows [tokens, D] of one head and sample, zeros where they are not `inside`."""
-    d = tl.arange(0, BLOCK_D)
-    return tl.load(pointer + (at * step)[:, None] + d[None, :], mask=inside[:, None] & (d < D)[None, :], other=0.0)
-
-
-@triton.jit
-def _store_rows(pointer, at, step, rows, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Write what `_load_rows` reads."""
-    d = tl.arange(0, BLOCK_D)
-    tl.store(
-        pointer + (at * step)[:, None] + d[None, :],
-        rows.to(pointer.dtype.element_ty),
-        mask=inside[:, None] & (d < D)[None, :],
-    )
-
-
-@triton.jit
 def _listed_keys(index, own, j, listed, n, count):
     """Region, token and place in the list of the flat list's keys j, and which of them exist."""
     place = j // n
@@ -255,11 +237,11 @@ def _adjust(
     valid_height, valid_width,
 ):  # fmt: skip
     """Scores [queries, keys] in base 2: scaled, with bias, and -inf where a query may not see a key."""
-    scores = scores * (scale * _LOG2_E)
+    scores = scores * (scale * LOG2_E)
     keep = query_inside[:, None] & key_inside[None, :]
     if bias is not None:
         at = bias + bias_row[:, None] + bias_column[None, :]
-        scores += tl.load(at, mask=keep, other=0.0).to(tl.float32) * _LOG2_E
+        scores += tl.load(at, mask=keep, other=0.0).to(tl.float32) * LOG2_E
     if valid_height is not None:
         keep = keep & ((key_at // width < valid_height) & (key_at % width < valid_width))[None, :]
     if segments is not None:
@@ -295,16 +277,14 @@ def _forward_kernel(
     if weights is not None:
         weights += lists
     bias_row = region * bias_step + (g * n + m) * (listed * n)
-    queries = _load_rows(q, at, q_step, m_inside, D, BLOCK_D)
-    highest = tl.full([BLOCK_M], -1e30, tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    accumulated = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    queries = load_rows(q, at, q_step, m_inside, D, BLOCK_D)
+    highest, total, accumulated = softmax_start(BLOCK_M, BLOCK_D)
     for start in range(0, listed * n, BLOCK_N):
         j = start + tl.arange(0, BLOCK_N)
         other, token, place, inside = _listed_keys(index, region, j, listed, n, count)
         key_at = _place(other, token, columns, tall, wide, width)
-        keys = _load_rows(k, key_at, k_step, inside, D, BLOCK_D)
-        values = _load_rows(v, key_at, v_step, inside, D, BLOCK_D)
+        keys = load_rows(k, key_at, k_step, inside, D, BLOCK_D)
+        values = load_rows(v, key_at, v_step, inside, D, BLOCK_D)
         scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
         if weights is not None:
             weight = tl.load(weights + place, mask=inside, other=0.0).to(tl.float32)
@@ -312,19 +292,13 @@ def _forward_kernel(
         scores = _adjust(
             scores, scale, bias, bias_row, j, segments, at, m_inside, key_at, inside, width, valid_height, valid_width,
         )  # fmt: skip
-        new_highest = tl.maximum(highest, tl.max(scores, 1))
-        p = tl.exp2(scores - new_highest[:, None])
-        rescale = tl.exp2(highest - new_highest)
-        total = total * rescale + tl.sum(p, 1)
-        highest = new_highest
+        p, highest, total, accumulated = softmax_step(scores, highest, total, accumulated)
         if weights is not None:
             p *= weight[None, :]
-        accumulated *= rescale[:, None]
         accumulated += tl.dot(p.to(values.dtype), values, input_precision=PRECISION)
-    seen = total > 0.0  # a query without any key gives 0; infinity as its logarithm makes its gradients 0
-    total = tl.where(seen, total, 1.0)
-    _store_rows(out, at, G * D, accumulated / total[:, None], m_inside, D, BLOCK_D)
-    tl.store(lse + at * G, tl.where(seen, highest + tl.log2(total), float("inf")), mask=m_inside)
+    outputs, logarithm = softmax_end(highest, total, accumulated)
+    store_rows(out, at, G * D, outputs, m_inside, D, BLOCK_D)
+    tl.store(lse + at * G, logarithm, mask=m_inside)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -356,9 +330,9 @@ def _query_grad_kernel(
     if weights is not None:
         weights += lists
     bias_row = region * bias_step + (g * n + m) * (listed * n)
-    queries = _load_rows(q, at, q_step, m_inside, D, BLOCK_D)
-    grads = _load_rows(grad, at, G * D, m_inside, D, BLOCK_D)
-    outs = _load_rows(out, at, G * D, m_inside, D, BLOCK_D)
+    queries = load_rows(q, at, q_step, m_inside, D, BLOCK_D)
+    grads = load_rows(grad, at, G * D, m_inside, D, BLOCK_D)
+    outs = load_rows(out, at, G * D, m_inside, D, BLOCK_D)
     logarithm = tl.load(lse + at * G, mask=m_inside, other=float("inf"))
     product = tl.sum(grads.to(tl.float32) * outs.to(tl.float32), 1)
     tl.store(delta + at * G, product, mask=m_inside)
@@ -367,8 +341,8 @@ def _query_grad_kernel(
         j = start + tl.arange(0, BLOCK_N)
         other, token, place, inside = _listed_keys(index, region, j, listed, n, count)
         key_at = _place(other, token, columns, tall, wide, width)
-        keys = _load_rows(k, key_at, k_step, inside, D, BLOCK_D)
-        values = _load_rows(v, key_at, v_step, inside, D, BLOCK_D)
+        keys = load_rows(k, key_at, k_step, inside, D, BLOCK_D)
+        values = load_rows(v, key_at, v_step, inside, D, BLOCK_D)
         scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
         grad_p = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
         if weights is not None:
@@ -382,7 +356,7 @@ def _query_grad_kernel(
         if weights is not None:
             grad_scores *= weight[None, :]
         accumulated += tl.dot(grad_scores.to(keys.dtype), keys, input_precision=PRECISION)
-    _store_rows(grad_q, at, G * D, accumulated * scale, m_inside, D, BLOCK_D)
+    store_rows(grad_q, at, G * D, accumulated * scale, m_inside, D, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -408,8 +382,8 @@ def _key_grad_kernel(
     delta += first * G + g
     grad_k += (first * G + g) * D
     grad_v += (first * G + g) * D
-    keys = _load_rows(k, key_at, k_step, inside, D, BLOCK_D)
-    values = _load_rows(v, key_at, v_step, inside, D, BLOCK_D)
+    keys = load_rows(k, key_at, k_step, inside, D, BLOCK_D)
+    values = load_rows(v, key_at, v_step, inside, D, BLOCK_D)
     if weights is not None:
         weights += b * (count * listed)
     listings = 1
@@ -429,8 +403,8 @@ def _key_grad_kernel(
         other = entry // listed
         m = i % n
         at = _place(other, m, columns, tall, wide, width)
-        queries = _load_rows(q, at, q_step, m_inside, D, BLOCK_D)
-        grads = _load_rows(grad, at, G * D, m_inside, D, BLOCK_D)
+        queries = load_rows(q, at, q_step, m_inside, D, BLOCK_D)
+        grads = load_rows(grad, at, G * D, m_inside, D, BLOCK_D)
         logarithm = tl.load(lse + at * G, mask=m_inside, other=float("inf"))
         product = tl.load(delta + at * G, mask=m_inside, other=0.0)
         scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
@@ -451,8 +425,8 @@ def _key_grad_kernel(
             grad_scores *= weight[:, None]
         accumulated_v += tl.dot(tl.trans(p.to(grads.dtype)), grads, input_precision=PRECISION)
         accumulated_k += tl.dot(tl.trans(grad_scores.to(queries.dtype)), queries, input_precision=PRECISION)
-    _store_rows(grad_k, key_at, G * D, accumulated_k * scale, inside, D, BLOCK_D)
-    _store_rows(grad_v, key_at, G * D, accumulated_v, inside, D, BLOCK_D)
+    store_rows(grad_k, key_at, G * D, accumulated_k * scale, inside, D, BLOCK_D)
+    store_rows(grad_v, key_at, G * D, accumulated_v, inside, D, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -489,10 +463,10 @@ def _bias_grad_kernel(
             own_weights = weights + lists
         other, token, place, inside = _listed_keys(own_index, region, j, listed, n, count)
         key_at = _place(other, token, columns, tall, wide, width)
-        keys = _load_rows(k + first * k_step + g * D, key_at, k_step, inside, D, BLOCK_D)
-        values = _load_rows(v + first * v_step + g * D, key_at, v_step, inside, D, BLOCK_D)
-        queries = _load_rows(q + first * q_step + g * D, at, q_step, m_inside, D, BLOCK_D)
-        grads = _load_rows(grad + (first * G + g) * D, at, G * D, m_inside, D, BLOCK_D)
+        keys = load_rows(k + first * k_step + g * D, key_at, k_step, inside, D, BLOCK_D)
+        values = load_rows(v + first * v_step + g * D, key_at, v_step, inside, D, BLOCK_D)
+        queries = load_rows(q + first * q_step + g * D, at, q_step, m_inside, D, BLOCK_D)
+        grads = load_rows(grad + (first * G + g) * D, at, G * D, m_inside, D, BLOCK_D)
         logarithm = tl.load(lse + first * G + g + at * G, mask=m_inside, other=float("inf"))
         product = tl.load(delta + first * G + g + at * G, mask=m_inside, other=0.0)
         scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
@@ -542,8 +516,8 @@ def _weights_grad_kernel(
         m = begin + tl.arange(0, BLOCK_M)
         m_inside = m < n
         at = _place(region, m, columns, tall, wide, width)
-        queries = _load_rows(q, at, q_step, m_inside, D, BLOCK_D)
-        grads = _load_rows(grad, at, G * D, m_inside, D, BLOCK_D)
+        queries = load_rows(q, at, q_step, m_inside, D, BLOCK_D)
+        grads = load_rows(grad, at, G * D, m_inside, D, BLOCK_D)
         logarithm = tl.load(lse + at * G, mask=m_inside, other=float("inf"))
         product = tl.load(delta + at * G, mask=m_inside, other=0.0)
         bias_row = region * bias_step + (g * n + m) * (listed * n)
@@ -553,8 +527,8 @@ def _weights_grad_kernel(
             other, token, _, inside = _listed_keys(index + entry - place, region, j, listed, n, count)
             inside = inside & (own_token < n)
             key_at = _place(other, token, columns, tall, wide, width)
-            keys = _load_rows(k, key_at, k_step, inside, D, BLOCK_D)
-            values = _load_rows(v, key_at, v_step, inside, D, BLOCK_D)
+            keys = load_rows(k, key_at, k_step, inside, D, BLOCK_D)
+            values = load_rows(v, key_at, v_step, inside, D, BLOCK_D)
             plain = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
             plain_grad = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
             scores = _adjust(
