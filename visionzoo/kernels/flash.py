@@ -40,7 +40,7 @@ def softmax_start(BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def softmax_step(scores, highest, total, accumulated):
-    """Take a block of scores [queries, keys] in; return weights of these keys, and the three of `softmax_start`, rescaled.
+    """Take a block of scores [queries, keys] in; return these keys' weights, and the three of `softmax_start` rescaled.
 
     The caller adds weights @ values to `accumulated`. Scores of -inf are keys that a query does not see.
     """
