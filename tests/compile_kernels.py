@@ -83,7 +83,7 @@ class _Driver:
         return self.target
 
     def get_current_device(self):
-        return 0
+        return self.target.arch  # a device of its own: kernels are cached for each, not for each target
 
     def get_current_stream(self, device):
         return 0
