@@ -43,7 +43,24 @@ def routed_attention() -> Iterator[Callable[[], object]]:
             )
 
 
-OPERATIONS = {f.__name__: f for f in (routed_attention,)}
+def halo_attention() -> Iterator[Callable[[], object]]:
+    """Yield calls that launch every kernel of the operation."""
+    import torch
+
+    from visionzoo.kernels.halo_attention import triton as kernels
+
+    cases = ((16, 16, 8, 3, 1, False), (64, 64, 8, 3, 2, True), (32, 80, 14, 2, 1, False))
+    for dtype, (d, values, block, halo, stride, mask) in product((torch.bfloat16, torch.float32), cases):
+        q = torch.zeros(1, 32 // stride, 32 // stride, 8, d, dtype=dtype)
+        k, v = torch.zeros(1, 32, 32, 8, d + values, dtype=dtype).split((d, values), -1)
+        tables = [torch.zeros(2 * (block + 2 * halo) - 1, d, dtype=dtype) for _ in range(2)]
+        arguments = (q, k, v, *tables, block, halo, stride, 0.25, mask)
+        yield lambda a=arguments: kernels._attend(*a)
+        out, lse = v.new_empty(*q.shape[:4], values), torch.zeros(q.shape[:4])
+        yield lambda a=arguments, o=out, s=lse: kernels._attend_backward(o, o, s, *a)
+
+
+OPERATIONS = {f.__name__: f for f in (routed_attention, halo_attention)}
 
 
 def main(names: list[str]) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 BACKENDS = ("auto", "reference", "triton")
 ENVIRONMENT_VARIABLE = "VISIONZOO_BACKEND"
 OPERATIONS = ("halo_attention", "linear_attention", "route_regions", "routed_attention")
-WITHOUT_TRITON = ("halo_attention", "linear_attention", "route_regions")  # operations that have no Triton kernels yet
+WITHOUT_TRITON = ("linear_attention", "route_regions")  # operations that have no Triton kernels yet
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 128
 MIN_CAPABILITY = (8, 0)  # compute capability; older GPUs have no bfloat16 matrix units
@@ -87,7 +87,7 @@ def choose(operation: str, backend: str, q: Tensor, v: Tensor | None = None, uns
         raise ValueError(f"{operation}: unknown backend {asked!r}, expected one of {BACKENDS}")
     reason: str | None = "it was asked for by name"
     if backend != "reference":
-        reason = _why_not_here(operation) or _why_not(q, v) or unsupported
+        reason = _why_not_here(operation) or _why_not_these(q, v) or unsupported or _why_not_on(q.device)
         if backend == "triton" and reason is not None and not (_interpreted() and reason.startswith(_ON_CPU)):
             raise ValueError(f"{operation}: backend {asked!r} cannot run: {reason}")
     ran = "triton" if reason is None or backend == "triton" else "reference"
@@ -121,18 +121,23 @@ def _why_not_here(operation: str) -> str | None:
 _ON_CPU = "the tensors are on cpu"
 
 
-def _why_not(q: Tensor, v: Tensor | None) -> str | None:
-    """Say why Triton kernels cannot take tensors like these, or None if they can."""
+def _why_not_these(q: Tensor, v: Tensor | None) -> str | None:
+    """Say why Triton kernels cannot take tensors like these anywhere, or None if they can."""
     if q.dtype not in DTYPES:
         return f"its kernels take {', '.join(str(dtype) for dtype in DTYPES)}, got {q.dtype}"
     width = max(q.shape[-1], 0 if v is None else v.shape[-1])
     if width > MAX_HEAD_DIM:
         return f"its kernels take head widths up to {MAX_HEAD_DIM}, got {width}"
-    if q.device.type == "cpu":
+    return None
+
+
+def _why_not_on(device: torch.device) -> str | None:
+    """Say why Triton kernels cannot run on this device, or None if they can."""
+    if device.type == "cpu":
         return f"{_ON_CPU}, Triton kernels need a GPU"
-    if q.device.type != "cuda":
-        return f"the tensors are on {q.device.type}, its kernels need an NVIDIA or AMD GPU"
-    if torch.version.hip is None and (capability := _capability(q.device)) < MIN_CAPABILITY:
+    if device.type != "cuda":
+        return f"the tensors are on {device.type}, its kernels need an NVIDIA or AMD GPU"
+    if torch.version.hip is None and (capability := _capability(device)) < MIN_CAPABILITY:
         return f"its kernels need compute capability {MIN_CAPABILITY}, this GPU has {capability}"
     return None
 
