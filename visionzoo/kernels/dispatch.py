@@ -23,8 +23,10 @@ WITHOUT_TRITON = ("linear_attention", "route_regions")  # operations that have n
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 128
 MIN_CAPABILITY = (8, 0)  # compute capability; older GPUs have no bfloat16 matrix units
+MIN_TORCH = "2.7"  # comes with Triton 3.3, the oldest whose compiler takes all kernels
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
+_OLD_TORCH = torch.__version__ < MIN_TORCH
 _logger = logging.getLogger(__name__)
 _logged: set[tuple[str, str]] = set()
 _listeners: list[list[Decision]] = []
@@ -115,6 +117,8 @@ def backends() -> dict[str, str]:
 def _why_not_here(operation: str) -> str | None:
     if not _HAS_TRITON:
         return "the package triton is not installed"
+    if _OLD_TORCH:
+        return f"its kernels need torch {MIN_TORCH} with its Triton, this is {torch.__version__}"
     return "it has no Triton kernel yet" if operation in WITHOUT_TRITON else None
 
 

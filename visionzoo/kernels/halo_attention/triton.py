@@ -355,7 +355,6 @@ def _key_grad_kernel(
     """Gradients of a tile of keys and values, over the queries of all blocks whose windows meet it."""
     window: tl.constexpr = BLOCK + 2 * HALO
     side: tl.constexpr = BLOCK // STRIDE
-    BLOCK_T: tl.constexpr = max(16, 2 * TILE)
     q_height, q_width = tl.cdiv(height, STRIDE), tl.cdiv(width, STRIDE)
     across = tl.cdiv(width, TILE)
     g, tile, _, b = program_place(tl.program_id(0), tl.cdiv(height, TILE) * across, 1, G)
@@ -375,8 +374,8 @@ def _key_grad_kernel(
     row, column = tl.maximum(top - HALO, 0) // BLOCK, tl.maximum(left - HALO, 0) // BLOCK
     rows = tl.minimum((top + (TILE - 1 + HALO)) // BLOCK + 1, tl.cdiv(height, BLOCK)) - row
     columns = tl.minimum((left + (TILE - 1 + HALO)) // BLOCK + 1, tl.cdiv(width, BLOCK)) - column
-    # terms of the tile's rows, then of its columns
-    t = tl.arange(0, BLOCK_T)
+    # terms of the tile's rows, then of its columns: 16 at most
+    t = tl.arange(0, 16)
     selects = (t[:, None] == (own // TILE)[None, :]) | (t[:, None] == (own % TILE + TILE)[None, :])
     accumulated_k = tl.zeros([TILE * TILE, BLOCK_D], tl.float32)
     accumulated_v = tl.zeros([TILE * TILE, BLOCK_V], tl.float32)

@@ -455,11 +455,7 @@ def _bias_grad_kernel(
         at = _place(region, m, columns, tall, wide, width)
         first = b * (height * width)
         lists = (b * count + region) * listed
-        own_index, own_weights = index, weights
-        if index is not None:
-            own_index = index + lists
-        if weights is not None:
-            own_weights = weights + lists
+        own_index = index + lists if index is not None else None
         other, token, place, inside = _listed_keys(own_index, region, j, listed, n, count)
         key_at = _place(other, token, columns, tall, wide, width)
         keys = load_rows(k + first * k_step + g * D, key_at, k_step, inside, D, BLOCK_D)
@@ -471,7 +467,7 @@ def _bias_grad_kernel(
         scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
         grad_p = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
         if weights is not None:
-            weight = tl.load(own_weights + place, mask=inside, other=0.0).to(tl.float32)
+            weight = tl.load(weights + lists + place, mask=inside, other=0.0).to(tl.float32)
             scores *= weight[None, :]
             grad_p *= weight[None, :]
         bias_row = region * bias_step + (g * n + m) * (listed * n)
