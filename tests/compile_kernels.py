@@ -60,7 +60,21 @@ def halo_attention() -> Iterator[Callable[[], object]]:
         yield lambda a=arguments, o=out, s=lse: kernels._attend_backward(o, o, s, *a)
 
 
-OPERATIONS = {f.__name__: f for f in (routed_attention, halo_attention)}
+def route_regions() -> Iterator[Callable[[], object]]:
+    """Yield calls that launch every kernel of the operation."""
+    import torch
+
+    from visionzoo.kernels.region_routing import triton as kernels
+
+    for dtype, (side, regions, heads) in product(
+        (torch.bfloat16, torch.float32), ((56, 7, 2), (14, 7, 8), (112, 14, 2), (64, 32, 4))
+    ):
+        q, k = torch.zeros(1, side, side, 2, heads, 32, dtype=dtype).unbind(3)
+        for valid in ([], [side - 1, side]):
+            yield lambda a=(q, k, [regions, regions], 4, 0.1, valid): kernels._route(*a)
+
+
+OPERATIONS = {f.__name__: f for f in (routed_attention, halo_attention, route_regions)}
 
 
 def main(names: list[str]) -> None:
