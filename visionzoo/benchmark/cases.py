@@ -52,14 +52,12 @@ class Run:
         check: from what `call` returned to its relative error and the error that is allowed.
         fixed_bytes: weights and inputs, which are there before the call.
         held_bytes: what has to be in memory at once at some time, see `visionzoo.benchmark.memory`.
-        note: what a reader of the row should know.
     """
 
     call: Callable[[], Any]
     check: Callable[[Any], tuple[float, float]] | None = None
     fixed_bytes: int | None = None
     held_bytes: int | None = None
-    note: str = ""
 
 
 @dataclass

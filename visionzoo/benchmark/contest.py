@@ -9,10 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from visionzoo import kernels
 from visionzoo.benchmark.cases import Case, Measurement, Run, Settings
 from visionzoo.benchmark.rivals import Inputs, Maker
 from visionzoo.benchmark.timing import Cost
+from visionzoo.testing import relative_error
 
 FORWARD, BOTH = "forward", "forward+backward"
 
@@ -25,13 +25,11 @@ class Contender:
         make: makes the function from the case's inputs.
         same: whether it computes what our reference computes; its error is then measured.
         rearrange: gives it inputs in a layout of its own, made before the clock starts.
-        chooses_for: the operation, where it chooses the backend itself; the row then says which it took.
     """
 
     make: Maker
     same: bool = True
     rearrange: Callable[[Inputs], Inputs] | None = None
-    chooses_for: str = ""
 
 
 class Draw:
@@ -120,7 +118,6 @@ class Contest:
         run = Run(
             self.call(function, inputs, measure),
             fixed_bytes=sum(value.nbytes for value in inputs.values()),
-            note=f"took {kernels.backends()[contender.chooses_for]}" if contender.chooses_for else "",
         )
         if contender.same:
             run.check = partial(self.check, measure)
@@ -191,11 +188,8 @@ def _upstream(out: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _error(values: list[Tensor], expected: list[Tensor]) -> float:
-    """Largest relative error ‖x - y‖ / ‖y‖ over pairs of tensors; for integers the share that differs."""
-    errors = []
-    for value, wanted in zip(values, expected, strict=True):
-        if not wanted.is_floating_point():
-            errors.append((value != wanted).double().mean())
-        else:
-            errors.append((value.double() - wanted).norm() / wanted.norm().clamp(min=1e-300))
-    return float(max(errors))
+    """Largest relative error over pairs of tensors; for integers the share that differs."""
+    return max(
+        relative_error(value, wanted) if wanted.is_floating_point() else float((value != wanted).double().mean())
+        for value, wanted in zip(values, expected, strict=True)
+    )

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ import visionzoo
 from visionzoo.benchmark.cases import Case, Measurement, Run, Settings
 from visionzoo.benchmark.rivals import biformer_authors
 from visionzoo.models.registry import FAMILIES, VARIANTS
+from visionzoo.testing import relative_error
 
 OURS = "visionzoo"
 
@@ -41,12 +42,14 @@ class Pair:
         whose: "authors" or "timm"; empty where nobody else's is measured.
         theirs: name of the factory in the authors' code, or timm's name.
         same_head: False where the heads differ, so that features are compared and not logits.
+        options: of their factory, to have the same network.
     """
 
     ours: str
     whose: str = ""
     theirs: str = ""
     same_head: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -62,7 +65,7 @@ PAIRS = [
     Pair("zoo_levit_128s", "timm", "levit_128s"),
     Pair("zoo_shvit_s1", "timm", "shvit_s1"),
     Pair("zoo_poolformer_s12", "timm", "poolformer_s12", same_head=False),  # timm pools before the last norm
-    Pair("zoo_swin_t", "timm", "swin_tiny_patch4_window7_224"),
+    Pair("zoo_swin_t", "timm", "swin_tiny_patch4_window7_224", options={"drop_path_rate": 0.0}),  # 0.1 by itself
     Pair("zoo_pvtv2_b1", "timm", "pvt_v2_b1"),
     Pair("zoo_levit_256", "timm", "levit_256"),
     Pair("zoo_shvit_s4", "timm", "shvit_s4"),
@@ -94,16 +97,25 @@ MODES = {
 }
 
 
-def model_cases(settings: Settings) -> list[Case]:
-    """List the cases: all pairs, then the first variant of each family that has no other implementation."""
+def pairs() -> list[Pair]:
+    """Return `PAIRS`, and the first variant of each family that is not among them."""
     paired = {family for family, names in FAMILIES.items() for pair in PAIRS if pair.ours in names}
-    alone = [Pair(names[0]) for family, names in FAMILIES.items() if family not in paired]
-    return [case for pair in (*PAIRS, *alone) for case in pair_cases(settings, pair)]
+    return [*PAIRS, *(Pair(names[0]) for family, names in FAMILIES.items() if family not in paired)]
 
 
-def pair_cases(settings: Settings, pair: Pair, **kwargs: Any) -> Iterator[Case]:
-    """Yield a case for each mode; `kwargs` go to both models."""
-    twins = Twins(settings, pair, kwargs)
+def smallest() -> list[Pair]:
+    """Return the first pair of each family."""
+    return [next(pair for pair in pairs() if pair.ours in names) for names in FAMILIES.values()]
+
+
+def model_cases(settings: Settings) -> list[Case]:
+    """List the cases of all pairs."""
+    return [case for pair in pairs() for case in pair_cases(settings, pair)]
+
+
+def pair_cases(settings: Settings, pair: Pair) -> Iterator[Case]:
+    """Yield a case for each mode."""
+    twins = Twins(settings, pair)
     for mode_name, mode in MODES.items():
         batch = mode.batch if mode.batch <= 2 else settings.batch or mode.batch
         names = [OURS + way for way in mode.ours] + [pair.whose + way for way in mode.theirs if pair.whose]
@@ -136,10 +148,9 @@ def pair_cases(settings: Settings, pair: Pair, **kwargs: Any) -> Iterator[Case]:
 class Twins:
     """The two models of a pair with the same weights, built on first use."""
 
-    def __init__(self, settings: Settings, pair: Pair, kwargs: Mapping[str, Any]):
+    def __init__(self, settings: Settings, pair: Pair):
         self.settings = settings
         self.pair = pair
-        self.kwargs = kwargs
         self.size = VARIANTS[pair.ours].weights.get("input_size", (3, 224, 224))[-1]
         self._models: dict[str, nn.Module] = {}
         self._expected: dict[torch.dtype, tuple[Tensor, float]] = {}  # dtype -> logits, error that is allowed
@@ -190,13 +201,13 @@ class Twins:
                     create = getattr(biformer_authors("models.biformer"), self.pair.theirs)
                 else:
                     create = partial(timm.create_model, self.pair.theirs)
-                self._models["theirs"] = disturb(create(**self.kwargs))
+                self._models["theirs"] = disturb(create(**self.pair.options))
         return self._models["theirs"]
 
     def ours(self) -> nn.Module:
         """Return our model in float32, with their weights where they are there."""
         if OURS not in self._models:
-            model = timm.create_model(self.pair.ours, device=self.settings.device, **self.kwargs)
+            model = timm.create_model(self.pair.ours, device=self.settings.device)
             if self.pair.whose:
                 visionzoo.load_weights(model, self.theirs().state_dict())
             self._models[OURS] = model if self.pair.whose else disturb(model)
@@ -252,7 +263,7 @@ def disturb(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
+            noise = torch.randn(parameter.shape, generator=generator, device="cpu").to(parameter.device)
             if parameter.ndim <= 1:
                 parameter.add_(noise, alpha=0.1)
             elif not parameter.any():
@@ -278,9 +289,3 @@ def storage_bytes(tensors: list[Tensor]) -> int:
     """Bytes that tensors take, shared memory counted once."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
-
-
-def relative_error(value: Tensor, expected: Tensor) -> float:
-    """‖value - expected‖ / ‖expected‖ in float64; shapes may differ by axes of length 1."""
-    expected = expected.double().flatten()
-    return float((value.double().flatten() - expected).norm() / expected.norm())

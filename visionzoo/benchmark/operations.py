@@ -61,7 +61,7 @@ def routed_case(
         return {"q": q, "k": k, "v": v, "index": order[..., :topk].contiguous()}
 
     contenders = {
-        **zoo("routed_attention", regions=regions),
+        **zoo("routed_attention", regions=regions, check_index=False),
         "authors": Contender(rivals.authors_routed_attention(regions)),
         "authors-compiled": Contender(compiled(rivals.authors_routed_attention(regions))),
         "sdpa": Contender(rivals.dense_attention(), same=False),
@@ -181,7 +181,7 @@ def window_case(settings: Settings, name: str, side: int, heads: int, shifted: b
         return partial(operation("routed_attention"), index=None, regions=regions, backend=backend)
 
     contenders = {
-        **backends("routed_attention", ours),
+        **backends(ours),
         "partition-sdpa": Contender(rivals.partitioned_window_attention(regions)),
         "partition-sdpa-compiled": Contender(compiled(rivals.partitioned_window_attention(regions))),
     }
@@ -220,7 +220,7 @@ def halo_case(settings: Settings, name: str, side: int, heads: int, depth: int) 
         return call
 
     contenders = {
-        **backends("halo_attention", ours),
+        **backends(ours),
         "timm": Contender(rivals.timm_halo_attention(8, 3)),
         "timm-compiled": Contender(compiled(rivals.timm_halo_attention(8, 3))),
     }
@@ -300,10 +300,10 @@ def operation(name: str) -> Callable[..., Tensor]:
 
 def zoo(name: str, **options: Any) -> dict[str, Contender]:
     """Return our implementations of an operation that takes the case's inputs by name."""
-    return backends(name, lambda backend, inputs: partial(operation(name), **options, backend=backend))
+    return backends(lambda backend, inputs: partial(operation(name), **options, backend=backend))
 
 
-def backends(name: str, make: Callable[[str, Inputs], Callable[..., Tensor]]) -> dict[str, Contender]:
+def backends(make: Callable[[str, Inputs], Callable[..., Tensor]]) -> dict[str, Contender]:
     """Return what users get ("visionzoo", the backend "auto"), and each backend by name."""
 
     def triton(inputs: Inputs) -> Callable[..., Tensor]:
@@ -316,7 +316,7 @@ def backends(name: str, make: Callable[[str, Inputs], Callable[..., Tensor]]) ->
         return function
 
     return {
-        "visionzoo": Contender(partial(make, "auto"), chooses_for=name),
+        "visionzoo": Contender(partial(make, "auto")),
         "visionzoo-triton": Contender(triton),
         "visionzoo-reference": Contender(partial(make, "reference")),
     }

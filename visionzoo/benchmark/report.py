@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from visionzoo.benchmark.results import Row, read_rows
-from visionzoo.benchmark.targets import Verdict, judge
+from visionzoo.benchmark.targets import Verdict, judge, targets
 from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import UserError, require
 
@@ -26,7 +26,7 @@ def write_report(folder: Path) -> str:
     rows = [row for suite in suites.values() for row in suite]
     if not rows:
         raise UserError(f"no results in {folder}: expected {', '.join(f'{suite}.csv' for suite in SUITES)}")
-    aims = aims_table(judge(rows))
+    aims = aims_table(judge(target, rows) for target in targets())
     parts = ["# Benchmarks", *_environments(rows), "## Aims", aims]
     for suite, own in suites.items():
         if own:

@@ -189,19 +189,19 @@ def flex_neighborhood_attention(kernel_size: int, dilation: int) -> Maker:
             # kept inside of the table: scores of keys outside of the neighborhood are computed too, then masked
             return (key // dilation - query // dilation + kernel_size - 1).clamp(0, 2 * kernel_size - 2)
 
-        block_mask = create_block_mask(mask, None, None, tokens, tokens, device=inputs["q"].device)
+        def biased(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            rows, columns = offset(query // width, key // width), offset(query % width, key % width)
+            return score + inputs["bias"][head, rows, columns]
+
+        # compiled where all pairs of tokens at once would take gigabytes
+        block_mask = create_block_mask(
+            mask, None, None, tokens, tokens, device=inputs["q"].device.type, _compile=tokens > 2**13
+        )
+        score_mod = biased if "bias" in inputs else None
         flex: Any = torch.compile(flex_attention, dynamic=False)
 
-        def call(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-            def biased(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-                assert bias is not None
-                return score + bias[head, offset(query // width, key // width), offset(query % width, key % width)]
-
-            out = flex(
-                *(heads_first(t) for t in (q, k, v)),
-                score_mod=None if bias is None else biased,
-                block_mask=block_mask,
-            )
+        def call(q: Tensor, k: Tensor, v: Tensor, **_: Tensor) -> Tensor:
+            out = flex(heads_first(q), heads_first(k), heads_first(v), score_mod=score_mod, block_mask=block_mask)
             return out.transpose(1, 2).unflatten(1, (height, width))
 
         return call

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from visionzoo.benchmark.cases import Absent, Case, Measurement, Settings
 from visionzoo.benchmark.results import Results, Row, environment
 from visionzoo.benchmark.timing import Ceilings, device_timing, host_timing, peak_bytes
 from visionzoo.engine.errors import require
+from visionzoo.kernels import explain
+from visionzoo.kernels.dispatch import Decision
 
 MIB = 2**20
 
@@ -82,9 +85,10 @@ def _measure(row: Row, measurement: Measurement, settings: Settings) -> None:
     """Fill in a row."""
     try:
         run = measurement.prepare()
-        row.reason = run.note
         row.fixed_mib, row.held_mib = (None if n is None else n / MIB for n in (run.fixed_bytes, run.held_bytes))
-        result = run.call()
+        with explain() as decisions:
+            result = run.call()
+        row.reason = _backends(decisions)
         if run.check is not None:
             row.error, row.allowed_error = run.check(result)
         del result
@@ -107,6 +111,15 @@ def _measure(row: Row, measurement: Measurement, settings: Settings) -> None:
         row.status, row.reason = "absent", str(error)
     except Exception as error:  # whatever it is, the others are to be measured
         row.status, row.reason = "failed", _one_line(error)
+
+
+def _backends(decisions: Sequence[Decision]) -> str:
+    """Say which backends our operations took in one call (nothing inside of compiled code), with the reasons."""
+    counts = Counter((d.operation, d.backend, d.reason) for d in decisions)
+    return "; ".join(
+        f"{count} {operation} by {backend}" + (f" ({reason})" if reason else "")
+        for (operation, backend, reason), count in counts.items()
+    )
 
 
 def _one_line(error: Exception) -> str:
