@@ -22,6 +22,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("suite", choices=("operations", "models", "memory", "report"), help="report: draw anew, only")
     made.add_argument("--only", type=_names, default=[], metavar="A,B", help="measure what fits one of these")
     made.add_argument("--skip", type=_names, default=[], metavar="A,B", help="but nothing that fits one of these")
+    made.add_argument("--missing", action="store_true", help="only cases that the results in --output do not have yet")
     made.add_argument("--list", action="store_true", help="print the names of the measurements, measure nothing")
     made.add_argument("--quick", action="store_true", help="repeat less, for a first look")
     made.add_argument("--minutes", type=float, metavar="M", help="start no measurement after M minutes")
@@ -79,7 +80,10 @@ def main() -> None:
             print("\n".join(path(case, measurement) for case in cases for measurement in case.measurements))
             return
         folder.mkdir(parents=True, exist_ok=True)
-        run_cases(cases, settings, Results(folder / f"{args.suite}.csv"), minutes=args.minutes)
+        results = Results(folder / f"{args.suite}.csv")
+        if args.missing:
+            cases = [case for case in cases if not results.has(case)]
+        run_cases(cases, settings, results, minutes=args.minutes)
     print(write_report(folder))
     print(f"results in {folder}")
 

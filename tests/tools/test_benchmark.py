@@ -3,8 +3,10 @@
 import csv
 import itertools
 import math
+from functools import partial
 
 import pytest
+import timm
 import torch
 from engine.helpers import run_tool
 from torch import nn
@@ -12,7 +14,7 @@ from torch import nn
 from visionzoo.benchmark import rivals
 from visionzoo.benchmark.cases import Absent, Case, Measurement, Run, Settings, path, select
 from visionzoo.benchmark.contest import Contender, Contest
-from visionzoo.benchmark.memory import memory_cases, saved_bytes
+from visionzoo.benchmark.memory import memory_cases, saved_bytes, step_case
 from visionzoo.benchmark.models import Mode, Pair, Twins, model_cases, pair_cases
 from visionzoo.benchmark.operations import attention_costs, operation_cases
 from visionzoo.benchmark.results import COLUMNS, Results, Row, read_rows
@@ -132,6 +134,15 @@ def test_a_case_is_replaced_whole_and_others_stay(tmp_path):
     assert [(row.case, row.implementation) for row in read_rows(tmp_path / "r.csv")] == [("x", "c"), ("made/up", "a")]
 
 
+def test_missing_cases_are_those_without_an_end(tmp_path):
+    done, cut, new = (case_of(measurement("a"), measurement("b"), name=name) for name in ("done", "cut", "new"))
+    results = Results(tmp_path / "r.csv")
+    run_cases([done], SETTINGS, results)
+    results.add(Row("cut", "a", "forward"))
+    results.add(Row("cut", "b", "forward", status="skipped"))
+    assert [results.has(case) for case in (done, cut, new)] == [True, False, False]
+
+
 def test_after_the_time_limit_nothing_starts_and_what_was_there_stays(tmp_path):
     run_cases([case_of(measurement("a"))], SETTINGS, Results(tmp_path / "r.csv"))
     before = read_rows(tmp_path / "r.csv")
@@ -246,6 +257,16 @@ def test_models_that_differ_do_not_agree():
         twins.ours().head.fc.bias += 1
     error, allowed = twins.check(Mode(2, "inference"), twins.ours().eval()(twins.images(2)))
     assert error > allowed
+
+
+def test_a_training_step_says_what_it_must_hold():
+    build = partial(timm.create_model, "zoo_shvit_s1", num_classes=10)
+    case = step_case(SETTINGS, "small", {"visionzoo": build}, (64, 64))
+    run = case.measurements[0].prepare()
+    run.call()
+    weights = sum(t.nbytes for t in build().state_dict().values())
+    assert run.fixed_bytes == weights + 2 * 3 * 64 * 64 * 4
+    assert run.held_bytes > run.fixed_bytes + sum(p.nbytes for p in build().parameters()) / 2  # weights in bfloat16
 
 
 def test_saved_bytes_count_each_storage_once_and_only_what_is_kept():

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import visionzoo
+from visionzoo.benchmark.cases import Case
 from visionzoo.engine.checkpoints import write_atomically
 
 
@@ -108,6 +109,13 @@ class Results:
     def __init__(self, path: Path):
         self.path = path
         self.rows = read_rows(path)
+
+    def has(self, case: Case) -> bool:
+        """Whether an earlier run got to the end of a case, with all the measurements that it has now."""
+        found = {
+            (row.implementation, row.measure) for row in self.rows if row.case == case.name and row.status != "skipped"
+        }
+        return found >= {(m.implementation, m.measure) for m in case.measurements}
 
     def begin(self, case: str) -> None:
         """Drop what an earlier run measured of a case."""
