@@ -3,11 +3,14 @@
 Results go to benchmarks/GPU/ as they come, into SUITE.csv, and then as pictures and report.md. A measurement is named
 case/implementation/measure, see --list; --only and --skip take parts of such names, or patterns with * and ?:
 
+A case that is measured again is replaced whole, so that all its rows come from one process.
+
     python tools/benchmark.py operations --only routed,halo --skip compiled,flex --quick
     python tools/benchmark.py models --only 'biformer_t/*' --rivals path/to/BiFormer --minutes 4
 """
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
 
 from visionzoo.engine import UserError, run_tool
@@ -28,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--minutes", type=float, metavar="M", help="start no measurement after M minutes")
     made.add_argument("--batch", type=_positive, metavar="N", help="in the place of each case's batch size")
     made.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 elsewhere")
-    made.add_argument("--device", default=None, help="default: cuda where there is one, else cpu")
+    made.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is one, else cpu")
     made.add_argument("--rivals", type=Path, metavar="DIR", help="checkout of github.com/rayleizhu/BiFormer")
     made.add_argument("--output", type=Path, metavar="DIR", help="default: benchmarks/ and the name of the GPU")
     return made
@@ -84,8 +87,9 @@ def main() -> None:
         if args.missing:
             cases = [case for case in cases if not results.has(case)]
         run_cases(cases, settings, results, minutes=args.minutes)
-    print(write_report(folder))
-    print(f"results in {folder}")
+    pictures = args.suite == "report" or find_spec("matplotlib") is not None
+    print(write_report(folder, pictures=pictures))
+    print(f"results in {folder}{'' if pictures else '; without pictures, since matplotlib is not installed'}")
 
 
 if __name__ == "__main__":

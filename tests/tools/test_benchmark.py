@@ -109,12 +109,14 @@ def test_what_fails_is_a_row_with_its_reason_and_the_rest_is_measured(tmp_path):
     broken = Measurement("rival", "forward", lambda: raise_(Absent("not installed")))
     failing = measurement("worse", lambda: raise_(RuntimeError("out of\n memory")))
     wrong = Measurement("wrong", "forward", lambda: Run(lambda: 0.3, check=lambda error: (error, 0.1)))
+    alone = Measurement("alone", "forward", lambda: Run(lambda: 0, check=lambda _: raise_(Absent("no reference"))))
     results = Results(tmp_path / "r.csv")
-    run_cases([case_of(broken, failing, wrong, measurement("good", items=4))], SETTINGS, results)
+    run_cases([case_of(broken, failing, wrong, alone, measurement("good", items=4))], SETTINGS, results)
     rows = {row.implementation: row for row in read_rows(tmp_path / "r.csv")}
     assert (rows["rival"].status, rows["rival"].reason) == ("absent", "not installed")
     assert (rows["worse"].status, rows["worse"].reason) == ("failed", "RuntimeError: out of memory")
     assert rows["wrong"].status == "ok" and rows["wrong"].agrees is False
+    assert rows["alone"].median_ms is not None and rows["alone"].reason == "not compared: Absent: no reference"
     assert rows["good"].status == "ok" and rows["good"].agrees is None
     assert rows["good"].images_per_second == pytest.approx(4e3 / rows["good"].median_ms, rel=1e-4)
 
@@ -132,6 +134,12 @@ def test_a_case_is_replaced_whole_and_others_stay(tmp_path):
     run_cases([case_of(measurement("a"), measurement("b")), case_of(measurement("c"), name="x")], SETTINGS, results)
     run_cases([case_of(measurement("a"))], SETTINGS, Results(tmp_path / "r.csv"))
     assert [(row.case, row.implementation) for row in read_rows(tmp_path / "r.csv")] == [("x", "c"), ("made/up", "a")]
+
+
+def test_results_of_another_version_are_not_overwritten(tmp_path):
+    (tmp_path / "r.csv").write_text("case,speed\na,1\n")
+    with pytest.raises(UserError, match="other columns"):
+        Results(tmp_path / "r.csv")
 
 
 def test_missing_cases_are_those_without_an_end(tmp_path):

@@ -132,10 +132,11 @@ class Contest:
     def call(self, function: Callable[..., Tensor], inputs: Inputs, measure: str) -> Callable[[], list[Tensor]]:
         """Return the call that is timed; it gives the output, or the gradients of the inputs that can have some."""
         if measure == FORWARD:
+            plain = {name: value.detach() for name, value in inputs.items()}
 
             def forward() -> list[Tensor]:
                 with torch.no_grad():
-                    return [function(**inputs)]
+                    return [function(**plain)]
 
             return forward
         leaves = [value for value in inputs.values() if value.requires_grad]

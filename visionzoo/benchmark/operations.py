@@ -258,8 +258,8 @@ def linear_case(
 
     def costs(batch: int, itemsize: int) -> dict[str, Cost]:
         tensor, product = batch * side**2 * heads * depth, 2 * batch * side**2 * heads * depth**2
-        # forward: read q, k, v, write out; backward: read q, k, v and the output's gradient, write three gradients.
-        # Two products with the state forward, four more backward, where both states are needed once more.
+        # Forward: read q, k, v, write the output; two products with the state. Backward: read q, k, v and the output's
+        # gradient, write three gradients; four products with the state or its gradient.
         return {
             FORWARD: Cost(4 * tensor * itemsize, 2 * product),
             BOTH: Cost((4 + 7) * tensor * itemsize, (2 + 4) * product),

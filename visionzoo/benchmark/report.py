@@ -16,8 +16,8 @@ REPORT = "report.md"
 COLOURS = {"visionzoo": "tab:red", "authors": "tab:blue", "timm": "tab:blue", "flex": "tab:green", "natten": "tab:cyan"}
 
 
-def write_report(folder: Path) -> str:
-    """Write report.md and pictures from the CSV files in `folder`; return the table of aims.
+def write_report(folder: Path, *, pictures: bool = True) -> str:
+    """Write report.md and pictures (which take matplotlib) from the CSV files in `folder`; return the table of aims.
 
     Raises:
         UserError: if there are no results.
@@ -31,7 +31,7 @@ def write_report(folder: Path) -> str:
     for suite, own in suites.items():
         if own:
             parts.append(f"## {suite.capitalize()}")
-            for name, figure in DRAW[suite](own).items():
+            for name, figure in DRAW[suite](own).items() if pictures else ():
                 _save(figure, folder / f"{name}.png")
                 parts.append(f"![{name}]({name}.png)")
             parts.append(results_table(own))

@@ -16,6 +16,7 @@ import torch
 import visionzoo
 from visionzoo.benchmark.cases import Case
 from visionzoo.engine.checkpoints import write_atomically
+from visionzoo.engine.errors import UserError
 
 
 @dataclass
@@ -132,11 +133,21 @@ class Results:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read the rows of a file, none if there is no such file."""
+    """Read the rows of a file, none if there is no such file.
+
+    Raises:
+        UserError: if it has other columns.
+    """
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [Row(**{name: _value(name, cell) for name, cell in line.items()}) for line in csv.DictReader(file)]
+        reader = csv.DictReader(file)
+        if reader.fieldnames != COLUMNS:
+            raise UserError(
+                f"{path} has other columns than this version of visionzoo writes; move it away, or name another folder "
+                "with --output"
+            )
+        return [Row(**{name: _value(name, cell) for name, cell in line.items()}) for line in reader]
 
 
 def _cell(value: Any) -> Any:

@@ -6,7 +6,7 @@ import gc
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -90,7 +90,7 @@ def _measure(row: Row, measurement: Measurement, settings: Settings) -> None:
             result = run.call()
         row.reason = _backends(decisions)
         if run.check is not None:
-            row.error, row.allowed_error = run.check(result)
+            _compare(row, run.check, result)
         del result
         if not measurement.timed:
             return
@@ -111,6 +111,14 @@ def _measure(row: Row, measurement: Measurement, settings: Settings) -> None:
         row.status, row.reason = "absent", str(error)
     except Exception as error:  # whatever it is, the others are to be measured
         row.status, row.reason = "failed", _one_line(error)
+
+
+def _compare(row: Row, check: Callable[[Any], tuple[float, float]], result: Any) -> None:
+    """Fill in the error; where the reference itself cannot run, say so: the time counts all the same."""
+    try:
+        row.error, row.allowed_error = check(result)
+    except (Absent, torch.OutOfMemoryError) as error:
+        row.reason = "; ".join(filter(None, [row.reason, f"not compared: {_one_line(error)}"]))
 
 
 def _backends(decisions: Sequence[Decision]) -> str:
