@@ -1,9 +1,8 @@
 """Measure ours against others: python tools/benchmark.py {operations,models,memory,report} [flags].
 
 Results go to benchmarks/GPU/ as they come, into SUITE.csv, and then as pictures and report.md. A measurement is named
-case/implementation/measure, see --list; --only and --skip take parts of such names, or patterns with * and ?:
-
-A case that is measured again is replaced whole, so that all its rows come from one process.
+case/implementation/measure, see --list; --only and --skip take parts of such names, or patterns with * and ?. A case
+that is measured again is replaced whole, so that all its rows come from one process.
 
     python tools/benchmark.py operations --only routed,halo --skip compiled,flex --quick
     python tools/benchmark.py models --only 'biformer_t/*' --rivals path/to/BiFormer --minutes 4
