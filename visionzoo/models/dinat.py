@@ -1,12 +1,17 @@
 """DiNAT: Dilated Neighborhood Attention Transformer, https://arxiv.org/abs/2209.15001.
 
 Facts from https://github.com/SHI-Labs/Neighborhood-Attention-Transformer at d334f5b (MIT licence); the code here is our
-own. DiNAT is NAT with dilated neighborhoods in every second block, DiNATs (DiNAT_s in the paper) has the stem, the
-downsampling and the sizes of Swin Transformer. The dilations suit the named input: the largest at which a neighborhood
-fits into the map of each stage. On smaller images maps are padded; for dense tasks the authors take larger ones, in
-detection `dilations=((1, 28, 1), (1, 7, 1, 14), (1, 3, 1, 5, 1, 7), (1, 3))`, in segmentation `((1, 16, 1), (1, 4, 1, 8),
-(1, 2, 1, 3, 1, 4), (1, 2))`. The authors' ImageNet-22K weights of the large models load with `num_classes=21841`, and
-tables of biases are resized to other kernels as in their 11×11 model.
+own. DiNAT is NAT with dilated neighborhoods in every second block; DiNATs (DiNAT_s in the paper) has the stem, the
+downsampling and the sizes of Swin Transformer. The dilations suit the named input: they are the largest at which a
+neighborhood fits into the map of each stage. Maps of smaller images are padded (see `NeighborhoodMixer`). For dense
+tasks the authors dilate more, which `dilations=` takes:
+
+- detection: ((1, 28, 1), (1, 7, 1, 14), (1, 3, 1, 5, 1, 7), (1, 3)),
+- segmentation: ((1, 16, 1), (1, 4, 1, 8), (1, 2, 1, 3, 1, 4), (1, 2)).
+
+Weights load as those of NAT do; the authors' ImageNet-22K weights of the large sizes with `num_classes=21841`, and into
+another kernel size, whose tables of biases are resized as for their 11×11 model. The published 200 M parameters of the
+large size are 200.9 M in the authors' own code, 201.1 M with the 11×11 kernel.
 """
 
 from __future__ import annotations
