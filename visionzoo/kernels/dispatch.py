@@ -18,7 +18,14 @@ from torch import Tensor
 
 BACKENDS = ("auto", "reference", "triton")
 ENVIRONMENT_VARIABLE = "VISIONZOO_BACKEND"
-OPERATIONS = ("halo_attention", "linear_attention", "route_regions", "routed_attention")
+OPERATIONS = (
+    "halo_attention",
+    "layer_norm",
+    "linear_attention",
+    "neighborhood_attention",
+    "route_regions",
+    "routed_attention",
+)
 WITHOUT_TRITON: tuple[str, ...] = ("linear_attention",)  # operations that have no Triton kernels yet
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 128
@@ -65,7 +72,14 @@ def explain() -> Iterator[list[Decision]]:
         _listeners.remove(decisions)
 
 
-def choose(operation: str, backend: str, q: Tensor, v: Tensor | None = None, unsupported: str | None = None) -> str:
+def choose(
+    operation: str,
+    backend: str,
+    q: Tensor,
+    v: Tensor | None = None,
+    unsupported: str | None = None,
+    max_width: int = MAX_HEAD_DIM,
+) -> str:
     """Return "reference" or "triton" for one call of `operation`.
 
     "auto" takes the environment variable VISIONZOO_BACKEND where that is set, and else falls back to the reference
@@ -77,6 +91,7 @@ def choose(operation: str, backend: str, q: Tensor, v: Tensor | None = None, uns
         q: the operation's first tensor, [..., D].
         v: its values, if their last axis may have another width.
         unsupported: what else the operation's kernels cannot do of this call; None for nothing.
+        max_width: largest last axis that they take.
 
     Raises:
         ValueError: if the name is unknown, or triton was asked for by name and cannot run.
@@ -89,10 +104,11 @@ def choose(operation: str, backend: str, q: Tensor, v: Tensor | None = None, uns
         raise ValueError(f"{operation}: unknown backend {asked!r}, expected one of {BACKENDS}")
     reason: str | None = "it was asked for by name"
     if backend != "reference":
-        reason = _why_not_here(operation) or _why_not_these(q, v) or unsupported or _why_not_on(q.device)
-        if backend == "triton" and reason is not None and not (_interpreted() and reason.startswith(_ON_CPU)):
+        on_cpu = backend == "triton" and _interpreted()
+        reason = _why_not_here(operation) or _why_not(q, v, max_width, on_cpu) or unsupported
+        if backend == "triton" and reason is not None:
             raise ValueError(f"{operation}: backend {asked!r} cannot run: {reason}")
-    ran = "triton" if reason is None or backend == "triton" else "reference"
+    ran = "triton" if reason is None else "reference"
     if not torch.compiler.is_compiling():  # a log call would break the graph
         for decisions in _listeners:
             decisions.append(Decision(operation, ran, tuple(q.shape), reason if ran == "reference" else None))
@@ -122,26 +138,18 @@ def _why_not_here(operation: str) -> str | None:
     return "it has no Triton kernel yet" if operation in WITHOUT_TRITON else None
 
 
-_ON_CPU = "the tensors are on cpu"
-
-
-def _why_not_these(q: Tensor, v: Tensor | None) -> str | None:
-    """Say why Triton kernels cannot take tensors like these anywhere, or None if they can."""
+def _why_not(q: Tensor, v: Tensor | None, max_width: int, on_cpu: bool) -> str | None:
+    """Say why Triton kernels cannot take tensors like these, or None if they can."""
     if q.dtype not in DTYPES:
         return f"its kernels take {', '.join(str(dtype) for dtype in DTYPES)}, got {q.dtype}"
     width = max(q.shape[-1], 0 if v is None else v.shape[-1])
-    if width > MAX_HEAD_DIM:
-        return f"its kernels take head widths up to {MAX_HEAD_DIM}, got {width}"
-    return None
-
-
-def _why_not_on(device: torch.device) -> str | None:
-    """Say why Triton kernels cannot run on this device, or None if they can."""
-    if device.type == "cpu":
-        return f"{_ON_CPU}, Triton kernels need a GPU"
-    if device.type != "cuda":
-        return f"the tensors are on {device.type}, its kernels need an NVIDIA or AMD GPU"
-    if torch.version.hip is None and (capability := _capability(device)) < MIN_CAPABILITY:
+    if width > max_width:
+        return f"its kernels take {'head ' * (q.ndim == 5)}widths up to {max_width}, got {width}"
+    if q.device.type == "cpu":
+        return None if on_cpu else "the tensors are on cpu, Triton kernels need a GPU"
+    if q.device.type != "cuda":
+        return f"the tensors are on {q.device.type}, its kernels need an NVIDIA or AMD GPU"
+    if torch.version.hip is None and (capability := _capability(q.device)) < MIN_CAPABILITY:
         return f"its kernels need compute capability {MIN_CAPABILITY}, this GPU has {capability}"
     return None
 
