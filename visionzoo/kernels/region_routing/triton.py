@@ -24,7 +24,7 @@ def forward(
     q: Tensor, k: Tensor, *, regions: tuple[int, int], topk: int, scale: float, valid_size: tuple[int, int] | None
 ) -> Tensor:
     """Regions [B, R, topk] for [B, H, W, G, D] as `route_regions` says."""
-    return _route(q.detach(), k.detach(), list(regions), topk, scale, list(valid_size or ()))
+    return _route(q, k, list(regions), topk, scale, list(valid_size or ()))
 
 
 def _route_fake(q, k, regions, topk, scale, valid_size):
