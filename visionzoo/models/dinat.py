@@ -21,6 +21,7 @@ from typing import Any
 from torch import nn
 
 from visionzoo.layers.conv_norm import ConvNorm
+from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.patch_merge import PatchMerge
 from visionzoo.models.nat import NAT, size
 from visionzoo.models.registry import Published, Variant, register_family
@@ -47,7 +48,7 @@ class DiNATs(NAT):
 
     @staticmethod
     def _stem(in_chans: int, dim: int) -> nn.Module:
-        return ConvNorm(in_chans, dim, 4, 4, norm_layer=nn.LayerNorm, pad_to_stride=True)
+        return ConvNorm(in_chans, dim, 4, 4, norm_layer=LayerNorm, pad_to_stride=True)
 
     @staticmethod
     def _downsample(in_dim: int, out_dim: int) -> nn.Module:
