@@ -63,7 +63,7 @@ def _no_weights(name: str) -> str:
     return f"the authors' are at https://shi-labs.com/projects/dinat/checkpoints/imagenet1k/dinat_s_{name}.pth"
 
 
-_README = "classification/DiNAT.md of SHI-Labs/Neighborhood-Attention-Transformer"
+_README = "DiNAT.md of SHI-Labs/Neighborhood-Attention-Transformer"
 _README_22K = f"{_README}, pre-trained on ImageNet-22K"
 _DEEP, _SWIN_DEEP = (3, 4, 18, 5), (2, 2, 18, 2)
 _AT_224, _AT_384 = ((1, 8), (1, 4), (1, 2), (1,)), ((1, 13), (1, 6), (1, 3), (1,))

@@ -142,7 +142,7 @@ def _no_weights(name: str) -> str:
     return f"the authors' are at https://shi-labs.com/projects/nat/checkpoints/CLS/nat_{name}.pth"
 
 
-_README = "classification/NAT.md of SHI-Labs/Neighborhood-Attention-Transformer"
+_README = "NAT.md of SHI-Labs/Neighborhood-Attention-Transformer"
 _DEEP = (3, 4, 18, 5)
 
 VARIANTS = {
