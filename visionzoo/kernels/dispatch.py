@@ -78,12 +78,13 @@ def choose(
     q: Tensor,
     v: Tensor | None = None,
     unsupported: str | None = None,
+    slower: str | None = None,
     max_width: int = MAX_HEAD_DIM,
 ) -> str:
     """Return "reference" or "triton" for one call of `operation`.
 
     "auto" takes the environment variable VISIONZOO_BACKEND where that is set, and else falls back to the reference
-    where triton cannot run, saying why once in the log (and to `explain`).
+    where triton cannot run or is slower, saying why once in the log (and to `explain`).
 
     Args:
         operation: a name of `OPERATIONS`.
@@ -91,6 +92,7 @@ def choose(
         q: the operation's first tensor, [..., D].
         v: its values, if their last axis may have another width.
         unsupported: what else the operation's kernels cannot do of this call; None for nothing.
+        slower: why the reference is the faster of the two, by measurement; None where it is not.
         max_width: largest last axis that they take.
 
     Raises:
@@ -108,6 +110,8 @@ def choose(
         reason = _why_not_here(operation) or _why_not(q, v, max_width, on_cpu) or unsupported
         if backend == "triton" and reason is not None:
             raise ValueError(f"{operation}: backend {asked!r} cannot run: {reason}")
+        if backend == "auto":
+            reason = reason or slower
     ran = "triton" if reason is None else "reference"
     if not torch.compiler.is_compiling():  # a log call would break the graph
         for decisions in _listeners:

@@ -39,7 +39,7 @@ def operator(
         eager = None if save is None or differentiate is None else _autograd_function(function, save, differentiate)
 
         def call(*inputs: Any) -> Any:
-            if forward_ad._current_level >= 0:
+            if eager is not None and forward_ad._current_level >= 0:
                 _refuse_tangents(name, inputs)
             if (
                 torch.compiler.is_compiling()
