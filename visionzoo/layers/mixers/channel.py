@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
+from visionzoo.kernels.precision import without_autocast
 from visionzoo.layers.mixers.base import Mixer
 
 
@@ -11,12 +13,17 @@ class ChannelMixer(Mixer):
     """Attention between the channels of each head, with whole maps as their features; O(N·C·D), linear in tokens.
 
     With q, k, v as [N, D] matrices of one head the output is (softmax(D^-½ kᵀ v) qᵀ)ᵀ: as released, q plays the part
-    that v has elsewhere, and the scale is that of the head width, not of the token count.
+    that v has elsewhere, and the scale is that of the head width, not of the token count. Scores are sums over all
+    positions, which on large maps outgrow float16, so from such inputs they are float32; softmax is float32 at least,
+    the rest in the dtype of the input or of autocast.
 
     Args:
         dim: channels C.
         num_heads: channel groups.
         qkv_bias: whether the projection to q, k, v has a bias.
+
+    Raises:
+        ValueError: if the heads do not divide the channels.
 
     >>> import torch
     >>> ChannelMixer(64, 2)(torch.randn(1, 5, 7, 64)).shape
@@ -31,8 +38,12 @@ class ChannelMixer(Mixer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
+        self.check_input(x)
         # [B, H, W, G, D] -> [B, G, N, D]
         q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in self.split_heads(self.qkv(x)))
-        attention = ((k * self.scale).transpose(-2, -1) @ v).softmax(dim=-1)  # [B, G, D, D]
+        if k.dtype == torch.float16:
+            k, v = k.float(), v.float()
+        with without_autocast(x.device):
+            attention = ((k * self.scale).transpose(-2, -1) @ v).softmax(dim=-1).to(q.dtype)  # [B, G, D, D]
         out = q @ attention.transpose(-2, -1)
         return self.proj(out.transpose(1, 2).reshape(x.shape))

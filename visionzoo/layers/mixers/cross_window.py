@@ -59,6 +59,7 @@ class CrossWindowMixer(Mixer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
+        self.check_input(x)
         qkv = [t.split(self.branch_widths, dim=-1) for t in self.qkv(x).chunk(3, dim=-1)]
         out = [
             self._attend(q, k, v, window, lepe)

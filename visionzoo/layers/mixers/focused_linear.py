@@ -51,22 +51,23 @@ class FocusedLinearMixer(Mixer):
         backend: str = "auto",
     ):
         super().__init__(dim, num_heads)
-        for name, kernel in (("kernel_size", kernel_size), ("lepe_kernel", lepe_kernel)):
-            if kernel is not None and (kernel < 1 or kernel % 2 == 0):
-                raise ValueError(f"FocusedLinearMixer: {name} must be odd and positive, or None, got {kernel}")
+        self.check_kernels(kernel_size=kernel_size, lepe_kernel=lepe_kernel)
         if focusing_factor <= 0:
             raise ValueError(f"FocusedLinearMixer: focusing_factor must be positive, got {focusing_factor=}")
         self.focusing_factor = focusing_factor
         self.backend = backend
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.scale = nn.Parameter(torch.zeros(1, 1, dim))  # three axes as released, where weight decay acts on it
-        self.position = PositionTable(dim, position_size, std=0.0, mode="bicubic") if position_size else None
+        self.position = (
+            None if position_size is None else PositionTable(dim, position_size, std=0.0, mode="bicubic")
+        )
         self.dwc = _depthwise(self.head_dim, kernel_size) if kernel_size else None
         self.lepe = _depthwise(dim, lepe_kernel) if lepe_kernel else None
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
+        self.check_input(x)
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         if self.position is not None:
             k = self.position(k)

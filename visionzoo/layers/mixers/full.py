@@ -10,14 +10,17 @@ from visionzoo.layers.nhwc import ConvNHWC
 
 
 class FullMixer(Mixer):
-    """Every token attends to every token; O(N²·C).
+    """Every token attends to every token; O(N²·C), softmax in float32 at least.
 
     Args:
         dim: channels C.
         num_heads: attention heads.
         qkv_bias: whether the projection to q, k, v has a bias.
         lepe_kernel: kernel of a depthwise convolution of the mixer's input, added before the output projection
-            (locally enhanced position encoding); None for none.
+            (locally enhanced position encoding); odd, or None for none.
+
+    Raises:
+        ValueError: if the heads do not divide the channels, or the kernel is even.
 
     >>> import torch
     >>> FullMixer(64, 2)(torch.randn(1, 5, 7, 64)).shape
@@ -28,12 +31,14 @@ class FullMixer(Mixer):
         self, dim: int, num_heads: int | None = None, *, qkv_bias: bool = False, lepe_kernel: int | None = None
     ):
         super().__init__(dim, num_heads)
+        self.check_kernels(lepe_kernel=lepe_kernel)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.lepe = ConvNHWC(dim, dim, lepe_kernel, padding=lepe_kernel // 2, groups=dim) if lepe_kernel else None
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
+        self.check_input(x)
         # [B, H, W, G, D] -> [B, G, N, D]
         q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in self.split_heads(self.qkv(x)))
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)

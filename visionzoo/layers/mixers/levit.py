@@ -59,12 +59,12 @@ class LevitMixer(Mixer):
         super().__init__(dim, num_heads, head_dim=int(key_dim * attn_ratio))
         self.key_dim = key_dim
         self.stride = stride
-        self.out_dim = out_dim or dim
+        self.out_dim = dim if out_dim is None else out_dim
         self.map_size: tuple[int, int] = to_2tuple(map_size)
-        if min(key_dim, self.head_dim, stride, *self.map_size) < 1:
+        if min(key_dim, self.head_dim, stride, self.out_dim, *self.map_size) < 1:
             raise ValueError(
-                f"LevitMixer: key_dim, key_dim·attn_ratio, map_size and stride must be positive, "
-                f"got {key_dim=}, {attn_ratio=}, {map_size=} and {stride=}"
+                f"LevitMixer: key_dim, key_dim·attn_ratio, map_size, stride and out_dim must be positive, "
+                f"got {key_dim=}, {attn_ratio=}, {map_size=}, {stride=} and {out_dim=}"
             )
         if stride == 1:
             self.qkv = LinearNorm(dim, self.num_heads * (2 * key_dim + self.head_dim))
@@ -77,6 +77,7 @@ class LevitMixer(Mixer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, ⌈H / stride⌉, ⌈W / stride⌉, out_dim]."""
+        self.check_input(x)
         heads = (self.num_heads, -1)
         if self.stride == 1:
             size = x.shape[1:3]

@@ -16,6 +16,8 @@ from visionzoo.layers.padding import pad_to_multiple
 class RoutedMixer(Mixer):
     """Each region attends to the k regions that its mean query likes best; O(N·k·N/S²·C) for S² regions.
 
+    Scores and softmax are float32 at least, the rest is in the dtype of the input or of autocast.
+
     The map is cut into a fixed number of regions, so a region grows with the map. Where they do not divide the map
     it is padded with zeros at the bottom and right before the projection to q, k, v. As in the authors' detection
     and segmentation code the padded tokens then count like others: in the region means, as keys and values, and in
@@ -29,12 +31,12 @@ class RoutedMixer(Mixer):
         scale: of routing scores and of attention; None means dim^-½ (of all channels, as released).
         qkv_bias: whether the projection to q, k, v has a bias.
         lepe_kernel: kernel of the depthwise convolution of v that is added before the output projection (locally
-            enhanced position encoding); None for none.
+            enhanced position encoding); odd, or None for none.
         mask_padding: leave padded tokens out of means, attention and position term instead.
         backend: of `visionzoo.kernels.route_regions` and `routed_attention`.
 
     Raises:
-        ValueError: if `topk` exceeds the number of regions.
+        ValueError: if the heads do not divide the channels, `topk` exceeds the number of regions, or the kernel is even.
 
     >>> import torch
     >>> RoutedMixer(64, 2, regions=3, topk=2)(torch.randn(1, 5, 7, 64)).shape
@@ -55,6 +57,7 @@ class RoutedMixer(Mixer):
         backend: str = "auto",
     ):
         super().__init__(dim, num_heads)
+        self.check_kernels(lepe_kernel=lepe_kernel)
         self.regions: tuple[int, int] = to_2tuple(regions)
         if min(self.regions) < 1:
             raise ValueError(f"RoutedMixer: regions must be positive, got {regions=}")
@@ -73,6 +76,7 @@ class RoutedMixer(Mixer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
+        self.check_input(x)
         height, width = x.shape[1:3]
         q, k, v = self.split_heads(self.qkv(pad_to_multiple(x, self.regions)))
         options: dict[str, Any] = {
