@@ -58,9 +58,7 @@ class FocusedLinearMixer(Mixer):
         self.backend = backend
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.scale = nn.Parameter(torch.zeros(1, 1, dim))  # three axes as released, where weight decay acts on it
-        self.position = (
-            None if position_size is None else PositionTable(dim, position_size, std=0.0, mode="bicubic")
-        )
+        self.position = None if position_size is None else PositionTable(dim, position_size, std=0.0, mode="bicubic")
         self.dwc = _depthwise(self.head_dim, kernel_size) if kernel_size else None
         self.lepe = _depthwise(dim, lepe_kernel) if lepe_kernel else None
         self.proj = nn.Linear(dim, dim)

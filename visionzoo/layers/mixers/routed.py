@@ -36,7 +36,7 @@ class RoutedMixer(Mixer):
         backend: of `visionzoo.kernels.route_regions` and `routed_attention`.
 
     Raises:
-        ValueError: if the heads do not divide the channels, `topk` exceeds the number of regions, or the kernel is even.
+        ValueError: if the heads do not divide the channels, the kernel is even, or `topk` is more than the regions.
 
     >>> import torch
     >>> RoutedMixer(64, 2, regions=3, topk=2)(torch.randn(1, 5, 7, 64)).shape
