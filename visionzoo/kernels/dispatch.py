@@ -18,8 +18,9 @@ from torch import Tensor
 
 BACKENDS = ("auto", "reference", "triton")
 ENVIRONMENT_VARIABLE = "VISIONZOO_BACKEND"
-OPERATIONS = ("halo_attention", "linear_attention", "route_regions", "routed_attention")
-WITHOUT_TRITON = ("halo_attention", "linear_attention", "route_regions")  # operations that have no Triton kernels yet
+OPERATIONS = ("halo_attention", "linear_attention", "neighborhood_attention", "route_regions", "routed_attention")
+# operations that have no Triton kernels yet
+WITHOUT_TRITON = ("halo_attention", "linear_attention", "neighborhood_attention", "route_regions")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 128
 MIN_CAPABILITY = (8, 0)  # compute capability; older GPUs have no bfloat16 matrix units
@@ -137,9 +138,14 @@ def _why_not(q: Tensor, v: Tensor | None) -> str | None:
     return None
 
 
+_capabilities: dict[int | None, tuple[int, int]] = {}  # asking costs some µs every time
+
+
 @torch.compiler.assume_constant_result
 def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+    if device.index not in _capabilities:
+        _capabilities[device.index] = torch.cuda.get_device_capability(device)
+    return _capabilities[device.index]
 
 
 def _interpreted() -> bool:

@@ -21,6 +21,7 @@ from visionzoo.layers.mixers.halo import HaloMixer
 from visionzoo.layers.mixers.levit import LevitMixer
 from visionzoo.layers.mixers.linear import LinearMixer
 from visionzoo.layers.mixers.nchw import MixerNCHW
+from visionzoo.layers.mixers.neighborhood import NeighborhoodMixer
 from visionzoo.layers.mixers.pool import PoolMixer
 from visionzoo.layers.mixers.routed import RoutedMixer
 from visionzoo.layers.mixers.single_head import SingleHeadMixer
@@ -38,6 +39,7 @@ __all__ = [
     "LinearMixer",
     "Mixer",
     "MixerNCHW",
+    "NeighborhoodMixer",
     "PoolMixer",
     "RoutedMixer",
     "SingleHeadMixer",
@@ -56,6 +58,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "halo": HaloMixer,
     "levit": LevitMixer,
     "linear": LinearMixer,
+    "neighborhood": NeighborhoodMixer,
     "pool": PoolMixer,
     "routed": RoutedMixer,
     "single_head": SingleHeadMixer,
