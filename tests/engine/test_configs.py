@@ -7,15 +7,17 @@ import pytest
 import timm
 import torch
 
+from visionzoo.benchmark.comparison import _run_args
 from visionzoo.engine.data import mixing
 from visionzoo.engine.distillation import make_task
-from visionzoo.engine.flags import train_parser
+from visionzoo.engine.flags import compare_parser, train_parser
 from visionzoo.engine.models import Trained, build_model, data_config
 from visionzoo.engine.recipe import learning_rate, make_optimizer, make_scheduler
 from visionzoo.models.registry import VARIANTS
 
 FOLDER = Path(__file__).parents[2] / "configs" / "classification"
-CONFIGS = sorted(FOLDER.glob("*.yaml"))
+COMPARISONS = sorted(FOLDER.glob("*_comparison.yaml"))
+CONFIGS = sorted(set(FOLDER.glob("*.yaml")) - set(COMPARISONS))
 PAPERS = [path for path in CONFIGS if path.stem.endswith("_imagenet")]
 
 
@@ -56,10 +58,22 @@ def test_a_config_builds_steps_and_predicts(path, monkeypatch):
     assert model.eval()(images).shape == (2, 10)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS + COMPARISONS, ids=lambda path: path.stem)
 def test_a_config_states_its_command(path):
     head = path.read_text().split("\nmodel:")[0]
-    assert f"tools/train.py configs/classification/{path.name}" in head
+    tool = "compare" if path in COMPARISONS else "train"
+    assert f"tools/{tool}.py configs/classification/{path.name}" in head
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
+def test_the_models_of_a_comparison_take_its_images(path):
+    args = compare_parser().parse_with_config([str(path)])
+    args.num_classes = 10
+    assert len(set(args.models)) == len(args.models) >= 7
+    for spec in args.models:
+        own = _run_args(args, spec, path.parent)
+        model = build_model(own).train()
+        assert model(torch.randn(2, 3, args.img_size, args.img_size)).shape == (2, 10)
 
 
 @pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)

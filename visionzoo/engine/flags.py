@@ -85,6 +85,26 @@ def train_parser() -> Parser:
     return parser
 
 
+def compare_parser() -> Parser:
+    """Return the parser of tools/compare.py: that of training, and what is compared."""
+    parser = train_parser()
+    parser.usage = "%(prog)s [CONFIG] [flags]"
+    parser.description = (
+        "Train several models alike and compare their accuracy, speed and memory. All flags of tools/train.py hold."
+    )
+    group = parser.add_argument_group("comparison")
+    add = group.add_argument
+    add(
+        "--models",
+        nargs="+",
+        default=[],
+        metavar="MODEL",
+        help="names, each in quotes with arguments: 'NAME KEY=VALUE'",
+    )
+    add("--write", default="", metavar="FILE", help="put table and picture into this Markdown file, between its marks")
+    return parser
+
+
 def _split_flags(parser: Parser) -> None:
     add = parser.add_argument_group("splits").add_argument
     add("--train-split", default="train", metavar="NAME", help="split to train on")

@@ -45,6 +45,9 @@ class Run:
     def __init__(self, args: argparse.Namespace, process: Process) -> None:
         self.args = args = argparse.Namespace(**vars(args))
         self.process = process
+        if process.device.type == "cuda":
+            torch.cuda.init()  # without, there are no statistics to reset
+            torch.cuda.reset_peak_memory_stats(process.device)
         seed_everything(args.seed)
         self.train_set, self.val_set = open_train_and_val(args)
         self.class_names = class_names(self.train_set)
