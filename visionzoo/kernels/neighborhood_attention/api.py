@@ -61,10 +61,12 @@ def neighborhood_attention(
             )
     if bias is not None:
         _check_bias(bias, q, kernel)
-    choose("neighborhood_attention", backend, q)
-    return reference.forward(
-        q, k, v, kernel_size=kernel, dilation=step, bias=bias, scale=q.shape[-1] ** -0.5 if scale is None else scale
-    )
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if choose("neighborhood_attention", backend, q) == "triton":
+        from visionzoo.kernels.neighborhood_attention import triton
+
+        return triton.forward(q, k, v, kernel_size=kernel, dilation=step, bias=bias, scale=scale)
+    return reference.forward(q, k, v, kernel_size=kernel, dilation=step, bias=bias, scale=scale)
 
 
 def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
