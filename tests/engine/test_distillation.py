@@ -39,7 +39,7 @@ def test_the_loss_falls_and_the_colours_are_learned(distil, tmp_path, way, capsy
     table = rows(tmp_path / "output/run")
     assert float(table[-1]["train_loss"]) < 0.9 * float(table[0]["train_loss"])
     assert result["best_metric"] > 80  # of three classes
-    assert "learning from" in capsys.readouterr().out
+    assert "distilling from" in capsys.readouterr().out
 
 
 def test_both_heads_learn_and_the_teacher_does_not(distil, trained, tmp_path):

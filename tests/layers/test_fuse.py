@@ -15,6 +15,7 @@ import visionzoo
 from visionzoo.layers.conv_norm import ConvNorm, LinearNorm
 from visionzoo.layers.fuse import Folded
 from visionzoo.layers.nhwc import BatchNormNHWC, ConvNHWC
+from visionzoo.models import registry
 
 TINY = {
     "zoo_levit_128s": {"depths": (1, 1, 1)},
@@ -25,6 +26,16 @@ TINY = {
     "zoo_halonet_h0": {"layout": ("a",) * 4},
     "zoo_sehalonet_33ts": {"layout": ("c", "c", "c", "ca")},
 }
+WITHOUT_PAIRS = [
+    "zoo_cswin_t",
+    "zoo_dinat_mini",
+    "zoo_flatten_swin_t",
+    "zoo_nat_mini",
+    "zoo_poolformer_s12",
+    "zoo_pvt_t",
+    "zoo_pvtv2_b0",
+    "zoo_swin_t",
+]
 LEFT = {
     "zoo_biformer_t": ["norm"],  # before pooling: part of the features
     "zoo_biformer_stl": ["norm"],
@@ -76,6 +87,20 @@ def test_fused_model_computes_the_same(name):
         strict=True,
     ):
         assert _error(own, other) <= 1e-12
+
+
+@pytest.mark.parametrize("name", WITHOUT_PAIRS)
+@torch.no_grad()
+def test_other_families_have_nothing_to_fold_and_stay_what_they_are(name):
+    model = quick_model(name, depths=(1, 1, 1, 1), num_classes=7)
+    assert not _norms(model)
+    image = torch.randn(1, 3, 64, 64)
+    assert torch.equal(visionzoo.fuse(model)(image), model(image))
+
+
+def test_no_family_is_left_out():
+    families = {f for f, names in registry.FAMILIES.items() if set(names) & ({*TINY, *WITHOUT_PAIRS})}
+    assert families == set(registry.FAMILIES)
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from visionzoo.layers.mixers import (
     combine_mixers,
     resolve_mixers,
 )
+from visionzoo.models import registry
 
 SMALL = {  # options that suit tiny maps
     "halo": {"block_size": 4, "halo_size": 1},
@@ -179,6 +180,12 @@ def test_the_nchw_adapter_names_the_layout_it_expects(shape):
 
 
 # -- other mixers in a family -----------------------------------------------------------------------------------------
+
+
+def test_no_family_is_left_out():
+    assert {next(f for f, names in registry.FAMILIES.items() if name in names) for name in FAMILIES} == set(
+        registry.FAMILIES
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

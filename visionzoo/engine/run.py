@@ -225,7 +225,7 @@ class Run:
         parameters = sum(p.numel() for p in self.trainable.parameters())
         self.say(f"{args.model}: {parameters / 1e6:.2f} M parameters, {args.num_classes} classes, {self.data_config}")
         if teacher := teacher_name(args):
-            self.say(f"learning from {teacher} too, by its {args.kd_distill_type}")
+            self.say(f"distilling from {teacher} ({args.kd_distill_type})")
         validated = f"{len(self.val_set)} to validate on" if self.val_set else "no validation"
         devices = f"{self.process.world_size} x {self.process.device}"
         self.say(f"{len(self.train_set)} images to train on, {validated}; {devices}")
