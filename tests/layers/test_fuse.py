@@ -95,7 +95,7 @@ def test_other_families_have_nothing_to_fold_and_stay_what_they_are(name):
     model = quick_model(name, depths=(1, 1, 1, 1), num_classes=7)
     assert not _norms(model)
     image = torch.randn(1, 3, 64, 64)
-    assert torch.equal(visionzoo.fuse(model)(image), model(image))
+    assert _error(visionzoo.fuse(model)(image), model(image)) <= 2e-6
 
 
 def test_no_family_is_left_out():
