@@ -18,7 +18,7 @@ from torch import Tensor
 
 BACKENDS = ("auto", "reference", "triton")
 ENVIRONMENT_VARIABLE = "VISIONZOO_BACKEND"
-OPERATIONS = ("halo_attention", "linear_attention", "route_regions", "routed_attention")
+OPERATIONS = ("depthwise_conv", "halo_attention", "linear_attention", "route_regions", "routed_attention")
 WITHOUT_TRITON = ("halo_attention", "linear_attention", "route_regions")  # operations that have no Triton kernels yet
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 128
@@ -72,7 +72,7 @@ def choose(operation: str, backend: str, q: Tensor, v: Tensor | None = None, uns
     Args:
         operation: a name of `OPERATIONS`.
         backend: a name of `BACKENDS`.
-        q: the operation's first tensor, [..., D].
+        q: the operation's first tensor, [B, H, W, G, D], or [B, H, W, C] where there are no heads.
         v: its values, if their last axis may have another width.
         unsupported: what else the operation's kernels cannot do of this call; None for nothing.
 
@@ -87,7 +87,7 @@ def choose(operation: str, backend: str, q: Tensor, v: Tensor | None = None, uns
         raise ValueError(f"{operation}: unknown backend {asked!r}, expected one of {BACKENDS}")
     reason: str | None = "it was asked for by name"
     if backend != "reference":
-        reason = _why_not_here(operation) or _why_not(q, v) or unsupported
+        reason = _why_not_here(operation) or unsupported or _why_not(q, v)
         if backend == "triton" and reason is not None and not (_interpreted() and reason.startswith(_ON_CPU)):
             raise ValueError(f"{operation}: backend {asked!r} cannot run: {reason}")
     ran = "triton" if reason is None or backend == "triton" else "reference"
@@ -126,7 +126,7 @@ def _why_not(q: Tensor, v: Tensor | None) -> str | None:
     if q.dtype not in DTYPES:
         return f"its kernels take {', '.join(str(dtype) for dtype in DTYPES)}, got {q.dtype}"
     width = max(q.shape[-1], 0 if v is None else v.shape[-1])
-    if width > MAX_HEAD_DIM:
+    if q.ndim == 5 and width > MAX_HEAD_DIM:
         return f"its kernels take head widths up to {MAX_HEAD_DIM}, got {width}"
     if q.device.type == "cpu":
         return f"{_ON_CPU}, Triton kernels need a GPU"

@@ -19,6 +19,7 @@ from torch import nn
 from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
+from visionzoo.layers.nhwc import DepthwiseConvNHWC
 from visionzoo.models.base import Backbone, build_stages
 from visionzoo.models.registry import Published, Variant, register_family
 
@@ -102,7 +103,13 @@ class DaViT(Backbone):
                 downsample=partial(
                     ConvNorm, kernel_size=2, stride=2, norm_layer=nn.LayerNorm, norm_first=True, pad_to_stride=True
                 ),
-                block=partial(Block, mlp_ratio=mlp_ratio, norm_layer=nn.LayerNorm, cpe_kernels=(3, 3)),
+                block=partial(
+                    Block,
+                    mlp_ratio=mlp_ratio,
+                    norm_layer=nn.LayerNorm,
+                    cpe_kernels=(3, 3),
+                    cpe_layer=partial(DepthwiseConvNHWC, backend=backend),
+                ),
                 drop_path_rate=drop_path_rate,
             ),
             embed_dims=embed_dims,
