@@ -43,7 +43,20 @@ def routed_attention() -> Iterator[Callable[[], object]]:
             )
 
 
-OPERATIONS = {f.__name__: f for f in (routed_attention,)}
+def depthwise_conv() -> Iterator[Callable[[], object]]:
+    """Yield calls that launch every kernel of the operation."""
+    import torch
+
+    from visionzoo.kernels.depthwise_conv import triton as kernels
+
+    for dtype, kernel, regions in product((torch.bfloat16, torch.float32), (3, 5, 7), ([], [8, 8])):
+        x = torch.zeros(1, 56, 56, 64, dtype=dtype)
+        weight, bias = torch.zeros(64, 1, kernel, kernel, dtype=dtype), torch.zeros(64, dtype=dtype)
+        yield lambda a=(x, weight, bias, x, False, regions, dtype): kernels._convolve(*a)
+        yield lambda a=(x, x, weight, False, regions, True, True): kernels._convolve_backward(*a)
+
+
+OPERATIONS = {f.__name__: f for f in (depthwise_conv, routed_attention)}
 
 
 def main(names: list[str]) -> None:

@@ -91,7 +91,7 @@ def test_what_ran_is_told():
         ({"x": torch.zeros(2, 5, 6, 4).long()}, r"x must be floating point .* got torch.int64"),
         (
             {"weight": torch.zeros(4, 1, 3, 5)},
-            r"weight must be \[C, 1, k, k\] with C = 4 and odd k, got \(4, 1, 3, 5\)",
+            r"must be \[C, 1, k, k\] with C = 4 and odd k, got \(4, 1, 3, 5\)",
         ),
         ({"weight": torch.zeros(4, 1, 4, 4)}, r"odd k, got \(4, 1, 4, 4\)"),
         ({"weight": torch.zeros(4, 4, 3, 3)}, r"got \(4, 4, 3, 3\)"),

@@ -1,4 +1,4 @@
-"""Operations on [B, H, W, G, D] tensors and [B, H, W, C] maps, each with a reference in plain torch; see `backends()`."""
+"""Operations on [B, H, W, G, D] and [B, H, W, C] tensors, each with a reference in plain torch; see `backends()`."""
 
 from visionzoo.kernels.depthwise_conv.api import depthwise_conv
 from visionzoo.kernels.dispatch import backends, explain

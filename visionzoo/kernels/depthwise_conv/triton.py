@@ -6,7 +6,7 @@ what it reads again for the next column comes from the first-level cache. The gr
 of the output's gradient with the kernel turned around. The gradients of weight and bias are summed over the tiles of
 a program, then over programs, always in the same order: results are the same from run to run.
 
-Products and sums are float32. Batch and map are plain arguments, so that a new image size compiles nothing new.
+Products and sums are float32. Batch, map and channels are plain arguments, so that a new size compiles nothing new.
 """
 
 from __future__ import annotations
@@ -18,13 +18,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from visionzoo.kernels.launch import dense_rows, row_strides
+from visionzoo.kernels.launch import blocks, token_rows
+from visionzoo.kernels.operator import operator
 
-# arguments that vary with batch and image: the compiler must not look at their values
+# arguments that vary with model and image: the compiler must not look at their values
 _SIZES = [
-    "x_b", "x_h", "x_w", "r_b", "r_h", "r_w", "height", "width", "tall", "wide", "first", "step", "tiles", "splits",
-]  # fmt: skip
-_PROGRAMS = 1024  # that sum gradients of weights: enough to fill a GPU, few enough that summing theirs costs little
+    "x_step",
+    "other_step",
+    "height",
+    "width",
+    "channels",
+    "tall",
+    "wide",
+    "first",
+    "direction",
+    "tiles",
+    "splits",
+]
 
 
 def forward(
@@ -36,60 +46,15 @@ def forward(
         dtype = torch.get_autocast_dtype(x.device.type)
     if residual is not None:
         dtype = torch.promote_types(dtype, residual.dtype)
-    itself = residual is x  # the gradient of the sum is then computed as one
-    return _convolve(x, weight, bias, None if itself else residual, itself, list(regions or ()), dtype)
+    add_x = residual is x  # the gradients of both uses of x are then computed as one
+    return _convolve(x, weight, bias, None if add_x else residual, add_x, list(regions or ()), dtype)
 
 
 # -- operators --------------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("visionzoo::depthwise_conv", mutates_args=())
-def _convolve(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    add_x: bool,
-    regions: list[int],
-    dtype: torch.dtype,
-) -> Tensor:
-    """Convolution [B, H, W, C] of `dtype`, plus `residual`, or plus x with `add_x`."""
-    x = dense_rows(x)
-    return _launch(x, weight, bias, x if add_x else residual, regions, dtype)
-
-
-@torch.library.custom_op("visionzoo::depthwise_conv_backward", mutates_args=())
-def _convolve_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    add_x: bool,
-    regions: list[int],
-    x_grad: bool,
-    weight_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, and of weight and bias in weight's dtype; empty where they are not asked for."""
-    grad, x = dense_rows(grad), dense_rows(x)
-    grad_x, grad_weight, grad_bias = x.new_empty(0), weight.new_empty(0), weight.new_empty(0)
-    if x_grad:
-        grad_x = _launch(grad, weight, None, grad if add_x else None, regions, x.dtype, transposed=True)
-    if weight_grad:
-        grad_weight, grad_bias = _weight_grad(x, grad, weight, regions)
-    return grad_x, grad_weight, grad_bias
-
-
-@_convolve.register_fake
-def _(x, weight, bias, residual, add_x, regions, dtype):
+def _convolve_fake(x, weight, bias, residual, add_x, regions, dtype):
     return x.new_empty(x.shape, dtype=dtype)
-
-
-@_convolve_backward.register_fake
-def _(grad, x, weight, add_x, regions, x_grad, weight_grad):
-    return (
-        x.new_empty(x.shape if x_grad else 0),
-        weight.new_empty(weight.shape if weight_grad else 0),
-        weight.new_empty(weight.shape[0] if weight_grad else 0),
-    )
 
 
 def _save(ctx, inputs, output):
@@ -117,62 +82,112 @@ def _differentiate(ctx, grad):
     )
 
 
-_convolve.register_autograd(_differentiate, setup_context=_save)
+@operator("depthwise_conv", fake=_convolve_fake, save=_save, differentiate=_differentiate)
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    add_x: bool,
+    regions: list[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """Convolution [B, H, W, C] of `dtype`, plus `residual`, or plus x with `add_x`."""
+    return _run(x, weight, bias, x if add_x else residual, regions, dtype)
+
+
+def _convolve_backward_fake(grad, x, weight, add_x, regions, x_grad, weight_grad):
+    return (
+        x.new_empty(x.shape if x_grad else 0),
+        weight.new_empty(weight.shape if weight_grad else 0),
+        x.new_empty(x.shape[3] if weight_grad else 0, dtype=torch.float32),
+    )
+
+
+@operator("depthwise_conv_backward", fake=_convolve_backward_fake)
+def _convolve_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, add_x: bool, regions: list[int], x_grad: bool, weight_grad: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, of weight and, in float32, of bias; empty where they are not asked for."""
+    grad_x, grad_weight = x.new_empty(0), weight.new_empty(0)
+    grad_bias = x.new_empty(0, dtype=torch.float32)
+    if x_grad:
+        grad_x = _run(grad, weight, None, grad if add_x else None, regions, x.dtype, turned=True)
+    if weight_grad:
+        grad_weight, grad_bias = _run_weight_grad(x, grad, weight, regions)
+    return grad_x, grad_weight, grad_bias
 
 
 # -- launches ---------------------------------------------------------------------------------------------------------
 
 
-def _launch(
+def _run(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
     regions: list[int],
     dtype: torch.dtype,
-    transposed: bool = False,
+    turned: bool = False,
 ) -> Tensor:
-    """Run `_convolve_kernel`, with the kernel turned around if `transposed`."""
+    """Convolution of x in `dtype`, with the kernel turned around if so, plus bias and residual."""
     batch, height, width, channels = x.shape
     kernel = weight.shape[-1]
     taps = torch.empty((kernel * kernel, channels), dtype=torch.float32, device=x.device)
-    taps.copy_(weight.reshape(channels, -1).t())
-    residual = None if residual is None else dense_rows(residual)
+    taps.copy_(weight.reshape(channels, -1).t())  # the channels of a tap side by side
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
-    strides = row_strides(x, x if residual is None else residual)
-    align = math.gcd(8, channels, *strides)
-    rows, columns, block = 8, 16 if width > 8 else 8, _channel_block(channels)
-    programs = batch * triton.cdiv(height, rows) * triton.cdiv(width, columns) * triton.cdiv(channels, block)
+    rows, x_step = token_rows(x[..., None, :])
+    residual, residual_step = (None, 0) if residual is None else token_rows(residual[..., None, :])
+    align = math.gcd(8, channels, x_step, residual_step)
+    tall, columns, block, warps = _tile_size(width, channels)
+    programs = batch * blocks(height, tall) * blocks(width, columns) * blocks(channels, block)
     _convolve_kernel[(programs,)](
-        x, taps, x if bias is None else bias, x if residual is None else residual, out,
-        *[stride // align for stride in strides], height, width, channels // align, *_region_size(x, regions),
-        *((kernel * kernel - 1, -1) if transposed else (0, 1)),
-        K=kernel, ALIGN=align, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
-        HAS_REGIONS=bool(regions), ROWS=rows, COLUMNS=columns, CHANNELS=block,
-        num_warps=max(1, columns * block // 256),  # 8 numbers a thread
+        rows, taps, bias, residual, out, x_step // align, residual_step // align, height, width, channels // align,
+        *_region_size(x, regions), *((kernel * kernel - 1, -1) if turned else (0, 1)),
+        K=kernel, ALIGN=align, ROWS=tall, COLUMNS=columns, CHANNELS=block, num_warps=warps,
     )  # fmt: skip
     return out
 
 
-def _weight_grad(x: Tensor, grad: Tensor, weight: Tensor, regions: list[int]) -> tuple[Tensor, Tensor]:
-    """Gradients of weight and bias."""
+def _run_weight_grad(x: Tensor, grad: Tensor, weight: Tensor, regions: list[int]) -> tuple[Tensor, Tensor]:
+    """Gradients of weight, and of bias in float32."""
     batch, height, width, channels = x.shape
     kernel = weight.shape[-1]
-    strides = row_strides(x, grad)
-    align = math.gcd(8, channels, *strides)
-    rows, columns, block = 4, 8, _channel_block(channels)
-    tiles = batch * triton.cdiv(height, rows) * triton.cdiv(width, columns)
-    splits = min(tiles, max(1, _PROGRAMS // triton.cdiv(channels, block)))
+    (rows, x_step), (grads, grad_step) = token_rows(x[..., None, :]), token_rows(grad[..., None, :])
+    align = math.gcd(8, channels, x_step, grad_step)
+    tall, columns, block, warps, programs = _weight_grad_size(kernel, channels)
+    tiles = batch * blocks(height, tall) * blocks(width, columns)
+    splits = min(tiles, max(1, programs // blocks(channels, block)))
     parts = torch.empty((splits, kernel * kernel + 1, channels), dtype=torch.float32, device=x.device)
-    numbers = 4 if kernel <= 3 else 2 if kernel <= 7 else 1  # a thread holds k² sums of each
-    _weight_grad_kernel[(splits * triton.cdiv(channels, block),)](
-        x, grad, parts, *[stride // align for stride in strides], height, width, channels // align,
+    _weight_grad_kernel[(splits * blocks(channels, block),)](
+        rows, grads, parts, x_step // align, grad_step // align, height, width, channels // align,
         *_region_size(x, regions), tiles, splits,
-        K=kernel, ALIGN=align, HAS_REGIONS=bool(regions), ROWS=rows, COLUMNS=columns, CHANNELS=block,
-        num_warps=columns * block // 32 // numbers,
+        K=kernel, ALIGN=align, ROWS=tall, COLUMNS=columns, CHANNELS=block, num_warps=warps,
     )  # fmt: skip
-    sums = parts.sum(0).to(weight.dtype)
-    return sums[:-1].t().contiguous().view(weight.shape), sums[-1].clone()
+    sums = parts.sum(0)
+    grad_weight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    grad_weight.view(channels, -1).copy_(sums[:-1].t())
+    return grad_weight, sums[-1]
+
+
+def _tile_size(width: int, channels: int) -> tuple[int, int, int, int]:
+    """Rows, columns and channels of a tile, and its warps: a thread has 8 channels of one column.
+
+    Maps of 224 px images are multiples of 7 high.
+    """
+    columns, block = 16 if width > 8 else 8, _channel_block(channels)
+    return 7, columns, block, columns * block // 256
+
+
+def _weight_grad_size(kernel: int, channels: int) -> tuple[int, int, int, int, int]:
+    """Rows, columns and channels of a tile, its warps, and about how many programs there should be.
+
+    A thread has as many channels as let it keep their k² sums in registers. There are enough programs to fill a GPU,
+    few enough that adding up their sums costs little.
+    """
+    block = _channel_block(channels)
+    numbers = 4 if kernel <= 3 else 2 if kernel <= 7 else 1
+    return 4, 8, block, 8 * block // 32 // numbers, 1024
 
 
 def _channel_block(channels: int) -> int:
@@ -180,17 +195,17 @@ def _channel_block(channels: int) -> int:
     return 64 if -channels % 64 < 32 else 32
 
 
-def _region_size(x: Tensor, regions: list[int]) -> tuple[int, int]:
-    rows, columns = regions or (1, 1)
-    return x.shape[1] // rows, x.shape[2] // columns
+def _region_size(x: Tensor, regions: list[int]) -> tuple[int | None, int | None]:
+    return (x.shape[1] // regions[0], x.shape[2] // regions[1]) if regions else (None, None)
 
 
 # -- kernels ----------------------------------------------------------------------------------------------------------
+# Steps from token to token and channels come in units of ALIGN, so that the compiler knows what divides them.
 
 
 @triton.jit
-def _tile(program, height, width, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Channels, columns, first row and sample of a tile; the tiles of one place lie side by side."""
+def _place(program, height, width, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Sample, first row, columns and channels of a tile; the tiles of one place lie side by side."""
     across = tl.cdiv(channels, CHANNELS)
     c = program % across * CHANNELS + tl.arange(0, CHANNELS)
     program //= across
@@ -198,139 +213,135 @@ def _tile(program, height, width, channels, ROWS: tl.constexpr, COLUMNS: tl.cons
     column = program % across * COLUMNS + tl.arange(0, COLUMNS)
     program //= across
     across = tl.cdiv(height, ROWS)
-    return c, column, program % across * ROWS, (program // across).to(tl.int64)
+    return (program // across).to(tl.int64), program % across * ROWS, column, c
+
+
+@triton.jit
+def _zeros(COUNT: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr):
+    """COUNT tensors of zeros."""
+    zeros: tl.tuple = ()
+    for _ in tl.static_range(COUNT):
+        zeros = zeros + (tl.zeros([COLUMNS, CHANNELS], tl.float32),)
+    return zeros
+
+
+@triton.jit
+def _load_rows(pointer, step, top, column, shift, c, height, width, channels, wide, COUNT: tl.constexpr):
+    """COUNT rows of a sample from `top`, [columns, channels] each, at columns moved by `shift`; zeros off the map."""
+    moved = column + shift
+    inside = (moved >= 0) & (moved < width)
+    if wide is not None:
+        inside = inside & (moved // wide == column // wide)
+    keep = inside[:, None] & (c < channels)[None, :]
+    at = pointer + (moved * step)[:, None] + c[None, :]
+    rows: tl.tuple = ()
+    for i in tl.static_range(COUNT):
+        y = top + i
+        row = tl.load(at + y * (width * step), mask=keep & ((y >= 0) & (y < height)), other=0.0)
+        rows = rows + (row,)
+    return rows
 
 
 @triton.jit
 def _wide(x):
-    """To float32; bfloat16 by its bits, for which the compiler finds fewer instructions than for its conversion."""
+    """To float32; bfloat16 by its bits, which takes a third fewer instructions than the compiler's own way."""
     if x.dtype == tl.bfloat16:
         return (x.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True)
     return x.to(tl.float32)
 
 
 @triton.jit
-def _rows(
-    pointer, stride_h, stride_w, top, shift, column, c, height, width, channels, wide,
-    COUNT: tl.constexpr, HAS_REGIONS: tl.constexpr,
-):  # fmt: skip
-    """COUNT rows from `top` of a tile of columns, moved by `shift`: tensors [columns, channels], zeros beyond the map."""
-    moved = column + shift
-    inside = (moved >= 0) & (moved < width)
-    if HAS_REGIONS:
-        inside = inside & (moved // wide == column // wide)
-    at = pointer + (moved * stride_w)[:, None] + c[None, :]
-    keep = inside[:, None] & (c < channels)[None, :]
-    rows = ()
-    for i in tl.static_range(COUNT):
-        y = top + i
-        row = tl.load(at + y * stride_h, mask=keep & ((y >= 0) & (y < height)), other=0.0)
-        rows = rows + (row,)
-    return rows
+def _same_region(products, y, other_y, tall):
+    """Products of rows y and other_y, or zeros where these lie in different regions."""
+    if tall is not None:
+        products = tl.where(y // tall == other_y // tall, products, 0.0)
+    return products
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _convolve_kernel(
-    x, weight, bias, residual, out, x_b, x_h, x_w, r_b, r_h, r_w, height, width, channels, tall, wide, first, step,
-    K: tl.constexpr, ALIGN: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    HAS_REGIONS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
+    x, taps, bias, residual, out, x_step, other_step, height, width, channels, tall, wide, first, direction,
+    K: tl.constexpr, ALIGN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Convolve a tile; `weight` is [K·K, C], its taps are read from number `first` in steps of `step`."""
+    """Convolve a tile; the taps [K·K, C] are read from number `first` on, forwards or backwards."""
     channels *= ALIGN
-    c, column, top, b = _tile(tl.program_id(0), height, width, channels, ROWS, COLUMNS, CHANNELS)
-    sums = ()
-    for i in tl.static_range(ROWS):
-        sums = sums + (tl.zeros([COLUMNS, CHANNELS], tl.float32),)
+    x_step *= ALIGN
+    b, top, column, c = _place(tl.program_id(0), height, width, channels, ROWS, COLUMNS, CHANNELS)
+    c_inside = c < channels
+    x += b * (height * width) * x_step
+    sums = _zeros(ROWS, COLUMNS, CHANNELS)
     for dx in range(K):
-        rows = _rows(
-            x + b * x_b * ALIGN, x_h * ALIGN, x_w * ALIGN, top - K // 2, dx - K // 2, column, c, height, width,
-            channels, wide, ROWS + K - 1, HAS_REGIONS,
+        rows = _load_rows(
+            x, x_step, top - K // 2, column, dx - K // 2, c, height, width, channels, wide, ROWS + K - 1
         )  # fmt: skip
-        taps = ()
+        column_taps: tl.tuple = ()
         for dy in tl.static_range(K):
-            tap = weight + (first + step * (dy * K + dx)) * channels
-            taps = taps + (tl.load(tap + c, mask=c < channels, other=0.0),)
-        updated = ()
+            at = taps + (first + direction * (dy * K + dx)) * channels + c
+            column_taps = column_taps + (tl.load(at, mask=c_inside, other=0.0),)
+        updated: tl.tuple = ()
         for i in tl.static_range(ROWS):
             total = sums[i]
             for dy in tl.static_range(K):
-                product = _wide(rows[i + dy]) * taps[dy][None, :]
-                if HAS_REGIONS:
-                    y = top + i
-                    same = (y + (dy - K // 2)) // tall == y // tall
-                    product = tl.where(same, product, 0.0)
-                total += product
+                products = _wide(rows[i + dy]) * column_taps[dy][None, :]
+                total += _same_region(products, top + i, top + i + dy - K // 2, tall)
             updated = updated + (total,)
         sums = updated
-    keep = (column < width)[:, None] & (c < channels)[None, :]
-    at = (column * channels)[:, None] + c[None, :]
-    out += b * height * width * channels
+    inside = (column < width)[:, None] & c_inside[None, :]
+    out += b * (height * width) * channels
+    if residual is not None:
+        other_step *= ALIGN
+        residual += b * (height * width) * other_step
+    if bias is not None:
+        constant = tl.load(bias + c, mask=c_inside, other=0.0).to(tl.float32)
     for i in tl.static_range(ROWS):
         y = top + i
-        keep_row = keep & (y < height)
+        token = y * width + column
+        keep = inside & (y < height)
         total = sums[i]
-        if HAS_BIAS:
-            total += tl.load(bias + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
-        if HAS_RESIDUAL:
-            place = residual + b * r_b * ALIGN + y * r_h * ALIGN
-            total += tl.load(place + (column * (r_w * ALIGN))[:, None] + c[None, :], mask=keep_row, other=0.0).to(
-                tl.float32
-            )
-        tl.store(out + y * width * channels + at, total.to(out.dtype.element_ty), mask=keep_row)
+        if bias is not None:
+            total += constant[None, :]
+        if residual is not None:
+            total += _wide(tl.load(residual + (token * other_step)[:, None] + c[None, :], mask=keep, other=0.0))
+        tl.store(out + (token * channels)[:, None] + c[None, :], total.to(out.dtype.element_ty), mask=keep)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _weight_grad_kernel(
-    x, grad, parts, x_b, x_h, x_w, r_b, r_h, r_w, height, width, channels, tall, wide, tiles, splits,
-    K: tl.constexpr, ALIGN: tl.constexpr, HAS_REGIONS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
+    x, grad, parts, x_step, other_step, height, width, channels, tall, wide, tiles, splits,
+    K: tl.constexpr, ALIGN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
+    """Sum the gradients of taps and bias over every `splits`-th tile: [K·K + 1, C] of `parts`."""
     channels *= ALIGN
+    x_step *= ALIGN
+    other_step *= ALIGN
     across = tl.cdiv(channels, CHANNELS)
-    block = tl.program_id(0) % across
-    split = tl.program_id(0) // across
-    sums = ()
-    for _ in tl.static_range(K * K + 1):
-        sums = sums + (tl.zeros([COLUMNS, CHANNELS], tl.float32),)
+    split, block = tl.program_id(0) // across, tl.program_id(0) % across
+    sums = _zeros(K * K + 1, COLUMNS, CHANNELS)
     for tile in range(split, tiles, splits):
-        c, column, top, b = _tile(tile * across + block, height, width, channels, ROWS, COLUMNS, CHANNELS)
-        grads = _rows(
-            grad + b * r_b * ALIGN,
-            r_h * ALIGN,
-            r_w * ALIGN,
-            top,
-            0,
-            column,
-            c,
-            height,
-            width,
-            channels,
-            wide,
-            ROWS,
-            False,
-        )
-        updated = ()
+        b, top, column, c = _place(tile * across + block, height, width, channels, ROWS, COLUMNS, CHANNELS)
+        first = b * (height * width)
+        grads = _load_rows(
+            grad + first * other_step, other_step, top, column, 0, c, height, width, channels, None, ROWS
+        )  # fmt: skip
+        updated: tl.tuple = ()
         for dx in tl.static_range(K):
-            rows = _rows(
-                x + b * x_b * ALIGN, x_h * ALIGN, x_w * ALIGN, top - K // 2, dx - K // 2, column, c, height, width,
-                channels, wide, ROWS + K - 1, HAS_REGIONS,
+            rows = _load_rows(
+                x + first * x_step, x_step, top - K // 2, column, dx - K // 2, c, height, width, channels, wide,
+                ROWS + K - 1,
             )  # fmt: skip
             for dy in tl.static_range(K):
                 total = sums[dx * K + dy]
                 for i in tl.static_range(ROWS):
-                    product = _wide(rows[i + dy]) * _wide(grads[i])
-                    if HAS_REGIONS:
-                        y = top + i
-                        same = (y + (dy - K // 2)) // tall == y // tall
-                        product = tl.where(same, product, 0.0)
-                    total += product
+                    products = _wide(rows[i + dy]) * _wide(grads[i])
+                    total += _same_region(products, top + i, top + i + dy - K // 2, tall)
                 updated = updated + (total,)
         total = sums[K * K]
         for i in tl.static_range(ROWS):
             total += _wide(grads[i])
         sums = updated + (total,)
     c = block * CHANNELS + tl.arange(0, CHANNELS)
+    parts += split * (K * K + 1) * channels + c
     for dx in tl.static_range(K):
         for dy in tl.static_range(K):
-            at = parts + (split * (K * K + 1) + dy * K + dx) * channels + c
-            tl.store(at, tl.sum(sums[dx * K + dy], 0), mask=c < channels)
-    tl.store(parts + (split * (K * K + 1) + K * K) * channels + c, tl.sum(sums[K * K], 0), mask=c < channels)
+            tl.store(parts + (dy * K + dx) * channels, tl.sum(sums[dx * K + dy], 0), mask=c < channels)
+    tl.store(parts + K * K * channels, tl.sum(sums[K * K], 0), mask=c < channels)
