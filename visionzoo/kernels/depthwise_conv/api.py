@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from visionzoo.kernels.depthwise_conv import reference
 from visionzoo.kernels.dispatch import choose
+from visionzoo.kernels.precision import autocast_dtype
 from visionzoo.kernels.regions import check_grid
 
 MAX_KERNEL = 11  # side of the largest kernel that the Triton kernels take: its square is held in registers
@@ -70,7 +70,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | No
             raise ValueError(
                 f"depthwise_conv: {name} must be floating point on {x.device}, got {t.dtype} on {t.device}"
             )
-        if t.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        if t.dtype != x.dtype and autocast_dtype(x.device) is None:
             raise ValueError(f"depthwise_conv: {name} must have x's dtype {x.dtype}, got {t.dtype}")
     if residual is not None and (
         residual.shape != x.shape or residual.device != x.device or not residual.is_floating_point()

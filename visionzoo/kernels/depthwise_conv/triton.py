@@ -20,6 +20,7 @@ from torch import Tensor
 
 from visionzoo.kernels.launch import blocks, token_rows
 from visionzoo.kernels.operator import operator
+from visionzoo.kernels.precision import autocast_dtype
 
 # arguments that vary with model and image: the compiler must not look at their values
 _SIZES = [
@@ -41,9 +42,7 @@ def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, residual: Tensor | None, regions: tuple[int, int] | None
 ) -> Tensor:
     """Convolution of [B, H, W, C] as `depthwise_conv` says."""
-    dtype = x.dtype
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
+    dtype = autocast_dtype(x.device) or x.dtype
     if residual is not None:
         dtype = torch.promote_types(dtype, residual.dtype)
     add_x = residual is x  # the gradients of both uses of x are then computed as one
