@@ -71,7 +71,19 @@ def neighborhood_attention() -> Iterator[Callable[[], object]]:
             yield lambda a=arguments, g=grad, s=lse: kernels._attend_backward(g, g, s, *a, a[3] is not None)
 
 
-OPERATIONS = {f.__name__: f for f in (depthwise_conv, neighborhood_attention, routed_attention)}
+def layer_norm() -> Iterator[Callable[[], object]]:
+    """Yield calls that launch every kernel of the operation."""
+    import torch
+
+    from visionzoo.kernels.layer_norm import triton as kernels
+
+    for dtype, width in product((torch.bfloat16, torch.float32), (64, 96, 512, 1024)):
+        x, weight = torch.zeros(64, width, dtype=dtype), torch.zeros(width)
+        yield lambda a=(x, weight, weight, 1e-5, dtype): kernels._normalize(*a)
+        yield lambda a=(x, x, weight, 1e-5): kernels._normalize_backward(*a)
+
+
+OPERATIONS = {f.__name__: f for f in (depthwise_conv, layer_norm, neighborhood_attention, routed_attention)}
 
 
 def main(names: list[str]) -> None:

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from quick import meta_model, quick_model
+from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 import visionzoo
@@ -99,6 +100,18 @@ def test_weights_of_transformers_load(prefix):
     assert report.names == "transformers" and not report.missing and not report.unexpected
     for name, value in source.state_dict().items():
         assert torch.equal(target.state_dict()[name], value), name
+
+
+def test_timm_loads_the_hubs_files(tmp_path):
+    source = quick_model("zoo_dinat_base", **TINY)
+    theirs = {name: value.contiguous() for name, value in _transformers_names(source).items()}
+    save_file(theirs, tmp_path / "model.safetensors")
+    overlay = {"file": str(tmp_path / "model.safetensors")}
+    target = timm.create_model("zoo_dinat_base", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=7, **TINY)
+    state = target.state_dict()
+    assert state["head.fc.weight"].shape[0] == 7
+    for name, value in source.state_dict().items():
+        assert name.startswith("head.fc") or torch.equal(state[name], value), name
 
 
 def test_layer_scales_of_the_authors_load():

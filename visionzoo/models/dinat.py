@@ -21,6 +21,7 @@ from typing import Any
 from torch import nn
 
 from visionzoo.layers.conv_norm import ConvNorm
+from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.patch_merge import PatchMerge
 from visionzoo.models.nat import NAT, size
 from visionzoo.models.registry import Published, Variant, register_family
@@ -47,7 +48,7 @@ class DiNATs(NAT):
 
     @staticmethod
     def _stem(in_chans: int, dim: int) -> nn.Module:
-        return ConvNorm(in_chans, dim, 4, 4, norm_layer=nn.LayerNorm, pad_to_stride=True)
+        return ConvNorm(in_chans, dim, 4, 4, norm_layer=LayerNorm, pad_to_stride=True)
 
     @staticmethod
     def _downsample(in_dim: int, out_dim: int) -> nn.Module:
@@ -62,7 +63,7 @@ def _no_weights(name: str) -> str:
     return f"the authors' are at https://shi-labs.com/projects/dinat/checkpoints/imagenet1k/dinat_s_{name}.pth"
 
 
-_README = "classification/DiNAT.md of SHI-Labs/Neighborhood-Attention-Transformer"
+_README = "DiNAT.md of SHI-Labs/Neighborhood-Attention-Transformer"
 _README_22K = f"{_README}, pre-trained on ImageNet-22K"
 _DEEP, _SWIN_DEEP = (3, 4, 18, 5), (2, 2, 18, 2)
 _AT_224, _AT_384 = ((1, 8), (1, 4), (1, 2), (1,)), ((1, 13), (1, 6), (1, 3), (1,))

@@ -18,6 +18,7 @@ from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.nhwc import ConvNHWC
+from visionzoo.layers.norm import LayerNorm
 from visionzoo.models.base import Backbone, build_stages
 from visionzoo.models.registry import Published, Variant, register_family
 
@@ -107,12 +108,12 @@ class NAT(Backbone):
                 num_heads,
                 resolve_mixers(own, mixers),
                 downsample=self._downsample,
-                block=partial(Block, mlp_ratio=mlp_ratio, norm_layer=nn.LayerNorm, layer_scale=layer_scale),
+                block=partial(Block, mlp_ratio=mlp_ratio, norm_layer=LayerNorm, layer_scale=layer_scale),
                 drop_path_rate=drop_path_rate,
             ),
             embed_dims=embed_dims,
             reductions=[4 * 2**i for i in range(len(depths))],
-            norm=nn.LayerNorm(embed_dims[-1]),
+            norm=LayerNorm(embed_dims[-1]),
             in_chans=in_chans,
             **head,
         )
@@ -120,11 +121,11 @@ class NAT(Backbone):
     @staticmethod
     def _stem(in_chans: int, dim: int) -> nn.Module:
         first = ConvNHWC(in_chans, dim // 2, 3, 2, 1)
-        return nn.Sequential(first, ConvNorm(dim // 2, dim, 3, 2, 1, norm_layer=nn.LayerNorm))
+        return nn.Sequential(first, ConvNorm(dim // 2, dim, 3, 2, 1, norm_layer=LayerNorm))
 
     @staticmethod
     def _downsample(in_dim: int, out_dim: int) -> nn.Module:
-        return ConvNorm(in_dim, out_dim, 3, 2, 1, bias=False, norm_layer=nn.LayerNorm)
+        return ConvNorm(in_dim, out_dim, 3, 2, 1, bias=False, norm_layer=LayerNorm)
 
 
 def size(width: int, depths: Sequence[int]) -> dict[str, Any]:
@@ -141,7 +142,7 @@ def _no_weights(name: str) -> str:
     return f"the authors' are at https://shi-labs.com/projects/nat/checkpoints/CLS/nat_{name}.pth"
 
 
-_README = "classification/NAT.md of SHI-Labs/Neighborhood-Attention-Transformer"
+_README = "NAT.md of SHI-Labs/Neighborhood-Attention-Transformer"
 _DEEP = (3, 4, 18, 5)
 
 VARIANTS = {

@@ -46,7 +46,7 @@ def depthwise_conv(
         regions = check_grid("depthwise_conv", regions, (x.shape[1], x.shape[2]))
     kernel = weight.shape[-1]
     unsupported = f"its kernels take kernels up to {MAX_KERNEL}, got {kernel}" if kernel > MAX_KERNEL else None
-    if choose("depthwise_conv", backend, x, unsupported=unsupported) == "triton":
+    if choose("depthwise_conv", backend, x, unsupported=unsupported, max_width=None) == "triton":
         from visionzoo.kernels.depthwise_conv import triton
 
         return triton.forward(x, weight, bias, residual=residual, regions=regions)
