@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from timm.layers import DropPath, LayerScale, Mlp
 from torch import Tensor, nn
 
+from visionzoo.kernels.precision import without_autocast
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
 from visionzoo.layers.norm import LayerNorm
 
@@ -63,7 +65,22 @@ class Block(nn.Module):
         if self.cpe1 is not None:
             x = self.cpe1(x, residual=x)
         if self.mixer is not None:
-            x = x + self.drop_path(self.ls1(self.mixer(self.norm1(x))))
+            x = self._add(x, self.mixer(self.norm1(x)), self.ls1)
         if self.cpe2 is not None:
             x = self.cpe2(x, residual=x)
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        return self._add(x, self.mlp(self.norm2(x)), self.ls2)
+
+    def _add(self, x: Tensor, branch: Tensor, scale: nn.Module) -> Tensor:
+        """x + drop_path(scale(branch)): the factors of both are multiplied first, so that maps are read once."""
+        factor = None
+        if isinstance(scale, LayerScale):
+            factor = scale.gamma
+        else:
+            branch = scale(branch)
+        if self.training and isinstance(self.drop_path, DropPath):
+            kept = self.drop_path(branch.new_ones(len(branch), 1, 1, 1))
+            factor = kept if factor is None else factor * kept
+        if factor is None:
+            return x + branch
+        with without_autocast(x.device):  # it would cast in passes of their own
+            return torch.addcmul(x, branch, factor)
