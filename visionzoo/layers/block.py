@@ -71,7 +71,7 @@ class Block(nn.Module):
         return self._add(x, self.mlp(self.norm2(x)), self.ls2)
 
     def _add(self, x: Tensor, branch: Tensor, scale: nn.Module) -> Tensor:
-        """x + drop_path(scale(branch)): the factors of both are multiplied first, so that maps are read once."""
+        """Return x + drop_path(scale(branch)); the factors are multiplied first, so that each map is read once."""
         factor = None
         if isinstance(scale, LayerScale):
             factor = scale.gamma
