@@ -71,6 +71,18 @@ def neighborhood_attention() -> Iterator[Callable[[], object]]:
             yield lambda a=arguments, g=grad, s=lse: kernels._attend_backward(g, g, s, *a, a[3] is not None)
 
 
+def group_norm() -> Iterator[Callable[[], object]]:
+    """Yield calls that launch every kernel of the operation."""
+    import torch
+
+    from visionzoo.kernels.group_norm import triton as kernels
+
+    for dtype, channels in product((torch.bfloat16, torch.float32), (64, 320, 1024)):
+        x, weight, sums = torch.zeros(2, 7, 8, channels, dtype=dtype), torch.zeros(channels), torch.zeros(2, 64, 2)
+        yield lambda a=(x, weight, weight, 1e-5, dtype): kernels._normalize(*a)
+        yield lambda a=(x, x, weight, sums, 1e-5): kernels._normalize_backward(*a)
+
+
 def layer_norm() -> Iterator[Callable[[], object]]:
     """Yield calls that launch every kernel of the operation."""
     import torch
@@ -83,7 +95,7 @@ def layer_norm() -> Iterator[Callable[[], object]]:
         yield lambda a=(x, x, weight, 1e-5): kernels._normalize_backward(*a)
 
 
-OPERATIONS = {f.__name__: f for f in (depthwise_conv, layer_norm, neighborhood_attention, routed_attention)}
+OPERATIONS = {f.__name__: f for f in (depthwise_conv, group_norm, layer_norm, neighborhood_attention, routed_attention)}
 
 
 def main(names: list[str]) -> None:

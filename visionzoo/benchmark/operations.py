@@ -22,12 +22,12 @@ from visionzoo.benchmark.rivals import Inputs, compiled
 from visionzoo.benchmark.timing import Cost
 
 BATCH = 64
-DEPTHWISE_BATCH = 128  # of convolutions, whose maps are quick to read
+MAP_BATCH = 128  # of convolutions and norms, whose maps are quick to read
 
 
 def operation_cases(settings: Settings) -> list[Case]:
     """List all cases of operations."""
-    groups = (_routed, _routing, _neighborhood, _window, _halo, _linear, _depthwise)
+    groups = (_routed, _routing, _neighborhood, _window, _halo, _linear, _depthwise, _group_norm)
     return [case for group in groups for case in group(settings)]
 
 
@@ -326,9 +326,30 @@ def depthwise_case(
         shape += ", plus its input" if residual == "itself" else ", of a part of a projection, plus a map"
     if regions:
         shape += f", in {regions[0]}x{regions[1]} regions"
-    return Contest(settings, name, DEPTHWISE_BATCH, shape, draw, contenders, costs, shared=("weight", "bias")).case(
+    return Contest(settings, name, MAP_BATCH, shape, draw, contenders, costs, shared=("weight", "bias")).case(
         side * side
     )
+
+
+def _group_norm(settings: Settings) -> Iterator[Case]:
+    for side, dim in ((56, 64), (28, 128), (14, 320), (7, 512)):  # poolformer_s12 at 224 px
+
+        def draw(normal: Draw, side: int = side, dim: int = dim) -> Inputs:
+            return {"x": normal(normal.batch, side, side, dim), "weight": normal(dim, mean=1.0), "bias": normal(dim)}
+
+        def costs(batch: int, itemsize: int, numbers: int = side * side * dim) -> dict[str, Cost]:
+            # read for the statistics, read again and write; backward: read input and gradient twice, and write
+            passes = batch * numbers * itemsize
+            return {FORWARD: Cost(3 * passes, 0), BOTH: Cost((3 + 5) * passes, 0)}
+
+        contenders = {
+            **zoo("group_norm"),
+            "torch-nchw": Contender(rivals.group_norm_nchw, same=False, rearrange=rivals.channels_first),
+        }
+        name, shape = f"group_norm/{side}x{side}-c{dim}", f"{side}x{side}, {dim} channels"
+        yield Contest(settings, name, MAP_BATCH, shape, draw, contenders, costs, shared=("weight", "bias")).case(
+            side**2
+        )
 
 
 def attention_costs(tokens: int, heads: int, depth: int, keys: int) -> Callable[[int, int], dict[str, Cost]]:

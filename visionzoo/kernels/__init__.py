@@ -5,6 +5,7 @@ Attention works on [B, H, W, G, D] tensors: batch, height, width, heads, head wi
 
 from visionzoo.kernels.depthwise_conv.api import depthwise_conv
 from visionzoo.kernels.dispatch import backends, explain
+from visionzoo.kernels.group_norm.api import group_norm
 from visionzoo.kernels.halo_attention.api import halo_attention
 from visionzoo.kernels.layer_norm.api import layer_norm
 from visionzoo.kernels.linear_attention.api import linear_attention
@@ -16,6 +17,7 @@ __all__ = [
     "backends",
     "depthwise_conv",
     "explain",
+    "group_norm",
     "halo_attention",
     "layer_norm",
     "linear_attention",

@@ -20,6 +20,7 @@ BACKENDS = ("auto", "reference", "triton")
 ENVIRONMENT_VARIABLE = "VISIONZOO_BACKEND"
 OPERATIONS = (
     "depthwise_conv",
+    "group_norm",
     "halo_attention",
     "layer_norm",
     "linear_attention",

@@ -8,11 +8,10 @@ Depthwise convolutions have kernels of their own. Parameters keep torch's names 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from timm.layers import SqueezeExcite, register_notrace_module
 from torch import Tensor, nn
 
-from visionzoo.kernels import depthwise_conv
+from visionzoo.kernels import depthwise_conv, group_norm
 
 
 @register_notrace_module  # as torch.fx does with torch's own layers
@@ -89,7 +88,8 @@ class AvgPoolNHWC(nn.AvgPool2d):
 class GroupNorm1(nn.Module):
     """Group normalisation with one group: statistics over height, width and channels of each sample.
 
-    The same function as `nn.GroupNorm(1, dim)`, on [B, H, W, C].
+    The same function as `nn.GroupNorm(1, dim)`, on [B, H, W, C], by `visionzoo.kernels.group_norm`. Under autocast the
+    output has autocast's dtype, not float32.
     """
 
     def __init__(self, dim: int, eps: float = 1e-5):
@@ -100,4 +100,4 @@ class GroupNorm1(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise a [B, H, W, C] map."""
-        return F.layer_norm(x, x.shape[1:], eps=self.eps) * self.weight + self.bias
+        return group_norm(x, self.weight, self.bias, eps=self.eps)
