@@ -43,6 +43,17 @@ def routed_attention() -> Iterator[Callable[[], object]]:
             )
 
 
+def channel_attention() -> Iterator[Callable[[], object]]:
+    """Yield calls that launch every kernel of the operation."""
+    import torch
+
+    from visionzoo.kernels.channel_attention import triton as kernels
+
+    for dtype, head_dim in product((torch.bfloat16, torch.float32), (32, 64, 128)):
+        q, k, v = torch.zeros(2, 28, 28, 3, 2, head_dim, dtype=dtype).unbind(3)
+        yield lambda a=(q, k, v): kernels.forward(*a, scale=1.0)
+
+
 def depthwise_conv() -> Iterator[Callable[[], object]]:
     """Yield calls that launch every kernel of the operation."""
     import torch
@@ -95,7 +106,10 @@ def layer_norm() -> Iterator[Callable[[], object]]:
         yield lambda a=(x, x, weight, 1e-5): kernels._normalize_backward(*a)
 
 
-OPERATIONS = {f.__name__: f for f in (depthwise_conv, group_norm, layer_norm, neighborhood_attention, routed_attention)}
+OPERATIONS = {
+    f.__name__: f
+    for f in (channel_attention, depthwise_conv, group_norm, layer_norm, neighborhood_attention, routed_attention)
+}
 
 
 def main(names: list[str]) -> None:

@@ -27,7 +27,7 @@ MAP_BATCH = 128  # of convolutions and norms, whose maps are quick to read
 
 def operation_cases(settings: Settings) -> list[Case]:
     """List all cases of operations."""
-    groups = (_routed, _routing, _neighborhood, _window, _halo, _linear, _depthwise, _group_norm)
+    groups = (_routed, _routing, _neighborhood, _window, _halo, _linear, _depthwise, _group_norm, _channel)
     return [case for group in groups for case in group(settings)]
 
 
@@ -350,6 +350,30 @@ def _group_norm(settings: Settings) -> Iterator[Case]:
         yield Contest(settings, name, MAP_BATCH, shape, draw, contenders, costs, shared=("weight", "bias")).case(
             side**2
         )
+
+
+def _channel(settings: Settings) -> Iterator[Case]:
+    for side, heads in ((56, 3), (28, 6), (14, 12), (7, 24)):  # davit_t at 224 px
+
+        def draw(normal: Draw, side: int = side, heads: int = heads) -> Inputs:
+            return {name: normal(normal.batch, side, side, heads, 32) for name in "qkv"}
+
+        def costs(batch: int, itemsize: int, side: int = side, heads: int = heads) -> dict[str, Cost]:
+            # read q, k and v, write the output; backward: read those and the output's gradient, write three gradients.
+            # Two products forward, four more backward, and that of the keys and values once more.
+            numbers, product = batch * side**2 * heads * 32, 2 * batch * side**2 * heads * 32**2
+            return {
+                FORWARD: Cost(4 * numbers * itemsize, 2 * product),
+                BOTH: Cost((4 + 7) * numbers * itemsize, (2 + 5) * product),
+            }
+
+        ours = zoo("channel_attention")
+        contenders = {
+            **ours,
+            "visionzoo-reference-compiled": Contender(compiled(ours["visionzoo-reference"].make)),
+        }
+        name, shape = f"channel/{side}x{side}-g{heads}-d32", f"{side}x{side}, {heads} heads of 32"
+        yield Contest(settings, name, BATCH, shape, draw, contenders, costs).case(side**2)
 
 
 def attention_costs(tokens: int, heads: int, depth: int, keys: int) -> Callable[[int, int], dict[str, Cost]]:

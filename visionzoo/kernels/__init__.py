@@ -3,6 +3,7 @@
 Attention works on [B, H, W, G, D] tensors: batch, height, width, heads, head width.
 """
 
+from visionzoo.kernels.channel_attention.api import channel_attention
 from visionzoo.kernels.depthwise_conv.api import depthwise_conv
 from visionzoo.kernels.dispatch import backends, explain
 from visionzoo.kernels.group_norm.api import group_norm
@@ -15,6 +16,7 @@ from visionzoo.kernels.routed_attention.api import routed_attention
 
 __all__ = [
     "backends",
+    "channel_attention",
     "depthwise_conv",
     "explain",
     "group_norm",

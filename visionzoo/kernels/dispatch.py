@@ -19,6 +19,7 @@ from torch import Tensor
 BACKENDS = ("auto", "reference", "triton")
 ENVIRONMENT_VARIABLE = "VISIONZOO_BACKEND"
 OPERATIONS = (
+    "channel_attention",
     "depthwise_conv",
     "group_norm",
     "halo_attention",

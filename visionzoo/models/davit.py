@@ -93,7 +93,7 @@ class DaViT(Backbone):
             "mask_padding": mask_padding,
             "backend": backend,
         }
-        channel = {"type": "channel", "qkv_bias": qkv_bias}
+        channel = {"type": "channel", "qkv_bias": qkv_bias, "backend": backend}
         super().__init__(
             stem=ConvNorm(in_chans, embed_dims[0], 7, 4, 3, norm_layer=LayerNorm, pad_to_stride=True),
             stages=build_stages(

@@ -98,7 +98,7 @@ class _Call:
 
 @triton.jit
 def _part(tokens, part):
-    """Sample, and first and last token but one, of this program's part."""
+    """Sample of this program, and where its part of the tokens starts and ends."""
     parts = tl.cdiv(tokens, part)
     first = tl.program_id(0) % parts * part
     return (tl.program_id(0) // parts).to(tl.int64), first, tl.minimum(first + part, tokens)
