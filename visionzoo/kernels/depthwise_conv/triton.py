@@ -136,7 +136,10 @@ def _run(
     taps.copy_(weight.reshape(channels, -1).t())  # the channels of a tap side by side
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
     rows, x_step = token_rows(x[..., None, :])
-    residual, residual_step = (None, 0) if residual is None else token_rows(residual[..., None, :])
+    if residual is x:
+        residual, residual_step = rows, x_step
+    else:
+        residual, residual_step = (None, 0) if residual is None else token_rows(residual[..., None, :])
     align = math.gcd(8, channels, x_step, residual_step)
     tall, columns, block, warps = _tile_size(width, channels)
     programs = batch * blocks(height, tall) * blocks(width, columns) * blocks(channels, block)
@@ -184,9 +187,9 @@ def _weight_grad_size(kernel: int, channels: int) -> tuple[int, int, int, int, i
     A thread has as many channels as let it keep their k² sums in registers. There are enough programs to fill a GPU,
     few enough that adding up their sums costs little.
     """
-    block = _channel_block(channels)
+    columns, block = 8 if kernel <= 7 else 4, _channel_block(channels)
     numbers = 4 if kernel <= 3 else 2 if kernel <= 7 else 1
-    return 4, 8, block, 8 * block // 32 // numbers, 1024
+    return 4, columns, block, columns * block // 32 // numbers, 1024
 
 
 def _channel_block(channels: int) -> int:

@@ -36,9 +36,12 @@ def _normalize_fake(x, weight, bias, eps, out_dtype):
 def _save(ctx, inputs, output):
     x, weight, _, ctx.eps, _ = inputs
     ctx.save_for_backward(x, weight, output[1])
+    ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx, grad, _grad_sums):
+    if grad is None:
+        return (None,) * 5
     x, weight, sums = ctx.saved_tensors
     return *_normalize_backward(grad, x, weight, sums, ctx.eps), None, None
 
