@@ -103,6 +103,19 @@ def test_no_family_is_left_out():
     assert families == set(registry.FAMILIES)
 
 
+@pytest.mark.parametrize(("name", "table"), [("zoo_swin_t", "table"), ("zoo_levit_128s", "bias_table")])
+@torch.no_grad()
+def test_position_biases_are_looked_up_once(name, table):
+    sizes = {"img_size": 64} if name == "zoo_levit_128s" else {}
+    model = quick_model(name, depths=(1,) * (3 if sizes else 4), num_classes=7, **sizes).eval()
+    image = torch.randn(1, 3, 64, 64)
+    fused = visionzoo.fuse(model)
+    for parameter, value in fused.named_parameters():
+        if parameter.endswith(table):
+            value.fill_(torch.nan)
+    assert _error(fused(image), model(image)) <= 2e-6
+
+
 @torch.no_grad()
 def test_fusing_again_changes_nothing():
     once = visionzoo.fuse(_model())

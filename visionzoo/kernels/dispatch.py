@@ -19,6 +19,9 @@ from torch import Tensor
 BACKENDS = ("auto", "reference", "triton")
 ENVIRONMENT_VARIABLE = "VISIONZOO_BACKEND"
 OPERATIONS = (
+    "channel_attention",
+    "depthwise_conv",
+    "group_norm",
     "halo_attention",
     "layer_norm",
     "linear_attention",
@@ -77,20 +80,22 @@ def choose(
     q: Tensor,
     v: Tensor | None = None,
     unsupported: str | None = None,
-    max_width: int = MAX_HEAD_DIM,
+    slower: str | None = None,
+    max_width: int | None = MAX_HEAD_DIM,
 ) -> str:
     """Return "reference" or "triton" for one call of `operation`.
 
     "auto" takes the environment variable VISIONZOO_BACKEND where that is set, and else falls back to the reference
-    where triton cannot run, saying why once in the log (and to `explain`).
+    where triton cannot run or should not, saying why once in the log (and to `explain`).
 
     Args:
         operation: a name of `OPERATIONS`.
         backend: a name of `BACKENDS`.
-        q: the operation's first tensor, [..., D].
+        q: the operation's first tensor, [B, H, W, G, D], or [B, H, W, C] where there are no heads.
         v: its values, if their last axis may have another width.
         unsupported: what else the operation's kernels cannot do of this call; None for nothing.
-        max_width: largest last axis that they take.
+        slower: why "auto" should leave this call to the reference though its kernels can run; None for no reason.
+        max_width: largest last axis that they take; None for any.
 
     Raises:
         ValueError: if the name is unknown, or triton was asked for by name and cannot run.
@@ -103,10 +108,13 @@ def choose(
         raise ValueError(f"{operation}: unknown backend {asked!r}, expected one of {BACKENDS}")
     reason: str | None = "it was asked for by name"
     if backend != "reference":
-        reason = _why_not_here(operation) or _why_not(q, v, max_width) or unsupported
-        if backend == "triton" and reason is not None and not (_interpreted() and reason.startswith(_ON_CPU)):
+        reason = _why_not_here(operation) or _why_not(q, v, max_width)
+        if backend == "triton" and _interpreted() and reason is not None and reason.startswith(_ON_CPU):
+            reason = None
+        reason = reason or unsupported or (slower if backend == "auto" else None)
+        if backend == "triton" and reason is not None:
             raise ValueError(f"{operation}: backend {asked!r} cannot run: {reason}")
-    ran = "triton" if reason is None or backend == "triton" else "reference"
+    ran = "triton" if reason is None else "reference"
     if not torch.compiler.is_compiling():  # a log call would break the graph
         for decisions in _listeners:
             decisions.append(Decision(operation, ran, tuple(q.shape), reason if ran == "reference" else None))
@@ -137,12 +145,12 @@ def _why_not_here(operation: str) -> str | None:
 _ON_CPU = "the tensors are on cpu"
 
 
-def _why_not(q: Tensor, v: Tensor | None, max_width: int) -> str | None:
+def _why_not(q: Tensor, v: Tensor | None, max_width: int | None) -> str | None:
     """Say why Triton kernels cannot take tensors like these, or None if they can."""
     if q.dtype not in DTYPES:
         return f"its kernels take {', '.join(str(dtype) for dtype in DTYPES)}, got {q.dtype}"
     width = max(q.shape[-1], 0 if v is None else v.shape[-1])
-    if width > max_width:
+    if max_width is not None and width > max_width:
         return f"its kernels take {'head ' * (q.ndim == 5)}widths up to {max_width}, got {width}"
     if q.device.type == "cpu":
         return f"{_ON_CPU}, Triton kernels need a GPU"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from visionzoo.kernels.precision import without_autocast
+from visionzoo.kernels import channel_attention
 from visionzoo.layers.mixers.base import Mixer
 
 
@@ -21,6 +20,7 @@ class ChannelMixer(Mixer):
         dim: channels C.
         num_heads: channel groups.
         qkv_bias: whether the projection to q, k, v has a bias.
+        backend: of `visionzoo.kernels.channel_attention`.
 
     Raises:
         ValueError: if the heads do not divide the channels.
@@ -30,20 +30,14 @@ class ChannelMixer(Mixer):
     torch.Size([1, 5, 7, 64])
     """
 
-    def __init__(self, dim: int, num_heads: int | None = None, *, qkv_bias: bool = True):
+    def __init__(self, dim: int, num_heads: int | None = None, *, qkv_bias: bool = True, backend: str = "auto"):
         super().__init__(dim, num_heads)
-        self.scale = self.head_dim**-0.5
+        self.backend = backend
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
         self.check_input(x)
-        # [B, H, W, G, D] -> [B, G, N, D]
-        q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in self.split_heads(self.qkv(x)))
-        if k.dtype == torch.float16:
-            k, v = k.float(), v.float()
-        with without_autocast(x.device):
-            attention = ((k * self.scale).transpose(-2, -1) @ v).softmax(dim=-1).to(q.dtype)  # [B, G, D, D]
-        out = q @ attention.transpose(-2, -1)
-        return self.proj(out.transpose(1, 2).reshape(x.shape))
+        out = channel_attention(*self.split_heads(self.qkv(x)), backend=self.backend)
+        return self.proj(out.flatten(3))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from visionzoo.kernels import route_regions, routed_attention
 from visionzoo.layers.mixers.base import Mixer
-from visionzoo.layers.nhwc import ConvNHWC
+from visionzoo.layers.nhwc import DepthwiseConvNHWC
 from visionzoo.layers.padding import pad_to_multiple
 
 
@@ -33,7 +33,7 @@ class RoutedMixer(Mixer):
         lepe_kernel: kernel of the depthwise convolution of v that is added before the output projection (locally
             enhanced position encoding); odd, or None for none.
         mask_padding: leave padded tokens out of means, attention and position term instead.
-        backend: of `visionzoo.kernels.route_regions` and `routed_attention`.
+        backend: of `visionzoo.kernels.route_regions`, `routed_attention` and `depthwise_conv`.
 
     Raises:
         ValueError: if the heads do not divide the channels, the kernel is even, or `topk` is more than the regions.
@@ -71,7 +71,7 @@ class RoutedMixer(Mixer):
         self.mask_padding = mask_padding
         self.backend = backend
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.lepe = ConvNHWC(dim, dim, lepe_kernel, padding=lepe_kernel // 2, groups=dim) if lepe_kernel else None
+        self.lepe = DepthwiseConvNHWC(dim, lepe_kernel, backend=backend) if lepe_kernel else None
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,5 +90,5 @@ class RoutedMixer(Mixer):
         if self.mask_padding:
             out, v = out[:, :height, :width], v[:, :height, :width]
         if self.lepe is not None:
-            out = out + self.lepe(v.flatten(3))
+            out = self.lepe(v.flatten(3), residual=out)
         return self.proj(out[:, :height, :width])
