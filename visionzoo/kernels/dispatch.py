@@ -29,13 +29,14 @@ OPERATIONS = (
     "route_regions",
     "routed_attention",
 )
-# operations that have no Triton kernels yet
-WITHOUT_TRITON = ("halo_attention", "linear_attention", "route_regions")
+WITHOUT_TRITON: tuple[str, ...] = ("linear_attention",)  # operations that have no Triton kernels yet
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 128
 MIN_CAPABILITY = (8, 0)  # compute capability; older GPUs have no bfloat16 matrix units
+MIN_TORCH = "2.7"  # comes with Triton 3.3, the oldest whose compiler takes all kernels
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
+_OLD_TORCH = torch.__version__ < MIN_TORCH
 _logger = logging.getLogger(__name__)
 _logged: set[tuple[str, str]] = set()
 _listeners: list[list[Decision]] = []
@@ -86,7 +87,7 @@ def choose(
     """Return "reference" or "triton" for one call of `operation`.
 
     "auto" takes the environment variable VISIONZOO_BACKEND where that is set, and else falls back to the reference
-    where triton cannot run or should not, saying why once in the log (and to `explain`).
+    where triton cannot run or is slower, saying why once in the log (and to `explain`).
 
     Args:
         operation: a name of `OPERATIONS`.
@@ -94,7 +95,7 @@ def choose(
         q: the operation's first tensor, [B, H, W, G, D], or [B, H, W, C] where there are no heads.
         v: its values, if their last axis may have another width.
         unsupported: what else the operation's kernels cannot do of this call; None for nothing.
-        slower: why "auto" should leave this call to the reference though its kernels can run; None for no reason.
+        slower: why the reference is the faster of the two, by measurement; None where it is not.
         max_width: largest last axis that they take; None for any.
 
     Raises:
@@ -108,12 +109,12 @@ def choose(
         raise ValueError(f"{operation}: unknown backend {asked!r}, expected one of {BACKENDS}")
     reason: str | None = "it was asked for by name"
     if backend != "reference":
-        reason = _why_not_here(operation) or _why_not(q, v, max_width)
-        if backend == "triton" and _interpreted() and reason is not None and reason.startswith(_ON_CPU):
-            reason = None
-        reason = reason or unsupported or (slower if backend == "auto" else None)
+        on_cpu = backend == "triton" and _interpreted()
+        reason = _why_not_here(operation) or _why_not(q, v, max_width, on_cpu) or unsupported
         if backend == "triton" and reason is not None:
             raise ValueError(f"{operation}: backend {asked!r} cannot run: {reason}")
+        if backend == "auto":
+            reason = reason or slower
     ran = "triton" if reason is None else "reference"
     if not torch.compiler.is_compiling():  # a log call would break the graph
         for decisions in _listeners:
@@ -139,13 +140,12 @@ def backends() -> dict[str, str]:
 def _why_not_here(operation: str) -> str | None:
     if not _HAS_TRITON:
         return "the package triton is not installed"
+    if _OLD_TORCH:
+        return f"its kernels need torch {MIN_TORCH} with its Triton, this is {torch.__version__}"
     return "it has no Triton kernel yet" if operation in WITHOUT_TRITON else None
 
 
-_ON_CPU = "the tensors are on cpu"
-
-
-def _why_not(q: Tensor, v: Tensor | None, max_width: int | None) -> str | None:
+def _why_not(q: Tensor, v: Tensor | None, max_width: int | None, on_cpu: bool) -> str | None:
     """Say why Triton kernels cannot take tensors like these, or None if they can."""
     if q.dtype not in DTYPES:
         return f"its kernels take {', '.join(str(dtype) for dtype in DTYPES)}, got {q.dtype}"
@@ -153,7 +153,7 @@ def _why_not(q: Tensor, v: Tensor | None, max_width: int | None) -> str | None:
     if max_width is not None and width > max_width:
         return f"its kernels take {'head ' * (q.ndim == 5)}widths up to {max_width}, got {width}"
     if q.device.type == "cpu":
-        return f"{_ON_CPU}, Triton kernels need a GPU"
+        return None if on_cpu else "the tensors are on cpu, Triton kernels need a GPU"
     if q.device.type != "cuda":
         return f"the tensors are on {q.device.type}, its kernels need an NVIDIA or AMD GPU"
     if torch.version.hip is None and (capability := _capability(q.device)) < MIN_CAPABILITY:
