@@ -43,6 +43,30 @@ def routed_attention() -> Iterator[Callable[[], object]]:
             )
 
 
+def channel_attention() -> Iterator[Callable[[], object]]:
+    """Yield calls that launch every kernel of the operation."""
+    import torch
+
+    from visionzoo.kernels.channel_attention import triton as kernels
+
+    for dtype, head_dim in product((torch.bfloat16, torch.float32), (32, 64, 128)):
+        q, k, v = torch.zeros(2, 28, 28, 3, 2, head_dim, dtype=dtype).unbind(3)
+        yield lambda a=(q, k, v): kernels.forward(*a, scale=1.0)
+
+
+def depthwise_conv() -> Iterator[Callable[[], object]]:
+    """Yield calls that launch every kernel of the operation."""
+    import torch
+
+    from visionzoo.kernels.depthwise_conv import triton as kernels
+
+    for dtype, kernel, regions in product((torch.bfloat16, torch.float32), (3, 5, 7), ([], [8, 8])):
+        x = torch.zeros(1, 56, 56, 64, dtype=dtype)
+        weight, bias = torch.zeros(64, 1, kernel, kernel, dtype=dtype), torch.zeros(64, dtype=dtype)
+        yield lambda a=(x, weight, bias, x, False, regions, dtype): kernels._convolve(*a)
+        yield lambda a=(x, x, weight, False, regions, True, True): kernels._convolve_backward(*a)
+
+
 def halo_attention() -> Iterator[Callable[[], object]]:
     """Yield calls that launch every kernel of the operation."""
     import torch
@@ -89,6 +113,18 @@ def neighborhood_attention() -> Iterator[Callable[[], object]]:
             yield lambda a=arguments, g=grad, s=lse: kernels._attend_backward(g, g, s, *a, a[3] is not None)
 
 
+def group_norm() -> Iterator[Callable[[], object]]:
+    """Yield calls that launch every kernel of the operation."""
+    import torch
+
+    from visionzoo.kernels.group_norm import triton as kernels
+
+    for dtype, channels in product((torch.bfloat16, torch.float32), (64, 320, 1024)):
+        x, weight, sums = torch.zeros(2, 7, 8, channels, dtype=dtype), torch.zeros(channels), torch.zeros(2, 64, 2)
+        yield lambda a=(x, weight, weight, 1e-5, dtype): kernels._normalize(*a)
+        yield lambda a=(x, x, weight, sums, 1e-5): kernels._normalize_backward(*a)
+
+
 def layer_norm() -> Iterator[Callable[[], object]]:
     """Yield calls that launch every kernel of the operation."""
     import torch
@@ -102,7 +138,17 @@ def layer_norm() -> Iterator[Callable[[], object]]:
 
 
 OPERATIONS = {
-    f.__name__: f for f in (halo_attention, layer_norm, neighborhood_attention, route_regions, routed_attention)
+    f.__name__: f
+    for f in (
+        channel_attention,
+        depthwise_conv,
+        group_norm,
+        halo_attention,
+        layer_norm,
+        neighborhood_attention,
+        route_regions,
+        routed_attention,
+    )
 }
 
 

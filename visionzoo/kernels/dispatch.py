@@ -19,6 +19,9 @@ from torch import Tensor
 BACKENDS = ("auto", "reference", "triton")
 ENVIRONMENT_VARIABLE = "VISIONZOO_BACKEND"
 OPERATIONS = (
+    "channel_attention",
+    "depthwise_conv",
+    "group_norm",
     "halo_attention",
     "layer_norm",
     "linear_attention",
@@ -79,7 +82,7 @@ def choose(
     v: Tensor | None = None,
     unsupported: str | None = None,
     slower: str | None = None,
-    max_width: int = MAX_HEAD_DIM,
+    max_width: int | None = MAX_HEAD_DIM,
 ) -> str:
     """Return "reference" or "triton" for one call of `operation`.
 
@@ -89,11 +92,11 @@ def choose(
     Args:
         operation: a name of `OPERATIONS`.
         backend: a name of `BACKENDS`.
-        q: the operation's first tensor, [..., D].
+        q: the operation's first tensor, [B, H, W, G, D], or [B, H, W, C] where there are no heads.
         v: its values, if their last axis may have another width.
         unsupported: what else the operation's kernels cannot do of this call; None for nothing.
         slower: why the reference is the faster of the two, by measurement; None where it is not.
-        max_width: largest last axis that they take.
+        max_width: largest last axis that they take; None for any.
 
     Raises:
         ValueError: if the name is unknown, or triton was asked for by name and cannot run.
@@ -142,12 +145,12 @@ def _why_not_here(operation: str) -> str | None:
     return "it has no Triton kernel yet" if operation in WITHOUT_TRITON else None
 
 
-def _why_not(q: Tensor, v: Tensor | None, max_width: int, on_cpu: bool) -> str | None:
+def _why_not(q: Tensor, v: Tensor | None, max_width: int | None, on_cpu: bool) -> str | None:
     """Say why Triton kernels cannot take tensors like these, or None if they can."""
     if q.dtype not in DTYPES:
         return f"its kernels take {', '.join(str(dtype) for dtype in DTYPES)}, got {q.dtype}"
     width = max(q.shape[-1], 0 if v is None else v.shape[-1])
-    if width > max_width:
+    if max_width is not None and width > max_width:
         return f"its kernels take {'head ' * (q.ndim == 5)}widths up to {max_width}, got {width}"
     if q.device.type == "cpu":
         return None if on_cpu else "the tensors are on cpu, Triton kernels need a GPU"

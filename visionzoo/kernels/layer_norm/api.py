@@ -7,6 +7,7 @@ from torch import Tensor
 
 from visionzoo.kernels.dispatch import choose
 from visionzoo.kernels.layer_norm import reference
+from visionzoo.kernels.precision import autocast_dtype
 
 MAX_WIDTH = 1024  # a program holds whole rows
 # Below that many rows torch's kernel takes less time than it takes to launch ours (H100, widths 64 to 512).
@@ -43,8 +44,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5, ba
             f"layer_norm: x, weight and bias must be floating point on one device, got {x.dtype} on {x.device}, "
             f"{weight.dtype} on {weight.device} and {bias.dtype} on {bias.device}"
         )
-    device = x.device.type
-    out_dtype = torch.get_autocast_dtype(device) if device != "meta" and torch.is_autocast_enabled(device) else x.dtype
+    out_dtype = autocast_dtype(x.device) or x.dtype
     if choose("layer_norm", backend, x, slower=_slower(x), max_width=MAX_WIDTH) == "triton":
         from visionzoo.kernels.layer_norm import triton
 
