@@ -1,0 +1,3 @@
+from visionzoo.openmmlab import ops
+
+ops.install()
