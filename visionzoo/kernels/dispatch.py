@@ -1,7 +1,7 @@
 """Which implementation of an operation runs, and why.
 
 Each operation is a folder: `api.py` (validation and dispatch, the public function), `reference.py` (the
-specification in plain torch, which runs everywhere) and, where one exists, `triton.py`.
+specification in plain torch, which runs everywhere) and `triton.py` (kernels for a GPU, with their backward pass).
 """
 
 from __future__ import annotations
@@ -9,28 +9,72 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 BACKENDS = ("auto", "reference", "triton")
 ENVIRONMENT_VARIABLE = "VISIONZOO_BACKEND"
-# operation -> module of its Triton kernels, or None while it has none
-OPERATIONS: dict[str, str | None] = {
-    "halo_attention": None,
-    "linear_attention": None,
-    "route_regions": None,
-    "routed_attention": None,
-}
+OPERATIONS = ("halo_attention", "linear_attention", "route_regions", "routed_attention")
+WITHOUT_TRITON = ("halo_attention", "linear_attention", "route_regions")  # operations that have no Triton kernels yet
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_HEAD_DIM = 128
+MIN_CAPABILITY = (8, 0)  # compute capability; older GPUs have no bfloat16 matrix units
 
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 _logger = logging.getLogger(__name__)
-_logged: set[str] = set()
+_logged: set[tuple[str, str]] = set()
+_listeners: list[list[Decision]] = []
 
 
-def choose(operation: str, backend: str) -> str:
+@dataclass(frozen=True)
+class Decision:
+    """What one call of an operation ran, on which shape, and why not its Triton kernels (None where it ran these)."""
+
+    operation: str
+    backend: str
+    shape: tuple[int, ...]
+    reason: str | None
+
+    def __str__(self) -> str:
+        because = f": {self.reason}" if self.reason else ""
+        return f"{self.operation} {list(self.shape)} ran {self.backend}{because}"
+
+
+@contextmanager
+def explain() -> Iterator[list[Decision]]:
+    """Collect what every call of an operation runs, and why, inside a `with` block.
+
+    >>> import torch
+    >>> from visionzoo.layers.mixers import WindowMixer
+    >>> with explain() as decisions:
+    ...     _ = WindowMixer(32, window_size=4)(torch.randn(1, 8, 8, 32))
+    >>> print(decisions[0])
+    routed_attention [1, 8, 8, 1, 32] ran reference: the tensors are on cpu, Triton kernels need a GPU
+    """
+    decisions: list[Decision] = []
+    _listeners.append(decisions)
+    try:
+        yield decisions
+    finally:
+        _listeners.remove(decisions)
+
+
+def choose(operation: str, backend: str, q: Tensor, v: Tensor | None = None, unsupported: str | None = None) -> str:
     """Return "reference" or "triton" for one call of `operation`.
 
     "auto" takes the environment variable VISIONZOO_BACKEND where that is set, and else falls back to the reference
-    where triton cannot run, saying why once in the log.
+    where triton cannot run, saying why once in the log (and to `explain`).
+
+    Args:
+        operation: a name of `OPERATIONS`.
+        backend: a name of `BACKENDS`.
+        q: the operation's first tensor, [..., D].
+        v: its values, if their last axis may have another width.
+        unsupported: what else the operation's kernels cannot do of this call; None for nothing.
 
     Raises:
         ValueError: if the name is unknown, or triton was asked for by name and cannot run.
@@ -41,32 +85,68 @@ def choose(operation: str, backend: str) -> str:
         asked = f"{ENVIRONMENT_VARIABLE}={backend}"
     if backend not in BACKENDS:
         raise ValueError(f"{operation}: unknown backend {asked!r}, expected one of {BACKENDS}")
-    if backend == "reference":
-        return "reference"
-    reason = why_not_triton(operation)
-    if reason is None:
-        return "triton"
-    if backend == "triton":
-        raise ValueError(f"{operation}: backend {asked!r} cannot run: {reason}")
-    if operation not in _logged and not torch.compiler.is_compiling():  # a log call would break the graph
-        _logged.add(operation)
-        _logger.info("%s runs its reference implementation: %s", operation, reason)
-    return "reference"
-
-
-def why_not_triton(operation: str) -> str | None:
-    """Say why the Triton kernels of `operation` cannot run here, or None if they can."""
-    if OPERATIONS[operation] is None:
-        return "it has no Triton kernel yet"
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed"
-    return None
+    reason: str | None = "it was asked for by name"
+    if backend != "reference":
+        reason = _why_not_here(operation) or _why_not(q, v) or unsupported
+        if backend == "triton" and reason is not None and not (_interpreted() and reason.startswith(_ON_CPU)):
+            raise ValueError(f"{operation}: backend {asked!r} cannot run: {reason}")
+    ran = "triton" if reason is None or backend == "triton" else "reference"
+    if not torch.compiler.is_compiling():  # a log call would break the graph
+        for decisions in _listeners:
+            decisions.append(Decision(operation, ran, tuple(q.shape), reason if ran == "reference" else None))
+        if ran != backend and reason is not None and (operation, reason) not in _logged:
+            _logged.add((operation, reason))
+            _logger.info("%s runs its reference implementation: %s", operation, reason)
+    return ran
 
 
 def backends() -> dict[str, str]:
-    """For each operation the backend that "auto" takes here, and the reason where that is the reference."""
+    """For each operation the backend that "auto" takes for tensors on a GPU, and why where that is the reference.
+
+    What a single call runs depends on its tensors too: see `explain`.
+    """
     table = {}
     for operation in OPERATIONS:
-        reason = why_not_triton(operation)
+        reason = _why_not_here(operation) or (None if torch.cuda.is_available() else "there is no GPU")
         table[operation] = "triton" if reason is None else f"reference ({reason})"
     return table
+
+
+def _why_not_here(operation: str) -> str | None:
+    if not _HAS_TRITON:
+        return "the package triton is not installed"
+    return "it has no Triton kernel yet" if operation in WITHOUT_TRITON else None
+
+
+_ON_CPU = "the tensors are on cpu"
+
+
+def _why_not(q: Tensor, v: Tensor | None) -> str | None:
+    """Say why Triton kernels cannot take tensors like these, or None if they can."""
+    if q.dtype not in DTYPES:
+        return f"its kernels take {', '.join(str(dtype) for dtype in DTYPES)}, got {q.dtype}"
+    width = max(q.shape[-1], 0 if v is None else v.shape[-1])
+    if width > MAX_HEAD_DIM:
+        return f"its kernels take head widths up to {MAX_HEAD_DIM}, got {width}"
+    if q.device.type == "cpu":
+        return f"{_ON_CPU}, Triton kernels need a GPU"
+    if q.device.type != "cuda":
+        return f"the tensors are on {q.device.type}, its kernels need an NVIDIA or AMD GPU"
+    if torch.version.hip is None and (capability := _capability(q.device)) < MIN_CAPABILITY:
+        return f"its kernels need compute capability {MIN_CAPABILITY}, this GPU has {capability}"
+    return None
+
+
+_capabilities: dict[int | None, tuple[int, int]] = {}  # asking costs some µs every time
+
+
+@torch.compiler.assume_constant_result
+def _capability(device: torch.device) -> tuple[int, int]:
+    if device.index not in _capabilities:
+        _capabilities[device.index] = torch.cuda.get_device_capability(device)
+    return _capabilities[device.index]
+
+
+def _interpreted() -> bool:
+    """Whether Triton's interpreter runs kernels on the CPU, for tests: only what asks for triton by name gets it."""
+    return os.environ.get("TRITON_INTERPRET") == "1"

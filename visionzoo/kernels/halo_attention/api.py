@@ -62,7 +62,7 @@ def halo_attention(
                 f"{halo_size=}, in {q.dtype} on {q.device} as q is; got {tuple(table.shape)} {table.dtype} on "
                 f"{table.device}"
             )
-    choose("halo_attention", backend)
+    choose("halo_attention", backend, q, v)
     return reference.forward(
         q,
         k,

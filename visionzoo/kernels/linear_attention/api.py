@@ -74,7 +74,7 @@ def linear_attention(
             f"on {q.device}; got {feature_map=} and {tuple(temperature.shape)} {temperature.dtype} on "
             f"{temperature.device}"
         )
-    choose("linear_attention", backend)
+    choose("linear_attention", backend, q)
     return reference.forward(
         q, k, v, feature_map=feature_map, focusing_factor=focusing_factor, temperature=temperature, eps=eps
     )

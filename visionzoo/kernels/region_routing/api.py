@@ -43,6 +43,6 @@ def route_regions(
     check_valid_size("route_regions", q, valid_size)
     if not 1 <= topk <= regions[0] * regions[1]:
         raise ValueError(f"route_regions: topk must be from 1 to {regions[0] * regions[1]} regions, got {topk=}")
-    choose("route_regions", backend)
+    choose("route_regions", backend, q)
     scale = (q.shape[3] * q.shape[4]) ** -0.5 if scale is None else scale
     return reference.forward(q, k, regions=regions, topk=topk, scale=scale, valid_size=valid_size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,7 +22,9 @@ def routed_attention(
     scale: float | None = None,
     bias: Tensor | None = None,
     segments: Tensor | None = None,
+    weights: Tensor | None = None,
     valid_size: tuple[int, int] | None = None,
+    check_index: bool = True,
     backend: str = "auto",
 ) -> Tensor:
     """Multi-head softmax attention in which the query's region says which regions its keys come from.
@@ -38,16 +42,20 @@ def routed_attention(
         segments: integers [H, W]; tokens attend only to tokens of their own number, as in shifted windows, where what
             the shift brought together from opposite borders stays apart. Queries without any such key give 0. None:
             no limits.
+        weights: of soft routing, floating point [B, R, K]: keys and values of a listed region are multiplied by its
+            weight. None: they count as they are.
         valid_size: (height, width) of the map without its padding at the bottom and right; padded keys are then left
             out. Every query's list needs one region that is not padding alone, as `route_regions` ensures; queries
             in regions of padding give 0. None: every token counts.
+        check_index: look whether `index` names regions that exist; on a GPU this waits for it. Without, and under
+            torch.compile, the Triton kernels leave out regions that do not exist.
         backend: "auto", "reference" or "triton".
 
     Returns:
         [B, H, W, G, D] in q's dtype; scores and softmax are float32 at least.
 
     Raises:
-        ValueError: if shapes, dtypes, regions, index, bias, segments or backend are not as said.
+        ValueError: if shapes, dtypes, regions, index, bias, segments, weights or backend are not as said.
     """
     regions = check_regions("routed_attention", q, k, regions)
     check_valid_size("routed_attention", q, valid_size)
@@ -57,19 +65,29 @@ def routed_attention(
             f"got {tuple(v.shape)} {v.dtype} on {v.device}"
         )
     if index is not None:
-        _check_index(index, q, regions[0] * regions[1])
+        _check_index(index, q, regions[0] * regions[1], check_index)
     if bias is not None:
         _check_bias(bias, q, regions[0] * regions[1], 1 if index is None else index.shape[2])
     if segments is not None:
         _check_segments(segments, q)
-    choose("routed_attention", backend)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return reference.forward(
-        q, k, v, index, regions=regions, scale=scale, bias=bias, segments=segments, valid_size=valid_size
-    )
+    if weights is not None:
+        _check_weights(weights, index, q)
+    arguments: dict[str, Any] = {
+        "regions": regions,
+        "scale": q.shape[-1] ** -0.5 if scale is None else scale,
+        "bias": bias,
+        "segments": segments,
+        "weights": weights,
+        "valid_size": valid_size,
+    }
+    if choose("routed_attention", backend, q) == "triton":
+        from visionzoo.kernels.routed_attention import triton
+
+        return triton.forward(q, k, v, index, **arguments)
+    return reference.forward(q, k, v, index, **arguments)
 
 
-def _check_index(index: Tensor, q: Tensor, count: int) -> None:
+def _check_index(index: Tensor, q: Tensor, count: int, check_values: bool) -> None:
     if index.ndim != 3 or index.shape[0] != q.shape[0] or index.shape[1] != count or index.shape[2] < 1:
         raise ValueError(
             f"routed_attention: index must be [B, R, K] = [{q.shape[0]}, {count}, K ≥ 1], got {tuple(index.shape)}"
@@ -78,7 +96,7 @@ def _check_index(index: Tensor, q: Tensor, count: int) -> None:
         raise ValueError(
             f"routed_attention: index must hold integers on {q.device}, got {index.dtype} on {index.device}"
         )
-    if index.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere the look would cost a wait
+    if check_values and index.device.type != "meta" and not torch.compiler.is_compiling():
         low, high = index.aminmax()
         if low < 0 or high >= count:
             raise ValueError(f"routed_attention: index must name regions 0 to {count - 1}, got {low} to {high}")
@@ -95,6 +113,18 @@ def _check_bias(bias: Tensor, q: Tensor, count: int, listed: int) -> None:
     if not bias.is_floating_point() or bias.device != q.device:
         raise ValueError(
             f"routed_attention: bias must be floating point on {q.device}, got {bias.dtype} on {bias.device}"
+        )
+
+
+def _check_weights(weights: Tensor, index: Tensor | None, q: Tensor) -> None:
+    if index is None or weights.shape != index.shape:
+        raise ValueError(
+            f"routed_attention: weights must have the shape of index, "
+            f"{'which is None' if index is None else tuple(index.shape)}, got {tuple(weights.shape)}"
+        )
+    if not weights.is_floating_point() or weights.device != q.device:
+        raise ValueError(
+            f"routed_attention: weights must be floating point on {q.device}, got {weights.dtype} on {weights.device}"
         )
 
 

@@ -18,6 +18,7 @@ def forward(
     scale: float,
     bias: Tensor | None,
     segments: Tensor | None,
+    weights: Tensor | None,
     valid_size: tuple[int, int] | None,
 ) -> Tensor:
     """Attention of [B, H, W, G, D] tensors as `routed_attention` says; copies K and V once for each listed region."""
@@ -26,7 +27,10 @@ def forward(
     if index is not None:
         batch = torch.arange(q.shape[0], device=q.device)[:, None, None]
         # [B, R, K, G, n, D] -> [B, R, G, K·n, D]
-        k_regions, v_regions = (t[batch, index].transpose(2, 3).flatten(3, 4) for t in (k_regions, v_regions))
+        k_regions, v_regions = (t[batch, index] for t in (k_regions, v_regions))
+        if weights is not None:
+            k_regions, v_regions = (t * weights.to(t.dtype)[..., None, None, None] for t in (k_regions, v_regions))
+        k_regions, v_regions = (t.transpose(2, 3).flatten(3, 4) for t in (k_regions, v_regions))
     keep = _allowed(size, index, regions, segments, valid_size, q.device)
     accumulate = torch.promote_types(q.dtype, torch.float32)
     scores = (q_regions * scale) @ k_regions.transpose(-2, -1)  # [B, R, G, n, K·n]

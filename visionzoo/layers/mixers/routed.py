@@ -82,7 +82,7 @@ class RoutedMixer(Mixer):
             "backend": self.backend,
         }
         index = route_regions(q, k, topk=self.topk, **options)
-        out = routed_attention(q, k, v, index, **options).flatten(3)
+        out = routed_attention(q, k, v, index, check_index=False, **options).flatten(3)
         if self.mask_padding:
             out, v = out[:, :height, :width], v[:, :height, :width]
         if self.lepe is not None:

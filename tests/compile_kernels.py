@@ -1,0 +1,114 @@
+"""Compile Triton kernels for GPUs that are not here: python tests/compile_kernels.py [operation ...].
+
+Runs the operations on CPU tensors with a driver that compiles every launch and runs none, for each compute capability
+of `CAPABILITIES`, and prints what the assembler says of each kernel: registers, spills, shared memory.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+
+os.environ.pop("TRITON_INTERPRET", None)
+CAPABILITIES = (80, 90)
+
+
+def routed_attention() -> Iterator[Callable[[], object]]:
+    """Yield calls that launch every kernel of the operation."""
+    import torch
+
+    from visionzoo.kernels.routed_attention import triton as kernels
+
+    for dtype, side, listed in product((torch.bfloat16, torch.float32), (14, 56), (0, 2)):
+        q, k, v = torch.zeros(1, side, side, 3, 2, 32, dtype=dtype).unbind(3)
+        n = (side // 7) ** 2
+        index = torch.zeros(1, 49, listed, dtype=torch.int64) if listed else None
+        extras = [(None, None, None, [])]
+        if dtype == torch.bfloat16 and side == 56:
+            bias = torch.zeros(2, n, n * (listed or 1))
+            extras.append(
+                (bias, torch.zeros(side, side, dtype=torch.int64), torch.zeros(1, 49, 2) if listed else None, [50, 50])
+            )
+        for bias, segments, weights, valid in extras:
+            arguments = (q, k, v, index, bias, segments, weights, [7, 7], 0.1, valid)
+            yield lambda a=arguments: kernels._attend(*a)
+            grad, lse = torch.zeros(q.shape, dtype=dtype), torch.zeros(q.shape[:4])
+            yield lambda a=arguments, g=grad, s=lse: kernels._attend_backward(
+                g, g, s, *a, a[4] is not None, a[6] is not None
+            )
+
+
+OPERATIONS = {f.__name__: f for f in (routed_attention,)}
+
+
+def main(names: list[str]) -> None:
+    """Compile the operations `names`, or all."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.jit import JITFunction
+
+    seen = set()
+    for capability in CAPABILITIES:
+        triton.runtime.driver.set_active(_Driver(GPUTarget("cuda", capability, 32)))
+
+        def launch(kernel, grid, capability=capability):
+            def run(*args, **kwargs):
+                compiled = kernel.warmup(*args, grid=grid, **kwargs)
+                key = (capability, compiled.hash)
+                if key not in seen:
+                    seen.add(key)
+                    blocks = [f"{k}={v}" for k, v in kwargs.items() if isinstance(v, int) and not k.startswith("num")]
+                    print(f"sm_{capability} {kernel.__name__} {_resources(compiled)} {' '.join(blocks)}", flush=True)
+
+            return run
+
+        JITFunction.__getitem__ = launch
+        for name in names or OPERATIONS:
+            for call in OPERATIONS[name]():
+                call()
+
+
+class _Driver:
+    """What `JITFunction.warmup` asks of a driver."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def get_current_target(self):
+        return self.target
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_active_torch_device(self):
+        import torch
+
+        return torch.device("cpu")
+
+
+def _resources(compiled) -> str:
+    """Read the assembler's resource report on a compiled kernel, with the program that comes with Triton."""
+    import triton
+
+    program = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    shared = f"shared {compiled.metadata.shared // 1024:3} KiB warps {compiled.metadata.num_warps}"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        report = subprocess.run(
+            [program, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        )
+    words = report.stdout.replace(":", " ").split()
+    return f"registers {words[words.index('REG') + 1]:>3} stack {words[words.index('STACK') + 1]:>3} {shared}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
