@@ -1,8 +1,10 @@
 """DINO with 4 scales 1x, BiFormer-S.
 
-Paper: BiFormer, arXiv:2303.08810. Settings: mmdet's for ResNet-50.
+Paper: BiFormer, arXiv:2303.08810.
+Settings: mmdet's for ResNet-50.
+Published: none. Not run here.
+Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/dino-4scale_zoo-biformer-s_1x_coco.py
-Hardware: 8 GPUs × 2 images. Published: none. Not run here.
 """
 
 _base_ = "_base_/dino_1x.py"

@@ -1,8 +1,10 @@
 """Mask R-CNN 1x, BiFormer-B.
 
-Paper: BiFormer, arXiv:2303.08810. Settings: object_detection/configs/coco of rayleizhu/BiFormer at 1697bbb.
+Paper: BiFormer, arXiv:2303.08810.
+Settings: object_detection/configs/coco of rayleizhu/BiFormer at 1697bbb.
+Published: box AP 48.6, mask AP 43.7. Not run here.
+Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/mask-rcnn_zoo-biformer-b_fpn_1x_coco.py --amp
-Hardware: 8 GPUs × 2 images. Published: box AP 48.6, mask AP 43.7. Not run here.
 """
 
 _base_ = "_base_/mask-rcnn_1x.py"

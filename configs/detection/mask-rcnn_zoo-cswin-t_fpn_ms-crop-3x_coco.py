@@ -1,8 +1,10 @@
 """Mask R-CNN 3x, CSWin-T.
 
-Paper: CSWin, arXiv:2107.00652. Settings: README.md of microsoft/CSWin-Transformer at f111ae2; the configs are not published, these are Swin's.
+Paper: CSWin, arXiv:2107.00652.
+Settings: README.md of microsoft/CSWin-Transformer at f111ae2; the configs are not published, these are Swin's.
+Published: box AP 49.0, mask AP 43.6. Not run here.
+Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/mask-rcnn_zoo-cswin-t_fpn_ms-crop-3x_coco.py
-Hardware: 8 GPUs × 2 images. Published: box AP 49.0, mask AP 43.6. Not run here.
 """
 
 _base_ = "_base_/mask-rcnn_ms-crop-3x.py"

@@ -1,8 +1,10 @@
 """Mask R-CNN 1x, PVTv2-B2.
 
-Paper: PVTv2, arXiv:2106.13797. Settings: detection/configs of whai362/PVT at 57e2dfa.
+Paper: PVTv2, arXiv:2106.13797.
+Settings: detection/configs of whai362/PVT at 57e2dfa.
+Published: box AP 45.3, mask AP 41.2. Not run here.
+Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/mask-rcnn_zoo-pvtv2-b2_fpn_1x_coco.py
-Hardware: 8 GPUs × 2 images. Published: box AP 45.3, mask AP 41.2. Not run here.
 """
 
 _base_ = "_base_/mask-rcnn_1x.py"

@@ -1,8 +1,10 @@
 """Mask R-CNN 3x, Swin-T.
 
-Paper: Swin, arXiv:2103.14030. Settings: configs/swin of Swin-Transformer-Object-Detection at c7b20110.
+Paper: Swin, arXiv:2103.14030.
+Settings: configs/swin of Swin-Transformer-Object-Detection at c7b20110.
+Published: box AP 46.0, mask AP 41.6. Not run here.
+Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/mask-rcnn_zoo-swin-t_fpn_ms-crop-3x_coco.py
-Hardware: 8 GPUs × 2 images. Published: box AP 46.0, mask AP 41.6. Not run here.
 """
 
 _base_ = "_base_/mask-rcnn_ms-crop-3x.py"

@@ -1,8 +1,10 @@
 """RetinaNet 1x, BiFormer-S.
 
-Paper: BiFormer, arXiv:2303.08810. Settings: object_detection/configs/coco of rayleizhu/BiFormer at 1697bbb.
+Paper: BiFormer, arXiv:2303.08810.
+Settings: object_detection/configs/coco of rayleizhu/BiFormer at 1697bbb.
+Published: box AP 45.9 (paper), 47.3 (second run of the authors). Not run here.
+Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/retinanet_zoo-biformer-s_fpn_1x_coco.py --amp
-Hardware: 8 GPUs × 2 images. Published: box AP 45.9 (paper), 47.3 (second run of the authors). Not run here.
 """
 
 _base_ = "_base_/retinanet_1x.py"

@@ -1,8 +1,10 @@
 """RetinaNet 1x with multi-scale crops, DaViT-B.
 
-Paper: DaViT, arXiv:2204.03645. Settings: mmdet/configs of dingmyu/davit, where only the tiny size is.
+Paper: DaViT, arXiv:2204.03645.
+Settings: mmdet/configs of dingmyu/davit, where only the tiny size is.
+Published: box AP 46.7. Not run here.
+Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/retinanet_zoo-davit-b_fpn_ms-crop-1x_coco.py
-Hardware: 8 GPUs × 2 images. Published: box AP 46.7. Not run here.
 """
 
 _base_ = "_base_/retinanet_ms-crop-1x.py"

@@ -1,8 +1,10 @@
 """RetinaNet 1x with multi-scale crops, DaViT-T.
 
-Paper: DaViT, arXiv:2204.03645. Settings: mmdet/configs of dingmyu/davit.
+Paper: DaViT, arXiv:2204.03645.
+Settings: mmdet/configs of dingmyu/davit.
+Published: box AP 44.0. Not run here.
+Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/retinanet_zoo-davit-t_fpn_ms-crop-1x_coco.py
-Hardware: 8 GPUs × 2 images. Published: box AP 44.0. Not run here.
 """
 
 _base_ = "_base_/retinanet_ms-crop-1x.py"

@@ -1,8 +1,10 @@
 """RetinaNet 1x, HaloNet-50-TS.
 
-Paper: HaloNet, arXiv:2103.12731. Settings: the base's.
+Paper: HaloNet, arXiv:2103.12731.
+Settings: the base's.
+Published: none. Not run here.
+Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/retinanet_zoo-halonet-50ts_fpn_1x_coco.py
-Hardware: 8 GPUs × 2 images. Published: none. Not run here.
 """
 
 _base_ = "_base_/retinanet_1x.py"

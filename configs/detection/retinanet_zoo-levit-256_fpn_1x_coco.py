@@ -1,8 +1,10 @@
 """RetinaNet 1x, LeViT-256.
 
-Paper: LeViT, arXiv:2104.01136. Settings: SHViT's.
+Paper: LeViT, arXiv:2104.01136.
+Settings: SHViT's.
+Published: none. Not run here.
+Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/retinanet_zoo-levit-256_fpn_1x_coco.py
-Hardware: 8 GPUs × 2 images. Published: none. Not run here.
 """
 
 _base_ = "_base_/retinanet_1x.py"

@@ -1,8 +1,10 @@
 """RetinaNet 1x, PoolFormer-S24.
 
-Paper: MetaFormer, arXiv:2111.11418. Settings: detection/configs of sail-sg/poolformer.
+Paper: MetaFormer, arXiv:2111.11418.
+Settings: detection/configs of sail-sg/poolformer.
+Published: box AP 38.9. Not run here.
+Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/retinanet_zoo-poolformer-s24_fpn_1x_coco.py
-Hardware: 8 GPUs × 2 images. Published: box AP 38.9. Not run here.
 """
 
 _base_ = "_base_/retinanet_1x.py"

@@ -1,8 +1,11 @@
 """Mask2Former, DaViT-T.
 
-Paper: DaViT, arXiv:2204.03645. Settings: mmseg's for ResNet-50.
-Command: torchrun --nproc-per-node 8 tools/train.py configs/segmentation/mask2former_zoo-davit-t_160k_ade20k-512x512.py
-Hardware: 8 GPUs × 2 images. Published: none. Not run here.
+Paper: DaViT, arXiv:2204.03645.
+Settings: mmseg's for ResNet-50.
+Published: none. Not run here.
+Hardware: 8 GPUs × 2 images.
+Command: torchrun --nproc-per-node 8 tools/train.py
+    configs/segmentation/mask2former_zoo-davit-t_160k_ade20k-512x512.py
 """
 
 _base_ = "_base_/mask2former_160k.py"

@@ -1,8 +1,11 @@
 """Semantic FPN, 40,000 iterations, PoolFormer-M48.
 
-Paper: MetaFormer, arXiv:2111.11418. Settings: segmentation/configs/sem_fpn/PoolFormer of sail-sg/poolformer.
-Command: torchrun --nproc-per-node 8 tools/train.py configs/segmentation/semantic-fpn_zoo-poolformer-m48_40k_ade20k-512x512.py
-Hardware: 8 GPUs × 4 images. Published: mIoU 42.7. Not run here.
+Paper: MetaFormer, arXiv:2111.11418.
+Settings: segmentation/configs/sem_fpn/PoolFormer of sail-sg/poolformer.
+Published: mIoU 42.7. Not run here.
+Hardware: 8 GPUs × 4 images.
+Command: torchrun --nproc-per-node 8 tools/train.py
+    configs/segmentation/semantic-fpn_zoo-poolformer-m48_40k_ade20k-512x512.py
 """
 
 _base_ = "_base_/semantic-fpn_40k.py"

@@ -1,9 +1,12 @@
 """UPerNet, BiFormer-S.
 
-Paper: BiFormer, arXiv:2303.08810. Settings: semantic_segmentation/configs/ade20k of rayleizhu/BiFormer at 1697bbb, but for the backbone's batch norms,
-which the authors synchronise.
-Command: torchrun --nproc-per-node 8 tools/train.py configs/segmentation/upernet_zoo-biformer-s_160k_ade20k-512x512.py --amp
-Hardware: 8 GPUs × 2 images. Published: mIoU 49.8, 50.8 with test-time augmentation. Not run here.
+Paper: BiFormer, arXiv:2303.08810.
+Settings: semantic_segmentation/configs/ade20k of rayleizhu/BiFormer at 1697bbb, but for the backbone's batch norms,
+    which the authors synchronise.
+Published: mIoU 49.8, 50.8 with test-time augmentation. Not run here.
+Hardware: 8 GPUs × 2 images.
+Command: torchrun --nproc-per-node 8 tools/train.py configs/segmentation/upernet_zoo-biformer-s_160k_ade20k-512x512.py
+    --amp
 """
 
 _base_ = "_base_/upernet_160k.py"

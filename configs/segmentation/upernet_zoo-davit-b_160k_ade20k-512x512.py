@@ -1,8 +1,10 @@
 """UPerNet, DaViT-B.
 
-Paper: DaViT, arXiv:2204.03645. Settings: mmseg/configs/upernet_davit_512x512_160k_ade20k.py of dingmyu/davit.
+Paper: DaViT, arXiv:2204.03645.
+Settings: mmseg/configs/upernet_davit_512x512_160k_ade20k.py of dingmyu/davit.
+Published: mIoU 49.4. Not run here.
+Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/segmentation/upernet_zoo-davit-b_160k_ade20k-512x512.py
-Hardware: 8 GPUs × 2 images. Published: mIoU 49.4. Not run here.
 """
 
 _base_ = "_base_/upernet_160k.py"

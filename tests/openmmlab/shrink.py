@@ -55,7 +55,9 @@ def inputs(cfg: Config) -> dict[str, Any]:
     if cfg.default_scope == "mmdet":
         from mmdet.testing import demo_mm_inputs
 
-        return demo_mm_inputs(2, [(3, SIDE, SIDE), (3, SIDE, SIDE - 8)], num_items=[2, 1], num_classes=80, with_mask=True)
+        return demo_mm_inputs(
+            2, [(3, SIDE, SIDE), (3, SIDE, SIDE - 8)], num_items=[2, 1], num_classes=80, with_mask=True
+        )
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 
@@ -63,7 +65,9 @@ def inputs(cfg: Config) -> dict[str, Any]:
     images, samples = [], []
     for _ in range(2):
         images.append(torch.randint(0, 256, (3, SIDE, SIDE), generator=generator).to(torch.uint8))
-        sample = SegDataSample(metainfo={"ori_shape": (SIDE, SIDE), "img_shape": (SIDE, SIDE), "pad_shape": (SIDE, SIDE)})
+        sample = SegDataSample(
+            metainfo={"ori_shape": (SIDE, SIDE), "img_shape": (SIDE, SIDE), "pad_shape": (SIDE, SIDE)}
+        )
         labels = torch.randint(0, 150, (1, SIDE // 8, SIDE // 8), generator=generator).repeat_interleave(8, 1)
         sample.gt_sem_seg = PixelData(data=labels.repeat_interleave(8, 2))
         samples.append(sample)

@@ -76,4 +76,3 @@ def test_a_config_is_a_recipe(path):
     for word in ("Hardware: ", "Published: "):
         assert word in doc
     assert "arXiv:" in doc or "digits" in path.stem
-

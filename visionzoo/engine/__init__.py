@@ -4,6 +4,6 @@
 the loop with `checkpoints` and `reporting`, `evaluation` and `prediction` use what it wrote.
 """
 
-from visionzoo.engine.errors import Interrupted, UnreadableImageError, UserError, run_tool
+from visionzoo.engine.errors import Interrupted, UnreadableImageError, UserError, is_openmmlab, run_tool
 
-__all__ = ["Interrupted", "UnreadableImageError", "UserError", "run_tool"]
+__all__ = ["Interrupted", "UnreadableImageError", "UserError", "is_openmmlab", "run_tool"]

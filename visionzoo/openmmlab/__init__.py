@@ -4,7 +4,8 @@
 mmcv has no compiled extension, and registers `ZooBackbone`, the necks and the optimizer constructor in mmengine's
 root registry, where mmdet and mmseg find them.
 
-`ops` is in mmcv's place, `backbone`, `necks` and `optim` are what configs name.
+`ops` stands in mmcv's place; `backbone`, `necks` and `optim` are what configs name; `flags`, `running` and `prediction`
+are tools/*.py with a .py config, with the checks of `data`.
 """
 
 from mmengine.config import utils as _config_utils

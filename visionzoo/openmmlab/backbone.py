@@ -15,7 +15,7 @@ from mmengine.registry import MODELS
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from visionzoo.engine.errors import closest
+from visionzoo.engine.errors import UserError, closest
 from visionzoo.models.checkpoint import load_weights
 from visionzoo.models.registry import VARIANTS
 
@@ -43,7 +43,7 @@ class ZooBackbone(BaseModule):
         model: further arguments of the model, such as `in_chans`, `mixers` or BiFormer's `regions`.
 
     Raises:
-        ValueError: if there is no such model or stage, or `out_norm` or `init_cfg` are none of the above.
+        UserError: if there is no such model or stage, or `out_norm` or `init_cfg` are none of the above.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class ZooBackbone(BaseModule):
         self.checkpoint = _checkpoint(init_cfg)
         self.pretrained = pretrained
         if pretrained and self.checkpoint:
-            raise ValueError(f"ZooBackbone: either pretrained=True or a checkpoint, got both ({self.checkpoint})")
+            raise UserError(f"ZooBackbone: either pretrained=True or a checkpoint, got both ({self.checkpoint})")
         getter: Any = create_getter(name, out_indices, drop_path_rate=drop_path_rate, **model)
         self.model = getter.model
         self.out_indices = tuple(getter.out_indices)
@@ -79,7 +79,7 @@ class ZooBackbone(BaseModule):
             self.model.set_grad_checkpointing(True)
         stages = len(self.model.stages)
         if not -1 <= frozen_stages <= stages:
-            raise ValueError(f"ZooBackbone: frozen_stages must be from -1 to {stages} for {name}, got {frozen_stages=}")
+            raise UserError(f"ZooBackbone: frozen_stages must be from -1 to {stages} for {name}, got {frozen_stages=}")
         self.norm_eval = norm_eval
         self._frozen = [self.model.stem, *self.model.stages[:frozen_stages]] if frozen_stages >= 0 else []
         for part in self._frozen:
@@ -94,12 +94,12 @@ class ZooBackbone(BaseModule):
         """Set the mode, but leave frozen stages and, with `norm_eval`, batch norms in eval mode.
 
         Raises:
-            ValueError: if mmengine's `sync_bn` replaced batch norms of the backbone.
+            UserError: if mmengine's `sync_bn` replaced batch norms of the backbone.
         """
         super().train(mode)
         for module in self.model.modules():
             if type(module).__name__ == "SyncBatchNorm":
-                raise ValueError(
+                raise UserError(
                     f"sync_bn: synchronised batch norm takes [B, C, H, W], and the norms of {self.name} see "
                     f"[B, H, W, C]; it would normalise the wrong axis. Remove `sync_bn` from the config; heads can have "
                     f"norm_cfg=dict(type='SyncBN')."
@@ -114,7 +114,7 @@ class ZooBackbone(BaseModule):
         """Load the pretrained weights or the checkpoint, once; the Runner calls it before training.
 
         Raises:
-            ValueError: if there are none, or they do not fit.
+            UserError: if there are none, or they do not fit.
         """
         if self._is_init:
             return
@@ -128,7 +128,7 @@ class ZooBackbone(BaseModule):
             try:
                 return timm.create_model(self.name, pretrained=True).state_dict()
             except RuntimeError as error:  # no weights known, or no connection
-                raise ValueError(
+                raise UserError(
                     f"{error}\nIn a config: init_cfg=dict(type='Pretrained', checkpoint=FILE) of the backbone and "
                     f"pretrained=False, or on the command line --cfg-options model.backbone.pretrained=False "
                     f"model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE. To start from "
@@ -142,7 +142,7 @@ class ZooBackbone(BaseModule):
         if out_norm is None or isinstance(out_norm, Mapping):
             return [out_norm] * len(self.out_indices)
         if len(out_norm) != len(self.out_indices):
-            raise ValueError(
+            raise UserError(
                 f"ZooBackbone: out_norm must be one config or one for each of out_indices={self.out_indices}, got "
                 f"{len(out_norm)}"
             )
@@ -186,10 +186,10 @@ def create_getter(name: str, out_indices: Sequence[int] | None = None, **model: 
     """Build timm's feature getter of a model of the zoo.
 
     Raises:
-        ValueError: if there is no such model.
+        UserError: if there is no such model.
     """
     if name not in VARIANTS:
-        raise ValueError(
+        raise UserError(
             f"ZooBackbone: {name!r} is no model of the zoo{closest(name, VARIANTS)}. All: timm.list_models('zoo_*')"
         )
     if out_indices is not None:
@@ -201,7 +201,7 @@ def _checkpoint(init_cfg: Mapping[str, Any] | None) -> str | None:
     if not init_cfg:
         return None
     if init_cfg.get("type") != "Pretrained" or not init_cfg.get("checkpoint"):
-        raise ValueError(
+        raise UserError(
             f"ZooBackbone: init_cfg must be dict(type='Pretrained', checkpoint=FILE_OR_URL) or None (the models "
             f"initialise themselves), got {dict(init_cfg)}"
         )
