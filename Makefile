@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO := output/demo
 WORKERS ?= 2
 
-.PHONY: install demo test test-timm check format table clean
+.PHONY: install demo test test-timm check format table bench clean
 
 install: $(VENV)/installed
 
@@ -48,6 +48,12 @@ format: install
 # The model table of README.md, from the registry.
 table: install
 	$(BIN)/python tools/list_models.py --write README.md
+
+# Everything on this machine's GPU, into benchmarks/; goes on where it was stopped. BiFormer's authors take part if
+# RIVALS names a checkout of their repository: make bench RIVALS=path/to/BiFormer
+bench: install
+	for suite in operations models memory; do \
+		$(BIN)/python tools/benchmark.py $$suite --missing $(if $(RIVALS),--rivals $(RIVALS)) || exit 1; done
 
 clean:
 	rm -rf $(VENV) output build dist *.egg-info

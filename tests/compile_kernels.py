@@ -43,7 +43,34 @@ def routed_attention() -> Iterator[Callable[[], object]]:
             )
 
 
-OPERATIONS = {f.__name__: f for f in (routed_attention,)}
+def neighborhood_attention() -> Iterator[Callable[[], object]]:
+    """Yield calls that launch every kernel of the operation."""
+    import torch
+
+    from visionzoo.kernels.neighborhood_attention import triton as kernels
+
+    for dtype, head_dim, kernel in product((torch.bfloat16, torch.float32), (32, 64), (7, 13)):
+        q, k, v = torch.zeros(2, 28, 28, 3, 2, head_dim, dtype=dtype).unbind(3)
+        for bias in (None, torch.zeros(2, 2 * kernel - 1, 2 * kernel - 1)):
+            arguments = (q, k, v, bias, [kernel, kernel], [1, 1], 0.1)
+            yield lambda a=arguments: kernels._attend(*a)
+            grad, lse = torch.zeros(q.shape, dtype=dtype), torch.zeros(q.shape[:4])
+            yield lambda a=arguments, g=grad, s=lse: kernels._attend_backward(g, g, s, *a, a[3] is not None)
+
+
+def layer_norm() -> Iterator[Callable[[], object]]:
+    """Yield calls that launch every kernel of the operation."""
+    import torch
+
+    from visionzoo.kernels.layer_norm import triton as kernels
+
+    for dtype, width in product((torch.bfloat16, torch.float32), (64, 96, 512, 1024)):
+        x, weight = torch.zeros(64, width, dtype=dtype), torch.zeros(width)
+        yield lambda a=(x, weight, weight, 1e-5, dtype): kernels._normalize(*a)
+        yield lambda a=(x, x, weight, 1e-5): kernels._normalize_backward(*a)
+
+
+OPERATIONS = {f.__name__: f for f in (layer_norm, neighborhood_attention, routed_attention)}
 
 
 def main(names: list[str]) -> None:

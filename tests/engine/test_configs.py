@@ -57,7 +57,7 @@ def test_a_papers_config_states_its_source_cost_and_the_published_numbers(path):
     for words in ("Not run here", "Source: ", "Cost as published: ", "arXiv "):
         assert words in text
     family = path.stem.removesuffix("_imagenet")
-    stated = dict(re.findall(rf"# (zoo_{family}_\w+)\b.*?(\d\d\.\d)$", text, re.MULTILINE))
+    stated = dict(re.findall(rf"# (zoo_{family}\w+)\b.*?(\d\d\.\d)$", text, re.MULTILINE))
     assert stated
     for model, top1 in stated.items():
         assert float(top1) == VARIANTS[model].published.top1

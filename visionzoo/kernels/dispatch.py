@@ -18,8 +18,16 @@ from torch import Tensor
 
 BACKENDS = ("auto", "reference", "triton")
 ENVIRONMENT_VARIABLE = "VISIONZOO_BACKEND"
-OPERATIONS = ("halo_attention", "linear_attention", "route_regions", "routed_attention")
-WITHOUT_TRITON = ("halo_attention", "linear_attention", "route_regions")  # operations that have no Triton kernels yet
+OPERATIONS = (
+    "halo_attention",
+    "layer_norm",
+    "linear_attention",
+    "neighborhood_attention",
+    "route_regions",
+    "routed_attention",
+)
+# operations that have no Triton kernels yet
+WITHOUT_TRITON = ("halo_attention", "linear_attention", "route_regions")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 128
 MIN_CAPABILITY = (8, 0)  # compute capability; older GPUs have no bfloat16 matrix units
@@ -63,7 +71,14 @@ def explain() -> Iterator[list[Decision]]:
         _listeners.remove(decisions)
 
 
-def choose(operation: str, backend: str, q: Tensor, v: Tensor | None = None, unsupported: str | None = None) -> str:
+def choose(
+    operation: str,
+    backend: str,
+    q: Tensor,
+    v: Tensor | None = None,
+    unsupported: str | None = None,
+    max_width: int = MAX_HEAD_DIM,
+) -> str:
     """Return "reference" or "triton" for one call of `operation`.
 
     "auto" takes the environment variable VISIONZOO_BACKEND where that is set, and else falls back to the reference
@@ -75,6 +90,7 @@ def choose(operation: str, backend: str, q: Tensor, v: Tensor | None = None, uns
         q: the operation's first tensor, [..., D].
         v: its values, if their last axis may have another width.
         unsupported: what else the operation's kernels cannot do of this call; None for nothing.
+        max_width: largest last axis that they take.
 
     Raises:
         ValueError: if the name is unknown, or triton was asked for by name and cannot run.
@@ -87,7 +103,7 @@ def choose(operation: str, backend: str, q: Tensor, v: Tensor | None = None, uns
         raise ValueError(f"{operation}: unknown backend {asked!r}, expected one of {BACKENDS}")
     reason: str | None = "it was asked for by name"
     if backend != "reference":
-        reason = _why_not_here(operation) or _why_not(q, v) or unsupported
+        reason = _why_not_here(operation) or _why_not(q, v, max_width) or unsupported
         if backend == "triton" and reason is not None and not (_interpreted() and reason.startswith(_ON_CPU)):
             raise ValueError(f"{operation}: backend {asked!r} cannot run: {reason}")
     ran = "triton" if reason is None or backend == "triton" else "reference"
@@ -121,13 +137,13 @@ def _why_not_here(operation: str) -> str | None:
 _ON_CPU = "the tensors are on cpu"
 
 
-def _why_not(q: Tensor, v: Tensor | None) -> str | None:
+def _why_not(q: Tensor, v: Tensor | None, max_width: int) -> str | None:
     """Say why Triton kernels cannot take tensors like these, or None if they can."""
     if q.dtype not in DTYPES:
         return f"its kernels take {', '.join(str(dtype) for dtype in DTYPES)}, got {q.dtype}"
     width = max(q.shape[-1], 0 if v is None else v.shape[-1])
-    if width > MAX_HEAD_DIM:
-        return f"its kernels take head widths up to {MAX_HEAD_DIM}, got {width}"
+    if width > max_width:
+        return f"its kernels take {'head ' * (q.ndim == 5)}widths up to {max_width}, got {width}"
     if q.device.type == "cpu":
         return f"{_ON_CPU}, Triton kernels need a GPU"
     if q.device.type != "cuda":

@@ -8,6 +8,7 @@ from timm.layers import DropPath, LayerScale, Mlp
 from torch import Tensor, nn
 
 from visionzoo.layers.nhwc import ConvNHWC
+from visionzoo.layers.norm import LayerNorm
 
 
 class Block(nn.Module):
@@ -36,7 +37,7 @@ class Block(nn.Module):
         mixer: nn.Module | None,
         *,
         mlp_ratio: float = 4.0,
-        norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
+        norm_layer: Callable[[int], nn.Module] = LayerNorm,
         act_layer: type[nn.Module] = nn.GELU,
         mlp_layer: Callable[..., nn.Module] = Mlp,
         cpe_kernels: tuple[int | None, int | None] = (None, None),

@@ -88,6 +88,28 @@ class RelativePositionBias(nn.Module):
         return resize_table(offsets, size, "bicubic").flatten(0, 2)
 
 
+class NeighborhoodBias(nn.Module):
+    """A learned number for each offset from a query to its neighbors, for each head (NAT, arXiv:2204.07143).
+
+    Args:
+        num_heads: heads G.
+        kernel_size: (vertical, horizontal); the table is [G, 2·vertical - 1, 2·horizontal - 1].
+    """
+
+    NO_WEIGHT_DECAY = ("table",)
+
+    def __init__(self, num_heads: int, kernel_size: tuple[int, int]):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(num_heads, 2 * kernel_size[0] - 1, 2 * kernel_size[1] - 1))
+        trunc_normal_(self.table, std=0.02)
+
+    def fit_weight(self, name: str, weight: Tensor) -> Tensor:
+        """Bring a checkpoint's table, of another kernel size, to the size of ours, bicubically as the authors did."""
+        if weight.ndim != 3:
+            raise ValueError(f"{name}: expected the offsets of a neighborhood [G, h, w], got {tuple(weight.shape)}")
+        return resize_table(weight.permute(1, 2, 0)[None], self.table.shape[1:], "bicubic")[0].permute(2, 0, 1)
+
+
 @register_notrace_function
 def resize_table(table: Tensor, size: tuple[int, int] | torch.Size, mode: str) -> Tensor:
     """Interpolate [1, h, w, C] to [1, H, W, C] with (H, W) = `size`, in float32 at least; the same table if it fits."""

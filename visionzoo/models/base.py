@@ -107,8 +107,8 @@ class Backbone(nn.Module):
     """
 
     # Checkpoints of others that are the same network: origin -> [(pattern, replacement), ...] for re.sub, in order; the
-    # replacement None leaves a tensor out that is not a weight (index tables, masks), and names that end in #0, #1, ...
-    # are parts, joined along their first axis.
+    # replacement None leaves a tensor out that is not a weight (index tables, masks); a tuple of replacements cuts it
+    # into as many equal parts along its first axis; names that end in #0, #1, ... are parts, joined along theirs.
     CHECKPOINT_KEYS: dict[str, list[tuple[str, Any]]] = {}
 
     stages: nn.ModuleList

@@ -19,6 +19,7 @@ from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.nhwc import BatchNormNHWC
+from visionzoo.layers.norm import LayerNorm
 from visionzoo.models.base import Backbone, build_stages
 from visionzoo.models.registry import Published, Variant, register_family
 
@@ -115,7 +116,7 @@ class BiFormer(Backbone):
                 block=partial(
                     Block,
                     mlp_ratio=mlp_ratio,
-                    norm_layer=partial(nn.LayerNorm, eps=1e-6),
+                    norm_layer=partial(LayerNorm, eps=1e-6),
                     cpe_kernels=(None if swin_layout else 3, None),
                 ),
                 drop_path_rate=drop_path_rate,

@@ -6,7 +6,7 @@ import argparse
 import logging
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -185,13 +185,7 @@ def rename(state: Mapping[str, Tensor], model: Backbone) -> tuple[dict[str, Tens
     for names, table in {"visionzoo": [], **model.CHECKPOINT_KEYS}.items():
         renamed = {}
         for name, value in state.items():
-            for pattern, replacement in table:
-                if replacement is not None:
-                    name = re.sub(pattern, replacement, name)
-                elif re.search(pattern, name):
-                    break
-            else:
-                renamed[name] = value
+            renamed.update(_rename_tensor(name, value, table))
         renamed = _join_parts(renamed)
         count = sum(name in own and own[name].numel() == value.numel() for name, value in renamed.items())
         if count > best_count:
@@ -215,11 +209,28 @@ def fit_tables(state: dict[str, Tensor], model: Backbone) -> list[str]:
     for name in [name for name in state if name in own and state[name].shape != own[name].shape]:
         path, _, parameter = name.rpartition(".")
         module: Any = model.get_submodule(path)
-        if hasattr(module, "fit_weight") and state[name].shape[-1] == own[name].shape[-1]:
+        if not hasattr(module, "fit_weight"):
+            continue
+        weight = module.fit_weight(parameter, state[name])
+        if weight.shape == own[name].shape:  # else it is of another variant
             if state[name].numel() != own[name].numel():
                 fitted.append(f"{name} {tuple(state[name].shape)} resized to {tuple(own[name].shape)}")
-            state[name] = module.fit_weight(parameter, state[name])
+            state[name] = weight
     return fitted
+
+
+def _rename_tensor(name: str, value: Tensor, table: Sequence[tuple[str, Any]]) -> dict[str, Tensor]:
+    """Give one tensor its names: none where the table leaves it out, several where the table cuts it."""
+    for i, (pattern, replacement) in enumerate(table):
+        if isinstance(replacement, tuple) and re.search(pattern, name):
+            parts = zip(replacement, value.chunk(len(replacement)), strict=True)
+            named = [_rename_tensor(re.sub(pattern, new, name), part, table[i + 1 :]) for new, part in parts]
+            return {name: part for parts_of_one in named for name, part in parts_of_one.items()}
+        if replacement is None and re.search(pattern, name):
+            return {}
+        if isinstance(replacement, str) or callable(replacement):
+            name = re.sub(pattern, replacement, name)
+    return {name: value}
 
 
 def _join_parts(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from torch import nn
 from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
+from visionzoo.layers.norm import LayerNorm
 from visionzoo.models.base import Backbone, build_stages
 from visionzoo.models.registry import Published, Variant, register_family
 
@@ -93,16 +94,16 @@ class DaViT(Backbone):
         }
         channel = {"type": "channel", "qkv_bias": qkv_bias}
         super().__init__(
-            stem=ConvNorm(in_chans, embed_dims[0], 7, 4, 3, norm_layer=nn.LayerNorm, pad_to_stride=True),
+            stem=ConvNorm(in_chans, embed_dims[0], 7, 4, 3, norm_layer=LayerNorm, pad_to_stride=True),
             stages=build_stages(
                 embed_dims,
                 depths,
                 num_heads,
                 resolve_mixers([[window, channel]] * len(depths), mixers),
                 downsample=partial(
-                    ConvNorm, kernel_size=2, stride=2, norm_layer=nn.LayerNorm, norm_first=True, pad_to_stride=True
+                    ConvNorm, kernel_size=2, stride=2, norm_layer=LayerNorm, norm_first=True, pad_to_stride=True
                 ),
-                block=partial(Block, mlp_ratio=mlp_ratio, norm_layer=nn.LayerNorm, cpe_kernels=(3, 3)),
+                block=partial(Block, mlp_ratio=mlp_ratio, norm_layer=LayerNorm, cpe_kernels=(3, 3)),
                 drop_path_rate=drop_path_rate,
             ),
             embed_dims=embed_dims,

@@ -19,6 +19,7 @@ from visionzoo.layers.mixers.full import FullMixer
 from visionzoo.layers.mixers.halo import HaloMixer
 from visionzoo.layers.mixers.levit import LevitMixer
 from visionzoo.layers.mixers.linear import LinearMixer
+from visionzoo.layers.mixers.neighborhood import NeighborhoodMixer
 from visionzoo.layers.mixers.pool import PoolMixer
 from visionzoo.layers.mixers.routed import RoutedMixer
 from visionzoo.layers.mixers.single_head import SingleHeadMixer
@@ -35,6 +36,7 @@ __all__ = [
     "LevitMixer",
     "LinearMixer",
     "Mixer",
+    "NeighborhoodMixer",
     "PoolMixer",
     "RoutedMixer",
     "SingleHeadMixer",
@@ -53,6 +55,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "halo": HaloMixer,
     "levit": LevitMixer,
     "linear": LinearMixer,
+    "neighborhood": NeighborhoodMixer,
     "pool": PoolMixer,
     "routed": RoutedMixer,
     "single_head": SingleHeadMixer,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers.base import Mixer
+from visionzoo.layers.norm import LayerNorm
 
 
 class SpatialReductionMixer(Mixer):
@@ -49,9 +50,7 @@ class SpatialReductionMixer(Mixer):
         self.reduction = reduction
         self.pool_size = pool_size
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
-        self.sr = (
-            ConvNorm(dim, dim, reduction, reduction, norm_layer=nn.LayerNorm) if pool_size or reduction > 1 else None
-        )
+        self.sr = ConvNorm(dim, dim, reduction, reduction, norm_layer=LayerNorm) if pool_size or reduction > 1 else None
         self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
