@@ -1,4 +1,7 @@
-"""Say what a folder of COCO or ADE20K lacks, and where it comes from: python tools/check_data.py {coco,ade20k} [FOLDER]."""
+"""Say what a folder of COCO or ADE20K lacks, and where the data comes from.
+
+python tools/check_data.py {coco,ade20k} [FOLDER]
+"""
 
 import argparse
 

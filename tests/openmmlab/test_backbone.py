@@ -1,6 +1,7 @@
 """The wrapper that OpenMMLab's configs name, its necks, and its optimizer constructor."""
 
 import copy
+import itertools
 import subprocess
 import sys
 
@@ -177,7 +178,7 @@ def test_a_checkpoint_that_does_not_fit_stops_the_run(tmp_path):
     _, init_cfg = checkpoint(tmp_path, lambda state: {"model": state})
     with pytest.raises(ValueError, match="probably a checkpoint of another"):
         build("zoo_shvit_s1", init_cfg=init_cfg).init_weights()
-    with pytest.raises(ValueError, match="no checkpoint at nowhere.pth"):
+    with pytest.raises(ValueError, match="no checkpoint at nowhere"):
         build(init_cfg={"type": "Pretrained", "checkpoint": "nowhere.pth"}).init_weights()
 
 
@@ -235,7 +236,7 @@ def test_layers_nearer_to_the_image_learn_slower():
     rates = [{group["lr"] for name, group in groups.items() if name.startswith(block)} for block in blocks]
     assert all(len(rate) == 1 for rate in rates)
     rates = [rate.pop() for rate in rates]
-    assert all(earlier < later for earlier, later in zip(rates, rates[1:], strict=False))
+    assert all(earlier < later for earlier, later in itertools.pairwise(rates))
     assert groups["backbone.model.stem.conv.weight"]["lr"] < rates[0]
     assert groups["backbone.out_norms.0.weight"]["lr"] == 1.0 and groups["head.weight"]["lr"] == 3.0
     last = groups["backbone.model.stages.3.blocks.1.mlp.fc1.weight"]["lr"]
@@ -252,7 +253,7 @@ def test_parameters_of_positions_can_be_spared_weight_decay():
 
 
 def test_the_constructor_says_what_it_needs():
-    with pytest.raises(ValueError, match="layer_decay must be above 0 and up to 1, got 1.5"):
+    with pytest.raises(ValueError, match="layer_decay must be above 0 and up to 1"):
         optimizer(nn.ModuleDict({"backbone": build()}), layer_decay=1.5)
     with pytest.raises(ValueError, match="the model has no ZooBackbone"):
         optimizer(nn.Linear(2, 2), layer_decay=0.5)

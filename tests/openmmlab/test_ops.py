@@ -278,8 +278,10 @@ def test_the_sigmoid_focal_loss_of_extreme_logits_is_finite_in_half_precision():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 def test_deformable_convolution_gives_mmcvs_example(dtype):
-    offset_weight = [[0.1, 0.4, 0.6, 0.1], [0.3, 0.2, 0.1, 0.3], [0.5, 0.5, 0.2, 0.8], [0.8, 0.3, 0.9, 0.1],
-                     [0.3, 0.1, 0.2, 0.5], [0.3, 0.7, 0.5, 0.3], [0.6, 0.2, 0.5, 0.3], [0.4, 0.1, 0.8, 0.4]]  # fmt: skip
+    offset_weight = [
+        *([0.1, 0.4, 0.6, 0.1], [0.3, 0.2, 0.1, 0.3], [0.5, 0.5, 0.2, 0.8], [0.8, 0.3, 0.9, 0.1]),
+        *([0.3, 0.1, 0.2, 0.5], [0.3, 0.7, 0.5, 0.3], [0.6, 0.2, 0.5, 0.3], [0.4, 0.1, 0.8, 0.4]),
+    ]
     conv = mmcv.ops.DeformConv2dPack(1, 1, 2, im2col_step=2)
     conv.conv_offset.weight.data = torch.tensor(offset_weight).reshape(8, 1, 2, 2)
     conv.conv_offset.bias.data = torch.tensor([0.7, 0.1, 0.8, 0.5, 0.6, 0.5, 0.4, 0.7])
@@ -309,7 +311,7 @@ def test_modulated_deformable_convolution_gives_mmcvs_example():
     torch.testing.assert_close(output[0, 0], torch.tensor([[0.5, 1.5, 2.5, 1.5], middle, middle, [0.5, 1.5, 2.5, 1.5]]))
     torch.testing.assert_close(image.grad, torch.full((1, 1, 3, 3), 2.0))
     torch.testing.assert_close(conv.weight.grad, torch.full((1, 1, 2, 2), 9.0))
-    # of the offsets' gradients, those of samples just one pixel outside differ, see visionzoo/openmmlab/ops/deformable.py
+    # the gradients of offsets differ for samples just one pixel outside, see visionzoo/openmmlab/ops/deformable.py
     torch.testing.assert_close(conv.conv_offset.bias.grad[8:], torch.full((4,), 4.5))
 
 

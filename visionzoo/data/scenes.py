@@ -59,7 +59,8 @@ def scenes_folder() -> Path:
 def _write_split(digits: Path, folder: Path, split: str, count: int) -> None:
     glyphs = [[np.array(Image.open(path)) for path in sorted((digits / digit).glob("*.png"))] for digit in DIGITS]
     random = np.random.default_rng(list(COUNTS).index(split))
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for kind in ("images", "annotations"):
         (folder / kind / split).mkdir(parents=True)
     for number in range(count):

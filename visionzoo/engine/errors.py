@@ -72,7 +72,7 @@ def is_openmmlab(argv: Sequence[str]) -> bool:
     for module in ("mmengine", "mmcv", "mmdet", "mmseg"):
         if find_spec(module) is None:
             raise UserError(
-                f"{argv[1]}: configs of detection and segmentation (.py) need {module}, which is not installed; install "
-                f'it with: pip install "visionzoo[openmmlab]"'
+                f"{argv[1]}: configs of detection and segmentation (.py) need {module}, which is not installed; "
+                f'install it with: pip install "visionzoo[openmmlab]"'
             )
     return True

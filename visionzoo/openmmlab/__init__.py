@@ -22,10 +22,10 @@ from visionzoo.openmmlab.necks import SimplePyramid, UpsamplingFPN  # noqa: E402
 from visionzoo.openmmlab.optim import ZooOptimWrapperConstructor  # noqa: E402
 
 __all__ = [
-    "ZooOptimWrapperConstructor",
     "SimplePyramid",
     "UpsamplingFPN",
     "ZooBackbone",
+    "ZooOptimWrapperConstructor",
     "feature_channels",
     "feature_strides",
     "ops",

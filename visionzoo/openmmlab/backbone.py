@@ -61,6 +61,7 @@ class ZooBackbone(BaseModule):
         **model: Any,
     ):
         super().__init__(init_cfg=None)
+        self._is_init = False
         self.name = name
         self.checkpoint = _checkpoint(init_cfg)
         self.pretrained = pretrained
@@ -101,8 +102,8 @@ class ZooBackbone(BaseModule):
             if type(module).__name__ == "SyncBatchNorm":
                 raise UserError(
                     f"sync_bn: synchronised batch norm takes [B, C, H, W], and the norms of {self.name} see "
-                    f"[B, H, W, C]; it would normalise the wrong axis. Remove `sync_bn` from the config; heads can have "
-                    f"norm_cfg=dict(type='SyncBN')."
+                    f"[B, H, W, C]; it would normalise the wrong axis. Remove `sync_bn` from the config; heads can "
+                    f"have norm_cfg=dict(type='SyncBN')."
                 )
             if mode and self.norm_eval and isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()

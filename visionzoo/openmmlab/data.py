@@ -73,10 +73,9 @@ def use_dataset(cfg: Config, path: str) -> None:
                     transform["reduce_zero_label"] = dataset.reduce_zero_label
     if task == "detection":
         annotations = str(Path(root) / described["val"]["annotations"])
-        for evaluator in (cfg.get("val_evaluator"), cfg.get("test_evaluator")):
-            for metric in [evaluator] if isinstance(evaluator, Mapping) else evaluator or []:
-                if "ann_file" in metric:
-                    metric["ann_file"] = annotations
+        for metric in metrics(cfg):
+            if "ann_file" in metric:
+                metric["ann_file"] = annotations
     use_classes(cfg, described.get("classes") or _categories(Path(root) / described["train"]["annotations"]))
 
 
@@ -85,11 +84,10 @@ def use_root(cfg: Config, root: str) -> None:
     before = {dataset.get("data_root") for _, dataset in datasets(cfg)}
     for _, dataset in datasets(cfg):
         dataset.data_root = root
-    for evaluator in (cfg.get("val_evaluator"), cfg.get("test_evaluator")):
-        for metric in [evaluator] if isinstance(evaluator, Mapping) else evaluator or []:
-            for old in before:
-                if old and str(metric.get("ann_file", "")).startswith(old):
-                    metric["ann_file"] = str(Path(root) / metric["ann_file"][len(old) :].lstrip("/"))
+    for metric in metrics(cfg):
+        for old in before:
+            if old and str(metric.get("ann_file", "")).startswith(old):
+                metric["ann_file"] = str(Path(root) / metric["ann_file"][len(old) :].lstrip("/"))
 
 
 def use_classes(cfg: Config, classes: Sequence[str]) -> None:
@@ -134,6 +132,13 @@ def datasets(cfg: Config) -> Iterator[tuple[str, ConfigDict]]:
                 waiting += inner if isinstance(inner, list) else [inner]
             else:
                 yield loader, dataset
+
+
+def metrics(cfg: Config) -> Iterator[ConfigDict]:
+    """Return the metrics of validation and test."""
+    for name in ("val_evaluator", "test_evaluator"):
+        evaluator: Any = cfg.get(name) or []
+        yield from [evaluator] if isinstance(evaluator, Mapping) else evaluator
 
 
 def heads(cfg: Config) -> Iterator[ConfigDict]:
@@ -237,8 +242,8 @@ def _check_masks(loader: str, dataset: Mapping[str, Any], classes: list[str]) ->
         if wrong := found - allowed - {UNLABELLED}:
             start = "0 is unlabelled, classes count from 1" if not from_zero else "classes count from 0"
             raise UserError(
-                f"{loader}: {path} has the values {sorted(wrong)}, but there are {len(classes)} classes and {start}, so "
-                f"0 to {max(allowed)}, and {UNLABELLED} for unlabelled, were expected.\n"
+                f"{loader}: {path} has the values {sorted(wrong)}, but there are {len(classes)} classes and {start}, "
+                f"so 0 to {max(allowed)}, and {UNLABELLED} for unlabelled, were expected.\n"
                 f"  values of the mask: {sorted(found)}\n  classes: {_listed(classes)}"
             )
 
@@ -274,7 +279,7 @@ def _read_coco(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise UserError(
-            f"no annotations at {path}. Give the folder of the data by --data-root, or your own by --dataset FILE.yaml; "
+            f"no annotations at {path}. Give the folder of the data by --data-root, or your own by --dataset FILE. "
             f"tools/check_data.py says what a folder of COCO or ADE20K lacks."
         ) from error
     except (OSError, ValueError) as error:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 class UpsamplingFPN(BaseModule):
     """A feature pyramid with levels finer than the backbone's, by transposed convolutions.
 
-    As EfficientViT (arXiv:2305.07027) and SHViT do for COCO, whose backbones begin at stride 16: the finest lateral map,
-    after the top-down path, is doubled by 2×2 transposed convolutions, one for each further level.
+    As EfficientViT (arXiv:2305.07027) and SHViT do for COCO, whose backbones begin at stride 16: the finest lateral
+    map, after the top-down path, is doubled by 2×2 transposed convolutions, one for each further level.
 
     Args:
         in_channels: of the backbone's maps, finest first.
@@ -88,7 +88,7 @@ class SimplePyramid(BaseModule):
         out_channels: int = 256,
         scales: Sequence[float] = (4, 2, 1, 0.5),
         num_outs: int = 5,
-        norm_cfg: Mapping[str, Any] = {"type": "LN2d", "eps": 1e-6},  # noqa: B006
+        norm_cfg: Mapping[str, Any] = {"type": "LN2d", "eps": 1e-6},
         init_cfg: Any = None,
     ):
         super().__init__(init_cfg)
@@ -124,7 +124,7 @@ class SimplePyramid(BaseModule):
         self.levels = nn.ModuleList(level(scale) for scale in scales)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The backbone's last map [B, C, H, W] to levels [B, out_channels, H', W'], finest first."""
+        """Last map [B, C, H, W] of the backbone to levels [B, out_channels, H', W'], finest first."""
         outs = [level(maps[-1]) for level in self.levels]
         while len(outs) < self.num_outs:
             outs.append(F.max_pool2d(outs[-1], 1, stride=2))

@@ -27,7 +27,6 @@ model = dict(
 
 load = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations", with_bbox=True, with_mask=True)]
 meta_keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
-train_pipeline = [*load, dict(type="RandomShift", prob=0.5, max_shift_px=16), dict(type="PackDetInputs")]
 test_pipeline = [
     load[0],
     dict(type="Resize", scale_factor=1.0),
@@ -38,7 +37,7 @@ classes = dict(classes=tuple("0123456789"))
 
 
 def digits(split, pipeline):
-    """Changes of mmdet's COCO data set."""
+    """Return changes of mmdet's COCO data set."""
     return dict(
         data_root=root,
         ann_file=f"detection/{split}.json",
@@ -48,7 +47,7 @@ def digits(split, pipeline):
     )
 
 
-train_dataloader = dict(batch_size=8, dataset=digits("train", load + [dict(type="PackDetInputs")]))
+train_dataloader = dict(batch_size=8, dataset=digits("train", [*load, dict(type="PackDetInputs")]))
 val_dataloader = dict(dataset=digits("validation", test_pipeline))
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=f"{root}/detection/validation.json")

@@ -69,10 +69,10 @@ def _unserved(name: str) -> Callable[..., NoReturn]:
 
     def unserved(*args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError(
-            f"the op {name!r} is in mmcv's compiled extension only, which is not installed, and visionzoo.openmmlab.ops "
-            f"does not serve it (it serves {', '.join(sorted(SERVED))}). Use a model without it, or build mmcv with "
-            f"its ops for your torch: "
-            f"https://mmcv.readthedocs.io/en/latest/get_started/build.html"
+            f"the op {name!r} is in mmcv's compiled extension only, which is not installed, and "
+            "visionzoo.openmmlab.ops does not serve it. Use a model without it, or build mmcv with its ops for your torch: "
+            "https://mmcv.readthedocs.io/en/latest/get_started/build.html. "
+            f"Served are {', '.join(sorted(SERVED))}."
         )
 
     unserved.__name__ = name

@@ -23,7 +23,7 @@ def bbox_overlaps(boxes1: Tensor, boxes2: Tensor, ious: Tensor, *, mode: int, al
 
 
 def box_iou_rotated(boxes1: Tensor, boxes2: Tensor, ious: Tensor, *, mode_flag: int, aligned: bool) -> None:
-    """Fill `ious` [N·M], or [N] if `aligned`, with those of boxes [N, 5] and [M, 5]; see `rotated_iou` for the boxes."""
+    """Fill `ious` [N·M], or [N] if `aligned`, with those of boxes [N, 5] and [M, 5] (`rotated_iou`)."""
     if not aligned:
         boxes1, boxes2 = boxes1[:, None], boxes2[None]
     ious.copy_(rotated_iou(boxes1, boxes2, over_first=mode_flag == 1).flatten())
