@@ -174,7 +174,7 @@ def check_data(cfg: Config, loaders: Sequence[str] = LOADERS) -> list[str]:
         if classes is None:
             continue  # a dataset that keeps its classes in files of its own
         for head in heads(cfg):
-            if head["num_classes"] != len(classes) and not _counts_twice(head):
+            if head["num_classes"] != len(classes) and not _is_class_agnostic(head):
                 raise UserError(
                     f"{loader} has {len(classes)} classes, {head.get('type', 'a head')} num_classes="
                     f"{head['num_classes']}: {_listed(classes)}. Set both at once by --classes, or --dataset."
@@ -193,9 +193,10 @@ def class_names(dataset: Mapping[str, Any], cfg: Config) -> list[str] | None:
     from mmengine.registry import DATASETS, init_default_scope
 
     init_default_scope(cfg.default_scope)
-    kind: Any = DATASETS.get(dataset["type"])
+    with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:
+        kind: Any = registry.get(dataset["type"])
     if kind is None:
-        raise UserError(f"no dataset type {dataset['type']!r}{closest(dataset['type'], DATASETS.module_dict)}")
+        raise UserError(f"no dataset type {dataset['type']!r}{closest(dataset['type'], registry.module_dict)}")
     classes = kind.METAINFO.get("classes")
     return None if classes is None else list(classes)
 
@@ -262,8 +263,8 @@ def _require_files(loader: str, paths: Sequence[Path], what: str) -> None:
         raise UserError(f"{loader}: {len(absent)} {what} are missing, the first is {absent[0]}")
 
 
-def _counts_twice(head: Mapping[str, Any]) -> bool:
-    return head.get("num_classes") == 1  # class-agnostic parts, such as a region proposal head
+def _is_class_agnostic(head: Mapping[str, Any]) -> bool:
+    return head.get("num_classes") == 1  # such as a region proposal head
 
 
 def _annotation_file(dataset: Mapping[str, Any]) -> Path:
