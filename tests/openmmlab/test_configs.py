@@ -23,7 +23,20 @@ def test_the_configs_are_there():
     names = " ".join(path.stem for path in CONFIGS)
     for word in ("retinanet", "mask-rcnn", "cascade-mask-rcnn", "dino", "semantic-fpn", "upernet", "mask2former"):
         assert word in names
-    for family in ("biformer", "davit", "poolformer", "shvit", "levit", "flatten", "pvt", "swin", "cswin", "halonet", "nat", "dinat"):
+    for family in (
+        "biformer",
+        "davit",
+        "poolformer",
+        "shvit",
+        "levit",
+        "flatten",
+        "pvt",
+        "swin",
+        "cswin",
+        "halonet",
+        "nat",
+        "dinat",
+    ):
         assert f"zoo-{family}" in names
 
 

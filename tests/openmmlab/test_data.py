@@ -178,7 +178,9 @@ def test_channels_of_another_backbone_stop_the_run():
     cfg = load(RETINANET)
     check_channels(cfg)
     cfg.model.backbone.name = "zoo_biformer_t"
-    with pytest.raises(UserError, match=r"neck.in_channels is \[192, 384, 768\], the maps of zoo_biformer_t have \[128"):
+    with pytest.raises(
+        UserError, match=r"neck.in_channels is \[192, 384, 768\], the maps of zoo_biformer_t have \[128"
+    ):
         check_channels(cfg)
 
 

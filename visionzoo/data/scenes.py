@@ -46,13 +46,14 @@ def scenes_folder() -> Path:
                 raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    expected = sum(COUNTS.values())
-    for kind in ("images", "annotations"):
-        found = sum(1 for _ in (folder / kind).glob("*/*.png"))
-        if found != expected:
-            raise ValueError(
-                f"expected {expected} {kind} in {folder}, {found=}; delete the folder, it is written again"
-            )
+    for split in COUNTS:
+        named = json.loads((folder / "detection" / f"{split}.json").read_text())["images"]
+        for kind in ("images", "annotations"):
+            found = sum(1 for _ in (folder / kind / split).glob("*.png"))
+            if found != len(named):
+                raise ValueError(
+                    f"expected {len(named)} files in {folder / kind / split}, {found=}; delete {folder}, it is written again"
+                )
     return folder
 
 

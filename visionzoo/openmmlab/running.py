@@ -41,6 +41,8 @@ def train(args: argparse.Namespace) -> Runner:
         cfg.auto_scale_lr.enable = True
     _say_notes(check_data(cfg))
     _log_to(cfg, args)
+    # mmengine's checkpoints hold Python objects; at the end the last and the best are also written as tensors alone
+    cfg.default_hooks.checkpoint.setdefault("published_keys", ["meta", "state_dict"])
     cfg.setdefault("custom_hooks", []).append({"type": "ProgressBarHook"})
     runner = Runner.from_cfg(cfg)
     runner.train()
@@ -75,7 +77,10 @@ def prepare(args: argparse.Namespace) -> Config:
     cfg.launcher = args.launcher or ("pytorch" if "TORCHELASTIC_RUN_ID" in os.environ else "none")
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     if not torch.cuda.is_available():
-        cfg.setdefault("env_cfg", {})["dist_cfg"] = {"backend": "gloo"}
+        # on CPUs mmengine would set the process's GPU, and name it to torch
+        cfg.setdefault("model_wrapper_cfg", {"device_ids": None, "broadcast_buffers": False})
+        if cfg.launcher == "pytorch" and not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo")
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or str(Path("work_dirs") / Path(args.config).stem)
     check_channels(cfg)
     return cfg
