@@ -416,3 +416,48 @@ def test_a_compiled_extension_stays_in_charge(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["True"], done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_on_a_gpu_the_ops_give_what_they_give_on_the_cpu(dtype):
+    """Forward and backward, from the same inputs; float64 on the CPU."""
+    torch.manual_seed(0)
+    image = torch.randn(2, 8, 16, 20)
+    rois = torch.tensor([[0, 1.0, 2, 30, 28], [1, 4.0, 4, 9, 40], [1, 0.0, 0, 60, 50]])
+    logits, targets = 4 * torch.randn(64, 7), torch.randint(0, 8, (64,))
+    offset, weight = torch.randn(2, 18, 16, 20), torch.randn(4, 8, 3, 3)
+    mask = torch.rand(2, 9, 16, 20)
+    shapes, starts = torch.tensor([[8, 6], [4, 3]]), torch.tensor([0, 48])
+    value, places, weights = torch.randn(2, 60, 2, 16), torch.rand(2, 5, 2, 2, 4, 2), torch.rand(2, 5, 2, 2, 4)
+    attention = mmcv.ops.multi_scale_deform_attn.MultiScaleDeformableAttnFunction.apply
+    cases = {
+        "roi_align": (lambda x, r: mmcv.ops.roi_align(x, r, (7, 7), 0.25, 0, "avg", True), [image], [rois]),
+        "roi_pool": (lambda x, r: mmcv.ops.roi_pool(x, r, (7, 7), 0.25), [image], [rois]),
+        "sigmoid_focal": (lambda x, t: mmcv.ops.sigmoid_focal_loss(x, t, 2.0, 0.25, None, "none"), [logits], [targets]),
+        "softmax_focal": (
+            lambda x, t: mmcv.ops.softmax_focal_loss(x, t, 2.0, 0.25, None, "none"), [logits], [targets.clamp(max=6)]
+        ),
+        "deform_conv": (lambda x, o, w: mmcv.ops.deform_conv2d(x, o, w, 1, 1), [image, offset, weight], []),
+        "modulated_deform_conv": (
+            lambda x, o, m, w: mmcv.ops.modulated_deform_conv2d(x, o, m, w, None, 1, 1), [image, offset, mask, weight], []
+        ),
+        "attention": (
+            lambda v, p, w, s, i: attention(v, s, i, p, w, 64), [value, places, weights], [shapes, starts]
+        ),
+    }  # fmt: skip
+    tolerance = {torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}[dtype]
+    for name, (function, inputs, rest) in cases.items():
+        results = []
+        for device, kind in (("cpu", torch.float64), ("cuda", dtype)):
+            # the inputs that low precision can hold, on both sides
+            leaves = [x.to(dtype).to(device, kind).requires_grad_() for x in inputs]
+            others = [x.to(dtype).to(device, kind) if x.is_floating_point() else x.to(device) for x in rest]
+            output = function(*leaves, *others)
+            output.sum().backward()
+            results.append([output, *(leaf.grad for leaf in leaves)])
+        for expected, found in zip(*results, strict=True):
+            error = (found.double().cpu() - expected).norm() / expected.norm()
+            assert error < tolerance, (name, dtype, error)
+    boxes, scores = random_boxes(300)
+    assert mmcv.ops.nms(boxes.cuda(), scores.cuda(), 0.4)[1].tolist() == mmcv.ops.nms(boxes, scores, 0.4)[1].tolist()
