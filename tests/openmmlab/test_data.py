@@ -149,8 +149,11 @@ def test_masks_that_disagree_with_the_classes_stop_the_run(pets, change, message
 def test_damaged_and_missing_annotations_are_named(pets, tmp_path):
     cfg = load(RETINANET)
     use_dataset(cfg, pets())
-    for broken, message in (("{", "cannot be read as JSON"), ("[]", "is not in COCO's format"),
-                            ('{"images": [], "annotations": [{"id": 1}], "categories": []}', "lacks image_id")):  # fmt: skip
+    for broken, message in (
+        ("{", "cannot be read as JSON"),
+        ("[]", "is not in COCO's format"),
+        ('{"images": [], "annotations": [{"id": 1}], "categories": []}', "lacks image_id"),
+    ):
         (tmp_path / "val.json").write_text(broken)
         with pytest.raises(UserError, match=message):
             check_data(cfg)

@@ -440,7 +440,9 @@ def test_on_a_gpu_the_ops_give_what_they_give_on_the_cpu(dtype):
         ),
         "deform_conv": (lambda x, o, w: mmcv.ops.deform_conv2d(x, o, w, 1, 1), [image, offset, weight], []),
         "modulated_deform_conv": (
-            lambda x, o, m, w: mmcv.ops.modulated_deform_conv2d(x, o, m, w, None, 1, 1), [image, offset, mask, weight], []
+            lambda x, o, m, w: mmcv.ops.modulated_deform_conv2d(x, o, m, w, None, 1, 1),
+            [image, offset, mask, weight],
+            [],
         ),
         "attention": (
             lambda v, p, w, s, i: attention(v, s, i, p, w, 64), [value, places, weights], [shapes, starts]

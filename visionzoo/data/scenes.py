@@ -52,7 +52,8 @@ def scenes_folder() -> Path:
             found = sum(1 for _ in (folder / kind / split).glob("*.png"))
             if found != len(named):
                 raise ValueError(
-                    f"expected {len(named)} files in {folder / kind / split}, {found=}; delete {folder}, it is written again"
+                    f"expected {len(named)} files in {folder / kind / split}, {found=}; delete {folder}, and it is "
+                    f"written again"
                 )
     return folder
 

@@ -70,8 +70,8 @@ def _unserved(name: str) -> Callable[..., NoReturn]:
     def unserved(*args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError(
             f"the op {name!r} is in mmcv's compiled extension only, which is not installed, and "
-            "visionzoo.openmmlab.ops does not serve it. Use a model without it, or build mmcv with its ops for your torch: "
-            "https://mmcv.readthedocs.io/en/latest/get_started/build.html. "
+            "visionzoo.openmmlab.ops does not serve it. Use a model without it, or build mmcv with its ops for your "
+            "torch: https://mmcv.readthedocs.io/en/latest/get_started/build.html. "
             f"Served are {', '.join(sorted(SERVED))}."
         )
 
