@@ -8,6 +8,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from visionzoo.openmmlab.data import heads
+
 SIDE = 64  # pixels
 
 
@@ -15,6 +17,8 @@ def load_small(path: str) -> Config:
     cfg = Config.fromfile(path)
     model = cfg.model
     model.backbone.pretrained = False
+    if "dilations" in model.backbone:
+        model.backbone.dilations = ((1, 2),) * 4  # published ones pad a small map to many times its size
     if "size" in model.data_preprocessor:
         model.data_preprocessor.size = (SIDE, SIDE)  # to which mmseg pads
     few = {"nms_pre": 50, "max_per_img": 4}
@@ -52,11 +56,12 @@ def _dicts(node: Any, key: str = ""):
 def inputs(cfg: Config) -> dict[str, Any]:
     """Two images with labels, as the data loader gives them."""
     init_default_scope(cfg.default_scope)
+    classes = min(head.num_classes for head in heads(cfg))
     if cfg.default_scope == "mmdet":
         from mmdet.testing import demo_mm_inputs
 
         return demo_mm_inputs(
-            2, [(3, SIDE, SIDE), (3, SIDE, SIDE - 8)], num_items=[2, 1], num_classes=80, with_mask=True
+            2, [(3, SIDE, SIDE), (3, SIDE, SIDE - 8)], num_items=[2, 1], num_classes=classes, with_mask=True
         )
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
@@ -68,7 +73,7 @@ def inputs(cfg: Config) -> dict[str, Any]:
         sample = SegDataSample(
             metainfo={"ori_shape": (SIDE, SIDE), "img_shape": (SIDE, SIDE), "pad_shape": (SIDE, SIDE)}
         )
-        labels = torch.randint(0, 150, (1, SIDE // 8, SIDE // 8), generator=generator).repeat_interleave(8, 1)
+        labels = torch.randint(0, classes, (1, SIDE // 8, SIDE // 8), generator=generator).repeat_interleave(8, 1)
         sample.gt_sem_seg = PixelData(data=labels.repeat_interleave(8, 2))
         samples.append(sample)
     return {"inputs": images, "data_samples": samples}
