@@ -39,6 +39,7 @@ def main() -> None:
     )
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once (default: %(default)s)")
     parser.add_argument("--output", default="output/overfit", help="folder (default: %(default)s)")
+    parser.add_argument("--amp", action="store_true", help="mixed precision on a GPU")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="changes of all configs")
     args = parser.parse_args()
     output = Path(args.output)
@@ -88,6 +89,7 @@ def train_all(args: argparse.Namespace, data: dict[str, Path], output: Path) -> 
             options = [*args.cfg_options, "train_dataloader.num_workers=2", "default_hooks.logger.interval=100"]
             command = [sys.executable, str(ROOT / "tools/train.py"), str(ROOT / f"configs/{task_of(name)}/{name}.py")]
             command += ["--dataset", str(data[task_of(name)]), "--work-dir", str(output / name), "--seed", "0"]
+            command += ["--amp"] * args.amp
             log = (output / f"{name}.log").open("w")
             environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
             process = subprocess.Popen(

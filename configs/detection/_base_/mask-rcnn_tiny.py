@@ -15,7 +15,7 @@ model = dict(
 load = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
-    dict(type="Resize", scale=(800, 800), keep_ratio=True),
+    dict(type="Resize", scale=(704, 704), keep_ratio=True),
 ]
 meta_keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
 test_pipeline = [load[0], load[2], load[1], dict(type="PackDetInputs", meta_keys=meta_keys)]
@@ -38,7 +38,7 @@ train_dataloader = dict(
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-max_epochs = 6  # of 20 times the images: 250 iterations each for 100 images
+max_epochs = 4  # of 20 times the images: 250 iterations each for 100 images
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type="AdamW", lr=4e-4, betas=(0.9, 0.999), weight_decay=0.01),

@@ -19,7 +19,7 @@ train_dataloader = dict(batch_size=8, dataset=dict(pipeline=load))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-max_iters = 1500
+max_iters = 1000
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 optim_wrapper = dict(optimizer=dict(lr=5e-4, weight_decay=0.01), clip_grad=dict(max_norm=1.0))
 param_scheduler = [
