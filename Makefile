@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO := output/demo
 WORKERS ?= 2
 
-.PHONY: install demo demo-detection demo-segmentation test test-timm check format table bench clean
+.PHONY: install demo demo-detection demo-segmentation test test-gpu test-timm check format table bench clean
 
 install: $(VENV)/installed
 
@@ -45,6 +45,10 @@ demo-detection demo-segmentation: install
 # One thread a worker: the workers share the cores.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+# The whole suite on a GPU, with compiled kernels; refuses to start without one.
+test-gpu: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --gpu -n $(WORKERS) --dist loadgroup
 
 # timm's own model tests, those of the installed release, over every zoo_* model; takes about an hour on two cores.
 test-timm: install

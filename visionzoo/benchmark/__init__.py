@@ -2,4 +2,5 @@
 
 `cases` says what a measurement is, `operations`, `models` and `memory` list them, `rivals` finds what they are compared
 with, `timing` holds the clocks, `runner` runs and `results` keeps the rows, `targets` judges them and `report` draws.
+`comparison`, behind tools/compare.py, trains models alike.
 """

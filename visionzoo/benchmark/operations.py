@@ -22,11 +22,12 @@ from visionzoo.benchmark.rivals import Inputs, compiled
 from visionzoo.benchmark.timing import Cost
 
 BATCH = 64
+MAP_BATCH = 128  # of convolutions and norms, whose maps are quick to read
 
 
 def operation_cases(settings: Settings) -> list[Case]:
     """List all cases of operations."""
-    groups = (_routed, _routing, _neighborhood, _window, _halo, _linear)
+    groups = (_routed, _routing, _neighborhood, _window, _halo, _linear, _depthwise, _group_norm, _channel)
     return [case for group in groups for case in group(settings)]
 
 
@@ -267,6 +268,112 @@ def linear_case(
 
     shape = f"{side}x{side}, {heads} heads of {depth}, {feature_map}"
     return Contest(settings, name, batch, shape, draw, contenders, costs, shared=("temperature",)).case(side * side)
+
+
+def _depthwise(settings: Settings) -> Iterator[Case]:
+    # BiFormer's and DaViT's residual convolutions, BiFormer's position terms of v, PVTv2's and FLatten's inside MLPs
+    for side, dim in ((56, 64), (28, 128), (14, 256), (7, 512), (56, 96), (14, 384), (56, 512), (14, 1280)):
+        yield depthwise_case(settings, f"depthwise/{side}x{side}-c{dim}-k3", side, dim, 3, "itself")
+    for side, dim in ((56, 64), (28, 128), (14, 256), (7, 512)):
+        yield depthwise_case(settings, f"depthwise/{side}x{side}-c{dim}-k5-of-v", side, dim, 5, "other")
+    yield depthwise_case(settings, "depthwise/56x56-c64-k7", 56, 64, 7, None)
+    yield depthwise_case(settings, "depthwise/56x56-c32-k3-stripes", 56, 32, 3, "other", regions=(1, 56))
+
+
+def depthwise_case(
+    settings: Settings,
+    name: str,
+    side: int,
+    dim: int,
+    kernel_size: int,
+    residual: str | None,
+    regions: tuple[int, int] | None = None,
+) -> Case:
+    """Depthwise convolution, alone, plus its input ("itself"), or of a third of a projection plus an "other" map."""
+
+    def draw(normal: Draw) -> Inputs:
+        x = normal(normal.batch, side, side, 3 * dim if residual == "other" else dim)
+        inputs = {
+            "x": x[..., -dim:].detach().requires_grad_(),
+            "weight": normal(dim, 1, kernel_size, kernel_size),
+            "bias": normal(dim),
+        }
+        return inputs | ({"y": normal(normal.batch, side, side, dim)} if residual == "other" else {})
+
+    def ours(backend: str, inputs: Inputs) -> Callable[..., Tensor]:
+        convolution = operation("depthwise_conv")
+
+        def call(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor | None = None) -> Tensor:
+            added = x if residual == "itself" else y
+            return convolution(x, weight, bias, residual=added, regions=regions, backend=backend)
+
+        return call
+
+    contenders = {
+        **backends(ours),
+        "cudnn-compiled": Contender(compiled(lambda inputs: ours("reference", inputs))),
+    }
+
+    def costs(batch: int, itemsize: int) -> dict[str, Cost]:
+        # forward: read x and an added map, write the output; backward: read x and the output's gradient, write x's.
+        # Few operations, which are none of the matrix units.
+        numbers = batch * side**2 * dim
+        forward = (3 if residual == "other" else 2) * numbers * itemsize
+        return {FORWARD: Cost(forward, 0), BOTH: Cost(forward + 3 * numbers * itemsize, 0)}
+
+    shape = f"{side}x{side}, {dim} channels, kernel {kernel_size}"
+    if residual:
+        shape += ", plus its input" if residual == "itself" else ", of a part of a projection, plus a map"
+    if regions:
+        shape += f", in {regions[0]}x{regions[1]} regions"
+    return Contest(settings, name, MAP_BATCH, shape, draw, contenders, costs, shared=("weight", "bias")).case(
+        side * side
+    )
+
+
+def _group_norm(settings: Settings) -> Iterator[Case]:
+    for side, dim in ((56, 64), (28, 128), (14, 320), (7, 512)):  # poolformer_s12 at 224 px
+
+        def draw(normal: Draw, side: int = side, dim: int = dim) -> Inputs:
+            return {"x": normal(normal.batch, side, side, dim), "weight": normal(dim, mean=1.0), "bias": normal(dim)}
+
+        def costs(batch: int, itemsize: int, numbers: int = side * side * dim) -> dict[str, Cost]:
+            # read for the statistics, read again and write; backward: read input and gradient twice, and write
+            passes = batch * numbers * itemsize
+            return {FORWARD: Cost(3 * passes, 0), BOTH: Cost((3 + 5) * passes, 0)}
+
+        contenders = {
+            **zoo("group_norm"),
+            "torch-nchw": Contender(rivals.group_norm_nchw, same=False, rearrange=rivals.channels_first),
+        }
+        name, shape = f"group_norm/{side}x{side}-c{dim}", f"{side}x{side}, {dim} channels"
+        yield Contest(settings, name, MAP_BATCH, shape, draw, contenders, costs, shared=("weight", "bias")).case(
+            side**2
+        )
+
+
+def _channel(settings: Settings) -> Iterator[Case]:
+    for side, heads in ((56, 3), (28, 6), (14, 12), (7, 24)):  # davit_t at 224 px
+
+        def draw(normal: Draw, side: int = side, heads: int = heads) -> Inputs:
+            return {name: normal(normal.batch, side, side, heads, 32) for name in "qkv"}
+
+        def costs(batch: int, itemsize: int, side: int = side, heads: int = heads) -> dict[str, Cost]:
+            # read q, k and v, write the output; backward: read those and the output's gradient, write three gradients.
+            # Two products forward, four more backward, and that of the keys and values once more.
+            numbers, product = batch * side**2 * heads * 32, 2 * batch * side**2 * heads * 32**2
+            return {
+                FORWARD: Cost(4 * numbers * itemsize, 2 * product),
+                BOTH: Cost((4 + 7) * numbers * itemsize, (2 + 5) * product),
+            }
+
+        ours = zoo("channel_attention")
+        contenders = {
+            **ours,
+            "visionzoo-reference-compiled": Contender(compiled(ours["visionzoo-reference"].make)),
+        }
+        name, shape = f"channel/{side}x{side}-g{heads}-d32", f"{side}x{side}, {heads} heads of 32"
+        yield Contest(settings, name, BATCH, shape, draw, contenders, costs).case(side**2)
 
 
 def attention_costs(tokens: int, heads: int, depth: int, keys: int) -> Callable[[int, int], dict[str, Cost]]:

@@ -299,3 +299,13 @@ def timm_halo_attention(block_size: int, halo_size: int) -> Maker:
         return call
 
     return make
+
+
+def group_norm_nchw(inputs: Inputs) -> Callable[..., Tensor]:
+    """PyTorch's group normalisation with one group, of maps in its own layout (see `channels_first`)."""
+    return lambda x, weight, bias: F.group_norm(x, 1, weight, bias)
+
+
+def channels_first(inputs: Inputs) -> Inputs:
+    """Lay the map x out as [B, C, H, W]."""
+    return {**inputs, "x": inputs["x"].permute(0, 3, 1, 2).contiguous()}

@@ -3,7 +3,10 @@
 Attention works on [B, H, W, G, D] tensors: batch, height, width, heads, head width.
 """
 
+from visionzoo.kernels.channel_attention.api import channel_attention
+from visionzoo.kernels.depthwise_conv.api import depthwise_conv
 from visionzoo.kernels.dispatch import backends, explain
+from visionzoo.kernels.group_norm.api import group_norm
 from visionzoo.kernels.halo_attention.api import halo_attention
 from visionzoo.kernels.layer_norm.api import layer_norm
 from visionzoo.kernels.linear_attention.api import linear_attention
@@ -13,7 +16,10 @@ from visionzoo.kernels.routed_attention.api import routed_attention
 
 __all__ = [
     "backends",
+    "channel_attention",
+    "depthwise_conv",
     "explain",
+    "group_norm",
     "halo_attention",
     "layer_norm",
     "linear_attention",

@@ -62,16 +62,25 @@ class RelativePositionBias(nn.Module):
     """
 
     NO_WEIGHT_DECAY = ("table",)
+    bias: Tensor | None
 
     def __init__(self, num_heads: int, size: int | tuple[int, int]):
         super().__init__()
         self.size: tuple[int, int] = to_2tuple(size)
         # offset (query - key) counted row by row from (1 - h, 1 - w), as in the authors' checkpoints
         self.table = nn.Parameter(torch.zeros((2 * self.size[0] - 1) * (2 * self.size[1] - 1), num_heads))
+        self.register_buffer("bias", None)  # see `precompute`
         trunc_normal_(self.table, std=0.02)
+
+    @torch.no_grad()
+    def precompute(self) -> None:
+        """Keep the bias, for inference with these weights (`visionzoo.fuse`)."""
+        self.bias = self()
 
     def forward(self) -> Tensor:
         """Bias [G, n, n] of n = h·w queries and as many keys, both numbered row by row."""
+        if self.bias is not None:
+            return self.bias
         height, width = self.size
         # Along each axis the biases of one query are a stretch of the table, which moves on by one with the query.
         offsets = self.table.unflatten(0, (2 * height - 1, 2 * width - 1))

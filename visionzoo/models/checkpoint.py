@@ -6,6 +6,8 @@ import argparse
 import logging
 import pickle
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,6 +124,8 @@ def unwrap(model: nn.Module) -> Backbone:
 def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
     """Read safetensors, a torch file, or a folder's model.safetensors, without running any code from it.
 
+    The checksums of a torch file are compared with its content, which torch itself does not do.
+
     Raises:
         ValueError: if there is no such file, or it is damaged, unsafe or no checkpoint.
     """
@@ -133,6 +137,10 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if (record := archive.testzip()) is not None:
+                    raise ValueError(_damaged(path, f"the checksum of {record} does not fit its content"))
         # Authors store their command line beside the weights; a Namespace holds values and runs nothing.
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -143,9 +151,18 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
                 f"({_first_line(error)}). If you trust its origin, open it once elsewhere with "
                 f"torch.load(..., weights_only=False) and save its state_dict with safetensors."
             ) from error
-        raise ValueError(_damaged(path, error)) from error
-    except (RuntimeError, EOFError, OSError, SafetensorError, KeyError, UnicodeDecodeError) as error:
-        raise ValueError(_damaged(path, error)) from error
+        raise ValueError(_damaged(path, str(error))) from error
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        SafetensorError,
+        KeyError,
+        UnicodeDecodeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise ValueError(_damaged(path, str(error) or type(error).__name__)) from error
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, expected a state_dict or a checkpoint with one")
     return checkpoint
@@ -304,8 +321,8 @@ def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), str(error))
 
 
-def _damaged(path: Path, error: Exception) -> str:
+def _damaged(path: Path, why: str) -> str:
     return (
         f"{path} ({path.stat().st_size} bytes) cannot be read as a checkpoint, it is damaged or cut short: "
-        f"{str(error).splitlines()[0] if str(error) else type(error).__name__}. Copy or download it again."
+        f"{why.splitlines()[0]}. Copy or download it again."
     )

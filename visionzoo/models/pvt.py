@@ -182,7 +182,7 @@ class PyramidVisionTransformer(Backbone):
         )
 
 
-_README = "README.md of whai362/PVT, FLOPs of the paper"
+_README = "README.md of whai362/PVT; GMACs: paper, table 2"
 
 
 def _no_weights(size: str) -> str:

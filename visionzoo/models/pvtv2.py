@@ -126,7 +126,7 @@ def _weights(size: str) -> dict[str, Any]:
     return {"tag": "in1k", "hf_hub_id": f"timm/pvt_v2_{size}.in1k"}
 
 
-_README = "README.md of whai362/PVT, FLOPs of the paper"
+_README = "README.md of whai362/PVT; GMACs: paper, table 2"
 _B2, _B3, _B4 = (3, 4, 6, 3), (3, 4, 18, 3), (3, 8, 27, 3)
 
 VARIANTS = {

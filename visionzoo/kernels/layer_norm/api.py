@@ -7,6 +7,7 @@ from torch import Tensor
 
 from visionzoo.kernels.dispatch import choose
 from visionzoo.kernels.layer_norm import reference
+from visionzoo.kernels.precision import autocast_dtype
 
 MAX_WIDTH = 1024  # a program holds whole rows
 # Below that many rows torch's kernel takes less time than it takes to launch ours (H100, widths 64 to 512).
@@ -43,19 +44,16 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5, ba
             f"layer_norm: x, weight and bias must be floating point on one device, got {x.dtype} on {x.device}, "
             f"{weight.dtype} on {weight.device} and {bias.dtype} on {bias.device}"
         )
-    device = x.device.type
-    out_dtype = torch.get_autocast_dtype(device) if device != "meta" and torch.is_autocast_enabled(device) else x.dtype
-    if choose("layer_norm", backend, x, unsupported=_unsupported(x, backend), max_width=MAX_WIDTH) == "triton":
+    out_dtype = autocast_dtype(x.device) or x.dtype
+    if choose("layer_norm", backend, x, slower=_slower(x), max_width=MAX_WIDTH) == "triton":
         from visionzoo.kernels.layer_norm import triton
 
         return triton.forward(x, weight, bias, eps=eps, out_dtype=out_dtype)
     return reference.forward(x, weight, bias, eps=eps, out_dtype=out_dtype)
 
 
-def _unsupported(x: Tensor, backend: str) -> str | None:
-    if backend == "triton":
-        return None
+def _slower(x: Tensor) -> str | None:
+    """Say why the plain form takes less time, or None."""
     if torch.compiler.is_compiling():
         return "torch.compile fuses the plain form with its neighbors"
-    rows = x.numel() // x.shape[-1]
-    return f"torch is as fast for fewer than {MIN_ROWS} rows, here {rows}" if rows < MIN_ROWS else None
+    return f"torch is as fast for fewer than {MIN_ROWS} rows" if x.numel() < MIN_ROWS * x.shape[-1] else None

@@ -63,6 +63,7 @@ class NeighborhoodMixer(Mixer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
+        self.check_input(x)
         height, width = x.shape[1:3]
         reach = (self.kernel_size[0] * self.dilation[0], self.kernel_size[1] * self.dilation[1])
         q, k, v = self.split_heads(self.qkv(pad_to_size(x, reach)))

@@ -56,6 +56,7 @@ class SpatialReductionMixer(Mixer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
+        self.check_input(x)
         heads = (self.num_heads, self.head_dim)
         q = self.q(x).unflatten(-1, heads).flatten(1, 2).transpose(1, 2)  # [B, G, N, D]
         kv = self.kv(self._reduce(x)).unflatten(-1, (2, *heads)).flatten(1, 2)  # [B, N', 2, G, D]
