@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
+
+pytest.importorskip("mmdet", reason='needs pip install "visionzoo[openmmlab]"')
+
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 

@@ -419,7 +419,6 @@ def test_a_compiled_extension_stays_in_charge(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_on_a_gpu_the_ops_give_what_they_give_on_the_cpu(dtype):
     """Forward and backward, from the same inputs; float64 on the CPU."""
