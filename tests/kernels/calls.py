@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from torch._dynamo import lookup_backend
 
 from visionzoo.kernels import (
+    channel_attention,
+    depthwise_conv,
+    group_norm,
     halo_attention,
     layer_norm,
     linear_attention,
@@ -37,11 +40,20 @@ SIZES = [
 
 @dataclass(frozen=True)
 class Kind:
-    """What a call computes of q, k, v [B, H, W, G, D] and parameters, and which operations it needs for that."""
+    """What a call computes of q, k, v [B, H, W, G, D] and parameters, and which operations it needs for that.
+
+    `parts` are the operators of an operation that has several.
+    """
 
     operations: tuple[str, ...]
     function: Callable[..., Tensor]
     parameters: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
+
+    @property
+    def operators(self) -> set[str]:
+        """Names of the operators in a graph of the call."""
+        return set(self.parts or self.operations)
 
 
 class Call(nn.Module):
@@ -128,6 +140,17 @@ KINDS = {
             q, k, v, feature_map="focused", temperature=temperature.exp()
         ),
         {"temperature": (HEADS, HEAD_DIM)},
+    ),
+    "channels": Kind(("channel_attention",), channel_attention, parts=("channel_products", "channel_mix")),
+    "depthwise convolution onto a residual": Kind(
+        ("depthwise_conv",),
+        lambda q, k, v, weight, bias: depthwise_conv(v.flatten(3), weight, bias, residual=q.flatten(3)),
+        {"weight": (HEADS * HEAD_DIM, 1, 3, 3), "bias": (HEADS * HEAD_DIM,)},
+    ),
+    "group norm": Kind(
+        ("group_norm",),
+        lambda q, k, v, weight, bias: group_norm(q.flatten(3), weight, bias),
+        {"weight": (HEADS * HEAD_DIM,), "bias": (HEADS * HEAD_DIM,)},
     ),
     "layer norm": Kind(
         ("layer_norm",),

@@ -169,7 +169,7 @@ def _run_weight_grad(x: Tensor, grad: Tensor, weight: Tensor, regions: list[int]
     sums = parts.sum(0)
     grad_weight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
     grad_weight.view(channels, -1).copy_(sums[:-1].t())
-    return grad_weight, sums[-1]
+    return grad_weight, sums[-1].clone()  # outputs of an operator may not share memory
 
 
 def _tile_size(width: int, channels: int) -> tuple[int, int, int, int]:

@@ -30,7 +30,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, out_dtype: t
 
 def _normalize_fake(x, weight, bias, eps, out_dtype):
     out = torch.empty(x.shape, dtype=out_dtype, device=x.device)
-    return out, x.new_empty((len(x), _MAX_PARTS, 2), dtype=torch.float32)
+    return out, x.new_empty((x.shape[0], _MAX_PARTS, 2), dtype=torch.float32)
 
 
 def _save(ctx, inputs, output):
@@ -50,7 +50,7 @@ def _differentiate(ctx, grad, _grad_sums):
 def _normalize(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Output [B, H, W, C] and, for the backward pass, mean and squared deviations of the parts of each sample."""
     out = torch.empty(x.shape, dtype=out_dtype, device=x.device)
-    sums = torch.empty((len(x), _MAX_PARTS, 2), dtype=torch.float32, device=x.device)
+    sums = torch.zeros((x.shape[0], _MAX_PARTS, 2), dtype=torch.float32, device=x.device)
     call = _Call(x)
     call.launch(_sum_kernel, sums)
     call.launch(_forward_kernel, sums, weight, bias, out, eps)
