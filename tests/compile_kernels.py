@@ -43,7 +43,27 @@ def routed_attention() -> Iterator[Callable[[], object]]:
             )
 
 
-OPERATIONS = {f.__name__: f for f in (routed_attention,)}
+def linear_attention() -> Iterator[Callable[[], object]]:
+    """Yield calls that launch every kernel of the operation."""
+    import torch
+
+    from visionzoo.kernels.linear_attention import triton as kernels
+
+    float32, others = [torch.float32], [torch.bfloat16, torch.float16]
+    for dtype, (heads, dim), feature_map in [
+        *product(others[:1] + float32, [(2, 32)], ["relu", "elu", "softmax", "focused"]),
+        *product(others, [(4, 16), (2, 32), (1, 64), (1, 128)], ["focused"]),
+    ]:
+        q, k, v = torch.zeros(8, 56, 56, 3, heads, dim, dtype=dtype).unbind(3)
+        temperature = torch.ones(heads, dim) if feature_map == "focused" else None
+        arguments = (q, k, v, temperature, feature_map, 3.0, 1e-6)
+        yield lambda a=arguments: kernels._attend._init_fn(*a)
+        block = kernels.head_block(dim)
+        grad, state = torch.zeros(q.shape, dtype=dtype), torch.zeros(8, heads, block + 3, block)
+        yield lambda a=arguments, g=grad, s=state: kernels._attend_backward._init_fn(g, s, *a)
+
+
+OPERATIONS = {f.__name__: f for f in (routed_attention, linear_attention)}
 
 
 def main(names: list[str]) -> None:
@@ -83,7 +103,7 @@ class _Driver:
         return self.target
 
     def get_current_device(self):
-        return 0
+        return self.target.arch  # kernels are kept by device: one for each capability
 
     def get_current_stream(self, device):
         return 0

@@ -19,7 +19,7 @@ from torch import Tensor
 BACKENDS = ("auto", "reference", "triton")
 ENVIRONMENT_VARIABLE = "VISIONZOO_BACKEND"
 OPERATIONS = ("halo_attention", "linear_attention", "route_regions", "routed_attention")
-WITHOUT_TRITON = ("halo_attention", "linear_attention", "route_regions")  # operations that have no Triton kernels yet
+WITHOUT_TRITON = ("halo_attention", "route_regions")  # operations that have no Triton kernels yet
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 128
 MIN_CAPABILITY = (8, 0)  # compute capability; older GPUs have no bfloat16 matrix units
