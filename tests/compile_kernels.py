@@ -36,9 +36,9 @@ def routed_attention() -> Iterator[Callable[[], object]]:
             )
         for bias, segments, weights, valid in extras:
             arguments = (q, k, v, index, bias, segments, weights, [7, 7], 0.1, valid)
-            yield lambda a=arguments: kernels._attend._init_fn(*a)
+            yield lambda a=arguments: kernels._attend(*a)
             grad, lse = torch.zeros(q.shape, dtype=dtype), torch.zeros(q.shape[:4])
-            yield lambda a=arguments, g=grad, s=lse: kernels._attend_backward._init_fn(
+            yield lambda a=arguments, g=grad, s=lse: kernels._attend_backward(
                 g, g, s, *a, a[4] is not None, a[6] is not None
             )
 

@@ -137,9 +137,14 @@ def _why_not(q: Tensor, v: Tensor | None) -> str | None:
     return None
 
 
+_capabilities: dict[int | None, tuple[int, int]] = {}  # asking costs some µs every time
+
+
 @torch.compiler.assume_constant_result
 def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+    if device.index not in _capabilities:
+        _capabilities[device.index] = torch.cuda.get_device_capability(device)
+    return _capabilities[device.index]
 
 
 def _interpreted() -> bool:

@@ -6,14 +6,22 @@ import torch
 from torch import Tensor
 
 
-def dense_rows(x: Tensor) -> Tensor:
-    """Return x, or a copy where its last axis is not contiguous: kernels read rows of D numbers."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+def token_rows(x: Tensor) -> tuple[Tensor, int]:
+    """Return [B, H, W, G, D] and the step from token to token, such that token t, head g is at t·step + g·D.
 
-
-def row_strides(*tensors: Tensor) -> list[int]:
-    """Strides of all axes but the last, tensor after tensor."""
-    return [stride for x in tensors for stride in x.stride()[:-1]]
+    Maps and parts of projections lie like this and come back as they are; others are copied.
+    """
+    batch, height, width, heads, head_dim = x.shape
+    if width > 1:
+        step = x.stride(2)
+    elif height > 1:
+        step = x.stride(1)
+    else:
+        step = x.stride(0) if batch > 1 else heads * head_dim
+    expected = (height * width * step, width * step, step, head_dim, 1)
+    if all(size == 1 or s == e for size, s, e in zip(x.shape, x.stride(), expected, strict=True)):
+        return x, step
+    return x.contiguous(), heads * head_dim
 
 
 def block_size(count: int, dtype: torch.dtype) -> int:
@@ -39,6 +47,6 @@ def dot_precision(dtype: torch.dtype) -> str:
     return "ieee" if dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-def warps(rows: int, columns: int) -> int:
-    """Warps for a program whose largest tile is rows × columns."""
-    return max(1, min(4, rows * columns // 1024))
+def blocks(rows: int, block: int) -> int:
+    """⌈rows / block⌉."""
+    return -(-rows // block)

@@ -5,7 +5,7 @@ list, so that small regions fill blocks together: key j of the list is token j m
 gradients of keys and values walk the opposite lists (which regions list this one), written by `_invert_kernel`.
 Nothing is summed by atomics: results are the same from run to run.
 
-Scores are kept in base 2, since exp2 is what the hardware has. Blocks have three sizes, by the tokens of a region;
+Blocks have few sizes, by the tokens of a region;
 batch, map and lists are plain arguments, so that a new image size compiles nothing new.
 """
 
@@ -16,13 +16,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from visionzoo.kernels.launch import block_size, dense_rows, dot_precision, head_block, row_strides, warps
+from visionzoo.kernels.flash import LOG2_E, load_rows, softmax_end, softmax_start, softmax_step, store_rows
+from visionzoo.kernels.launch import block_size, blocks, dot_precision, head_block, token_rows
+from visionzoo.kernels.operator import operator
 
-_LOG2_E = tl.constexpr(1.4426950408889634)
 # arguments that vary with batch and image: the compiler must not look at their values
 _SIZES = [
-    "bias_r", "height", "width", "columns", "count", "tall", "wide", "listed", "valid_height", "valid_width", "windows",
-    "splits", "size",
+    "bias_step", "height", "width", "rows", "columns", "listed", "valid_height", "valid_width", "windows", "splits",
+    "count", "size",
 ]  # fmt: skip
 
 
@@ -40,14 +41,33 @@ def forward(
     valid_size: tuple[int, int] | None,
 ) -> Tensor:
     """Attention of [B, H, W, G, D] tensors as `routed_attention` says."""
-    valid = list(valid_size or ())
-    return _attend(q, k, v, index, bias, segments, weights, list(regions), scale, valid)[0]
+    return _attend(q, k, v, index, bias, segments, weights, list(regions), scale, list(valid_size or ()))[0]
 
 
 # -- operators --------------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("visionzoo::routed_attention", mutates_args=())
+def _attend_fake(q, k, v, index, bias, segments, weights, regions, scale, valid_size):
+    return q.new_empty(q.shape), q.new_empty(q.shape[:4], dtype=torch.float32)
+
+
+def _save(ctx, inputs, output):
+    q, k, v, index, bias, segments, weights, ctx.regions, ctx.scale, ctx.valid_size = inputs
+    ctx.save_for_backward(*output, q, k, v, index, bias, segments, weights)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, grad, _grad_lse):
+    if grad is None:
+        return (None,) * 10
+    needs = ctx.needs_input_grad
+    *grads, grad_bias, grad_weights = _attend_backward(
+        grad, *ctx.saved_tensors, ctx.regions, ctx.scale, ctx.valid_size, needs[4], needs[6]
+    )
+    return *grads, None, grad_bias if needs[4] else None, None, grad_weights if needs[6] else None, None, None, None
+
+
+@operator("routed_attention", fake=_attend_fake, save=_save, differentiate=_differentiate)
 def _attend(
     q: Tensor,
     k: Tensor,
@@ -68,7 +88,17 @@ def _attend(
     return out, lse
 
 
-@torch.library.custom_op("visionzoo::routed_attention_backward", mutates_args=())
+def _attend_backward_fake(
+    grad, out, lse, q, k, v, index, bias, segments, weights, regions, scale, valid_size, bias_grad, weights_grad
+):
+    return (
+        *(q.new_empty(q.shape) for _ in range(3)),
+        bias.new_empty(bias.shape) if bias_grad else q.new_empty(0),
+        weights.new_empty(weights.shape) if weights_grad else q.new_empty(0),
+    )
+
+
+@operator("routed_attention_backward", fake=_attend_backward_fake)
 def _attend_backward(
     grad: Tensor,
     out: Tensor,
@@ -92,8 +122,7 @@ def _attend_backward(
     grad_q, grad_k, grad_v = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
     delta = torch.empty_like(lse)
     call.launch(_query_grad_kernel, call.programs, out, lse, grad, delta, grad_q)
-    starts, entries = call.inverse_lists()
-    call.launch(_key_grad_kernel, call.programs, lse, grad, delta, starts, entries, grad_k, grad_v)
+    call.launch(_key_grad_kernel, call.programs, lse, grad, delta, *call.inverse_lists(), grad_k, grad_v)
     grad_bias, grad_weights = q.new_empty(0), q.new_empty(0)
     if bias_grad and bias is not None:
         windows, splits = call.bias_windows(bias)
@@ -107,92 +136,45 @@ def _attend_backward(
     return grad_q, grad_k, grad_v, grad_bias, grad_weights
 
 
-@_attend.register_fake
-def _(q, k, v, index, bias, segments, weights, regions, scale, valid_size):
-    return q.new_empty(q.shape), q.new_empty(q.shape[:4], dtype=torch.float32)
-
-
-@_attend_backward.register_fake
-def _(grad, out, lse, q, k, v, index, bias, segments, weights, regions, scale, valid_size, bias_grad, weights_grad):
-    return (
-        *(q.new_empty(q.shape) for _ in range(3)),
-        bias.new_empty(bias.shape) if bias_grad else q.new_empty(0),
-        weights.new_empty(weights.shape) if weights_grad else q.new_empty(0),
-    )
-
-
-def _save(ctx, inputs, output):
-    q, k, v, index, bias, segments, weights, ctx.regions, ctx.scale, ctx.valid_size = inputs
-    ctx.save_for_backward(*output, q, k, v, index, bias, segments, weights)
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx, grad, _grad_lse):
-    none = [None] * 3
-    if grad is None:
-        return (*[None] * 7, *none)
-    needs = ctx.needs_input_grad
-    *grads, grad_bias, grad_weights = _attend_backward(
-        grad, *ctx.saved_tensors, ctx.regions, ctx.scale, ctx.valid_size, needs[4], needs[6]
-    )
-    return (*grads, None, grad_bias if needs[4] else None, None, grad_weights if needs[6] else None, *none)
-
-
-_attend.register_autograd(_differentiate, setup_context=_save)
-
-
 class _Call:
     """One call's tensors and numbers, in the order in which every kernel takes them."""
 
     def __init__(self, q, k, v, index, bias, segments, weights, regions, scale, valid_size):
-        self.q, self.k, self.v = (dense_rows(t) for t in (q, k, v))
+        (q, q_step), (k, k_step), (v, v_step) = token_rows(q), token_rows(k), token_rows(v)
         batch, height, width, heads, head_dim = q.shape
-        self.tall, self.wide = height // regions[0], width // regions[1]
-        self.n, self.count = self.tall * self.wide, regions[0] * regions[1]
+        rows, columns = regions
+        self.device, self.batch = q.device, batch
+        self.n, self.count = height // rows * (width // columns), rows * columns
         self.listed = 1 if index is None else index.shape[2]
-        self.batch, self.heads = batch, heads
-        self.index = None if index is None else index.contiguous()
-        bias_rows = 0
-        if bias is not None:
-            bias = bias.contiguous()
-            bias_rows = bias.stride(0) if bias.ndim == 4 and len(bias) > 1 else 0
-        none = q  # a pointer that is not read
-        self.arguments = [
-            self.q, self.k, self.v,
-            none if index is None else self.index,
-            none if bias is None else bias,
-            none if segments is None else segments.contiguous(),
-            none if weights is None else weights.contiguous(),
-            *row_strides(self.q, self.k, self.v),
-            bias_rows, height, width, heads, regions[1], self.count, self.tall, self.wide, self.listed,
-            *(valid_size or (height, width)),
-            scale,
-        ]  # fmt: skip
-        self.own_block = block_size(self.n, q.dtype)  # of one region's queries or keys, against those that it meets
-        self.other_block = block_size(self.listed * self.n, q.dtype)
-        self.options = {
-            "D": head_dim,
-            "BLOCK_D": head_block(head_dim),
-            "HAS_INDEX": index is not None,
-            "HAS_BIAS": bias is not None,
-            "HAS_SEGMENTS": segments is not None,
-            "HAS_VALID": bool(valid_size),
-            "HAS_WEIGHTS": weights is not None,
-            "PRECISION": dot_precision(q.dtype),
-        }
+        self.index, bias, segments, weights = (
+            t if t is None or t.is_contiguous() else t.contiguous() for t in (index, bias, segments, weights)
+        )
+        bias_step = bias.stride(0) if bias is not None and bias.ndim == 4 and len(bias) > 1 else 0
+        valid_height, valid_width = valid_size or (None, None)
+        self.arguments = (
+            q, k, v, self.index, bias, segments, weights, q_step, k_step, v_step, bias_step, height, width, rows,
+            columns, self.listed, valid_height, valid_width, scale,
+        )  # fmt: skip
+        self.own_block = block_size(self.n, q.dtype)  # of one region's queries or keys, against those that they meet
+        self.extras = bias is not None or segments is not None or q.dtype == torch.float32
+        self.block_d = head_block(head_dim)
+        self.options = {"G": heads, "D": head_dim, "BLOCK_D": self.block_d, "PRECISION": dot_precision(q.dtype)}
+        self.programs = batch * self.count * heads * blocks(self.n, self.own_block)  # that cover the map
 
     def launch(self, kernel, programs: int, *tensors) -> None:
-        """Run a kernel with this call's arguments, then `tensors`."""
-        block_m, block_n = self.own_block, self.other_block
-        if kernel is _key_grad_kernel:
-            block_m, block_n = block_n, block_m
-        options = {**self.options, "BLOCK_M": block_m, "BLOCK_N": block_n}
-        kernel[(programs,)](*self.arguments, *tensors, **options, num_warps=warps(block_m, block_n), num_stages=2)
+        """Run a kernel with this call's arguments, then `tensors`.
 
-    @property
-    def programs(self) -> int:
-        """How many programs cover all regions of all heads and samples."""
-        return self.batch * self.count * self.heads * triton.cdiv(self.n, self.own_block)
+        Sizes by trial on an H100 (bfloat16, 56² to 14², head width 32): blocks of 32 on the other side, one warp, two
+        stages; two accumulators want the double.
+        """
+        own, other, accumulators = self.own_block, 32, 1
+        if kernel is _key_grad_kernel:
+            other, accumulators = max(32, own), 2
+        warps = max(1, min(8, own * self.block_d * accumulators // 2048)) * (2 if self.extras else 1)
+        block_m, block_n = (other, own) if kernel is _key_grad_kernel else (own, other)
+        kernel[(programs,)](
+            *self.arguments, *tensors, **self.options, BLOCK_M=block_m, BLOCK_N=block_n, num_warps=warps, num_stages=2
+        )
 
     def bias_windows(self, bias: Tensor) -> tuple[int, int]:
         """Windows that share a bias, and into how many parts to split them so that a GPU has enough programs."""
@@ -201,16 +183,16 @@ class _Call:
 
     def bias_programs(self, bias: Tensor, splits: int) -> int:
         """How many programs cover all tiles of a bias, `splits` times."""
-        tiles = triton.cdiv(self.n, self.own_block) * triton.cdiv(self.listed * self.n, self.other_block)
+        tiles = blocks(self.n, self.own_block) * blocks(self.listed * self.n, 32)
         return splits * tiles * (bias.numel() // (self.n * self.n * self.listed))
 
-    def inverse_lists(self) -> tuple[Tensor, Tensor]:
+    def inverse_lists(self) -> tuple[Tensor | None, Tensor | None]:
         """For each region where its list starts and ends, [B, R + 1], and the lists' entries r·K + place, [B, R·K]."""
         if self.index is None:
-            return self.q, self.q
+            return None, None
         size = self.count * self.listed
-        starts = torch.empty((self.batch, self.count + 1), dtype=torch.int32, device=self.q.device)
-        entries = torch.empty((self.batch, size), dtype=torch.int32, device=self.q.device)
+        starts = torch.empty((self.batch, self.count + 1), dtype=torch.int32, device=self.device)
+        entries = torch.empty((self.batch, size), dtype=torch.int32, device=self.device)
         _invert_kernel[(self.batch * self.count,)](
             self.index, starts, entries, self.count, size, BLOCK=256, num_warps=4
         )
@@ -221,51 +203,26 @@ class _Call:
 
 
 @triton.jit
-def _program(heads, count, blocks):
+def _program(count, blocks, G: tl.constexpr):
     """Head, region, block and sample of this program; heads side by side, as their tokens lie."""
     program = tl.program_id(0)
-    g = program % heads
-    block = program // heads % blocks
-    region = program // (heads * blocks) % count
-    return g, region, block, (program // (heads * blocks * count)).to(tl.int64)
+    block = program // G % blocks
+    region = program // (G * blocks) % count
+    return program % G, region, block, (program // (G * blocks * count)).to(tl.int64)
 
 
 @triton.jit
-def _place(region, token, columns, tall, wide):
-    """Row and column on the map of a region's token; both are numbered row by row."""
-    return (region // columns) * tall + token // wide, (region % columns) * wide + token % wide
+def _place(region, token, columns, tall, wide, width):
+    """Return the number of a region's token on the map; regions, their tokens and the map are counted row by row."""
+    return ((region // columns) * tall + token // wide) * width + (region % columns) * wide + token % wide
 
 
 @triton.jit
-def _load_rows(pointer, y, x, stride_h, stride_w, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows [tokens, D] of one head and sample, zeros where they are not `inside`."""
-    d = tl.arange(0, BLOCK_D)
-    at = pointer + (y * stride_h + x * stride_w)[:, None] + d[None, :]
-    return tl.load(at, mask=inside[:, None] & (d < D)[None, :], other=0.0)
-
-
-@triton.jit
-def _store_rows(pointer, token, heads, g, rows, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Write rows [tokens, D] of a head into one sample of a contiguous [B, H, W, G, D]."""
-    d = tl.arange(0, BLOCK_D)
-    at = pointer + ((token * heads + g) * D)[:, None] + d[None, :]
-    tl.store(at, rows.to(pointer.dtype.element_ty), mask=inside[:, None] & (d < D)[None, :])
-
-
-@triton.jit
-def _load_dense(pointer, token, heads, g, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Read what `_store_rows` writes."""
-    d = tl.arange(0, BLOCK_D)
-    at = pointer + ((token * heads + g) * D)[:, None] + d[None, :]
-    return tl.load(at, mask=inside[:, None] & (d < D)[None, :], other=0.0)
-
-
-@triton.jit
-def _listed_keys(index, own, j, listed, n, count, HAS_INDEX: tl.constexpr):
+def _listed_keys(index, own, j, listed, n, count):
     """Region, token and place in the list of the flat list's keys j, and which of them exist."""
     place = j // n
     inside = place < listed
-    if HAS_INDEX:
+    if index is not None:
         region = tl.load(index + place, mask=inside, other=0)
         inside = inside & (region >= 0) & (region < count)  # a region that does not exist is left out, never read
         region = tl.where(inside, region, 0).to(tl.int32)
@@ -276,287 +233,307 @@ def _listed_keys(index, own, j, listed, n, count, HAS_INDEX: tl.constexpr):
 
 @triton.jit
 def _adjust(
-    scores, scale, bias, segments, bias_row, bias_column, query_y, query_x, key_y, key_x, query_inside, key_inside,
-    width, valid_height, valid_width, HAS_BIAS: tl.constexpr, HAS_SEGMENTS: tl.constexpr, HAS_VALID: tl.constexpr,
+    scores, scale, bias, bias_row, bias_column, segments, query_at, query_inside, key_at, key_inside, width,
+    valid_height, valid_width,
 ):  # fmt: skip
     """Scores [queries, keys] in base 2: scaled, with bias, and -inf where a query may not see a key."""
-    scores = scores * (scale * _LOG2_E)
+    scores = scores * (scale * LOG2_E)
     keep = query_inside[:, None] & key_inside[None, :]
-    if HAS_BIAS:
+    if bias is not None:
         at = bias + bias_row[:, None] + bias_column[None, :]
-        scores += tl.load(at, mask=keep, other=0.0).to(tl.float32) * _LOG2_E
-    if HAS_VALID:
-        keep = keep & ((key_y < valid_height) & (key_x < valid_width))[None, :]
-    if HAS_SEGMENTS:
-        query_segment = tl.load(segments + query_y * width + query_x, mask=query_inside, other=0)
-        key_segment = tl.load(segments + key_y * width + key_x, mask=key_inside, other=0)
+        scores += tl.load(at, mask=keep, other=0.0).to(tl.float32) * LOG2_E
+    if valid_height is not None:
+        keep = keep & ((key_at // width < valid_height) & (key_at % width < valid_width))[None, :]
+    if segments is not None:
+        query_segment = tl.load(segments + query_at, mask=query_inside, other=0)
+        key_segment = tl.load(segments + key_at, mask=key_inside, other=0)
         keep = keep & (query_segment[:, None] == key_segment[None, :])
     return tl.where(keep, scores, float("-inf"))
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _forward_kernel(
-    q, k, v, index, bias, segments, weights, q_b, q_h, q_w, q_g, k_b, k_h, k_w, k_g, v_b, v_h, v_w, v_g,
-    bias_r, height, width, heads, columns, count, tall, wide, listed, valid_height, valid_width, scale,
-    out, lse,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_SEGMENTS: tl.constexpr, HAS_VALID: tl.constexpr, HAS_WEIGHTS: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    q, k, v, index, bias, segments, weights, q_step, k_step, v_step, bias_step, height, width, rows, columns, listed,
+    valid_height, valid_width, scale, out, lse,
+    G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Online softmax of a block of queries over the keys of the listed regions."""
+    tall, wide, count = height // rows, width // columns, rows * columns
     n = tall * wide
-    g, region, block, b = _program(heads, count, tl.cdiv(n, BLOCK_M))
+    g, region, block, b = _program(count, tl.cdiv(n, BLOCK_M), G)
     m = block * BLOCK_M + tl.arange(0, BLOCK_M)
     m_inside = m < n
-    y, x = _place(region, m, columns, tall, wide)
-    queries = _load_rows(q + b * q_b + g * q_g, y, x, q_h, q_w, m_inside, D, BLOCK_D)
-    first = b * (height * width * heads)  # of the sample's tokens and heads
+    at = _place(region, m, columns, tall, wide, width)
+    first = b * (height * width)  # of the sample's tokens
+    q += first * q_step + g * D
+    k += first * k_step + g * D
+    v += first * v_step + g * D
+    out += (first * G + g) * D
+    lse += first * G + g
     lists = (b * count + region) * listed
-    highest = tl.full([BLOCK_M], -1e30, tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    accumulated = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    if index is not None:
+        index += lists
+    if weights is not None:
+        weights += lists
+    bias_row = region * bias_step + (g * n + m) * (listed * n)
+    queries = load_rows(q, at, q_step, m_inside, D, BLOCK_D)
+    highest, total, accumulated = softmax_start(BLOCK_M, BLOCK_D)
     for start in range(0, listed * n, BLOCK_N):
         j = start + tl.arange(0, BLOCK_N)
-        other, token, place, inside = _listed_keys(index + lists, region, j, listed, n, count, HAS_INDEX)
-        key_y, key_x = _place(other, token, columns, tall, wide)
-        keys = _load_rows(k + b * k_b + g * k_g, key_y, key_x, k_h, k_w, inside, D, BLOCK_D)
-        values = _load_rows(v + b * v_b + g * v_g, key_y, key_x, v_h, v_w, inside, D, BLOCK_D)
+        other, token, place, inside = _listed_keys(index, region, j, listed, n, count)
+        key_at = _place(other, token, columns, tall, wide, width)
+        keys = load_rows(k, key_at, k_step, inside, D, BLOCK_D)
+        values = load_rows(v, key_at, v_step, inside, D, BLOCK_D)
         scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
-        if HAS_WEIGHTS:
-            weight = tl.load(weights + lists + place, mask=inside, other=0.0).to(tl.float32)
+        if weights is not None:
+            weight = tl.load(weights + place, mask=inside, other=0.0).to(tl.float32)
             scores *= weight[None, :]
         scores = _adjust(
-            scores, scale, bias, segments, region * bias_r + (g * n + m) * (listed * n), j, y, x, key_y, key_x,
-            m_inside, inside, width, valid_height, valid_width, HAS_BIAS, HAS_SEGMENTS, HAS_VALID,
+            scores, scale, bias, bias_row, j, segments, at, m_inside, key_at, inside, width, valid_height, valid_width,
         )  # fmt: skip
-        new_highest = tl.maximum(highest, tl.max(scores, 1))
-        p = tl.exp2(scores - new_highest[:, None])
-        rescale = tl.exp2(highest - new_highest)
-        total = total * rescale + tl.sum(p, 1)
-        highest = new_highest
-        if HAS_WEIGHTS:
+        p, highest, total, accumulated = softmax_step(scores, highest, total, accumulated)
+        if weights is not None:
             p *= weight[None, :]
-        accumulated *= rescale[:, None]
         accumulated += tl.dot(p.to(values.dtype), values, input_precision=PRECISION)
-    seen = total > 0.0  # a query without any key gives 0; infinity as its logarithm makes its gradients 0
-    total = tl.where(seen, total, 1.0)
-    at = y * width + x
-    _store_rows(out + first * D, at, heads, g, accumulated / total[:, None], m_inside, D, BLOCK_D)
-    tl.store(lse + first + at * heads + g, tl.where(seen, highest + tl.log2(total), float("inf")), mask=m_inside)
+    outputs, logarithm = softmax_end(highest, total, accumulated)
+    store_rows(out, at, G * D, outputs, m_inside, D, BLOCK_D)
+    tl.store(lse + at * G, logarithm, mask=m_inside)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _query_grad_kernel(
-    q, k, v, index, bias, segments, weights, q_b, q_h, q_w, q_g, k_b, k_h, k_w, k_g, v_b, v_h, v_w, v_g,
-    bias_r, height, width, heads, columns, count, tall, wide, listed, valid_height, valid_width, scale,
-    out, lse, grad, delta, grad_q,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_SEGMENTS: tl.constexpr, HAS_VALID: tl.constexpr, HAS_WEIGHTS: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    q, k, v, index, bias, segments, weights, q_step, k_step, v_step, bias_step, height, width, rows, columns, listed,
+    valid_height, valid_width, scale, out, lse, grad, delta, grad_q,
+    G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Gradient of a block of queries, and `delta`, the product of output and its gradient, for the other kernels."""
+    tall, wide, count = height // rows, width // columns, rows * columns
     n = tall * wide
-    g, region, block, b = _program(heads, count, tl.cdiv(n, BLOCK_M))
+    g, region, block, b = _program(count, tl.cdiv(n, BLOCK_M), G)
     m = block * BLOCK_M + tl.arange(0, BLOCK_M)
     m_inside = m < n
-    y, x = _place(region, m, columns, tall, wide)
-    at = y * width + x
-    first = b * (height * width * heads)
-    queries = _load_rows(q + b * q_b + g * q_g, y, x, q_h, q_w, m_inside, D, BLOCK_D)
-    grads = _load_dense(grad + first * D, at, heads, g, m_inside, D, BLOCK_D)
-    outs = _load_dense(out + first * D, at, heads, g, m_inside, D, BLOCK_D)
-    logarithm = tl.load(lse + first + at * heads + g, mask=m_inside, other=float("inf"))
-    product = tl.sum(grads.to(tl.float32) * outs.to(tl.float32), 1)
-    tl.store(delta + first + at * heads + g, product, mask=m_inside)
+    at = _place(region, m, columns, tall, wide, width)
+    first = b * (height * width)  # of the sample's tokens
+    q += first * q_step + g * D
+    k += first * k_step + g * D
+    v += first * v_step + g * D
+    out += (first * G + g) * D
+    lse += first * G + g
+    grad += (first * G + g) * D
+    delta += first * G + g
+    grad_q += (first * G + g) * D
     lists = (b * count + region) * listed
+    if index is not None:
+        index += lists
+    if weights is not None:
+        weights += lists
+    bias_row = region * bias_step + (g * n + m) * (listed * n)
+    queries = load_rows(q, at, q_step, m_inside, D, BLOCK_D)
+    grads = load_rows(grad, at, G * D, m_inside, D, BLOCK_D)
+    outs = load_rows(out, at, G * D, m_inside, D, BLOCK_D)
+    logarithm = tl.load(lse + at * G, mask=m_inside, other=float("inf"))
+    product = tl.sum(grads.to(tl.float32) * outs.to(tl.float32), 1)
+    tl.store(delta + at * G, product, mask=m_inside)
     accumulated = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for start in range(0, listed * n, BLOCK_N):
         j = start + tl.arange(0, BLOCK_N)
-        other, token, place, inside = _listed_keys(index + lists, region, j, listed, n, count, HAS_INDEX)
-        key_y, key_x = _place(other, token, columns, tall, wide)
-        keys = _load_rows(k + b * k_b + g * k_g, key_y, key_x, k_h, k_w, inside, D, BLOCK_D)
-        values = _load_rows(v + b * v_b + g * v_g, key_y, key_x, v_h, v_w, inside, D, BLOCK_D)
+        other, token, place, inside = _listed_keys(index, region, j, listed, n, count)
+        key_at = _place(other, token, columns, tall, wide, width)
+        keys = load_rows(k, key_at, k_step, inside, D, BLOCK_D)
+        values = load_rows(v, key_at, v_step, inside, D, BLOCK_D)
         scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
         grad_p = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
-        if HAS_WEIGHTS:
-            weight = tl.load(weights + lists + place, mask=inside, other=0.0).to(tl.float32)
+        if weights is not None:
+            weight = tl.load(weights + place, mask=inside, other=0.0).to(tl.float32)
             scores *= weight[None, :]
             grad_p *= weight[None, :]
         scores = _adjust(
-            scores, scale, bias, segments, region * bias_r + (g * n + m) * (listed * n), j, y, x, key_y, key_x,
-            m_inside, inside, width, valid_height, valid_width, HAS_BIAS, HAS_SEGMENTS, HAS_VALID,
+            scores, scale, bias, bias_row, j, segments, at, m_inside, key_at, inside, width, valid_height, valid_width,
         )  # fmt: skip
         grad_scores = tl.exp2(scores - logarithm[:, None]) * (grad_p - product[:, None])
-        if HAS_WEIGHTS:
+        if weights is not None:
             grad_scores *= weight[None, :]
         accumulated += tl.dot(grad_scores.to(keys.dtype), keys, input_precision=PRECISION)
-    _store_rows(grad_q + first * D, at, heads, g, accumulated * scale, m_inside, D, BLOCK_D)
+    store_rows(grad_q, at, G * D, accumulated * scale, m_inside, D, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _key_grad_kernel(
-    q, k, v, index, bias, segments, weights, q_b, q_h, q_w, q_g, k_b, k_h, k_w, k_g, v_b, v_h, v_w, v_g,
-    bias_r, height, width, heads, columns, count, tall, wide, listed, valid_height, valid_width, scale,
-    lse, grad, delta, starts, entries, grad_k, grad_v,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_SEGMENTS: tl.constexpr, HAS_VALID: tl.constexpr, HAS_WEIGHTS: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    q, k, v, index, bias, segments, weights, q_step, k_step, v_step, bias_step, height, width, rows, columns, listed,
+    valid_height, valid_width, scale, lse, grad, delta, starts, entries, grad_k, grad_v,
+    G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a block of one region's keys and values, over the queries of all regions that list it."""
+    tall, wide, count = height // rows, width // columns, rows * columns
     n = tall * wide
-    g, region, block, b = _program(heads, count, tl.cdiv(n, BLOCK_N))
+    g, region, block, b = _program(count, tl.cdiv(n, BLOCK_N), G)
     token = block * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = token < n
-    key_y, key_x = _place(region, token, columns, tall, wide)
-    keys = _load_rows(k + b * k_b + g * k_g, key_y, key_x, k_h, k_w, inside, D, BLOCK_D)
-    values = _load_rows(v + b * v_b + g * v_g, key_y, key_x, v_h, v_w, inside, D, BLOCK_D)
-    first = b * (height * width * heads)
-    listings, their_entries = 1, entries
-    if HAS_INDEX:
-        lists = starts + b * (count + 1) + region
-        listings = tl.load(lists + 1) - tl.load(lists)
-        their_entries = entries + b * (count * listed) + tl.load(lists)
+    key_at = _place(region, token, columns, tall, wide, width)
+    first = b * (height * width)  # of the sample's tokens
+    q += first * q_step + g * D
+    k += first * k_step + g * D
+    v += first * v_step + g * D
+    lse += first * G + g
+    grad += (first * G + g) * D
+    delta += first * G + g
+    grad_k += (first * G + g) * D
+    grad_v += (first * G + g) * D
+    keys = load_rows(k, key_at, k_step, inside, D, BLOCK_D)
+    values = load_rows(v, key_at, v_step, inside, D, BLOCK_D)
+    if weights is not None:
+        weights += b * (count * listed)
+    listings = 1
+    if index is not None:
+        starts += b * (count + 1) + region
+        listings = tl.load(starts + 1) - tl.load(starts)
+        entries += b * (count * listed) + tl.load(starts)
     accumulated_k = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     accumulated_v = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     for start in range(0, listings * n, BLOCK_M):
         i = start + tl.arange(0, BLOCK_M)
         m_inside = i < listings * n
-        if HAS_INDEX:
-            entry = tl.load(their_entries + i // n, mask=m_inside, other=0)
+        if index is not None:
+            entry = tl.load(entries + i // n, mask=m_inside, other=0)
         else:
             entry = i * 0 + region
         other = entry // listed
         m = i % n
-        y, x = _place(other, m, columns, tall, wide)
-        at = y * width + x
-        queries = _load_rows(q + b * q_b + g * q_g, y, x, q_h, q_w, m_inside, D, BLOCK_D)
-        grads = _load_dense(grad + first * D, at, heads, g, m_inside, D, BLOCK_D)
-        logarithm = tl.load(lse + first + at * heads + g, mask=m_inside, other=float("inf"))
-        product = tl.load(delta + first + at * heads + g, mask=m_inside, other=0.0)
+        at = _place(other, m, columns, tall, wide, width)
+        queries = load_rows(q, at, q_step, m_inside, D, BLOCK_D)
+        grads = load_rows(grad, at, G * D, m_inside, D, BLOCK_D)
+        logarithm = tl.load(lse + at * G, mask=m_inside, other=float("inf"))
+        product = tl.load(delta + at * G, mask=m_inside, other=0.0)
         scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
         grad_p = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
-        if HAS_WEIGHTS:
-            weight = tl.load(weights + b * (count * listed) + entry, mask=m_inside, other=0.0).to(tl.float32)
+        if weights is not None:
+            weight = tl.load(weights + entry, mask=m_inside, other=0.0).to(tl.float32)
             scores *= weight[:, None]
             grad_p *= weight[:, None]
+        bias_row = other * bias_step + (g * n + m) * (listed * n) + (entry % listed) * n
         scores = _adjust(
-            scores, scale, bias, segments,
-            other * bias_r + (g * n + m) * (listed * n) + (entry % listed) * n, token, y, x, key_y, key_x,
-            m_inside, inside, width, valid_height, valid_width, HAS_BIAS, HAS_SEGMENTS, HAS_VALID,
+            scores, scale, bias, bias_row, token, segments, at, m_inside, key_at, inside, width, valid_height,
+            valid_width,
         )  # fmt: skip
         p = tl.exp2(scores - logarithm[:, None])
         grad_scores = p * (grad_p - product[:, None])
-        if HAS_WEIGHTS:
+        if weights is not None:
             p *= weight[:, None]
             grad_scores *= weight[:, None]
         accumulated_v += tl.dot(tl.trans(p.to(grads.dtype)), grads, input_precision=PRECISION)
         accumulated_k += tl.dot(tl.trans(grad_scores.to(queries.dtype)), queries, input_precision=PRECISION)
-    at = key_y * width + key_x
-    _store_rows(grad_k + first * D, at, heads, g, accumulated_k * scale, inside, D, BLOCK_D)
-    _store_rows(grad_v + first * D, at, heads, g, accumulated_v, inside, D, BLOCK_D)
+    store_rows(grad_k, key_at, G * D, accumulated_k * scale, inside, D, BLOCK_D)
+    store_rows(grad_v, key_at, G * D, accumulated_v, inside, D, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _bias_grad_kernel(
-    q, k, v, index, bias, segments, weights, q_b, q_h, q_w, q_g, k_b, k_h, k_w, k_g, v_b, v_h, v_w, v_g,
-    bias_r, height, width, heads, columns, count, tall, wide, listed, valid_height, valid_width, scale,
-    lse, grad, delta, parts, windows, splits,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_SEGMENTS: tl.constexpr, HAS_VALID: tl.constexpr, HAS_WEIGHTS: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    q, k, v, index, bias, segments, weights, q_step, k_step, v_step, bias_step, height, width, rows, columns, listed,
+    valid_height, valid_width, scale, lse, grad, delta, parts, windows, splits,
+    G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Sum of the scores' gradients, for a tile of the bias, over every `splits`-th of the windows that share it."""
+    tall, wide, count = height // rows, width // columns, rows * columns
     n = tall * wide
-    across = tl.cdiv(listed * n, BLOCK_N)
+    across, down = tl.cdiv(listed * n, BLOCK_N), tl.cdiv(n, BLOCK_M)
     program = tl.program_id(0)
     split = program % splits
     j = program // splits % across * BLOCK_N + tl.arange(0, BLOCK_N)
-    program = program // (splits * across)
-    m = program % tl.cdiv(n, BLOCK_M) * BLOCK_M + tl.arange(0, BLOCK_M)
-    program = program // tl.cdiv(n, BLOCK_M)  # head, and region where each has its own bias
-    g = program % heads
-    own = program // heads
+    m = program // (splits * across) % down * BLOCK_M + tl.arange(0, BLOCK_M)
+    bias_head = program // (splits * across * down)  # over the regions, where each has its own bias
+    g, own = bias_head % G, bias_head // G
     m_inside = m < n
     none = (program * 0).to(tl.int64)  # samples are counted in 64 bits
     accumulated = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for window in range(split, windows, splits):
         region, b = own, none + window
-        if bias_r == 0:
+        if bias_step == 0:
             region, b = window % count, none + window // count
-        y, x = _place(region, m, columns, tall, wide)
-        at = y * width + x
-        first = b * (height * width * heads)
+        at = _place(region, m, columns, tall, wide, width)
+        first = b * (height * width)
         lists = (b * count + region) * listed
-        other, token, place, inside = _listed_keys(index + lists, region, j, listed, n, count, HAS_INDEX)
-        key_y, key_x = _place(other, token, columns, tall, wide)
-        queries = _load_rows(q + b * q_b + g * q_g, y, x, q_h, q_w, m_inside, D, BLOCK_D)
-        grads = _load_dense(grad + first * D, at, heads, g, m_inside, D, BLOCK_D)
-        keys = _load_rows(k + b * k_b + g * k_g, key_y, key_x, k_h, k_w, inside, D, BLOCK_D)
-        values = _load_rows(v + b * v_b + g * v_g, key_y, key_x, v_h, v_w, inside, D, BLOCK_D)
-        logarithm = tl.load(lse + first + at * heads + g, mask=m_inside, other=float("inf"))
-        product = tl.load(delta + first + at * heads + g, mask=m_inside, other=0.0)
+        own_index, own_weights = index, weights
+        if index is not None:
+            own_index = index + lists
+        if weights is not None:
+            own_weights = weights + lists
+        other, token, place, inside = _listed_keys(own_index, region, j, listed, n, count)
+        key_at = _place(other, token, columns, tall, wide, width)
+        keys = load_rows(k + first * k_step + g * D, key_at, k_step, inside, D, BLOCK_D)
+        values = load_rows(v + first * v_step + g * D, key_at, v_step, inside, D, BLOCK_D)
+        queries = load_rows(q + first * q_step + g * D, at, q_step, m_inside, D, BLOCK_D)
+        grads = load_rows(grad + (first * G + g) * D, at, G * D, m_inside, D, BLOCK_D)
+        logarithm = tl.load(lse + first * G + g + at * G, mask=m_inside, other=float("inf"))
+        product = tl.load(delta + first * G + g + at * G, mask=m_inside, other=0.0)
         scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
         grad_p = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
-        if HAS_WEIGHTS:
-            weight = tl.load(weights + lists + place, mask=inside, other=0.0).to(tl.float32)
+        if weights is not None:
+            weight = tl.load(own_weights + place, mask=inside, other=0.0).to(tl.float32)
             scores *= weight[None, :]
             grad_p *= weight[None, :]
+        bias_row = region * bias_step + (g * n + m) * (listed * n)
         scores = _adjust(
-            scores, scale, bias, segments, region * bias_r + (g * n + m) * (listed * n), j, y, x, key_y, key_x,
-            m_inside, inside, width, valid_height, valid_width, HAS_BIAS, HAS_SEGMENTS, HAS_VALID,
+            scores, scale, bias, bias_row, j, segments, at, m_inside, key_at, inside, width, valid_height, valid_width,
         )  # fmt: skip
         accumulated += tl.exp2(scores - logarithm[:, None]) * (grad_p - product[:, None])
-    rows = tl.num_programs(0) // (splits * across)  # blocks of rows over all heads and regions
-    size = rows // tl.cdiv(n, BLOCK_M) * n * (listed * n)
-    at = split.to(tl.int64) * size + program * n * (listed * n) + m[:, None] * (listed * n) + j[None, :]
-    tl.store(parts + at, accumulated, mask=m_inside[:, None] & (j < listed * n)[None, :])
+    size = (tl.num_programs(0) // (splits * across * down)).to(tl.int64) * n * (listed * n)  # of the bias
+    row = (bias_head * n + m) * (listed * n)
+    tl.store(
+        parts + split * size + row[:, None] + j[None, :],
+        accumulated,
+        mask=m_inside[:, None] & (j < listed * n)[None, :],
+    )
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _weights_grad_kernel(
-    q, k, v, index, bias, segments, weights, q_b, q_h, q_w, q_g, k_b, k_h, k_w, k_g, v_b, v_h, v_w, v_g,
-    bias_r, height, width, heads, columns, count, tall, wide, listed, valid_height, valid_width, scale,
-    lse, grad, delta, parts,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_SEGMENTS: tl.constexpr, HAS_VALID: tl.constexpr, HAS_WEIGHTS: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    q, k, v, index, bias, segments, weights, q_step, k_step, v_step, bias_step, height, width, rows, columns, listed,
+    valid_height, valid_width, scale, lse, grad, delta, parts,
+    G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One head's share of the gradient of one listed region's weight."""
+    tall, wide, count = height // rows, width // columns, rows * columns
     n = tall * wide
     program = tl.program_id(0)
-    g = program % heads
-    entry = program // heads  # over samples, regions and their lists
-    place = entry % listed
-    region = entry // listed % count
+    g, entry = program % G, program // G  # entries of all samples' lists
+    place, region = entry % listed, entry // listed % count
     b = (entry // (listed * count)).to(tl.int64)
+    first = b * (height * width)  # of the sample's tokens
+    q += first * q_step + g * D
+    k += first * k_step + g * D
+    v += first * v_step + g * D
+    lse += first * G + g
+    grad += (first * G + g) * D
+    delta += first * G + g
     weight = tl.load(weights + entry).to(tl.float32)
     summed = tl.zeros([BLOCK_M], tl.float32)
-    first = b * (height * width * heads)
     for begin in range(0, n, BLOCK_M):
         m = begin + tl.arange(0, BLOCK_M)
         m_inside = m < n
-        y, x = _place(region, m, columns, tall, wide)
-        at = y * width + x
-        queries = _load_rows(q + b * q_b + g * q_g, y, x, q_h, q_w, m_inside, D, BLOCK_D)
-        grads = _load_dense(grad + first * D, at, heads, g, m_inside, D, BLOCK_D)
-        logarithm = tl.load(lse + first + at * heads + g, mask=m_inside, other=float("inf"))
-        product = tl.load(delta + first + at * heads + g, mask=m_inside, other=0.0)
+        at = _place(region, m, columns, tall, wide, width)
+        queries = load_rows(q, at, q_step, m_inside, D, BLOCK_D)
+        grads = load_rows(grad, at, G * D, m_inside, D, BLOCK_D)
+        logarithm = tl.load(lse + at * G, mask=m_inside, other=float("inf"))
+        product = tl.load(delta + at * G, mask=m_inside, other=0.0)
+        bias_row = region * bias_step + (g * n + m) * (listed * n)
         for start in range(0, n, BLOCK_N):
-            token = start + tl.arange(0, BLOCK_N)
-            # the list's places before and after this one are not looked at
-            other, _, _, inside = _listed_keys(
-                index + entry - place, region, place * n + token, listed, n, count, HAS_INDEX
-            )
-            inside = inside & (token < n)
-            key_y, key_x = _place(other, token, columns, tall, wide)
-            keys = _load_rows(k + b * k_b + g * k_g, key_y, key_x, k_h, k_w, inside, D, BLOCK_D)
-            values = _load_rows(v + b * v_b + g * v_g, key_y, key_x, v_h, v_w, inside, D, BLOCK_D)
+            own_token = start + tl.arange(0, BLOCK_N)
+            j = place * n + own_token
+            other, token, _, inside = _listed_keys(index + entry - place, region, j, listed, n, count)
+            inside = inside & (own_token < n)
+            key_at = _place(other, token, columns, tall, wide, width)
+            keys = load_rows(k, key_at, k_step, inside, D, BLOCK_D)
+            values = load_rows(v, key_at, v_step, inside, D, BLOCK_D)
             plain = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
             plain_grad = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
             scores = _adjust(
-                plain * weight, scale, bias, segments,
-                region * bias_r + (g * n + m) * (listed * n), place * n + token, y, x, key_y, key_x,
-                m_inside, inside, width, valid_height, valid_width, HAS_BIAS, HAS_SEGMENTS, HAS_VALID,
+                plain * weight, scale, bias, bias_row, j, segments, at, m_inside, key_at, inside, width,
+                valid_height, valid_width,
             )  # fmt: skip
             p = tl.exp2(scores - logarithm[:, None])
             grad_scores = p * (plain_grad * weight - product[:, None])
