@@ -57,10 +57,10 @@ def linear_attention() -> Iterator[Callable[[], object]]:
         q, k, v = torch.zeros(8, 56, 56, 3, heads, dim, dtype=dtype).unbind(3)
         temperature = torch.ones(heads, dim) if feature_map == "focused" else None
         arguments = (q, k, v, temperature, feature_map, 3.0, 1e-6)
-        yield lambda a=arguments: kernels._attend._init_fn(*a)
+        yield lambda a=arguments: kernels._attend(*a)
         block = kernels.head_block(dim)
         grad, state = torch.zeros(q.shape, dtype=dtype), torch.zeros(8, heads, block + 3, block)
-        yield lambda a=arguments, g=grad, s=state: kernels._attend_backward._init_fn(g, s, *a)
+        yield lambda a=arguments, g=grad, s=state: kernels._attend_backward(g, s, *a)
 
 
 OPERATIONS = {f.__name__: f for f in (routed_attention, linear_attention)}

@@ -11,7 +11,7 @@ SHAPES = {  # (height, width) of queries, of keys, heads, head width
     "one block": ((4, 4), (4, 4), 2, 16),
     "several blocks and odd widths": ((13, 17), (13, 17), 3, 24),
     "fewer keys": ((9, 10), (3, 5), 2, 32),
-    "more keys, one number": ((2, 3), (7, 9), 2, 1),
+    "more keys, narrow heads": ((2, 3), (7, 9), 2, 3),
     "wide heads": ((5, 5), (5, 5), 1, 128),
 }
 

@@ -13,18 +13,21 @@ makes features of exponentials. Its gradient has the same layout, without the la
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from visionzoo.kernels.launch import dense_rows, dot_precision, head_block, row_strides
+from visionzoo.kernels.flash import LOG2_E, load_rows, store_rows
+from visionzoo.kernels.launch import blocks, dot_precision, head_block, token_rows
+from visionzoo.kernels.operator import operator
 
-_LOG2_E = tl.constexpr(1.4426950408889634)
-_EXTRA = tl.constexpr(3)  # rows of a state behind the D of Σ φ(k) vᵀ
-_KEPT = tl.constexpr(4)  # numbers of a token that a program notes between its passes over the heads
+_EXTRA = tl.constexpr(3)  # rows of a state behind the D of the products
+_NOTES = tl.constexpr(4)  # numbers of a token that a program notes between its passes over the heads
 # arguments that vary with batch and image: the compiler must not look at their values
-_SIZES = ["width", "tokens", "keys", "splits", "steps", "groups"]
+_SIZES = ["tokens", "keys", "steps", "splits", "groups"]
 _PROGRAMS = 1024  # that a launch should have where it can: several for each of a large GPU's processors
 
 
@@ -45,23 +48,46 @@ def forward(
 # -- operators --------------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("visionzoo::linear_attention", mutates_args=())
+def _attend_fake(q, k, v, temperature, feature_map, factor, eps):
+    block = head_block(q.shape[-1])
+    state = q.new_empty((q.shape[0], q.shape[3], block + _EXTRA.value, block), dtype=torch.float32)
+    return q.new_empty(q.shape), state
+
+
+def _save(ctx, inputs, output):
+    q, k, v, temperature, ctx.feature_map, ctx.factor, ctx.eps = inputs
+    ctx.save_for_backward(output[1], q, k, v, temperature)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, grad, _grad_state):
+    if grad is None:
+        return (None,) * 7
+    *grads, grad_temperature = _attend_backward(grad, *ctx.saved_tensors, ctx.feature_map, ctx.factor, ctx.eps)
+    return *grads, grad_temperature if ctx.needs_input_grad[3] else None, None, None, None
+
+
+@operator("linear_attention", fake=_attend_fake, save=_save, differentiate=_differentiate)
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, temperature: Tensor | None, feature_map: str, factor: float, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Output [B, H, W, G, D] and, for the backward pass, the state [B, G, D + 3, D] of the keys."""
     call = _Call(q, k, v, temperature, feature_map, factor, eps)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    plan = call.keys
-    parts = call.states(plan.splits)
-    call.launch(_state_kernel, plan, call.k, call.v, *row_strides(call.k, call.v), plan.notes(), parts)
-    state = call.sum_parts(parts, parts, backward=False)
-    plan = call.queries.single()
-    call.launch(_output_kernel, plan, call.q, *row_strides(call.q), state, eps, out)
+    keys = call.parts(call.key_count)
+    parts = call.states(keys.splits)
+    call.launch(_state_kernel, keys, call.k, call.v, call.k_step, call.v_step, call.notes(keys), parts)
+    state = call.sum_parts(parts)
+    call.launch(_output_kernel, call.single_blocks(call.query_count), call.q, call.q_step, state, out)
     return out, state
 
 
-@torch.library.custom_op("visionzoo::linear_attention_backward", mutates_args=())
+def _attend_backward_fake(grad, state, q, k, v, temperature, feature_map, factor, eps):
+    grad_temperature = q.new_empty(0) if temperature is None else temperature.new_empty(temperature.shape)
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), grad_temperature
+
+
+@operator("linear_attention_backward", fake=_attend_backward_fake)
 def _attend_backward(
     grad: Tensor,
     state: Tensor,
@@ -77,188 +103,139 @@ def _attend_backward(
     call = _Call(q, k, v, temperature, feature_map, factor, eps)
     grad = grad.contiguous()
     grad_q, grad_k, grad_v = (torch.empty(t.shape, dtype=q.dtype, device=q.device) for t in (q, k, v))
-    of_queries, of_keys = call.queries, call.keys.single()
-    shares = call.temperature_shares(of_queries.parts, of_keys.parts)
-    parts = call.states(of_queries.splits)
+    queries, keys = call.parts(call.query_count), call.single_blocks(call.key_count)
+    parts = call.states(queries.splits)
+    query_shares, key_shares = call.temperature_shares(queries), call.temperature_shares(keys)
     call.launch(
-        _query_grad_kernel, of_queries, call.q, *row_strides(call.q), grad, state, eps, of_queries.notes(),
-        grad_q, parts, shares[0],
-    )  # fmt: skip
-    grad_state = call.sum_parts(parts, state, backward=True)
+        _query_grad_kernel, queries, call.q, call.q_step, grad, state, call.notes(queries), grad_q, parts, query_shares
+    )
+    grad_state = call.sum_parts(parts, state)
     call.launch(
-        _key_grad_kernel, of_keys, call.k, call.v, *row_strides(call.k, call.v), state, grad_state,
-        grad_k, grad_v, shares[1],
-    )  # fmt: skip
-    grad_temperature = q.new_empty(0)
-    if temperature is not None:
-        summed = sum(share.sum((0, 1)) for share in shares)
-        grad_temperature = (summed / -temperature).to(temperature.dtype)
-    return grad_q, grad_k, grad_v, grad_temperature
+        _key_grad_kernel, keys, call.k, call.v, call.k_step, call.v_step, state, grad_state, grad_k, grad_v, key_shares
+    )
+    if query_shares is None or key_shares is None:
+        return grad_q, grad_k, grad_v, q.new_empty(0)
+    summed = query_shares.sum((0, 1)) + key_shares.sum((0, 1))
+    return grad_q, grad_k, grad_v, (summed / -temperature).to(temperature.dtype)
 
 
-@_attend.register_fake
-def _(q, k, v, temperature, feature_map, factor, eps):
-    block = head_block(q.shape[-1])
-    state = q.new_empty((q.shape[0], q.shape[3], block + _EXTRA.value, block), dtype=torch.float32)
-    return q.new_empty(q.shape), state
+class _Plan(NamedTuple):
+    """How programs share B samples of tokens: `splits` parts of `steps` blocks each, and `groups` groups of heads."""
 
-
-@_attend_backward.register_fake
-def _(grad, state, q, k, v, temperature, feature_map, factor, eps):
-    none = q.new_empty(0)
-    grads = (t.new_empty(t.shape) for t in (q, k, v))
-    return (*grads, none if temperature is None else temperature.new_empty(temperature.shape))
-
-
-def _save(ctx, inputs, output):
-    q, k, v, temperature, ctx.feature_map, ctx.factor, ctx.eps = inputs
-    ctx.save_for_backward(output[1], q, k, v, temperature)
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx, grad, _grad_state):
-    if grad is None:
-        return (None,) * 7
-    *grads, grad_temperature = _attend_backward(grad, *ctx.saved_tensors, ctx.feature_map, ctx.factor, ctx.eps)
-    return (*grads, grad_temperature if ctx.needs_input_grad[3] else None, None, None, None)
-
-
-_attend.register_autograd(_differentiate, setup_context=_save)
-
-
-class _Plan:
-    """How programs share the tokens [B, H, W] of queries or of keys.
-
-    A program takes `steps` blocks of one of `splits` parts of a sample's tokens and one of `groups` groups of heads:
-    few parts, since each has its own sums, but enough programs for a GPU.
-    """
-
-    def __init__(self, x: Tensor, block: int, steps: int | None = None):
-        self.x, self.block = x, block
-        batch, height, self.width, heads, _ = x.shape
-        self.tokens = height * self.width
-        blocks = triton.cdiv(self.tokens, block)
-        self.steps = max(1, min(blocks, batch * blocks // _PROGRAMS)) if steps is None else steps
-        self.splits = triton.cdiv(blocks, self.steps)
-        share = max(1, heads * batch * self.splits // _PROGRAMS)  # heads of a program
-        self.groups = triton.cdiv(heads, min(heads, share))
-        self.parts = (batch, self.splits)
-        self.programs = batch * self.splits * self.groups
-
-    def single(self) -> _Plan:
-        """Return the same tokens with one block for a program."""
-        return _Plan(self.x, self.block, 1)
-
-    def notes(self) -> Tensor:
-        """Room for what programs note of each token between their passes over the heads."""
-        size = self.x.shape[0] * self.groups * _KEPT.value * self.tokens
-        return torch.empty(size, dtype=torch.float32, device=self.x.device)
+    tokens: int
+    steps: int
+    splits: int
+    groups: int
 
 
 class _Call:
     """One call's tensors, and what all its kernels share."""
 
     def __init__(self, q, k, v, temperature, feature_map, factor, eps):
-        self.q, self.k, self.v = (dense_rows(t) for t in (q, k, v))
+        (self.q, self.q_step), (self.k, self.k_step), (self.v, self.v_step) = token_rows(q), token_rows(k), token_rows(v)
+        self.batch, height, width, self.heads, head_dim = q.shape
+        self.query_count, self.key_count = height * width, k.shape[1] * k.shape[2]
         self.temperature = None if temperature is None else temperature.contiguous()
-        self.factor = factor
-        self.heads, head_dim = q.shape[3:]
+        self.numbers = (factor, eps)
+        self.spans_heads = feature_map == "focused"
         self.block_d = head_block(head_dim)
-        precision = dot_precision(q.dtype)
-        exact = precision
+        # Features and sums are float32. As tf32 they lose as much as in float16, and less than in bfloat16.
+        precision = exact = dot_precision(q.dtype)
         if q.dtype != torch.float32:
-            # Features and sums are float32. In tf32 they lose as much as in float16, and less than in bfloat16.
-            precision = "tf32" if q.dtype == torch.bfloat16 else "tf32x3"
-            exact = "tf32x3"
-        rows = max(16, min(128, (2048 if precision == "ieee" else 4096) // self.block_d))
-        self.queries, self.keys = (_Plan(t, _block(t.shape[1] * t.shape[2], rows)) for t in (q, k))
+            precision, exact = "tf32" if q.dtype == torch.bfloat16 else "tf32x3", "tf32x3"
+        self.rows = max(16, min(64, 4096 // self.block_d))  # of a block
         self.options = {
-            "D": head_dim,
-            "BLOCK_D": self.block_d,
             "MAP": feature_map,
             "POWER": int(factor) if factor in range(1, 9) else -1,
-            "HAS_TEMPERATURE": temperature is not None,
+            "G": self.heads,
+            "D": head_dim,
+            "BLOCK_D": self.block_d,
             "PRECISION": precision,
             "EXACT": exact,
         }
 
     def launch(self, kernel, plan: _Plan, *tensors) -> None:
-        """Run a kernel over the tokens of a plan."""
-        temperature = self.q if self.temperature is None else self.temperature  # a pointer that is not read
-        kernel[(plan.programs,)](
-            *tensors, temperature, self.factor, plan.width, plan.tokens, self.heads, plan.splits, plan.steps,
-            plan.groups, **self.options, BLOCK_N=plan.block, num_warps=8 if self.block_d == 128 else 4, num_stages=1,
+        """Run a kernel as planned."""
+        block = self.block(plan.tokens)
+        kernel[(self.batch * plan.splits * plan.groups,)](
+            *tensors, self.temperature, *self.numbers, *plan, **self.options, BLOCK_N=block,
+            num_warps=max(1, min(8, block * self.block_d // 1024)), num_stages=1,
         )  # fmt: skip
+
+    def block(self, tokens: int) -> int:
+        """Tokens of a block: few sizes, so that few kernels are ever compiled, whatever the image size."""
+        return max(16, min(self.rows, 1 << (tokens - 1).bit_length()))
+
+    def parts(self, tokens: int) -> _Plan:
+        """Few parts, for each has its own sums, but enough programs for a GPU.
+
+        Programs that share a part's heads all pass over all of them, where features span the heads.
+        """
+        count = blocks(tokens, self.block(tokens))
+        groups = 1 if self.spans_heads else self.heads
+        steps = max(1, min(count, self.batch * count * groups // _PROGRAMS))
+        splits = blocks(count, steps)
+        return _Plan(tokens, steps, splits, self.groups(splits))
+
+    def single_blocks(self, tokens: int) -> _Plan:
+        """One block for a program."""
+        splits = blocks(tokens, self.block(tokens))
+        return _Plan(tokens, 1, splits, self.groups(splits))
+
+    def groups(self, splits: int) -> int:
+        """Groups of heads."""
+        if not self.spans_heads:
+            return self.heads
+        return blocks(self.heads, max(1, self.heads * self.batch * splits // _PROGRAMS))
+
+    def notes(self, plan: _Plan) -> Tensor | None:
+        """Room for what a program notes of its tokens between its passes over the heads."""
+        if not self.spans_heads:
+            return None
+        size = self.batch * plan.groups * _NOTES.value * plan.tokens
+        return torch.empty(size, dtype=torch.float32, device=self.q.device)
 
     def states(self, splits: int) -> Tensor:
         """Room for the parts of states."""
-        shape = (self.q.shape[0], splits, self.heads, self.block_d + _EXTRA.value, self.block_d)
+        shape = (self.batch, splits, self.heads, self.block_d + _EXTRA.value, self.block_d)
         return torch.empty(shape, dtype=torch.float32, device=self.q.device)
 
-    def sum_parts(self, parts: Tensor, state: Tensor, backward: bool) -> Tensor:
-        """Sum states, or their gradients, [B, splits, G, D + 3, D] over their parts."""
-        batch, splits, heads, _, block = parts.shape
-        summed = torch.empty((batch, *parts.shape[2:]), dtype=torch.float32, device=parts.device)
+    def sum_parts(self, parts: Tensor, state: Tensor | None = None) -> Tensor:
+        """Sum states [B, splits, G, D + 3, D] over their parts; or gradients, where the `state` is given."""
+        batch, splits, heads, rows, block = parts.shape
+        summed = torch.empty((batch, heads, rows, block), dtype=torch.float32, device=parts.device)
         _sum_kernel[(batch * heads * block,)](
-            parts, state, summed, heads, splits, self.keys.tokens, BLOCK_D=block, BLOCK_S=32, BACKWARD=backward,
-            MAP=self.options["MAP"], num_warps=max(1, block // 32),
+            parts, state, summed, splits, self.key_count, MAP=self.options["MAP"], G=heads, BLOCK_D=block, BLOCK_S=16,
+            num_warps=max(1, block // 64), num_stages=1,
         )  # fmt: skip
         return summed
 
-    def temperature_shares(self, *parts: tuple[int, int]) -> list[Tensor]:
-        """Room for the shares [..., G, D] of programs in the temperature's gradient."""
+    def temperature_shares(self, plan: _Plan) -> Tensor | None:
+        """Room for the shares of programs in the temperature's gradient."""
         if self.temperature is None:
-            return [self.q] * len(parts)  # pointers that are not written
-        size = self.temperature.shape
-        return [torch.empty((*part, *size), dtype=torch.float32, device=self.q.device) for part in parts]
-
-
-def _block(tokens: int, most: int) -> int:
-    """Rows of blocks of tokens: a power of two from 16 to `most`, so that few kernels are ever compiled."""
-    return min(most, max(16, triton.next_power_of_2(tokens)))
+            return None
+        shape = (self.batch, plan.splits, *self.temperature.shape)
+        return torch.empty(shape, dtype=torch.float32, device=self.q.device)
 
 
 # -- kernels ----------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
-def _program(heads, splits, groups):
-    """First and last head, split, number among all groups of heads, and sample of this program."""
+def _program(tokens, steps, splits, groups, G: tl.constexpr, BLOCK_N: tl.constexpr):
+    """First and last head, part, its first and last token, number of the group of heads and sample of this program."""
     program = tl.program_id(0)
-    group = program % groups
-    split = program // groups % splits
+    group, split = program % groups, program // groups % splits
     b = (program // (groups * splits)).to(tl.int64)
-    share = tl.cdiv(heads, groups)
-    return group * share, tl.minimum(heads, (group + 1) * share), split, b * groups + group, b
-
-
-@triton.jit
-def _load_rows(pointer, n, g, stride_h, stride_w, stride_g, width, tokens, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows [tokens, D] of one head and sample in float32, zeros where there are no tokens."""
-    d = tl.arange(0, BLOCK_D)
-    at = pointer + g * stride_g + (n // width * stride_h + n % width * stride_w)[:, None] + d[None, :]
-    return tl.load(at, mask=(n < tokens)[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _load_dense(pointer, n, g, heads, tokens, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Read what `_store_dense` writes, in float32."""
-    d = tl.arange(0, BLOCK_D)
-    at = pointer + ((n * heads + g) * D)[:, None] + d[None, :]
-    return tl.load(at, mask=(n < tokens)[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _store_dense(pointer, n, g, heads, tokens, rows, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Write rows [tokens, D] of a head into one sample of a contiguous [B, H, W, G, D]."""
-    d = tl.arange(0, BLOCK_D)
-    at = pointer + ((n * heads + g) * D)[:, None] + d[None, :]
-    tl.store(at, rows.to(pointer.dtype.element_ty), mask=(n < tokens)[:, None] & (d < D)[None, :])
+    share = tl.cdiv(G, groups)
+    begin = split * (steps * BLOCK_N)
+    end = tl.minimum(tokens, begin + steps * BLOCK_N)
+    return group * share, tl.minimum(G, (group + 1) * share), split, begin, end, b * groups + group, b
 
 
 @triton.jit
 def _load_state(state, index, BLOCK_D: tl.constexpr):
-    """Sum of φ(k) vᵀ and of φ(k) of the state number `index`, or gradients of them."""
+    """Products and totals of the state number `index`, or their gradients."""
     d = tl.arange(0, BLOCK_D)
     state += index * ((BLOCK_D + _EXTRA) * BLOCK_D)
     return tl.load(state + d[:, None] * BLOCK_D + d[None, :]), tl.load(state + BLOCK_D * BLOCK_D + d)
@@ -274,13 +251,13 @@ def _store_state(state, index, products, totals, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def _inverse_temperature(temperature, g, D: tl.constexpr, BLOCK_D: tl.constexpr, HAS_TEMPERATURE: tl.constexpr):
+def _sharpness(temperature, g, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """1 / temperature of a head, [D]."""
-    d = tl.arange(0, BLOCK_D)
-    if HAS_TEMPERATURE:
-        return 1.0 / tl.load(temperature + g * D + d, mask=d < D, other=1.0).to(tl.float32)
-    else:
+    if temperature is None:
         return tl.full([BLOCK_D], 1.0, tl.float32)
+    else:
+        d = tl.arange(0, BLOCK_D)
+        return 1.0 / tl.load(temperature + g * D + d, mask=d < D, other=1.0).to(tl.float32)
 
 
 @triton.jit
@@ -296,15 +273,15 @@ def _power(x, exponent, POWER: tl.constexpr):
 
 
 @triton.jit
-def _positive(x, keep, inverse_temperature):
+def _positive(x, keep, sharpness):
     """The t of "focused" features, zero where nothing is to be kept."""
-    return tl.where(keep, (tl.maximum(x, 0.0) + 1e-6) * inverse_temperature[None, :], 0.0)
+    return tl.where(keep, (tl.maximum(x, 0.0) + 1e-6) * sharpness[None, :], 0.0)
 
 
 @triton.jit
 def _lengths(
-    x, n, stride_h, stride_w, stride_g, temperature, factor, width, tokens, heads,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, POWER: tl.constexpr, HAS_TEMPERATURE: tl.constexpr,
+    x, n, step, temperature, factor, tokens,
+    G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, POWER: tl.constexpr,
 ):  # fmt: skip
     """What "focused" features of tokens depend on over all heads.
 
@@ -316,9 +293,9 @@ def _lengths(
     largest = tl.full([BLOCK_N], 1e-30, tl.float32)
     squares = tl.zeros([BLOCK_N], tl.float32)
     powers = tl.zeros([BLOCK_N], tl.float32)
-    for g in range(0, heads):
-        rows = _load_rows(x, n, g, stride_h, stride_w, stride_g, width, tokens, D, BLOCK_D)
-        t = _positive(rows, keep, _inverse_temperature(temperature, g, D, BLOCK_D, HAS_TEMPERATURE))
+    for g in range(0, G):
+        rows = load_rows(x + g * D, n, step, n < tokens, D, BLOCK_D).to(tl.float32)
+        t = _positive(rows, keep, _sharpness(temperature, g, D, BLOCK_D))
         new_largest = tl.maximum(largest, tl.max(t, 1))
         inverse = 1.0 / new_largest
         t *= inverse[:, None]
@@ -335,7 +312,7 @@ def _lengths(
 @triton.jit
 def _note(notes, number, n, tokens, a, b, c, d):
     """Keep four numbers of each token for this program's next pass over the heads."""
-    at = notes + number * (_KEPT * tokens) + n
+    at = notes + number * (_NOTES * tokens) + n
     inside = n < tokens
     tl.store(at, a, mask=inside)
     tl.store(at + tokens, b, mask=inside)
@@ -345,18 +322,21 @@ def _note(notes, number, n, tokens, a, b, c, d):
 
 @triton.jit
 def _noted(notes, number, n, tokens):
-    """Read what `_note` kept."""
-    at = notes + number * (_KEPT * tokens) + n
-    inside = n < tokens
-    a = tl.load(at, mask=inside, other=1.0)
-    b = tl.load(at + tokens, mask=inside, other=1.0)
-    c = tl.load(at + 2 * tokens, mask=inside, other=1.0)
-    return a, b, c, tl.load(at + 3 * tokens, mask=inside, other=0.0)
+    """Read what `_note` kept; nothing where a kernel keeps no notes."""
+    if notes is None:
+        return None, None, None, None
+    else:
+        at = notes + number * (_NOTES * tokens) + n
+        inside = n < tokens
+        a = tl.load(at, mask=inside, other=1.0)
+        b = tl.load(at + tokens, mask=inside, other=1.0)
+        c = tl.load(at + 2 * tokens, mask=inside, other=1.0)
+        return a, b, c, tl.load(at + 3 * tokens, mask=inside, other=0.0)
 
 
 @triton.jit
 def _features(
-    x, keep, inverse_temperature, inverse, squares, powers, factor, MAP: tl.constexpr, POWER: tl.constexpr
+    x, keep, sharpness, inverse, squares, powers, factor, MAP: tl.constexpr, POWER: tl.constexpr
 ):  # fmt: skip
     """φ of rows [tokens, D]; "softmax" as for queries."""
     if MAP == "relu":
@@ -365,17 +345,17 @@ def _features(
         features = tl.where(x > 0.0, x + 1.0, tl.exp(tl.minimum(x, 0.0)))
     elif MAP == "softmax":
         x = tl.where(keep, x, -1e30)
-        features = tl.exp2((x - tl.max(x, 1)[:, None]) * _LOG2_E)
+        features = tl.exp2((x - tl.max(x, 1)[:, None]) * LOG2_E)
         features = features / tl.sum(features, 1)[:, None]
     else:
-        t = _positive(x, keep, inverse_temperature) * inverse[:, None]
+        t = _positive(x, keep, sharpness) * inverse[:, None]
         features = _power(t, factor, POWER) * (tl.sqrt(squares / powers) / inverse)[:, None]
     return tl.where(keep, features, 0.0)
 
 
 @triton.jit
 def _grad_input(
-    x, features, grad, keep, inverse_temperature, inverse, squares, powers, projection, factor,
+    x, features, grad, keep, sharpness, inverse, squares, powers, projection, factor,
     MAP: tl.constexpr, POWER: tl.constexpr,
 ):  # fmt: skip
     """Gradient of x from that of its features, and the product of t and its gradient, of "focused" features.
@@ -389,63 +369,57 @@ def _grad_input(
     elif MAP == "softmax":
         return features * (grad - tl.sum(features * grad, 1)[:, None]), grad
     else:
-        t = _positive(x, keep, inverse_temperature) * inverse[:, None]
+        t = _positive(x, keep, sharpness) * inverse[:, None]
         slope = _power(t, factor - 1.0, POWER - 1 if POWER > 0 else POWER)
         radial = 1.0 / squares[:, None] - factor * slope * slope / powers[:, None]
         grad_t = (factor * tl.sqrt(squares / powers))[:, None] * slope * grad
         grad_t += (projection * inverse)[:, None] * t * radial
-        return tl.where(x > 0.0, grad_t * inverse_temperature[None, :], 0.0), grad_t * t / inverse[:, None]
+        return tl.where(x > 0.0, grad_t * sharpness[None, :], 0.0), grad_t * t / inverse[:, None]
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _state_kernel(
-    k, v, k_b, k_h, k_w, k_g, v_b, v_h, v_w, v_g, notes, parts,
-    temperature, factor, width, tokens, heads, splits, steps, groups,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, MAP: tl.constexpr, POWER: tl.constexpr, HAS_TEMPERATURE: tl.constexpr,
+    k, v, k_step, v_step, notes, parts, temperature, factor, eps, tokens, steps, splits, groups,
+    MAP: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr, EXACT: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """States of some heads, over one part of the keys."""
-    first_head, last_head, split, number, b = _program(heads, splits, groups)
-    begin = split * (steps * BLOCK_N)
-    end = tl.minimum(tokens, begin + steps * BLOCK_N)
+    """Sum the states of some heads over one part of the keys."""
+    first, last, split, begin, end, number, b = _program(tokens, steps, splits, groups, G, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
-    k += b * k_b
-    v += b * v_b
+    k += b * tokens * k_step
+    v += b * tokens * v_step
     if MAP == "focused":
         for start in range(begin, end, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
             inverse, squares, powers = _lengths(
-                k, n, k_h, k_w, k_g, temperature, factor, width, tokens, heads,
-                D, BLOCK_D, BLOCK_N, POWER, HAS_TEMPERATURE,
-            )  # fmt: skip
+                k, n, k_step, temperature, factor, tokens, G, D, BLOCK_D, BLOCK_N, POWER
+            )
             _note(notes, number, n, tokens, inverse, squares, powers, inverse)
         tl.debug_barrier()  # other threads of this program read the notes
-    for g in range(first_head, last_head):
-        inverse_temperature = _inverse_temperature(temperature, g, D, BLOCK_D, HAS_TEMPERATURE)
+    for g in range(first, last):
+        sharpness = _sharpness(temperature, g, D, BLOCK_D)
         highest = tl.full([BLOCK_D], -1e30, tl.float32)
         products = tl.zeros([BLOCK_D, BLOCK_D], tl.float32)
         totals = tl.zeros([BLOCK_D], tl.float32)
         for start in range(begin, end, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
             keep = (n < tokens)[:, None] & (d < D)[None, :]
-            keys = _load_rows(k, n, g, k_h, k_w, k_g, width, tokens, D, BLOCK_D)
-            values = _load_rows(v, n, g, v_h, v_w, v_g, width, tokens, D, BLOCK_D)
+            keys = load_rows(k + g * D, n, k_step, n < tokens, D, BLOCK_D).to(tl.float32)
+            values = load_rows(v + g * D, n, v_step, n < tokens, D, BLOCK_D).to(tl.float32)
             if MAP == "softmax":  # of each channel over all tokens
                 keys = tl.where(keep, keys, float("-inf"))
                 new_highest = tl.maximum(highest, tl.max(keys, 0))
-                rescale = tl.exp2((highest - new_highest) * _LOG2_E)
-                features = tl.exp2((keys - new_highest[None, :]) * _LOG2_E)
+                rescale = tl.exp2((highest - new_highest) * LOG2_E)
+                features = tl.exp2((keys - new_highest[None, :]) * LOG2_E)
                 products *= rescale[:, None]
                 totals *= rescale
                 highest = new_highest
-            elif MAP == "focused":
-                inverse, squares, powers, _ = _noted(notes, number, n, tokens)
-                features = _features(keys, keep, inverse_temperature, inverse, squares, powers, factor, MAP, POWER)
             else:
-                features = _features(keys, keep, inverse_temperature, d, d, d, factor, MAP, POWER)
+                inverse, squares, powers, _ = _noted(notes, number, n, tokens)
+                features = _features(keys, keep, sharpness, inverse, squares, powers, factor, MAP, POWER)
             products += tl.dot(tl.trans(features), values, input_precision=PRECISION)
             totals += tl.sum(features, 0)
-        index = (b * splits + split) * heads + g
+        index = (b * splits + split) * G + g
         _store_state(parts, index, products, totals, BLOCK_D)
         if MAP == "softmax":
             tl.store(parts + (index * (BLOCK_D + _EXTRA) + BLOCK_D + 1) * BLOCK_D + d, highest)
@@ -453,206 +427,191 @@ def _state_kernel(
 
 @triton.jit(do_not_specialize=_SIZES)
 def _sum_kernel(
-    parts, state, summed, heads, splits, keys,
-    BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, BACKWARD: tl.constexpr, MAP: tl.constexpr,
+    parts, state, summed, splits, keys, MAP: tl.constexpr, G: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr
 ):  # fmt: skip
-    """One row of a state, or of its gradient, from all parts, over the number of keys."""
-    row = tl.program_id(0) % BLOCK_D
-    number = tl.program_id(0) // BLOCK_D
-    b = (number // heads).to(tl.int64)
-    size = (BLOCK_D + _EXTRA) * BLOCK_D
-    parts += (b * splits * heads + number % heads) * size
-    out = summed + number.to(tl.int64) * size
+    """Sum one row of a state, or of its gradient where the `state` is given, over all parts, and divide by the keys."""
+    row, index = tl.program_id(0) % BLOCK_D, (tl.program_id(0) // BLOCK_D).to(tl.int64)
+    size: tl.constexpr = (BLOCK_D + _EXTRA) * BLOCK_D
+    normalise: tl.constexpr = MAP == "softmax" and state is None
+    b, g = index // G, index % G
+    parts += (b * splits * G + g) * size
+    summed += index * size
     d = tl.arange(0, BLOCK_D)
-    NORMALISE: tl.constexpr = MAP == "softmax" and not BACKWARD
     highest = -1e30
-    if NORMALISE:
+    if normalise:
         for start in range(0, splits, BLOCK_S):
             s = start + tl.arange(0, BLOCK_S)
-            at = parts + s * (heads * size) + (BLOCK_D + 1) * BLOCK_D + row
-            highest = tl.maximum(highest, tl.max(tl.load(at, mask=s < splits, other=-1e30), 0))
+            own = tl.load(parts + s * (G * size) + (BLOCK_D + 1) * BLOCK_D + row, mask=s < splits, other=-1e30)
+            highest = tl.maximum(highest, tl.max(own, 0))
     products = tl.zeros([BLOCK_D], tl.float32)
     total = 0.0
     for start in range(0, splits, BLOCK_S):
         s = start + tl.arange(0, BLOCK_S)
-        at = parts + s * (heads * size)
+        at = parts + s * (G * size)
         some = tl.load(at[:, None] + row * BLOCK_D + d[None, :], mask=(s < splits)[:, None], other=0.0)
         totals = tl.load(at + BLOCK_D * BLOCK_D + row, mask=s < splits, other=0.0)
-        if NORMALISE:
+        if normalise:
             own = tl.load(at + (BLOCK_D + 1) * BLOCK_D + row, mask=s < splits, other=-1e30)
-            weight = tl.exp2((own - highest) * _LOG2_E)
+            weight = tl.exp2((own - highest) * LOG2_E)
             some *= weight[:, None]
             totals *= weight
         products += tl.sum(some, 0)
         total += tl.sum(totals, 0)
-    if NORMALISE:
-        total = tl.where(total > 0.0, total, 1.0)  # channels of the padding have none
-        tl.store(out + row * BLOCK_D + d, products / total)
-        tl.store(out + BLOCK_D * BLOCK_D + row, 1.0)
-        tl.store(out + (BLOCK_D + 1) * BLOCK_D + row, highest)
-        tl.store(out + (BLOCK_D + 2) * BLOCK_D + row, keys / total)
+    if normalise:
+        total = tl.where(total > 0.0, total, 1.0)  # there are no keys in the block's padding
+        products = products / total
+        tl.store(summed + (BLOCK_D + 1) * BLOCK_D + row, highest)
+        tl.store(summed + (BLOCK_D + 2) * BLOCK_D + row, keys / total)
+        total = 1.0
     else:
         products = products / keys
         total = total / keys
-        if MAP == "softmax":  # the share of the softmax's denominator in the gradient; that of the totals vanishes
-            total = -tl.sum(products * tl.load(state + number.to(tl.int64) * size + row * BLOCK_D + d), 0)
-        tl.store(out + row * BLOCK_D + d, products)
-        tl.store(out + BLOCK_D * BLOCK_D + row, total)
+        if MAP == "softmax":  # the mean of features is 1, whatever the keys; instead, what their normaliser answers for
+            total = -tl.sum(products * tl.load(state + index * size + row * BLOCK_D + d), 0)
+    tl.store(summed + row * BLOCK_D + d, products)
+    tl.store(summed + BLOCK_D * BLOCK_D + row, total)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _output_kernel(
-    q, q_b, q_h, q_w, q_g, state, eps, out,
-    temperature, factor, width, tokens, heads, splits, steps, groups,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, MAP: tl.constexpr, POWER: tl.constexpr, HAS_TEMPERATURE: tl.constexpr,
+    q, q_step, state, out, temperature, factor, eps, tokens, steps, splits, groups,
+    MAP: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr, EXACT: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Some heads of a block of queries."""
-    first_head, last_head, block, _, b = _program(heads, splits, groups)
-    n = block * BLOCK_N + tl.arange(0, BLOCK_N)
-    d = tl.arange(0, BLOCK_D)
-    keep = (n < tokens)[:, None] & (d < D)[None, :]
-    q += b * q_b
-    inverse, squares, powers = d, d, d
+    """Compute some heads of a block of outputs."""
+    first, last, _, begin, _, _, b = _program(tokens, steps, splits, groups, G, BLOCK_N)
+    n = begin + tl.arange(0, BLOCK_N)
+    keep = (n < tokens)[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :]
+    q += b * tokens * q_step
+    out += b * tokens * (G * D)
+    inverse, squares, powers = None, None, None
     if MAP == "focused":
-        inverse, squares, powers = _lengths(
-            q, n, q_h, q_w, q_g, temperature, factor, width, tokens, heads,
-            D, BLOCK_D, BLOCK_N, POWER, HAS_TEMPERATURE,
-        )  # fmt: skip
-    for g in range(first_head, last_head):
-        inverse_temperature = _inverse_temperature(temperature, g, D, BLOCK_D, HAS_TEMPERATURE)
-        queries = _load_rows(q, n, g, q_h, q_w, q_g, width, tokens, D, BLOCK_D)
-        features = _features(queries, keep, inverse_temperature, inverse, squares, powers, factor, MAP, POWER)
-        products, means = _load_state(state, b * heads + g, BLOCK_D)
+        inverse, squares, powers = _lengths(q, n, q_step, temperature, factor, tokens, G, D, BLOCK_D, BLOCK_N, POWER)
+    for g in range(first, last):
+        sharpness = _sharpness(temperature, g, D, BLOCK_D)
+        queries = load_rows(q + g * D, n, q_step, n < tokens, D, BLOCK_D).to(tl.float32)
+        features = _features(queries, keep, sharpness, inverse, squares, powers, factor, MAP, POWER)
+        products, means = _load_state(state, b * G + g, BLOCK_D)
         total = tl.sum(features * means[None, :], 1) + eps
         rows = tl.dot(features, products, input_precision=PRECISION) / total[:, None]
-        _store_dense(out + b * (tokens * heads * D), n, g, heads, tokens, rows, D, BLOCK_D)
+        store_rows(out + g * D, n, G * D, rows, n < tokens, D, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _query_grad_kernel(
-    q, q_b, q_h, q_w, q_g, grad, state, eps, notes, grad_q, parts, shares,
-    temperature, factor, width, tokens, heads, splits, steps, groups,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, MAP: tl.constexpr, POWER: tl.constexpr, HAS_TEMPERATURE: tl.constexpr,
+    q, q_step, grad, state, notes, grad_q, parts, shares, temperature, factor, eps, tokens, steps, splits, groups,
+    MAP: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr, EXACT: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Gradient of some heads of one part of the queries, and this part's share in those of state and temperature."""
-    first_head, last_head, split, number, b = _program(heads, splits, groups)
-    begin = split * (steps * BLOCK_N)
-    end = tl.minimum(tokens, begin + steps * BLOCK_N)
+    first, last, split, begin, end, number, b = _program(tokens, steps, splits, groups, G, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
-    q += b * q_b
-    grad += b * (tokens * heads * D)
-    grad_q += b * (tokens * heads * D)
+    q += b * tokens * q_step
+    grad += b * tokens * (G * D)
+    grad_q += b * tokens * (G * D)
     if MAP == "focused":
         for start in range(begin, end, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
             keep = (n < tokens)[:, None] & (d < D)[None, :]
             inverse, squares, powers = _lengths(
-                q, n, q_h, q_w, q_g, temperature, factor, width, tokens, heads,
-                D, BLOCK_D, BLOCK_N, POWER, HAS_TEMPERATURE,
-            )  # fmt: skip
+                q, n, q_step, temperature, factor, tokens, G, D, BLOCK_D, BLOCK_N, POWER
+            )
             projection = tl.zeros([BLOCK_N], tl.float32)
-            for g in range(0, heads):
-                inverse_temperature = _inverse_temperature(temperature, g, D, BLOCK_D, HAS_TEMPERATURE)
-                queries = _load_rows(q, n, g, q_h, q_w, q_g, width, tokens, D, BLOCK_D)
-                grads = _load_dense(grad, n, g, heads, tokens, D, BLOCK_D)
-                features = _features(queries, keep, inverse_temperature, inverse, squares, powers, factor, MAP, POWER)
-                products, means = _load_state(state, b * heads + g, BLOCK_D)
+            for g in range(0, G):
+                sharpness = _sharpness(temperature, g, D, BLOCK_D)
+                queries = load_rows(q + g * D, n, q_step, n < tokens, D, BLOCK_D).to(tl.float32)
+                grads = load_rows(grad + g * D, n, G * D, n < tokens, D, BLOCK_D).to(tl.float32)
+                features = _features(queries, keep, sharpness, inverse, squares, powers, factor, MAP, POWER)
+                products, means = _load_state(state, b * G + g, BLOCK_D)
                 total = tl.sum(features * means[None, :], 1) + eps
                 rows = tl.dot(features, products, input_precision=PRECISION)
-                # φ(q) and its gradient are orthogonal but for eps
+                # features and their gradient are orthogonal but for eps
                 projection += tl.sum(rows * grads, 1) * eps / (total * total)
             _note(notes, number, n, tokens, inverse, squares, powers, projection)
         tl.debug_barrier()  # other threads of this program read the notes
-    for g in range(first_head, last_head):
-        inverse_temperature = _inverse_temperature(temperature, g, D, BLOCK_D, HAS_TEMPERATURE)
-        products, means = _load_state(state, b * heads + g, BLOCK_D)
+    for g in range(first, last):
+        sharpness = _sharpness(temperature, g, D, BLOCK_D)
+        products, means = _load_state(state, b * G + g, BLOCK_D)
         grad_products = tl.zeros([BLOCK_D, BLOCK_D], tl.float32)
         grad_totals = tl.zeros([BLOCK_D], tl.float32)
         share = tl.zeros([BLOCK_D], tl.float32)
         for start in range(begin, end, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
             keep = (n < tokens)[:, None] & (d < D)[None, :]
-            inverse, squares, powers, projection = d, d, d, d
-            if MAP == "focused":
-                inverse, squares, powers, projection = _noted(notes, number, n, tokens)
-            queries = _load_rows(q, n, g, q_h, q_w, q_g, width, tokens, D, BLOCK_D)
-            grads = _load_dense(grad, n, g, heads, tokens, D, BLOCK_D)
-            features = _features(queries, keep, inverse_temperature, inverse, squares, powers, factor, MAP, POWER)
+            inverse, squares, powers, projection = _noted(notes, number, n, tokens)
+            queries = load_rows(q + g * D, n, q_step, n < tokens, D, BLOCK_D).to(tl.float32)
+            grads = load_rows(grad + g * D, n, G * D, n < tokens, D, BLOCK_D).to(tl.float32)
+            features = _features(queries, keep, sharpness, inverse, squares, powers, factor, MAP, POWER)
             over_total = 1.0 / (tl.sum(features * means[None, :], 1) + eps)
-            # values of nearly one mean leave small differences of large numbers here
+            # where values have a large mean, this leaves small differences of large numbers
             grad_features = tl.dot(grads, tl.trans(products), input_precision=EXACT)
             grad_total = -tl.sum(grad_features * features, 1) * over_total * over_total
             grad_features = grad_features * over_total[:, None] + grad_total[:, None] * means[None, :]
             grad_products += tl.dot(tl.trans(features * over_total[:, None]), grads, input_precision=PRECISION)
             grad_totals += tl.sum(features * grad_total[:, None], 0)
             rows, of_temperature = _grad_input(
-                queries, features, grad_features, keep, inverse_temperature, inverse, squares, powers, projection, factor,
+                queries, features, grad_features, keep, sharpness, inverse, squares, powers, projection, factor,
                 MAP, POWER,
             )  # fmt: skip
-            _store_dense(grad_q, n, g, heads, tokens, rows, D, BLOCK_D)
-            if HAS_TEMPERATURE:
+            store_rows(grad_q + g * D, n, G * D, rows, n < tokens, D, BLOCK_D)
+            if shares is not None:
                 share += tl.sum(of_temperature, 0)
-        index = (b * splits + split) * heads + g
+        index = (b * splits + split) * G + g
         _store_state(parts, index, grad_products, grad_totals, BLOCK_D)
-        if HAS_TEMPERATURE:
+        if shares is not None:
             tl.store(shares + index * D + d, share, mask=d < D)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _key_grad_kernel(
-    k, v, k_b, k_h, k_w, k_g, v_b, v_h, v_w, v_g, state, grad_state, grad_k, grad_v, shares,
-    temperature, factor, width, tokens, heads, splits, steps, groups,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, MAP: tl.constexpr, POWER: tl.constexpr, HAS_TEMPERATURE: tl.constexpr,
+    k, v, k_step, v_step, state, grad_state, grad_k, grad_v, shares,
+    temperature, factor, eps, tokens, steps, splits, groups,
+    MAP: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr, EXACT: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Gradients of some heads of a block of keys and values, and this block's share in that of temperature."""
-    first_head, last_head, block, _, b = _program(heads, splits, groups)
-    n = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    first, last, block, begin, _, _, b = _program(tokens, steps, splits, groups, G, BLOCK_N)
+    n = begin + tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     keep = (n < tokens)[:, None] & (d < D)[None, :]
-    k += b * k_b
-    v += b * v_b
-    grad_k += b * (tokens * heads * D)
-    grad_v += b * (tokens * heads * D)
-    inverse, squares, powers, projection = d, d, d, d
+    k += b * tokens * k_step
+    v += b * tokens * v_step
+    grad_k += b * tokens * (G * D)
+    grad_v += b * tokens * (G * D)
+    inverse, squares, powers, projection = None, None, None, None
     if MAP == "focused":
-        inverse, squares, powers = _lengths(
-            k, n, k_h, k_w, k_g, temperature, factor, width, tokens, heads,
-            D, BLOCK_D, BLOCK_N, POWER, HAS_TEMPERATURE,
-        )  # fmt: skip
+        inverse, squares, powers = _lengths(k, n, k_step, temperature, factor, tokens, G, D, BLOCK_D, BLOCK_N, POWER)
         projection = tl.zeros([BLOCK_N], tl.float32)
-        for g in range(0, heads):
-            inverse_temperature = _inverse_temperature(temperature, g, D, BLOCK_D, HAS_TEMPERATURE)
-            keys = _load_rows(k, n, g, k_h, k_w, k_g, width, tokens, D, BLOCK_D)
-            values = _load_rows(v, n, g, v_h, v_w, v_g, width, tokens, D, BLOCK_D)
-            features = _features(keys, keep, inverse_temperature, inverse, squares, powers, factor, MAP, POWER)
-            grad_products, grad_means = _load_state(grad_state, b * heads + g, BLOCK_D)
+        for g in range(0, G):
+            sharpness = _sharpness(temperature, g, D, BLOCK_D)
+            keys = load_rows(k + g * D, n, k_step, n < tokens, D, BLOCK_D).to(tl.float32)
+            values = load_rows(v + g * D, n, v_step, n < tokens, D, BLOCK_D).to(tl.float32)
+            features = _features(keys, keep, sharpness, inverse, squares, powers, factor, MAP, POWER)
+            grad_products, grad_totals = _load_state(grad_state, b * G + g, BLOCK_D)
             rows = tl.dot(features, grad_products, input_precision=PRECISION)
-            projection += tl.sum(rows * values, 1) + tl.sum(features * grad_means[None, :], 1)
-    for g in range(first_head, last_head):
-        inverse_temperature = _inverse_temperature(temperature, g, D, BLOCK_D, HAS_TEMPERATURE)
-        keys = _load_rows(k, n, g, k_h, k_w, k_g, width, tokens, D, BLOCK_D)
-        values = _load_rows(v, n, g, v_h, v_w, v_g, width, tokens, D, BLOCK_D)
+            projection += tl.sum(rows * values, 1) + tl.sum(features * grad_totals[None, :], 1)
+    for g in range(first, last):
+        sharpness = _sharpness(temperature, g, D, BLOCK_D)
+        keys = load_rows(k + g * D, n, k_step, n < tokens, D, BLOCK_D).to(tl.float32)
+        values = load_rows(v + g * D, n, v_step, n < tokens, D, BLOCK_D).to(tl.float32)
         if MAP == "softmax":  # of each channel over all tokens
-            at = state + ((b * heads + g) * (BLOCK_D + _EXTRA) + BLOCK_D + 1) * BLOCK_D + d
-            exponentials = tl.exp2((keys - tl.load(at)[None, :]) * _LOG2_E)
-            features = tl.where(keep, exponentials * tl.load(at + BLOCK_D)[None, :], 0.0)
+            at = state + ((b * G + g) * (BLOCK_D + _EXTRA) + BLOCK_D + 1) * BLOCK_D + d
+            features = tl.exp2((keys - tl.load(at)[None, :]) * LOG2_E) * tl.load(at + BLOCK_D)[None, :]
+            features = tl.where(keep, features, 0.0)
         else:
-            features = _features(keys, keep, inverse_temperature, inverse, squares, powers, factor, MAP, POWER)
-        grad_products, grad_means = _load_state(grad_state, b * heads + g, BLOCK_D)
+            features = _features(keys, keep, sharpness, inverse, squares, powers, factor, MAP, POWER)
+        grad_products, grad_totals = _load_state(grad_state, b * G + g, BLOCK_D)
         rows = tl.dot(features, grad_products, input_precision=PRECISION)
-        _store_dense(grad_v, n, g, heads, tokens, rows, D, BLOCK_D)
-        grad_features = tl.dot(values, tl.trans(grad_products), input_precision=PRECISION) + grad_means[None, :]
+        store_rows(grad_v + g * D, n, G * D, rows, n < tokens, D, BLOCK_D)
+        grad_features = tl.dot(values, tl.trans(grad_products), input_precision=PRECISION) + grad_totals[None, :]
         if MAP == "softmax":
             rows = features * grad_features
         else:
             rows, of_temperature = _grad_input(
-                keys, features, grad_features, keep, inverse_temperature, inverse, squares, powers, projection, factor,
+                keys, features, grad_features, keep, sharpness, inverse, squares, powers, projection, factor,
                 MAP, POWER,
             )  # fmt: skip
-            if HAS_TEMPERATURE:
-                index = (b * splits + block) * heads + g
+            if shares is not None:
+                index = (b * splits + block) * G + g
                 tl.store(shares + index * D + d, tl.sum(of_temperature, 0), mask=d < D)
-        _store_dense(grad_k, n, g, heads, tokens, rows, D, BLOCK_D)
+        store_rows(grad_k + g * D, n, G * D, rows, n < tokens, D, BLOCK_D)
