@@ -140,9 +140,9 @@ class _Call:
         self.spans_heads = feature_map == "focused"
         self.block_d = head_block(head_dim)
         # Features and sums are float32. As tf32 they lose as much as in float16, and less than in bfloat16.
-        precision = exact = dot_precision(q.dtype)
+        precision = dot_precision(q.dtype)
         if q.dtype != torch.float32:
-            precision, exact = "tf32" if q.dtype == torch.bfloat16 else "tf32x3", "tf32x3"
+            precision = "tf32" if q.dtype == torch.bfloat16 else "tf32x3"
         self.rows = max(16, min(64, 4096 // self.block_d))  # of a block
         self.options = {
             "MAP": feature_map,
@@ -151,7 +151,6 @@ class _Call:
             "D": head_dim,
             "BLOCK_D": self.block_d,
             "PRECISION": precision,
-            "EXACT": exact,
         }
 
     def launch(self, kernel, plan: _Plan, *tensors) -> None:
@@ -251,13 +250,34 @@ def _store_state(state, index, products, totals, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def _sharpness(temperature, g, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """1 / temperature of a head, [D]."""
-    if temperature is None:
-        return tl.full([BLOCK_D], 1.0, tl.float32)
+def _inverse(x):
+    """1 / x of positive numbers, in a quarter of a division's instructions."""
+    y = tl.rsqrt(x)
+    y *= y
+    return y * (2.0 - x * y)
+
+
+@triton.jit
+def _dot(a, b, PRECISION: tl.constexpr, EXACT: tl.constexpr = ""):
+    """Matrix product of float32 numbers. `EXACT` names the side that tf32 can represent, which saves a third of tf32x3."""
+    if PRECISION == "tf32x3" and EXACT == "a":
+        high = (b.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+        return tl.dot(a, high, input_precision="tf32") + tl.dot(a, b - high, input_precision="tf32")
+    elif PRECISION == "tf32x3" and EXACT == "b":
+        high = (a.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+        return tl.dot(high, b, input_precision="tf32") + tl.dot(a - high, b, input_precision="tf32")
     else:
-        d = tl.arange(0, BLOCK_D)
-        return 1.0 / tl.load(temperature + g * D + d, mask=d < D, other=1.0).to(tl.float32)
+        return tl.dot(a, b, input_precision=PRECISION)
+
+
+@triton.jit
+def _sharpness(temperature, g, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """1 / temperature of a head, [D]; zeros in the block's padding, whose features are zeros then."""
+    d = tl.arange(0, BLOCK_D)
+    sharpness = tl.full([BLOCK_D], 1.0, tl.float32)
+    if temperature is not None:
+        sharpness = _inverse(tl.load(temperature + g * D + d, mask=d < D, other=1.0).to(tl.float32))
+    return tl.where(d < D, sharpness, 0.0)
 
 
 @triton.jit
@@ -273,9 +293,9 @@ def _power(x, exponent, POWER: tl.constexpr):
 
 
 @triton.jit
-def _positive(x, keep, sharpness):
-    """The t of "focused" features, zero where nothing is to be kept."""
-    return tl.where(keep, (tl.maximum(x, 0.0) + 1e-6) * sharpness[None, :], 0.0)
+def _positive(x, sharpness):
+    """The t of "focused" features."""
+    return tl.maximum(x, 0.0) * sharpness[None, :] + (1e-6 * sharpness)[None, :]
 
 
 @triton.jit
@@ -285,28 +305,27 @@ def _lengths(
 ):  # fmt: skip
     """What "focused" features of tokens depend on over all heads.
 
-    Powers are taken of t / max t, since those of the numbers themselves overflow: returns 1 / max t, and the sums of
-    squares of t / max t and of its power.
+    Powers are taken of w = t / max t, since those of the numbers themselves overflow. Returns 1 / max t; what w^p is
+    multiplied by, which is zero for what is no token; and the sums of squares of w and of w^p.
     """
-    d = tl.arange(0, BLOCK_D)
-    keep = (n < tokens)[:, None] & (d < D)[None, :]
     largest = tl.full([BLOCK_N], 1e-30, tl.float32)
+    inverse = tl.full([BLOCK_N], 1e30, tl.float32)
     squares = tl.zeros([BLOCK_N], tl.float32)
     powers = tl.zeros([BLOCK_N], tl.float32)
     for g in range(0, G):
         rows = load_rows(x + g * D, n, step, n < tokens, D, BLOCK_D).to(tl.float32)
-        t = _positive(rows, keep, _sharpness(temperature, g, D, BLOCK_D))
+        t = _positive(rows, _sharpness(temperature, g, D, BLOCK_D))
         new_largest = tl.maximum(largest, tl.max(t, 1))
-        inverse = 1.0 / new_largest
-        t *= inverse[:, None]
+        inverse = _inverse(new_largest)
+        w = t * inverse[:, None]
+        w *= w
         shrink = largest * inverse
-        shrunk_power = _power(shrink, factor, POWER)
-        power = tl.where(keep, _power(t, factor, POWER), 0.0)
-        squares = squares * (shrink * shrink) + tl.sum(t * t, 1)
-        powers = powers * (shrunk_power * shrunk_power) + tl.sum(power * power, 1)
+        shrink *= shrink
+        squares = squares * shrink + tl.sum(w, 1)
+        powers = powers * _power(shrink, factor, POWER) + tl.sum(_power(w, factor, POWER), 1)
         largest = new_largest
-    inside = n < tokens
-    return 1.0 / largest, tl.where(inside, squares, 1.0), tl.where(inside, powers, 1.0)
+    multiplier = tl.where(n < tokens, largest * tl.sqrt(squares / powers), 0.0)
+    return inverse, multiplier, squares, powers
 
 
 @triton.jit
@@ -328,60 +347,67 @@ def _noted(notes, number, n, tokens):
     else:
         at = notes + number * (_NOTES * tokens) + n
         inside = n < tokens
-        a = tl.load(at, mask=inside, other=1.0)
-        b = tl.load(at + tokens, mask=inside, other=1.0)
-        c = tl.load(at + 2 * tokens, mask=inside, other=1.0)
+        a = tl.load(at, mask=inside, other=0.0)
+        b = tl.load(at + tokens, mask=inside, other=0.0)
+        c = tl.load(at + 2 * tokens, mask=inside, other=0.0)
         return a, b, c, tl.load(at + 3 * tokens, mask=inside, other=0.0)
 
 
 @triton.jit
 def _features(
-    x, keep, sharpness, inverse, squares, powers, factor, MAP: tl.constexpr, POWER: tl.constexpr
+    x, inside, sharpness, inverse, multiplier, factor,
+    MAP: tl.constexpr, POWER: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """φ of rows [tokens, D]; "softmax" as for queries."""
+    """φ of rows [tokens, D], zeros in the block's padding; "softmax" as for queries."""
+    channels = (tl.arange(0, BLOCK_D) < D)[None, :]
     if MAP == "relu":
-        features = tl.maximum(x, 0.0)
+        return tl.maximum(x, 0.0)
     elif MAP == "elu":
-        features = tl.where(x > 0.0, x + 1.0, tl.exp(tl.minimum(x, 0.0)))
+        return tl.where(inside[:, None] & channels, tl.where(x > 0.0, x + 1.0, tl.exp2(x * LOG2_E)), 0.0)
     elif MAP == "softmax":
-        x = tl.where(keep, x, -1e30)
-        features = tl.exp2((x - tl.max(x, 1)[:, None]) * LOG2_E)
-        features = features / tl.sum(features, 1)[:, None]
+        x = tl.where(channels, x, float("-inf"))
+        x = tl.exp2((x - tl.max(x, 1)[:, None]) * LOG2_E)
+        return x * (1.0 / tl.sum(x, 1))[:, None]
     else:
-        t = _positive(x, keep, sharpness) * inverse[:, None]
-        features = _power(t, factor, POWER) * (tl.sqrt(squares / powers) / inverse)[:, None]
-    return tl.where(keep, features, 0.0)
+        return _power(_positive(x, sharpness) * inverse[:, None], factor, POWER) * multiplier[:, None]
+
+
+@triton.jit
+def _radial(projection, inverse, squares, powers, factor):
+    """What `_grad_input` takes of the lengths: multipliers of w and of -w^(2p-1) in the gradient of t.
+
+    `projection` is the sum over all heads of the products of features and their gradients.
+    """
+    along = projection * inverse
+    return along / squares, along * factor / powers
 
 
 @triton.jit
 def _grad_input(
-    x, features, grad, keep, sharpness, inverse, squares, powers, projection, factor,
+    x, features, grad, sharpness, inverse, multiplier, outwards, inwards, factor,
     MAP: tl.constexpr, POWER: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of x from that of its features, and the product of t and its gradient, of "focused" features.
-
-    `projection` is the sum over all heads of the products of features and their gradients.
-    """
+    """Gradient of x from that of its features, and products of t and its gradient, of "focused" features."""
     if MAP == "relu":
-        return tl.where(x > 0.0, grad, 0.0), grad
+        return tl.where(x > 0.0, grad, 0.0), None
     elif MAP == "elu":
-        return tl.where(x > 0.0, grad, grad * features), grad
+        return tl.where(x > 0.0, grad, grad * features), None
     elif MAP == "softmax":
-        return features * (grad - tl.sum(features * grad, 1)[:, None]), grad
+        return features * (grad - tl.sum(features * grad, 1)[:, None]), None
     else:
-        t = _positive(x, keep, sharpness) * inverse[:, None]
-        slope = _power(t, factor - 1.0, POWER - 1 if POWER > 0 else POWER)
-        radial = 1.0 / squares[:, None] - factor * slope * slope / powers[:, None]
-        grad_t = (factor * tl.sqrt(squares / powers))[:, None] * slope * grad
-        grad_t += (projection * inverse)[:, None] * t * radial
-        return tl.where(x > 0.0, grad_t * sharpness[None, :], 0.0), grad_t * t / inverse[:, None]
+        t = _positive(x, sharpness)
+        w = t * inverse[:, None]
+        slope = _power(w, factor - 1.0, POWER - 1 if POWER > 0 else POWER)
+        grad_t = slope * (grad * (factor * multiplier * inverse)[:, None] - slope * w * inwards[:, None])
+        grad_t += w * outwards[:, None]
+        return tl.where(x > 0.0, grad_t * sharpness[None, :], 0.0), grad_t * t
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _state_kernel(
     k, v, k_step, v_step, notes, parts, temperature, factor, eps, tokens, steps, splits, groups,
     MAP: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr, EXACT: tl.constexpr, BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Sum the states of some heads over one part of the keys."""
     first, last, split, begin, end, number, b = _program(tokens, steps, splits, groups, G, BLOCK_N)
@@ -391,10 +417,10 @@ def _state_kernel(
     if MAP == "focused":
         for start in range(begin, end, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
-            inverse, squares, powers = _lengths(
+            inverse, multiplier, _, _ = _lengths(
                 k, n, k_step, temperature, factor, tokens, G, D, BLOCK_D, BLOCK_N, POWER
             )
-            _note(notes, number, n, tokens, inverse, squares, powers, inverse)
+            _note(notes, number, n, tokens, inverse, multiplier, inverse, multiplier)
         tl.debug_barrier()  # other threads of this program read the notes
     for g in range(first, last):
         sharpness = _sharpness(temperature, g, D, BLOCK_D)
@@ -403,11 +429,11 @@ def _state_kernel(
         totals = tl.zeros([BLOCK_D], tl.float32)
         for start in range(begin, end, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
-            keep = (n < tokens)[:, None] & (d < D)[None, :]
-            keys = load_rows(k + g * D, n, k_step, n < tokens, D, BLOCK_D).to(tl.float32)
-            values = load_rows(v + g * D, n, v_step, n < tokens, D, BLOCK_D).to(tl.float32)
+            inside = n < tokens
+            keys = load_rows(k + g * D, n, k_step, inside, D, BLOCK_D).to(tl.float32)
+            values = load_rows(v + g * D, n, v_step, inside, D, BLOCK_D).to(tl.float32)
             if MAP == "softmax":  # of each channel over all tokens
-                keys = tl.where(keep, keys, float("-inf"))
+                keys = tl.where(inside[:, None] & (d < D)[None, :], keys, float("-inf"))
                 new_highest = tl.maximum(highest, tl.max(keys, 0))
                 rescale = tl.exp2((highest - new_highest) * LOG2_E)
                 features = tl.exp2((keys - new_highest[None, :]) * LOG2_E)
@@ -415,9 +441,9 @@ def _state_kernel(
                 totals *= rescale
                 highest = new_highest
             else:
-                inverse, squares, powers, _ = _noted(notes, number, n, tokens)
-                features = _features(keys, keep, sharpness, inverse, squares, powers, factor, MAP, POWER)
-            products += tl.dot(tl.trans(features), values, input_precision=PRECISION)
+                inverse, multiplier, _, _ = _noted(notes, number, n, tokens)
+                features = _features(keys, inside, sharpness, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
+            products += _dot(tl.trans(features), values, PRECISION, EXACT="b")
             totals += tl.sum(features, 0)
         index = (b * splits + split) * G + g
         _store_state(parts, index, products, totals, BLOCK_D)
@@ -476,32 +502,32 @@ def _sum_kernel(
 def _output_kernel(
     q, q_step, state, out, temperature, factor, eps, tokens, steps, splits, groups,
     MAP: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr, EXACT: tl.constexpr, BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Compute some heads of a block of outputs."""
     first, last, _, begin, _, _, b = _program(tokens, steps, splits, groups, G, BLOCK_N)
     n = begin + tl.arange(0, BLOCK_N)
-    keep = (n < tokens)[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :]
+    inside = n < tokens
     q += b * tokens * q_step
     out += b * tokens * (G * D)
-    inverse, squares, powers = None, None, None
+    inverse, multiplier = None, None
     if MAP == "focused":
-        inverse, squares, powers = _lengths(q, n, q_step, temperature, factor, tokens, G, D, BLOCK_D, BLOCK_N, POWER)
+        inverse, multiplier, _, _ = _lengths(q, n, q_step, temperature, factor, tokens, G, D, BLOCK_D, BLOCK_N, POWER)
     for g in range(first, last):
         sharpness = _sharpness(temperature, g, D, BLOCK_D)
-        queries = load_rows(q + g * D, n, q_step, n < tokens, D, BLOCK_D).to(tl.float32)
-        features = _features(queries, keep, sharpness, inverse, squares, powers, factor, MAP, POWER)
+        queries = load_rows(q + g * D, n, q_step, inside, D, BLOCK_D).to(tl.float32)
+        features = _features(queries, inside, sharpness, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
         products, means = _load_state(state, b * G + g, BLOCK_D)
-        total = tl.sum(features * means[None, :], 1) + eps
-        rows = tl.dot(features, products, input_precision=PRECISION) / total[:, None]
-        store_rows(out + g * D, n, G * D, rows, n < tokens, D, BLOCK_D)
+        over_total = 1.0 / (tl.sum(features * means[None, :], 1) + eps)
+        rows = _dot(features, products, PRECISION) * over_total[:, None]
+        store_rows(out + g * D, n, G * D, rows, inside, D, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _query_grad_kernel(
     q, q_step, grad, state, notes, grad_q, parts, shares, temperature, factor, eps, tokens, steps, splits, groups,
     MAP: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr, EXACT: tl.constexpr, BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Gradient of some heads of one part of the queries, and this part's share in those of state and temperature."""
     first, last, split, begin, end, number, b = _program(tokens, steps, splits, groups, G, BLOCK_N)
@@ -512,22 +538,23 @@ def _query_grad_kernel(
     if MAP == "focused":
         for start in range(begin, end, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
-            keep = (n < tokens)[:, None] & (d < D)[None, :]
-            inverse, squares, powers = _lengths(
+            inside = n < tokens
+            inverse, multiplier, squares, powers = _lengths(
                 q, n, q_step, temperature, factor, tokens, G, D, BLOCK_D, BLOCK_N, POWER
             )
             projection = tl.zeros([BLOCK_N], tl.float32)
             for g in range(0, G):
                 sharpness = _sharpness(temperature, g, D, BLOCK_D)
-                queries = load_rows(q + g * D, n, q_step, n < tokens, D, BLOCK_D).to(tl.float32)
-                grads = load_rows(grad + g * D, n, G * D, n < tokens, D, BLOCK_D).to(tl.float32)
-                features = _features(queries, keep, sharpness, inverse, squares, powers, factor, MAP, POWER)
+                queries = load_rows(q + g * D, n, q_step, inside, D, BLOCK_D).to(tl.float32)
+                grads = load_rows(grad + g * D, n, G * D, inside, D, BLOCK_D).to(tl.float32)
+                features = _features(queries, inside, sharpness, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
                 products, means = _load_state(state, b * G + g, BLOCK_D)
-                total = tl.sum(features * means[None, :], 1) + eps
-                rows = tl.dot(features, products, input_precision=PRECISION)
+                over_total = 1.0 / (tl.sum(features * means[None, :], 1) + eps)
                 # features and their gradient are orthogonal but for eps
-                projection += tl.sum(rows * grads, 1) * eps / (total * total)
-            _note(notes, number, n, tokens, inverse, squares, powers, projection)
+                rows = _dot(features, products, PRECISION)
+                projection += tl.sum(rows * grads, 1) * (over_total * over_total) * eps
+            outwards, inwards = _radial(projection, inverse, squares, powers, factor)
+            _note(notes, number, n, tokens, inverse, multiplier, outwards, inwards)
         tl.debug_barrier()  # other threads of this program read the notes
     for g in range(first, last):
         sharpness = _sharpness(temperature, g, D, BLOCK_D)
@@ -537,23 +564,22 @@ def _query_grad_kernel(
         share = tl.zeros([BLOCK_D], tl.float32)
         for start in range(begin, end, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
-            keep = (n < tokens)[:, None] & (d < D)[None, :]
-            inverse, squares, powers, projection = _noted(notes, number, n, tokens)
-            queries = load_rows(q + g * D, n, q_step, n < tokens, D, BLOCK_D).to(tl.float32)
-            grads = load_rows(grad + g * D, n, G * D, n < tokens, D, BLOCK_D).to(tl.float32)
-            features = _features(queries, keep, sharpness, inverse, squares, powers, factor, MAP, POWER)
+            inside = n < tokens
+            inverse, multiplier, outwards, inwards = _noted(notes, number, n, tokens)
+            queries = load_rows(q + g * D, n, q_step, inside, D, BLOCK_D).to(tl.float32)
+            grads = load_rows(grad + g * D, n, G * D, inside, D, BLOCK_D).to(tl.float32)
+            features = _features(queries, inside, sharpness, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
             over_total = 1.0 / (tl.sum(features * means[None, :], 1) + eps)
-            # where values have a large mean, this leaves small differences of large numbers
-            grad_features = tl.dot(grads, tl.trans(products), input_precision=EXACT)
+            # Where values have a large mean, this leaves small differences of large numbers: tf32 is not enough.
+            grad_features = _dot(grads, tl.trans(products), "tf32x3" if PRECISION == "tf32" else PRECISION, EXACT="a")
             grad_total = -tl.sum(grad_features * features, 1) * over_total * over_total
             grad_features = grad_features * over_total[:, None] + grad_total[:, None] * means[None, :]
-            grad_products += tl.dot(tl.trans(features * over_total[:, None]), grads, input_precision=PRECISION)
+            grad_products += _dot(tl.trans(features * over_total[:, None]), grads, PRECISION, EXACT="b")
             grad_totals += tl.sum(features * grad_total[:, None], 0)
             rows, of_temperature = _grad_input(
-                queries, features, grad_features, keep, sharpness, inverse, squares, powers, projection, factor,
-                MAP, POWER,
-            )  # fmt: skip
-            store_rows(grad_q + g * D, n, G * D, rows, n < tokens, D, BLOCK_D)
+                queries, features, grad_features, sharpness, inverse, multiplier, outwards, inwards, factor, MAP, POWER
+            )
+            store_rows(grad_q + g * D, n, G * D, rows, inside, D, BLOCK_D)
             if shares is not None:
                 share += tl.sum(of_temperature, 0)
         index = (b * splits + split) * G + g
@@ -567,51 +593,53 @@ def _key_grad_kernel(
     k, v, k_step, v_step, state, grad_state, grad_k, grad_v, shares,
     temperature, factor, eps, tokens, steps, splits, groups,
     MAP: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr, EXACT: tl.constexpr, BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Gradients of some heads of a block of keys and values, and this block's share in that of temperature."""
     first, last, block, begin, _, _, b = _program(tokens, steps, splits, groups, G, BLOCK_N)
     n = begin + tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
-    keep = (n < tokens)[:, None] & (d < D)[None, :]
+    inside = n < tokens
     k += b * tokens * k_step
     v += b * tokens * v_step
     grad_k += b * tokens * (G * D)
     grad_v += b * tokens * (G * D)
-    inverse, squares, powers, projection = None, None, None, None
+    inverse, multiplier, outwards, inwards = None, None, None, None
     if MAP == "focused":
-        inverse, squares, powers = _lengths(k, n, k_step, temperature, factor, tokens, G, D, BLOCK_D, BLOCK_N, POWER)
+        inverse, multiplier, squares, powers = _lengths(
+            k, n, k_step, temperature, factor, tokens, G, D, BLOCK_D, BLOCK_N, POWER
+        )
         projection = tl.zeros([BLOCK_N], tl.float32)
         for g in range(0, G):
             sharpness = _sharpness(temperature, g, D, BLOCK_D)
-            keys = load_rows(k + g * D, n, k_step, n < tokens, D, BLOCK_D).to(tl.float32)
-            values = load_rows(v + g * D, n, v_step, n < tokens, D, BLOCK_D).to(tl.float32)
-            features = _features(keys, keep, sharpness, inverse, squares, powers, factor, MAP, POWER)
+            keys = load_rows(k + g * D, n, k_step, inside, D, BLOCK_D).to(tl.float32)
+            values = load_rows(v + g * D, n, v_step, inside, D, BLOCK_D).to(tl.float32)
+            features = _features(keys, inside, sharpness, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
             grad_products, grad_totals = _load_state(grad_state, b * G + g, BLOCK_D)
-            rows = tl.dot(features, grad_products, input_precision=PRECISION)
+            rows = _dot(features, grad_products, PRECISION)
             projection += tl.sum(rows * values, 1) + tl.sum(features * grad_totals[None, :], 1)
+        outwards, inwards = _radial(projection, inverse, squares, powers, factor)
     for g in range(first, last):
         sharpness = _sharpness(temperature, g, D, BLOCK_D)
-        keys = load_rows(k + g * D, n, k_step, n < tokens, D, BLOCK_D).to(tl.float32)
-        values = load_rows(v + g * D, n, v_step, n < tokens, D, BLOCK_D).to(tl.float32)
+        keys = load_rows(k + g * D, n, k_step, inside, D, BLOCK_D).to(tl.float32)
+        values = load_rows(v + g * D, n, v_step, inside, D, BLOCK_D).to(tl.float32)
         if MAP == "softmax":  # of each channel over all tokens
             at = state + ((b * G + g) * (BLOCK_D + _EXTRA) + BLOCK_D + 1) * BLOCK_D + d
-            features = tl.exp2((keys - tl.load(at)[None, :]) * LOG2_E) * tl.load(at + BLOCK_D)[None, :]
-            features = tl.where(keep, features, 0.0)
+            exponents = tl.where(inside[:, None] & (d < D)[None, :], (keys - tl.load(at)[None, :]) * LOG2_E, float("-inf"))
+            features = tl.exp2(exponents) * tl.load(at + BLOCK_D)[None, :]
         else:
-            features = _features(keys, keep, sharpness, inverse, squares, powers, factor, MAP, POWER)
+            features = _features(keys, inside, sharpness, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
         grad_products, grad_totals = _load_state(grad_state, b * G + g, BLOCK_D)
-        rows = tl.dot(features, grad_products, input_precision=PRECISION)
-        store_rows(grad_v + g * D, n, G * D, rows, n < tokens, D, BLOCK_D)
-        grad_features = tl.dot(values, tl.trans(grad_products), input_precision=PRECISION) + grad_totals[None, :]
+        rows = _dot(features, grad_products, PRECISION)
+        store_rows(grad_v + g * D, n, G * D, rows, inside, D, BLOCK_D)
+        grad_features = _dot(values, tl.trans(grad_products), PRECISION, EXACT="a") + grad_totals[None, :]
         if MAP == "softmax":
             rows = features * grad_features
         else:
             rows, of_temperature = _grad_input(
-                keys, features, grad_features, keep, sharpness, inverse, squares, powers, projection, factor,
-                MAP, POWER,
-            )  # fmt: skip
+                keys, features, grad_features, sharpness, inverse, multiplier, outwards, inwards, factor, MAP, POWER
+            )
             if shares is not None:
                 index = (b * splits + block) * G + g
                 tl.store(shares + index * D + d, tl.sum(of_temperature, 0), mask=d < D)
-        store_rows(grad_k + g * D, n, G * D, rows, n < tokens, D, BLOCK_D)
+        store_rows(grad_k + g * D, n, G * D, rows, inside, D, BLOCK_D)
