@@ -151,6 +151,7 @@ class _Call:
             "D": head_dim,
             "BLOCK_D": self.block_d,
             "PRECISION": precision,
+            "CLOSE": precision if q.dtype == torch.float32 else "tf32x3",
         }
 
     def launch(self, kernel, plan: _Plan, *tensors) -> None:
@@ -258,13 +259,22 @@ def _inverse(x):
 
 
 @triton.jit
+def _rounded(x, PRECISION: tl.constexpr):
+    """x as a matrix product will see it: nearest numbers where it takes tf32, which otherwise is cut off."""
+    if PRECISION == "tf32":
+        return ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    else:
+        return x
+
+
+@triton.jit
 def _dot(a, b, PRECISION: tl.constexpr, EXACT: tl.constexpr = ""):
     """Matrix product of float32 numbers. `EXACT` names the side that tf32 can represent, which saves a third of tf32x3."""
     if PRECISION == "tf32x3" and EXACT == "a":
-        high = (b.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+        high = _rounded(b, "tf32")
         return tl.dot(a, high, input_precision="tf32") + tl.dot(a, b - high, input_precision="tf32")
     elif PRECISION == "tf32x3" and EXACT == "b":
-        high = (a.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+        high = _rounded(a, "tf32")
         return tl.dot(high, b, input_precision="tf32") + tl.dot(a - high, b, input_precision="tf32")
     else:
         return tl.dot(a, b, input_precision=PRECISION)
@@ -407,7 +417,7 @@ def _grad_input(
 def _state_kernel(
     k, v, k_step, v_step, notes, parts, temperature, factor, eps, tokens, steps, splits, groups,
     MAP: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr, CLOSE: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Sum the states of some heads over one part of the keys."""
     first, last, split, begin, end, number, b = _program(tokens, steps, splits, groups, G, BLOCK_N)
@@ -443,6 +453,7 @@ def _state_kernel(
             else:
                 inverse, multiplier, _, _ = _noted(notes, number, n, tokens)
                 features = _features(keys, inside, sharpness, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
+            features = _rounded(features, PRECISION)  # the totals' too: one set of weights for all
             products += _dot(tl.trans(features), values, PRECISION, EXACT="b")
             totals += tl.sum(features, 0)
         index = (b * splits + split) * G + g
@@ -502,7 +513,7 @@ def _sum_kernel(
 def _output_kernel(
     q, q_step, state, out, temperature, factor, eps, tokens, steps, splits, groups,
     MAP: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr, CLOSE: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Compute some heads of a block of outputs."""
     first, last, _, begin, _, _, b = _program(tokens, steps, splits, groups, G, BLOCK_N)
@@ -518,8 +529,9 @@ def _output_kernel(
         queries = load_rows(q + g * D, n, q_step, inside, D, BLOCK_D).to(tl.float32)
         features = _features(queries, inside, sharpness, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
         products, means = _load_state(state, b * G + g, BLOCK_D)
+        features = _rounded(features, PRECISION)
         over_total = 1.0 / (tl.sum(features * means[None, :], 1) + eps)
-        rows = _dot(features, products, PRECISION) * over_total[:, None]
+        rows = _dot(features, _rounded(products, PRECISION), PRECISION) * over_total[:, None]
         store_rows(out + g * D, n, G * D, rows, inside, D, BLOCK_D)
 
 
@@ -527,7 +539,7 @@ def _output_kernel(
 def _query_grad_kernel(
     q, q_step, grad, state, notes, grad_q, parts, shares, temperature, factor, eps, tokens, steps, splits, groups,
     MAP: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr, CLOSE: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Gradient of some heads of one part of the queries, and this part's share in those of state and temperature."""
     first, last, split, begin, end, number, b = _program(tokens, steps, splits, groups, G, BLOCK_N)
@@ -551,7 +563,7 @@ def _query_grad_kernel(
                 products, means = _load_state(state, b * G + g, BLOCK_D)
                 over_total = 1.0 / (tl.sum(features * means[None, :], 1) + eps)
                 # features and their gradient are orthogonal but for eps
-                rows = _dot(features, products, PRECISION)
+                rows = _dot(_rounded(features, PRECISION), _rounded(products, PRECISION), PRECISION)
                 projection += tl.sum(rows * grads, 1) * (over_total * over_total) * eps
             outwards, inwards = _radial(projection, inverse, squares, powers, factor)
             _note(notes, number, n, tokens, inverse, multiplier, outwards, inwards)
@@ -569,13 +581,14 @@ def _query_grad_kernel(
             queries = load_rows(q + g * D, n, q_step, inside, D, BLOCK_D).to(tl.float32)
             grads = load_rows(grad + g * D, n, G * D, inside, D, BLOCK_D).to(tl.float32)
             features = _features(queries, inside, sharpness, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
-            over_total = 1.0 / (tl.sum(features * means[None, :], 1) + eps)
-            # Where values have a large mean, this leaves small differences of large numbers: tf32 is not enough.
-            grad_features = _dot(grads, tl.trans(products), "tf32x3" if PRECISION == "tf32" else PRECISION, EXACT="a")
+            total = tl.sum(features * means[None, :], 1) + eps
+            over_total = 1.0 / total
+            grad_features = _dot(grads, tl.trans(products), CLOSE, EXACT="a")
             grad_total = -tl.sum(grad_features * features, 1) * over_total * over_total
             grad_features = grad_features * over_total[:, None] + grad_total[:, None] * means[None, :]
-            grad_products += _dot(tl.trans(features * over_total[:, None]), grads, PRECISION, EXACT="b")
-            grad_totals += tl.sum(features * grad_total[:, None], 0)
+            weights = _rounded(features * over_total[:, None], PRECISION)
+            grad_products += _dot(tl.trans(weights), grads, PRECISION, EXACT="b")
+            grad_totals += tl.sum(weights * (grad_total * total)[:, None], 0)
             rows, of_temperature = _grad_input(
                 queries, features, grad_features, sharpness, inverse, multiplier, outwards, inwards, factor, MAP, POWER
             )
@@ -593,7 +606,7 @@ def _key_grad_kernel(
     k, v, k_step, v_step, state, grad_state, grad_k, grad_v, shares,
     temperature, factor, eps, tokens, steps, splits, groups,
     MAP: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr, CLOSE: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Gradients of some heads of a block of keys and values, and this block's share in that of temperature."""
     first, last, block, begin, _, _, b = _program(tokens, steps, splits, groups, G, BLOCK_N)
@@ -616,8 +629,8 @@ def _key_grad_kernel(
             values = load_rows(v + g * D, n, v_step, inside, D, BLOCK_D).to(tl.float32)
             features = _features(keys, inside, sharpness, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
             grad_products, grad_totals = _load_state(grad_state, b * G + g, BLOCK_D)
-            rows = _dot(features, grad_products, PRECISION)
-            projection += tl.sum(rows * values, 1) + tl.sum(features * grad_totals[None, :], 1)
+            grad_features = _dot(values, tl.trans(grad_products), CLOSE, EXACT="a") + grad_totals[None, :]
+            projection += tl.sum(features * grad_features, 1)
         outwards, inwards = _radial(projection, inverse, squares, powers, factor)
     for g in range(first, last):
         sharpness = _sharpness(temperature, g, D, BLOCK_D)
@@ -630,9 +643,9 @@ def _key_grad_kernel(
         else:
             features = _features(keys, inside, sharpness, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
         grad_products, grad_totals = _load_state(grad_state, b * G + g, BLOCK_D)
-        rows = _dot(features, grad_products, PRECISION)
+        rows = _dot(_rounded(features, PRECISION), _rounded(grad_products, PRECISION), PRECISION)
         store_rows(grad_v + g * D, n, G * D, rows, inside, D, BLOCK_D)
-        grad_features = _dot(values, tl.trans(grad_products), PRECISION, EXACT="a") + grad_totals[None, :]
+        grad_features = _dot(values, tl.trans(grad_products), CLOSE, EXACT="a") + grad_totals[None, :]
         if MAP == "softmax":
             rows = features * grad_features
         else:
