@@ -42,37 +42,38 @@ def forward(
     eps: float,
 ) -> Tensor:
     """Attention of [B, H, W, G, D] tensors as `linear_attention` says."""
-    return _attend(q, k, v, temperature, feature_map, float(focusing_factor), float(eps))[0]
+    sharpness = None if temperature is None else temperature.float().reciprocal()
+    return _attend(q, k, v, sharpness, feature_map, float(focusing_factor), float(eps))[0]
 
 
 # -- operators --------------------------------------------------------------------------------------------------------
 
 
-def _attend_fake(q, k, v, temperature, feature_map, factor, eps):
+def _attend_fake(q, k, v, sharpness, feature_map, factor, eps):
     block = head_block(q.shape[-1])
     state = q.new_empty((q.shape[0], q.shape[3], block + _EXTRA.value, block), dtype=torch.float32)
     return q.new_empty(q.shape), state
 
 
 def _save(ctx, inputs, output):
-    q, k, v, temperature, ctx.feature_map, ctx.factor, ctx.eps = inputs
-    ctx.save_for_backward(output[1], q, k, v, temperature)
+    q, k, v, sharpness, ctx.feature_map, ctx.factor, ctx.eps = inputs
+    ctx.save_for_backward(output[1], q, k, v, sharpness)
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx, grad, _grad_state):
     if grad is None:
         return (None,) * 7
-    *grads, grad_temperature = _attend_backward(grad, *ctx.saved_tensors, ctx.feature_map, ctx.factor, ctx.eps)
-    return *grads, grad_temperature if ctx.needs_input_grad[3] else None, None, None, None
+    *grads, grad_sharpness = _attend_backward(grad, *ctx.saved_tensors, ctx.feature_map, ctx.factor, ctx.eps)
+    return *grads, grad_sharpness if ctx.needs_input_grad[3] else None, None, None, None
 
 
 @operator("linear_attention", fake=_attend_fake, save=_save, differentiate=_differentiate)
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, temperature: Tensor | None, feature_map: str, factor: float, eps: float
+    q: Tensor, k: Tensor, v: Tensor, sharpness: Tensor | None, feature_map: str, factor: float, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Output [B, H, W, G, D] and, for the backward pass, the state [B, G, D + 3, D] of the keys."""
-    call = _Call(q, k, v, temperature, feature_map, factor, eps)
+    call = _Call(q, k, v, sharpness, feature_map, factor, eps)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     keys = call.parts(call.key_count)
     parts = call.states(keys.splits)
@@ -82,9 +83,9 @@ def _attend(
     return out, state
 
 
-def _attend_backward_fake(grad, state, q, k, v, temperature, feature_map, factor, eps):
-    grad_temperature = q.new_empty(0) if temperature is None else temperature.new_empty(temperature.shape)
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), grad_temperature
+def _attend_backward_fake(grad, state, q, k, v, sharpness, feature_map, factor, eps):
+    grad_sharpness = q.new_empty(0) if sharpness is None else sharpness.new_empty(sharpness.shape)
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), grad_sharpness
 
 
 @operator("linear_attention_backward", fake=_attend_backward_fake)
@@ -94,18 +95,18 @@ def _attend_backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    temperature: Tensor | None,
+    sharpness: Tensor | None,
     feature_map: str,
     factor: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and temperature; the last is empty where there is none."""
-    call = _Call(q, k, v, temperature, feature_map, factor, eps)
+    """Gradients of q, k, v and sharpness; the last is empty where there is none."""
+    call = _Call(q, k, v, sharpness, feature_map, factor, eps)
     grad = grad.contiguous()
     grad_q, grad_k, grad_v = (torch.empty(t.shape, dtype=q.dtype, device=q.device) for t in (q, k, v))
     queries, keys = call.parts(call.query_count), call.single_blocks(call.key_count)
     parts = call.states(queries.splits)
-    query_shares, key_shares = call.temperature_shares(queries), call.temperature_shares(keys)
+    query_shares, key_shares = call.sharpness_shares(queries), call.sharpness_shares(keys)
     call.launch(
         _query_grad_kernel, queries, call.q, call.q_step, grad, state, call.notes(queries), grad_q, parts, query_shares
     )
@@ -115,8 +116,7 @@ def _attend_backward(
     )
     if query_shares is None or key_shares is None:
         return grad_q, grad_k, grad_v, q.new_empty(0)
-    summed = query_shares.sum((0, 1)) + key_shares.sum((0, 1))
-    return grad_q, grad_k, grad_v, (summed / -temperature).to(temperature.dtype)
+    return grad_q, grad_k, grad_v, (query_shares.sum((0, 1)) + key_shares.sum((0, 1))) / sharpness
 
 
 class _Plan(NamedTuple):
@@ -131,11 +131,11 @@ class _Plan(NamedTuple):
 class _Call:
     """One call's tensors, and what all its kernels share."""
 
-    def __init__(self, q, k, v, temperature, feature_map, factor, eps):
+    def __init__(self, q, k, v, sharpness, feature_map, factor, eps):
         (self.q, self.q_step), (self.k, self.k_step), (self.v, self.v_step) = token_rows(q), token_rows(k), token_rows(v)
         self.batch, height, width, self.heads, head_dim = q.shape
         self.query_count, self.key_count = height * width, k.shape[1] * k.shape[2]
-        self.temperature = None if temperature is None else temperature.contiguous()
+        self.sharpness = None if sharpness is None else sharpness.contiguous()
         self.numbers = (factor, eps)
         self.spans_heads = feature_map == "focused"
         self.block_d = head_block(head_dim)
@@ -158,7 +158,7 @@ class _Call:
         """Run a kernel as planned."""
         block = self.block(plan.tokens)
         kernel[(self.batch * plan.splits * plan.groups,)](
-            *tensors, self.temperature, *self.numbers, *plan, **self.options, BLOCK_N=block,
+            *tensors, self.sharpness, *self.numbers, *plan, **self.options, BLOCK_N=block,
             num_warps=max(1, min(8, block * self.block_d // 1024)), num_stages=1,
         )  # fmt: skip
 
@@ -210,11 +210,11 @@ class _Call:
         )  # fmt: skip
         return summed
 
-    def temperature_shares(self, plan: _Plan) -> Tensor | None:
-        """Room for the shares of programs in the temperature's gradient."""
-        if self.temperature is None:
+    def sharpness_shares(self, plan: _Plan) -> Tensor | None:
+        """Room for the shares of programs in the sharpness's gradient."""
+        if self.sharpness is None:
             return None
-        shape = (self.batch, plan.splits, *self.temperature.shape)
+        shape = (self.batch, plan.splits, *self.sharpness.shape)
         return torch.empty(shape, dtype=torch.float32, device=self.q.device)
 
 
@@ -268,7 +268,7 @@ def _rounded(x, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _dot(a, b, PRECISION: tl.constexpr, EXACT: tl.constexpr = ""):
+def _dot(a, b, PRECISION: tl.constexpr, EXACT: tl.constexpr):
     """Matrix product of float32 numbers. `EXACT` names the side that tf32 can represent, which saves a third of tf32x3."""
     if PRECISION == "tf32x3" and EXACT == "a":
         high = _rounded(b, "tf32")
@@ -281,13 +281,15 @@ def _dot(a, b, PRECISION: tl.constexpr, EXACT: tl.constexpr = ""):
 
 
 @triton.jit
-def _sharpness(temperature, g, D: tl.constexpr, BLOCK_D: tl.constexpr):
+def _sharpness(sharpness, g, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """1 / temperature of a head, [D]; zeros in the block's padding, whose features are zeros then."""
     d = tl.arange(0, BLOCK_D)
-    sharpness = tl.full([BLOCK_D], 1.0, tl.float32)
-    if temperature is not None:
-        sharpness = _inverse(tl.load(temperature + g * D + d, mask=d < D, other=1.0).to(tl.float32))
-    return tl.where(d < D, sharpness, 0.0)
+    if sharpness is None:
+        return (d < D).to(tl.float32)
+    else:
+        # Numbers that do not all come from memory keep the compiler from computing features a second time, in the
+        # layout that a matrix product takes.
+        return tl.where(d < D, tl.load(sharpness + g * D + d, mask=d < D, other=0.0), 0.0)
 
 
 @triton.jit
@@ -303,14 +305,14 @@ def _power(x, exponent, POWER: tl.constexpr):
 
 
 @triton.jit
-def _positive(x, sharpness):
+def _positive(x, sharp):
     """The t of "focused" features."""
-    return tl.maximum(x, 0.0) * sharpness[None, :] + (1e-6 * sharpness)[None, :]
+    return tl.maximum(x, 0.0) * sharp[None, :] + (1e-6 * sharp)[None, :]
 
 
 @triton.jit
 def _lengths(
-    x, n, step, temperature, factor, tokens,
+    x, n, step, sharpness, factor, tokens,
     G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, POWER: tl.constexpr,
 ):  # fmt: skip
     """What "focused" features of tokens depend on over all heads.
@@ -324,7 +326,7 @@ def _lengths(
     powers = tl.zeros([BLOCK_N], tl.float32)
     for g in range(0, G):
         rows = load_rows(x + g * D, n, step, n < tokens, D, BLOCK_D).to(tl.float32)
-        t = _positive(rows, _sharpness(temperature, g, D, BLOCK_D))
+        t = _positive(rows, _sharpness(sharpness, g, D, BLOCK_D))
         new_largest = tl.maximum(largest, tl.max(t, 1))
         inverse = _inverse(new_largest)
         w = t * inverse[:, None]
@@ -365,7 +367,7 @@ def _noted(notes, number, n, tokens):
 
 @triton.jit
 def _features(
-    x, inside, sharpness, inverse, multiplier, factor,
+    x, inside, sharp, inverse, multiplier, factor,
     MAP: tl.constexpr, POWER: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """φ of rows [tokens, D], zeros in the block's padding; "softmax" as for queries."""
@@ -379,7 +381,7 @@ def _features(
         x = tl.exp2((x - tl.max(x, 1)[:, None]) * LOG2_E)
         return x * (1.0 / tl.sum(x, 1))[:, None]
     else:
-        return _power(_positive(x, sharpness) * inverse[:, None], factor, POWER) * multiplier[:, None]
+        return _power(_positive(x, sharp) * inverse[:, None], factor, POWER) * multiplier[:, None]
 
 
 @triton.jit
@@ -394,7 +396,7 @@ def _radial(projection, inverse, squares, powers, factor):
 
 @triton.jit
 def _grad_input(
-    x, features, grad, sharpness, inverse, multiplier, outwards, inwards, factor,
+    x, features, grad, sharp, inverse, multiplier, outwards, inwards, factor,
     MAP: tl.constexpr, POWER: tl.constexpr,
 ):  # fmt: skip
     """Gradient of x from that of its features, and products of t and its gradient, of "focused" features."""
@@ -405,17 +407,17 @@ def _grad_input(
     elif MAP == "softmax":
         return features * (grad - tl.sum(features * grad, 1)[:, None]), None
     else:
-        t = _positive(x, sharpness)
+        t = _positive(x, sharp)
         w = t * inverse[:, None]
         slope = _power(w, factor - 1.0, POWER - 1 if POWER > 0 else POWER)
         grad_t = slope * (grad * (factor * multiplier * inverse)[:, None] - slope * w * inwards[:, None])
         grad_t += w * outwards[:, None]
-        return tl.where(x > 0.0, grad_t * sharpness[None, :], 0.0), grad_t * t
+        return tl.where(x > 0.0, grad_t * sharp[None, :], 0.0), grad_t * t
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _state_kernel(
-    k, v, k_step, v_step, notes, parts, temperature, factor, eps, tokens, steps, splits, groups,
+    k, v, k_step, v_step, notes, parts, sharpness, factor, eps, tokens, steps, splits, groups,
     MAP: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr, CLOSE: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -428,12 +430,12 @@ def _state_kernel(
         for start in range(begin, end, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
             inverse, multiplier, _, _ = _lengths(
-                k, n, k_step, temperature, factor, tokens, G, D, BLOCK_D, BLOCK_N, POWER
+                k, n, k_step, sharpness, factor, tokens, G, D, BLOCK_D, BLOCK_N, POWER
             )
             _note(notes, number, n, tokens, inverse, multiplier, inverse, multiplier)
         tl.debug_barrier()  # other threads of this program read the notes
     for g in range(first, last):
-        sharpness = _sharpness(temperature, g, D, BLOCK_D)
+        sharp = _sharpness(sharpness, g, D, BLOCK_D)
         highest = tl.full([BLOCK_D], -1e30, tl.float32)
         products = tl.zeros([BLOCK_D, BLOCK_D], tl.float32)
         totals = tl.zeros([BLOCK_D], tl.float32)
@@ -452,7 +454,7 @@ def _state_kernel(
                 highest = new_highest
             else:
                 inverse, multiplier, _, _ = _noted(notes, number, n, tokens)
-                features = _features(keys, inside, sharpness, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
+                features = _features(keys, inside, sharp, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
             features = _rounded(features, PRECISION)  # the totals' too: one set of weights for all
             products += _dot(tl.trans(features), values, PRECISION, EXACT="b")
             totals += tl.sum(features, 0)
@@ -511,7 +513,7 @@ def _sum_kernel(
 
 @triton.jit(do_not_specialize=_SIZES)
 def _output_kernel(
-    q, q_step, state, out, temperature, factor, eps, tokens, steps, splits, groups,
+    q, q_step, state, out, sharpness, factor, eps, tokens, steps, splits, groups,
     MAP: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr, CLOSE: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -523,25 +525,25 @@ def _output_kernel(
     out += b * tokens * (G * D)
     inverse, multiplier = None, None
     if MAP == "focused":
-        inverse, multiplier, _, _ = _lengths(q, n, q_step, temperature, factor, tokens, G, D, BLOCK_D, BLOCK_N, POWER)
+        inverse, multiplier, _, _ = _lengths(q, n, q_step, sharpness, factor, tokens, G, D, BLOCK_D, BLOCK_N, POWER)
     for g in range(first, last):
-        sharpness = _sharpness(temperature, g, D, BLOCK_D)
+        sharp = _sharpness(sharpness, g, D, BLOCK_D)
         queries = load_rows(q + g * D, n, q_step, inside, D, BLOCK_D).to(tl.float32)
-        features = _features(queries, inside, sharpness, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
+        features = _features(queries, inside, sharp, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
         products, means = _load_state(state, b * G + g, BLOCK_D)
         features = _rounded(features, PRECISION)
         over_total = 1.0 / (tl.sum(features * means[None, :], 1) + eps)
-        rows = _dot(features, _rounded(products, PRECISION), PRECISION) * over_total[:, None]
+        rows = _dot(features, _rounded(products, PRECISION), PRECISION, EXACT="") * over_total[:, None]
         store_rows(out + g * D, n, G * D, rows, inside, D, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _query_grad_kernel(
-    q, q_step, grad, state, notes, grad_q, parts, shares, temperature, factor, eps, tokens, steps, splits, groups,
+    q, q_step, grad, state, notes, grad_q, parts, shares, sharpness, factor, eps, tokens, steps, splits, groups,
     MAP: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr, CLOSE: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of some heads of one part of the queries, and this part's share in those of state and temperature."""
+    """Gradient of some heads of one part of the queries, and this part's share in those of state and sharpness."""
     first, last, split, begin, end, number, b = _program(tokens, steps, splits, groups, G, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     q += b * tokens * q_step
@@ -552,24 +554,24 @@ def _query_grad_kernel(
             n = start + tl.arange(0, BLOCK_N)
             inside = n < tokens
             inverse, multiplier, squares, powers = _lengths(
-                q, n, q_step, temperature, factor, tokens, G, D, BLOCK_D, BLOCK_N, POWER
+                q, n, q_step, sharpness, factor, tokens, G, D, BLOCK_D, BLOCK_N, POWER
             )
             projection = tl.zeros([BLOCK_N], tl.float32)
             for g in range(0, G):
-                sharpness = _sharpness(temperature, g, D, BLOCK_D)
+                sharp = _sharpness(sharpness, g, D, BLOCK_D)
                 queries = load_rows(q + g * D, n, q_step, inside, D, BLOCK_D).to(tl.float32)
                 grads = load_rows(grad + g * D, n, G * D, inside, D, BLOCK_D).to(tl.float32)
-                features = _features(queries, inside, sharpness, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
+                features = _features(queries, inside, sharp, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
                 products, means = _load_state(state, b * G + g, BLOCK_D)
                 over_total = 1.0 / (tl.sum(features * means[None, :], 1) + eps)
                 # features and their gradient are orthogonal but for eps
-                rows = _dot(_rounded(features, PRECISION), _rounded(products, PRECISION), PRECISION)
+                rows = _dot(_rounded(features, PRECISION), _rounded(products, PRECISION), PRECISION, EXACT="")
                 projection += tl.sum(rows * grads, 1) * (over_total * over_total) * eps
             outwards, inwards = _radial(projection, inverse, squares, powers, factor)
             _note(notes, number, n, tokens, inverse, multiplier, outwards, inwards)
         tl.debug_barrier()  # other threads of this program read the notes
     for g in range(first, last):
-        sharpness = _sharpness(temperature, g, D, BLOCK_D)
+        sharp = _sharpness(sharpness, g, D, BLOCK_D)
         products, means = _load_state(state, b * G + g, BLOCK_D)
         grad_products = tl.zeros([BLOCK_D, BLOCK_D], tl.float32)
         grad_totals = tl.zeros([BLOCK_D], tl.float32)
@@ -580,7 +582,7 @@ def _query_grad_kernel(
             inverse, multiplier, outwards, inwards = _noted(notes, number, n, tokens)
             queries = load_rows(q + g * D, n, q_step, inside, D, BLOCK_D).to(tl.float32)
             grads = load_rows(grad + g * D, n, G * D, inside, D, BLOCK_D).to(tl.float32)
-            features = _features(queries, inside, sharpness, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
+            features = _features(queries, inside, sharp, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
             total = tl.sum(features * means[None, :], 1) + eps
             over_total = 1.0 / total
             grad_features = _dot(grads, tl.trans(products), CLOSE, EXACT="a")
@@ -589,12 +591,12 @@ def _query_grad_kernel(
             weights = _rounded(features * over_total[:, None], PRECISION)
             grad_products += _dot(tl.trans(weights), grads, PRECISION, EXACT="b")
             grad_totals += tl.sum(weights * (grad_total * total)[:, None], 0)
-            rows, of_temperature = _grad_input(
-                queries, features, grad_features, sharpness, inverse, multiplier, outwards, inwards, factor, MAP, POWER
+            rows, of_sharpness = _grad_input(
+                queries, features, grad_features, sharp, inverse, multiplier, outwards, inwards, factor, MAP, POWER
             )
             store_rows(grad_q + g * D, n, G * D, rows, inside, D, BLOCK_D)
             if shares is not None:
-                share += tl.sum(of_temperature, 0)
+                share += tl.sum(of_sharpness, 0)
         index = (b * splits + split) * G + g
         _store_state(parts, index, grad_products, grad_totals, BLOCK_D)
         if shares is not None:
@@ -604,11 +606,11 @@ def _query_grad_kernel(
 @triton.jit(do_not_specialize=_SIZES)
 def _key_grad_kernel(
     k, v, k_step, v_step, state, grad_state, grad_k, grad_v, shares,
-    temperature, factor, eps, tokens, steps, splits, groups,
+    sharpness, factor, eps, tokens, steps, splits, groups,
     MAP: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr, CLOSE: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of some heads of a block of keys and values, and this block's share in that of temperature."""
+    """Gradients of some heads of a block of keys and values, and this block's share in that of sharpness."""
     first, last, block, begin, _, _, b = _program(tokens, steps, splits, groups, G, BLOCK_N)
     n = begin + tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
@@ -620,20 +622,20 @@ def _key_grad_kernel(
     inverse, multiplier, outwards, inwards = None, None, None, None
     if MAP == "focused":
         inverse, multiplier, squares, powers = _lengths(
-            k, n, k_step, temperature, factor, tokens, G, D, BLOCK_D, BLOCK_N, POWER
+            k, n, k_step, sharpness, factor, tokens, G, D, BLOCK_D, BLOCK_N, POWER
         )
         projection = tl.zeros([BLOCK_N], tl.float32)
         for g in range(0, G):
-            sharpness = _sharpness(temperature, g, D, BLOCK_D)
+            sharp = _sharpness(sharpness, g, D, BLOCK_D)
             keys = load_rows(k + g * D, n, k_step, inside, D, BLOCK_D).to(tl.float32)
             values = load_rows(v + g * D, n, v_step, inside, D, BLOCK_D).to(tl.float32)
-            features = _features(keys, inside, sharpness, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
+            features = _features(keys, inside, sharp, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
             grad_products, grad_totals = _load_state(grad_state, b * G + g, BLOCK_D)
             grad_features = _dot(values, tl.trans(grad_products), CLOSE, EXACT="a") + grad_totals[None, :]
             projection += tl.sum(features * grad_features, 1)
         outwards, inwards = _radial(projection, inverse, squares, powers, factor)
     for g in range(first, last):
-        sharpness = _sharpness(temperature, g, D, BLOCK_D)
+        sharp = _sharpness(sharpness, g, D, BLOCK_D)
         keys = load_rows(k + g * D, n, k_step, inside, D, BLOCK_D).to(tl.float32)
         values = load_rows(v + g * D, n, v_step, inside, D, BLOCK_D).to(tl.float32)
         if MAP == "softmax":  # of each channel over all tokens
@@ -641,18 +643,18 @@ def _key_grad_kernel(
             exponents = tl.where(inside[:, None] & (d < D)[None, :], (keys - tl.load(at)[None, :]) * LOG2_E, float("-inf"))
             features = tl.exp2(exponents) * tl.load(at + BLOCK_D)[None, :]
         else:
-            features = _features(keys, inside, sharpness, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
+            features = _features(keys, inside, sharp, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
         grad_products, grad_totals = _load_state(grad_state, b * G + g, BLOCK_D)
-        rows = _dot(_rounded(features, PRECISION), _rounded(grad_products, PRECISION), PRECISION)
+        rows = _dot(_rounded(features, PRECISION), _rounded(grad_products, PRECISION), PRECISION, EXACT="")
         store_rows(grad_v + g * D, n, G * D, rows, inside, D, BLOCK_D)
         grad_features = _dot(values, tl.trans(grad_products), CLOSE, EXACT="a") + grad_totals[None, :]
         if MAP == "softmax":
             rows = features * grad_features
         else:
-            rows, of_temperature = _grad_input(
-                keys, features, grad_features, sharpness, inverse, multiplier, outwards, inwards, factor, MAP, POWER
+            rows, of_sharpness = _grad_input(
+                keys, features, grad_features, sharp, inverse, multiplier, outwards, inwards, factor, MAP, POWER
             )
             if shares is not None:
                 index = (b * splits + block) * G + g
-                tl.store(shares + index * D + d, tl.sum(of_temperature, 0), mask=d < D)
+                tl.store(shares + index * D + d, tl.sum(of_sharpness, 0), mask=d < D)
         store_rows(grad_k + g * D, n, G * D, rows, inside, D, BLOCK_D)
