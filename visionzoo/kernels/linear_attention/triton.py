@@ -13,6 +13,7 @@ makes features of exponentials. Its gradient has the same layout, without the la
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,6 @@ from visionzoo.kernels.flash import LOG2_E, load_rows, store_rows
 from visionzoo.kernels.launch import blocks, dot_precision, head_block, token_rows
 from visionzoo.kernels.operator import operator
 
-_EXTRA = tl.constexpr(3)  # rows of a state behind the D of the products
 _NOTES = tl.constexpr(4)  # numbers of a token that a program notes between its passes over the heads
 # arguments that vary with batch and image: the compiler must not look at their values
 _SIZES = ["tokens", "keys", "steps", "splits", "groups"]
@@ -50,9 +50,13 @@ def forward(
 
 
 def _attend_fake(q, k, v, sharpness, feature_map, factor, eps):
-    block = head_block(q.shape[-1])
-    state = q.new_empty((q.shape[0], q.shape[3], block + _EXTRA.value, block), dtype=torch.float32)
+    state = q.new_empty((q.shape[0], q.shape[3], *_state_shape(q.shape[-1], feature_map)), dtype=torch.float32)
     return q.new_empty(q.shape), state
+
+
+def _state_shape(head_dim: int, feature_map: str) -> tuple[int, int]:
+    block = head_block(head_dim)
+    return block + (3 if feature_map == "softmax" else 1), block
 
 
 def _save(ctx, inputs, output):
@@ -138,28 +142,36 @@ class _Call:
         self.sharpness = None if sharpness is None else sharpness.contiguous()
         self.numbers = (factor, eps)
         self.spans_heads = feature_map == "focused"
-        self.block_d = head_block(head_dim)
+        self.state_shape = _state_shape(head_dim, feature_map)
+        self.block_d = self.state_shape[1]
         # Features and sums are float32. As tf32 they lose as much as in float16, and less than in bfloat16.
-        precision = dot_precision(q.dtype)
+        precision = close = dot_precision(q.dtype)
         if q.dtype != torch.float32:
-            precision = "tf32" if q.dtype == torch.bfloat16 else "tf32x3"
-        self.rows = max(16, min(64, 4096 // self.block_d))  # of a block
+            precision, close = "tf32" if q.dtype == torch.bfloat16 else "tf32x3", "tf32x3"
+        # Sizes by what fits the registers: matrix units want larger tiles than exact float32 products.
+        if precision == "ieee":
+            self.rows, columns, self.warps = min(64, 2048 // self.block_d), 16, min(8, self.block_d // 4)
+        else:
+            self.rows, columns, self.warps = min(64, 4096 // self.block_d), min(32, 2048 // self.block_d), self.block_d // 16
+        # where features span the heads, every program has to pass over all of them
+        self.programs = _PROGRAMS // 2 if self.spans_heads else _PROGRAMS
         self.options = {
             "MAP": feature_map,
             "POWER": int(factor) if factor in range(1, 9) else -1,
             "G": self.heads,
             "D": head_dim,
             "BLOCK_D": self.block_d,
+            "BLOCK_E": min(self.block_d, columns),
+            "STATE": math.prod(self.state_shape),
             "PRECISION": precision,
-            "CLOSE": precision if q.dtype == torch.float32 else "tf32x3",
+            "CLOSE": close,
         }
 
     def launch(self, kernel, plan: _Plan, *tensors) -> None:
         """Run a kernel as planned."""
-        block = self.block(plan.tokens)
         kernel[(self.batch * plan.splits * plan.groups,)](
-            *tensors, self.sharpness, *self.numbers, *plan, **self.options, BLOCK_N=block,
-            num_warps=max(1, min(8, block * self.block_d // 1024)), num_stages=1,
+            *tensors, self.sharpness, *self.numbers, *plan, **self.options, BLOCK_N=self.block(plan.tokens),
+            num_warps=self.warps, num_stages=1,
         )  # fmt: skip
 
     def block(self, tokens: int) -> int:
@@ -167,26 +179,19 @@ class _Call:
         return max(16, min(self.rows, 1 << (tokens - 1).bit_length()))
 
     def parts(self, tokens: int) -> _Plan:
-        """Few parts, for each has its own sums, but enough programs for a GPU.
-
-        Programs that share a part's heads all pass over all of them, where features span the heads.
-        """
+        """Few parts, for each has its own sums, but enough programs for a GPU."""
         count = blocks(tokens, self.block(tokens))
         groups = 1 if self.spans_heads else self.heads
-        steps = max(1, min(count, self.batch * count * groups // _PROGRAMS))
-        splits = blocks(count, steps)
-        return _Plan(tokens, steps, splits, self.groups(splits))
+        return self._plan(tokens, max(1, min(count, self.batch * count * groups // self.programs)))
 
     def single_blocks(self, tokens: int) -> _Plan:
         """One block for a program."""
-        splits = blocks(tokens, self.block(tokens))
-        return _Plan(tokens, 1, splits, self.groups(splits))
+        return self._plan(tokens, 1)
 
-    def groups(self, splits: int) -> int:
-        """Groups of heads."""
-        if not self.spans_heads:
-            return self.heads
-        return blocks(self.heads, max(1, self.heads * self.batch * splits // _PROGRAMS))
+    def _plan(self, tokens: int, steps: int) -> _Plan:
+        splits = blocks(tokens, self.block(tokens) * steps)
+        share = max(1, self.heads * self.batch * splits // self.programs) if self.spans_heads else 1
+        return _Plan(tokens, steps, splits, blocks(self.heads, min(self.heads, share)))
 
     def notes(self, plan: _Plan) -> Tensor | None:
         """Room for what a program notes of its tokens between its passes over the heads."""
@@ -197,16 +202,16 @@ class _Call:
 
     def states(self, splits: int) -> Tensor:
         """Room for the parts of states."""
-        shape = (self.batch, splits, self.heads, self.block_d + _EXTRA.value, self.block_d)
+        shape = (self.batch, splits, self.heads, *self.state_shape)
         return torch.empty(shape, dtype=torch.float32, device=self.q.device)
 
     def sum_parts(self, parts: Tensor, state: Tensor | None = None) -> Tensor:
-        """Sum states [B, splits, G, D + 3, D] over their parts; or gradients, where the `state` is given."""
-        batch, splits, heads, rows, block = parts.shape
-        summed = torch.empty((batch, heads, rows, block), dtype=torch.float32, device=parts.device)
-        _sum_kernel[(batch * heads * block,)](
-            parts, state, summed, splits, self.key_count, MAP=self.options["MAP"], G=heads, BLOCK_D=block, BLOCK_S=16,
-            num_warps=max(1, block // 64), num_stages=1,
+        """Sum states [B, splits, G, ...] over their parts; or gradients, where the `state` is given."""
+        summed = torch.empty((self.batch, self.heads, *self.state_shape), dtype=torch.float32, device=parts.device)
+        options = {name: self.options[name] for name in ("MAP", "G", "BLOCK_D", "STATE")}
+        _sum_kernel[(self.batch * self.heads * self.block_d // 4,)](
+            parts, state, summed, parts.shape[1], self.key_count, **options, ROWS=4, BLOCK_S=32,
+            num_warps=min(8, self.block_d // 8), num_stages=1,
         )  # fmt: skip
         return summed
 
@@ -234,18 +239,21 @@ def _program(tokens, steps, splits, groups, G: tl.constexpr, BLOCK_N: tl.constex
 
 
 @triton.jit
-def _load_state(state, index, BLOCK_D: tl.constexpr):
-    """Products and totals of the state number `index`, or their gradients."""
-    d = tl.arange(0, BLOCK_D)
-    state += index * ((BLOCK_D + _EXTRA) * BLOCK_D)
-    return tl.load(state + d[:, None] * BLOCK_D + d[None, :]), tl.load(state + BLOCK_D * BLOCK_D + d)
+def _load_products(state, e, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr):
+    """Columns e, e + 1, ... of a state's products, or of their gradient."""
+    return tl.load(state + tl.arange(0, BLOCK_D)[:, None] * BLOCK_D + e + tl.arange(0, BLOCK_E)[None, :])
 
 
 @triton.jit
-def _store_state(state, index, products, totals, BLOCK_D: tl.constexpr):
-    """Write what `_load_state` reads."""
+def _load_totals(state, BLOCK_D: tl.constexpr):
+    """Totals of a state, or their gradient."""
+    return tl.load(state + BLOCK_D * BLOCK_D + tl.arange(0, BLOCK_D))
+
+
+@triton.jit
+def _store_state(state, products, totals, BLOCK_D: tl.constexpr):
+    """Write what `_load_products` and `_load_totals` read."""
     d = tl.arange(0, BLOCK_D)
-    state += index * ((BLOCK_D + _EXTRA) * BLOCK_D)
     tl.store(state + d[:, None] * BLOCK_D + d[None, :], products)
     tl.store(state + BLOCK_D * BLOCK_D + d, totals)
 
@@ -255,7 +263,7 @@ def _inverse(x):
     """1 / x of positive numbers, in a quarter of a division's instructions."""
     y = tl.rsqrt(x)
     y *= y
-    return y * (2.0 - x * y)
+    return y + y * (1.0 - x * y)
 
 
 @triton.jit
@@ -278,6 +286,34 @@ def _dot(a, b, PRECISION: tl.constexpr, EXACT: tl.constexpr):
         return tl.dot(high, b, input_precision="tf32") + tl.dot(a - high, b, input_precision="tf32")
     else:
         return tl.dot(a, b, input_precision=PRECISION)
+
+
+@triton.jit
+def _store_applied(
+    rows, features, scale, state, n, step, inside,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Write scaled products [tokens, D] of features with a state's products, some columns at a time."""
+    for e in tl.static_range(0, BLOCK_D, BLOCK_E):
+        products = _rounded(_load_products(state, e, BLOCK_D, BLOCK_E), PRECISION)
+        applied = _dot(features, products, PRECISION, EXACT="") * scale[:, None]
+        store_rows(rows + e, n, step, applied, inside, D - e, BLOCK_E)
+
+
+@triton.jit
+def _projected(
+    rows, state, n, step, inside, BLOCK_N: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
+    CLOSE: tl.constexpr,
+):  # fmt: skip
+    """Products [tokens, D] of rows with a state's transposed products, some columns at a time.
+
+    Where values have a large mean, what comes of this are small differences of large numbers: tf32 is not enough.
+    """
+    projected = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    for e in tl.static_range(0, BLOCK_D, BLOCK_E):
+        some = load_rows(rows + e, n, step, inside, D - e, BLOCK_E).to(tl.float32)
+        projected += _dot(some, tl.trans(_load_products(state, e, BLOCK_D, BLOCK_E)), CLOSE, EXACT="a")
+    return projected
 
 
 @triton.jit
@@ -353,16 +389,13 @@ def _note(notes, number, n, tokens, a, b, c, d):
 
 @triton.jit
 def _noted(notes, number, n, tokens):
-    """Read what `_note` kept; nothing where a kernel keeps no notes."""
-    if notes is None:
-        return None, None, None, None
-    else:
-        at = notes + number * (_NOTES * tokens) + n
-        inside = n < tokens
-        a = tl.load(at, mask=inside, other=0.0)
-        b = tl.load(at + tokens, mask=inside, other=0.0)
-        c = tl.load(at + 2 * tokens, mask=inside, other=0.0)
-        return a, b, c, tl.load(at + 3 * tokens, mask=inside, other=0.0)
+    """Read what `_note` kept."""
+    at = notes + number * (_NOTES * tokens) + n
+    inside = n < tokens
+    a = tl.load(at, mask=inside, other=0.0)
+    b = tl.load(at + tokens, mask=inside, other=0.0)
+    c = tl.load(at + 2 * tokens, mask=inside, other=0.0)
+    return a, b, c, tl.load(at + 3 * tokens, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -399,13 +432,13 @@ def _grad_input(
     x, features, grad, sharp, inverse, multiplier, outwards, inwards, factor,
     MAP: tl.constexpr, POWER: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of x from that of its features, and products of t and its gradient, of "focused" features."""
+    """Gradient of x from that of its features, and for "focused" features the products of t and its gradient."""
     if MAP == "relu":
-        return tl.where(x > 0.0, grad, 0.0), None
+        return tl.where(x > 0.0, grad, 0.0), grad
     elif MAP == "elu":
-        return tl.where(x > 0.0, grad, grad * features), None
+        return tl.where(x > 0.0, grad, grad * features), grad
     elif MAP == "softmax":
-        return features * (grad - tl.sum(features * grad, 1)[:, None]), None
+        return features * (grad - tl.sum(features * grad, 1)[:, None]), grad
     else:
         t = _positive(x, sharp)
         w = t * inverse[:, None]
@@ -419,7 +452,7 @@ def _grad_input(
 def _state_kernel(
     k, v, k_step, v_step, notes, parts, sharpness, factor, eps, tokens, steps, splits, groups,
     MAP: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr, CLOSE: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_E: tl.constexpr, STATE: tl.constexpr, PRECISION: tl.constexpr, CLOSE: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Sum the states of some heads over one part of the keys."""
     first, last, split, begin, end, number, b = _program(tokens, steps, splits, groups, G, BLOCK_N)
@@ -453,69 +486,74 @@ def _state_kernel(
                 totals *= rescale
                 highest = new_highest
             else:
-                inverse, multiplier, _, _ = _noted(notes, number, n, tokens)
+                inverse, multiplier = None, None
+                if MAP == "focused":
+                    inverse, multiplier, _, _ = _noted(notes, number, n, tokens)
                 features = _features(keys, inside, sharp, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
             features = _rounded(features, PRECISION)  # the totals' too: one set of weights for all
             products += _dot(tl.trans(features), values, PRECISION, EXACT="b")
             totals += tl.sum(features, 0)
         index = (b * splits + split) * G + g
-        _store_state(parts, index, products, totals, BLOCK_D)
+        part = parts + index * STATE
+        _store_state(part, products, totals, BLOCK_D)
         if MAP == "softmax":
-            tl.store(parts + (index * (BLOCK_D + _EXTRA) + BLOCK_D + 1) * BLOCK_D + d, highest)
+            tl.store(part + (BLOCK_D + 1) * BLOCK_D + d, highest)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _sum_kernel(
-    parts, state, summed, splits, keys, MAP: tl.constexpr, G: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr
+    parts, state, summed, splits, keys,
+    MAP: tl.constexpr, G: tl.constexpr, BLOCK_D: tl.constexpr, STATE: tl.constexpr, ROWS: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """Sum one row of a state, or of its gradient where the `state` is given, over all parts, and divide by the keys."""
-    row, index = tl.program_id(0) % BLOCK_D, (tl.program_id(0) // BLOCK_D).to(tl.int64)
-    size: tl.constexpr = (BLOCK_D + _EXTRA) * BLOCK_D
+    """Sum rows of a state, or of its gradient where the `state` is given, over all parts, and divide by the keys."""
     normalise: tl.constexpr = MAP == "softmax" and state is None
-    b, g = index // G, index % G
-    parts += (b * splits * G + g) * size
-    summed += index * size
-    d = tl.arange(0, BLOCK_D)
-    highest = -1e30
+    row = tl.program_id(0) % (BLOCK_D // ROWS) * ROWS + tl.arange(0, ROWS)
+    index = (tl.program_id(0) // (BLOCK_D // ROWS)).to(tl.int64)
+    number = row[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    parts += (index // G * splits * G + index % G) * STATE
+    summed += index * STATE
+    highest = tl.full([ROWS], -1e30, tl.float32)
     if normalise:
         for start in range(0, splits, BLOCK_S):
             s = start + tl.arange(0, BLOCK_S)
-            own = tl.load(parts + s * (G * size) + (BLOCK_D + 1) * BLOCK_D + row, mask=s < splits, other=-1e30)
-            highest = tl.maximum(highest, tl.max(own, 0))
-    products = tl.zeros([BLOCK_D], tl.float32)
-    total = 0.0
+            at = parts + (s * (G * STATE))[:, None] + (BLOCK_D + 1) * BLOCK_D + row[None, :]
+            highest = tl.maximum(highest, tl.max(tl.load(at, mask=(s < splits)[:, None], other=-1e30), 0))
+    products = tl.zeros([ROWS, BLOCK_D], tl.float32)
+    totals = tl.zeros([ROWS], tl.float32)
     for start in range(0, splits, BLOCK_S):
         s = start + tl.arange(0, BLOCK_S)
-        at = parts + s * (G * size)
-        some = tl.load(at[:, None] + row * BLOCK_D + d[None, :], mask=(s < splits)[:, None], other=0.0)
-        totals = tl.load(at + BLOCK_D * BLOCK_D + row, mask=s < splits, other=0.0)
+        part = parts + s * (G * STATE)
+        inside = s < splits
+        some = tl.load(part[:, None, None] + number[None, :, :], mask=inside[:, None, None], other=0.0)
+        at = part[:, None] + BLOCK_D * BLOCK_D + row[None, :]
+        some_totals = tl.load(at, mask=inside[:, None], other=0.0)
         if normalise:
-            own = tl.load(at + (BLOCK_D + 1) * BLOCK_D + row, mask=s < splits, other=-1e30)
-            weight = tl.exp2((own - highest) * LOG2_E)
-            some *= weight[:, None]
-            totals *= weight
+            own = tl.load(at + BLOCK_D, mask=inside[:, None], other=-1e30)
+            weight = tl.exp2((own - highest[None, :]) * LOG2_E)
+            some *= weight[:, :, None]
+            some_totals *= weight
         products += tl.sum(some, 0)
-        total += tl.sum(totals, 0)
+        totals += tl.sum(some_totals, 0)
     if normalise:
-        total = tl.where(total > 0.0, total, 1.0)  # there are no keys in the block's padding
-        products = products / total
+        totals = tl.where(totals > 0.0, totals, 1.0)  # there are no keys in the block's padding
+        products = products / totals[:, None]
         tl.store(summed + (BLOCK_D + 1) * BLOCK_D + row, highest)
-        tl.store(summed + (BLOCK_D + 2) * BLOCK_D + row, keys / total)
-        total = 1.0
+        tl.store(summed + (BLOCK_D + 2) * BLOCK_D + row, keys / totals)
+        totals = tl.full([ROWS], 1.0, tl.float32)
     else:
         products = products / keys
-        total = total / keys
+        totals = totals / keys
         if MAP == "softmax":  # the mean of features is 1, whatever the keys; instead, what their normaliser answers for
-            total = -tl.sum(products * tl.load(state + index * size + row * BLOCK_D + d), 0)
-    tl.store(summed + row * BLOCK_D + d, products)
-    tl.store(summed + BLOCK_D * BLOCK_D + row, total)
+            totals = -tl.sum(products * tl.load(state + index * STATE + number), 1)
+    tl.store(summed + number, products)
+    tl.store(summed + BLOCK_D * BLOCK_D + row, totals)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _output_kernel(
     q, q_step, state, out, sharpness, factor, eps, tokens, steps, splits, groups,
     MAP: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr, CLOSE: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_E: tl.constexpr, STATE: tl.constexpr, PRECISION: tl.constexpr, CLOSE: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Compute some heads of a block of outputs."""
     first, last, _, begin, _, _, b = _program(tokens, steps, splits, groups, G, BLOCK_N)
@@ -530,18 +568,17 @@ def _output_kernel(
         sharp = _sharpness(sharpness, g, D, BLOCK_D)
         queries = load_rows(q + g * D, n, q_step, inside, D, BLOCK_D).to(tl.float32)
         features = _features(queries, inside, sharp, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
-        products, means = _load_state(state, b * G + g, BLOCK_D)
         features = _rounded(features, PRECISION)
-        over_total = 1.0 / (tl.sum(features * means[None, :], 1) + eps)
-        rows = _dot(features, _rounded(products, PRECISION), PRECISION, EXACT="") * over_total[:, None]
-        store_rows(out + g * D, n, G * D, rows, inside, D, BLOCK_D)
+        own = state + (b * G + g) * STATE
+        over_total = 1.0 / (tl.sum(features * _load_totals(own, BLOCK_D)[None, :], 1) + eps)
+        _store_applied(out + g * D, features, over_total, own, n, G * D, inside, D, BLOCK_D, BLOCK_E, PRECISION)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _query_grad_kernel(
     q, q_step, grad, state, notes, grad_q, parts, shares, sharpness, factor, eps, tokens, steps, splits, groups,
     MAP: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr, CLOSE: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_E: tl.constexpr, STATE: tl.constexpr, PRECISION: tl.constexpr, CLOSE: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Gradient of some heads of one part of the queries, and this part's share in those of state and sharpness."""
     first, last, split, begin, end, number, b = _program(tokens, steps, splits, groups, G, BLOCK_N)
@@ -560,35 +597,39 @@ def _query_grad_kernel(
             for g in range(0, G):
                 sharp = _sharpness(sharpness, g, D, BLOCK_D)
                 queries = load_rows(q + g * D, n, q_step, inside, D, BLOCK_D).to(tl.float32)
-                grads = load_rows(grad + g * D, n, G * D, inside, D, BLOCK_D).to(tl.float32)
                 features = _features(queries, inside, sharp, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
-                products, means = _load_state(state, b * G + g, BLOCK_D)
-                over_total = 1.0 / (tl.sum(features * means[None, :], 1) + eps)
+                own = state + (b * G + g) * STATE
+                over_total = 1.0 / (tl.sum(features * _load_totals(own, BLOCK_D)[None, :], 1) + eps)
+                grad_features = _projected(
+                    grad + g * D, own, n, G * D, inside, BLOCK_N, D, BLOCK_D, BLOCK_E, CLOSE
+                )
                 # features and their gradient are orthogonal but for eps
-                rows = _dot(_rounded(features, PRECISION), _rounded(products, PRECISION), PRECISION, EXACT="")
-                projection += tl.sum(rows * grads, 1) * (over_total * over_total) * eps
+                projection += tl.sum(grad_features * features, 1) * (over_total * over_total) * eps
             outwards, inwards = _radial(projection, inverse, squares, powers, factor)
             _note(notes, number, n, tokens, inverse, multiplier, outwards, inwards)
         tl.debug_barrier()  # other threads of this program read the notes
     for g in range(first, last):
         sharp = _sharpness(sharpness, g, D, BLOCK_D)
-        products, means = _load_state(state, b * G + g, BLOCK_D)
+        own = state + (b * G + g) * STATE
+        means = _load_totals(own, BLOCK_D)
         grad_products = tl.zeros([BLOCK_D, BLOCK_D], tl.float32)
         grad_totals = tl.zeros([BLOCK_D], tl.float32)
         share = tl.zeros([BLOCK_D], tl.float32)
         for start in range(begin, end, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
             inside = n < tokens
-            inverse, multiplier, outwards, inwards = _noted(notes, number, n, tokens)
+            inverse, multiplier, outwards, inwards = None, None, None, None
+            if MAP == "focused":
+                inverse, multiplier, outwards, inwards = _noted(notes, number, n, tokens)
             queries = load_rows(q + g * D, n, q_step, inside, D, BLOCK_D).to(tl.float32)
-            grads = load_rows(grad + g * D, n, G * D, inside, D, BLOCK_D).to(tl.float32)
             features = _features(queries, inside, sharp, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
             total = tl.sum(features * means[None, :], 1) + eps
             over_total = 1.0 / total
-            grad_features = _dot(grads, tl.trans(products), CLOSE, EXACT="a")
+            grad_features = _projected(grad + g * D, own, n, G * D, inside, BLOCK_N, D, BLOCK_D, BLOCK_E, CLOSE)
             grad_total = -tl.sum(grad_features * features, 1) * over_total * over_total
             grad_features = grad_features * over_total[:, None] + grad_total[:, None] * means[None, :]
             weights = _rounded(features * over_total[:, None], PRECISION)
+            grads = load_rows(grad + g * D, n, G * D, inside, D, BLOCK_D).to(tl.float32)
             grad_products += _dot(tl.trans(weights), grads, PRECISION, EXACT="b")
             grad_totals += tl.sum(weights * (grad_total * total)[:, None], 0)
             rows, of_sharpness = _grad_input(
@@ -598,7 +639,7 @@ def _query_grad_kernel(
             if shares is not None:
                 share += tl.sum(of_sharpness, 0)
         index = (b * splits + split) * G + g
-        _store_state(parts, index, grad_products, grad_totals, BLOCK_D)
+        _store_state(parts + index * STATE, grad_products, grad_totals, BLOCK_D)
         if shares is not None:
             tl.store(shares + index * D + d, share, mask=d < D)
 
@@ -608,7 +649,7 @@ def _key_grad_kernel(
     k, v, k_step, v_step, state, grad_state, grad_k, grad_v, shares,
     sharpness, factor, eps, tokens, steps, splits, groups,
     MAP: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr, CLOSE: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_E: tl.constexpr, STATE: tl.constexpr, PRECISION: tl.constexpr, CLOSE: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Gradients of some heads of a block of keys and values, and this block's share in that of sharpness."""
     first, last, block, begin, _, _, b = _program(tokens, steps, splits, groups, G, BLOCK_N)
@@ -628,26 +669,29 @@ def _key_grad_kernel(
         for g in range(0, G):
             sharp = _sharpness(sharpness, g, D, BLOCK_D)
             keys = load_rows(k + g * D, n, k_step, inside, D, BLOCK_D).to(tl.float32)
-            values = load_rows(v + g * D, n, v_step, inside, D, BLOCK_D).to(tl.float32)
             features = _features(keys, inside, sharp, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
-            grad_products, grad_totals = _load_state(grad_state, b * G + g, BLOCK_D)
-            grad_features = _dot(values, tl.trans(grad_products), CLOSE, EXACT="a") + grad_totals[None, :]
+            own = grad_state + (b * G + g) * STATE
+            grad_features = _projected(v + g * D, own, n, v_step, inside, BLOCK_N, D, BLOCK_D, BLOCK_E, CLOSE)
+            grad_features += _load_totals(own, BLOCK_D)[None, :]
             projection += tl.sum(features * grad_features, 1)
         outwards, inwards = _radial(projection, inverse, squares, powers, factor)
     for g in range(first, last):
         sharp = _sharpness(sharpness, g, D, BLOCK_D)
         keys = load_rows(k + g * D, n, k_step, inside, D, BLOCK_D).to(tl.float32)
-        values = load_rows(v + g * D, n, v_step, inside, D, BLOCK_D).to(tl.float32)
         if MAP == "softmax":  # of each channel over all tokens
-            at = state + ((b * G + g) * (BLOCK_D + _EXTRA) + BLOCK_D + 1) * BLOCK_D + d
-            exponents = tl.where(inside[:, None] & (d < D)[None, :], (keys - tl.load(at)[None, :]) * LOG2_E, float("-inf"))
+            at = state + (b * G + g) * STATE + (BLOCK_D + 1) * BLOCK_D + d
+            exponents = (keys - tl.load(at)[None, :]) * LOG2_E
+            exponents = tl.where(inside[:, None] & (d < D)[None, :], exponents, float("-inf"))
             features = tl.exp2(exponents) * tl.load(at + BLOCK_D)[None, :]
         else:
             features = _features(keys, inside, sharp, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
-        grad_products, grad_totals = _load_state(grad_state, b * G + g, BLOCK_D)
-        rows = _dot(_rounded(features, PRECISION), _rounded(grad_products, PRECISION), PRECISION, EXACT="")
-        store_rows(grad_v + g * D, n, G * D, rows, inside, D, BLOCK_D)
-        grad_features = _dot(values, tl.trans(grad_products), CLOSE, EXACT="a") + grad_totals[None, :]
+        own = grad_state + (b * G + g) * STATE
+        _store_applied(
+            grad_v + g * D, _rounded(features, PRECISION), inside.to(tl.float32), own, n, G * D, inside,
+            D, BLOCK_D, BLOCK_E, PRECISION,
+        )  # fmt: skip
+        grad_features = _projected(v + g * D, own, n, v_step, inside, BLOCK_N, D, BLOCK_D, BLOCK_E, CLOSE)
+        grad_features += _load_totals(own, BLOCK_D)[None, :]
         if MAP == "softmax":
             rows = features * grad_features
         else:
