@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO := output/demo
 WORKERS ?= 2
 
-.PHONY: install demo test test-timm check format table clean
+.PHONY: install demo test test-gpu test-timm check format table bench clean
 
 install: $(VENV)/installed
 
@@ -32,6 +32,10 @@ demo: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
+# The whole suite on a GPU, with compiled kernels; refuses to start without one.
+test-gpu: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --gpu -n $(WORKERS) --dist loadgroup
+
 # timm's own model tests, those of the installed release, over every zoo_* model; takes about an hour on two cores.
 test-timm: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/run_timm_suite.py
@@ -48,6 +52,12 @@ format: install
 # The model table of README.md, from the registry.
 table: install
 	$(BIN)/python tools/list_models.py --write README.md
+
+# Everything on this machine's GPU, into benchmarks/; goes on where it was stopped. BiFormer's authors take part if
+# RIVALS names a checkout of their repository: make bench RIVALS=path/to/BiFormer
+bench: install
+	for suite in operations models memory; do \
+		$(BIN)/python tools/benchmark.py $$suite --missing $(if $(RIVALS),--rivals $(RIVALS)) || exit 1; done
 
 clean:
 	rm -rf $(VENV) output build dist *.egg-info

@@ -43,6 +43,47 @@ def routed_attention() -> Iterator[Callable[[], object]]:
             )
 
 
+def channel_attention() -> Iterator[Callable[[], object]]:
+    """Yield calls that launch every kernel of the operation."""
+    import torch
+
+    from visionzoo.kernels.channel_attention import triton as kernels
+
+    for dtype, head_dim in product((torch.bfloat16, torch.float32), (32, 64, 128)):
+        q, k, v = torch.zeros(2, 28, 28, 3, 2, head_dim, dtype=dtype).unbind(3)
+        yield lambda a=(q, k, v): kernels.forward(*a, scale=1.0)
+
+
+def depthwise_conv() -> Iterator[Callable[[], object]]:
+    """Yield calls that launch every kernel of the operation."""
+    import torch
+
+    from visionzoo.kernels.depthwise_conv import triton as kernels
+
+    for dtype, kernel, regions in product((torch.bfloat16, torch.float32), (3, 5, 7), ([], [8, 8])):
+        x = torch.zeros(1, 56, 56, 64, dtype=dtype)
+        weight, bias = torch.zeros(64, 1, kernel, kernel, dtype=dtype), torch.zeros(64, dtype=dtype)
+        yield lambda a=(x, weight, bias, x, False, regions, dtype): kernels._convolve(*a)
+        yield lambda a=(x, x, weight, False, regions, True, True): kernels._convolve_backward(*a)
+
+
+def halo_attention() -> Iterator[Callable[[], object]]:
+    """Yield calls that launch every kernel of the operation."""
+    import torch
+
+    from visionzoo.kernels.halo_attention import triton as kernels
+
+    cases = ((16, 16, 8, 3, 1, False), (64, 64, 8, 3, 2, True), (32, 80, 14, 2, 1, False))
+    for dtype, (d, values, block, halo, stride, mask) in product((torch.bfloat16, torch.float32), cases):
+        q = torch.zeros(1, 32 // stride, 32 // stride, 8, d, dtype=dtype)
+        k, v = torch.zeros(1, 32, 32, 8, d + values, dtype=dtype).split((d, values), -1)
+        tables = [torch.zeros(2 * (block + 2 * halo) - 1, d, dtype=dtype) for _ in range(2)]
+        arguments = (q, k, v, *tables, block, halo, stride, 0.25, mask)
+        yield lambda a=arguments: kernels._attend(*a)
+        out, lse = v.new_empty(*q.shape[:4], values), torch.zeros(q.shape[:4])
+        yield lambda a=arguments, o=out, s=lse: kernels._attend_backward(o, o, s, *a)
+
+
 def linear_attention() -> Iterator[Callable[[], object]]:
     """Yield calls that launch every kernel of the operation."""
     import torch
@@ -55,15 +96,81 @@ def linear_attention() -> Iterator[Callable[[], object]]:
         *product(others, [(4, 16), (2, 32), (1, 64), (1, 128)], ["focused"]),
     ]:
         q, k, v = torch.zeros(8, 56, 56, 3, heads, dim, dtype=dtype).unbind(3)
-        temperature = torch.ones(heads, dim) if feature_map == "focused" else None
-        arguments = (q, k, v, temperature, feature_map, 3.0, 1e-6)
+        sharpness = torch.ones(heads, dim) if feature_map == "focused" else None
+        arguments = (q, k, v, sharpness, feature_map, 3.0, 1e-6)
         yield lambda a=arguments: kernels._attend(*a)
-        block = kernels.head_block(dim)
-        grad, state = torch.zeros(q.shape, dtype=dtype), torch.zeros(8, heads, block + 3, block)
+        grad = torch.zeros(q.shape, dtype=dtype)
+        state = torch.zeros(8, heads, *kernels._state_shape(dim, feature_map))
         yield lambda a=arguments, g=grad, s=state: kernels._attend_backward(g, s, *a)
 
 
-OPERATIONS = {f.__name__: f for f in (routed_attention, linear_attention)}
+def route_regions() -> Iterator[Callable[[], object]]:
+    """Yield calls that launch every kernel of the operation."""
+    import torch
+
+    from visionzoo.kernels.region_routing import triton as kernels
+
+    for dtype, (side, regions, heads) in product(
+        (torch.bfloat16, torch.float32), ((56, 7, 2), (14, 7, 8), (112, 14, 2), (64, 32, 4))
+    ):
+        q, k = torch.zeros(1, side, side, 2, heads, 32, dtype=dtype).unbind(3)
+        for valid in ([], [side - 1, side]):
+            yield lambda a=(q, k, [regions, regions], 4, 0.1, valid): kernels._route(*a)
+
+
+def neighborhood_attention() -> Iterator[Callable[[], object]]:
+    """Yield calls that launch every kernel of the operation."""
+    import torch
+
+    from visionzoo.kernels.neighborhood_attention import triton as kernels
+
+    for dtype, head_dim, kernel in product((torch.bfloat16, torch.float32), (32, 64), (7, 13)):
+        q, k, v = torch.zeros(2, 28, 28, 3, 2, head_dim, dtype=dtype).unbind(3)
+        for bias in (None, torch.zeros(2, 2 * kernel - 1, 2 * kernel - 1)):
+            arguments = (q, k, v, bias, [kernel, kernel], [1, 1], 0.1)
+            yield lambda a=arguments: kernels._attend(*a)
+            grad, lse = torch.zeros(q.shape, dtype=dtype), torch.zeros(q.shape[:4])
+            yield lambda a=arguments, g=grad, s=lse: kernels._attend_backward(g, g, s, *a, a[3] is not None)
+
+
+def group_norm() -> Iterator[Callable[[], object]]:
+    """Yield calls that launch every kernel of the operation."""
+    import torch
+
+    from visionzoo.kernels.group_norm import triton as kernels
+
+    for dtype, channels in product((torch.bfloat16, torch.float32), (64, 320, 1024)):
+        x, weight, sums = torch.zeros(2, 7, 8, channels, dtype=dtype), torch.zeros(channels), torch.zeros(2, 64, 2)
+        yield lambda a=(x, weight, weight, 1e-5, dtype): kernels._normalize(*a)
+        yield lambda a=(x, x, weight, sums, 1e-5): kernels._normalize_backward(*a)
+
+
+def layer_norm() -> Iterator[Callable[[], object]]:
+    """Yield calls that launch every kernel of the operation."""
+    import torch
+
+    from visionzoo.kernels.layer_norm import triton as kernels
+
+    for dtype, width in product((torch.bfloat16, torch.float32), (64, 96, 512, 1024)):
+        x, weight = torch.zeros(64, width, dtype=dtype), torch.zeros(width)
+        yield lambda a=(x, weight, weight, 1e-5, dtype): kernels._normalize(*a)
+        yield lambda a=(x, x, weight, 1e-5): kernels._normalize_backward(*a)
+
+
+OPERATIONS = {
+    f.__name__: f
+    for f in (
+        channel_attention,
+        depthwise_conv,
+        group_norm,
+        halo_attention,
+        layer_norm,
+        linear_attention,
+        neighborhood_attention,
+        route_regions,
+        routed_attention,
+    )
+}
 
 
 def main(names: list[str]) -> None:
@@ -103,7 +210,7 @@ class _Driver:
         return self.target
 
     def get_current_device(self):
-        return self.target.arch  # kernels are kept by device: one for each capability
+        return self.target.arch  # a device of its own: kernels are cached for each, not for each target
 
     def get_current_stream(self, device):
         return 0

@@ -1,8 +1,28 @@
-"""Triton's kernels run on every machine: on a GPU where there is one, else in Triton's interpreter."""
+"""Triton's kernels run on every machine: compiled on a GPU where there is one, else in Triton's interpreter."""
 
 import os
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():  # before anything imports triton
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--gpu", action="store_true", help="refuse to start where not every test can run on a GPU")
+
+
+def pytest_configure(config):
+    if config.getoption("--gpu"):
+        if not torch.cuda.is_available():
+            raise pytest.UsageError("--gpu: torch sees no CUDA device here")
+        if os.environ.get("TRITON_INTERPRET") == "1":
+            raise pytest.UsageError("--gpu: TRITON_INTERPRET=1 would interpret the kernels; unset it")
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -116,7 +116,6 @@ def test_inductor_on_a_cpu():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["zoo_levit_128s", "zoo_shvit_s1"])
 @torch.no_grad()
 def test_cuda_graphs_on_a_gpu(name):

@@ -9,6 +9,8 @@ import timm
 import torch
 
 import visionzoo
+from visionzoo.engine import run_tool
+from visionzoo.engine.reporting import insert_between
 from visionzoo.models.registry import VARIANTS
 
 BEGIN = "<!-- table of models: written by `make table`, from the registry -->"
@@ -47,14 +49,6 @@ def markdown(table: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def insert(text: str, table: str) -> str:
-    """Put the table between the two marks of a text."""
-    if BEGIN not in text or END not in text:
-        raise SystemExit(f"expected the lines {BEGIN!r} and {END!r} around the table's place")
-    head, tail = text.split(BEGIN)[0], text.split(END)[1]
-    return f"{head}{BEGIN}\n\n{table}\n\n{END}{tail}"
-
-
 def _number(value: float | None) -> str:
     return "—" if value is None else f"{value:g}"
 
@@ -70,11 +64,11 @@ def main() -> None:
     if not table:
         sys.exit(f"no model matches {args.filter!r}{' with weights' if args.weights else ''} (of {len(VARIANTS)})")
     if args.write:
-        args.write.write_text(insert(args.write.read_text(), markdown(rows())))
+        args.write.write_text(insert_between(args.write.read_text(), BEGIN, END, markdown(rows())))
     else:
         print(markdown(table))
         print(f"\n{len(table)} models, visionzoo {visionzoo.__version__}")
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

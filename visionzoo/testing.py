@@ -58,7 +58,8 @@ def compare_with_float64(candidate: Results, plain: Results, exact: Results) -> 
     """Compare a kernel's results with float64, by the measure of plain torch in the kernel's dtype.
 
     Where plain torch happens to be all but exact, its error counts as what rounding costs: a quarter of the dtype's
-    spacing for rounding the result alone, and one spacing in float32, in which every step rounds.
+    spacing for rounding the result alone; in float32, in which every step rounds, two spacings: a backward pass that
+    recomputes a softmax from its logarithm rounds numbers as large as the scores.
 
     Args:
         candidate: results of the kernel, see `run`.
@@ -76,7 +77,7 @@ def compare_with_float64(candidate: Results, plain: Results, exact: Results) -> 
         if candidate[name].dtype != plain[name].dtype:
             raise ValueError(f"{name}: expected {plain[name].dtype}, got {candidate[name].dtype}")
         dtype = plain[name].dtype
-        rounding = torch.finfo(dtype).eps * (1 if dtype == torch.float32 else 0.25)
+        rounding = torch.finfo(dtype).eps * (2 if dtype == torch.float32 else 0.25)
         allowed = FACTOR * max(relative_error(plain[name], expected), rounding)
         comparisons.append(Comparison(name, relative_error(candidate[name], expected), allowed))
     return comparisons

@@ -1,9 +1,23 @@
 """Every model is what its cfg and its methods say: on the meta device, shapes only."""
 
+import math
+import sys
+
 import pytest
 import torch
 from quick import MODELS, meta_model
 from timm.models import group_parameters
+from torch.utils.flop_counter import FlopCounterMode
+
+from visionzoo.models.registry import VARIANTS
+
+EXPLAINED = {  # what else the family's docstring accounts for, with the number that is counted
+    ("zoo_cswin_t", "params_m"),
+    ("zoo_cswin_l", "gmacs"),
+    ("zoo_cswin_l_384", "gmacs"),
+    ("zoo_davit_l", "gmacs"),
+    ("zoo_davit_g", "gmacs"),
+}
 
 
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in MODELS])
@@ -62,6 +76,47 @@ def test_classifier_can_be_replaced_and_removed(model):
         assert model.forward_head(features).shape == features.shape
     finally:
         model.reset_classifier(1000, "avg")
+
+
+def test_head_hidden_size_follows_the_pooling_or_the_pooling_is_refused(model):
+    features = torch.empty(2, model.num_features, 3, 2, device="meta")
+    try:
+        model.reset_classifier(7, "catavgmax")
+        assert model.head_hidden_size == 2 * model.num_features
+        assert model.forward_head(features, pre_logits=True).shape == (2, model.head_hidden_size)
+        assert model.forward_head(features).shape == (2, 7)
+    except ValueError as error:  # a norm between pooling and classifier has the map's width
+        assert "cannot have global_pool='catavgmax'" in str(error)
+        assert model.num_classes == 1000
+    finally:
+        model.reset_classifier(1000, "avg")
+
+
+def test_multiply_adds_and_parameters_are_the_published(model, monkeypatch):
+    """Within 2 % or the rounding of the publication; what is not, the family's docstring explains."""
+    name = model.pretrained_cfg["architecture"]
+    published = VARIANTS[name].published
+    multiply_adds = []
+
+    def neighborhood_attention(q, k, v, *, kernel_size, **_):
+        """Cost what the definition does; the reference works in tiles, which is more."""
+        multiply_adds.append(2 * q.numel() * math.prod(kernel_size))
+        return torch.empty_like(q)
+
+    monkeypatch.setattr("visionzoo.layers.mixers.neighborhood.neighborhood_attention", neighborhood_attention)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.empty(1, 3, published.size, published.size, device="meta"))
+    counted = {
+        "gmacs": (counter.get_total_flops() / 2 + sum(multiply_adds)) / 1e9,
+        "params_m": sum(p.numel() for p in model.parameters()) / 1e6,
+    }
+    for what, value in counted.items():
+        if (expected := getattr(published, what)) is None:
+            continue
+        rounding = 0.5 * 10 ** -len(f"{expected:g}".partition(".")[2])
+        agrees = abs(value - expected) <= max(0.02 * expected, rounding)
+        assert agrees != ((name, what) in EXPLAINED), f"{what}: counted {value:.3f}, published {expected}"
+        assert agrees or f"{value:.1f}" in str(sys.modules[type(model).__module__].__doc__)
 
 
 @pytest.mark.parametrize("name", MODELS)

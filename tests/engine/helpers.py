@@ -1,5 +1,6 @@
 """Images, files and a small model for the tests of the engine and of its commands."""
 
+import csv
 import os
 import runpy
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+
+from visionzoo.engine.checkpoints import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 COLOURS = {"blue": (30, 30, 220), "green": (30, 220, 30), "red": (220, 30, 30)}
@@ -25,6 +28,7 @@ TINY = {
     "drop_path": 0.1,
     "checkpoint_hist": 2,
 }
+UPDATES = 4  # of an epoch: 36 images in batches of 8
 TINY_FLAGS = ["--img-size", "32", "-b", "4", "--warmup-epochs", "0", "--lr", "1e-3", "--device", "cpu", "-j", "0"]
 
 
@@ -71,3 +75,29 @@ def run_tool(name: str, *argv: str) -> int:
     finally:
         sys.argv = before
     return 0
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """Read summary.csv of a run."""
+    with (folder / "summary.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same(one: dict, two: dict) -> None:
+    """Two checkpoints hold the same numbers, bit for bit."""
+    assert one.keys() == two.keys()
+    for key in one:
+        if isinstance(one[key], dict):
+            assert_same(one[key], two[key])
+        elif isinstance(one[key], torch.Tensor):
+            assert torch.equal(one[key], two[key]), key
+        else:
+            assert one[key] == two[key], key
+
+
+def learned(folder: Path, name: str = "last.pth.tar") -> dict:
+    """What a run has learned so far, from its checkpoint."""
+    state = read_checkpoint(folder / name)
+    return {
+        key: state[key] for key in ("state_dict", "state_dict_ema", "optimizer", "epoch", "losses", "metric", "best")
+    }

@@ -4,51 +4,76 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
 import torch
-from timm.task import ClassificationTask
 
+from visionzoo.benchmark.comparison import _run_args
 from visionzoo.engine.data import mixing
-from visionzoo.engine.flags import train_parser
-from visionzoo.engine.models import build_model, data_config
-from visionzoo.engine.recipe import learning_rate, make_loss, make_optimizer, make_scheduler
-from visionzoo.models.registry import FAMILIES, VARIANTS
+from visionzoo.engine.distillation import make_task
+from visionzoo.engine.flags import compare_parser, train_parser
+from visionzoo.engine.models import Trained, build_model, data_config
+from visionzoo.engine.recipe import learning_rate, make_optimizer, make_scheduler
+from visionzoo.models.registry import VARIANTS
 
 FOLDER = Path(__file__).parents[2] / "configs" / "classification"
-CONFIGS = sorted(FOLDER.glob("*.yaml"))
+COMPARISONS = sorted(FOLDER.glob("*_comparison.yaml"))
+CONFIGS = sorted(set(FOLDER.glob("*.yaml")) - set(COMPARISONS))
 PAPERS = [path for path in CONFIGS if path.stem.endswith("_imagenet")]
 
 
 def test_the_configs_are_there():
-    assert len(CONFIGS) >= 5 and len(PAPERS) >= 3
+    families = {re.sub(r"^zoo_(flatten_)?([a-z0-9]+)_.*", r"\1\2", name) for name in VARIANTS}
+    families -= {"sehalonet", "eca", "dinats"}  # with HaloNet's and DiNAT's
+    assert {path.stem.removesuffix("_imagenet") for path in PAPERS} == families
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_config_builds_steps_and_predicts(path):
+def test_a_config_builds_steps_and_predicts(path, monkeypatch):
     args = train_parser().parse_with_config([str(path)])
     args.num_classes = 10
+    args.img_size = args.img_size or 64
     model = build_model(args, drop_rate=args.drop, drop_path_rate=args.drop_path)
-    assert data_config(args, model)["input_size"][0] == 3
+    config = data_config(args, model)
+    assert config["input_size"][0] == 3
+    if args.kd_model_name:  # a small teacher in the place of the published one, which is only looked up
+        assert timm.get_pretrained_cfg(args.kd_model_name, allow_unregistered=False).has_weights
+        teacher = Trained(timm.create_model("test_resnet", num_classes=10), config)
+        monkeypatch.setattr("visionzoo.engine.distillation.restore", lambda asked: teacher)
     args.lr, _ = learning_rate(args, world_size=1)
-    task = ClassificationTask(model, make_loss(args), verbose=False)
-    optimizer = make_optimizer(args, model)
+    task = make_task(args, model, config, None, torch.device("cpu"))
+    optimizer = make_optimizer(args, task.get_trainable_module())
     _, epochs = make_scheduler(args, optimizer, updates_per_epoch=10)
-    assert epochs == args.epochs + args.cooldown_epochs
+    assert epochs == args.epochs + args.cooldown_epochs + (args.warmup_epochs if args.warmup_prefix else 0)
 
-    images = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, args.img_size, args.img_size)
     targets = torch.full((2, 10), 0.1) if mixing(args) else torch.tensor([1, 2])
-    before = model.get_classifier().weight.detach().clone()
+    classifier = model.get_classifier()
+    classifiers = classifier if isinstance(classifier, tuple) else (classifier,)
+    before = [linear.weight.detach().clone() for linear in classifiers]
     loss = task(images, targets)["loss"]
     loss.backward()
     optimizer.step()
     assert loss.isfinite()
-    assert not torch.equal(model.get_classifier().weight, before)
+    assert not any(torch.equal(linear.weight, old) for linear, old in zip(classifiers, before, strict=True))
     assert model.eval()(images).shape == (2, 10)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS + COMPARISONS, ids=lambda path: path.stem)
 def test_a_config_states_its_command(path):
     head = path.read_text().split("\nmodel:")[0]
-    assert f"tools/train.py configs/classification/{path.name}" in head
+    tool = "compare" if path in COMPARISONS else "train"
+    assert f"tools/{tool}.py configs/classification/{path.name}" in head
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
+def test_the_models_of_a_comparison_take_its_images(path):
+    args = compare_parser().parse_with_config([str(path)])
+    args.num_classes = 10
+    assert len(set(args.models)) == len(args.models) >= 7
+    for spec in args.models:
+        own = _run_args(args, spec, path.parent)
+        model = build_model(own).train()
+        assert model(torch.randn(2, 3, args.img_size, args.img_size)).shape == (2, 10)
 
 
 @pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
@@ -56,9 +81,14 @@ def test_a_papers_config_states_its_source_cost_and_the_published_numbers(path):
     text = path.read_text()
     for words in ("Not run here", "Source: ", "Cost as published: ", "arXiv "):
         assert words in text
-    family = path.stem.removesuffix("_imagenet")
-    stated = dict(re.findall(rf"# (zoo_{family}_\w+)\b.*?(\d\d\.\d)$", text, re.MULTILINE))
-    assert stated
+    stated = dict(re.findall(r"^# (zoo_\w+)\b.* (\d\d\.\d+)$", text, re.MULTILINE))
     for model, top1 in stated.items():
         assert float(top1) == VARIANTS[model].published.top1
-    assert set(stated) >= {name for name in FAMILIES[family] if VARIANTS[name].published.size == 224}
+    family = f"zoo_{path.stem.removesuffix('_imagenet')}_"
+    size = VARIANTS[train_parser().parse_with_config([str(path)]).model].published.size
+    published = {
+        name
+        for name, variant in VARIANTS.items()
+        if name.startswith(family) and variant.published.size == size and variant.published.top1 is not None
+    }
+    assert set(stated) >= published

@@ -23,7 +23,9 @@ TIMM_DEFAULTS = {
     "dist_bn": "reduce", "model_ema": False, "model_ema_decay": 0.9998, "model_ema_warmup": False, "seed": 42,
     "log_interval": 50, "val_interval": 1, "recovery_interval": 0, "checkpoint_hist": 10, "workers": 4,
     "pin_mem": False, "output": "", "experiment": "", "eval_metric": "top1", "log_wandb": False,
-    "wandb_project": None, "wandb_tags": [], "wandb_resume_id": "",
+    "wandb_project": None, "wandb_tags": [], "wandb_resume_id": "", "kd_model_name": None, "kd_distill_type": "logit",
+    "kd_loss_type": "kl", "distill_loss_weight": None, "task_loss_weight": None, "kd_temperature": 4.0,
+    "kd_student_feature_dim": None, "kd_teacher_feature_dim": None, "kd_token_distill_type": "soft",
 }  # fmt: skip
 
 

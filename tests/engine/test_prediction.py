@@ -74,4 +74,4 @@ def test_a_thousand_classes_are_imagenets(images, tmp_path):
     flags = ("--checkpoint", tmp_path / "w.pth", "--model", "test_convnext", "--img-size", 64)
     classes = predicted(tmp_path, images / "validation/red/0.png", *flags)[0]["classes"]
     assert len(classes) == 5
-    assert all(not c["name"].startswith("class ") and len(c["name"]) > 2 for c in classes)
+    assert all(not c["name"].startswith("class ") and len(c["name"]) > 1 for c in classes)  # one is the ox

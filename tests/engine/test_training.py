@@ -1,4 +1,3 @@
-import csv
 import errno
 import math
 import os
@@ -8,7 +7,7 @@ import sys
 import pytest
 import torch
 import yaml
-from engine.helpers import TINY, truncate, write_images
+from engine.helpers import TINY, UPDATES, assert_same, learned, rows, truncate, write_images
 from PIL import Image
 from timm.data import IterableImageDataset
 
@@ -20,31 +19,6 @@ from visionzoo.engine.run import Run
 from visionzoo.engine.training import Training, train
 
 POOLFORMER = {"model": "zoo_poolformer_s12", "model_kwargs": {"depths": [1, 1], "embed_dims": [8, 16]}}
-UPDATES = 4  # of an epoch: 36 images in batches of 8
-
-
-def rows(folder):
-    with (folder / "summary.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def assert_same(one, two):
-    """Two checkpoints hold the same numbers, bit for bit."""
-    assert one.keys() == two.keys()
-    for key in one:
-        if isinstance(one[key], dict):
-            assert_same(one[key], two[key])
-        elif isinstance(one[key], torch.Tensor):
-            assert torch.equal(one[key], two[key]), key
-        else:
-            assert one[key] == two[key], key
-
-
-def learned(folder, name="last.pth.tar"):
-    state = read_checkpoint(folder / name)
-    return {
-        key: state[key] for key in ("state_dict", "state_dict_ema", "optimizer", "epoch", "losses", "metric", "best")
-    }
 
 
 def test_the_loss_falls_and_the_colours_are_learned(trained):

@@ -57,8 +57,8 @@ def test_half_precision_is_finite_at_detection_sizes(dtype):
 @pytest.mark.parametrize(
     ("mixer", "options", "message"),
     [
-        (FocusedLinearMixer, {"kernel_size": 4}, "kernel_size must be odd and positive, or None, got 4"),
-        (FocusedLinearMixer, {"lepe_kernel": 0}, "lepe_kernel must be odd and positive, or None, got 0"),
+        (FocusedLinearMixer, {"kernel_size": 4}, "kernel_size must be odd and positive, got kernel_size=4"),
+        (FocusedLinearMixer, {"lepe_kernel": 0}, "lepe_kernel must be odd and positive, got lepe_kernel=0"),
         (FocusedLinearMixer, {"focusing_factor": 0}, "focusing_factor must be positive, got focusing_factor=0"),
         (FocusedLinearMixer, {"position_size": (7, -1)}, r"size must be positive, got size=\(7, -1\)"),
         (LinearMixer, {"feature_map": "focused"}, "unknown feature_map='focused', expected one of"),

@@ -15,6 +15,7 @@ import visionzoo
 from visionzoo.layers.conv_norm import ConvNorm, LinearNorm
 from visionzoo.layers.fuse import Folded
 from visionzoo.layers.nhwc import BatchNormNHWC, ConvNHWC
+from visionzoo.models import registry
 
 TINY = {
     "zoo_levit_128s": {"depths": (1, 1, 1)},
@@ -25,6 +26,16 @@ TINY = {
     "zoo_halonet_h0": {"layout": ("a",) * 4},
     "zoo_sehalonet_33ts": {"layout": ("c", "c", "c", "ca")},
 }
+WITHOUT_PAIRS = [
+    "zoo_cswin_t",
+    "zoo_dinat_mini",
+    "zoo_flatten_swin_t",
+    "zoo_nat_mini",
+    "zoo_poolformer_s12",
+    "zoo_pvt_t",
+    "zoo_pvtv2_b0",
+    "zoo_swin_t",
+]
 LEFT = {
     "zoo_biformer_t": ["norm"],  # before pooling: part of the features
     "zoo_biformer_stl": ["norm"],
@@ -76,6 +87,33 @@ def test_fused_model_computes_the_same(name):
         strict=True,
     ):
         assert _error(own, other) <= 1e-12
+
+
+@pytest.mark.parametrize("name", WITHOUT_PAIRS)
+@torch.no_grad()
+def test_other_families_have_nothing_to_fold_and_stay_what_they_are(name):
+    model = quick_model(name, depths=(1, 1, 1, 1), num_classes=7)
+    assert not _norms(model)
+    image = torch.randn(1, 3, 64, 64)
+    assert _error(visionzoo.fuse(model)(image), model(image)) <= 2e-6
+
+
+def test_no_family_is_left_out():
+    families = {f for f, names in registry.FAMILIES.items() if set(names) & ({*TINY, *WITHOUT_PAIRS})}
+    assert families == set(registry.FAMILIES)
+
+
+@pytest.mark.parametrize(("name", "table"), [("zoo_swin_t", "table"), ("zoo_levit_128s", "bias_table")])
+@torch.no_grad()
+def test_position_biases_are_looked_up_once(name, table):
+    sizes = {"img_size": 64} if name == "zoo_levit_128s" else {}
+    model = quick_model(name, depths=(1,) * (3 if sizes else 4), num_classes=7, **sizes).eval()
+    image = torch.randn(1, 3, 64, 64)
+    fused = visionzoo.fuse(model)
+    for parameter, value in fused.named_parameters():
+        if parameter.endswith(table):
+            value.fill_(torch.nan)
+    assert _error(fused(image), model(image)) <= 2e-6
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 from quick import draw_weights
 from torch import nn
 
-from visionzoo.layers.mixers.levit import LevitMixer, offset_bias
+from visionzoo.layers.mixers.levit import LevitMixer, offset_index
 
 
 def _mixer(**options):
@@ -75,18 +75,42 @@ def test_attention_is_its_formula(options, size):
     torch.testing.assert_close(mixer(x), expected, rtol=1e-10, atol=1e-10)
 
 
+def _bias(table, size, stride=1):
+    """[G, query y, query x, key y, key x] of a mixer with this table."""
+    mixer = LevitMixer(12, len(table), key_dim=4, map_size=table.shape[1:], stride=stride)
+    mixer.bias_table = nn.Parameter(table.flatten(1))
+    bias = mixer._bias(size, table.dtype).detach()
+    return bias.reshape(len(table), *(-(-n // stride) for n in size), *size)
+
+
 def test_bias_of_the_trained_size_is_the_table_itself():
     table = torch.randn(2, 5, 4)
-    bias = offset_bias(table, (5, 4)).view(2, 5, 4, 5, 4)
+    bias = _bias(table, (5, 4))
     assert torch.equal(bias[:, 0, 0], table)
     assert torch.equal(bias[:, 3, 1, 1, 3], table[:, 2, 2])
-    assert torch.equal(offset_bias(table, (5, 4), stride=2).view(2, 3, 2, 5, 4), bias[:, ::2, ::2])
+    assert torch.equal(_bias(table, (5, 4), stride=2), bias[:, ::2, ::2])
+
+
+def test_offsets_are_counted_row_by_row():
+    assert offset_index((1, 3)).tolist() == [[0, 1, 2], [1, 0, 1], [2, 1, 0]]
+    assert offset_index((2, 2), stride=2).tolist() == [[0, 1, 2, 3]]
+
+
+@torch.no_grad()
+def test_precomputed_biases_are_those_of_the_table_and_other_maps_look_theirs_up():
+    mixer = _mixer(map_size=4, stride=2)
+    images = [torch.randn(1, *size, 12, dtype=torch.float64) for size in ((4, 4), (5, 3))]
+    expected = [mixer(x) for x in images]
+    mixer.precompute()
+    assert all(torch.equal(mixer(x), out) for x, out in zip(images, expected, strict=True))
+    mixer.bias_table.zero_()
+    assert torch.equal(mixer(images[0]), expected[0]) and not torch.equal(mixer(images[1]), expected[1])
 
 
 @pytest.mark.parametrize("size", [(9, 7), (3, 3), (1, 1), (2, 13), (5, 4)])
 def test_resized_bias_is_linear_between_the_table_s_offsets(size):
     table = torch.randn(2, 5, 4, dtype=torch.float64)
-    bias = offset_bias(table, size).view(2, *size, *size)
+    bias = _bias(table, size)
     for dy in range(size[0]):
         for dx in range(size[1]):
             # the largest offset of the map is the table's largest

@@ -6,13 +6,27 @@ import torch
 from golden import Record, relative_error, sample
 
 from visionzoo.kernels import route_regions
-from visionzoo.layers.mixers import MIXERS, RoutedMixer, WindowMixer, build_mixer, combine_mixers, resolve_mixers
+from visionzoo.layers import mixers
+from visionzoo.layers.mixers import (
+    MIXERS,
+    ChannelMixer,
+    HaloMixer,
+    LevitMixer,
+    MixerNCHW,
+    RoutedMixer,
+    WindowMixer,
+    build_mixer,
+    combine_mixers,
+    resolve_mixers,
+)
+from visionzoo.models import registry
 
 SMALL = {  # options that suit tiny maps
     "halo": {"block_size": 4, "halo_size": 1},
     "cross_window": {"stripe_width": 2},
     "focused_linear": {"position_size": 3},
     "levit": {"map_size": 4},
+    "neighborhood": {"kernel_size": 3, "dilation": 2},
     "spatial_reduction": {"reduction": 2},
     "routed": {"regions": 2, "topk": 2},
     "window": {"window_size": 3},
@@ -31,6 +45,8 @@ FAMILIES = {
     "zoo_cswin_t": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (2, 2, 4, 4)},
     "zoo_flatten_swin_t": {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
     "zoo_levit_128s": {"depths": (1, 1, 1), "embed_dims": (16, 16, 24), "num_heads": (1, 2, 3), "key_dim": 8},
+    "zoo_nat_mini": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
+    "zoo_dinats_tiny": {"depths": (2, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
     "zoo_poolformer_s12": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24)},
     "zoo_pvt_t": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
     "zoo_pvtv2_b0": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
@@ -88,6 +104,90 @@ def test_compiles_into_one_graph_for_sizes_that_change(name):
         torch.testing.assert_close(compiled(x), mixer(x))
 
 
+@torch.no_grad()
+def test_channel_attention_stays_finite_in_half_precision_on_large_maps():
+    mixer = ChannelMixer(16, 2)
+    x = torch.randn(1, 256, 256, 16) * 10 + 5  # a shared offset, so that the sums grow with the map
+    exact = mixer(x)
+    low = mixer.half()(x.half())
+    assert (low.float() - exact).norm() < 0.01 * exact.norm()
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_the_docstring_gives_cost_dtypes_and_an_example_and_the_import_is_short(name):
+    doc = MIXERS[name].__doc__
+    assert "O(N" in doc and ("float32" in doc or "dtype of the input" in doc) and ">>>" in doc and "Raises:" in doc
+    assert MIXERS[name].__name__ in mixers.__all__
+
+
+# -- [B, C, H, W] -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_the_nchw_adapter_computes_what_the_mixer_does(name):
+    torch.manual_seed(0)
+    mixer = build_mixer(_spec(name), 16, 2)
+    layer = MixerNCHW(mixer)
+    x = torch.randn(2, 16, 6, 9)
+    expected = mixer(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
+    gradients = []
+    for given in (x, x.contiguous(memory_format=torch.channels_last)):
+        given = given.clone().requires_grad_()
+        out = layer(given)
+        assert torch.equal(out, expected)
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        out.square().sum().backward()
+        gradients.append(given.grad)
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].any() and all(p.grad is not None for p in layer.parameters())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (layer(x).float() - expected).norm() < 0.1 * expected.norm()
+    assert set(layer.state_dict()) == {f"mixer.{key}" for key in mixer.state_dict()}
+
+
+def test_the_nchw_adapter_copies_nothing_in_channels_last():
+    mixer = build_mixer("pool", 16)
+    mixer.forward = lambda x: x
+    x = torch.randn(2, 16, 6, 9).contiguous(memory_format=torch.channels_last)
+    out = MixerNCHW(mixer)(x)
+    assert out.data_ptr() == x.data_ptr() and out.stride() == x.stride()
+
+
+@pytest.mark.parametrize(
+    ("mixer", "shape"),
+    [
+        (HaloMixer(16, 2, block_size=4, halo_size=1, stride=2), (2, 16, 3, 5)),
+        (LevitMixer(16, 2, map_size=4, stride=2, out_dim=24), (2, 24, 3, 5)),
+    ],
+)
+def test_the_nchw_adapter_shrinks_as_the_mixer_does(mixer, shape):
+    assert MixerNCHW(mixer)(torch.randn(2, 16, 6, 9)).shape == shape
+
+
+def test_the_nchw_adapter_compiles_into_one_graph_for_sizes_that_change():
+    torch._dynamo.reset()
+    layer = MixerNCHW(build_mixer(_spec("window"), 16, 2))
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="eager")
+    for size in [(6, 9), (11, 7)]:
+        x = torch.randn(2, 16, *size)
+        torch.testing.assert_close(compiled(x), layer(x))
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 9, 16), (16, 6, 9), (2, 8, 6, 9)])
+def test_the_nchw_adapter_names_the_layout_it_expects(shape):
+    with pytest.raises(ValueError, match=r"expected a map \[B, C, H, W\] with C = 16, got \(.*use the WindowMixer"):
+        MixerNCHW(build_mixer(_spec("window"), 16, 2))(torch.randn(shape))
+
+
+# -- other mixers in a family -----------------------------------------------------------------------------------------
+
+
+def test_no_family_is_left_out():
+    assert {next(f for f, names in registry.FAMILIES.items() if name in names) for name in FAMILIES} == set(
+        registry.FAMILIES
+    )
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", MIXERS)
 def test_every_family_takes_every_mixer_forward_and_backward(family, name):
@@ -139,12 +239,78 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ({"type": "routed", "regions": 0}, r"regions must be positive"),
         ({"type": "window", "window_size": 0}, r"window_size must be positive"),
         ({"type": "pool", "pool_size": 4}, r"pool_size must be odd and positive, got pool_size=4"),
+        ({"type": "routed", "regions": 2, "topk": 0}, r"topk must be from 1 to .* got topk=0"),
+        ({"type": "routed", "lepe_kernel": 4}, r"lepe_kernel must be odd and positive, got lepe_kernel=4"),
+        ({"type": "full", "lepe_kernel": 0}, r"lepe_kernel must be odd and positive, got lepe_kernel=0"),
+        ({"type": "window", "window_size": 4, "shift_size": 4}, r"shift_size must be from 0 to 3, got shift_size=4"),
+        ({"type": "cross_window", "stripe_width": 0}, r"stripe_width must be positive or None, got stripe_width=0"),
+        ({"type": "focused_linear", "kernel_size": 2}, r"kernel_size must be odd and positive, got kernel_size=2"),
+        ({"type": "focused_linear", "position_size": 0}, r"size must be positive, got size=0"),
+        ({"type": "focused_linear", "focusing_factor": 0}, r"focusing_factor must be positive, got focusing_factor=0"),
+        ({"type": "linear", "feature_map": "exp"}, r"unknown feature_map='exp', expected one of \('relu', "),
+        ({"type": "halo", "block_size": 0}, r"block_size must be positive .*got block_size=0, halo_size=3"),
+        ({"type": "halo", "halo_size": -1}, r"halo_size not negative, got block_size=8, halo_size=-1"),
+        ({"type": "halo", "stride": 3}, r"stride must be positive and divide block_size, got stride=3, block_size=8"),
+        ({"type": "halo", "value_dim": 15}, r"num_heads must divide value_dim, got value_dim=15 and num_heads=2"),
+        ({"type": "levit", "map_size": 0}, r"must be positive, got key_dim=16, attn_ratio=2.0, map_size=0"),
+        ({"type": "levit", "out_dim": 0}, r"must be positive, .*out_dim=0"),
+        ({"type": "levit", "num_heads": 0}, r"num_heads must divide dim, got dim=16 and num_heads=0"),
+        ({"type": "single_head", "partial_dim": 17}, r"partial_dim must be from 1 to dim=16, got partial_dim=17"),
+        ({"type": "single_head", "qk_dim": 0}, r"qk_dim must be positive, got qk_dim=0"),
+        ({"type": "spatial_reduction", "reduction": 0}, r"expected a positive reduction.*reduction=0"),
+        ({"type": "spatial_reduction", "reduction": 2, "pool_size": 7}, r"with reduction 1, got reduction=2"),
         ({"type": "full", "num_heads": 3}, r"num_heads must divide dim, got dim=16 and num_heads=3"),
     ],
 )
 def test_wrong_specs_are_named(spec, message):
     with pytest.raises(ValueError, match=message):
         build_mixer(spec, 16, 2)
+
+
+@pytest.mark.parametrize("name", sorted(set(MIXERS) - {"pool", "single_head", "levit"}))  # their heads are free
+@pytest.mark.parametrize("num_heads", [3, 0, -2, 32])
+def test_heads_that_do_not_divide_the_channels_are_refused(name, num_heads):
+    with pytest.raises(ValueError, match=f"num_heads must divide dim, got dim=16 and num_heads={num_heads}"):
+        build_mixer(_spec(name), 16, num_heads)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_no_channels_are_refused(name):
+    with pytest.raises(ValueError, match="dim must be positive, got dim=0"):
+        build_mixer(_spec(name), 0)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("shape", [(6, 9, 16), (1, 2, 6, 9, 16), (2, 16, 6, 9), (2, 6, 9, 8), (2, 0, 9, 16), (16,)])
+def test_what_is_no_map_of_the_mixer_is_refused_with_its_shape(name, shape):
+    mixer = build_mixer(_spec(name), 16, 2)
+    with pytest.raises(ValueError) as error:
+        mixer(torch.randn(shape))
+    assert f"{type(mixer).__name__}: expected a map [B, H, W, C] with C = 16, got {shape}" in str(error.value)
+    assert "MixerNCHW" in str(error.value)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int64])
+def test_a_map_of_another_dtype_than_the_weights_is_refused(name, dtype):
+    mixer = build_mixer(_spec(name), 16, 2)
+    x = torch.ones(1, 6, 9, 16, dtype=dtype)
+    if name == "pool" and dtype.is_floating_point:  # has no weights
+        assert mixer(x).dtype == dtype
+        return
+    with pytest.raises(ValueError, match=f"{type(mixer).__name__}: expected a floating point map .*got {dtype}"):
+        mixer(x)
+    with torch.device("meta"):
+        meta = build_mixer(_spec(name), 16, 2)
+    with pytest.raises(ValueError, match=f"got {dtype}"):
+        meta(x.to("meta"))
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_no_samples_are_no_error(name):
+    """A detector's second stage may have nothing to look at."""
+    mixer = build_mixer(_spec(name), 16, 2).eval()
+    assert mixer(torch.randn(0, 6, 9, 16)).shape == (0, 6, 9, 16)
 
 
 def test_overrides_go_stage_by_stage_and_keep_the_familys_options():

@@ -114,6 +114,17 @@ def test_a_truncated_file_is_named(source, tmp_path, suffix, keep):
         read_checkpoint(path)
 
 
+def test_a_bit_that_flipped_in_a_weight_is_noticed(source, target, tmp_path):
+    path = tmp_path / "flipped.pth"
+    torch.save(source.state_dict(), path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    torch.load(path, weights_only=True)  # torch itself does not
+    with pytest.raises(ValueError, match=r"flipped\.pth .* damaged or cut short: the checksum of .* does not fit"):
+        visionzoo.load_weights(target, path)
+
+
 def test_a_missing_file_and_a_file_without_tensors_are_named(target, tmp_path):
     with pytest.raises(ValueError, match=r"no checkpoint at .*nowhere\.pth"):
         visionzoo.load_weights(target, tmp_path / "nowhere.pth")

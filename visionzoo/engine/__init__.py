@@ -1,7 +1,8 @@
 """Train, evaluate and predict classification on timm's parts; tools/*.py are the commands over it.
 
-`options` and `flags` read the command line and YAML, `data` the images, `models` builds and restores, `training` is
-the loop with `checkpoints` and `reporting`, `evaluation` and `prediction` use what it wrote.
+`options` and `flags` read the command line and YAML, `data` the images, `models` builds and restores, `distillation`
+brings in a teacher, `training` is the loop with `checkpoints` and `reporting`, `evaluation` and `prediction` use what
+it wrote.
 """
 
 from visionzoo.engine.errors import Interrupted, UnreadableImageError, UserError, run_tool

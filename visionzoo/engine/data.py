@@ -231,7 +231,7 @@ def train_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, 
         ratio=args.ratio,
         hflip=args.hflip,
         vflip=args.vflip,
-        color_jitter=args.color_jitter,
+        color_jitter=args.color_jitter or None,  # type: ignore[arg-type]  # at 0 timm's does nothing, slowly
         color_jitter_prob=args.color_jitter_prob,
         grayscale_prob=args.grayscale_prob,
         gaussian_blur_prob=args.gaussian_blur_prob,

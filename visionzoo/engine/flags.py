@@ -72,8 +72,36 @@ def train_parser() -> Parser:
     add_data_flags(parser, workers=4)
     add_model_flags(parser, model="resnet50")
     add_device_flags(parser)
-    for add_flags in (_split_flags, _batch_flags, _optimizer_flags, _schedule_flags, _augmentation_flags, _run_flags):
+    for add_flags in (
+        _split_flags,
+        _batch_flags,
+        _optimizer_flags,
+        _schedule_flags,
+        _augmentation_flags,
+        _distillation_flags,
+        _run_flags,
+    ):
         add_flags(parser)
+    return parser
+
+
+def compare_parser() -> Parser:
+    """Return the parser of tools/compare.py: that of training, and what is compared."""
+    parser = train_parser()
+    parser.usage = "%(prog)s [CONFIG] [flags]"
+    parser.description = (
+        "Train several models alike and compare their accuracy, speed and memory. All flags of tools/train.py hold."
+    )
+    group = parser.add_argument_group("comparison")
+    add = group.add_argument
+    add(
+        "--models",
+        nargs="+",
+        default=[],
+        metavar="MODEL",
+        help="names, each in quotes with arguments: 'NAME KEY=VALUE'",
+    )
+    add("--write", default="", metavar="FILE", help="put table and picture into this Markdown file, between its marks")
     return parser
 
 
@@ -182,6 +210,21 @@ def _augmentation_flags(parser: Parser) -> None:
     add("--bce-target-thresh", type=float, metavar="X", help="make its soft targets 0 or 1 at this threshold")
     add("--bce-pos-weight", type=float, metavar="X", help="weight of its positive targets")
     add("--train-interpolation", default="random", metavar="NAME", help="resizing of training images")
+
+
+def _distillation_flags(parser: Parser) -> None:
+    add = parser.add_argument_group("distillation").add_argument
+    add("--kd-model-name", metavar="NAME", help="learn from this model, with its published weights")
+    add("--kd-checkpoint", default="", metavar="FILE", help="its weights; of a run, the model too (visionzoo)")
+    kinds = ("logit", "feature", "token")
+    add("--kd-distill-type", default="logit", choices=kinds, help="what is learned; token: by a head of its own")
+    add("--kd-loss-type", default="kl", choices=("kl",), help="loss between logits")
+    add("--kd-token-distill-type", default="soft", choices=("soft", "hard"), help="teacher's logits, or its choice")
+    add("--kd-temperature", type=float, default=4.0, metavar="T", help="of the softmax over logits")
+    add("--task-loss-weight", type=float, metavar="W", help="weight of the loss against the labels (default: 1)")
+    add("--distill-loss-weight", type=float, metavar="W", help="and against the teacher (default: 1 - the first, or 1)")
+    add("--kd-student-feature-dim", type=int, metavar="C", help="width of pooled features (default: the model's)")
+    add("--kd-teacher-feature-dim", type=int, metavar="C", help="the same of the teacher")
 
 
 def _run_flags(parser: Parser) -> None:

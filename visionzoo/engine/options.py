@@ -14,16 +14,25 @@ class KeyValues(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         """Store the pairs as a dict."""
-        pairs: dict[str, Any] = {}
-        for text in values:
-            key, sep, value = text.partition("=")
-            if not sep or not key:
-                raise UserError(f"{option_string}: expected key=value, got {text!r}")
-            try:
-                pairs[key] = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
-                pairs[key] = value
-        setattr(namespace, self.dest, pairs)
+        setattr(namespace, self.dest, key_values(values, str(option_string)))
+
+
+def key_values(texts: Sequence[str], where: str) -> dict[str, Any]:
+    """Return `key=value` texts as a dict.
+
+    Raises:
+        UserError: one is not of that form; it names `where` they stand.
+    """
+    pairs: dict[str, Any] = {}
+    for text in texts:
+        key, sep, value = text.partition("=")
+        if not sep or not key:
+            raise UserError(f"{where}: expected key=value, got {text!r}")
+        try:
+            pairs[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            pairs[key] = value
+    return pairs
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):

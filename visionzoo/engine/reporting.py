@@ -118,6 +118,18 @@ def _start_wandb(folder: Path, args: argparse.Namespace) -> Any:
     )
 
 
+def insert_between(text: str, begin: str, end: str, content: str) -> str:
+    """Put `content` in the place of what stands between two marks of a text.
+
+    Raises:
+        UserError: a mark is missing.
+    """
+    if begin not in text or end not in text.split(begin, 1)[1]:
+        raise UserError(f"expected the lines {begin!r} and {end!r} around the place for what is written")
+    head, rest = text.split(begin, 1)
+    return f"{head}{begin}\n\n{content}\n\n{end}{rest.split(end, 1)[1]}"
+
+
 def draw_curves(rows: list[dict[str, str]], path: Path) -> None:
     """Draw the losses and the accuracy of the rows of summary.csv against the epoch."""
     require("matplotlib")

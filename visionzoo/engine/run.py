@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from timm.layers import convert_sync_batchnorm
 from timm.models import safe_model_name
-from timm.task import ClassificationTask
 from timm.utils import NativeScaler
 from torch import nn
 
@@ -24,10 +23,11 @@ from visionzoo.engine.checkpoints import (
     write_atomically,
 )
 from visionzoo.engine.data import class_names, eval_loader, open_train_and_val, resolve_num_classes, train_loader
+from visionzoo.engine.distillation import make_task, teacher_name
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.images import seed_everything
 from visionzoo.engine.models import Process, build_model, data_config, load
-from visionzoo.engine.recipe import learning_rate, make_loss, make_optimizer, make_scheduler
+from visionzoo.engine.recipe import learning_rate, make_optimizer, make_scheduler
 from visionzoo.engine.reporting import Reporter
 from visionzoo.layers.nhwc import BatchNormNHWC
 
@@ -45,6 +45,9 @@ class Run:
     def __init__(self, args: argparse.Namespace, process: Process) -> None:
         self.args = args = argparse.Namespace(**vars(args))
         self.process = process
+        if process.device.type == "cuda":
+            torch.cuda.init()  # without, there are no statistics to reset
+            torch.cuda.reset_peak_memory_stats(process.device)
         seed_everything(args.seed)
         self.train_set, self.val_set = open_train_and_val(args)
         self.class_names = class_names(self.train_set)
@@ -58,9 +61,8 @@ class Run:
         self.updates_per_epoch = math.ceil(len(self.loader) / args.grad_accum_steps)
 
         args.lr, lr_origin = learning_rate(args, process.world_size)
-        loss = make_loss(args).to(process.device)
-        self.task = ClassificationTask(model, loss, device=process.device, verbose=False)
-        self.optimizer = make_optimizer(args, model)
+        self.task = make_task(args, model, self.data_config, self.class_names, process.device)
+        self.optimizer = make_optimizer(args, self.trainable)
         self.scheduler, self.num_epochs = make_scheduler(args, self.optimizer, self.updates_per_epoch)
         needs_scaler = args.amp and args.amp_dtype == "float16" and process.device.type == "cuda"
         self.scaler = NativeScaler(device=process.device.type) if needs_scaler else None
@@ -162,7 +164,7 @@ class Run:
         if args.model_ema:
             self.task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
             if "state_dict_ema" in state:
-                self.task.load_checkpoint_state(state["state_dict_ema"], ema=True)
+                self.task.load_checkpoint_state(state["state_dict_ema"], state.get("task_state_ema"), ema=True)
         if args.start_epoch is not None:
             self.epoch, self.batches_done, self.losses = args.start_epoch, 0, (0.0, 0)
         if self.scheduler is not None and self.update:
@@ -222,6 +224,8 @@ class Run:
         self.reporter = Reporter(self.folder, args, first_epoch=self.epoch, first_update=self.update)
         parameters = sum(p.numel() for p in self.trainable.parameters())
         self.say(f"{args.model}: {parameters / 1e6:.2f} M parameters, {args.num_classes} classes, {self.data_config}")
+        if teacher := teacher_name(args):
+            self.say(f"distilling from {teacher} ({args.kd_distill_type})")
         validated = f"{len(self.val_set)} to validate on" if self.val_set else "no validation"
         devices = f"{self.process.world_size} x {self.process.device}"
         self.say(f"{len(self.train_set)} images to train on, {validated}; {devices}")

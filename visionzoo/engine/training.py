@@ -91,6 +91,8 @@ class Training:
         if (run.epoch + 1) % args.val_interval == 0 or run.epoch + 1 == run.num_epochs or run.at_max_steps:
             row = {"epoch": run.epoch, "train_loss": run.losses[0] / max(run.losses[1], 1), **self._validate()}
             row |= {"lr": run.lr, "images_per_second": images / seconds, "seconds": seconds}
+            if run.process.device.type == "cuda":
+                row["peak_memory_mib"] = torch.cuda.max_memory_allocated(run.process.device) / 2**20
             if run.process.is_primary:
                 self._save(row[f"eval_{run.metric}" if run.val_set else "train_loss"])
             run.validated = True

@@ -18,13 +18,24 @@ from torch import Tensor
 
 BACKENDS = ("auto", "reference", "triton")
 ENVIRONMENT_VARIABLE = "VISIONZOO_BACKEND"
-OPERATIONS = ("halo_attention", "linear_attention", "route_regions", "routed_attention")
-WITHOUT_TRITON = ("halo_attention", "route_regions")  # operations that have no Triton kernels yet
+OPERATIONS = (
+    "channel_attention",
+    "depthwise_conv",
+    "group_norm",
+    "halo_attention",
+    "layer_norm",
+    "linear_attention",
+    "neighborhood_attention",
+    "route_regions",
+    "routed_attention",
+)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 128
 MIN_CAPABILITY = (8, 0)  # compute capability; older GPUs have no bfloat16 matrix units
+MIN_TORCH = "2.7"  # comes with Triton 3.3, the oldest whose compiler takes all kernels
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
+_OLD_TORCH = torch.__version__ < MIN_TORCH
 _logger = logging.getLogger(__name__)
 _logged: set[tuple[str, str]] = set()
 _listeners: list[list[Decision]] = []
@@ -63,18 +74,28 @@ def explain() -> Iterator[list[Decision]]:
         _listeners.remove(decisions)
 
 
-def choose(operation: str, backend: str, q: Tensor, v: Tensor | None = None, unsupported: str | None = None) -> str:
+def choose(
+    operation: str,
+    backend: str,
+    q: Tensor,
+    v: Tensor | None = None,
+    unsupported: str | None = None,
+    slower: str | None = None,
+    max_width: int | None = MAX_HEAD_DIM,
+) -> str:
     """Return "reference" or "triton" for one call of `operation`.
 
     "auto" takes the environment variable VISIONZOO_BACKEND where that is set, and else falls back to the reference
-    where triton cannot run, saying why once in the log (and to `explain`).
+    where triton cannot run or is slower, saying why once in the log (and to `explain`).
 
     Args:
         operation: a name of `OPERATIONS`.
         backend: a name of `BACKENDS`.
-        q: the operation's first tensor, [..., D].
+        q: the operation's first tensor, [B, H, W, G, D], or [B, H, W, C] where there are no heads.
         v: its values, if their last axis may have another width.
         unsupported: what else the operation's kernels cannot do of this call; None for nothing.
+        slower: why the reference is the faster of the two, by measurement; None where it is not.
+        max_width: largest last axis that they take; None for any.
 
     Raises:
         ValueError: if the name is unknown, or triton was asked for by name and cannot run.
@@ -87,10 +108,13 @@ def choose(operation: str, backend: str, q: Tensor, v: Tensor | None = None, uns
         raise ValueError(f"{operation}: unknown backend {asked!r}, expected one of {BACKENDS}")
     reason: str | None = "it was asked for by name"
     if backend != "reference":
-        reason = _why_not_here(operation) or _why_not(q, v) or unsupported
-        if backend == "triton" and reason is not None and not (_interpreted() and reason.startswith(_ON_CPU)):
+        on_cpu = backend == "triton" and _interpreted()
+        reason = _why_not_here() or _why_not(q, v, max_width, on_cpu) or unsupported
+        if backend == "triton" and reason is not None:
             raise ValueError(f"{operation}: backend {asked!r} cannot run: {reason}")
-    ran = "triton" if reason is None or backend == "triton" else "reference"
+        if backend == "auto":
+            reason = reason or slower
+    ran = "triton" if reason is None else "reference"
     if not torch.compiler.is_compiling():  # a log call would break the graph
         for decisions in _listeners:
             decisions.append(Decision(operation, ran, tuple(q.shape), reason if ran == "reference" else None))
@@ -107,29 +131,28 @@ def backends() -> dict[str, str]:
     """
     table = {}
     for operation in OPERATIONS:
-        reason = _why_not_here(operation) or (None if torch.cuda.is_available() else "there is no GPU")
+        reason = _why_not_here() or (None if torch.cuda.is_available() else "there is no GPU")
         table[operation] = "triton" if reason is None else f"reference ({reason})"
     return table
 
 
-def _why_not_here(operation: str) -> str | None:
+def _why_not_here() -> str | None:
     if not _HAS_TRITON:
         return "the package triton is not installed"
-    return "it has no Triton kernel yet" if operation in WITHOUT_TRITON else None
+    if _OLD_TORCH:
+        return f"its kernels need torch {MIN_TORCH} with its Triton, this is {torch.__version__}"
+    return None
 
 
-_ON_CPU = "the tensors are on cpu"
-
-
-def _why_not(q: Tensor, v: Tensor | None) -> str | None:
+def _why_not(q: Tensor, v: Tensor | None, max_width: int | None, on_cpu: bool) -> str | None:
     """Say why Triton kernels cannot take tensors like these, or None if they can."""
     if q.dtype not in DTYPES:
         return f"its kernels take {', '.join(str(dtype) for dtype in DTYPES)}, got {q.dtype}"
     width = max(q.shape[-1], 0 if v is None else v.shape[-1])
-    if width > MAX_HEAD_DIM:
-        return f"its kernels take head widths up to {MAX_HEAD_DIM}, got {width}"
+    if max_width is not None and width > max_width:
+        return f"its kernels take {'head ' * (q.ndim == 5)}widths up to {max_width}, got {width}"
     if q.device.type == "cpu":
-        return f"{_ON_CPU}, Triton kernels need a GPU"
+        return None if on_cpu else "the tensors are on cpu, Triton kernels need a GPU"
     if q.device.type != "cuda":
         return f"the tensors are on {q.device.type}, its kernels need an NVIDIA or AMD GPU"
     if torch.version.hip is None and (capability := _capability(q.device)) < MIN_CAPABILITY:

@@ -13,6 +13,17 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def program_place(program, count, blocks, G: tl.constexpr):
+    """Head, region, block of its tokens and sample of a program, for `count` regions of `blocks` blocks each.
+
+    Heads go side by side, as their tokens lie; samples are counted in 64 bits.
+    """
+    block = program // G % blocks
+    region = program // (G * blocks) % count
+    return program % G, region, block, (program // (G * blocks * count)).to(tl.int64)
+
+
+@triton.jit
 def load_rows(pointer, at, step, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """Load the rows [tokens, D] of tokens `at`, zeros where they are not `inside`."""
     d = tl.arange(0, BLOCK_D)

@@ -11,6 +11,15 @@ def token_rows(x: Tensor) -> tuple[Tensor, int]:
 
     Maps and parts of projections lie like this and come back as they are; others are copied.
     """
+    x, step, head_step = head_rows(x)
+    return (x, step) if head_step == x.shape[4] else (x.contiguous(), x.shape[3] * x.shape[4])
+
+
+def head_rows(x: Tensor) -> tuple[Tensor, int, int]:
+    """Return [B, H, W, G, D] and steps between tokens and heads: token t, head g is at t·step + g·head_step.
+
+    Parts of heads lie like this too.
+    """
     batch, height, width, heads, head_dim = x.shape
     if width > 1:
         step = x.stride(2)
@@ -18,10 +27,11 @@ def token_rows(x: Tensor) -> tuple[Tensor, int]:
         step = x.stride(1)
     else:
         step = x.stride(0) if batch > 1 else heads * head_dim
-    expected = (height * width * step, width * step, step, head_dim, 1)
+    head_step = x.stride(3) if heads > 1 else head_dim
+    expected = (height * width * step, width * step, step, head_step, 1)
     if all(size == 1 or s == e for size, s, e in zip(x.shape, x.stride(), expected, strict=True)):
-        return x, step
-    return x.contiguous(), heads * head_dim
+        return x, step, head_step
+    return x.contiguous(), heads * head_dim, head_dim
 
 
 def block_size(count: int, dtype: torch.dtype) -> int:

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
 
 
 def operator(
@@ -19,8 +21,8 @@ def operator(
     """Make an operator `visionzoo::name` of a function that launches kernels, for use as a decorator.
 
     The function takes tensors, None, numbers and lists of numbers, all positional, and is annotated as
-    `torch.library.custom_op` wants it. Tracers and dispatch modes see a custom op. An eager call on plain tensors
-    skips it: looking up the dispatcher's Python kernels takes several times as long as the launch of a small kernel.
+    `torch.library.custom_op` wants it. Tracers, dispatch modes and transforms see a custom op. An eager call on plain
+    tensors skips it: looking up the dispatcher's Python kernels takes several times as long as a small launch.
 
     Args:
         name: of the operator.
@@ -34,15 +36,21 @@ def operator(
         custom_op.register_fake(fake)
         if save is not None and differentiate is not None:
             custom_op.register_autograd(differentiate, setup_context=save)
-        eager = _autograd_function(function, save, differentiate)
+        eager = None if save is None or differentiate is None else _autograd_function(function, save, differentiate)
 
         def call(*inputs: Any) -> Any:
-            if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+            if eager is not None and forward_ad._current_level >= 0:
+                _refuse_tangents(name, inputs)
+            if (
+                torch.compiler.is_compiling()
+                or torch._C._len_torch_dispatch_stack()
+                or torch._C._are_functorch_transforms_active()
+            ):
                 return custom_op(*inputs)
             tensors = [x for x in inputs if isinstance(x, Tensor)]
             if any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors):
                 return custom_op(*inputs)
-            if differentiate is not None and torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+            if eager is not None and torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
                 return eager.apply(*inputs)
             return function(*inputs)
 
@@ -60,6 +68,13 @@ def _autograd_function(function: Any, save: Any, differentiate: Any) -> Any:
             save(ctx, inputs, output)
             return output
 
-        backward = staticmethod(differentiate)
+        # once, for kernels leave no graph: a second derivative would be wrong without a word
+        backward = staticmethod(once_differentiable(differentiate))  # type: ignore[assignment]
 
     return Eager
+
+
+def _refuse_tangents(name: str, inputs: tuple[Any, ...]) -> None:
+    """Refuse forward-mode differentiation, through which custom ops would drop the derivative without a word."""
+    if any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in inputs):
+        raise NotImplementedError(f"{name}: Triton kernels have no forward-mode derivative; use backend='reference'")

@@ -1,4 +1,4 @@
-"""Where autocast must not reach: sums and states that low precision would overflow."""
+"""Autocast: what it wants, and where it must not reach (sums and states that low precision would overflow)."""
 
 from __future__ import annotations
 
@@ -11,3 +11,10 @@ def without_autocast(device: torch.device) -> AbstractContextManager:
     """Context in which matrix products keep the dtype of their inputs, also inside torch.autocast."""
     # Asked by name: torch 2.11 cannot compile a call of torch.amp.is_autocast_available.
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """Dtype that torch.autocast gives convolutions and matrix products on a device; None where it is off."""
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)

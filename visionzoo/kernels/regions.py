@@ -23,11 +23,20 @@ def check_regions(operation: str, q: Tensor, k: Tensor, regions: tuple[int, int]
         )
     if not q.is_floating_point():
         raise ValueError(f"{operation}: q must be floating point, got {q.dtype}")
+    return check_grid(operation, regions, (q.shape[1], q.shape[2]))
+
+
+def check_grid(operation: str, regions: tuple[int, int] | int, size: tuple[int, int]) -> tuple[int, int]:
+    """Return `regions` per side as (vertical, horizontal) after checking that they divide a map of (height, width).
+
+    Raises:
+        ValueError: if they do not.
+    """
     rows, columns = (regions, regions) if isinstance(regions, int) else regions
-    if rows < 1 or columns < 1 or q.shape[1] % rows or q.shape[2] % columns:
+    if rows < 1 or columns < 1 or size[0] % rows or size[1] % columns:
         raise ValueError(
             f"{operation}: regions must be positive and divide the map, got regions={(rows, columns)} for height "
-            f"{q.shape[1]} and width {q.shape[2]}; pad the map first (visionzoo.layers.padding.pad_to_multiple)"
+            f"{size[0]} and width {size[1]}; pad the map first (visionzoo.layers.padding.pad_to_multiple)"
         )
     return rows, columns
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from timm.layers import DropPath, LayerScale, Mlp
 from torch import Tensor, nn
 
-from visionzoo.layers.nhwc import ConvNHWC
+from visionzoo.kernels.precision import without_autocast
+from visionzoo.layers.nhwc import DepthwiseConvNHWC
+from visionzoo.layers.norm import LayerNorm
 
 
 class Block(nn.Module):
@@ -24,7 +27,7 @@ class Block(nn.Module):
         act_layer: activation of the MLP.
         mlp_layer: called as timm's `Mlp`: (dim, hidden width, act_layer=..., drop=...).
         cpe_kernels: kernel sizes of `cpe1` and `cpe2`; None leaves one out.
-        cpe_layer: their layer, called as `ConvNHWC`: (dim, dim, kernel size, padding=..., groups=...).
+        cpe_layer: their layer, called as `DepthwiseConvNHWC`: (dim, kernel size), then (map, residual=map).
         layer_scale: initial value of the learned per-channel scale of both branches; None for no scale.
         drop_path: probability in [0, 1) with which a sample skips a branch in training.
         mlp_drop: dropout probability inside the MLP.
@@ -36,19 +39,17 @@ class Block(nn.Module):
         mixer: nn.Module | None,
         *,
         mlp_ratio: float = 4.0,
-        norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
+        norm_layer: Callable[[int], nn.Module] = LayerNorm,
         act_layer: type[nn.Module] = nn.GELU,
         mlp_layer: Callable[..., nn.Module] = Mlp,
         cpe_kernels: tuple[int | None, int | None] = (None, None),
-        cpe_layer: Callable[..., nn.Module] = ConvNHWC,
+        cpe_layer: Callable[..., nn.Module] = DepthwiseConvNHWC,
         layer_scale: float | None = None,
         drop_path: float = 0.0,
         mlp_drop: float = 0.0,
     ):
         super().__init__()
-        self.cpe1, self.cpe2 = (
-            cpe_layer(dim, dim, kernel, padding=kernel // 2, groups=dim) if kernel else None for kernel in cpe_kernels
-        )
+        self.cpe1, self.cpe2 = (cpe_layer(dim, kernel) if kernel else None for kernel in cpe_kernels)
         self.mixer: nn.Module | None = None
         if mixer is not None:
             self.norm1 = norm_layer(dim)
@@ -62,9 +63,24 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
         if self.cpe1 is not None:
-            x = x + self.cpe1(x)
+            x = self.cpe1(x, residual=x)
         if self.mixer is not None:
-            x = x + self.drop_path(self.ls1(self.mixer(self.norm1(x))))
+            x = self._add(x, self.mixer(self.norm1(x)), self.ls1)
         if self.cpe2 is not None:
-            x = x + self.cpe2(x)
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+            x = self.cpe2(x, residual=x)
+        return self._add(x, self.mlp(self.norm2(x)), self.ls2)
+
+    def _add(self, x: Tensor, branch: Tensor, scale: nn.Module) -> Tensor:
+        """Return x + drop_path(scale(branch)); the factors are multiplied first, so that each map is read once."""
+        factor = None
+        if isinstance(scale, LayerScale):
+            factor = scale.gamma
+        else:
+            branch = scale(branch)
+        if self.training and isinstance(self.drop_path, DropPath):
+            kept = self.drop_path(branch.new_ones(len(branch), 1, 1, 1))
+            factor = kept if factor is None else factor * kept
+        if factor is None:
+            return x + branch
+        with without_autocast(x.device):  # it would cast in passes of their own
+            return torch.addcmul(x, branch, factor)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-from visionzoo.layers.nhwc import BatchNormNHWC, ConvNHWC
+from visionzoo.layers.nhwc import BatchNormNHWC, ConvNHWC, DepthwiseConvNHWC
 from visionzoo.layers.padding import pad_to_multiple
 
 
@@ -66,6 +66,33 @@ class ConvNorm(nn.Module):
         if not self.norm_first:
             return [("conv", "norm")]
         return [] if self.pad_to_stride else [("norm", "conv")]
+
+
+class DepthwiseConvNorm(nn.Module):
+    """Depthwise convolution without bias and batch normalisation, on [B, H, W, C] maps, which keep their size.
+
+    Args:
+        dim: channels C.
+        kernel_size: side of the kernels, odd.
+        norm_weight: initial value of the norm's weight; 0 lets a residual branch start as nothing.
+    """
+
+    def __init__(self, dim: int, kernel_size: int, *, norm_weight: float = 1.0):
+        super().__init__()
+        self.conv = DepthwiseConvNHWC(dim, kernel_size, bias=False)
+        self.norm = BatchNormNHWC(dim)
+        nn.init.constant_(self.norm.weight, norm_weight)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[B, H, W, C] to [B, H, W, C]; adds `residual`."""
+        if isinstance(self.norm, nn.Identity):  # folded into the convolution, which can then add the residual
+            return self.conv(x, residual=residual)
+        x = self.norm(self.conv(x))
+        return x if residual is None else residual + x
+
+    def fusible(self) -> list[tuple[str, str]]:
+        """Names of the layers that follow each other directly, for `visionzoo.fuse`."""
+        return [("conv", "norm")]
 
 
 class LinearNorm(nn.Module):

@@ -1,4 +1,4 @@
-"""Folding batch norms into the linear layers and convolutions beside them, for inference."""
+"""Folding batch norms into the linear layers and convolutions beside them, and biases of positions, for inference."""
 
 from __future__ import annotations
 
@@ -51,6 +51,8 @@ def fuse(model: nn.Module) -> nn.Module:
     the copy is in eval mode, none of its parameters requires a gradient, and where something was folded it raises when
     asked to train or to load unfused weights, and its state_dict has other names. Fusing it again gives an equal one.
 
+    Position biases that are looked up in a table are looked up once (modules with a method `precompute`).
+
     Folded are the pairs of the zoo's layers (modules with a method `fusible`) and neighbours in an `nn.Sequential`. A
     norm that comes before a convolution with zero padding stays: its shift is missing in the padding.
 
@@ -66,6 +68,8 @@ def fuse(model: nn.Module) -> nn.Module:
     for module in list(fused.modules()):
         for first, second in _pairs(module):
             _fold(module, first, second)
+        if callable(precompute := getattr(module, "precompute", None)):
+            precompute()
     return fused
 
 

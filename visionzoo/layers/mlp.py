@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from visionzoo.layers.nhwc import ConvNHWC
+from visionzoo.layers.nhwc import DepthwiseConvNHWC
 
 
 class ConvMlp(nn.Module):
@@ -30,7 +30,7 @@ class ConvMlp(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.act1 = first_act_layer() if first_act_layer else nn.Identity()
-        self.dwconv = ConvNHWC(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
+        self.dwconv = DepthwiseConvNHWC(hidden_dim, 3)
         self.act = act_layer()
         self.fc2 = nn.Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop)

@@ -2,15 +2,16 @@
 
 Inside the zoo every map is [B, H, W, C] and contiguous. Its NCHW permutation is then exactly torch's
 `channels_last` memory format, so these layers permute a view in, run torch's layer, and permute a view out.
-Parameters keep torch's names and shapes.
+Depthwise convolutions have kernels of their own. Parameters keep torch's names and shapes.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from timm.layers import SqueezeExcite, register_notrace_module
 from torch import Tensor, nn
+
+from visionzoo.kernels import depthwise_conv, group_norm
 
 
 @register_notrace_module  # as torch.fx does with torch's own layers
@@ -20,6 +21,31 @@ class ConvNHWC(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve a [B, H, W, C_in] map."""
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+@register_notrace_module
+class DepthwiseConvNHWC(ConvNHWC):
+    """Convolution of each channel of [B, H, W, C] with a kernel of its own, with zeros around the map.
+
+    Args:
+        dim: channels C.
+        kernel_size: side of the kernels, odd.
+        bias: whether it has a bias.
+        backend: of `visionzoo.kernels.depthwise_conv`.
+
+    Raises:
+        ValueError: if the kernel is even or not positive.
+    """
+
+    def __init__(self, dim: int, kernel_size: int, *, bias: bool = True, backend: str = "auto"):
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"DepthwiseConvNHWC: kernel_size must be odd and positive, got {kernel_size=}")
+        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=bias)
+        self.backend = backend
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, regions: tuple[int, int] | None = None) -> Tensor:
+        """Convolve a [B, H, W, C] map, or each of its regions by itself, and add `residual`, as `depthwise_conv`."""
+        return depthwise_conv(x, self.weight, self.bias, residual=residual, regions=regions, backend=self.backend)
 
 
 @register_notrace_module
@@ -62,7 +88,8 @@ class AvgPoolNHWC(nn.AvgPool2d):
 class GroupNorm1(nn.Module):
     """Group normalisation with one group: statistics over height, width and channels of each sample.
 
-    The same function as `nn.GroupNorm(1, dim)`, on [B, H, W, C].
+    The same function as `nn.GroupNorm(1, dim)`, on [B, H, W, C], by `visionzoo.kernels.group_norm`. Under autocast the
+    output has autocast's dtype, not float32.
     """
 
     def __init__(self, dim: int, eps: float = 1e-5):
@@ -73,4 +100,4 @@ class GroupNorm1(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise a [B, H, W, C] map."""
-        return F.layer_norm(x, x.shape[1:], eps=self.eps) * self.weight + self.bias
+        return group_norm(x, self.weight, self.bias, eps=self.eps)

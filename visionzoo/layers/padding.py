@@ -1,4 +1,4 @@
-"""Padding of [B, H, W, C] maps to sizes that regions, windows and strides divide."""
+"""Padding of [B, H, W, C] maps to sizes that regions, windows and strides divide, or that neighborhoods fit into."""
 
 from __future__ import annotations
 
@@ -23,3 +23,11 @@ def pad_to_multiple(x: Tensor, multiple: tuple[int, int], both_sides: bool = Fal
         top, left = (bottom // 2, right // 2) if both_sides else (0, 0)
         x = F.pad(x, (0, 0, left, right - left, top, bottom - top))
     return x
+
+
+@register_notrace_function
+def pad_to_size(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Add zeros at the bottom and right of a [B, H, W, C] map until it is at least `size` (height, width)."""
+    bottom, right = max(0, size[0] - x.shape[1]), max(0, size[1] - x.shape[2])
+    # Under torch.compile this test makes a graph of its own for maps that are too small; others shall not pay for it.
+    return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x

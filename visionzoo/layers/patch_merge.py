@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.padding import pad_to_multiple
 
 
@@ -18,7 +19,7 @@ class PatchMerge(nn.Module):
         norm_layer: called with 4·in_dim.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, norm_layer: Callable[[int], nn.Module] = nn.LayerNorm):
+    def __init__(self, in_dim: int, out_dim: int, norm_layer: Callable[[int], nn.Module] = LayerNorm):
         super().__init__()
         self.norm = norm_layer(4 * in_dim)
         self.reduction = nn.Linear(4 * in_dim, out_dim, bias=False)

@@ -62,16 +62,25 @@ class RelativePositionBias(nn.Module):
     """
 
     NO_WEIGHT_DECAY = ("table",)
+    bias: Tensor | None
 
     def __init__(self, num_heads: int, size: int | tuple[int, int]):
         super().__init__()
         self.size: tuple[int, int] = to_2tuple(size)
         # offset (query - key) counted row by row from (1 - h, 1 - w), as in the authors' checkpoints
         self.table = nn.Parameter(torch.zeros((2 * self.size[0] - 1) * (2 * self.size[1] - 1), num_heads))
+        self.register_buffer("bias", None)  # see `precompute`
         trunc_normal_(self.table, std=0.02)
+
+    @torch.no_grad()
+    def precompute(self) -> None:
+        """Keep the bias, for inference with these weights (`visionzoo.fuse`)."""
+        self.bias = self()
 
     def forward(self) -> Tensor:
         """Bias [G, n, n] of n = h·w queries and as many keys, both numbered row by row."""
+        if self.bias is not None:
+            return self.bias
         height, width = self.size
         # Along each axis the biases of one query are a stretch of the table, which moves on by one with the query.
         offsets = self.table.unflatten(0, (2 * height - 1, 2 * width - 1))
@@ -86,6 +95,28 @@ class RelativePositionBias(nn.Module):
         offsets = weight.unflatten(0, (side, side))[None]
         size = (2 * self.size[0] - 1, 2 * self.size[1] - 1)
         return resize_table(offsets, size, "bicubic").flatten(0, 2)
+
+
+class NeighborhoodBias(nn.Module):
+    """A learned number for each offset from a query to its neighbors, for each head (NAT, arXiv:2204.07143).
+
+    Args:
+        num_heads: heads G.
+        kernel_size: (vertical, horizontal); the table is [G, 2·vertical - 1, 2·horizontal - 1].
+    """
+
+    NO_WEIGHT_DECAY = ("table",)
+
+    def __init__(self, num_heads: int, kernel_size: tuple[int, int]):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(num_heads, 2 * kernel_size[0] - 1, 2 * kernel_size[1] - 1))
+        trunc_normal_(self.table, std=0.02)
+
+    def fit_weight(self, name: str, weight: Tensor) -> Tensor:
+        """Bring a checkpoint's table, of another kernel size, to the size of ours, bicubically as the authors did."""
+        if weight.ndim != 3:
+            raise ValueError(f"{name}: expected the offsets of a neighborhood [G, h, w], got {tuple(weight.shape)}")
+        return resize_table(weight.permute(1, 2, 0)[None], self.table.shape[1:], "bicubic")[0].permute(2, 0, 1)
 
 
 @register_notrace_function

@@ -107,8 +107,8 @@ class Backbone(nn.Module):
     """
 
     # Checkpoints of others that are the same network: origin -> [(pattern, replacement), ...] for re.sub, in order; the
-    # replacement None leaves a tensor out that is not a weight (index tables, masks), and names that end in #0, #1, ...
-    # are parts, joined along their first axis.
+    # replacement None leaves a tensor out that is not a weight (index tables, masks); a tuple of replacements cuts it
+    # into as many equal parts along its first axis; names that end in #0, #1, ... are parts, joined along theirs.
     CHECKPOINT_KEYS: dict[str, list[tuple[str, Any]]] = {}
 
     stages: nn.ModuleList
@@ -132,7 +132,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.in_chans = in_chans
         self.num_classes = num_classes
-        self.num_features = self.head_hidden_size = embed_dims[-1]
+        self.num_features = embed_dims[-1]
         self.feature_info = [
             {"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"}
             for i, (dim, reduction) in enumerate(zip(embed_dims, reductions, strict=True))
@@ -140,7 +140,10 @@ class Backbone(nn.Module):
         self.stem = stem
         self.stages = nn.ModuleList(stages)
         self.norm = norm
-        self.head = head_layer(embed_dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate)
+        try:
+            self.head = head_layer(embed_dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate)
+        except AssertionError as error:  # timm's, of a pooling that the head has no place for
+            raise ValueError(f"{type(self).__name__} cannot have {global_pool=}: {error}") from error
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -205,6 +208,12 @@ class Backbone(nn.Module):
             return intermediates
         return _to_nchw(self.norm(x)), intermediates
 
+    @property
+    def head_hidden_size(self) -> int:
+        """Width of `forward_head(x, pre_logits=True)`: that of the map, twice it where two poolings are joined."""
+        pool: Any = getattr(self.head, "global_pool", None)
+        return self.num_features * (pool.feat_mult() if hasattr(pool, "feat_mult") else 1)
+
     # -- what others adapt --------------------------------------------------------------------------------------------
 
     def prune_intermediate_layers(
@@ -229,9 +238,16 @@ class Backbone(nn.Module):
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one; 0 classes for none, `global_pool=''` for no pooling."""
+        """Replace the classifier by a new one; 0 classes for none, `global_pool=''` for no pooling.
+
+        Raises:
+            ValueError: if the head has no place for the pooling.
+        """
+        try:
+            self.head.reset(num_classes, global_pool)
+        except AssertionError as error:
+            raise ValueError(f"{type(self).__name__} cannot have {global_pool=}: {error}") from error
         self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool)
         parameter = next(self.parameters())
         self.head.to(device=parameter.device, dtype=parameter.dtype)
 

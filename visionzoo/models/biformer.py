@@ -18,7 +18,8 @@ from torch import nn
 from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
-from visionzoo.layers.nhwc import BatchNormNHWC
+from visionzoo.layers.nhwc import BatchNormNHWC, DepthwiseConvNHWC
+from visionzoo.layers.norm import LayerNorm
 from visionzoo.models.base import Backbone, build_stages
 from visionzoo.models.registry import Published, Variant, register_family
 
@@ -94,7 +95,7 @@ class BiFormer(Backbone):
         **head: Any,
     ):
         routed = {"type": "routed", "regions": regions, "mask_padding": mask_padding, "backend": backend}
-        full = {"type": "full", "num_heads": 8, "lepe_kernel": 5}
+        full = {"type": "full", "num_heads": 8, "lepe_kernel": 5, "backend": backend}
         defaults = [[full if topk == FULL else {**routed, "topk": topk}] for topk in topks]
         conv_norm = partial(ConvNorm, norm_layer=BatchNormNHWC)
         if swin_layout:
@@ -115,8 +116,9 @@ class BiFormer(Backbone):
                 block=partial(
                     Block,
                     mlp_ratio=mlp_ratio,
-                    norm_layer=partial(nn.LayerNorm, eps=1e-6),
+                    norm_layer=partial(LayerNorm, eps=1e-6),
                     cpe_kernels=(None if swin_layout else 3, None),
+                    cpe_layer=partial(DepthwiseConvNHWC, backend=backend),
                 ),
                 drop_path_rate=drop_path_rate,
             ),

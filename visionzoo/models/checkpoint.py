@@ -6,7 +6,9 @@ import argparse
 import logging
 import pickle
 import re
-from collections.abc import Mapping
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,8 @@ def unwrap(model: nn.Module) -> Backbone:
 def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
     """Read safetensors, a torch file, or a folder's model.safetensors, without running any code from it.
 
+    The checksums of a torch file are compared with its content, which torch itself does not do.
+
     Raises:
         ValueError: if there is no such file, or it is damaged, unsafe or no checkpoint.
     """
@@ -133,6 +137,10 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if (record := archive.testzip()) is not None:
+                    raise ValueError(_damaged(path, f"the checksum of {record} does not fit its content"))
         # Authors store their command line beside the weights; a Namespace holds values and runs nothing.
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -143,9 +151,18 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
                 f"({_first_line(error)}). If you trust its origin, open it once elsewhere with "
                 f"torch.load(..., weights_only=False) and save its state_dict with safetensors."
             ) from error
-        raise ValueError(_damaged(path, error)) from error
-    except (RuntimeError, EOFError, OSError, SafetensorError, KeyError, UnicodeDecodeError) as error:
-        raise ValueError(_damaged(path, error)) from error
+        raise ValueError(_damaged(path, str(error))) from error
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        SafetensorError,
+        KeyError,
+        UnicodeDecodeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise ValueError(_damaged(path, str(error) or type(error).__name__)) from error
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, expected a state_dict or a checkpoint with one")
     return checkpoint
@@ -185,13 +202,7 @@ def rename(state: Mapping[str, Tensor], model: Backbone) -> tuple[dict[str, Tens
     for names, table in {"visionzoo": [], **model.CHECKPOINT_KEYS}.items():
         renamed = {}
         for name, value in state.items():
-            for pattern, replacement in table:
-                if replacement is not None:
-                    name = re.sub(pattern, replacement, name)
-                elif re.search(pattern, name):
-                    break
-            else:
-                renamed[name] = value
+            renamed.update(_rename_tensor(name, value, table))
         renamed = _join_parts(renamed)
         count = sum(name in own and own[name].numel() == value.numel() for name, value in renamed.items())
         if count > best_count:
@@ -215,11 +226,28 @@ def fit_tables(state: dict[str, Tensor], model: Backbone) -> list[str]:
     for name in [name for name in state if name in own and state[name].shape != own[name].shape]:
         path, _, parameter = name.rpartition(".")
         module: Any = model.get_submodule(path)
-        if hasattr(module, "fit_weight") and state[name].shape[-1] == own[name].shape[-1]:
+        if not hasattr(module, "fit_weight"):
+            continue
+        weight = module.fit_weight(parameter, state[name])
+        if weight.shape == own[name].shape:  # else it is of another variant
             if state[name].numel() != own[name].numel():
                 fitted.append(f"{name} {tuple(state[name].shape)} resized to {tuple(own[name].shape)}")
-            state[name] = module.fit_weight(parameter, state[name])
+            state[name] = weight
     return fitted
+
+
+def _rename_tensor(name: str, value: Tensor, table: Sequence[tuple[str, Any]]) -> dict[str, Tensor]:
+    """Give one tensor its names: none where the table leaves it out, several where the table cuts it."""
+    for i, (pattern, replacement) in enumerate(table):
+        if isinstance(replacement, tuple) and re.search(pattern, name):
+            parts = zip(replacement, value.chunk(len(replacement)), strict=True)
+            named = [_rename_tensor(re.sub(pattern, new, name), part, table[i + 1 :]) for new, part in parts]
+            return {name: part for parts_of_one in named for name, part in parts_of_one.items()}
+        if replacement is None and re.search(pattern, name):
+            return {}
+        if isinstance(replacement, str) or callable(replacement):
+            name = re.sub(pattern, replacement, name)
+    return {name: value}
 
 
 def _join_parts(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -293,8 +321,8 @@ def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), str(error))
 
 
-def _damaged(path: Path, error: Exception) -> str:
+def _damaged(path: Path, why: str) -> str:
     return (
         f"{path} ({path.stat().st_size} bytes) cannot be read as a checkpoint, it is damaged or cut short: "
-        f"{str(error).splitlines()[0] if str(error) else type(error).__name__}. Copy or download it again."
+        f"{why.splitlines()[0]}. Copy or download it again."
     )

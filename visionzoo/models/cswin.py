@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from torch import nn
-
 from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
+from visionzoo.layers.norm import LayerNorm
 from visionzoo.models.base import Backbone, build_stages
 from visionzoo.models.registry import Published, Variant, register_family
 
@@ -67,19 +66,19 @@ class CSWinTransformer(Backbone):
     ):
         cross = {"type": "cross_window", "qkv_bias": qkv_bias, "backend": backend}
         super().__init__(
-            stem=ConvNorm(in_chans, embed_dims[0], 7, 4, 2, norm_layer=nn.LayerNorm),
+            stem=ConvNorm(in_chans, embed_dims[0], 7, 4, 2, norm_layer=LayerNorm),
             stages=build_stages(
                 embed_dims,
                 depths,
                 num_heads,
                 resolve_mixers([[{**cross, "stripe_width": width}] for width in stripe_widths], mixers),
-                downsample=partial(ConvNorm, kernel_size=3, stride=2, padding=1, norm_layer=nn.LayerNorm),
-                block=partial(Block, mlp_ratio=mlp_ratio, norm_layer=nn.LayerNorm),
+                downsample=partial(ConvNorm, kernel_size=3, stride=2, padding=1, norm_layer=LayerNorm),
+                block=partial(Block, mlp_ratio=mlp_ratio, norm_layer=LayerNorm),
                 drop_path_rate=drop_path_rate,
             ),
             embed_dims=embed_dims,
             reductions=[4 * 2**i for i in range(len(depths))],
-            norm=nn.LayerNorm(embed_dims[-1]),
+            norm=LayerNorm(embed_dims[-1]),
             in_chans=in_chans,
             **head,
         )

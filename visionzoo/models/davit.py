@@ -3,8 +3,9 @@
 Facts from https://github.com/dingmyu/davit at fc79470 (MIT licence) and, for the large, huge and giant sizes, from timm
 1.0.31 (Apache-2.0); the code here is our own. A block of theirs is a pair: we count its window half and its channel
 half as a block each. As released: padding to whole windows comes after the norm and takes part in attention; inputs
-of stem and downsampling are padded to whole patches. The published large model has 12-token windows at 384 px
-(`window_size=12`); like timm we default to 7 at every size.
+of stem and downsampling are padded to whole patches. Like timm we default to windows of 7 tokens at every size.
+The published GMACs of the three are those of windows of 12 at 384 px and 16 at 512 px: `window_size=12` gives the large
+one 102.8, 16 gives the huge and giant ones 326 and 1020; with 7 they have 105.4, 328.7 and 1042.6.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from torch import nn
 from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
+from visionzoo.layers.nhwc import DepthwiseConvNHWC
+from visionzoo.layers.norm import LayerNorm
 from visionzoo.models.base import Backbone, build_stages
 from visionzoo.models.registry import Published, Variant, register_family
 
@@ -91,18 +94,24 @@ class DaViT(Backbone):
             "mask_padding": mask_padding,
             "backend": backend,
         }
-        channel = {"type": "channel", "qkv_bias": qkv_bias}
+        channel = {"type": "channel", "qkv_bias": qkv_bias, "backend": backend}
         super().__init__(
-            stem=ConvNorm(in_chans, embed_dims[0], 7, 4, 3, norm_layer=nn.LayerNorm, pad_to_stride=True),
+            stem=ConvNorm(in_chans, embed_dims[0], 7, 4, 3, norm_layer=LayerNorm, pad_to_stride=True),
             stages=build_stages(
                 embed_dims,
                 depths,
                 num_heads,
                 resolve_mixers([[window, channel]] * len(depths), mixers),
                 downsample=partial(
-                    ConvNorm, kernel_size=2, stride=2, norm_layer=nn.LayerNorm, norm_first=True, pad_to_stride=True
+                    ConvNorm, kernel_size=2, stride=2, norm_layer=LayerNorm, norm_first=True, pad_to_stride=True
                 ),
-                block=partial(Block, mlp_ratio=mlp_ratio, norm_layer=nn.LayerNorm, cpe_kernels=(3, 3)),
+                block=partial(
+                    Block,
+                    mlp_ratio=mlp_ratio,
+                    norm_layer=LayerNorm,
+                    cpe_kernels=(3, 3),
+                    cpe_layer=partial(DepthwiseConvNHWC, backend=backend),
+                ),
                 drop_path_rate=drop_path_rate,
             ),
             embed_dims=embed_dims,

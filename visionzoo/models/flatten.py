@@ -1,11 +1,12 @@
 """FLatten Transformer: Vision Transformer using Focused Linear Attention, ICCV 2023, https://arxiv.org/abs/2308.00442.
 
-Facts from https://github.com/LeapLabTHU/FLatten-Transformer at abdb115 (it has no licence file); the code here is our
-own. Four other families of the zoo with focused linear attention in all stages (PVT, PVTv2) or in the first two (Swin,
-CSWin); the others keep the mixers of their hosts. As released: linear attention spans the whole map and is neither
-shifted nor cut into stripes; PVT has no class token, its keys are not reduced; CSWin's linear blocks have two
-convolutions of v. Where we differ: PVT's last norm, which the authors have but do not use, is left out; the tables of
-positions are interpolated where an image is of another size. The paper's FLatten-DeiT is not in the authors' code.
+Facts from https://github.com/LeapLabTHU/FLatten-Transformer at abdb115, which states no licence (no file, not a word in
+its README; the files derived from Swin and CSWin keep the MIT notes of those); the code here is our own. Four other
+families of the zoo with focused linear attention in all stages (PVT, PVTv2) or in the first two (Swin, CSWin); the
+others keep the mixers of their hosts. As released: linear attention spans the whole map and is neither shifted nor cut
+into stripes; PVT has no class token, its keys are not reduced; CSWin's linear blocks have two convolutions of v. Where
+we differ: PVT's last norm, which the authors have but do not use, is left out; the tables of positions are interpolated
+where an image is of another size. The paper's FLatten-DeiT is not in the authors' code.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
+from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.position import PositionTable, resize_table
 from visionzoo.models.base import Backbone, Stage, build_stages
 from visionzoo.models.registry import Published, Variant, register_family
@@ -151,10 +152,10 @@ class PyramidVisionTransformer(Backbone):
             raise ValueError(
                 f"PyramidVisionTransformer: img_size must be {4 * 2 ** (len(depths) - 1)} px at least, got {img_size=}"
             )
-        norm = partial(nn.LayerNorm, eps=1e-6)
+        norm = partial(LayerNorm, eps=1e-6)
 
         def embed(in_dim: int, dim: int, patch_size: int, size: tuple[int, int] | None) -> nn.Sequential:
-            conv = ConvNorm(in_dim, dim, patch_size, patch_size, norm_layer=nn.LayerNorm)
+            conv = ConvNorm(in_dim, dim, patch_size, patch_size, norm_layer=LayerNorm)
             return nn.Sequential(conv, PositionTable(dim, size)) if size else nn.Sequential(conv)
 
         stages = build_stages(
@@ -181,7 +182,7 @@ class PyramidVisionTransformer(Backbone):
         )
 
 
-_README = "README.md of whai362/PVT, FLOPs of the paper"
+_README = "README.md of whai362/PVT; GMACs: paper, table 2"
 
 
 def _no_weights(size: str) -> str:

@@ -18,6 +18,7 @@ from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.mlp import ConvMlp
+from visionzoo.layers.norm import LayerNorm
 from visionzoo.models.base import Backbone, build_stages
 from visionzoo.models.registry import Published, Variant, register_family
 
@@ -89,16 +90,16 @@ class PyramidVisionTransformerV2(Backbone):
             ]
             for ratio in reductions
         ]
-        norm = partial(nn.LayerNorm, eps=1e-6)
+        norm = partial(LayerNorm, eps=1e-6)
         mlp = partial(ConvMlp, first_act_layer=nn.ReLU if linear else None)
         super().__init__(
-            stem=ConvNorm(in_chans, embed_dims[0], 7, 4, 3, norm_layer=nn.LayerNorm),
+            stem=ConvNorm(in_chans, embed_dims[0], 7, 4, 3, norm_layer=LayerNorm),
             stages=build_stages(
                 embed_dims,
                 depths,
                 num_heads,
                 resolve_mixers(own, mixers),
-                downsample=partial(ConvNorm, kernel_size=3, stride=2, padding=1, norm_layer=nn.LayerNorm),
+                downsample=partial(ConvNorm, kernel_size=3, stride=2, padding=1, norm_layer=LayerNorm),
                 block=[partial(Block, mlp_ratio=ratio, mlp_layer=mlp, norm_layer=norm) for ratio in mlp_ratios],
                 stage_norm=norm,
                 drop_path_rate=drop_path_rate,
@@ -125,7 +126,7 @@ def _weights(size: str) -> dict[str, Any]:
     return {"tag": "in1k", "hf_hub_id": f"timm/pvt_v2_{size}.in1k"}
 
 
-_README = "README.md of whai362/PVT, FLOPs of the paper"
+_README = "README.md of whai362/PVT; GMACs: paper, table 2"
 _B2, _B3, _B4 = (3, 4, 6, 3), (3, 4, 18, 3), (3, 8, 27, 3)
 
 VARIANTS = {

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from visionzoo.layers.block import Block
-from visionzoo.layers.conv_norm import ConvNorm, LinearNorm, LinearNormMlp
+from visionzoo.layers.conv_norm import ConvNorm, DepthwiseConvNorm, LinearNorm, LinearNormMlp
 from visionzoo.layers.heads import BatchNormHead
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.nhwc import BatchNormNHWC, SqueezeExciteNHWC
@@ -116,7 +116,6 @@ class SHViT(DistilledBackbone):
         **head: Any,
     ):
         single_head = {"type": "single_head", "qk_dim": qk_dim, "zero_init": True}
-        conv_norm = partial(ConvNorm, bias=False, norm_layer=BatchNormNHWC)
         block = partial(
             Block,
             mlp_ratio=mlp_ratio,
@@ -127,7 +126,7 @@ class SHViT(DistilledBackbone):
         )
 
         def shrink(in_dim: int, out_dim: int) -> nn.Module:
-            before, after = (block(dim, None, cpe_layer=conv_norm) for dim in (in_dim, out_dim))
+            before, after = (block(dim, None, cpe_layer=DepthwiseConvNorm) for dim in (in_dim, out_dim))
             return nn.Sequential(before, PatchMerging(in_dim, out_dim), after)
 
         stem_dims = [embed_dims[0] // ratio for ratio in (8, 4, 2, 1)]
@@ -142,7 +141,7 @@ class SHViT(DistilledBackbone):
                     mixers,
                 ),
                 downsample=shrink,
-                block=partial(block, cpe_layer=partial(conv_norm, norm_weight=0.0)),
+                block=partial(block, cpe_layer=partial(DepthwiseConvNorm, norm_weight=0.0)),
                 drop_path_rate=drop_path_rate,
             ),
             embed_dims=embed_dims,

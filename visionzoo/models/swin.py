@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from torch import nn
-
 from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
+from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.patch_merge import PatchMerge
 from visionzoo.models.base import Backbone, build_stages
 from visionzoo.models.registry import Published, Variant, register_family
@@ -88,19 +87,19 @@ class SwinTransformer(Backbone):
         }
         shifted = {**window, "shift_size": None}  # by half a window
         super().__init__(
-            stem=ConvNorm(in_chans, embed_dims[0], 4, 4, norm_layer=nn.LayerNorm, pad_to_stride=True),
+            stem=ConvNorm(in_chans, embed_dims[0], 4, 4, norm_layer=LayerNorm, pad_to_stride=True),
             stages=build_stages(
                 embed_dims,
                 depths,
                 num_heads,
                 resolve_mixers([[window, shifted]] * len(depths), mixers),
                 downsample=PatchMerge,
-                block=partial(Block, mlp_ratio=mlp_ratio, norm_layer=nn.LayerNorm),
+                block=partial(Block, mlp_ratio=mlp_ratio, norm_layer=LayerNorm),
                 drop_path_rate=drop_path_rate,
             ),
             embed_dims=embed_dims,
             reductions=[4 * 2**i for i in range(len(depths))],
-            norm=nn.LayerNorm(embed_dims[-1]),
+            norm=LayerNorm(embed_dims[-1]),
             in_chans=in_chans,
             **head,
         )

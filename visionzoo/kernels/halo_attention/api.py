@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from visionzoo.kernels.dispatch import choose
@@ -62,19 +64,25 @@ def halo_attention(
                 f"{halo_size=}, in {q.dtype} on {q.device} as q is; got {tuple(table.shape)} {table.dtype} on "
                 f"{table.device}"
             )
-    choose("halo_attention", backend, q, v)
-    return reference.forward(
-        q,
-        k,
-        v,
-        rel_height,
-        rel_width,
-        block_size=block_size,
-        halo_size=halo_size,
-        stride=stride,
-        scale=q.shape[-1] ** -0.5 if scale is None else scale,
-        mask_padding=mask_padding,
-    )
+    arguments: dict[str, Any] = {
+        "block_size": block_size,
+        "halo_size": halo_size,
+        "stride": stride,
+        "scale": q.shape[-1] ** -0.5 if scale is None else scale,
+        "mask_padding": mask_padding,
+    }
+    unsupported = _unsupported(block_size + 2 * halo_size, q.shape[-1])
+    if choose("halo_attention", backend, q, v, unsupported=unsupported) == "triton":
+        from visionzoo.kernels.halo_attention import triton
+
+        return triton.forward(q, k, v, rel_height, rel_width, **arguments)
+    return reference.forward(q, k, v, rel_height, rel_width, **arguments)
+
+
+def _unsupported(window: int, head_dim: int) -> str | None:
+    """Say that the Triton kernels, which hold all embeddings at once, cannot hold those of this window, or None."""
+    limit = 64 if head_dim <= 32 else 32 if head_dim <= 64 else 16
+    return None if window <= limit else f"its kernels take windows up to {limit} at head width {head_dim}, got {window}"
 
 
 def _check_sizes(block_size: int, halo_size: int, stride: int) -> None:

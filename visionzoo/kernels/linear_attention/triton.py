@@ -1,14 +1,16 @@
-"""Triton kernels of linear attention, forward and backward; every tensor is read where it lies, features are never stored.
+"""Triton kernels of linear attention, forward and backward; tensors are read where they lie, features are not stored.
 
-Three launches forward: programs that own a part of the keys sum φ(k) vᵀ and φ(k) over it, in float32; the parts are
-summed; programs that own a block of queries apply the sums. Three more backward: over queries (their gradient, and
-parts of the gradient of the sums), the sum of the parts, and over keys. A program takes several heads of its tokens,
-one after the other, because lengths of "focused" features span all heads. Nothing is summed by atomics: results are
-the same from run to run.
+Three launches forward: programs that own a part of the keys sum φ(k) vᵀ and φ(k) over it; the parts are summed;
+programs that own a block of queries apply the sums. Three more backward: over queries (their gradient, and parts of the
+gradient of the sums), over these parts, over keys. A program takes several heads of its tokens, one after the other,
+because lengths of "focused" features span all heads. Nothing is summed by atomics: results repeat bit for bit.
 
-What all queries need to know of the keys, the "state" of a head, is a float32 [D + 3, D] padded to the block's width:
-the mean of φ(k) vᵀ; then the mean of φ(k); then, for "softmax", the largest key of each channel and the number that
-makes features of exponentials. Its gradient has the same layout, without the last two rows.
+A "state" is what queries need to know of one head's keys, float32 [D + 1, D] or [D + 3, D], D padded to the width of a
+block: "products", the mean of φ(k) vᵀ; "totals", the mean of φ(k); for "softmax" the largest key of each channel and
+the number that makes features of exponentials. Its gradient has the same layout.
+
+Features and states are float32, and enter matrix products as tf32: rounded for bfloat16, whose own rounding is eight
+times as coarse; in two numbers for float16, and where differences of near numbers are to come out.
 """
 
 from __future__ import annotations
@@ -25,7 +27,6 @@ from visionzoo.kernels.flash import LOG2_E, load_rows, store_rows
 from visionzoo.kernels.launch import blocks, dot_precision, head_block, token_rows
 from visionzoo.kernels.operator import operator
 
-_NOTES = tl.constexpr(4)  # numbers of a token that a program notes between its passes over the heads
 # arguments that vary with batch and image: the compiler must not look at their values
 _SIZES = ["tokens", "keys", "steps", "splits", "groups"]
 _PROGRAMS = 1024  # that a launch should have where it can: several for each of a large GPU's processors
@@ -81,7 +82,7 @@ def _attend(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     keys = call.parts(call.key_count)
     parts = call.states(keys.splits)
-    call.launch(_state_kernel, keys, call.k, call.v, call.k_step, call.v_step, call.notes(keys), parts)
+    call.launch(_state_kernel, keys, call.k, call.v, call.k_step, call.v_step, call.notes(keys, 2), parts)
     state = call.sum_parts(parts)
     call.launch(_output_kernel, call.single_blocks(call.query_count), call.q, call.q_step, state, out)
     return out, state
@@ -111,14 +112,13 @@ def _attend_backward(
     queries, keys = call.parts(call.query_count), call.single_blocks(call.key_count)
     parts = call.states(queries.splits)
     query_shares, key_shares = call.sharpness_shares(queries), call.sharpness_shares(keys)
-    call.launch(
-        _query_grad_kernel, queries, call.q, call.q_step, grad, state, call.notes(queries), grad_q, parts, query_shares
-    )
+    notes = call.notes(queries, 4)
+    call.launch(_query_grad_kernel, queries, call.q, call.q_step, grad, state, notes, grad_q, parts, query_shares)
     grad_state = call.sum_parts(parts, state)
     call.launch(
         _key_grad_kernel, keys, call.k, call.v, call.k_step, call.v_step, state, grad_state, grad_k, grad_v, key_shares
     )
-    if query_shares is None or key_shares is None:
+    if sharpness is None or query_shares is None or key_shares is None:
         return grad_q, grad_k, grad_v, q.new_empty(0)
     return grad_q, grad_k, grad_v, (query_shares.sum((0, 1)) + key_shares.sum((0, 1))) / sharpness
 
@@ -136,7 +136,7 @@ class _Call:
     """One call's tensors, and what all its kernels share."""
 
     def __init__(self, q, k, v, sharpness, feature_map, factor, eps):
-        (self.q, self.q_step), (self.k, self.k_step), (self.v, self.v_step) = token_rows(q), token_rows(k), token_rows(v)
+        (self.q, self.q_step), (self.k, self.k_step), (self.v, self.v_step) = map(token_rows, (q, k, v))
         self.batch, height, width, self.heads, head_dim = q.shape
         self.query_count, self.key_count = height * width, k.shape[1] * k.shape[2]
         self.sharpness = None if sharpness is None else sharpness.contiguous()
@@ -144,15 +144,14 @@ class _Call:
         self.spans_heads = feature_map == "focused"
         self.state_shape = _state_shape(head_dim, feature_map)
         self.block_d = self.state_shape[1]
-        # Features and sums are float32. As tf32 they lose as much as in float16, and less than in bfloat16.
         precision = close = dot_precision(q.dtype)
         if q.dtype != torch.float32:
             precision, close = "tf32" if q.dtype == torch.bfloat16 else "tf32x3", "tf32x3"
-        # Sizes by what fits the registers: matrix units want larger tiles than exact float32 products.
+        # sizes by what registers hold: matrix units want larger tiles than exact products, which ordinary ones compute
         if precision == "ieee":
-            self.rows, columns, self.warps = min(64, 2048 // self.block_d), 16, min(8, self.block_d // 4)
+            self.rows, self.columns, self.warps = 2048 // self.block_d, 16, min(8, self.block_d // 4)
         else:
-            self.rows, columns, self.warps = min(64, 4096 // self.block_d), min(32, 2048 // self.block_d), self.block_d // 16
+            self.rows, self.columns, self.warps = 4096 // self.block_d, 2048 // self.block_d, self.block_d // 16
         # where features span the heads, every program has to pass over all of them
         self.programs = _PROGRAMS // 2 if self.spans_heads else _PROGRAMS
         self.options = {
@@ -161,7 +160,7 @@ class _Call:
             "G": self.heads,
             "D": head_dim,
             "BLOCK_D": self.block_d,
-            "BLOCK_E": min(self.block_d, columns),
+            "BLOCK_E": min(self.block_d, self.columns, 32),
             "STATE": math.prod(self.state_shape),
             "PRECISION": precision,
             "CLOSE": close,
@@ -176,7 +175,7 @@ class _Call:
 
     def block(self, tokens: int) -> int:
         """Tokens of a block: few sizes, so that few kernels are ever compiled, whatever the image size."""
-        return max(16, min(self.rows, 1 << (tokens - 1).bit_length()))
+        return max(16, min(self.rows, 64, 1 << (tokens - 1).bit_length()))
 
     def parts(self, tokens: int) -> _Plan:
         """Few parts, for each has its own sums, but enough programs for a GPU."""
@@ -193,11 +192,11 @@ class _Call:
         share = max(1, self.heads * self.batch * splits // self.programs) if self.spans_heads else 1
         return _Plan(tokens, steps, splits, blocks(self.heads, min(self.heads, share)))
 
-    def notes(self, plan: _Plan) -> Tensor | None:
-        """Room for what a program notes of its tokens between its passes over the heads."""
+    def notes(self, plan: _Plan, count: int) -> Tensor | None:
+        """Room for `count` numbers that a program notes of each of its tokens between its passes over the heads."""
         if not self.spans_heads:
             return None
-        size = self.batch * plan.groups * _NOTES.value * plan.tokens
+        size = self.batch * plan.groups * count * plan.tokens
         return torch.empty(size, dtype=torch.float32, device=self.q.device)
 
     def states(self, splits: int) -> Tensor:
@@ -268,7 +267,7 @@ def _inverse(x):
 
 @triton.jit
 def _rounded(x, PRECISION: tl.constexpr):
-    """x as a matrix product will see it: nearest numbers where it takes tf32, which otherwise is cut off."""
+    """Round numbers as a matrix product will see them: to the nearest tf32, which it would cut off to."""
     if PRECISION == "tf32":
         return ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
     else:
@@ -277,7 +276,7 @@ def _rounded(x, PRECISION: tl.constexpr):
 
 @triton.jit
 def _dot(a, b, PRECISION: tl.constexpr, EXACT: tl.constexpr):
-    """Matrix product of float32 numbers. `EXACT` names the side that tf32 can represent, which saves a third of tf32x3."""
+    """Matrix product of float32 numbers; `EXACT` names the side that tf32 represents, which saves a third of tf32x3."""
     if PRECISION == "tf32x3" and EXACT == "a":
         high = _rounded(b, "tf32")
         return tl.dot(a, high, input_precision="tf32") + tl.dot(a, b - high, input_precision="tf32")
@@ -342,7 +341,7 @@ def _power(x, exponent, POWER: tl.constexpr):
 
 @triton.jit
 def _positive(x, sharp):
-    """The t of "focused" features."""
+    """Compute the t of "focused" features."""
     return tl.maximum(x, 0.0) * sharp[None, :] + (1e-6 * sharp)[None, :]
 
 
@@ -351,7 +350,7 @@ def _lengths(
     x, n, step, sharpness, factor, tokens,
     G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, POWER: tl.constexpr,
 ):  # fmt: skip
-    """What "focused" features of tokens depend on over all heads.
+    """Compute what "focused" features of tokens depend on over all heads.
 
     Powers are taken of w = t / max t, since those of the numbers themselves overflow. Returns 1 / max t; what w^p is
     multiplied by, which is zero for what is no token; and the sums of squares of w and of w^p.
@@ -377,25 +376,16 @@ def _lengths(
 
 
 @triton.jit
-def _note(notes, number, n, tokens, a, b, c, d):
-    """Keep four numbers of each token for this program's next pass over the heads."""
-    at = notes + number * (_NOTES * tokens) + n
-    inside = n < tokens
-    tl.store(at, a, mask=inside)
-    tl.store(at + tokens, b, mask=inside)
-    tl.store(at + 2 * tokens, c, mask=inside)
-    tl.store(at + 3 * tokens, d, mask=inside)
+def _note(notes, n, tokens, a, b):
+    """Keep two numbers of each token for this program's next pass over the heads."""
+    tl.store(notes + n, a, mask=n < tokens)
+    tl.store(notes + tokens + n, b, mask=n < tokens)
 
 
 @triton.jit
-def _noted(notes, number, n, tokens):
+def _noted(notes, n, tokens):
     """Read what `_note` kept."""
-    at = notes + number * (_NOTES * tokens) + n
-    inside = n < tokens
-    a = tl.load(at, mask=inside, other=0.0)
-    b = tl.load(at + tokens, mask=inside, other=0.0)
-    c = tl.load(at + 2 * tokens, mask=inside, other=0.0)
-    return a, b, c, tl.load(at + 3 * tokens, mask=inside, other=0.0)
+    return tl.load(notes + n, mask=n < tokens, other=0.0), tl.load(notes + tokens + n, mask=n < tokens, other=0.0)
 
 
 @triton.jit
@@ -419,7 +409,7 @@ def _features(
 
 @triton.jit
 def _radial(projection, inverse, squares, powers, factor):
-    """What `_grad_input` takes of the lengths: multipliers of w and of -w^(2p-1) in the gradient of t.
+    """Compute what `_grad_input` takes of the lengths: multipliers of w and of -w^(2p-1) in the gradient of t.
 
     `projection` is the sum over all heads of the products of features and their gradients.
     """
@@ -460,12 +450,11 @@ def _state_kernel(
     k += b * tokens * k_step
     v += b * tokens * v_step
     if MAP == "focused":
+        notes += number * (2 * tokens)
         for start in range(begin, end, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
-            inverse, multiplier, _, _ = _lengths(
-                k, n, k_step, sharpness, factor, tokens, G, D, BLOCK_D, BLOCK_N, POWER
-            )
-            _note(notes, number, n, tokens, inverse, multiplier, inverse, multiplier)
+            inverse, multiplier, _, _ = _lengths(k, n, k_step, sharpness, factor, tokens, G, D, BLOCK_D, BLOCK_N, POWER)
+            _note(notes, n, tokens, inverse, multiplier)
         tl.debug_barrier()  # other threads of this program read the notes
     for g in range(first, last):
         sharp = _sharpness(sharpness, g, D, BLOCK_D)
@@ -488,7 +477,7 @@ def _state_kernel(
             else:
                 inverse, multiplier = None, None
                 if MAP == "focused":
-                    inverse, multiplier, _, _ = _noted(notes, number, n, tokens)
+                    inverse, multiplier = _noted(notes, n, tokens)
                 features = _features(keys, inside, sharp, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
             features = _rounded(features, PRECISION)  # the totals' too: one set of weights for all
             products += _dot(tl.trans(features), values, PRECISION, EXACT="b")
@@ -503,7 +492,8 @@ def _state_kernel(
 @triton.jit(do_not_specialize=_SIZES)
 def _sum_kernel(
     parts, state, summed, splits, keys,
-    MAP: tl.constexpr, G: tl.constexpr, BLOCK_D: tl.constexpr, STATE: tl.constexpr, ROWS: tl.constexpr, BLOCK_S: tl.constexpr,
+    MAP: tl.constexpr, G: tl.constexpr, BLOCK_D: tl.constexpr, STATE: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """Sum rows of a state, or of its gradient where the `state` is given, over all parts, and divide by the keys."""
     normalise: tl.constexpr = MAP == "softmax" and state is None
@@ -587,6 +577,7 @@ def _query_grad_kernel(
     grad += b * tokens * (G * D)
     grad_q += b * tokens * (G * D)
     if MAP == "focused":
+        notes += number * (4 * tokens)
         for start in range(begin, end, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
             inside = n < tokens
@@ -600,13 +591,12 @@ def _query_grad_kernel(
                 features = _features(queries, inside, sharp, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
                 own = state + (b * G + g) * STATE
                 over_total = 1.0 / (tl.sum(features * _load_totals(own, BLOCK_D)[None, :], 1) + eps)
-                grad_features = _projected(
-                    grad + g * D, own, n, G * D, inside, BLOCK_N, D, BLOCK_D, BLOCK_E, CLOSE
-                )
+                grad_features = _projected(grad + g * D, own, n, G * D, inside, BLOCK_N, D, BLOCK_D, BLOCK_E, CLOSE)
                 # features and their gradient are orthogonal but for eps
                 projection += tl.sum(grad_features * features, 1) * (over_total * over_total) * eps
             outwards, inwards = _radial(projection, inverse, squares, powers, factor)
-            _note(notes, number, n, tokens, inverse, multiplier, outwards, inwards)
+            _note(notes, n, tokens, inverse, multiplier)
+            _note(notes + 2 * tokens, n, tokens, outwards, inwards)
         tl.debug_barrier()  # other threads of this program read the notes
     for g in range(first, last):
         sharp = _sharpness(sharpness, g, D, BLOCK_D)
@@ -620,7 +610,8 @@ def _query_grad_kernel(
             inside = n < tokens
             inverse, multiplier, outwards, inwards = None, None, None, None
             if MAP == "focused":
-                inverse, multiplier, outwards, inwards = _noted(notes, number, n, tokens)
+                inverse, multiplier = _noted(notes, n, tokens)
+                outwards, inwards = _noted(notes + 2 * tokens, n, tokens)
             queries = load_rows(q + g * D, n, q_step, inside, D, BLOCK_D).to(tl.float32)
             features = _features(queries, inside, sharp, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
             total = tl.sum(features * means[None, :], 1) + eps

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from visionzoo.kernels.dispatch import choose
 from visionzoo.kernels.region_routing import reference
 from visionzoo.kernels.regions import check_regions, check_valid_size
+
+MAX_REGIONS = 1024  # of the Triton kernels: a region's scores with all others are held at once
 
 
 def route_regions(
@@ -43,6 +47,16 @@ def route_regions(
     check_valid_size("route_regions", q, valid_size)
     if not 1 <= topk <= regions[0] * regions[1]:
         raise ValueError(f"route_regions: topk must be from 1 to {regions[0] * regions[1]} regions, got {topk=}")
-    choose("route_regions", backend, q)
-    scale = (q.shape[3] * q.shape[4]) ** -0.5 if scale is None else scale
-    return reference.forward(q, k, regions=regions, topk=topk, scale=scale, valid_size=valid_size)
+    arguments: dict[str, Any] = {
+        "regions": regions,
+        "topk": topk,
+        "scale": (q.shape[3] * q.shape[4]) ** -0.5 if scale is None else scale,
+        "valid_size": valid_size,
+    }
+    count = regions[0] * regions[1]
+    unsupported = f"its kernels take up to {MAX_REGIONS} regions, got {count}" if count > MAX_REGIONS else None
+    if choose("route_regions", backend, q, unsupported=unsupported) == "triton":
+        from visionzoo.kernels.region_routing import triton
+
+        return triton.forward(q, k, **arguments)
+    return reference.forward(q, k, **arguments)

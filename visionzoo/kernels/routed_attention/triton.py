@@ -16,7 +16,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from visionzoo.kernels.flash import LOG2_E, load_rows, softmax_end, softmax_start, softmax_step, store_rows
+from visionzoo.kernels.flash import (
+    LOG2_E,
+    load_rows,
+    program_place,
+    softmax_end,
+    softmax_start,
+    softmax_step,
+    store_rows,
+)
 from visionzoo.kernels.launch import block_size, blocks, dot_precision, head_block, token_rows
 from visionzoo.kernels.operator import operator
 
@@ -203,15 +211,6 @@ class _Call:
 
 
 @triton.jit
-def _program(count, blocks, G: tl.constexpr):
-    """Head, region, block and sample of this program; heads side by side, as their tokens lie."""
-    program = tl.program_id(0)
-    block = program // G % blocks
-    region = program // (G * blocks) % count
-    return program % G, region, block, (program // (G * blocks * count)).to(tl.int64)
-
-
-@triton.jit
 def _place(region, token, columns, tall, wide, width):
     """Return the number of a region's token on the map; regions, their tokens and the map are counted row by row."""
     return ((region // columns) * tall + token // wide) * width + (region % columns) * wide + token % wide
@@ -261,7 +260,7 @@ def _forward_kernel(
     """Online softmax of a block of queries over the keys of the listed regions."""
     tall, wide, count = height // rows, width // columns, rows * columns
     n = tall * wide
-    g, region, block, b = _program(count, tl.cdiv(n, BLOCK_M), G)
+    g, region, block, b = program_place(tl.program_id(0), count, tl.cdiv(n, BLOCK_M), G)
     m = block * BLOCK_M + tl.arange(0, BLOCK_M)
     m_inside = m < n
     at = _place(region, m, columns, tall, wide, width)
@@ -311,7 +310,7 @@ def _query_grad_kernel(
     """Gradient of a block of queries, and `delta`, the product of output and its gradient, for the other kernels."""
     tall, wide, count = height // rows, width // columns, rows * columns
     n = tall * wide
-    g, region, block, b = _program(count, tl.cdiv(n, BLOCK_M), G)
+    g, region, block, b = program_place(tl.program_id(0), count, tl.cdiv(n, BLOCK_M), G)
     m = block * BLOCK_M + tl.arange(0, BLOCK_M)
     m_inside = m < n
     at = _place(region, m, columns, tall, wide, width)
@@ -369,7 +368,7 @@ def _key_grad_kernel(
     """Gradients of a block of one region's keys and values, over the queries of all regions that list it."""
     tall, wide, count = height // rows, width // columns, rows * columns
     n = tall * wide
-    g, region, block, b = _program(count, tl.cdiv(n, BLOCK_N), G)
+    g, region, block, b = program_place(tl.program_id(0), count, tl.cdiv(n, BLOCK_N), G)
     token = block * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = token < n
     key_at = _place(region, token, columns, tall, wide, width)
@@ -456,11 +455,7 @@ def _bias_grad_kernel(
         at = _place(region, m, columns, tall, wide, width)
         first = b * (height * width)
         lists = (b * count + region) * listed
-        own_index, own_weights = index, weights
-        if index is not None:
-            own_index = index + lists
-        if weights is not None:
-            own_weights = weights + lists
+        own_index = index + lists if index is not None else None
         other, token, place, inside = _listed_keys(own_index, region, j, listed, n, count)
         key_at = _place(other, token, columns, tall, wide, width)
         keys = load_rows(k + first * k_step + g * D, key_at, k_step, inside, D, BLOCK_D)
@@ -472,7 +467,7 @@ def _bias_grad_kernel(
         scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
         grad_p = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
         if weights is not None:
-            weight = tl.load(own_weights + place, mask=inside, other=0.0).to(tl.float32)
+            weight = tl.load(weights + lists + place, mask=inside, other=0.0).to(tl.float32)
             scores *= weight[None, :]
             grad_p *= weight[None, :]
         bias_row = region * bias_step + (g * n + m) * (listed * n)

@@ -2,6 +2,7 @@
 
 Every mixer is called as `XMixer(dim, num_heads, **options)` and maps [B, H, W, C] to [B, H, W, C] for any H and W,
 so any family that is built from them takes another family's: `mixers=("pool", "pool", "routed", "routed")`.
+`MixerNCHW(mixer)` is the same layer on [B, C, H, W].
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from visionzoo.layers.mixers.full import FullMixer
 from visionzoo.layers.mixers.halo import HaloMixer
 from visionzoo.layers.mixers.levit import LevitMixer
 from visionzoo.layers.mixers.linear import LinearMixer
+from visionzoo.layers.mixers.nchw import MixerNCHW
+from visionzoo.layers.mixers.neighborhood import NeighborhoodMixer
 from visionzoo.layers.mixers.pool import PoolMixer
 from visionzoo.layers.mixers.routed import RoutedMixer
 from visionzoo.layers.mixers.single_head import SingleHeadMixer
@@ -35,6 +38,8 @@ __all__ = [
     "LevitMixer",
     "LinearMixer",
     "Mixer",
+    "MixerNCHW",
+    "NeighborhoodMixer",
     "PoolMixer",
     "RoutedMixer",
     "SingleHeadMixer",
@@ -53,6 +58,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "halo": HaloMixer,
     "levit": LevitMixer,
     "linear": LinearMixer,
+    "neighborhood": NeighborhoodMixer,
     "pool": PoolMixer,
     "routed": RoutedMixer,
     "single_head": SingleHeadMixer,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from visionzoo.kernels import channel_attention
 from visionzoo.layers.mixers.base import Mixer
 
 
@@ -11,28 +12,32 @@ class ChannelMixer(Mixer):
     """Attention between the channels of each head, with whole maps as their features; O(N·C·D), linear in tokens.
 
     With q, k, v as [N, D] matrices of one head the output is (softmax(D^-½ kᵀ v) qᵀ)ᵀ: as released, q plays the part
-    that v has elsewhere, and the scale is that of the head width, not of the token count.
+    that v has elsewhere, and the scale is that of the head width, not of the token count. Scores are sums over all
+    positions, which on large maps outgrow float16, so from such inputs they are float32; softmax is float32 at least,
+    the rest in the dtype of the input or of autocast.
 
     Args:
         dim: channels C.
         num_heads: channel groups.
         qkv_bias: whether the projection to q, k, v has a bias.
+        backend: of `visionzoo.kernels.channel_attention`.
+
+    Raises:
+        ValueError: if the heads do not divide the channels.
 
     >>> import torch
     >>> ChannelMixer(64, 2)(torch.randn(1, 5, 7, 64)).shape
     torch.Size([1, 5, 7, 64])
     """
 
-    def __init__(self, dim: int, num_heads: int | None = None, *, qkv_bias: bool = True):
+    def __init__(self, dim: int, num_heads: int | None = None, *, qkv_bias: bool = True, backend: str = "auto"):
         super().__init__(dim, num_heads)
-        self.scale = self.head_dim**-0.5
+        self.backend = backend
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
-        # [B, H, W, G, D] -> [B, G, N, D]
-        q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in self.split_heads(self.qkv(x)))
-        attention = ((k * self.scale).transpose(-2, -1) @ v).softmax(dim=-1)  # [B, G, D, D]
-        out = q @ attention.transpose(-2, -1)
-        return self.proj(out.transpose(1, 2).reshape(x.shape))
+        self.check_input(x)
+        out = channel_attention(*self.split_heads(self.qkv(x)), backend=self.backend)
+        return self.proj(out.flatten(3))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from visionzoo.kernels import routed_attention
 from visionzoo.layers.mixers.base import Mixer
-from visionzoo.layers.nhwc import ConvNHWC
+from visionzoo.layers.nhwc import DepthwiseConvNHWC
 from visionzoo.layers.padding import pad_to_multiple
 
 
@@ -25,7 +25,7 @@ class CrossWindowMixer(Mixer):
         num_heads: attention heads.
         stripe_width: width s of the stripes, in tokens; None for one window, the whole map.
         qkv_bias: whether the projection to q, k, v has a bias.
-        backend: of `visionzoo.kernels.routed_attention`.
+        backend: of `visionzoo.kernels.routed_attention` and `depthwise_conv`.
 
     Raises:
         ValueError: if the width is not positive.
@@ -54,11 +54,12 @@ class CrossWindowMixer(Mixer):
         self.branch_widths = [width for width in (dim - horizontal, horizontal) if width]
         self.windows = windows[: len(self.branch_widths)]
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.lepe = nn.ModuleList(ConvNHWC(width, width, 3, padding=1, groups=width) for width in self.branch_widths)
+        self.lepe = nn.ModuleList(DepthwiseConvNHWC(width, 3, backend=backend) for width in self.branch_widths)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
+        self.check_input(x)
         qkv = [t.split(self.branch_widths, dim=-1) for t in self.qkv(x).chunk(3, dim=-1)]
         out = [
             self._attend(q, k, v, window, lepe)
@@ -72,12 +73,10 @@ class CrossWindowMixer(Mixer):
         """Attention and position term of [B, H, W, C] inside windows of a height and width, None for the map's."""
         height, width = q.shape[1:3]
         q, k, v = (pad_to_multiple(t, (window[0] or 1, window[1] or 1), both_sides=True) for t in (q, k, v))
-        batch, tall, wide, channels = q.shape
+        tall, wide = q.shape[1:3]
         rows, columns = (tall // window[0] if window[0] else 1), (wide // window[1] if window[1] else 1)
         q, k, v_heads = (t.unflatten(-1, (-1, self.head_dim)) for t in (q, k, v))
         out = routed_attention(q, k, v_heads, None, regions=(rows, columns), backend=self.backend).flatten(3)
-        inside = v.reshape(batch, rows, tall // rows, columns, wide // columns, channels).transpose(2, 3)
-        local = lepe(inside.flatten(0, 2)).reshape(inside.shape).transpose(2, 3)
-        out = out + local.reshape(out.shape)
+        out = lepe(v, residual=out, regions=None if window == (None, None) else (rows, columns))
         top, left = (tall - height) // 2, (wide - width) // 2
         return out[:, top : top + height, left : left + width]

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionzoo.kernels import linear_attention
+from visionzoo.kernels import depthwise_conv, linear_attention
 from visionzoo.layers.mixers.base import Mixer
-from visionzoo.layers.nhwc import ConvNHWC
+from visionzoo.layers.nhwc import DepthwiseConvNHWC
 from visionzoo.layers.position import PositionTable
 
 
@@ -28,7 +28,7 @@ class FocusedLinearMixer(Mixer):
         lepe_kernel: kernel, odd, of a second depthwise convolution of v, with its own kernel for each channel
             (locally enhanced position encoding of CSWin); None for none.
         qkv_bias: whether the projection to q, k, v has a bias.
-        backend: of `visionzoo.kernels.linear_attention`.
+        backend: of `visionzoo.kernels.linear_attention` and `depthwise_conv`.
 
     Raises:
         ValueError: if a kernel is even or a number not positive.
@@ -51,22 +51,21 @@ class FocusedLinearMixer(Mixer):
         backend: str = "auto",
     ):
         super().__init__(dim, num_heads)
-        for name, kernel in (("kernel_size", kernel_size), ("lepe_kernel", lepe_kernel)):
-            if kernel is not None and (kernel < 1 or kernel % 2 == 0):
-                raise ValueError(f"FocusedLinearMixer: {name} must be odd and positive, or None, got {kernel}")
+        self.check_kernels(kernel_size=kernel_size, lepe_kernel=lepe_kernel)
         if focusing_factor <= 0:
             raise ValueError(f"FocusedLinearMixer: focusing_factor must be positive, got {focusing_factor=}")
         self.focusing_factor = focusing_factor
         self.backend = backend
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.scale = nn.Parameter(torch.zeros(1, 1, dim))  # three axes as released, where weight decay acts on it
-        self.position = PositionTable(dim, position_size, std=0.0, mode="bicubic") if position_size else None
-        self.dwc = _depthwise(self.head_dim, kernel_size) if kernel_size else None
-        self.lepe = _depthwise(dim, lepe_kernel) if lepe_kernel else None
+        self.position = None if position_size is None else PositionTable(dim, position_size, std=0.0, mode="bicubic")
+        self.dwc = DepthwiseConvNHWC(self.head_dim, kernel_size) if kernel_size else None
+        self.lepe = DepthwiseConvNHWC(dim, lepe_kernel, backend=backend) if lepe_kernel else None
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
+        self.check_input(x)
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         if self.position is not None:
             k = self.position(k)
@@ -83,12 +82,7 @@ class FocusedLinearMixer(Mixer):
         if self.dwc is not None:
             assert self.dwc.bias is not None
             weight, bias = self.dwc.weight.repeat(self.num_heads, 1, 1, 1), self.dwc.bias.repeat(self.num_heads)
-            local = F.conv2d(v.permute(0, 3, 1, 2), weight, bias, padding=self.dwc.padding, groups=self.dim)
-            out = out + local.permute(0, 2, 3, 1)
+            out = depthwise_conv(v, weight, bias, residual=out, backend=self.backend)
         if self.lepe is not None:
-            out = out + self.lepe(v)
+            out = self.lepe(v, residual=out)
         return self.proj(out)
-
-
-def _depthwise(dim: int, kernel_size: int) -> ConvNHWC:
-    return ConvNHWC(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)

@@ -6,18 +6,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionzoo.layers.mixers.base import Mixer
-from visionzoo.layers.nhwc import ConvNHWC
+from visionzoo.layers.nhwc import DepthwiseConvNHWC
 
 
 class FullMixer(Mixer):
-    """Every token attends to every token; O(N²·C).
+    """Every token attends to every token; O(N²·C), softmax in float32 at least.
 
     Args:
         dim: channels C.
         num_heads: attention heads.
         qkv_bias: whether the projection to q, k, v has a bias.
         lepe_kernel: kernel of a depthwise convolution of the mixer's input, added before the output projection
-            (locally enhanced position encoding); None for none.
+            (locally enhanced position encoding); odd, or None for none.
+        backend: of `visionzoo.kernels.depthwise_conv`.
+
+    Raises:
+        ValueError: if the heads do not divide the channels, or the kernel is even.
 
     >>> import torch
     >>> FullMixer(64, 2)(torch.randn(1, 5, 7, 64)).shape
@@ -25,18 +29,26 @@ class FullMixer(Mixer):
     """
 
     def __init__(
-        self, dim: int, num_heads: int | None = None, *, qkv_bias: bool = False, lepe_kernel: int | None = None
+        self,
+        dim: int,
+        num_heads: int | None = None,
+        *,
+        qkv_bias: bool = False,
+        lepe_kernel: int | None = None,
+        backend: str = "auto",
     ):
         super().__init__(dim, num_heads)
+        self.check_kernels(lepe_kernel=lepe_kernel)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.lepe = ConvNHWC(dim, dim, lepe_kernel, padding=lepe_kernel // 2, groups=dim) if lepe_kernel else None
+        self.lepe = DepthwiseConvNHWC(dim, lepe_kernel, backend=backend) if lepe_kernel else None
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
+        self.check_input(x)
         # [B, H, W, G, D] -> [B, G, N, D]
         q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in self.split_heads(self.qkv(x)))
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
         if self.lepe is not None:
-            out = out + self.lepe(x)
+            out = self.lepe(x, residual=out)
         return self.proj(out)

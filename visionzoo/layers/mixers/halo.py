@@ -95,6 +95,7 @@ class HaloMixer(Mixer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, ⌈H / stride⌉, ⌈W / stride⌉, C], or `value_dim` channels without `proj`."""
+        self.check_input(x)
         q = self.q(x[:, :: self.stride, :: self.stride]).unflatten(-1, (self.num_heads, -1))
         kv = self.kv(x).unflatten(-1, (self.num_heads, -1))
         k, v = kv.split((self.head_dim, self.value_head_dim), dim=-1)

@@ -42,6 +42,8 @@ class LevitMixer(Mixer):
     """
 
     NO_WEIGHT_DECAY = ("bias_table",)
+    offsets: Tensor
+    bias: Tensor | None
 
     def __init__(
         self,
@@ -59,12 +61,12 @@ class LevitMixer(Mixer):
         super().__init__(dim, num_heads, head_dim=int(key_dim * attn_ratio))
         self.key_dim = key_dim
         self.stride = stride
-        self.out_dim = out_dim or dim
+        self.out_dim = dim if out_dim is None else out_dim
         self.map_size: tuple[int, int] = to_2tuple(map_size)
-        if min(key_dim, self.head_dim, stride, *self.map_size) < 1:
+        if min(key_dim, self.head_dim, stride, self.out_dim, *self.map_size) < 1:
             raise ValueError(
-                f"LevitMixer: key_dim, key_dim·attn_ratio, map_size and stride must be positive, "
-                f"got {key_dim=}, {attn_ratio=}, {map_size=} and {stride=}"
+                f"LevitMixer: key_dim, key_dim·attn_ratio, map_size, stride and out_dim must be positive, "
+                f"got {key_dim=}, {attn_ratio=}, {map_size=}, {stride=} and {out_dim=}"
             )
         if stride == 1:
             self.qkv = LinearNorm(dim, self.num_heads * (2 * key_dim + self.head_dim))
@@ -74,9 +76,14 @@ class LevitMixer(Mixer):
         self.act = act_layer()
         self.proj = LinearNorm(self.num_heads * self.head_dim, self.out_dim, norm_weight=0.0 if zero_init else 1.0)
         self.bias_table = nn.Parameter(torch.zeros(self.num_heads, self.map_size[0] * self.map_size[1]))
+        # Rows of a multiple of 16 numbers: of masks that lie otherwise attention makes a copy in every call.
+        offsets = F.pad(offset_index(self.map_size, stride), (0, -(self.map_size[0] * self.map_size[1]) % 16))
+        self.register_buffer("offsets", offsets, persistent=False)
+        self.register_buffer("bias", None)  # see `precompute`
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, ⌈H / stride⌉, ⌈W / stride⌉, out_dim]."""
+        self.check_input(x)
         heads = (self.num_heads, -1)
         if self.stride == 1:
             size = x.shape[1:3]
@@ -87,26 +94,40 @@ class LevitMixer(Mixer):
             q = self.q(queries).unflatten(-1, heads)
             k, v = self.kv(x).unflatten(-1, heads).split([self.key_dim, self.head_dim], dim=-1)
         q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # [B, G, N, D]
-        bias = offset_bias(self.bias_table.unflatten(1, self.map_size), (x.shape[1], x.shape[2]), self.stride)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].to(q.dtype), scale=self.key_dim**-0.5)
+        bias = self._bias((x.shape[1], x.shape[2]), q.dtype)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], scale=self.key_dim**-0.5)
         return self.proj(self.act(out.transpose(1, 2).flatten(2).unflatten(1, size)))
 
+    @torch.no_grad()
+    def precompute(self) -> None:
+        """Keep the biases of the map that the table is for, for inference with these weights (`visionzoo.fuse`)."""
+        self.bias = self.bias_table[:, self.offsets]
 
-def offset_bias(table: Tensor, size: tuple[int, int], stride: int = 1) -> Tensor:
-    """Biases of a map's token pairs, looked up by their offsets.
+    def _bias(self, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """Biases [G, queries, keys] of a map of (height, width)."""
+        if self.bias is not None and size == self.map_size:
+            bias = self.bias.to(dtype)
+        elif not torch.compiler.is_compiling() and size == self.map_size:
+            bias = self.bias_table.to(dtype)[:, self.offsets]
+        else:  # Under torch.compile a test on symbolic sizes would cost a recompilation; resizing to itself is exact.
+            table = self.bias_table.unflatten(1, self.map_size)
+            table = F.interpolate(table[None], size=size, mode="bilinear", align_corners=True)[0]
+            bias = table.to(dtype).flatten(1)[:, offset_index(size, self.stride, table.device)]
+        return bias[..., : size[0] * size[1]]
+
+
+def offset_index(size: tuple[int, int], stride: int = 1, device: torch.device | None = None) -> Tensor:
+    """Where the offsets of a map's token pairs stand in a table that counts |Δy|, |Δx| row by row.
 
     Args:
-        table: [G, R, S], for each head the bias of |Δy| < R, |Δx| < S; resized where the map has another size.
         size: (height, width) of the map.
         stride: queries stand on every stride-th row and column.
+        device: of the result.
 
     Returns:
-        [G, N / stride², N] (rounded up on each axis), tokens numbered row by row.
+        int64 [N / stride² (rounded up on each axis), N], tokens numbered row by row.
     """
-    # Under torch.compile a test on symbolic sizes would cost a recompilation; resizing to the same size is exact.
-    if torch.compiler.is_compiling() or table.shape[1:] != size:
-        table = F.interpolate(table[None], size=size, mode="bilinear", align_corners=True)[0]
-    positions = [torch.arange(n, device=table.device) for n in size]
-    rows, columns = ((p[::stride, None] - p).abs() for p in positions)  # [queries, keys] along each axis
-    bias = table[:, rows[:, None, :, None], columns[None, :, None, :]]  # [G, query y, query x, key y, key x]
-    return bias.flatten(3).flatten(1, 2)
+    rows, columns = (torch.arange(n, device=device) for n in size)
+    rows, columns = ((p[::stride, None] - p).abs() for p in (rows, columns))  # [queries, keys] along each axis
+    index = rows[:, None, :, None] * size[1] + columns[None, :, None, :]  # [query y, query x, key y, key x]
+    return index.flatten(2).flatten(0, 1)

@@ -49,6 +49,7 @@ class LinearMixer(Mixer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
+        self.check_input(x)
         q, k, v = self.split_heads(self.qkv(x))
         out = linear_attention(q, k, v, feature_map=self.feature_map, backend=self.backend)
         return self.proj(out.flatten(3))

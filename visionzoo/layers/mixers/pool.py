@@ -9,12 +9,15 @@ from visionzoo.layers.mixers.base import Mixer
 
 
 class PoolMixer(Mixer):
-    """Mean over a square neighbourhood, minus the token itself; no parameters, O(N·k²).
+    """Mean over a square neighbourhood, minus the token itself; no parameters, O(N·C·k²), in the dtype of the input.
 
     Args:
         dim: channels; only checked.
         num_heads: ignored, for the shared signature.
         pool_size: side of the neighbourhood, odd; positions beyond the border are not counted.
+
+    Raises:
+        ValueError: if the neighbourhood's side is even.
 
     >>> import torch
     >>> PoolMixer(8)(torch.ones(1, 5, 7, 8)).abs().max().item()
@@ -22,13 +25,13 @@ class PoolMixer(Mixer):
     """
 
     def __init__(self, dim: int, num_heads: int | None = None, *, pool_size: int = 3):
-        super().__init__(dim, num_heads)
-        if pool_size < 1 or pool_size % 2 == 0:
-            raise ValueError(f"PoolMixer: pool_size must be odd and positive, got {pool_size=}")
+        super().__init__(dim, 1)
+        self.check_kernels(pool_size=pool_size)
         self.pool_size = pool_size
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
+        self.check_input(x)
         mean = F.avg_pool2d(
             x.permute(0, 3, 1, 2), self.pool_size, stride=1, padding=self.pool_size // 2, count_include_pad=False
         )

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from visionzoo.kernels import route_regions, routed_attention
 from visionzoo.layers.mixers.base import Mixer
-from visionzoo.layers.nhwc import ConvNHWC
+from visionzoo.layers.nhwc import DepthwiseConvNHWC
 from visionzoo.layers.padding import pad_to_multiple
 
 
 class RoutedMixer(Mixer):
     """Each region attends to the k regions that its mean query likes best; O(N·k·N/S²·C) for S² regions.
+
+    Scores and softmax are float32 at least, the rest is in the dtype of the input or of autocast.
 
     The map is cut into a fixed number of regions, so a region grows with the map. Where they do not divide the map
     it is padded with zeros at the bottom and right before the projection to q, k, v. As in the authors' detection
@@ -29,12 +31,12 @@ class RoutedMixer(Mixer):
         scale: of routing scores and of attention; None means dim^-½ (of all channels, as released).
         qkv_bias: whether the projection to q, k, v has a bias.
         lepe_kernel: kernel of the depthwise convolution of v that is added before the output projection (locally
-            enhanced position encoding); None for none.
+            enhanced position encoding); odd, or None for none.
         mask_padding: leave padded tokens out of means, attention and position term instead.
-        backend: of `visionzoo.kernels.route_regions` and `routed_attention`.
+        backend: of `visionzoo.kernels.route_regions`, `routed_attention` and `depthwise_conv`.
 
     Raises:
-        ValueError: if `topk` exceeds the number of regions.
+        ValueError: if the heads do not divide the channels, the kernel is even, or `topk` is more than the regions.
 
     >>> import torch
     >>> RoutedMixer(64, 2, regions=3, topk=2)(torch.randn(1, 5, 7, 64)).shape
@@ -55,6 +57,7 @@ class RoutedMixer(Mixer):
         backend: str = "auto",
     ):
         super().__init__(dim, num_heads)
+        self.check_kernels(lepe_kernel=lepe_kernel)
         self.regions: tuple[int, int] = to_2tuple(regions)
         if min(self.regions) < 1:
             raise ValueError(f"RoutedMixer: regions must be positive, got {regions=}")
@@ -68,11 +71,12 @@ class RoutedMixer(Mixer):
         self.mask_padding = mask_padding
         self.backend = backend
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.lepe = ConvNHWC(dim, dim, lepe_kernel, padding=lepe_kernel // 2, groups=dim) if lepe_kernel else None
+        self.lepe = DepthwiseConvNHWC(dim, lepe_kernel, backend=backend) if lepe_kernel else None
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
+        self.check_input(x)
         height, width = x.shape[1:3]
         q, k, v = self.split_heads(self.qkv(pad_to_multiple(x, self.regions)))
         options: dict[str, Any] = {
@@ -86,5 +90,5 @@ class RoutedMixer(Mixer):
         if self.mask_padding:
             out, v = out[:, :height, :width], v[:, :height, :width]
         if self.lepe is not None:
-            out = out + self.lepe(v.flatten(3))
+            out = self.lepe(v.flatten(3), residual=out)
         return self.proj(out[:, :height, :width])

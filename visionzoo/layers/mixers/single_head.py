@@ -60,6 +60,7 @@ class SingleHeadMixer(Mixer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
+        self.check_input(x)
         part, rest = x.split([self.partial_dim, self.dim - self.partial_dim], dim=-1)
         qkv = self.qkv(self.norm(part)).flatten(1, 2).unsqueeze(1)  # [B, 1, N, 2·qk_dim + P]
         q, k, v = qkv.split([self.qk_dim, self.qk_dim, self.partial_dim], dim=-1)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers.base import Mixer
+from visionzoo.layers.norm import LayerNorm
 
 
 class SpatialReductionMixer(Mixer):
@@ -49,14 +50,13 @@ class SpatialReductionMixer(Mixer):
         self.reduction = reduction
         self.pool_size = pool_size
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
-        self.sr = (
-            ConvNorm(dim, dim, reduction, reduction, norm_layer=nn.LayerNorm) if pool_size or reduction > 1 else None
-        )
+        self.sr = ConvNorm(dim, dim, reduction, reduction, norm_layer=LayerNorm) if pool_size or reduction > 1 else None
         self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
+        self.check_input(x)
         heads = (self.num_heads, self.head_dim)
         q = self.q(x).unflatten(-1, heads).flatten(1, 2).transpose(1, 2)  # [B, G, N, D]
         kv = self.kv(self._reduce(x)).unflatten(-1, (2, *heads)).flatten(1, 2)  # [B, N', 2, G, D]

@@ -72,6 +72,7 @@ class WindowMixer(Mixer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
+        self.check_input(x)
         size = height, width = x.shape[1:3]
         x = pad_to_multiple(x, (self.window_size, self.window_size))
         padded = x.shape[1:3]

@@ -1,0 +1,41 @@
+"""What torch's transforms get from operators over Triton kernels: the right numbers or an error, never wrong ones."""
+
+import pytest
+import torch
+from kernels.triton_checks import DEVICE
+from torch.autograd import forward_ad
+
+from visionzoo.kernels import dispatch, routed_attention
+
+
+def _attention(q):
+    return routed_attention(q, q, q, None, regions=2, backend="triton")
+
+
+@pytest.fixture
+def q():
+    return torch.randn(1, 4, 4, 1, 16, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+
+
+def test_a_second_derivative_is_refused(q):
+    q.requires_grad_()
+    (grad,) = torch.autograd.grad(_attention(q).square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        (grad.square().sum() + q.sum()).backward()
+
+
+def test_forward_mode_is_refused(q):
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="Triton kernels have no forward-mode"):
+        _attention(forward_ad.make_dual(q, torch.ones_like(q)))
+
+
+def test_vmap_maps(q):
+    batch = torch.stack([q, 2 * q])
+    torch.testing.assert_close(torch.vmap(_attention)(batch), torch.stack([_attention(x) for x in batch]))
+
+
+def test_an_old_torch_is_named(q, monkeypatch):
+    monkeypatch.setattr(dispatch, "_OLD_TORCH", True)
+    with pytest.raises(ValueError, match=r"cannot run: its kernels need torch 2\.7 with its Triton, this is"):
+        _attention(q)
+    assert "torch 2.7" in dispatch.backends()["routed_attention"]

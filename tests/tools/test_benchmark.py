@@ -1,0 +1,360 @@
+"""The benchmarks: what they write, that they say what failed, and that their judgements follow from the rows."""
+
+import csv
+import itertools
+import math
+from functools import partial
+
+import pytest
+import timm
+import torch
+from engine.helpers import run_tool
+from torch import nn
+
+from visionzoo.benchmark import rivals
+from visionzoo.benchmark.cases import Absent, Case, Measurement, Run, Settings, path, select
+from visionzoo.benchmark.contest import Contender, Contest
+from visionzoo.benchmark.memory import memory_cases, saved_bytes, step_case
+from visionzoo.benchmark.models import Mode, Pair, Twins, model_cases, pair_cases
+from visionzoo.benchmark.operations import attention_costs, operation_cases
+from visionzoo.benchmark.results import COLUMNS, Results, Row, read_rows
+from visionzoo.benchmark.runner import run_cases
+from visionzoo.benchmark.targets import QUANTITIES, Target, judge, targets
+from visionzoo.benchmark.timing import Ceilings, Timing
+from visionzoo.engine import UserError
+
+CPU = torch.device("cpu")
+SETTINGS = Settings(CPU, batch=2, quick=True)
+
+
+def case_of(*measurements, name="made/up"):
+    return Case(name, 2, "shape", "layout", "float32", list(measurements))
+
+
+def measurement(implementation, call=lambda: None, **arguments):
+    return Measurement(implementation, "forward", lambda: Run(call), **arguments)
+
+
+def raise_(error):
+    raise error
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_rows_a_report_and_pictures(tmp_path, capsys):
+    flags = ["--batch", "1", "--quick", "--device", "cpu", "--output", str(tmp_path)]
+    chosen = ["--only", "routed/14x14,routing/14x14", "--skip", "compiled,triton,masked"]
+    assert run_tool("benchmark", "operations", *chosen, *flags) == 0
+    with (tmp_path / "operations.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert list(lines[0]) == COLUMNS
+    assert {line["case"] for line in lines} == {"routed/14x14-g8-d32-k16", "routing/14x14-g8-d32-k16"}
+    assert {line["status"] for line in lines if line["implementation"] == "authors"} == {"absent"}
+    ours = [row for row in read_rows(tmp_path / "operations.csv") if row.implementation == "visionzoo"]
+    assert [(row.measure, row.status) for row in ours] == [
+        ("forward", "ok"),
+        ("forward+backward", "ok"),
+        ("forward", "ok"),
+    ]
+    for row in ours:
+        assert row.agrees and row.low_ms <= row.median_ms <= row.high_ms and row.repeats >= 3
+        assert (row.gpu, row.dtype, row.batch, row.torch) == ("cpu", "float32", 1, torch.__version__)
+        assert "by reference" in row.reason  # which backend ran, and why
+        by_bytes, by_flops = row.floor_bytes / row.copy_gb_s / 1e6, row.floor_flops / row.matmul_tflop_s / 1e9
+        assert row.floor_ms == pytest.approx(max(by_bytes, by_flops), rel=1e-4)
+    assert {file.name for file in tmp_path.iterdir()} == {"operations.csv", "report.md", "routed.png", "routing.png"}
+    assert "routed/14x14-g8-d32-k16 | sdpa | forward |" in (tmp_path / "report.md").read_text()
+    assert "routed_attention by reference" in (tmp_path / "report.md").read_text()
+    assert "[1/" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["operations", "--only", "ruoted"], "--only ruoted --skip  leave no measurement of operations"),
+        (["report"], "no results in"),
+        (["models", "--rivals", "nowhere"], "no folder nowhere: --rivals"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_message(argv, message, tmp_path, capsys):
+    assert run_tool("benchmark", *argv, "--device", "cpu", "--output", str(tmp_path)) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and message in said and said.count("\n") == 1
+
+
+def test_list_prints_names_and_measures_nothing(tmp_path, capsys):
+    arguments = ["memory", "--list", "--device", "cpu", "--output", str(tmp_path / "none"), "--skip", "tokens"]
+    assert run_tool("benchmark", *arguments) == 0
+    assert "biformer_s-800x1333/regions-7/authors/training" in capsys.readouterr().out.splitlines()
+    assert not (tmp_path / "none").exists()
+
+
+def test_patterns_select_by_parts_or_whole_names():
+    cases = operation_cases(SETTINGS)
+    everything = [path(case, m) for case in cases for m in case.measurements]
+    kept = [path(c, m) for c in select(cases, ["routed/*/sdpa/*", "halo/8"], ["backward"]) for m in c.measurements]
+    assert kept == [
+        name
+        for name in everything
+        if ((name.startswith("routed/") and "/sdpa/" in name) or "halo/8" in name) and "backward" not in name
+    ]
+    assert 3 < len(kept) < len(everything)
+
+
+# -- running -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_fails_is_a_row_with_its_reason_and_the_rest_is_measured(tmp_path):
+    broken = Measurement("rival", "forward", lambda: raise_(Absent("not installed")))
+    failing = measurement("worse", lambda: raise_(RuntimeError("out of\n memory")))
+    wrong = Measurement("wrong", "forward", lambda: Run(lambda: 0.3, check=lambda error: (error, 0.1)))
+    alone = Measurement("alone", "forward", lambda: Run(lambda: 0, check=lambda _: raise_(Absent("no reference"))))
+    results = Results(tmp_path / "r.csv")
+    run_cases([case_of(broken, failing, wrong, alone, measurement("good", items=4))], SETTINGS, results)
+    rows = {row.implementation: row for row in read_rows(tmp_path / "r.csv")}
+    assert (rows["rival"].status, rows["rival"].reason) == ("absent", "not installed")
+    assert (rows["worse"].status, rows["worse"].reason) == ("failed", "RuntimeError: out of memory")
+    assert rows["wrong"].status == "ok" and rows["wrong"].agrees is False
+    assert rows["alone"].median_ms is not None and rows["alone"].reason == "not compared: Absent: no reference"
+    assert rows["good"].status == "ok" and rows["good"].agrees is None
+    assert rows["good"].images_per_second == pytest.approx(4e3 / rows["good"].median_ms, rel=1e-4)
+
+
+def test_a_run_that_is_stopped_keeps_what_it_had(tmp_path):
+    results = Results(tmp_path / "r.csv")
+    with pytest.raises(KeyboardInterrupt):
+        stop = measurement("second", lambda: raise_(KeyboardInterrupt()))
+        run_cases([case_of(measurement("first"), stop)], SETTINGS, results)
+    assert [row.implementation for row in read_rows(tmp_path / "r.csv")] == ["first"]
+
+
+def test_a_case_is_replaced_whole_and_others_stay(tmp_path):
+    results = Results(tmp_path / "r.csv")
+    run_cases([case_of(measurement("a"), measurement("b")), case_of(measurement("c"), name="x")], SETTINGS, results)
+    run_cases([case_of(measurement("a"))], SETTINGS, Results(tmp_path / "r.csv"))
+    assert [(row.case, row.implementation) for row in read_rows(tmp_path / "r.csv")] == [("x", "c"), ("made/up", "a")]
+
+
+def test_results_of_another_version_are_not_overwritten(tmp_path):
+    (tmp_path / "r.csv").write_text("case,speed\na,1\n")
+    with pytest.raises(UserError, match="other columns"):
+        Results(tmp_path / "r.csv")
+
+
+def test_missing_cases_are_those_without_an_end(tmp_path):
+    done, cut, new = (case_of(measurement("a"), measurement("b"), name=name) for name in ("done", "cut", "new"))
+    results = Results(tmp_path / "r.csv")
+    run_cases([done], SETTINGS, results)
+    results.add(Row("cut", "a", "forward"))
+    results.add(Row("cut", "b", "forward", status="skipped"))
+    assert [results.has(case) for case in (done, cut, new)] == [True, False, False]
+
+
+def test_after_the_time_limit_nothing_starts_and_what_was_there_stays(tmp_path):
+    run_cases([case_of(measurement("a"))], SETTINGS, Results(tmp_path / "r.csv"))
+    before = read_rows(tmp_path / "r.csv")
+    run_cases([case_of(measurement("a"))], SETTINGS, Results(tmp_path / "r.csv"), minutes=0)
+    assert read_rows(tmp_path / "r.csv") == before
+
+
+def test_quantiles_of_times():
+    assert Timing.of([5.0, 1.0, 2.0, 3.0, 4.0, 6.0]) == Timing(3.5, 2.0, 5.0, 6)
+    assert Timing.of([7.0]) == Timing(7.0, 7.0, 7.0, 1)
+
+
+# -- operations --------------------------------------------------------------------------------------------------------
+
+
+def test_floors_follow_from_counted_bytes_and_flops():
+    costs = attention_costs(tokens=56 * 56, heads=2, depth=32, keys=64)(64, 2)
+    tensor = 64 * 56 * 56 * 64 * 2
+    assert costs["forward"].bytes == 4 * tensor  # q, k, v, output
+    assert costs["forward+backward"].bytes == (4 + 4 + 1 + 3) * tensor  # and these, the output's gradient, three more
+    assert costs["forward"].flops == 2 * (2 * 64 * 56 * 56 * 2 * 64 * 32)  # scores; weighted sums
+    assert costs["forward+backward"].flops == 3.5 * costs["forward"].flops
+    assert costs["forward"].floor_ms(Ceilings(copy=3019e9, matmul=735e12)) == pytest.approx(0.034, abs=5e-4)
+    assert costs["forward"].floor_ms(Ceilings(copy=1e30, matmul=735e12)) == pytest.approx(0.0044, abs=1e-4)
+
+
+def test_every_implementation_that_says_so_computes_the_same():
+    skip = ["compiled", "triton", "flex", "natten", "authors", "/sdpa/", "neighborhood"]
+    cases = select(operation_cases(SETTINGS), ["14x14", "7x7", "8x8"], skip)
+    checked = set()
+    for case in cases:
+        for m in case.measurements:
+            run = m.prepare()
+            if run.check is not None:
+                error, allowed = run.check(run.call())
+                assert error < 1e-5 < allowed, path(case, m)
+                checked.add(m.implementation)
+        case.close()
+    assert checked == {"visionzoo", "visionzoo-reference", "sdpa-masked", "partition-sdpa", "timm"}
+
+
+@pytest.mark.parametrize("measure", ["forward", "forward+backward"])
+def test_another_function_is_found_out(measure):
+    def draw(normal):
+        return {"x": normal(normal.batch, 3, 3), "table": normal(3, 3)}
+
+    functions = {
+        "visionzoo-reference": lambda x, table: x * table,
+        "same": lambda x, table: table * x,
+        "gradient forgotten": lambda x, table: x.detach() * table + 0 * x,
+        "other": lambda x, table: x * table * 1.1,
+    }
+    contenders = {name: Contender(lambda inputs, f=f: f) for name, f in functions.items()}
+    contest = Contest(
+        SETTINGS,
+        "name",
+        8,
+        "shape",
+        draw,
+        contenders,
+        lambda batch, itemsize: {"forward": None, "forward+backward": None},
+        shared=("table",),
+    )
+    agrees = {}
+    for name in contenders:
+        run = contest.prepare(name, measure)
+        error, allowed = run.check(run.call())
+        agrees[name] = error <= allowed
+    assert agrees == {
+        "visionzoo-reference": True,
+        "same": True,
+        "gradient forgotten": measure == "forward",
+        "other": False,
+    }
+
+
+@pytest.mark.parametrize(("length", "kernel", "dilation"), [(7, 3, 1), (9, 3, 2), (14, 7, 2), (7, 7, 1), (13, 3, 4)])
+def test_rivals_see_the_neighborhood_of_natten(length, kernel, dilation):
+    seen = rivals.neighborhood(length, kernel, dilation, CPU)
+    for query in range(length):
+        group = [key for key in range(length) if key % dilation == query % dilation]
+        # the window of `kernel` members around the query, moved inside where it would stick out
+        start = min(max(group.index(query) - kernel // 2, 0), len(group) - kernel)
+        assert seen[query].nonzero().flatten().tolist() == group[start : start + kernel]
+
+
+# -- models and memory -------------------------------------------------------------------------------------------------
+
+
+def test_models_of_a_pair_agree_and_are_measured(tmp_path):
+    cases = select(pair_cases(SETTINGS, Pair("zoo_shvit_s1", "timm", "shvit_s1")), skip=["compiled", "optimized"])
+    run_cases(cases, SETTINGS, Results(tmp_path / "r.csv"))
+    rows = read_rows(tmp_path / "r.csv")
+    assert [(row.case, row.implementation) for row in rows] == [
+        ("shvit_s1/agreement", "visionzoo"),
+        *itertools.product(
+            (f"shvit_s1/{mode}" for mode in ("eager", "autocast", "training", "latency")), ("visionzoo", "timm")
+        ),
+    ]
+    assert all(row.status == "ok" and row.agrees is not False for row in rows)
+    assert rows[0].error < 1e-9 and rows[0].median_ms is None
+    assert [row.agrees for row in rows if row.measure in ("inference", "latency")] == [True] * 6
+    assert [row.batch for row in rows] == [2] * 7 + [1] * 2
+
+
+def test_models_that_differ_do_not_agree():
+    twins = Twins(SETTINGS, Pair("zoo_shvit_s1", "timm", "shvit_s1"))
+    with torch.no_grad():
+        twins.ours().stages[1].blocks[0].mlp.fc2.norm.bias[0] += 0.01
+    assert twins.agree() > 1e-6
+    with torch.no_grad():
+        twins.ours().head.fc.bias += 1
+    error, allowed = twins.check(Mode(2, "inference"), twins.ours().eval()(twins.images(2)))
+    assert error > allowed
+
+
+def test_a_training_step_says_what_it_must_hold():
+    build = partial(timm.create_model, "zoo_shvit_s1", num_classes=10)
+    case = step_case(SETTINGS, "small", {"visionzoo": build}, (64, 64))
+    run = case.measurements[0].prepare()
+    run.call()
+    weights = sum(t.nbytes for t in build().state_dict().values())
+    assert run.fixed_bytes == weights + 2 * 3 * 64 * 64 * 4
+    assert run.held_bytes > run.fixed_bytes + sum(p.nbytes for p in build().parameters()) / 2  # weights in bfloat16
+
+
+def test_saved_bytes_count_each_storage_once_and_only_what_is_kept():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2, bias=False))
+    x = torch.randn(3, 4)
+    known = [*model.parameters(), x]
+    hidden = 3 * 8 * 4  # of ReLU, which saves its output, and of the linear layer, which saves its input
+    assert saved_bytes(lambda: model(x), known) == hidden
+    assert saved_bytes(lambda: model(x), list(model.parameters())) == hidden + x.nbytes
+
+    def forgetful():
+        model(x * 2).sum()  # whose graph is gone at the end
+        return model(x)
+
+    assert saved_bytes(forgetful, known) == hidden
+
+
+# -- aims --------------------------------------------------------------------------------------------------------------
+
+
+def rows_of(**medians):
+    return [
+        Row("c", name.replace("_", "-"), "forward", median_ms=value, floor_ms=0.5) for name, value in medians.items()
+    ]
+
+
+def test_speed_is_their_median_over_ours():
+    target = Target("c", "forward", "times as fast as", 2.0, "authors")
+    verdict = judge(target, rows_of(visionzoo=2.0, authors=5.0, visionzoo_triton=1.0))
+    assert verdict.measured == 2.5 and verdict.met is True
+    assert judge(target, rows_of(visionzoo=2.0, authors=3.9)).met is False
+    assert judge(Target("c", "forward", "times the floor", 2.5), rows_of(visionzoo=2.0)).measured == 4.0
+    assert judge(Target("c", "forward", "ms", 2.0), rows_of(visionzoo=2.0)).met is True
+
+
+def test_aims_without_results_that_count_are_not_judged():
+    target = Target("c", "forward", "times as fast as", 2.0, "authors")
+    rows = rows_of(visionzoo=1.0, authors=5.0)
+    assert judge(target, rows[:1]).met is None and judge(target, []).reason == "visionzoo not measured"
+    rows[1].status, rows[1].reason = "absent", "not installed"
+    assert judge(target, rows).reason == "authors absent: not installed"
+    rows = rows_of(visionzoo=1.0, authors=5.0)
+    rows[0].error, rows[0].allowed_error = math.nan, 0.1
+    assert judge(target, rows).met is None and "off by" in judge(target, rows).reason
+    target = Target("m/training", "training", "times as fast as", 2.0, "timm")
+    rows = [Row("m/training", name, "training", median_ms=1.0) for name in ("visionzoo", "timm")]
+    assert judge(target, rows).met is False
+    rows.append(Row("m/agreement", "visionzoo", "agreement", error=0.1, allowed_error=1e-9))
+    assert judge(target, rows).met is None and "differ by 1.0e-01" in judge(target, rows).reason
+
+
+def test_memory_is_judged_by_what_must_be_held_and_by_its_growth():
+    step = Row("c", "visionzoo", "training", median_ms=1, fixed_mib=100, peak_mib=160, held_mib=200)
+    assert judge(Target("c", "training", "times what must be held", 1.3), [step]).measured == pytest.approx(1.3)
+    series = [
+        Row(f"tokens-routed/{n}", "visionzoo", "forward", tokens=n, peak_mib=m)
+        for n, m in ((1024, 9), (4096, 10), (16384, 40))
+    ]
+    growth = Target("tokens-routed/", "forward", "growth exponent", 1.05)
+    assert judge(growth, series).measured == pytest.approx(1.0)  # between the two largest
+    series[-1].peak_mib = 160
+    assert judge(growth, series).measured == pytest.approx(2.0) and judge(growth, series).met is False
+    assert judge(growth, series[:1]).met is None
+
+
+def test_every_aim_names_measurements_that_exist():
+    cases = [*operation_cases(SETTINGS), *model_cases(SETTINGS), *memory_cases(SETTINGS)]
+    names = [path(case, m) for case in cases for m in case.measurements]
+    assert len(names) == len(set(names))
+    for target in targets():
+        assert target.quantity in QUANTITIES
+        if target.quantity == "growth exponent":
+            ending = f"/{target.ours}/{target.measure}"
+            assert sum(name.startswith(target.case) and name.endswith(ending) for name in names) == 4
+            continue
+        for implementation in filter(None, (target.ours, target.rival)):
+            assert f"{target.case}/{implementation}/{target.measure}" in names
+
+
+def test_a_folder_of_rivals_must_exist(monkeypatch):
+    monkeypatch.setenv("VISIONZOO_RIVALS", "nowhere")
+    with pytest.raises(UserError, match="no folder nowhere"):
+        rivals.use_folder(None)

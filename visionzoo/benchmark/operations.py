@@ -1,0 +1,429 @@
+"""Cases of single operations: our backends and their rivals on the same tensors, forward and with gradients.
+
+A case is a line of `operation_cases`. Inputs are contiguous [B, H, W, G, D]; implementations with another layout get
+views of them, in their own layout where they would have it anyway. Forward runs without autograd; forward+backward
+computes the gradients of all floating inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visionzoo import kernels
+from visionzoo.benchmark import rivals
+from visionzoo.benchmark.cases import Absent, Case, Settings
+from visionzoo.benchmark.contest import BOTH, FORWARD, Contender, Contest, Draw
+from visionzoo.benchmark.rivals import Inputs, compiled
+from visionzoo.benchmark.timing import Cost
+
+BATCH = 64
+MAP_BATCH = 128  # of convolutions and norms, whose maps are quick to read
+
+
+def operation_cases(settings: Settings) -> list[Case]:
+    """List all cases of operations."""
+    groups = (_routed, _routing, _neighborhood, _window, _halo, _linear, _depthwise, _group_norm, _channel)
+    return [case for group in groups for case in group(settings)]
+
+
+def token_cases(settings: Settings) -> list[Case]:
+    """List cases of growing maps, up to 65,536 tokens, for operations whose memory should grow with the tokens."""
+    cases = []
+    for side in (32, 64, 128, 256):
+        sizes: dict[str, Any] = {"batch": 1, "side": side, "heads": 4, "depth": 32}
+        cases += [
+            routed_case(settings, f"tokens-routed/{side * side}", **sizes, regions=8, topk=4),
+            neighborhood_case(settings, f"tokens-neighborhood/{side * side}", **sizes, kernel_size=7),
+            linear_case(settings, f"tokens-linear/{side * side}", **sizes, feature_map="relu"),
+        ]
+    return cases
+
+
+def _routed(settings: Settings) -> Iterator[Case]:
+    for side, heads, topk in ((56, 2, 1), (28, 4, 4), (14, 8, 16)):  # BiFormer's stages at 224 px
+        name = f"routed/{side}x{side}-g{heads}-d32-k{topk}"
+        yield routed_case(settings, name, batch=BATCH, side=side, heads=heads, depth=32, regions=7, topk=topk)
+
+
+def routed_case(
+    settings: Settings, name: str, *, batch: int, side: int, heads: int, depth: int, regions: int, topk: int
+) -> Case:
+    """Routed attention on a random graph of regions."""
+
+    def draw(normal: Draw) -> Inputs:
+        q, k, v = (normal(normal.batch, side, side, heads, depth) for _ in range(3))
+        count = regions * regions
+        order = torch.rand(normal.batch, count, count, device=q.device, generator=normal.generator).argsort(-1)
+        return {"q": q, "k": k, "v": v, "index": order[..., :topk].contiguous()}
+
+    contenders = {
+        **zoo("routed_attention", regions=regions, check_index=False),
+        "authors": Contender(rivals.authors_routed_attention(regions)),
+        "authors-compiled": Contender(compiled(rivals.authors_routed_attention(regions))),
+        "sdpa": Contender(rivals.dense_attention(), same=False),
+    }
+    if side * side <= 2**13:  # its mask has the square of that many numbers
+        contenders["sdpa-masked"] = Contender(rivals.dense_attention(rivals.region_mask(regions)))
+    keys = topk * (side // regions) ** 2
+    shape = f"{side}x{side}, {heads} heads of {depth}, {regions}x{regions} regions, top-{topk}"
+    return Contest(
+        settings, name, batch, shape, draw, contenders, attention_costs(side * side, heads, depth, keys)
+    ).case(side * side)
+
+
+def _routing(settings: Settings) -> Iterator[Case]:
+    for side, heads, topk in ((56, 2, 1), (28, 4, 4), (14, 8, 16)):
+
+        def draw(normal: Draw, side: int = side, heads: int = heads) -> Inputs:
+            return {name: normal(normal.batch, side, side, heads, 32) for name in "qk"}
+
+        contenders = {
+            **zoo("route_regions", regions=7, topk=topk),
+            "authors": Contender(rivals.authors_router(7, topk)),
+            "authors-compiled": Contender(compiled(rivals.authors_router(7, topk))),
+        }
+        yield Contest(
+            settings,
+            f"routing/{side}x{side}-g{heads}-d32-k{topk}",
+            BATCH,
+            f"{side}x{side}, {heads} heads of 32, 7x7 regions, top-{topk}",
+            draw,
+            contenders,
+            partial(_routing_costs, side * side * heads * 32),
+        ).case(side * side)
+
+
+def _routing_costs(numbers: int, batch: int, itemsize: int) -> dict[str, Cost]:
+    return {FORWARD: Cost(2 * batch * numbers * itemsize, 0)}  # read q and k; the rest is small
+
+
+def _neighborhood(settings: Settings) -> Iterator[Case]:
+    # NAT and DiNAT at 224 px, kernel 7: each stage without dilation and with its largest
+    for side, heads, dilations in ((56, 2, (1, 8)), (28, 4, (1, 4)), (14, 8, (1, 2)), (7, 16, (1,))):
+        for dilation in dilations:
+            for bias in (False, True):
+                name = f"neighborhood/{side}x{side}-g{heads}-d32-k7-x{dilation}{'-bias' if bias else ''}"
+                yield neighborhood_case(
+                    settings,
+                    name,
+                    batch=BATCH,
+                    side=side,
+                    heads=heads,
+                    depth=32,
+                    kernel_size=7,
+                    dilation=dilation,
+                    bias=bias,
+                )
+    yield neighborhood_case(
+        settings, "neighborhood/128x128-g4-d64-k13-x1", batch=8, side=128, heads=4, depth=64, kernel_size=13
+    )
+
+
+def neighborhood_case(
+    settings: Settings,
+    name: str,
+    *,
+    batch: int,
+    side: int,
+    heads: int,
+    depth: int,
+    kernel_size: int,
+    dilation: int = 1,
+    bias: bool = False,
+) -> Case:
+    """Neighborhood attention, with or without relative position bias."""
+
+    def draw(normal: Draw) -> Inputs:
+        inputs = {name: normal(normal.batch, side, side, heads, depth) for name in "qkv"}
+        if bias:
+            inputs["bias"] = normal(heads, 2 * kernel_size - 1, 2 * kernel_size - 1)
+        return inputs
+
+    contenders = {
+        **zoo("neighborhood_attention", kernel_size=kernel_size, dilation=dilation),
+        "flex": Contender(rivals.flex_neighborhood_attention(kernel_size, dilation)),
+        "sdpa": Contender(rivals.dense_attention(), same=side == kernel_size and not bias),
+    }
+    if not bias:
+        contenders["natten"] = Contender(rivals.natten(kernel_size, dilation))
+        if side <= 128:
+            mask = rivals.neighborhood_mask(kernel_size, dilation)
+            contenders["sdpa-masked"] = Contender(rivals.dense_attention(mask))
+    costs = attention_costs(side * side, heads, depth, kernel_size**2)
+    shape = f"{side}x{side}, {heads} heads of {depth}, kernel {kernel_size}, dilation {dilation}{', bias' * bias}"
+    return Contest(settings, name, batch, shape, draw, contenders, costs, shared=("bias",)).case(side * side)
+
+
+def _window(settings: Settings) -> Iterator[Case]:
+    for side, heads in ((56, 3), (28, 6), (14, 12), (7, 24)):  # DaViT's and Swin's tiny variants at 224 px
+        yield window_case(settings, f"window/{side}x{side}-g{heads}-d32-w7", side, heads)
+    for side, heads in ((56, 3), (14, 12)):
+        yield window_case(settings, f"window/{side}x{side}-g{heads}-d32-w7-shifted-bias", side, heads, shifted=True)
+
+
+def window_case(settings: Settings, name: str, side: int, heads: int, shifted: bool = False) -> Case:
+    """Attention in windows of 7×7; as in shifted windows with bias and with parts that stay apart, or with neither."""
+    regions = (side // 7, side // 7)
+
+    def draw(normal: Draw) -> Inputs:
+        inputs = {name: normal(normal.batch, side, side, heads, 32) for name in "qkv"}
+        if shifted:
+            inputs["bias"] = normal(heads, 49, 49)
+            last = (torch.arange(side, device=normal.device) >= side - 3).long()
+            inputs["segments"] = 2 * last[:, None] + last
+        return inputs
+
+    def ours(backend: str, inputs: Inputs) -> Callable[..., Tensor]:
+        return partial(operation("routed_attention"), index=None, regions=regions, backend=backend)
+
+    contenders = {
+        **backends(ours),
+        "partition-sdpa": Contender(rivals.partitioned_window_attention(regions)),
+        "partition-sdpa-compiled": Contender(compiled(rivals.partitioned_window_attention(regions))),
+    }
+    if not shifted:  # what is left where a model cuts its map into windows once, before the projection
+        contenders["sdpa-of-windows"] = Contender(
+            rivals.window_attention_of_windows, same=False, rearrange=rivals.windows_first(regions)
+        )
+    shape = f"{side}x{side}, {heads} heads of 32, windows of 7x7{', shifted, bias' * shifted}"
+    costs = attention_costs(side * side, heads, 32, 49)
+    return Contest(settings, name, BATCH, shape, draw, contenders, costs, shared=("bias", "segments")).case(side**2)
+
+
+def _halo(settings: Settings) -> Iterator[Case]:
+    for side, heads, depth in ((32, 4, 32), (16, 8, 32), (8, 8, 64)):  # halonet50ts at 256 px
+        yield halo_case(settings, f"halo/{side}x{side}-g{heads}-d{depth}-b8-h3", side, heads, depth)
+
+
+def halo_case(settings: Settings, name: str, side: int, heads: int, depth: int) -> Case:
+    """Halo attention with blocks of 8×8 and a rim of 3, keys and values from one projection."""
+
+    def draw(normal: Draw) -> Inputs:
+        return {
+            "q": normal(normal.batch, side, side, heads, depth),
+            "kv": normal(normal.batch, side, side, heads, 2 * depth),
+            "rel_height": normal(27, depth, scale=depth**-0.5),
+            "rel_width": normal(27, depth, scale=depth**-0.5),
+        }
+
+    def ours(backend: str, inputs: Inputs) -> Callable[..., Tensor]:
+        attention = operation("halo_attention")
+
+        def call(q: Tensor, kv: Tensor, rel_height: Tensor, rel_width: Tensor) -> Tensor:
+            k, v = kv.split(depth, -1)
+            return attention(q, k, v, rel_height, rel_width, block_size=8, halo_size=3, backend=backend)
+
+        return call
+
+    contenders = {
+        **backends(ours),
+        "timm": Contender(rivals.timm_halo_attention(8, 3)),
+        "timm-compiled": Contender(compiled(rivals.timm_halo_attention(8, 3))),
+    }
+    shape = f"{side}x{side}, {heads} heads of {depth}, blocks of 8x8, halo 3"
+    costs = attention_costs(side * side, heads, depth, 14**2)
+    return Contest(settings, name, BATCH, shape, draw, contenders, costs, shared=("rel_height", "rel_width")).case(
+        side**2
+    )
+
+
+def _linear(settings: Settings) -> Iterator[Case]:
+    for side, heads, batch in ((56, 2, BATCH), (14, 8, BATCH), (128, 4, 8)):
+        for feature_map in ("focused", "relu", "elu", "softmax"):
+            name = f"linear/{side}x{side}-g{heads}-d32-{feature_map}"
+            yield linear_case(settings, name, batch=batch, side=side, heads=heads, depth=32, feature_map=feature_map)
+
+
+def linear_case(
+    settings: Settings, name: str, *, batch: int, side: int, heads: int, depth: int, feature_map: str
+) -> Case:
+    """Linear attention, "focused" with a temperature as in FLatten."""
+
+    def draw(normal: Draw) -> Inputs:
+        inputs = {name: normal(normal.batch, side, side, heads, depth) for name in "qkv"}
+        if feature_map == "focused":
+            inputs["temperature"] = normal(heads, depth, scale=0.1, mean=1.0)
+        return inputs
+
+    ours = zoo("linear_attention", feature_map=feature_map)
+    contenders = {
+        **ours,
+        "visionzoo-reference-compiled": Contender(compiled(ours["visionzoo-reference"].make)),
+        "sdpa": Contender(rivals.dense_attention(), same=False),
+    }
+
+    def costs(batch: int, itemsize: int) -> dict[str, Cost]:
+        tensor, product = batch * side**2 * heads * depth, 2 * batch * side**2 * heads * depth**2
+        # Forward: read q, k, v, write the output; two products with the state. Backward: read q, k, v and the output's
+        # gradient, write three gradients; four products with the state or its gradient.
+        return {
+            FORWARD: Cost(4 * tensor * itemsize, 2 * product),
+            BOTH: Cost((4 + 7) * tensor * itemsize, (2 + 4) * product),
+        }
+
+    shape = f"{side}x{side}, {heads} heads of {depth}, {feature_map}"
+    return Contest(settings, name, batch, shape, draw, contenders, costs, shared=("temperature",)).case(side * side)
+
+
+def _depthwise(settings: Settings) -> Iterator[Case]:
+    # BiFormer's and DaViT's residual convolutions, BiFormer's position terms of v, PVTv2's and FLatten's inside MLPs
+    for side, dim in ((56, 64), (28, 128), (14, 256), (7, 512), (56, 96), (14, 384), (56, 512), (14, 1280)):
+        yield depthwise_case(settings, f"depthwise/{side}x{side}-c{dim}-k3", side, dim, 3, "itself")
+    for side, dim in ((56, 64), (28, 128), (14, 256), (7, 512)):
+        yield depthwise_case(settings, f"depthwise/{side}x{side}-c{dim}-k5-of-v", side, dim, 5, "other")
+    yield depthwise_case(settings, "depthwise/56x56-c64-k7", 56, 64, 7, None)
+    yield depthwise_case(settings, "depthwise/56x56-c32-k3-stripes", 56, 32, 3, "other", regions=(1, 56))
+
+
+def depthwise_case(
+    settings: Settings,
+    name: str,
+    side: int,
+    dim: int,
+    kernel_size: int,
+    residual: str | None,
+    regions: tuple[int, int] | None = None,
+) -> Case:
+    """Depthwise convolution, alone, plus its input ("itself"), or of a third of a projection plus an "other" map."""
+
+    def draw(normal: Draw) -> Inputs:
+        x = normal(normal.batch, side, side, 3 * dim if residual == "other" else dim)
+        inputs = {
+            "x": x[..., -dim:].detach().requires_grad_(),
+            "weight": normal(dim, 1, kernel_size, kernel_size),
+            "bias": normal(dim),
+        }
+        return inputs | ({"y": normal(normal.batch, side, side, dim)} if residual == "other" else {})
+
+    def ours(backend: str, inputs: Inputs) -> Callable[..., Tensor]:
+        convolution = operation("depthwise_conv")
+
+        def call(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor | None = None) -> Tensor:
+            added = x if residual == "itself" else y
+            return convolution(x, weight, bias, residual=added, regions=regions, backend=backend)
+
+        return call
+
+    contenders = {
+        **backends(ours),
+        "cudnn-compiled": Contender(compiled(lambda inputs: ours("reference", inputs))),
+    }
+
+    def costs(batch: int, itemsize: int) -> dict[str, Cost]:
+        # forward: read x and an added map, write the output; backward: read x and the output's gradient, write x's.
+        # Few operations, which are none of the matrix units.
+        numbers = batch * side**2 * dim
+        forward = (3 if residual == "other" else 2) * numbers * itemsize
+        return {FORWARD: Cost(forward, 0), BOTH: Cost(forward + 3 * numbers * itemsize, 0)}
+
+    shape = f"{side}x{side}, {dim} channels, kernel {kernel_size}"
+    if residual:
+        shape += ", plus its input" if residual == "itself" else ", of a part of a projection, plus a map"
+    if regions:
+        shape += f", in {regions[0]}x{regions[1]} regions"
+    return Contest(settings, name, MAP_BATCH, shape, draw, contenders, costs, shared=("weight", "bias")).case(
+        side * side
+    )
+
+
+def _group_norm(settings: Settings) -> Iterator[Case]:
+    for side, dim in ((56, 64), (28, 128), (14, 320), (7, 512)):  # poolformer_s12 at 224 px
+
+        def draw(normal: Draw, side: int = side, dim: int = dim) -> Inputs:
+            return {"x": normal(normal.batch, side, side, dim), "weight": normal(dim, mean=1.0), "bias": normal(dim)}
+
+        def costs(batch: int, itemsize: int, numbers: int = side * side * dim) -> dict[str, Cost]:
+            # read for the statistics, read again and write; backward: read input and gradient twice, and write
+            passes = batch * numbers * itemsize
+            return {FORWARD: Cost(3 * passes, 0), BOTH: Cost((3 + 5) * passes, 0)}
+
+        contenders = {
+            **zoo("group_norm"),
+            "torch-nchw": Contender(rivals.group_norm_nchw, same=False, rearrange=rivals.channels_first),
+        }
+        name, shape = f"group_norm/{side}x{side}-c{dim}", f"{side}x{side}, {dim} channels"
+        yield Contest(settings, name, MAP_BATCH, shape, draw, contenders, costs, shared=("weight", "bias")).case(
+            side**2
+        )
+
+
+def _channel(settings: Settings) -> Iterator[Case]:
+    for side, heads in ((56, 3), (28, 6), (14, 12), (7, 24)):  # davit_t at 224 px
+
+        def draw(normal: Draw, side: int = side, heads: int = heads) -> Inputs:
+            return {name: normal(normal.batch, side, side, heads, 32) for name in "qkv"}
+
+        def costs(batch: int, itemsize: int, side: int = side, heads: int = heads) -> dict[str, Cost]:
+            # read q, k and v, write the output; backward: read those and the output's gradient, write three gradients.
+            # Two products forward, four more backward, and that of the keys and values once more.
+            numbers, product = batch * side**2 * heads * 32, 2 * batch * side**2 * heads * 32**2
+            return {
+                FORWARD: Cost(4 * numbers * itemsize, 2 * product),
+                BOTH: Cost((4 + 7) * numbers * itemsize, (2 + 5) * product),
+            }
+
+        ours = zoo("channel_attention")
+        contenders = {
+            **ours,
+            "visionzoo-reference-compiled": Contender(compiled(ours["visionzoo-reference"].make)),
+        }
+        name, shape = f"channel/{side}x{side}-g{heads}-d32", f"{side}x{side}, {heads} heads of 32"
+        yield Contest(settings, name, BATCH, shape, draw, contenders, costs).case(side**2)
+
+
+def attention_costs(tokens: int, heads: int, depth: int, keys: int) -> Callable[[int, int], dict[str, Cost]]:
+    """Least work of attention with `keys` keys a query, as a function of batch and bytes a number.
+
+    Forward: q, k, v read once and the output written once; two products of 2·D FLOPs a pair. Backward: those four and
+    the output's gradient read, three gradients written; five products, the scores among them once more.
+    """
+
+    def costs(batch: int, itemsize: int) -> dict[str, Cost]:
+        tensor, pairs = batch * tokens * heads * depth * itemsize, batch * tokens * heads * keys
+        return {
+            FORWARD: Cost(4 * tensor, 2 * 2 * depth * pairs),
+            BOTH: Cost((4 + 8) * tensor, (2 + 5) * 2 * depth * pairs),
+        }
+
+    return costs
+
+
+def operation(name: str) -> Callable[..., Tensor]:
+    """Return the public function of an operation.
+
+    Raises:
+        Absent: if this version of visionzoo has none of that name.
+    """
+    function = getattr(kernels, name, None)
+    if function is None:
+        raise Absent(f"this version of visionzoo has no {name}")
+    return function
+
+
+def zoo(name: str, **options: Any) -> dict[str, Contender]:
+    """Return our implementations of an operation that takes the case's inputs by name."""
+    return backends(lambda backend, inputs: partial(operation(name), **options, backend=backend))
+
+
+def backends(make: Callable[[str, Inputs], Callable[..., Tensor]]) -> dict[str, Contender]:
+    """Return what users get ("visionzoo", the backend "auto"), and each backend by name."""
+
+    def triton(inputs: Inputs) -> Callable[..., Tensor]:
+        function = make("triton", inputs)
+        try:
+            with torch.no_grad():
+                function(**inputs)
+        except ValueError as error:  # how a backend that was asked for by name says that it cannot run
+            raise Absent(str(error)) from error
+        return function
+
+    return {
+        "visionzoo": Contender(partial(make, "auto")),
+        "visionzoo-triton": Contender(triton),
+        "visionzoo-reference": Contender(partial(make, "reference")),
+    }

@@ -1,0 +1,245 @@
+"""A Markdown report and pictures of the results in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from visionzoo.benchmark.results import Row, read_rows
+from visionzoo.benchmark.targets import Verdict, judge, targets
+from visionzoo.engine.checkpoints import write_atomically
+from visionzoo.engine.errors import UserError, require
+
+SUITES = ("operations", "models", "memory")
+REPORT = "report.md"
+COLOURS = {"visionzoo": "tab:red", "authors": "tab:blue", "timm": "tab:blue", "flex": "tab:green", "natten": "tab:cyan"}
+
+
+def write_report(folder: Path, *, pictures: bool = True) -> str:
+    """Write report.md and pictures (which take matplotlib) from the CSV files in `folder`; return the table of aims.
+
+    Raises:
+        UserError: if there are no results.
+    """
+    suites = {suite: read_rows(folder / f"{suite}.csv") for suite in SUITES}
+    rows = [row for suite in suites.values() for row in suite]
+    if not rows:
+        raise UserError(f"no results in {folder}: expected {', '.join(f'{suite}.csv' for suite in SUITES)}")
+    aims = aims_table(judge(target, rows) for target in targets())
+    parts = ["# Benchmarks", *_environments(rows), "## Aims", aims]
+    for suite, own in suites.items():
+        if own:
+            parts.append(f"## {suite.capitalize()}")
+            for name, figure in DRAW[suite](own).items() if pictures else ():
+                _save(figure, folder / f"{name}.png")
+                parts.append(f"![{name}]({name}.png)")
+            parts.append(results_table(own))
+    text = "\n\n".join(parts) + "\n"
+    write_atomically(folder / REPORT, lambda file: file.write(text.encode()))
+    return aims
+
+
+def _environments(rows: Sequence[Row]) -> list[str]:
+    said = {
+        f"{row.gpu}, torch {row.torch}, triton {row.triton}, timm {row.timm}, visionzoo {row.visionzoo}, "
+        f"Python {row.python}"
+        for row in rows
+    }
+    rates = {
+        f"copy {row.copy_gb_s:.0f} GB/s, matrix product in {row.dtype} {row.matmul_tflop_s:.0f} TFLOP/s"
+        for row in rows
+        if row.copy_gb_s is not None and row.matmul_tflop_s is not None
+    }
+    how = (
+        "Medians, in brackets the 20 % and 80 % quantiles. All rows of a case come from one process. The floor is the "
+        "larger of bytes to move over the rate of a copy and FLOPs over the rate of a matrix product. What was "
+        "measured and how is said in `visionzoo/benchmark`; `tools/benchmark.py` measures it again."
+    )
+    return [*(f"- {line}" for line in sorted(said) + sorted(rates)), how]
+
+
+def aims_table(verdicts: Iterable[Verdict]) -> str:
+    """Lay out targets and what was measured as Markdown; targets of which no side was measured are left out."""
+    lines = [("Case", "What", "Quantity", "Aim", "Measured", "")]
+    for verdict in verdicts:
+        target = verdict.target
+        if verdict.met is None and verdict.reason == f"{target.ours} not measured":
+            continue
+        quantity = f"{target.ours}: {target.quantity} {target.rival}".strip()
+        measured = verdict.reason if verdict.measured is None else f"{verdict.measured:.3g}"
+        word = {None: "not measured", True: "met", False: "**missed**"}[verdict.met]
+        lines.append((target.case, target.measure, quantity, f"{target.aim:g}", measured, word))
+    return _markdown(lines)
+
+
+def results_table(rows: Iterable[Row]) -> str:
+    """Lay out rows as Markdown."""
+    lines = [("Case", "Implementation", "What", "ms", "img/s", "Floor ms", "Peak MiB", "Error", "Remark")]
+    for row in rows:
+        error = "" if row.error is None else f"{row.error:.1e}" + ("" if row.agrees else " **differs**")
+        time = "" if row.median_ms is None else f"{row.median_ms:.4g} ({row.low_ms:.4g} to {row.high_ms:.4g})"
+        lines.append(
+            (
+                row.case,
+                row.implementation,
+                row.measure,
+                time if row.status == "ok" else row.status,
+                _number(row.images_per_second, ".0f"),
+                _number(row.floor_ms, ".3g"),
+                _number(row.peak_mib, ".1f"),
+                error,
+                row.reason,
+            )
+        )
+    return _markdown(lines)
+
+
+def _number(value: float | None, style: str) -> str:
+    return "" if value is None else format(value, style)
+
+
+def _markdown(lines: Sequence[tuple[str, ...]]) -> str:
+    rule = tuple("---" for _ in lines[0])
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in (lines[0], rule, *lines[1:])
+    )
+
+
+def draw_operations(rows: Sequence[Row]) -> dict[str, Any]:
+    """Draw a picture an operation."""
+    operations = dict.fromkeys(row.case.split("/")[0] for row in rows)
+    return {name: _draw_operation([row for row in rows if row.case.startswith(f"{name}/")]) for name in operations}
+
+
+def _draw_operation(rows: Sequence[Row]) -> Any:
+    """Draw a panel a case: the median of each implementation as a dot with its number, the floors as lines."""
+    cases = list(dict.fromkeys(row.case for row in rows if row.median_ms is not None))
+    figure, panels = _figure(max(len(cases), 1), columns=3, height=2.6)
+    for panel, case in zip(panels, cases, strict=False):
+        own = [row for row in rows if row.case == case and row.median_ms is not None]
+        labels = list(dict.fromkeys(row.implementation for row in own))
+        for row in own:
+            forward, place = row.measure == "forward", labels.index(row.implementation)
+            colour = _colour(row.implementation)
+            panel.plot(row.median_ms, place, "o", color=colour, fillstyle="full" if forward else "none", markersize=5)
+            panel.annotate(
+                f"{row.median_ms:.3g}",
+                (row.median_ms, place),
+                xytext=(0, 5 if forward else -9),
+                textcoords="offset points",
+                ha="center",
+                fontsize=5,
+            )
+            if row.floor_ms is not None:
+                panel.axvline(row.floor_ms, color="black", linewidth=0.8, linestyle="-" if forward else "--")
+        panel.set_yticks(range(len(labels)), labels)
+        panel.set_ylim(len(labels) - 0.4, -0.6)
+        panel.set_xscale("log")
+        panel.tick_params(which="both", labelsize=6)
+        panel.grid(axis="y", alpha=0.3)
+        panel.set_xlabel("ms; filled: forward, hollow: with backward; lines: their floors", fontsize=6)
+        panel.set_title(f"{case}, {own[0].dtype}, batch {own[0].batch}", fontsize=7)
+    return figure
+
+
+def draw_models(rows: Sequence[Row]) -> dict[str, Any]:
+    """Draw a panel a mode: bars of images a second of each model, for single images of the latency."""
+    measured = [row for row in rows if row.median_ms is not None]
+    modes = list(dict.fromkeys(row.case.split("/")[-1] for row in measured))
+    most = max((sum(row.case.endswith(f"/{mode}") for row in measured) for mode in modes), default=1)
+    figure, panels = _figure(max(len(modes), 1), columns=2, height=1 + 0.2 * most)
+    for panel, mode in zip(panels, modes, strict=False):
+        own = [row for row in measured if row.case.endswith(f"/{mode}")]
+        latency = own[0].measure == "latency"
+        values = [(row.median_ms if latency else row.images_per_second) or 0 for row in own]
+        models = [row.case.split("/")[0] for row in own]
+        gaps = [0.6 * list(dict.fromkeys(models)).index(model) for model in models]
+        places = [i + gap for i, gap in enumerate(gaps)]
+        bars = panel.barh(places, values, color=[_colour(row.implementation) for row in own])
+        panel.bar_label(bars, fmt="%.3g" if latency else "%.0f", fontsize=6, padding=2)
+        panel.set_yticks(places, [f"{m} {row.implementation}" for m, row in zip(models, own, strict=True)])
+        panel.tick_params(labelsize=6)
+        panel.margins(x=0.1, y=0.01)
+        panel.invert_yaxis()
+        panel.set_xlabel("ms" if latency else "images/s", fontsize=7)
+        panel.set_title(f"{mode}: {own[0].dtype}, {own[0].layout}, batch {own[0].batch}", fontsize=8)
+    return {"models": figure}
+
+
+def draw_memory(rows: Sequence[Row]) -> dict[str, Any]:
+    """Draw time and memory against tokens for each series, and what training steps take and must hold."""
+    series = list(dict.fromkeys(row.case.split("/")[0] for row in rows if row.tokens is not None))
+    steps = [row for row in rows if row.held_mib is not None]
+    figure, panels = _figure(2 * len(series) + bool(steps), columns=2, height=3.0)
+    for i, name in enumerate(series):
+        own = [row for row in rows if row.case.startswith(f"{name}/") and row.median_ms is not None]
+        _lines(panels[2 * i], own, lambda row: row.median_ms, "ms", floor=True)
+        _lines(panels[2 * i + 1], own, lambda row: row.peak_mib, "MiB beyond the inputs")
+        for panel in panels[2 * i : 2 * i + 2]:
+            panel.set_title(f"{name.removeprefix('tokens-')}, {own[0].dtype if own else ''}, one map", fontsize=8)
+    if steps:
+        panel = panels[2 * len(series)]
+        labels = [f"{row.case.split('/')[-1]} {row.implementation}" for row in steps]
+        peaks = [(row.fixed_mib or 0) + (row.peak_mib or 0) for row in steps]
+        panel.barh(labels, peaks, color="tab:gray", label="peak")
+        panel.barh(labels, [row.held_mib or 0 for row in steps], height=0.4, color="tab:red", label="must be held")
+        panel.set_xlabel("MiB")
+        panel.set_title(f"{steps[0].case.split('/')[0]}, {steps[0].shape}, training step", fontsize=8)
+        panel.tick_params(labelsize=6)
+        panel.legend(fontsize=6)
+        panel.invert_yaxis()
+    return {"memory": figure}
+
+
+DRAW: dict[str, Callable[[Sequence[Row]], dict[str, Any]]] = {
+    "operations": draw_operations,
+    "models": draw_models,
+    "memory": draw_memory,
+}
+
+
+def _figure(count: int, *, columns: int, height: float) -> tuple[Any, list[Any]]:
+    require("matplotlib")
+    from matplotlib.figure import Figure  # not pyplot: no display, no global state
+
+    columns = min(columns, count)
+    lines = -(-count // columns)
+    figure = Figure(figsize=(5 * columns, height * lines), layout="constrained")
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for panel in panels[count:]:
+        panel.set_visible(False)
+    return figure, panels
+
+
+def _lines(
+    panel: Any, rows: Sequence[Row], value: Callable[[Row], float | None], unit: str, floor: bool = False
+) -> None:
+    names = list(dict.fromkeys(row.implementation for row in rows))
+    for measure, style in (("forward", "-"), ("forward+backward", "--")):
+        own = [row for row in rows if row.measure == measure]
+        for i, name in enumerate(names):
+            points = [(row.tokens, value(row)) for row in own if row.implementation == name and value(row)]
+            if points:
+                label = name if measure == "forward" else None
+                panel.plot(*zip(*points, strict=True), style, marker=".", color=f"C{i}", label=label)
+        floors = sorted({(row.tokens, row.floor_ms) for row in own if row.floor_ms is not None})
+        if floor and floors:
+            label = "floor" if measure == "forward" else None
+            panel.plot(*zip(*floors, strict=True), style, color="black", linewidth=0.8, label=label)
+    panel.set_xscale("log", base=2)
+    panel.set_yscale("log")
+    panel.set_xlabel("tokens; dashed: with backward", fontsize=7)
+    panel.set_ylabel(unit, fontsize=7)
+    panel.tick_params(which="both", labelsize=6)
+    panel.grid(alpha=0.3)
+    if floor and panel.lines:  # the panel beside it has the same lines
+        panel.legend(fontsize=6, loc="center right", bbox_to_anchor=(-0.15, 0.5))
+
+
+def _colour(implementation: str) -> str:
+    return COLOURS.get(implementation.split("-")[0], "tab:gray")
+
+
+def _save(figure: Any, path: Path) -> None:
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))

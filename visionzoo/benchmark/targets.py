@@ -1,0 +1,156 @@
+"""What we aim at, as a table, and what rows of results say of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from visionzoo.benchmark.models import smallest
+from visionzoo.benchmark.results import Row
+
+# quantity -> whether the aim is a lower bound
+QUANTITIES = {
+    "times as fast as": True,  # their median over ours
+    "times the floor": False,  # our median over what the machine's rates allow
+    "ms": False,  # our median
+    "times what must be held": False,  # peak over held memory
+    "growth exponent": False,  # of peak memory with the number of tokens: 1 is linear
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """One aim.
+
+    Args:
+        case: name of the case; for the growth exponent the beginning of the names of a series.
+        measure: what of it.
+        quantity: one of `QUANTITIES`.
+        aim: what the quantity should be, at least or at most.
+        rival: implementation that is compared with, for "times as fast as".
+        ours: our implementation.
+    """
+
+    case: str
+    measure: str
+    quantity: str
+    aim: float
+    rival: str = ""
+    ours: str = "visionzoo"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a target: the quantity measured, or the reason why it was not."""
+
+    target: Target
+    measured: float | None
+    reason: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the aim is met; None where nothing was measured."""
+        if self.measured is None:
+            return None
+        at_least = QUANTITIES[self.target.quantity]
+        return self.measured >= self.target.aim if at_least else self.measured <= self.target.aim
+
+
+def targets() -> Iterator[Target]:
+    """Yield all aims; they are meant for one H100 in bfloat16 and each case's own batch size."""
+    both, faster = "forward+backward", "times as fast as"
+    for case in ("routed/56x56-g2-d32-k1", "routed/28x28-g4-d32-k4"):
+        yield Target(case, "forward", faster, 5.0, "authors")
+        yield Target(case, both, faster, 8.0, "authors")
+    yield Target("routed/56x56-g2-d32-k1", "forward", "times the floor", 2.5)
+    for measure in ("forward", both):
+        yield Target("routed/14x14-g8-d32-k16", measure, faster, 1.0, "sdpa-masked")
+
+    yield Target("neighborhood/56x56-g2-d32-k7-x1", "forward", faster, 3.0, "flex")
+    yield Target("neighborhood/56x56-g2-d32-k7-x1", both, faster, 2.5, "flex")
+    for measure in ("forward", both):
+        yield Target("neighborhood/28x28-g4-d32-k7-x1", measure, faster, 2.0, "flex")
+    stages = ("56x56-g2-d32-k7-x1", "56x56-g2-d32-k7-x8", "28x28-g4-d32-k7-x1", "28x28-g4-d32-k7-x4")
+    for stage in (*stages, "14x14-g8-d32-k7-x1", "14x14-g8-d32-k7-x2", "7x7-g16-d32-k7-x1"):
+        for measure in ("forward", both):
+            yield Target(f"neighborhood/{stage}", measure, faster, 1.0, "sdpa")
+
+    compiled, optimized = "visionzoo-compiled", "visionzoo-optimized"
+    yield Target("biformer_t/eager", "inference", faster, 3.0, "authors")
+    yield Target("biformer_t/compiled", "inference", faster, 2.0, "authors-compiled", compiled)
+    yield Target("biformer_t/training", "training", faster, 2.5, "authors")
+    for model in ("davit_t", "halonet_50ts"):
+        yield Target(f"{model}/eager", "inference", faster, 1.5, "timm")
+    for model in ("levit_128s", "levit_256", "shvit_s1", "shvit_s4", "poolformer_s12", "poolformer_s24"):
+        yield Target(f"{model}/eager", "inference", faster, 1.0, "timm")
+        yield Target(f"{model}/autocast", "inference", faster, 1.0, "timm")
+        yield Target(f"{model}/training", "training", faster, 1.0, "timm")
+        yield Target(f"{model}/compiled", "inference", faster, 1.0, "timm-compiled", compiled)
+        yield Target(f"{model}/compiled", "inference", faster, 1.2, "timm-compiled", optimized)
+        yield Target(f"{model}/latency", "latency", faster, 1.0, "timm")
+    for pair in smallest():
+        yield Target(f"{pair.name}/latency", "latency", "ms", 1.5, ours=optimized)
+
+    for regions in (7, 16):
+        yield Target(f"biformer_s-800x1333/regions-{regions}", "training", "times what must be held", 1.3)
+    for operation in ("routed", "neighborhood", "linear"):
+        yield Target(f"tokens-{operation}/", both, "growth exponent", 1.05)
+
+
+def judge(target: Target, rows: Sequence[Row]) -> Verdict:
+    """Look up a target in rows of results; rows whose results are off do not count."""
+    if target.quantity == "growth exponent":
+        return _growth(target, rows)
+    ours = _find(rows, target, target.ours)
+    if isinstance(ours, str):
+        return Verdict(target, None, ours)
+    if ours.agrees is False:
+        return Verdict(target, None, f"{target.ours} is off by {ours.error:.1e}, allowed is {ours.allowed_error:.1e}")
+    assert ours.median_ms is not None
+    if target.quantity == "ms":
+        return Verdict(target, ours.median_ms)
+    if target.quantity == "times the floor":
+        return _quotient(target, ours.median_ms, ours.floor_ms, "no floor")
+    if target.quantity == "times what must be held":
+        if ours.peak_mib is None or ours.fixed_mib is None:
+            return Verdict(target, None, "nobody counts memory there")
+        return _quotient(target, ours.fixed_mib + ours.peak_mib, ours.held_mib, "no held memory")
+    theirs = _find(rows, target, target.rival)
+    if isinstance(theirs, str):
+        return Verdict(target, None, theirs)
+    if theirs.agrees is False:
+        return Verdict(target, None, f"{target.rival} computes something else, it differs by {theirs.error:.1e}")
+    assert theirs.median_ms is not None
+    return Verdict(target, theirs.median_ms / ours.median_ms)
+
+
+def _find(rows: Sequence[Row], target: Target, implementation: str) -> Row | str:
+    """Return the row, or why there is none that says something."""
+    for row in rows:
+        if row.measure == "agreement" and row.case == f"{target.case.split('/')[0]}/agreement" and row.agrees is False:
+            return f"the two models differ by {row.error:.1e} in float64"
+    for row in rows:
+        if (row.case, row.implementation, row.measure) == (target.case, implementation, target.measure):
+            return row if row.status == "ok" else f"{implementation} {row.status}: {row.reason}"
+    return f"{implementation} not measured"
+
+
+def _quotient(target: Target, value: float, unit: float | None, lacking: str) -> Verdict:
+    return Verdict(target, None, lacking) if not unit else Verdict(target, value / unit)
+
+
+def _growth(target: Target, rows: Sequence[Row]) -> Verdict:
+    points = sorted(
+        (row.tokens, row.peak_mib)
+        for row in rows
+        if row.case.startswith(target.case)
+        and (row.implementation, row.measure, row.status) == (target.ours, target.measure, "ok")
+        and row.tokens is not None
+        and row.peak_mib is not None
+    )
+    if len(points) < 2:
+        why = "not measured" if not points else "measured at one size, two are needed"
+        return Verdict(target, None, f"{target.ours} {why}")
+    (fewer, less), (more, most) = points[-2:]
+    return Verdict(target, math.log(most / less) / math.log(more / fewer))

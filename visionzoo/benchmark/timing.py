@@ -1,0 +1,120 @@
+"""Clocks, peak memory, and the rates of the machine that bound every operation from below."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to warm up and to repeat, in milliseconds."""
+
+    warmup_ms: int
+    repeat_ms: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median and the 20 % and 80 % quantiles of repeated calls, in milliseconds."""
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    repeats: int
+
+    @classmethod
+    def of(cls, times: Sequence[float]) -> Timing:
+        """Sum up the times of single calls."""
+        if len(times) == 1:
+            return cls(times[0], times[0], times[0], 1)
+        cuts = statistics.quantiles(times, n=5, method="inclusive")
+        return cls(statistics.median(times), cuts[0], cuts[-1], len(times))
+
+
+def device_timing(call: Callable[[], Any], device: torch.device, budget: Budget) -> Timing:
+    """Time what the device does: on a GPU by events, each call with a cold L2 cache (triton.testing.do_bench)."""
+    if device.type != "cuda":
+        return host_timing(call, device, budget)
+    from triton.testing import do_bench
+
+    return Timing.of(do_bench(call, warmup=budget.warmup_ms, rep=budget.repeat_ms, return_mode="all"))
+
+
+def host_timing(call: Callable[[], Any], device: torch.device, budget: Budget) -> Timing:
+    """Time from a call to its finished result, as the one waits who called; at least three calls."""
+    start = time.perf_counter()
+    while True:
+        _timed(call, device)
+        if time.perf_counter() - start >= 1e-3 * budget.warmup_ms:
+            break
+    times: list[float] = []
+    start = time.perf_counter()
+    while len(times) < 3 or time.perf_counter() - start < 1e-3 * budget.repeat_ms:
+        times.append(_timed(call, device))
+    return Timing.of(times)
+
+
+def _timed(call: Callable[[], Any], device: torch.device) -> float:
+    start = time.perf_counter()
+    call()
+    synchronize(device)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU to finish."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
+    """Most memory that tensors take during a call beyond what they took before; None where nobody counts (CPU)."""
+    if device.type != "cuda":
+        return None
+    gc.collect()
+    synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    result = call()
+    synchronize(device)
+    del result
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What the machine reaches: bytes a second of a large copy (read + written), FLOP/s of a large matrix product."""
+
+    copy: float
+    matmul: float
+
+    @classmethod
+    def measure(cls, device: torch.device, dtype: torch.dtype, budget: Budget) -> Ceilings:
+        """Measure both, on random numbers: zeros run faster."""
+        gpu = device.type == "cuda"
+        source = torch.empty(2**30 if gpu else 2**26, dtype=torch.uint8, device=device).random_()
+        target = torch.empty_like(source)
+        copy = device_timing(lambda: target.copy_(source), device, budget)
+        size = 8192 if gpu else 512
+        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        matmul = device_timing(lambda: a @ b, device, budget)
+        return cls(2 * source.numel() / (1e-3 * copy.median_ms), 2 * size**3 / (1e-3 * matmul.median_ms))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an operation must do at least: bytes to move (inputs read once, outputs written once) and FLOPs."""
+
+    bytes: float
+    flops: float
+
+    def floor_ms(self, ceilings: Ceilings) -> float:
+        """Time under which no implementation can stay on a machine with these rates."""
+        return 1e3 * max(self.bytes / ceilings.copy, self.flops / ceilings.matmul)

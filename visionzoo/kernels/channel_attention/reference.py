@@ -1,0 +1,21 @@
+"""Specification of channel attention, in plain torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from visionzoo.kernels.precision import without_autocast
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """Attention of [B, H, W, G, D] as `channel_attention` says; batched matrix products copy what is not contiguous."""
+    size = q.shape[1:3]
+    q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # [B, G, N, D]
+    if k.dtype == torch.float16:  # sums over all tokens of large maps outgrow it
+        k, v = k.float(), v.float()
+    with without_autocast(q.device):
+        scores = (k * scale).transpose(-2, -1) @ v  # [B, G, D, D]
+    weights = scores.to(torch.promote_types(q.dtype, torch.float32)).softmax(dim=-1).to(q.dtype)
+    out = q @ weights.transpose(-2, -1)
+    return out.transpose(1, 2).unflatten(1, size)

@@ -1,0 +1,445 @@
+"""Triton kernels of neighborhood attention, forward and backward, with the gradient of the relative position bias.
+
+Tokens that a dilation brings together form a map of their own, on which neighbours are adjacent; there a program
+computes a tile of queries, for one head. It walks the rectangle of keys that the tile's windows cover together; keys
+outside a query's own window are masked. The gradients of keys and values walk the rectangle of queries whose windows
+can reach a tile of keys. Nothing is summed by atomics: results are the same from run to run.
+
+Tiles have one size for each dtype; batch and map are plain arguments, so that a new image size compiles nothing new.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from visionzoo.kernels.flash import LOG2_E, load_rows, softmax_end, softmax_start, softmax_step, store_rows
+from visionzoo.kernels.launch import blocks, dot_precision, head_block, token_rows
+from visionzoo.kernels.operator import operator
+
+_SIZES = ["height", "width", "batch", "splits"]  # vary from call to call: the compiler must not look at their values
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    kernel_size: tuple[int, int],
+    dilation: tuple[int, int],
+    bias: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """Attention of [B, H, W, G, D] tensors as `neighborhood_attention` says."""
+    return _attend(q, k, v, bias, list(kernel_size), list(dilation), scale)[0]
+
+
+# -- operators --------------------------------------------------------------------------------------------------------
+
+
+def _attend_fake(q, k, v, bias, kernel_size, dilation, scale):
+    return q.new_empty(q.shape), q.new_empty(q.shape[:4], dtype=torch.float32)
+
+
+def _save(ctx, inputs, output):
+    q, k, v, bias, ctx.kernel_size, ctx.dilation, ctx.scale = inputs
+    ctx.save_for_backward(*output, q, k, v, bias)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, grad, _grad_lse):
+    if grad is None:
+        return (None,) * 7
+    bias_grad = ctx.needs_input_grad[3]
+    *grads, grad_bias = _attend_backward(grad, *ctx.saved_tensors, ctx.kernel_size, ctx.dilation, ctx.scale, bias_grad)
+    return *grads, grad_bias if bias_grad else None, None, None, None
+
+
+@operator("neighborhood_attention", fake=_attend_fake, save=_save, differentiate=_differentiate)
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    kernel_size: list[int],
+    dilation: list[int],
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Output [B, H, W, G, D] and, for the backward pass, the base-2 logarithm of the softmax sums [B, H, W, G]."""
+    call = _Call(q, k, v, bias, kernel_size, dilation, scale)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(q.shape[:4], dtype=torch.float32, device=q.device)
+    call.launch(_forward_kernel, call.programs, out, lse)
+    return out, lse
+
+
+def _attend_backward_fake(grad, out, lse, q, k, v, bias, kernel_size, dilation, scale, bias_grad):
+    grad_bias = bias.new_empty(bias.shape) if bias_grad else q.new_empty(0)
+    return *(q.new_empty(q.shape) for _ in range(3)), grad_bias
+
+
+@operator("neighborhood_attention_backward", fake=_attend_backward_fake)
+def _attend_backward(
+    grad: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    kernel_size: list[int],
+    dilation: list[int],
+    scale: float,
+    bias_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v and bias; the last is empty where it is not asked for."""
+    call = _Call(q, k, v, bias, kernel_size, dilation, scale)
+    grad = grad.contiguous()
+    grad_q, grad_k, grad_v = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
+    delta = torch.empty_like(lse)
+    call.launch(_query_grad_kernel, call.programs, out, lse, grad, delta, grad_q)
+    call.launch(_key_grad_kernel, call.programs, lse, grad, delta, grad_k, grad_v)
+    grad_bias = q.new_empty(0)
+    if bias_grad and bias is not None:
+        batch, height, width, heads, _ = q.shape
+        programs = call.programs // batch * call.key_blocks
+        splits = min(batch, max(1, 1024 // programs))
+        window = kernel_size[0] * kernel_size[1]
+        parts = torch.empty((splits, heads, height * width, window), dtype=torch.float32, device=q.device)
+        call.launch(_bias_grad_kernel, programs * splits, lse, grad, delta, parts, batch, splits)
+        grad_bias = _by_offset(parts.sum(0), (height, width), kernel_size, dilation).to(bias.dtype)
+    return grad_q, grad_k, grad_v, grad_bias
+
+
+def _by_offset(x: Tensor, size: tuple[int, int], kernel_size: list[int], dilation: list[int]) -> Tensor:
+    """Sum [G, H·W, kh·kw], for each token its window row by row, by the window's offsets: [G, 2·kh - 1, 2·kw - 1]."""
+    rows, columns = (_offsets(*axis, x.device) for axis in zip(size, kernel_size, dilation, strict=True))
+    x = x.double().unflatten(2, kernel_size).unflatten(1, size)  # [G, H, W, kh, kw]
+    x = rows.flatten(0, 1).T @ x.transpose(2, 3).flatten(3).flatten(1, 2)  # [G, 2·kh - 1, W·kw]
+    return x @ columns.flatten(0, 1)
+
+
+def _offsets(length: int, kernel: int, dilation: int, device: torch.device) -> Tensor:
+    """Which offset each place of each token's window has along an axis, as float64 [length, kernel, 2·kernel - 1]."""
+    token = torch.arange(length, device=device)
+    position, group_length = token // dilation, (length - 1 - token % dilation) // dilation + 1
+    start = torch.minimum((position - kernel // 2).clamp(min=0), group_length - kernel)
+    offset = (start - position)[:, None] + torch.arange(kernel, device=device) + kernel - 1
+    return (offset[..., None] == torch.arange(2 * kernel - 1, device=device)).double()
+
+
+class _Call:
+    """One call's tensors and numbers, in the order in which every kernel takes them."""
+
+    def __init__(self, q, k, v, bias, kernel_size, dilation, scale):
+        (q, q_step), (k, k_step), (v, v_step) = token_rows(q), token_rows(k), token_rows(v)
+        batch, height, width, heads, head_dim = q.shape
+        bias = bias if bias is None or bias.is_contiguous() else bias.contiguous()
+        self.arguments = q, k, v, bias, q_step, k_step, v_step, height, width, scale
+        # Sizes by trial on an H100 (bfloat16, kernel 7, 56², head width 32): 32 queries against 32 keys, two warps, two
+        # stages. Wider windows want larger tiles, whose windows overlap more; exact float32 wants smaller ones.
+        low_precision = q.dtype != torch.float32
+        tall, wide = (8, 8) if max(kernel_size) > 7 and low_precision else (4, 8)
+        self.block, self.block_d = 32, head_block(head_dim)
+        self.warps = max(2, min(8, tall * wide * self.block_d // (1024 if low_precision else 256)))
+        self.options = {
+            "G": heads,
+            "D": head_dim,
+            "BLOCK_D": self.block_d,
+            "KERNEL_H": kernel_size[0],
+            "KERNEL_W": kernel_size[1],
+            "DILATION_H": dilation[0],
+            "DILATION_W": dilation[1],
+            "TILE_H": tall,
+            "TILE_W": wide,
+            "PRECISION": dot_precision(q.dtype),
+        }
+        tiles = 1
+        for length, step, tile in zip((height, width), dilation, (tall, wide), strict=True):
+            tiles *= step * blocks(blocks(length, step), tile)
+        self.programs = batch * tiles * heads
+        self.key_blocks = blocks((tall + kernel_size[0] - 1) * (wide + kernel_size[1] - 1), self.block)
+
+    def launch(self, kernel, programs: int, *tensors) -> None:
+        """Run a kernel with this call's arguments, then `tensors`."""
+        kernel[(programs,)](
+            *self.arguments,
+            *tensors,
+            **self.options,
+            BLOCK=self.block,
+            num_warps=self.warps,
+            num_stages=2,
+        )
+
+
+# -- kernels ----------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _tile(
+    program, height, width, G: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+):  # fmt: skip
+    """Head, first row and column, the dilation group's row and column and its height and width, and the sample."""
+    across = tl.cdiv(tl.cdiv(width, DILATION_W), TILE_W)
+    down = tl.cdiv(tl.cdiv(height, DILATION_H), TILE_H)
+    g = program % G
+    program = program // G
+    x0 = program % across * TILE_W
+    program = program // across
+    group_x = program % DILATION_W
+    program = program // DILATION_W
+    y0 = program % down * TILE_H
+    program = program // down
+    group_y = program % DILATION_H
+    b = (program // DILATION_H).to(tl.int64)
+    rows = (height - group_y + DILATION_H - 1) // DILATION_H
+    columns = (width - group_x + DILATION_W - 1) // DILATION_W
+    return g, y0, x0, group_y, group_x, rows, columns, b
+
+
+@triton.jit
+def _window_start(position, length, KERNEL: tl.constexpr):
+    """First key of a query's window along an axis: centred, shifted inside at the borders."""
+    return tl.minimum(tl.maximum(position - KERNEL // 2, 0), length - KERNEL)
+
+
+@triton.jit
+def _keys_of_tile(first, length, TILE: tl.constexpr, KERNEL: tl.constexpr):
+    """Along an axis the first of the keys that a tile of queries sees, and how many they are."""
+    start = _window_start(first, length, KERNEL)
+    return start, _window_start(tl.minimum(first + TILE, length) - 1, length, KERNEL) + KERNEL - start
+
+
+@triton.jit
+def _queries_of_tile(first, length, TILE: tl.constexpr, KERNEL: tl.constexpr):
+    """Along an axis the first of the queries that see any of a tile of keys, and how many they are."""
+    last = tl.minimum(first + TILE, length) - 1
+    start = tl.where(first < KERNEL, 0, first - (KERNEL - 1) // 2)
+    return start, tl.where(last >= length - KERNEL, length, last + KERNEL // 2 + 1) - start
+
+
+@triton.jit
+def _scores(
+    queries, keys, query_y, query_x, key_y, key_x, query_inside, key_inside, rows, columns, bias, scale,
+    KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Scores [queries, keys] in base 2, with bias, and -inf outside of a query's window."""
+    scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * (scale * LOG2_E)
+    # one unsigned comparison an axis: what lies before the window is huge; so is a query or key that does not exist
+    start_y = tl.where(query_inside, _window_start(query_y, rows, KERNEL_H), 1 << 20)
+    start_x = _window_start(query_x, columns, KERNEL_W)
+    key_y_or_none = tl.where(key_inside, key_y, -(1 << 20))
+    keep = (key_y_or_none[None, :] - start_y[:, None]).to(tl.uint32) < KERNEL_H
+    keep = keep & ((key_x[None, :] - start_x[:, None]).to(tl.uint32) < KERNEL_W)
+    if bias is not None:
+        at = ((key_y * (2 * KERNEL_W - 1) + key_x)[None, :] - (query_y * (2 * KERNEL_W - 1) + query_x)[:, None]) + (
+            (KERNEL_H - 1) * (2 * KERNEL_W - 1) + KERNEL_W - 1
+        )
+        scores += tl.load(bias + at, mask=keep, other=0.0).to(tl.float32) * LOG2_E
+    return tl.where(keep, scores, float("-inf"))
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _forward_kernel(
+    q, k, v, bias, q_step, k_step, v_step, height, width, scale, out, lse,
+    G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Online softmax of a tile of queries over the keys that their windows cover."""
+    g, y0, x0, group_y, group_x, rows, columns, b = _tile(
+        tl.program_id(0), height, width, G, DILATION_H, DILATION_W, TILE_H, TILE_W
+    )
+    first = b * (height * width) + group_y * width + group_x
+    q += first * q_step + g * D
+    k += first * k_step + g * D
+    v += first * v_step + g * D
+    out += (first * G + g) * D
+    lse += first * G + g
+    if bias is not None:
+        bias += g * ((2 * KERNEL_H - 1) * (2 * KERNEL_W - 1))
+    m = tl.arange(0, TILE_H * TILE_W)
+    y, x = y0 + m // TILE_W, x0 + m % TILE_W
+    m_inside = (y < rows) & (x < columns)
+    at = y * (DILATION_H * width) + x * DILATION_W
+    queries = load_rows(q, at, q_step, m_inside, D, BLOCK_D)
+    key_y0, key_rows = _keys_of_tile(y0, rows, TILE_H, KERNEL_H)
+    key_x0, key_columns = _keys_of_tile(x0, columns, TILE_W, KERNEL_W)
+    highest, total, accumulated = softmax_start(TILE_H * TILE_W, BLOCK_D)
+    for start in range(0, key_rows * key_columns, BLOCK):
+        j = start + tl.arange(0, BLOCK)
+        inside = j < key_rows * key_columns
+        key_y, key_x = key_y0 + j // key_columns, key_x0 + j % key_columns
+        key_at = key_y * (DILATION_H * width) + key_x * DILATION_W
+        keys = load_rows(k, key_at, k_step, inside, D, BLOCK_D)
+        values = load_rows(v, key_at, v_step, inside, D, BLOCK_D)
+        scores = _scores(
+            queries, keys, y, x, key_y, key_x, m_inside, inside, rows, columns, bias, scale, KERNEL_H, KERNEL_W,
+            PRECISION,
+        )  # fmt: skip
+        p, highest, total, accumulated = softmax_step(scores, highest, total, accumulated)
+        accumulated += tl.dot(p.to(values.dtype), values, input_precision=PRECISION)
+    outputs, logarithm = softmax_end(highest, total, accumulated)
+    store_rows(out, at, G * D, outputs, m_inside, D, BLOCK_D)
+    tl.store(lse + at * G, logarithm, mask=m_inside)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _query_grad_kernel(
+    q, k, v, bias, q_step, k_step, v_step, height, width, scale, out, lse, grad, delta, grad_q,
+    G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Gradient of a tile of queries, and `delta`, the product of output and its gradient, for the other kernels."""
+    g, y0, x0, group_y, group_x, rows, columns, b = _tile(
+        tl.program_id(0), height, width, G, DILATION_H, DILATION_W, TILE_H, TILE_W
+    )
+    first = b * (height * width) + group_y * width + group_x
+    q += first * q_step + g * D
+    k += first * k_step + g * D
+    v += first * v_step + g * D
+    out += (first * G + g) * D
+    grad += (first * G + g) * D
+    grad_q += (first * G + g) * D
+    lse += first * G + g
+    delta += first * G + g
+    if bias is not None:
+        bias += g * ((2 * KERNEL_H - 1) * (2 * KERNEL_W - 1))
+    m = tl.arange(0, TILE_H * TILE_W)
+    y, x = y0 + m // TILE_W, x0 + m % TILE_W
+    m_inside = (y < rows) & (x < columns)
+    at = y * (DILATION_H * width) + x * DILATION_W
+    queries = load_rows(q, at, q_step, m_inside, D, BLOCK_D)
+    grads = load_rows(grad, at, G * D, m_inside, D, BLOCK_D)
+    outs = load_rows(out, at, G * D, m_inside, D, BLOCK_D)
+    logarithm = tl.load(lse + at * G, mask=m_inside, other=float("inf"))
+    product = tl.sum(grads.to(tl.float32) * outs.to(tl.float32), 1)
+    tl.store(delta + at * G, product, mask=m_inside)
+    key_y0, key_rows = _keys_of_tile(y0, rows, TILE_H, KERNEL_H)
+    key_x0, key_columns = _keys_of_tile(x0, columns, TILE_W, KERNEL_W)
+    accumulated = tl.zeros([TILE_H * TILE_W, BLOCK_D], tl.float32)
+    for start in range(0, key_rows * key_columns, BLOCK):
+        j = start + tl.arange(0, BLOCK)
+        inside = j < key_rows * key_columns
+        key_y, key_x = key_y0 + j // key_columns, key_x0 + j % key_columns
+        key_at = key_y * (DILATION_H * width) + key_x * DILATION_W
+        keys = load_rows(k, key_at, k_step, inside, D, BLOCK_D)
+        values = load_rows(v, key_at, v_step, inside, D, BLOCK_D)
+        scores = _scores(
+            queries, keys, y, x, key_y, key_x, m_inside, inside, rows, columns, bias, scale, KERNEL_H, KERNEL_W,
+            PRECISION,
+        )  # fmt: skip
+        grad_p = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
+        grad_scores = tl.exp2(scores - logarithm[:, None]) * (grad_p - product[:, None])
+        accumulated += tl.dot(grad_scores.to(keys.dtype), keys, input_precision=PRECISION)
+    store_rows(grad_q, at, G * D, accumulated * scale, m_inside, D, BLOCK_D)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _key_grad_kernel(
+    q, k, v, bias, q_step, k_step, v_step, height, width, scale, lse, grad, delta, grad_k, grad_v,
+    G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Gradients of a tile of keys and values, over the queries whose windows reach it."""
+    g, y0, x0, group_y, group_x, rows, columns, b = _tile(
+        tl.program_id(0), height, width, G, DILATION_H, DILATION_W, TILE_H, TILE_W
+    )
+    first = b * (height * width) + group_y * width + group_x
+    q += first * q_step + g * D
+    k += first * k_step + g * D
+    v += first * v_step + g * D
+    grad += (first * G + g) * D
+    grad_k += (first * G + g) * D
+    grad_v += (first * G + g) * D
+    lse += first * G + g
+    delta += first * G + g
+    if bias is not None:
+        bias += g * ((2 * KERNEL_H - 1) * (2 * KERNEL_W - 1))
+    n = tl.arange(0, TILE_H * TILE_W)
+    key_y, key_x = y0 + n // TILE_W, x0 + n % TILE_W
+    inside = (key_y < rows) & (key_x < columns)
+    key_at = key_y * (DILATION_H * width) + key_x * DILATION_W
+    keys = load_rows(k, key_at, k_step, inside, D, BLOCK_D)
+    values = load_rows(v, key_at, v_step, inside, D, BLOCK_D)
+    query_y0, query_rows = _queries_of_tile(y0, rows, TILE_H, KERNEL_H)
+    query_x0, query_columns = _queries_of_tile(x0, columns, TILE_W, KERNEL_W)
+    accumulated_k = tl.zeros([TILE_H * TILE_W, BLOCK_D], tl.float32)
+    accumulated_v = tl.zeros([TILE_H * TILE_W, BLOCK_D], tl.float32)
+    for start in range(0, query_rows * query_columns, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        m_inside = i < query_rows * query_columns
+        y, x = query_y0 + i // query_columns, query_x0 + i % query_columns
+        at = y * (DILATION_H * width) + x * DILATION_W
+        queries = load_rows(q, at, q_step, m_inside, D, BLOCK_D)
+        grads = load_rows(grad, at, G * D, m_inside, D, BLOCK_D)
+        logarithm = tl.load(lse + at * G, mask=m_inside, other=float("inf"))
+        product = tl.load(delta + at * G, mask=m_inside, other=0.0)
+        scores = _scores(
+            queries, keys, y, x, key_y, key_x, m_inside, inside, rows, columns, bias, scale, KERNEL_H, KERNEL_W,
+            PRECISION,
+        )  # fmt: skip
+        grad_p = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
+        p = tl.exp2(scores - logarithm[:, None])
+        grad_scores = p * (grad_p - product[:, None])
+        accumulated_v += tl.dot(tl.trans(p.to(grads.dtype)), grads, input_precision=PRECISION)
+        accumulated_k += tl.dot(tl.trans(grad_scores.to(queries.dtype)), queries, input_precision=PRECISION)
+    store_rows(grad_k, key_at, G * D, accumulated_k * scale, inside, D, BLOCK_D)
+    store_rows(grad_v, key_at, G * D, accumulated_v, inside, D, BLOCK_D)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _bias_grad_kernel(
+    q, k, v, bias, q_step, k_step, v_step, height, width, scale, lse, grad, delta, parts, batch, splits,
+    G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Sum of a tile's gradients of scores over every `splits`-th sample, for each query its window row by row."""
+    key_blocks = tl.cdiv((TILE_H + KERNEL_H - 1) * (TILE_W + KERNEL_W - 1), BLOCK)
+    program = tl.program_id(0)
+    split = program % splits
+    block = program // splits % key_blocks
+    # the "sample" that follows from the rest of the program's number is 0
+    g, y0, x0, group_y, group_x, rows, columns, none = _tile(
+        program // (splits * key_blocks), height, width, G, DILATION_H, DILATION_W, TILE_H, TILE_W
+    )
+    if bias is not None:
+        bias += g * ((2 * KERNEL_H - 1) * (2 * KERNEL_W - 1))
+    m = tl.arange(0, TILE_H * TILE_W)
+    y, x = y0 + m // TILE_W, x0 + m % TILE_W
+    m_inside = (y < rows) & (x < columns)
+    at = y * (DILATION_H * width) + x * DILATION_W
+    key_y0, key_rows = _keys_of_tile(y0, rows, TILE_H, KERNEL_H)
+    key_x0, key_columns = _keys_of_tile(x0, columns, TILE_W, KERNEL_W)
+    j = block * BLOCK + tl.arange(0, BLOCK)
+    inside = j < key_rows * key_columns
+    key_y, key_x = key_y0 + j // key_columns, key_x0 + j % key_columns
+    key_at = key_y * (DILATION_H * width) + key_x * DILATION_W
+    accumulated = tl.zeros([TILE_H * TILE_W, BLOCK], tl.float32)
+    for sample in range(split, batch, splits):
+        first = (none + sample) * (height * width) + group_y * width + group_x
+        queries = load_rows(q + first * q_step + g * D, at, q_step, m_inside, D, BLOCK_D)
+        grads = load_rows(grad + (first * G + g) * D, at, G * D, m_inside, D, BLOCK_D)
+        logarithm = tl.load(lse + first * G + g + at * G, mask=m_inside, other=float("inf"))
+        product = tl.load(delta + first * G + g + at * G, mask=m_inside, other=0.0)
+        keys = load_rows(k + first * k_step + g * D, key_at, k_step, inside, D, BLOCK_D)
+        values = load_rows(v + first * v_step + g * D, key_at, v_step, inside, D, BLOCK_D)
+        scores = _scores(
+            queries, keys, y, x, key_y, key_x, m_inside, inside, rows, columns, bias, scale, KERNEL_H, KERNEL_W,
+            PRECISION,
+        )  # fmt: skip
+        grad_p = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
+        accumulated += tl.exp2(scores - logarithm[:, None]) * (grad_p - product[:, None])
+    window_y = key_y[None, :] - _window_start(y, rows, KERNEL_H)[:, None]
+    window_x = key_x[None, :] - _window_start(x, columns, KERNEL_W)[:, None]
+    seen = (window_y >= 0) & (window_y < KERNEL_H) & (window_x >= 0) & (window_x < KERNEL_W)
+    seen = seen & m_inside[:, None] & inside[None, :]
+    token = group_y * width + group_x + at
+    row = ((split * G + g) * (height * width) + token) * (KERNEL_H * KERNEL_W)
+    tl.store(parts + row[:, None] + window_y * KERNEL_W + window_x, accumulated, mask=seen)

@@ -1,0 +1,79 @@
+"""Neighborhood attention (NAT, arXiv:2204.07143), also dilated (DiNAT, arXiv:2209.15001)."""
+
+from __future__ import annotations
+
+from timm.layers import to_2tuple
+from torch import Tensor, nn
+
+from visionzoo.kernels import neighborhood_attention
+from visionzoo.layers.mixers.base import Mixer
+from visionzoo.layers.padding import pad_to_size
+from visionzoo.layers.position import NeighborhoodBias
+
+
+class NeighborhoodMixer(Mixer):
+    """Each token attends to the k × k tokens nearest to it; O(N·k²·C).
+
+    Near the borders the neighborhood is shifted to lie inside the map. With a dilation d the neighbors are d tokens
+    apart. A map with a side below k·d is padded with zeros at the bottom and right up to that before the projection to
+    q, k, v; as in the authors' code (NATTEN before 0.17) the padded tokens take part in attention (their keys and
+    values are the biases). The softmax is float32 at least, the rest is in the dtype of the input or of autocast.
+
+    Args:
+        dim: channels C.
+        num_heads: attention heads.
+        kernel_size: neighbors k along an axis, or (vertical, horizontal).
+        dilation: step d from neighbor to neighbor, or (vertical, horizontal).
+        relative_position_bias: add a learned number for each offset between query and key and each head.
+        qkv_bias: whether the projection to q, k, v has a bias.
+        backend: of `visionzoo.kernels.neighborhood_attention`.
+
+    Raises:
+        ValueError: if kernel or dilation are not positive.
+
+    >>> import torch
+    >>> NeighborhoodMixer(64, 2, kernel_size=3, dilation=2)(torch.randn(1, 5, 7, 64)).shape
+    torch.Size([1, 5, 7, 64])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int | None = None,
+        *,
+        kernel_size: int | tuple[int, int] = 7,
+        dilation: int | tuple[int, int] = 1,
+        relative_position_bias: bool = True,
+        qkv_bias: bool = True,
+        backend: str = "auto",
+    ):
+        super().__init__(dim, num_heads)
+        self.kernel_size: tuple[int, int] = to_2tuple(kernel_size)
+        self.dilation: tuple[int, int] = to_2tuple(dilation)
+        if min(self.kernel_size) < 1 or min(self.dilation) < 1:
+            raise ValueError(
+                f"NeighborhoodMixer: kernel_size and dilation must be positive, got {kernel_size=} and {dilation=}"
+            )
+        self.backend = backend
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.relative_position_bias = (
+            NeighborhoodBias(self.num_heads, self.kernel_size) if relative_position_bias else None
+        )
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] to [B, H, W, C]."""
+        self.check_input(x)
+        height, width = x.shape[1:3]
+        reach = (self.kernel_size[0] * self.dilation[0], self.kernel_size[1] * self.dilation[1])
+        q, k, v = self.split_heads(self.qkv(pad_to_size(x, reach)))
+        out = neighborhood_attention(
+            q,
+            k,
+            v,
+            kernel_size=self.kernel_size,
+            dilation=self.dilation,
+            bias=None if self.relative_position_bias is None else self.relative_position_bias.table,
+            backend=self.backend,
+        ).flatten(3)
+        return self.proj(out[:, :height, :width])
