@@ -1,10 +1,21 @@
-"""Evaluate a checkpoint or a pretrained model: python tools/eval.py --checkpoint FILE [--data-dir DIR] [flags]."""
+"""Evaluate a checkpoint or a pretrained model: python tools/eval.py [CONFIG.py] --checkpoint FILE [flags].
 
-from visionzoo.engine import run_tool
+With a .py config (configs/detection, configs/segmentation) a detector or segmentor, else a classifier.
+"""
+
+import sys
+
+from visionzoo.engine import is_openmmlab, run_tool
 
 
 def main() -> None:
     """Parse, build, run."""
+    if is_openmmlab(sys.argv):
+        from visionzoo.openmmlab.flags import eval_parser as parser
+        from visionzoo.openmmlab.running import evaluate
+
+        evaluate(parser().parse_args())
+        return
     from visionzoo.engine.flags import eval_parser
 
     args = eval_parser().parse()

@@ -1,10 +1,21 @@
-"""Classify images: python tools/predict.py IMAGES... --checkpoint FILE [flags]."""
+"""Predict images: python tools/predict.py [CONFIG.py] IMAGES... --checkpoint FILE [flags].
 
-from visionzoo.engine import run_tool
+With a .py config (configs/detection, configs/segmentation) boxes and masks are drawn, else images are classified.
+"""
+
+import sys
+
+from visionzoo.engine import is_openmmlab, run_tool
 
 
 def main() -> None:
     """Parse, build, run."""
+    if is_openmmlab(sys.argv):
+        from visionzoo.openmmlab.flags import predict_parser as parser
+        from visionzoo.openmmlab.prediction import predict as draw
+
+        draw(parser().parse_args())
+        return
     from visionzoo.engine.flags import predict_parser
 
     args = predict_parser().parse()

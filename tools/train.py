@@ -1,17 +1,22 @@
-"""Train a classifier: python tools/train.py configs/classification/NAME.yaml [flags], or torchrun on several GPUs."""
+"""Train a classifier, detector or segmentor: python tools/train.py CONFIG [flags], or torchrun on several GPUs.
+
+A .yaml config (configs/classification) trains a classifier by visionzoo's engine, a .py config (configs/detection,
+configs/segmentation) a detector or segmentor by OpenMMLab's.
+"""
 
 import sys
 
-from visionzoo.engine import UserError, run_tool
+from visionzoo.engine import is_openmmlab, run_tool
 
 
 def main() -> None:
     """Parse, build, run."""
-    if any(word.endswith(".py") for word in sys.argv[1:2]):
-        raise UserError(
-            f"{sys.argv[1]}: detection and segmentation configs need OpenMMLab's mmengine, which this version of "
-            "visionzoo does not drive yet; classification configs are .yaml files"
-        )
+    if is_openmmlab(sys.argv):
+        from visionzoo.openmmlab.flags import train_parser as parser
+        from visionzoo.openmmlab.running import train as train_detector
+
+        train_detector(parser().parse_args())
+        return
     from visionzoo.engine.flags import train_parser
 
     args = train_parser().parse_with_config()

@@ -5,6 +5,6 @@ brings in a teacher, `training` is the loop with `checkpoints` and `reporting`, 
 it wrote.
 """
 
-from visionzoo.engine.errors import Interrupted, UnreadableImageError, UserError, run_tool
+from visionzoo.engine.errors import Interrupted, UnreadableImageError, UserError, is_openmmlab, run_tool
 
-__all__ = ["Interrupted", "UnreadableImageError", "UserError", "run_tool"]
+__all__ = ["Interrupted", "UnreadableImageError", "UserError", "is_openmmlab", "run_tool"]

@@ -2,9 +2,10 @@
 
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 
 
@@ -58,3 +59,20 @@ def require(module: str, extra: str = "train") -> ModuleType:
         if error.name is None or not module.startswith(error.name):
             raise  # the module is there, something that it needs is not
         raise UserError(f'{module} is not installed; install it with: pip install "visionzoo[{extra}]"') from error
+
+
+def is_openmmlab(argv: Sequence[str]) -> bool:
+    """Whether a command line begins with a config of OpenMMLab, a .py file.
+
+    Raises:
+        UserError: if it does, and OpenMMLab is not installed.
+    """
+    if not any(word.endswith(".py") for word in argv[1:2]):
+        return False
+    for module in ("mmengine", "mmcv", "mmdet", "mmseg"):
+        if find_spec(module) is None:
+            raise UserError(
+                f"{argv[1]}: configs of detection and segmentation (.py) need {module}, which is not installed; "
+                f'install it with: pip install "visionzoo[openmmlab]"'
+            )
+    return True

@@ -27,7 +27,7 @@ _logger = logging.getLogger(__name__)
 EMA_CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 CONTAINERS = ("state_dict", "model", "model_state_dict", "module", "net", "weights")
 # What wrappers put before the names: DataParallel and DDP, torch.compile, detectors and segmentors, feature getters.
-PREFIXES = ("module.", "backbone.", "model.")
+PREFIXES = ("module.", "backbone.model.", "backbone.", "model.")
 
 
 @dataclass
@@ -190,7 +190,7 @@ def unwrap_state_dict(checkpoint: Mapping[str, Any], *, use_ema: bool = True) ->
         for prefix in PREFIXES:
             inside = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
             # A detector's other parts (neck, heads) are not the backbone's; other wrappers hold everything.
-            if inside and (prefix == "backbone." or len(inside) == len(tensors)):
+            if inside and (prefix.startswith("backbone.") or len(inside) == len(tensors)):
                 tensors, stripped = inside, True
     return tensors
 

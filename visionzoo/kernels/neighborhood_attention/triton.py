@@ -138,12 +138,12 @@ class _Call:
         batch, height, width, heads, head_dim = q.shape
         bias = bias if bias is None or bias.is_contiguous() else bias.contiguous()
         self.arguments = q, k, v, bias, q_step, k_step, v_step, height, width, scale
-        # Sizes by trial on an H100 (bfloat16, kernel 7, 56², head width 32): 32 queries against 32 keys, two warps, two
-        # stages. Wider windows want larger tiles, whose windows overlap more; exact float32 wants smaller ones.
+        # Sizes by trial on an H100 (bfloat16; kernel 7, width 32, 56² to 7²; kernel 13, width 64, 128²): 32 queries
+        # against 32 keys. Wider windows want larger tiles, whose windows overlap more; exact float32 wants small ones.
         low_precision = q.dtype != torch.float32
         tall, wide = (8, 8) if max(kernel_size) > 7 and low_precision else (4, 8)
         self.block, self.block_d = 32, head_block(head_dim)
-        self.warps = max(2, min(8, tall * wide * self.block_d // (1024 if low_precision else 256)))
+        self.warps = max(tall * wide // 16, min(8, tall * wide * self.block_d // (1024 if low_precision else 256)))
         self.options = {
             "G": heads,
             "D": head_dim,
@@ -164,13 +164,14 @@ class _Call:
 
     def launch(self, kernel, programs: int, *tensors) -> None:
         """Run a kernel with this call's arguments, then `tensors`."""
+        keys = kernel is _key_grad_kernel
         kernel[(programs,)](
             *self.arguments,
             *tensors,
             **self.options,
-            BLOCK=self.block,
+            BLOCK=self.options["TILE_H"] * self.options["TILE_W"] if keys else self.block,
             num_warps=self.warps,
-            num_stages=2,
+            num_stages=2 if keys else 3,
         )
 
 

@@ -1,0 +1,18 @@
+"""Mask R-CNN 3x, DaViT-S.
+
+Paper: DaViT, arXiv:2204.03645.
+Settings: mmdet/configs of dingmyu/davit, where only the tiny size is.
+Published: box AP 49.5, mask AP 44.3. Not run here.
+Hardware: 8 GPUs × 2 images.
+Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/mask-rcnn_zoo-davit-s_fpn_ms-crop-3x_coco.py
+"""
+
+_base_ = "_base_/mask-rcnn_ms-crop-3x.py"
+from visionzoo.openmmlab import feature_channels
+
+backbone = "zoo_davit_s"
+model = dict(
+    backbone=dict(name=backbone, drop_path_rate=0.2, out_norm=dict(type="LN2d")),
+    neck=dict(in_channels=feature_channels(backbone)),
+)
+optim_wrapper = dict(paramwise_cfg=dict(_delete_=True))

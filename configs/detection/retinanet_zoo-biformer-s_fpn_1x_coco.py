@@ -1,0 +1,18 @@
+"""RetinaNet 1x, BiFormer-S.
+
+Paper: BiFormer, arXiv:2303.08810.
+Settings: object_detection/configs/coco of rayleizhu/BiFormer at 1697bbb.
+Published: box AP 45.9 (paper), 47.3 (second run of the authors). Not run here.
+Hardware: 8 GPUs × 2 images.
+Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/retinanet_zoo-biformer-s_fpn_1x_coco.py --amp
+"""
+
+_base_ = "_base_/retinanet_1x.py"
+from visionzoo.openmmlab import feature_channels
+
+backbone = "zoo_biformer_s"
+model = dict(
+    backbone=dict(name=backbone, drop_path_rate=0.2, regions=16, norm_eval=True, out_norm=dict(type="LN2d", eps=1e-6)),
+    neck=dict(in_channels=feature_channels(backbone, (1, 2, 3))),
+)
+optim_wrapper = dict(optimizer=dict(weight_decay=1e-4))

@@ -1,0 +1,17 @@
+"""RetinaNet 1x with multi-scale crops, DaViT-B.
+
+Paper: DaViT, arXiv:2204.03645.
+Settings: mmdet/configs of dingmyu/davit, where only the tiny size is.
+Published: box AP 46.7. Not run here.
+Hardware: 8 GPUs × 2 images.
+Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/retinanet_zoo-davit-b_fpn_ms-crop-1x_coco.py
+"""
+
+_base_ = "_base_/retinanet_ms-crop-1x.py"
+from visionzoo.openmmlab import feature_channels
+
+backbone = "zoo_davit_b"
+model = dict(
+    backbone=dict(name=backbone, drop_path_rate=0.1, out_norm=dict(type="LN2d")),
+    neck=dict(in_channels=feature_channels(backbone, (1, 2, 3))),
+)

@@ -1,0 +1,15 @@
+"""RetinaNet, DaViT-T, from random weights on data of one's own.
+
+Command: python tools/train.py configs/detection/retinanet_zoo-davit-t_fpn_tiny.py
+    --dataset FILE.yaml
+Hardware: one GPU. Published: none; on 100 images of COCO see docs/overfit.md.
+"""
+
+_base_ = "_base_/retinanet_tiny.py"
+from visionzoo.openmmlab import feature_channels
+
+backbone = "zoo_davit_t"
+model = dict(
+    backbone=dict(name=backbone, out_norm=dict(type="LN2d")),
+    neck=dict(in_channels=feature_channels(backbone, (1, 2, 3))),
+)

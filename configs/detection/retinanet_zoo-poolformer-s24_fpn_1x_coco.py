@@ -1,0 +1,18 @@
+"""RetinaNet 1x, PoolFormer-S24.
+
+Paper: MetaFormer, arXiv:2111.11418.
+Settings: detection/configs of sail-sg/poolformer.
+Published: box AP 38.9. Not run here.
+Hardware: 8 GPUs × 2 images.
+Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/retinanet_zoo-poolformer-s24_fpn_1x_coco.py
+"""
+
+_base_ = "_base_/retinanet_1x.py"
+from visionzoo.openmmlab import feature_channels
+
+backbone = "zoo_poolformer_s24"
+model = dict(
+    backbone=dict(name=backbone, out_norm=dict(type="GN", num_groups=1)),
+    neck=dict(in_channels=feature_channels(backbone, (1, 2, 3))),
+)
+optim_wrapper = dict(optimizer=dict(weight_decay=1e-4))

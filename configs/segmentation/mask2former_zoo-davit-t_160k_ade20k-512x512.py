@@ -1,0 +1,18 @@
+"""Mask2Former, DaViT-T.
+
+Paper: DaViT, arXiv:2204.03645.
+Settings: mmseg's for ResNet-50.
+Published: none. Not run here.
+Hardware: 8 GPUs × 2 images.
+Command: torchrun --nproc-per-node 8 tools/train.py
+    configs/segmentation/mask2former_zoo-davit-t_160k_ade20k-512x512.py
+"""
+
+_base_ = "_base_/mask2former_160k.py"
+from visionzoo.openmmlab import feature_channels
+
+backbone = "zoo_davit_t"
+model = dict(
+    backbone=dict(name=backbone, drop_path_rate=0.3, out_norm=dict(type="LN2d")),
+    decode_head=dict(in_channels=feature_channels(backbone)),
+)

@@ -1,0 +1,18 @@
+"""Semantic FPN, 40,000 iterations, PoolFormer-S36.
+
+Paper: MetaFormer, arXiv:2111.11418.
+Settings: segmentation/configs/sem_fpn/PoolFormer of sail-sg/poolformer.
+Published: mIoU 42.0. Not run here.
+Hardware: 8 GPUs × 4 images.
+Command: torchrun --nproc-per-node 8 tools/train.py
+    configs/segmentation/semantic-fpn_zoo-poolformer-s36_40k_ade20k-512x512.py
+"""
+
+_base_ = "_base_/semantic-fpn_40k.py"
+from visionzoo.openmmlab import feature_channels
+
+backbone = "zoo_poolformer_s36"
+model = dict(
+    backbone=dict(name=backbone, out_norm=dict(type="GN", num_groups=1)),
+    neck=dict(in_channels=feature_channels(backbone)),
+)

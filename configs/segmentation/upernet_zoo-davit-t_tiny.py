@@ -1,0 +1,16 @@
+"""UPerNet, DaViT-T, from random weights on data of one's own.
+
+Command: python tools/train.py configs/segmentation/upernet_zoo-davit-t_tiny.py
+    --dataset FILE.yaml
+Hardware: one GPU. Published: none; on 100 images of COCO see docs/overfit.md.
+"""
+
+_base_ = "_base_/upernet_tiny.py"
+from visionzoo.openmmlab import feature_channels
+
+backbone = "zoo_davit_t"
+model = dict(
+    backbone=dict(name=backbone, out_norm=dict(type="LN2d")),
+    decode_head=dict(in_channels=feature_channels(backbone)),
+    auxiliary_head=dict(in_channels=feature_channels(backbone)[2]),
+)

@@ -1,0 +1,19 @@
+"""UPerNet, FLatten-Swin-T.
+
+Paper: FLatten Transformer, arXiv:2308.00442.
+Settings: no code published; those of the host, configs/swin of Swin-Transformer-Semantic-Segmentation at 87e6f90.
+Published: mIoU 44.82 (whether at one scale is not said). Not run here.
+Hardware: 8 GPUs × 2 images.
+Command: torchrun --nproc-per-node 8 tools/train.py
+    configs/segmentation/upernet_zoo-flatten-swin-t_160k_ade20k-512x512.py
+"""
+
+_base_ = "_base_/upernet_160k.py"
+from visionzoo.openmmlab import feature_channels
+
+backbone = "zoo_flatten_swin_t"
+model = dict(
+    backbone=dict(name=backbone, drop_path_rate=0.3, out_norm=dict(type="LN2d")),
+    decode_head=dict(in_channels=feature_channels(backbone)),
+    auxiliary_head=dict(in_channels=feature_channels(backbone)[2]),
+)

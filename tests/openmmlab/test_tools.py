@@ -1,0 +1,206 @@
+"""The commands with a config of OpenMMLab, and mmdet's and mmseg's own inference APIs on what they write."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from engine.helpers import ROOT, run_tool
+from PIL import Image
+
+pytest.importorskip("mmdet", reason='needs pip install "visionzoo[openmmlab]"')
+
+DETECTION = ROOT / "configs/detection/mask-rcnn_zoo-biformer_fpn_digits.py"
+SEGMENTATION = ROOT / "configs/segmentation/semantic-fpn_zoo-biformer_digits.py"
+FEW = ["train_dataloader.num_workers=0", "train_dataloader.persistent_workers=False", "train_dataloader.batch_size=2"]
+FEW += ["val_dataloader.num_workers=0", "val_dataloader.persistent_workers=False", "val_dataloader.dataset.indices=4"]
+FEW += [option.replace("val_", "test_") for option in FEW[3:]]
+DET_FEW = [*FEW, "train_dataloader.dataset.indices=4", "train_cfg.max_epochs=1", "train_cfg.val_interval=1"]
+DET_FEW += ["default_hooks.checkpoint.interval=1", "default_hooks.logger.interval=1", "test_evaluator.metric=bbox"]
+DET_FEW += ["model.test_cfg.rcnn.score_thr=0.0"]
+SEG_FEW = [*FEW, "train_cfg.max_iters=2", "train_cfg.val_interval=2", "default_hooks.checkpoint.interval=2"]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory, monkeypatch_module):
+    from visionzoo.data import scenes_folder
+
+    monkeypatch_module.setenv("VISIONZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch_module.setattr("visionzoo.data.scenes.COUNTS", {"train": 8, "validation": 4})
+    return scenes_folder()
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+def test_scenes_are_what_their_annotations_say(scenes):
+    from pycocotools.coco import COCO
+
+    for split, count in (("train", 8), ("validation", 4)):
+        coco = COCO(str(scenes / f"detection/{split}.json"))
+        assert len(coco.imgs) == count and len(coco.cats) == 10
+        for image in coco.imgs.values():
+            labels = np.array(Image.open(scenes / "annotations" / split / image["file_name"]))
+            picture = np.array(Image.open(scenes / "images" / split / image["file_name"]))
+            assert picture.shape == (128, 128, 3) and labels.shape == (128, 128)
+            expected = np.ones_like(labels)
+            for annotation in coco.loadAnns(coco.getAnnIds(image["id"])):
+                mask = coco.annToMask(annotation).astype(bool)
+                expected[mask] = annotation["category_id"] + 1
+                x, y, w, h = annotation["bbox"]
+                assert mask.sum() == annotation["area"] == mask[y : y + h, x : x + w].sum()
+                assert mask[y].any() and mask[y + h - 1].any() and mask[:, x].any() and mask[:, x + w - 1].any()
+            assert np.array_equal(labels, expected)
+
+
+@pytest.fixture(scope="module")
+def detector(scenes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("detector")
+    assert run_tool("train", str(DETECTION), "--work-dir", str(folder), "--seed", "0", "--cfg-options", *DET_FEW) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def segmentor(scenes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("segmentor")
+    assert (
+        run_tool("train", str(SEGMENTATION), "--work-dir", str(folder), "--seed", "0", "--cfg-options", *SEG_FEW) == 0
+    )
+    return folder
+
+
+def test_training_leaves_a_checkpoint_a_config_and_logs(detector):
+    assert (detector / "epoch_1.pth").exists() and (detector / DETECTION.name).exists()
+    scalars = [json.loads(line) for line in next(detector.glob("*/vis_data/scalars.json")).read_text().splitlines()]
+    assert sum("loss_mask" in line for line in scalars) == 2
+    assert list(detector.glob("*/vis_data/events.out.tfevents*"))
+
+
+def test_the_zoos_loader_reads_the_backbone_out_of_a_detectors_checkpoint(detector):
+    from mmengine.config import Config
+    from mmengine.registry import MODELS
+
+    cfg = Config.fromfile(str(detector / DETECTION.name)).model.backbone
+    (published,) = detector.glob("epoch_1-????????.pth")  # without the state of training, so without Python objects
+    cfg.init_cfg = {"type": "Pretrained", "checkpoint": str(published)}
+    backbone = MODELS.build(cfg)
+    backbone.init_weights()
+    state = torch.load(detector / "epoch_1.pth", weights_only=False)["state_dict"]
+    for name, value in backbone.model.state_dict().items():
+        assert torch.equal(value, state[f"backbone.model.{name}"]), name
+
+
+def test_a_detector_is_evaluated_and_draws_boxes_and_masks(detector, scenes, tmp_path, capsys):
+    checkpoint = str(detector / "epoch_1.pth")
+    flags = ["--checkpoint", checkpoint, "--work-dir", str(tmp_path / "eval"), "--cfg-options", *DET_FEW]
+    assert run_tool("eval", str(DETECTION), *flags) == 0
+    picture = scenes / "images/validation/0000.png"
+    flags = ["--checkpoint", checkpoint, "--output", str(tmp_path / "out"), "--score-threshold", "0.0"]
+    assert run_tool("predict", str(detector / DETECTION.name), str(picture), *flags) == 0
+    assert f"1 pictures in {tmp_path / 'out/vis'}" in capsys.readouterr().out
+    drawn = np.array(Image.open(tmp_path / "out/vis/0000.png"))
+    assert drawn.shape == (128, 128, 3) and (drawn != np.array(Image.open(picture))).any()
+    content = json.loads((tmp_path / "out/preds/0000.json").read_text())
+    assert len(content["classes"]) == len(content["bboxes"]) == len(content["masks"]) > 0
+    assert set(content["classes"]) <= set("0123456789")
+
+
+def test_a_segmentor_is_evaluated_and_draws_masks(segmentor, scenes, tmp_path, capsys):
+    checkpoint = str(segmentor / "iter_2.pth")
+    flags = ["--checkpoint", checkpoint, "--work-dir", str(tmp_path / "eval"), "--cfg-options", *SEG_FEW]
+    assert run_tool("eval", str(SEGMENTATION), *flags) == 0
+    pictures = [str(scenes / f"images/validation/000{i}.png") for i in range(2)]
+    flags = ["--checkpoint", checkpoint, "--output", str(tmp_path / "out")]
+    assert run_tool("predict", str(SEGMENTATION), *pictures, *flags) == 0
+    assert {path.name for path in (tmp_path / "out/preds").iterdir()} == {"0000.json", "0001.json"}
+    content = json.loads((tmp_path / "out/preds/0000.json").read_text())
+    assert sum(content["shares"].values()) == pytest.approx(1) and len(list((tmp_path / "out/vis").iterdir())) == 2
+
+
+def test_the_inferencers_of_mmdet_and_mmseg_take_configs_and_checkpoints(detector, segmentor, scenes):
+    from mmdet.apis import DetInferencer
+    from mmseg.apis import MMSegInferencer
+
+    picture = str(scenes / "images/validation/0000.png")
+    for inferencer in (
+        DetInferencer(str(detector / DETECTION.name), str(detector / "epoch_1.pth"), device="cpu"),
+        DetInferencer(weights=str(detector / "epoch_1.pth"), device="cpu"),  # the config is in the checkpoint
+    ):
+        assert "bboxes" in inferencer(picture)["predictions"][0]
+    inferencer = MMSegInferencer(str(SEGMENTATION), str(segmentor / "iter_2.pth"), device="cpu")
+    assert inferencer(picture)["predictions"].shape == (128, 128)
+
+
+def test_training_goes_on_from_the_last_checkpoint(segmentor, tmp_path, capsys):
+    options = [*SEG_FEW, "train_cfg.max_iters=3"]
+    flags = ["--work-dir", str(tmp_path), "--resume", str(segmentor / "iter_2.pth"), "--cfg-options", *options]
+    assert run_tool("train", str(SEGMENTATION), *flags) == 0
+    assert torch.load(tmp_path / "iter_3.pth", weights_only=False)["meta"]["iter"] == 3
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train", "nowhere.py"], "no config at nowhere.py"),
+        (["train", str(DETECTION), "--classes", "cat"], "1 of 1 classes are not among the annotated categories (cat)"),
+        (["train", str(DETECTION), "--dataset", "nowhere.yaml"], "cannot read the dataset nowhere.yaml"),
+        (["train", str(DETECTION), "--data-root", "/nowhere"], "no annotations at /nowhere/detection/train.json"),
+        (
+            ["train", str(DETECTION), "--cfg-options", "model.backbone.name=zoo_biformr_t"],
+            "did you mean zoo_biformer_t",
+        ),
+        (["train", str(DETECTION), "--cfg-options", "model.backbone.pretrained=True"], "pretrained=False"),
+        (["eval", str(DETECTION), "--checkpoint", "nowhere.pth"], "no checkpoint at nowhere.pth"),
+        (["predict", str(DETECTION), "nowhere.png", "--checkpoint", "x.pth"], "no picture at nowhere.png"),
+        (["check_data", "coco", "/nowhere"], "train2017: not there"),
+    ],
+    ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else "",
+)
+def test_what_a_user_can_mend_is_one_message_and_exit_code_1(argv, message, scenes, tmp_path, capsys):
+    tool, *flags = argv
+    if tool == "train" and "nowhere.py" not in flags:
+        flags += ["--work-dir", str(tmp_path)]
+    assert run_tool(tool, *flags) == 1
+    said = capsys.readouterr().err
+    assert "error: " in said and message in said and "Traceback" not in said
+    assert not list(tmp_path.glob("*.pth"))
+
+
+def test_amp_without_a_gpu_is_refused(scenes, tmp_path, capsys):
+    if torch.cuda.is_available():
+        assert run_tool("train", str(DETECTION), "--work-dir", str(tmp_path), "--amp", "--cfg-options", *DET_FEW) == 0
+    else:
+        assert run_tool("train", str(DETECTION), "--work-dir", str(tmp_path), "--amp") == 1
+        assert "--amp: mmengine's mixed precision needs a GPU" in capsys.readouterr().err
+
+
+def test_py_configs_without_openmmlab_name_the_extra(monkeypatch, capsys):
+    monkeypatch.setattr("visionzoo.engine.errors.find_spec", lambda name: None)
+    assert run_tool("train", str(DETECTION)) == 1
+    assert 'pip install "visionzoo[openmmlab]"' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_detector(scenes, tmp_path):
+    """Without looking for unused parameters: there are none."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(ROOT / "tools/train.py"), str(DETECTION), "--work-dir", str(tmp_path), "--seed", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*command, "--cfg-options", *DET_FEW],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert (tmp_path / "epoch_1.pth").exists()
+    assert len(list(Path(tmp_path).glob("2*"))) == 1

@@ -1,0 +1,32 @@
+"""Detection and segmentation on OpenMMLab; the only part of visionzoo that imports mm*.
+
+`custom_imports = dict(imports=['visionzoo.openmmlab'])` in a config is all that is needed: it serves mmcv's ops where
+mmcv has no compiled extension, and registers `ZooBackbone`, the necks and the optimizer constructor in mmengine's
+root registry, where mmdet and mmseg find them.
+
+`ops` stands in mmcv's place; `backbone`, `necks` and `optim` are what configs name; `flags`, `running` and `prediction`
+are tools/*.py with a .py config, with the checks of `data`.
+"""
+
+from mmengine.config import utils as _config_utils
+
+from visionzoo.openmmlab import ops
+
+ops.install()  # before anything that imports mmcv.ops
+
+# mmengine looks for mmseg's configs under the name that its maintainers' wheels had; the module's name finds any.
+_config_utils.MODULE2PACKAGE["mmseg"] = "mmseg"
+
+from visionzoo.openmmlab.backbone import ZooBackbone, feature_channels, feature_strides  # noqa: E402
+from visionzoo.openmmlab.necks import SimplePyramid, UpsamplingFPN  # noqa: E402
+from visionzoo.openmmlab.optim import ZooOptimWrapperConstructor  # noqa: E402
+
+__all__ = [
+    "SimplePyramid",
+    "UpsamplingFPN",
+    "ZooBackbone",
+    "ZooOptimWrapperConstructor",
+    "feature_channels",
+    "feature_strides",
+    "ops",
+]

@@ -1,0 +1,68 @@
+"""The command lines of tools/train.py, tools/eval.py and tools/predict.py with a config of OpenMMLab."""
+
+import argparse
+
+from mmengine.config import DictAction
+
+
+def train_parser() -> argparse.ArgumentParser:
+    """Return mmdet's flags, with those for one's own data."""
+    parser = _parser("tools/train.py CONFIG.py", "Train a detector or segmentor.")
+    parser.add_argument("--work-dir", help="of logs and checkpoints (default: work_dirs/NAME_OF_CONFIG)")
+    parser.add_argument("--resume", nargs="?", const="auto", metavar="FILE", help="go on from FILE, or the last one")
+    parser.add_argument("--amp", action="store_true", help="mixed precision on a GPU")
+    parser.add_argument("--auto-scale-lr", action="store_true", help="scale the learning rate with the whole batch")
+    parser.add_argument("--seed", type=int, help="of the initial weights and the order of the data")
+    parser.add_argument(
+        "--log-wandb", action="store_true", help="log to Weights & Biases too, not to TensorBoard alone"
+    )
+    parser.add_argument("--wandb-project", help="its project")
+    _add_data(parser)
+    _add_common(parser)
+    return parser
+
+
+def eval_parser() -> argparse.ArgumentParser:
+    """Return the flags of evaluation."""
+    parser = _parser("tools/eval.py CONFIG.py --checkpoint FILE", "Evaluate a detector or segmentor.")
+    parser.add_argument("--checkpoint", required=True, help="of the detector or segmentor, as train.py writes it")
+    parser.add_argument("--work-dir", help="of the metrics (default: work_dirs/NAME_OF_CONFIG)")
+    parser.add_argument("--show-dir", help="write pictures with annotation and prediction side by side there")
+    _add_data(parser)
+    _add_common(parser)
+    return parser
+
+
+def predict_parser() -> argparse.ArgumentParser:
+    """Return the flags of prediction."""
+    parser = _parser("tools/predict.py CONFIG.py IMAGE...", "Draw boxes and masks on pictures, and write JSON.")
+    parser.add_argument("images", nargs="+", help="pictures, or folders of them")
+    parser.add_argument("--checkpoint", required=True, help="of the detector or segmentor, as train.py writes it")
+    parser.add_argument("--output", default="output/predictions", help="folder (default: %(default)s)")
+    parser.add_argument("--score-threshold", type=float, default=0.3, help="of what is drawn (default: %(default)s)")
+    parser.add_argument("--device", help="such as cuda:0 or cpu (default: the GPU if there is one)")
+    return parser
+
+
+def _parser(usage: str, text: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(usage=f"python {usage} [flags]", description=text)
+    parser.add_argument("config", help="a config of mmdet or mmseg, see configs/detection and configs/segmentation")
+    return parser
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-root", help="folder of the data, in the layout that the config expects")
+    parser.add_argument(
+        "--dataset", metavar="FILE.yaml", help="data of one's own; see visionzoo.openmmlab.data.use_dataset"
+    )
+    parser.add_argument("--classes", metavar="A,B,...", help="names of the classes; sets num_classes everywhere")
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="change the config")
+    parser.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm", "mpi"],
+        help="what started the processes (default: pytorch under torchrun, else none)",
+    )
+    parser.add_argument("--local-rank", "--local_rank", type=int, default=0, help=argparse.SUPPRESS)

@@ -1,0 +1,86 @@
+"""Boxes and masks drawn on pictures, with JSON beside them, by mmdet's and mmseg's inferencers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visionzoo.engine.errors import UserError
+from visionzoo.openmmlab.data import task_of
+from visionzoo.openmmlab.running import read_config, require_checkpoint
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+
+def predict(args: argparse.Namespace) -> list[Path]:
+    """Predict every picture, write `vis/NAME` and `preds/NAME.json` into the output folder, and return the latter.
+
+    JSON of a detector: labels, class names, scores, boxes (x1, y1, x2, y2 in pixels) and, where the model has them,
+    masks as COCO's run lengths. Of a segmentor: the share of the picture that each class covers; the mask itself is
+    `pred/NAME.png`, of class indices.
+
+    Raises:
+        UserError: if a picture, the config or the checkpoint is missing.
+    """
+    cfg = read_config(args.config)
+    task = task_of(cfg)
+    images = _images(args.images)
+    checkpoint = require_checkpoint(args.checkpoint)
+    output = Path(args.output)
+    (output / "preds").mkdir(parents=True, exist_ok=True)
+    cfg.model.backbone.pretrained = False  # the checkpoint has all weights
+    run = _detect if task == "detection" else _segment
+    written = run(args, cfg, checkpoint, images, output)
+    print(f"{len(written)} pictures in {output / 'vis'}, JSON in {output / 'preds'}")
+    return written
+
+
+def _detect(args: argparse.Namespace, cfg: Any, checkpoint: str, images: list[str], output: Path) -> list[Path]:
+    from mmdet.apis import DetInferencer
+
+    inferencer = DetInferencer(model=cfg, weights=checkpoint, device=args.device)
+    inferencer(images, out_dir=str(output), pred_score_thr=args.score_threshold, no_save_pred=False)
+    names = inferencer.model.dataset_meta["classes"]
+    paths = []
+    for image in images:
+        path = output / "preds" / f"{Path(image).stem}.json"
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({"classes": [names[label] for label in content["labels"]], **content}))
+        paths.append(path)
+    return paths
+
+
+def _segment(args: argparse.Namespace, cfg: Any, checkpoint: str, images: list[str], output: Path) -> list[Path]:
+    from mmseg.apis import MMSegInferencer
+
+    inferencer = MMSegInferencer(model=cfg, weights=checkpoint, device=args.device)
+    paths = []
+    for image in images:
+        result = inferencer(image, out_dir=str(output))["predictions"]
+        labels, counts = np.unique(np.asarray(result), return_counts=True)
+        names = inferencer.model.dataset_meta["classes"]
+        shares = {names[label]: int(count) / np.size(result) for label, count in zip(labels, counts, strict=True)}
+        paths.append(output / "preds" / f"{Path(image).stem}.json")
+        paths[-1].write_text(json.dumps({"image": image, "shares": shares}))
+    return paths
+
+
+def _images(paths: list[str]) -> list[str]:
+    images: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            images += sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        elif path.is_file():
+            images.append(path)
+        else:
+            raise UserError(f"no picture at {path}")
+    if not images:
+        raise UserError(f"no pictures ({', '.join(SUFFIXES)}) in {', '.join(paths)}")
+    names = [image.stem for image in images]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"pictures of the same name would overwrite each other's results: {', '.join(twice)}")
+    return [str(image) for image in images]

@@ -1,0 +1,180 @@
+"""Training and evaluation by mmengine's Runner, from a config and flags."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from visionzoo.engine.errors import UserError, require
+from visionzoo.openmmlab.backbone import feature_channels
+from visionzoo.openmmlab.data import check_data, use_classes, use_dataset, use_root
+
+
+def train(args: argparse.Namespace) -> Runner:
+    """Train what the flags ask for and return the Runner.
+
+    Raises:
+        UserError: if the config, its data and its classes do not fit together; before the first step.
+    """
+    cfg = prepare(args)
+    if args.resume:
+        cfg.resume, cfg.load_from = True, None if args.resume == "auto" else args.resume
+    if args.seed is not None:
+        cfg.randomness = {"seed": args.seed}
+    if args.amp:
+        if not torch.cuda.is_available():
+            raise UserError("--amp: mmengine's mixed precision needs a GPU, and torch finds none; leave --amp out")
+        cfg.optim_wrapper.type = "AmpOptimWrapper"
+        cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+    if args.auto_scale_lr:
+        if "auto_scale_lr" not in cfg:
+            raise UserError("--auto-scale-lr: the config does not say for which batch size its learning rate is")
+        cfg.auto_scale_lr.enable = True
+    _say_notes(check_data(cfg))
+    _log_to(cfg, args)
+    # mmengine's checkpoints hold Python objects; at the end the last and the best are also written as tensors alone
+    cfg.default_hooks.checkpoint.setdefault("published_keys", ["meta", "state_dict"])
+    cfg.setdefault("custom_hooks", []).append({"type": "ProgressBarHook"})
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    return runner
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, float]:
+    """Evaluate a checkpoint on the config's test data, print its metrics and return them.
+
+    Raises:
+        UserError: if there is no such checkpoint, or config and data do not fit together.
+    """
+    cfg = prepare(args)
+    cfg.load_from = require_checkpoint(args.checkpoint)
+    if args.show_dir:
+        cfg.default_hooks.visualization.update(draw=True, test_out_dir=str(Path(args.show_dir).resolve()))
+    _say_notes(check_data(cfg, ["test_dataloader"]))
+    return Runner.from_cfg(cfg).test()
+
+
+def prepare(args: argparse.Namespace) -> Config:
+    """Read a config and apply the flags that training and evaluation share."""
+    cfg = read_config(args.config)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    if args.data_root:
+        use_root(cfg, args.data_root)
+    if args.dataset:
+        use_dataset(cfg, args.dataset)
+    if args.classes:
+        use_classes(cfg, [name.strip() for name in args.classes.split(",") if name.strip()])
+    cfg.launcher = args.launcher or ("pytorch" if "TORCHELASTIC_RUN_ID" in os.environ else "none")
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    if not torch.cuda.is_available():
+        # on CPUs mmengine would set the process's GPU, and name it to torch
+        cfg.setdefault("model_wrapper_cfg", {"device_ids": None, "broadcast_buffers": False})
+        if cfg.launcher == "pytorch" and not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo")
+    cfg.work_dir = args.work_dir or cfg.get("work_dir") or str(Path("work_dirs") / Path(args.config).stem)
+    check_channels(cfg)
+    return cfg
+
+
+def _log_to(cfg: Config, args: argparse.Namespace) -> None:
+    require("tensorboard")
+    backends = cfg.visualizer.setdefault("vis_backends", [])
+    wanted: list[dict[str, Any]] = [{"type": "TensorboardVisBackend"}]
+    if args.log_wandb:
+        require("wandb", extra="wandb")
+        run = {"project": args.wandb_project, "name": Path(cfg.work_dir).name}
+        wanted.append({"type": "WandbVisBackend", "init_kwargs": {k: v for k, v in run.items() if v}})
+    there = {backend["type"] for backend in backends}
+    backends += [backend for backend in wanted if backend["type"] not in there]
+
+
+def read_config(path: str) -> Config:
+    """Read a config file.
+
+    Raises:
+        UserError: if there is none, or it is no config of a model.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"no config at {path}")
+    cfg = Config.fromfile(path)
+    if "model" not in cfg or "default_scope" not in cfg:
+        raise UserError(f"{path} is no config of a detector or segmentor: it has no model or no default_scope")
+    return cfg
+
+
+def require_checkpoint(path: str) -> str:
+    """Return the path of a checkpoint.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if not (path.startswith(("http://", "https://")) or Path(path).is_file()):
+        raise UserError(f"no checkpoint at {path}")
+    return path
+
+
+def check_channels(cfg: Config) -> None:
+    """Compare the channels that neck or head expect with those of the backbone.
+
+    Raises:
+        UserError: if they differ; with both lists.
+    """
+    backbone = cfg.model.get("backbone", {})
+    if backbone.get("type") != "ZooBackbone":
+        return
+    options = {key: value for key, value in backbone.items() if key not in _NOT_OF_THE_MODEL}
+    channels = feature_channels(backbone.name, backbone.get("out_indices"), **options)
+    place = "neck" if cfg.model.get("neck") else "decode_head"
+    expected = cfg.model.get(place, {}).get("in_channels", channels)
+    if isinstance(expected, list | tuple) and list(expected) != channels:
+        raise UserError(
+            f"model.{place}.in_channels is {list(expected)}, the maps of {backbone.name} have {channels}. In a config: "
+            f"in_channels=feature_channels({backbone.name!r}) of visionzoo.openmmlab."
+        )
+
+
+_NOT_OF_THE_MODEL = (
+    "type", "_scope_", "name", "out_indices", "out_norm", "frozen_stages", "norm_eval", "drop_path_rate", "with_cp",
+    "pretrained", "init_cfg",
+)  # fmt: skip
+
+
+@HOOKS.register_module()
+class ProgressBarHook(Hook):
+    """A bar over the iterations of the whole training, with their rate and the loss, on a terminal."""
+
+    def before_train(self, runner: Runner) -> None:
+        """Start it, in the first process."""
+        self._bar: Any = None
+        if runner.rank == 0 and sys.stderr.isatty():
+            self._bar = require("tqdm").tqdm(total=runner.max_iters, initial=runner.iter, unit="it", dynamic_ncols=True)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Move it."""
+        if self._bar is not None:
+            if outputs and "loss" in outputs and runner.iter % 10 == 0:
+                self._bar.set_postfix_str(f"loss {float(outputs['loss']):.4g}", refresh=False)
+            self._bar.update()
+
+    def after_train(self, runner: Runner) -> None:
+        """Close it."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _say_notes(notes: list[str]) -> None:
+    if int(os.environ.get("RANK", 0)) == 0:
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
