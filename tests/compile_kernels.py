@@ -84,6 +84,26 @@ def halo_attention() -> Iterator[Callable[[], object]]:
         yield lambda a=arguments, o=out, s=lse: kernels._attend_backward(o, o, s, *a)
 
 
+def linear_attention() -> Iterator[Callable[[], object]]:
+    """Yield calls that launch every kernel of the operation."""
+    import torch
+
+    from visionzoo.kernels.linear_attention import triton as kernels
+
+    float32, others = [torch.float32], [torch.bfloat16, torch.float16]
+    for dtype, (heads, dim), feature_map in [
+        *product(others[:1] + float32, [(2, 32)], ["relu", "elu", "softmax", "focused"]),
+        *product(others, [(4, 16), (2, 32), (1, 64), (1, 128)], ["focused"]),
+    ]:
+        q, k, v = torch.zeros(8, 56, 56, 3, heads, dim, dtype=dtype).unbind(3)
+        sharpness = torch.ones(heads, dim) if feature_map == "focused" else None
+        arguments = (q, k, v, sharpness, feature_map, 3.0, 1e-6)
+        yield lambda a=arguments: kernels._attend(*a)
+        grad = torch.zeros(q.shape, dtype=dtype)
+        state = torch.zeros(8, heads, *kernels._state_shape(dim, feature_map))
+        yield lambda a=arguments, g=grad, s=state: kernels._attend_backward(g, s, *a)
+
+
 def route_regions() -> Iterator[Callable[[], object]]:
     """Yield calls that launch every kernel of the operation."""
     import torch
@@ -145,6 +165,7 @@ OPERATIONS = {
         group_norm,
         halo_attention,
         layer_norm,
+        linear_attention,
         neighborhood_attention,
         route_regions,
         routed_attention,

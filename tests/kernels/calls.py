@@ -20,7 +20,6 @@ from visionzoo.kernels import (
     route_regions,
     routed_attention,
 )
-from visionzoo.kernels.dispatch import WITHOUT_TRITON
 
 HEADS, HEAD_DIM = 2, 16
 # maps (batch, height, width); even, since some calls cut them into regions of 2 × 2 tokens, others into 2 × 2 regions
@@ -158,4 +157,3 @@ KINDS = {
         {"weight": (HEADS * HEAD_DIM,), "bias": (HEADS * HEAD_DIM,)},
     ),
 }  # fmt: skip
-WITH_TRITON = [name for name, kind in KINDS.items() if not set(kind.operations) & set(WITHOUT_TRITON)]

@@ -6,7 +6,7 @@ makes of them is tested on a GPU: test_compile_gpu.py.
 
 import pytest
 import torch
-from kernels.calls import KINDS, SIZES, WITH_TRITON, Call, Graphs, draw, operators
+from kernels.calls import KINDS, SIZES, Call, Graphs, draw, operators
 from kernels.triton_checks import DEVICE
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -37,7 +37,7 @@ class _Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", WITH_TRITON)
+@pytest.mark.parametrize("name", KINDS)
 def test_operators_and_their_backward_are_what_torch_expects_of_operators(name):
     call, x = Call(KINDS[name], DEVICE), draw(SIZES[0], DEVICE)
     with _Recorder() as recorder:
@@ -53,7 +53,7 @@ def test_operators_and_their_backward_are_what_torch_expects_of_operators(name):
         torch.library.opcheck(func, args)
 
 
-@pytest.mark.parametrize("name", WITH_TRITON)
+@pytest.mark.parametrize("name", KINDS)
 def test_under_autocast_compiled_calls_and_their_gradients_are_the_eager_ones(name):
     call, x = Call(KINDS[name], DEVICE), draw(SIZES[0], DEVICE)
     results = []
@@ -67,7 +67,7 @@ def test_under_autocast_compiled_calls_and_their_gradients_are_the_eager_ones(na
         torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", WITH_TRITON)
+@pytest.mark.parametrize("name", KINDS)
 def test_ten_sizes_take_at_most_three_compilations(name):
     graphs = Graphs("aot_eager")
     with FakeTensorMode():
@@ -81,7 +81,7 @@ def test_ten_sizes_take_at_most_three_compilations(name):
     assert all(found == KINDS[name].operators for found in graphs.operators)
 
 
-@pytest.mark.parametrize("name", WITH_TRITON)
+@pytest.mark.parametrize("name", KINDS)
 def test_exported_calls_take_other_sizes(name):
     call = Call(KINDS[name], DEVICE)
     auto = torch.export.Dim.AUTO
@@ -95,7 +95,7 @@ def test_exported_calls_take_other_sizes(name):
 
 
 @pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("name", WITH_TRITON)
+@pytest.mark.parametrize("name", KINDS)
 def test_auto_is_traced_to_the_kernels_for_a_gpu_that_is_not_here(name, strict, monkeypatch):
     monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE)
     monkeypatch.setattr(dispatch, "_capabilities", {})

@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 import torch
-from kernels.calls import KINDS, SIZES, WITH_TRITON, Call, Graphs, draw, operators
+from kernels.calls import KINDS, SIZES, Call, Graphs, draw, operators
 
 from visionzoo.kernels import dispatch
 
@@ -37,14 +37,14 @@ def _assert_close(results, expected, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", WITH_TRITON)
+@pytest.mark.parametrize("name", KINDS)
 def test_compiled_calls_and_their_gradients_are_the_eager_ones(name, dtype):
     call = Call(KINDS[name], "cuda")
     compiled = torch.compile(call, fullgraph=True)
     _assert_close(_results(compiled, call, SIZES[2], dtype), _results(call, call, SIZES[2], dtype), dtype)
 
 
-@pytest.mark.parametrize("name", WITH_TRITON)
+@pytest.mark.parametrize("name", KINDS)
 def test_ten_sizes_take_at_most_three_compilations(name):
     call, graphs = Call(KINDS[name], "cuda"), Graphs("inductor")
     compiled = torch.compile(call, backend=graphs, fullgraph=True, dynamic=True)
@@ -56,7 +56,7 @@ def test_ten_sizes_take_at_most_three_compilations(name):
     assert all(found == KINDS[name].operators for found in graphs.operators)
 
 
-@pytest.mark.parametrize("name", WITH_TRITON)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_new_size_compiles_no_kernel(name):
     """Kernels are compiled for few classes of sizes: these twenty maps are of one, large ones."""
     call = Call(KINDS[name], "cuda")
@@ -77,7 +77,7 @@ def _compiled(operation):
     return sum(len(cache[0]) for f in kernels if isinstance(f, JITFunction) for cache in f.device_caches.values())
 
 
-@pytest.mark.parametrize("name", WITH_TRITON)
+@pytest.mark.parametrize("name", KINDS)
 def test_cuda_graphs_replay_calls(name):
     """With new numbers in the place of the old: what a kernel reads is on the device."""
     call = Call(KINDS[name], "cuda")
@@ -90,7 +90,7 @@ def test_cuda_graphs_replay_calls(name):
         _assert_close([out], [call(x)], torch.float32)
 
 
-@pytest.mark.parametrize("name", WITH_TRITON)
+@pytest.mark.parametrize("name", KINDS)
 def test_exported_calls_run_after_saving_and_loading(name, tmp_path):
     call, x = Call(KINDS[name], "cuda"), draw(SIZES[2], "cuda").detach()
     torch.export.save(torch.export.export(call, (x,)), tmp_path / "call.pt2")

@@ -233,10 +233,12 @@ def halo_case(settings: Settings, name: str, side: int, heads: int, depth: int) 
 
 
 def _linear(settings: Settings) -> Iterator[Case]:
-    for side, heads, batch in ((56, 2, BATCH), (14, 8, BATCH), (128, 4, 8)):
+    # FLatten's Swin and PVT at 224 px, and large images
+    for side, heads, depth, batch in ((56, 2, 32, BATCH), (56, 1, 64, BATCH), (14, 8, 32, BATCH), (256, 4, 32, 1)):
         for feature_map in ("focused", "relu", "elu", "softmax"):
-            name = f"linear/{side}x{side}-g{heads}-d32-{feature_map}"
-            yield linear_case(settings, name, batch=batch, side=side, heads=heads, depth=32, feature_map=feature_map)
+            name = f"linear/{side}x{side}-g{heads}-d{depth}-{feature_map}"
+            sizes: dict[str, Any] = {"batch": batch, "side": side, "heads": heads, "depth": depth}
+            yield linear_case(settings, name, **sizes, feature_map=feature_map)
 
 
 def linear_case(

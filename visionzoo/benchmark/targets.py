@@ -76,6 +76,13 @@ def targets() -> Iterator[Target]:
         for measure in ("forward", both):
             yield Target(f"neighborhood/{stage}", measure, faster, 1.0, "sdpa")
 
+    for shape in ("56x56-g2-d32", "256x256-g4-d32"):
+        for feature_map in ("focused", "relu", "elu", "softmax"):
+            yield Target(f"linear/{shape}-{feature_map}", "forward", "times the floor", 2.5)
+            for measure in ("forward", both):
+                rival = "visionzoo-reference-compiled"
+                yield Target(f"linear/{shape}-{feature_map}", measure, faster, 1.0, rival)
+
     compiled, optimized = "visionzoo-compiled", "visionzoo-optimized"
     yield Target("biformer_t/eager", "inference", faster, 3.0, "authors")
     yield Target("biformer_t/compiled", "inference", faster, 2.0, "authors-compiled", compiled)

@@ -29,7 +29,6 @@ OPERATIONS = (
     "route_regions",
     "routed_attention",
 )
-WITHOUT_TRITON: tuple[str, ...] = ("linear_attention",)  # operations that have no Triton kernels yet
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 128
 MIN_CAPABILITY = (8, 0)  # compute capability; older GPUs have no bfloat16 matrix units
@@ -110,7 +109,7 @@ def choose(
     reason: str | None = "it was asked for by name"
     if backend != "reference":
         on_cpu = backend == "triton" and _interpreted()
-        reason = _why_not_here(operation) or _why_not(q, v, max_width, on_cpu) or unsupported
+        reason = _why_not_here() or _why_not(q, v, max_width, on_cpu) or unsupported
         if backend == "triton" and reason is not None:
             raise ValueError(f"{operation}: backend {asked!r} cannot run: {reason}")
         if backend == "auto":
@@ -132,17 +131,17 @@ def backends() -> dict[str, str]:
     """
     table = {}
     for operation in OPERATIONS:
-        reason = _why_not_here(operation) or (None if torch.cuda.is_available() else "there is no GPU")
+        reason = _why_not_here() or (None if torch.cuda.is_available() else "there is no GPU")
         table[operation] = "triton" if reason is None else f"reference ({reason})"
     return table
 
 
-def _why_not_here(operation: str) -> str | None:
+def _why_not_here() -> str | None:
     if not _HAS_TRITON:
         return "the package triton is not installed"
     if _OLD_TORCH:
         return f"its kernels need torch {MIN_TORCH} with its Triton, this is {torch.__version__}"
-    return "it has no Triton kernel yet" if operation in WITHOUT_TRITON else None
+    return None
 
 
 def _why_not(q: Tensor, v: Tensor | None, max_width: int | None, on_cpu: bool) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from visionzoo.kernels.dispatch import choose
@@ -74,7 +76,14 @@ def linear_attention(
             f"on {q.device}; got {feature_map=} and {tuple(temperature.shape)} {temperature.dtype} on "
             f"{temperature.device}"
         )
-    choose("linear_attention", backend, q)
-    return reference.forward(
-        q, k, v, feature_map=feature_map, focusing_factor=focusing_factor, temperature=temperature, eps=eps
-    )
+    arguments: dict[str, Any] = {
+        "feature_map": feature_map,
+        "focusing_factor": focusing_factor,
+        "temperature": temperature,
+        "eps": eps,
+    }
+    if choose("linear_attention", backend, q) == "triton":
+        from visionzoo.kernels.linear_attention import triton
+
+        return triton.forward(q, k, v, **arguments)
+    return reference.forward(q, k, v, **arguments)

@@ -1,0 +1,103 @@
+"""Triton's linear attention is the reference's, in every dtype, for every feature map."""
+
+import pytest
+import torch
+from kernels.triton_checks import DEVICE, check_against_float64, check_repeats
+
+from visionzoo.kernels import linear_attention
+from visionzoo.kernels.linear_attention import triton as kernels
+
+MAPS = ["relu", "elu", "softmax", "focused"]
+TEMPERATURE = ["focused with temperature"]
+
+
+def _case(kind, size, key_size, heads, dim, mean=0.0):
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    tensors = {"q": draw(2, *size, heads, dim)}
+    tensors |= {"k": draw(2, *key_size, heads, dim), "v": draw(2, *key_size, heads, dim) + mean}
+    feature_map = kind.split()[0]
+    if kind != feature_map:
+        tensors["temperature"] = draw(heads, dim).sigmoid() + 0.5
+    return {name: t.requires_grad_() for name, t in tensors.items()}, {"feature_map": feature_map}
+
+
+@pytest.mark.parametrize("programs", [1024, 4], ids=["a block and a head each", "several blocks and heads each"])
+@pytest.mark.parametrize("kind", MAPS + TEMPERATURE)
+def test_is_as_exact_as_plain_torch(kind, programs, monkeypatch):
+    monkeypatch.setattr(kernels, "_PROGRAMS", programs)
+    tensors, options = _case(kind, (6, 11), (10, 7), heads=2, dim=12)
+    check_against_float64(linear_attention, tensors, **options)
+
+
+@pytest.mark.parametrize("kind", ["softmax", *TEMPERATURE])
+@pytest.mark.parametrize(("heads", "dim"), [(3, 5), (1, 40), (1, 100)])
+def test_any_head_width_and_few_keys(heads, dim, kind):
+    tensors, options = _case(kind, (5, 7), (1, 9), heads, dim)
+    check_against_float64(linear_attention, tensors, **options)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1, 2.5, 8, 9])
+def test_any_focusing_factor(factor):
+    tensors, options = _case(TEMPERATURE[0], (3, 4), (3, 4), heads=2, dim=8)
+    check_against_float64(linear_attention, tensors, **options, focusing_factor=factor)
+
+
+@pytest.mark.parametrize("kind", MAPS + TEMPERATURE)
+def test_values_with_a_large_mean_leave_gradients_exact(kind):
+    size = (32, 32) if DEVICE == "cuda" else (4, 4)
+    tensors, options = _case(kind, size, size, heads=1, dim=16, mean=5.0)
+    check_against_float64(linear_attention, tensors, **options)
+
+
+def test_tokens_without_any_positive_number_have_the_reference_gradients():
+    """All features are tiny there, so that the epsilon under the division counts."""
+    tensors, options = _case(TEMPERATURE[0], (3, 4), (3, 4), heads=2, dim=8)
+    with torch.no_grad():
+        tensors["q"][:, :2].abs_().neg_()
+        tensors["k"][0].abs_().neg_()
+    check_against_float64(linear_attention, tensors, **options)
+
+
+@pytest.mark.parametrize("kind", ["softmax", *TEMPERATURE])
+def test_runs_repeat_bit_for_bit(kind):
+    tensors, options = _case(kind, (6, 11), (6, 11), heads=2, dim=8)
+    check_repeats(linear_attention, tensors, **options)
+
+
+def test_takes_views_of_one_projection_and_other_strides():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(2, 5, 6, 3, 2, 8, generator=generator).to(DEVICE).unbind(3)
+    expected = linear_attention(q, k, v, feature_map="focused", backend="reference")
+    views = [q, k.transpose(1, 2).contiguous().transpose(1, 2), v.transpose(3, 4).contiguous().transpose(3, 4)]
+    out = linear_attention(*views, feature_map="focused", backend="triton")
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16] + [torch.bfloat16] * (DEVICE == "cuda"))
+@pytest.mark.parametrize("feature_map", MAPS)
+def test_half_precision_is_finite_and_exact_at_large_sizes_and_activations(feature_map, dtype):
+    """65,536 tokens on a GPU, with activations times ten."""
+    side = 256 if DEVICE == "cuda" else 9
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        (torch.randn(1, side, side, 2, 8, generator=generator) * 10).to(DEVICE, dtype).requires_grad_()
+        for _ in range(3)
+    )
+    out = linear_attention(q, k, v, feature_map=feature_map, backend="triton")
+    exact = linear_attention(*(t.detach().double() for t in (q, k, v)), feature_map=feature_map)
+    assert out.isfinite().all()
+    assert (out.double() - exact).norm() <= torch.finfo(dtype).eps * exact.norm()
+    out.square().mean().mul(1000).backward()
+    assert all(t.grad.isfinite().all() and t.grad.any() for t in (q, k, v))
+
+
+@pytest.mark.parametrize("width", [129, 256])
+def test_too_wide_heads_are_refused_by_name_and_fall_back_else(width):
+    q = torch.randn(1, 4, 4, 1, width, device=DEVICE)
+    with pytest.raises(ValueError, match=f"cannot run: its kernels take head widths up to 128, got {width}"):
+        linear_attention(q, q, q, backend="triton")
+    torch.testing.assert_close(linear_attention(q, q, q), linear_attention(q, q, q, backend="reference"))
