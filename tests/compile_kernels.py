@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 
-os.environ.pop("TRITON_INTERPRET", None)
 CAPABILITIES = (80, 90)
 
 
@@ -175,6 +174,7 @@ OPERATIONS = {
 
 def main(names: list[str]) -> None:
     """Compile the operations `names`, or all."""
+    os.environ.pop("TRITON_INTERPRET", None)  # before anything imports triton: interpreted kernels are not compiled
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.runtime.jit import JITFunction

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from timm.layers import DropPath, LayerScale, Mlp
+from timm.layers import DropPath, LayerScale, Mlp, register_notrace_function
 from torch import Tensor, nn
 
 from visionzoo.kernels.precision import without_autocast
@@ -80,7 +80,11 @@ class Block(nn.Module):
         if self.training and isinstance(self.drop_path, DropPath):
             kept = self.drop_path(branch.new_ones(len(branch), 1, 1, 1))
             factor = kept if factor is None else factor * kept
-        if factor is None:
-            return x + branch
-        with without_autocast(x.device):  # it would cast in passes of their own
-            return torch.addcmul(x, branch, factor)
+        return x + branch if factor is None else add_scaled(x, branch, factor)
+
+
+@register_notrace_function  # it looks at the device
+def add_scaled(x: Tensor, branch: Tensor, factor: Tensor) -> Tensor:
+    """x + branch · factor in one pass; autocast would cast in passes of its own."""
+    with without_autocast(x.device):
+        return torch.addcmul(x, branch, factor)
