@@ -85,6 +85,6 @@ class Block(nn.Module):
 
 @register_notrace_function  # it looks at the device
 def add_scaled(x: Tensor, branch: Tensor, factor: Tensor) -> Tensor:
-    """x + branch · factor in one pass; autocast would cast in passes of its own."""
+    """Return x + branch · factor in one pass; autocast would cast in passes of its own."""
     with without_autocast(x.device):
         return torch.addcmul(x, branch, factor)
