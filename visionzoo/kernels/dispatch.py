@@ -80,13 +80,13 @@ def choose(
     q: Tensor,
     v: Tensor | None = None,
     unsupported: str | None = None,
-    slower: str | None = None,
+    avoid: str | None = None,
     max_width: int | None = MAX_HEAD_DIM,
 ) -> str:
     """Return "reference" or "triton" for one call of `operation`.
 
     "auto" takes the environment variable VISIONZOO_BACKEND where that is set, and else falls back to the reference
-    where triton cannot run or is slower, saying why once in the log (and to `explain`).
+    where triton cannot run or is to be avoided, saying why once in the log (and to `explain`).
 
     Args:
         operation: a name of `OPERATIONS`.
@@ -94,7 +94,7 @@ def choose(
         q: the operation's first tensor, [B, H, W, G, D], or [B, H, W, C] where there are no heads.
         v: its values, if their last axis may have another width.
         unsupported: what else the operation's kernels cannot do of this call; None for nothing.
-        slower: why the reference is the faster of the two, by measurement; None where it is not.
+        avoid: why "auto" takes the reference though the kernels can run, such as that they are the slower.
         max_width: largest last axis that they take; None for any.
 
     Raises:
@@ -113,7 +113,7 @@ def choose(
         if backend == "triton" and reason is not None:
             raise ValueError(f"{operation}: backend {asked!r} cannot run: {reason}")
         if backend == "auto":
-            reason = reason or slower
+            reason = reason or avoid
     ran = "triton" if reason is None else "reference"
     if not torch.compiler.is_compiling():  # a log call would break the graph
         for decisions in _listeners:

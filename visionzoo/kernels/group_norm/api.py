@@ -43,7 +43,7 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5, ba
         )
     out_dtype = autocast_dtype(x.device) or x.dtype
     slower = "torch.compile fuses the plain form with its neighbors" if torch.compiler.is_compiling() else None
-    if choose("group_norm", backend, x, slower=slower, max_width=MAX_WIDTH) == "triton":
+    if choose("group_norm", backend, x, avoid=slower, max_width=MAX_WIDTH) == "triton":
         from visionzoo.kernels.group_norm import triton
 
         return triton.forward(x, weight, bias, eps=eps, out_dtype=out_dtype)
