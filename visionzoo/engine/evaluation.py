@@ -17,7 +17,8 @@ from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.data import class_names, eval_loader, open_split, resolve_num_classes, with_same_classes
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.images import IGNORED, batches
-from visionzoo.engine.models import Process, autocast, restore, start_process
+from visionzoo.engine.models import autocast, restore
+from visionzoo.engine.parallel import Process, start_process
 
 COLUMNS = ("model", "img_size", "top1", "top1_err", "top5", "top5_err", "param_count", "crop_pct", "interpolation")
 

@@ -8,7 +8,6 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_data_config
-from timm.utils import init_distributed_device
 from torch import nn
 
 import visionzoo  # noqa: F401  registers the zoo_* models
@@ -17,42 +16,6 @@ from visionzoo.engine.errors import UserError, closest
 from visionzoo.models.checkpoint import load_weights, unwrap_state_dict
 
 DATA_CONFIG = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
-
-
-@dataclass(frozen=True)
-class Process:
-    """The device of this process and its place among the others."""
-
-    device: torch.device
-    rank: int = 0
-    world_size: int = 1
-    distributed: bool = False
-
-    @property
-    def is_primary(self) -> bool:
-        """Whether this process is the one that prints and writes."""
-        return self.rank == 0
-
-
-def start_process(args: argparse.Namespace) -> Process:
-    """Pick the device and join the other processes when torchrun or Slurm started several.
-
-    Raises:
-        UserError: the device is not there.
-    """
-    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        kind = torch.device(name).type
-    except RuntimeError as error:
-        raise UserError(f"unknown device: {str(error).splitlines()[0]}") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"no CUDA device here, device={name!r}; pass --device cpu")
-    if kind == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
-    place = argparse.Namespace(device=name)
-    device = init_distributed_device(place)
-    return Process(device, place.rank, place.world_size, place.distributed)
 
 
 def autocast(args: argparse.Namespace, device: torch.device) -> torch.autocast:

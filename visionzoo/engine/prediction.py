@@ -15,7 +15,8 @@ from timm.data.readers.img_extensions import get_img_extensions
 from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import UnreadableImageError, UserError, require
 from visionzoo.engine.images import UNREADABLE
-from visionzoo.engine.models import autocast, restore, start_process
+from visionzoo.engine.models import autocast, restore
+from visionzoo.engine.parallel import start_process
 
 LINES = "predictions.jsonl"
 

@@ -26,7 +26,8 @@ from visionzoo.engine.data import class_names, eval_loader, open_train_and_val, 
 from visionzoo.engine.distillation import make_task, teacher_name
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.images import seed_everything
-from visionzoo.engine.models import Process, build_model, data_config, load
+from visionzoo.engine.models import build_model, data_config, load
+from visionzoo.engine.parallel import Process, launcher
 from visionzoo.engine.recipe import learning_rate, make_optimizer, make_scheduler
 from visionzoo.engine.reporting import Reporter
 from visionzoo.layers.nhwc import BatchNormNHWC
@@ -64,7 +65,7 @@ class Run:
         self.task = make_task(args, model, self.data_config, self.class_names, process.device)
         self.optimizer = make_optimizer(args, self.trainable)
         self.scheduler, self.num_epochs = make_scheduler(args, self.optimizer, self.updates_per_epoch)
-        needs_scaler = args.amp and args.amp_dtype == "float16" and process.device.type == "cuda"
+        needs_scaler = args.amp and args.amp_dtype == "float16"
         self.scaler = NativeScaler(device=process.device.type) if needs_scaler else None
 
         self.epoch = self.batches_done = 0
@@ -126,8 +127,7 @@ class Run:
         for index, word in reversed(list(enumerate(words))):
             if word.startswith("--resume"):
                 del words[index : index + (1 if "=" in word else 2)]
-        launcher = f"torchrun --nproc-per-node {self.process.world_size}" if self.process.distributed else "python"
-        return f"{launcher} {shlex.join([*words, '--resume', str(self.folder / checkpoint)])}"
+        return f"{launcher()} {shlex.join([*words, '--resume', str(self.folder / checkpoint)])}"
 
     def state(self) -> dict[str, Any]:
         """Return all that a checkpoint holds, in plain types and tensors."""
@@ -154,13 +154,14 @@ class Run:
         """Go on from --resume, if asked; then the moving average and the schedule stand where the run stands."""
         args = self.args
         state: dict[str, Any] = {}
-        if args.resume == "auto":
-            if (found := self.checkpoints.newest(warn=self.say)) is not None:
-                state = self._restore(*found)
-            else:
+        path: str | None = args.resume
+        if args.resume == "auto":  # one process looks, since to look also clears away
+            found = self.checkpoints.newest(warn=self.say) if self.process.is_primary else None
+            path = self.process.told(str(found[0]) if found else None)
+            if not path:
                 self.say(f"no checkpoint in {self.folder}: starting from the beginning")
-        elif args.resume:
-            state = self._restore(Path(args.resume), read_checkpoint(args.resume))
+        if path:
+            state = self._restore(Path(path), read_checkpoint(path))
         if args.model_ema:
             self.task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
             if "state_dict_ema" in state:
@@ -201,8 +202,9 @@ class Run:
         self.validated = "metric" in state  # else it was stopped before
         if self.batches_done >= batches_per_epoch and self.validated:
             self.next_epoch()
-        if path.parent.resolve() == self.folder.resolve():
-            self.checkpoints.continue_from(state)
+        self.process.agree(0)  # all have read it
+        if self.process.is_primary and path.parent.resolve() == self.folder.resolve():
+            self.checkpoints.continue_from(path, state)
         self.say(f"going on from {path} in epoch {self.epoch}, batch {self.batches_done}")
         return state
 

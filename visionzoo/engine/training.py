@@ -8,21 +8,23 @@ import argparse
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed
 from timm.utils import dispatch_clip_grad, distribute_bn, reduce_tensor
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
-from visionzoo.engine.checkpoints import BEST
+from visionzoo.engine.checkpoints import BEST, LAST, RECOVERY
 from visionzoo.engine.data import train_loader
 from visionzoo.engine.errors import Interrupted, UserError
 from visionzoo.engine.evaluation import evaluate
 from visionzoo.engine.images import CheckedImages, announce_epoch, batches, seed_everything
 from visionzoo.engine.interruption import StopSignals
-from visionzoo.engine.models import autocast, start_process
+from visionzoo.engine.models import autocast
+from visionzoo.engine.parallel import start_process
 from visionzoo.engine.run import Run
 
 
@@ -45,7 +47,7 @@ class Training:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.stop = StopSignals()
+        self.stop = StopSignals(run.process)
         self._pending: list[tuple[Tensor, int]] = []  # loss and images of batches, not yet fetched from the device
 
     def fit(self) -> dict[str, Any]:
@@ -57,13 +59,14 @@ class Training:
             with self.stop:
                 if run.finished:
                     run.say(f"nothing left to do: {run.update} updates are done")
-                while not run.finished:
-                    row = self._epoch() or row
+                try:
+                    while not run.finished:
+                        row = self._epoch() or row
+                except Interrupted as error:
+                    raise self._saved(error) from None
             if run.reporter:
                 run.reporter.draw_curves()
             self._report_unreadable()
-        except Interrupted as error:
-            raise self._saved(error) from None
         except RuntimeError as error:
             if self.stop.received is None:
                 raise
@@ -93,11 +96,11 @@ class Training:
             row |= {"lr": run.lr, "images_per_second": images / seconds, "seconds": seconds}
             if run.process.device.type == "cuda":
                 row["peak_memory_mib"] = torch.cuda.max_memory_allocated(run.process.device) / 2**20
+            if run.reporter:  # before the checkpoint: a row without one is dropped when the run goes on
+                run.reporter.epoch(run.update, row)
             if run.process.is_primary:
                 self._save(row[f"eval_{run.metric}" if run.val_set else "train_loss"])
             run.validated = True
-            if run.reporter:
-                run.reporter.epoch(run.update, row)
         if run.batches_done >= len(run.loader):
             run.next_epoch()
             if run.scheduler is not None:
@@ -224,9 +227,18 @@ class Training:
                 run.process,
                 precision=lambda: autocast(args, run.process.device),
                 channels_last=args.channels_last,
+                progress=self._stoppable,
             )
         row = {"eval_loss": first.loss, "eval_top1": first.top1, "eval_top5": first.top5}
         return row | ({"raw_top1": raw[0].top1} if raw else {})
+
+    def _stoppable(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Yield batches as long as no process was told to stop."""
+        together = self.run.process.distributed and not isinstance(self.run.val_set, IterableDataset)
+        for batch in batches:
+            if together:  # then each process has as many batches
+                self.stop.check()
+            yield batch
 
     def _save(self, metric: float) -> None:
         run = self.run
@@ -238,9 +250,13 @@ class Training:
     def _saved(self, error: Interrupted) -> Interrupted:
         """Write a checkpoint where the run stands and say how to go on."""
         run = self.run
+        if self.stop.cut_short:  # perhaps between the weights and their moving average
+            there = [name for name in (RECOVERY, LAST) if (run.folder / name).exists()]
+            how = f"go on with: {run.resume_command(there[0])}" if there else "there is no checkpoint yet"
+            return Interrupted(error.signum, f"the second signal came in the middle of an update, nothing saved; {how}")
+        self._fetch_losses()
         if not run.process.is_primary:
             return error
-        self._fetch_losses()
         path = run.checkpoints.save_recovery(run.state())
         return Interrupted(error.signum, f"saved {path}; go on with: {run.resume_command(path.name)}")
 
