@@ -126,6 +126,7 @@ def _batch_flags(parser: Parser) -> None:
     _yes(group, "--grad-checkpointing", "recompute activations in the backward pass to save memory")
     _yes(group, "--sync-bn", "batch norm over all devices")
     add("--dist-bn", default="reduce", choices=("broadcast", "reduce", ""), help="share batch norm averages per epoch")
+    _yes(group, "--fsdp", "share model, averages and optimizer between devices, for the largest models (visionzoo)")
     _yes(group, "--no-ddp-bb", "do not broadcast buffers between devices at each step")
     add("--drop", type=float, default=0.0, metavar="RATE", help="dropout")
     add("--drop-path", type=float, metavar="RATE", help="stochastic depth (default: the model's)")

@@ -104,12 +104,14 @@ class CheckedImages(Dataset):
 
 def announce_epoch(loader: Any, seed: int, epoch: int) -> None:
     """Let order and augmentation of a loader's next pass follow from (seed, epoch), whatever ran before."""
-    for part in (loader.dataset, loader.sampler):
-        if hasattr(part, "set_epoch"):
-            part.set_epoch(epoch)
-    # Left to themselves both draw from torch's global state, and more of it where loading processes start anew.
+    if hasattr(loader.dataset, "set_epoch"):
+        loader.dataset.set_epoch(epoch)
+    # Samplers of several processes shuffle by the epoch's number alone, all others by torch's global state, of which
+    # more is drawn where loading processes start anew. Seeded alike, any number of them makes the same batches.
     if isinstance(loader.sampler, RandomSampler):
         loader.sampler.generator = torch.Generator().manual_seed(_mix(seed, epoch))
+    elif hasattr(loader.sampler, "set_epoch"):
+        loader.sampler.set_epoch(_mix(seed, epoch))
     loader.loader.generator = torch.Generator().manual_seed(_mix(seed, epoch))  # timm's prefetcher wraps the loader
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from timm.layers import convert_sync_batchnorm
 from timm.models import safe_model_name
-from timm.utils import NativeScaler
+from timm.utils import NativeScaler, unwrap_model
 from torch import nn
 
+from visionzoo.engine import sharding
 from visionzoo.engine.checkpoints import (
     LAST,
     CheckpointFolder,
@@ -63,6 +64,11 @@ class Run:
 
         args.lr, lr_origin = learning_rate(args, process.world_size)
         self.task = make_task(args, model, self.data_config, self.class_names, process.device)
+        if args.model_ema:
+            self.task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
+        if args.fsdp:
+            sharding.check(args, process.distributed, self.task)
+            sharding.shard(self.task)
         self.optimizer = make_optimizer(args, self.trainable)
         self.scheduler, self.num_epochs = make_scheduler(args, self.optimizer, self.updates_per_epoch)
         needs_scaler = args.amp and args.amp_dtype == "float16"
@@ -130,7 +136,7 @@ class Run:
         return f"{launcher()} {shlex.join([*words, '--resume', str(self.folder / checkpoint)])}"
 
     def state(self) -> dict[str, Any]:
-        """Return all that a checkpoint holds, in plain types and tensors."""
+        """Return all that a checkpoint holds, in plain types and tensors; all processes call this."""
         state = {
             "version": 2,  # timm's number for: `epoch` is the one that ended
             "epoch": self.epoch,
@@ -148,7 +154,7 @@ class Run:
             state |= self.task.get_checkpoint_state(ema=True)
         if self.scaler is not None:
             state[self.scaler.state_dict_key] = self.scaler.state_dict()
-        return state
+        return sharding.whole(state, keep=self.process.is_primary) if self.args.fsdp else state
 
     def _take_up(self) -> None:
         """Go on from --resume, if asked; then the moving average and the schedule stand where the run stands."""
@@ -162,10 +168,11 @@ class Run:
                 self.say(f"no checkpoint in {self.folder}: starting from the beginning")
         if path:
             state = self._restore(Path(path), read_checkpoint(path))
-        if args.model_ema:
-            self.task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
-            if "state_dict_ema" in state:
-                self.task.load_checkpoint_state(state["state_dict_ema"], state.get("task_state_ema"), ema=True)
+        if args.model_ema and state:  # without averages of its own it starts at the weights
+            key, task_key = ("state_dict_ema", "task_state_ema")
+            if key not in state:
+                key, task_key = ("state_dict", "task_state")
+            self._load(state[key], state.get(task_key), ema=True)
         if args.start_epoch is not None:
             self.epoch, self.batches_done, self.losses = args.start_epoch, 0, (0.0, 0)
         if self.scheduler is not None and self.update:
@@ -182,9 +189,9 @@ class Run:
         if opt != args.opt and not args.no_resume_opt:  # torch would load its state all the same
             raise UserError(f"{path} was trained by opt={opt!r}, this run has {args.opt!r}; or pass --no-resume-opt")
         try:
-            self.task.load_checkpoint_state(state["state_dict"], state.get("task_state"))
+            self._load(state["state_dict"], state.get("task_state"))
             if not args.no_resume_opt:
-                self.optimizer.load_state_dict(state["optimizer"])
+                self.optimizer.load_state_dict(sharding.optimizer_shares(state["optimizer"], self.optimizer))
                 if self.scaler is not None and self.scaler.state_dict_key in state:
                     self.scaler.load_state_dict(state[self.scaler.state_dict_key])
         except (RuntimeError, ValueError, KeyError) as error:
@@ -208,13 +215,18 @@ class Run:
         self.say(f"going on from {path} in epoch {self.epoch}, batch {self.batches_done}")
         return state
 
+    def _load(self, weights: dict[str, Any], task_state: dict[str, Any] | None, *, ema: bool = False) -> None:
+        model = self.task.get_eval_model(ema=ema)
+        assert model is not None
+        self.task.load_checkpoint_state(sharding.shares(weights, unwrap_model(model)), task_state, ema=ema)
+
     def _wrap_model(self) -> None:
         """Compile and join the processes, in this order, on loaded weights."""
         args, task = self.args, self.task
         if args.torchcompile:
             task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
             task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
-        if self.process.distributed:
+        if self.process.distributed and not args.fsdp:
             device_ids = None if self.process.device.type == "cpu" else [self.process.device]
             task.prepare_distributed(device_ids=device_ids, broadcast_buffers=not args.no_ddp_bb)
 

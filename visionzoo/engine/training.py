@@ -88,8 +88,6 @@ class Training:
             self._train_epoch()
         seconds = time.perf_counter() - started
         images = (run.batches_done - first) * args.batch_size * run.process.world_size
-        if run.process.distributed and args.dist_bn:
-            distribute_bn(run.trainable, run.process.world_size, args.dist_bn == "reduce")
         row: dict[str, Any] = {}
         if (run.epoch + 1) % args.val_interval == 0 or run.epoch + 1 == run.num_epochs or run.at_max_steps:
             row = {"epoch": run.epoch, "train_loss": run.losses[0] / max(run.losses[1], 1), **self._validate()}
@@ -98,8 +96,7 @@ class Training:
                 row["peak_memory_mib"] = torch.cuda.max_memory_allocated(run.process.device) / 2**20
             if run.reporter:  # before the checkpoint: a row without one is dropped when the run goes on
                 run.reporter.epoch(run.update, row)
-            if run.process.is_primary:
-                self._save(row[f"eval_{run.metric}" if run.val_set else "train_loss"])
+            self._save(row[f"eval_{run.metric}" if run.val_set else "train_loss"])
             run.validated = True
         if run.batches_done >= len(run.loader):
             run.next_epoch()
@@ -118,15 +115,27 @@ class Training:
             is_update = (index + 1) % accumulated == 0 or index + 1 == total
             self._forward_backward(images, targets, group, is_update)
             run.batches_done, run.validated = index + 1, False
+            if run.batches_done == total:  # before any checkpoint, which holds the first process's alone
+                self._share_batch_norms()
             if run.reporter:
                 run.reporter.advance(len(images) * run.process.world_size)
             if is_update:
                 self._after_update()
                 if run.at_max_steps:
                     break
-        else:
-            run.batches_done = total  # a stream can be shorter than its announced length
+        if run.batches_done < total:
+            self._share_batch_norms()
+            if not run.at_max_steps:
+                run.batches_done = total  # a stream can be shorter than its announced length
         self._fetch_losses()
+
+    def _share_batch_norms(self) -> None:
+        """Let all processes have the same averages of batch norm."""
+        run, how = self.run, self.run.args.dist_bn
+        if run.process.distributed and how:
+            distribute_bn(run.trainable, run.process.world_size, how == "reduce")
+            if (ema := run.task.get_trainable_module(ema=True)) is not None:
+                distribute_bn(ema.module, run.process.world_size, reduce=False)  # the first's, which is in checkpoints
 
     def _remaining_batches(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield what is left of the epoch; what is done is drawn again, so that the rest is what it would have been."""
@@ -186,8 +195,10 @@ class Training:
             loss = self._fetch_losses()
             if run.reporter:
                 run.reporter.step(update, run.epoch, loss=loss, lr=lr)
-        if is_recovery and run.process.is_primary:
-            run.checkpoints.save_recovery(run.state())
+        if is_recovery:
+            state = run.state()
+            if run.process.is_primary:
+                run.checkpoints.save_recovery(state)
         self.stop.check()
 
     def _fetch_losses(self) -> float:
@@ -242,8 +253,11 @@ class Training:
 
     def _save(self, metric: float) -> None:
         run = self.run
+        state = run.state()
+        if not run.process.is_primary:
+            return
         try:
-            run.checkpoints.save(run.state(), run.epoch, metric)
+            run.checkpoints.save(state, run.epoch, metric)
         except UserError as error:
             raise UserError(f"{error}. Make room, then go on with: {run.resume_command()}") from error
 
@@ -255,9 +269,10 @@ class Training:
             how = f"go on with: {run.resume_command(there[0])}" if there else "there is no checkpoint yet"
             return Interrupted(error.signum, f"the second signal came in the middle of an update, nothing saved; {how}")
         self._fetch_losses()
+        state = run.state()
         if not run.process.is_primary:
             return error
-        path = run.checkpoints.save_recovery(run.state())
+        path = run.checkpoints.save_recovery(state)
         return Interrupted(error.signum, f"saved {path}; go on with: {run.resume_command(path.name)}")
 
     def _start_bar(self) -> None:
