@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.layers import convert_sync_batchnorm
 from timm.models import safe_model_name
 from timm.utils import NativeScaler, unwrap_model
 from torch import nn
@@ -27,11 +26,11 @@ from visionzoo.engine.data import class_names, eval_loader, open_train_and_val, 
 from visionzoo.engine.distillation import make_task, teacher_name
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.images import seed_everything
-from visionzoo.engine.models import build_model, data_config, load
+from visionzoo.engine.models import build_model, data_config, load, synchronise_batch_norms
 from visionzoo.engine.parallel import Process, launcher
-from visionzoo.engine.recipe import learning_rate, make_optimizer, make_scheduler
+from visionzoo.engine.probing import freeze
+from visionzoo.engine.recipe import learning_rate, make_optimizer, make_scheduler, ranking_metric
 from visionzoo.engine.reporting import Reporter
-from visionzoo.layers.nhwc import BatchNormNHWC
 
 
 class Run:
@@ -77,7 +76,7 @@ class Run:
         self.epoch = self.batches_done = 0
         self.losses: tuple[float, int] = (0.0, 0)
         self.validated = False
-        self.metric = args.eval_metric if self.val_set else "loss"
+        self.metric = ranking_metric(args) if self.val_set else "loss"
         self.folder = _run_folder(args, self.data_config["input_size"][-1])
         self.checkpoints = CheckpointFolder(
             self.folder, keep=args.checkpoint_hist, lower_is_better=self.metric == "loss"
@@ -262,13 +261,12 @@ def _make_model(args: argparse.Namespace, process: Process) -> nn.Module:
         load(model, read_checkpoint(args.initial_checkpoint), args.initial_checkpoint)
     if args.grad_checkpointing:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
+    if args.freeze:
+        freeze(args, model)
     if process.distributed and args.sync_bn:
-        if any(isinstance(module, BatchNormNHWC) for module in model.modules()):
-            raise UserError(
-                f"--sync-bn: torch's synchronised batch norm takes [B, C, H, W], and the norms of {args.model} see "
-                f"[B, H, W, C]; it would normalise the wrong axis. Leave --sync-bn out for this model."
-            )
-        model = convert_sync_batchnorm(model)
+        if process.device.type == "cpu":
+            raise UserError("--sync-bn: torch's synchronised batch norm needs GPUs; leave it out on CPUs")
+        model = synchronise_batch_norms(model)
     model.to(process.device)
     return model.to(memory_format=torch.channels_last) if args.channels_last else model
 

@@ -25,6 +25,7 @@ from visionzoo.engine.images import CheckedImages, announce_epoch, batches, seed
 from visionzoo.engine.interruption import StopSignals
 from visionzoo.engine.models import autocast
 from visionzoo.engine.parallel import start_process
+from visionzoo.engine.probing import train_mode
 from visionzoo.engine.run import Run
 
 
@@ -108,7 +109,7 @@ class Training:
         run, accumulated = self.run, self.run.args.grad_accum_steps
         total = len(run.loader)
         tail = total % accumulated
-        run.trainable.train()
+        train_mode(run.trainable, frozen=run.args.freeze)
         run.optimizer.zero_grad()
         for index, images, targets in self._remaining_batches():
             group = tail if index >= total - tail else accumulated
@@ -240,8 +241,9 @@ class Training:
                 channels_last=args.channels_last,
                 progress=self._stoppable,
             )
-        row = {"eval_loss": first.loss, "eval_top1": first.top1, "eval_top5": first.top5}
-        return row | ({"raw_top1": raw[0].top1} if raw else {})
+        row = {f"eval_{name}": value for name, value in first.named().items()}
+        name = "map" if args.multi_label else "top1"
+        return row | ({f"raw_{name}": raw[0].named()[name]} if raw else {})
 
     def _stoppable(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Yield batches as long as no process was told to stop."""
