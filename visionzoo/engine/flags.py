@@ -37,6 +37,7 @@ def add_model_flags(parser: Parser, *, model: str | None) -> None:
     add = group.add_argument
     add("--model", default=model, metavar="NAME", help="any timm model, zoo_* included")
     _yes(group, "--pretrained", "start from the published weights")
+    _yes(group, "--non-commercial", "accept weights whose licence forbids commercial use (visionzoo)")
     add("--num-classes", type=int, metavar="N", help="number of classes (default: the data set's, else the model's)")
     add("--in-chans", type=int, metavar="N", help="image channels (default: 3)")
     add("--gp", metavar="POOL", help="global pooling (default: the model's)")

@@ -16,6 +16,7 @@ from visionzoo.engine.checkpoints import read_checkpoint, recorded_args
 from visionzoo.engine.errors import UserError, closest
 from visionzoo.layers.nhwc import BatchNormNHWC, SyncBatchNormNHWC
 from visionzoo.models.checkpoint import load_weights, unwrap_state_dict
+from visionzoo.models.licences import NonCommercialError, check
 
 DATA_CONFIG = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 
@@ -41,8 +42,17 @@ def build_model(args: argparse.Namespace, **more: Any) -> nn.Module:
     arguments |= more | args.model_kwargs
     if args.input_size and args.in_chans is None:
         arguments["in_chans"] = args.input_size[0]
+    accepted = getattr(args, "non_commercial", False)
+    pretrained = args.pretrained or bool(getattr(args, "pretrained_path", None))
+    if accepted and args.model.startswith("zoo_"):
+        arguments["non_commercial"] = True
     try:
-        return timm.create_model(args.model, pretrained=args.pretrained, **arguments)
+        model: Any = timm.create_model(args.model, pretrained=pretrained, **arguments)
+        if pretrained and not getattr(args, "pretrained_path", None):
+            check(args.model, model.pretrained_cfg.get("license"), accepted=accepted)
+        return model
+    except NonCommercialError as error:
+        raise UserError(str(error)) from error
     except TypeError as error:  # an argument that the model does not have
         if not args.model_kwargs:
             raise
@@ -50,9 +60,10 @@ def build_model(args: argparse.Namespace, **more: Any) -> nn.Module:
     except ValueError as error:
         raise UserError(f"cannot build {args.model}: {error}") from error
     except (RuntimeError, OSError) as error:
-        if is_local_name and not args.pretrained:
+        if is_local_name and not pretrained:
             raise
-        raise UserError(f"no weights for {args.model}: {error}") from error
+        path = getattr(args, "pretrained_path", None)
+        raise UserError(f"no weights for {args.model}{f' from {path}' if path else ''}: {error}") from error
 
 
 def synchronise_batch_norms(model: nn.Module) -> nn.Module:
