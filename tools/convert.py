@@ -1,32 +1,63 @@
-"""Turn a checkpoint of the authors' (or timm's, or our own) into a folder that timm loads.
+"""Make a folder that timm loads, or a repository of Hugging Face's hub, of a checkpoint: the authors', timm's or ours.
 
 python tools/convert.py MODEL CHECKPOINT FOLDER, then timm.create_model("local-dir:FOLDER", pretrained=True).
 """
 
 import argparse
-import sys
+import json
 from pathlib import Path
+from typing import Any
 
 import timm
-from timm.models import save_for_hf
 
 import visionzoo
+from visionzoo.engine import UserError, run_tool
+from visionzoo.engine.checkpoints import read_checkpoint, recorded_args
 
 
-def convert(name: str, checkpoint: Path, folder: Path, num_classes: int, use_ema: bool = True) -> str:
-    """Write config.json and model.safetensors of a model with the checkpoint's weights; return what was loaded.
+def convert(args: argparse.Namespace) -> str:
+    """Write config.json, model.safetensors and a model card; return what was loaded.
 
     Raises:
         ValueError: if the checkpoint cannot be read or does not fit the model, or the folder holds files already.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty; name a new folder")
-    if not timm.is_model(name):
-        raise ValueError(f"unknown model {name!r}; python tools/list_models.py lists them")
-    model = timm.create_model(name, num_classes=num_classes)
-    report = visionzoo.load_weights(model, checkpoint, use_ema=use_ema)
-    save_for_hf(model, str(folder), safe_serialization=True)
+    if args.folder.exists() and any(args.folder.iterdir()):
+        raise ValueError(f"{args.folder} is not empty; name a new folder")
+    if not timm.is_model(args.model):
+        raise ValueError(f"unknown model {args.model!r}; python tools/list_models.py lists them")
+    state = read_checkpoint(args.checkpoint)
+    run = recorded_args(state)  # of our own training, empty for others' weights
+    run = run if run.get("model") == args.model else {}
+    model_args = {name: value for name in ("in_chans", "gp") if (value := run.get(name)) is not None}
+    if "gp" in model_args:
+        model_args["global_pool"] = model_args.pop("gp")
+    model_args |= run.get("model_kwargs") or {}
+    classes = args.num_classes or run.get("num_classes") or 1000
+    model: Any = timm.create_model(args.model, num_classes=classes, **model_args)
+    report = visionzoo.load_weights(model, state, use_ema=not args.no_ema)
+    card: dict[str, Any] = {
+        "licence": args.licence or ("" if run else model.pretrained_cfg["license"]),
+        "source": args.source,
+        "measured": _measured(args.measured),
+        "class_names": state.get("class_names") if run else None,
+        "data_config": state.get("data_config") if run else None,
+        "model_args": model_args,
+    }
+    visionzoo.save_pretrained(model, args.folder, **card)
+    if args.push:
+        print(visionzoo.push_to_hub(model, args.push, private=args.private, **card))
     return str(report)
+
+
+def _measured(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--measured: expected what tools/eval.py writes, {path}: {error}") from error
+    wanted = ("top1", "top5", "map", "loss", "img_size", "images", "crop_pct", "interpolation")
+    return {name: found[name] for name in wanted if name in found}
 
 
 def main() -> None:
@@ -34,17 +65,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a zoo_* model")
     parser.add_argument("checkpoint", type=Path, help="safetensors or torch file")
-    parser.add_argument("folder", type=Path, help="new folder for config.json and model.safetensors")
-    parser.add_argument("--num-classes", type=int, default=1000, help="classes of the checkpoint")
+    parser.add_argument("folder", type=Path, help="new folder for config.json, model.safetensors and the model card")
+    parser.add_argument("--num-classes", type=int, help="classes of the checkpoint (default: the run's, else 1000)")
     parser.add_argument("--no-ema", action="store_true", help="take the last weights, not the averaged ones")
+    parser.add_argument("--licence", "--license", help="of the weights (default: the authors'; of your own, say it)")
+    parser.add_argument("--source", default="", help="where the weights are from, for the model card")
+    parser.add_argument("--measured", type=Path, metavar="JSON", help="what tools/eval.py wrote, for the model card")
+    parser.add_argument("--push", metavar="USER/NAME", help="upload it to Hugging Face's hub too")
+    parser.add_argument("--private", action="store_true", help="as a private repository")
     args = parser.parse_args()
     try:
-        report = convert(args.model, args.checkpoint, args.folder, args.num_classes, not args.no_ema)
+        report = convert(args)
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        raise UserError(str(error)) from error
     print(f"{args.folder}: {report}")
     print(f"load it with timm.create_model('local-dir:{args.folder}', pretrained=True) after import visionzoo")
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

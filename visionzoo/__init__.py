@@ -10,6 +10,7 @@ from visionzoo.inference import optimize_for_inference
 from visionzoo.kernels import backends
 from visionzoo.layers.fuse import fuse
 from visionzoo.models.checkpoint import LoadReport, load_weights
+from visionzoo.models.hub import push_to_hub, save_pretrained
 
 __all__ = [
     "LoadReport",
@@ -19,4 +20,6 @@ __all__ = [
     "load_weights",
     "models",
     "optimize_for_inference",
+    "push_to_hub",
+    "save_pretrained",
 ]

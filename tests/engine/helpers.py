@@ -83,6 +83,12 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def results(folder: Path) -> list[dict[str, str]]:
+    """Read summary.csv of a run without what depends on the machine."""
+    timed = ("images_per_second", "seconds")
+    return [{name: value for name, value in row.items() if name not in timed} for row in rows(folder)]
+
+
 def assert_same(one: dict, two: dict) -> None:
     """Two checkpoints hold the same numbers, bit for bit."""
     assert one.keys() == two.keys()
@@ -98,6 +104,5 @@ def assert_same(one: dict, two: dict) -> None:
 def learned(folder: Path, name: str = "last.pth.tar") -> dict:
     """What a run has learned so far, from its checkpoint."""
     state = read_checkpoint(folder / name)
-    return {
-        key: state[key] for key in ("state_dict", "state_dict_ema", "optimizer", "epoch", "losses", "metric", "best")
-    }
+    keys = ("state_dict", "state_dict_ema", "optimizer", "amp_scaler", "epoch", "losses", "metric", "best", "kept")
+    return {key: state[key] for key in keys if key in state}

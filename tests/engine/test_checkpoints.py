@@ -44,7 +44,7 @@ def test_a_loss_is_better_when_lower(tmp_path):
 def test_the_ranking_goes_on_after_a_restart(tmp_path):
     folder_with(tmp_path, [50.0, 80.0])
     folder = CheckpointFolder(tmp_path, keep=2, lower_is_better=False)
-    folder.continue_from(read_checkpoint(tmp_path / "last.pth.tar"))
+    folder.continue_from(tmp_path / "last.pth.tar", read_checkpoint(tmp_path / "last.pth.tar"))
     folder.save(state(2), 2, 60.0)
     assert folder.best == (1, 80.0)
     assert names(tmp_path) == ["checkpoint-1.pth.tar", "checkpoint-2.pth.tar", "last.pth.tar", "model_best.pth.tar"]

@@ -19,7 +19,7 @@ from visionzoo.engine.data import (
 )
 from visionzoo.engine.errors import UnreadableImageError, UserError
 from visionzoo.engine.images import IGNORED, announce_epoch, batches
-from visionzoo.engine.models import Process
+from visionzoo.engine.parallel import Process
 
 CPU = Process(torch.device("cpu"))
 CONFIG = {

@@ -8,7 +8,7 @@ from timm.models import save_for_hf
 
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import UserError
-from visionzoo.engine.models import Process
+from visionzoo.engine.parallel import Process
 from visionzoo.engine.run import Run
 from visionzoo.engine.training import train
 

@@ -10,7 +10,7 @@ from visionzoo.engine.errors import UserError
 from visionzoo.engine.evaluation import COLUMNS, evaluate, evaluate_checkpoint
 from visionzoo.engine.flags import eval_parser
 from visionzoo.engine.images import IGNORED
-from visionzoo.engine.models import Process
+from visionzoo.engine.parallel import Process
 
 CPU = Process(torch.device("cpu"))
 

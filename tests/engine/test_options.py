@@ -77,7 +77,8 @@ def test_model_arguments_come_as_a_mapping_or_as_pairs(tmp_path):
     ("text", "message"),
     [
         ("batchsize: 3", "unknown key 'batchsize'; did you mean batch_size"),
-        ("naflex_loader: true", "unknown key 'naflex_loader'"),
+        ("naflex_loader: true", "naflex_loader: True is for timm's train script, this one cannot do it"),
+        ("model_dtype: bfloat16", "model_dtype: 'bfloat16' is for timm's train script"),
         ("help: true", "unknown key 'help'"),
         ("epochs: ten", "epochs: expected int, got 'ten'"),
         ("epochs: 1.5", "epochs: expected int, got 1.5"),

@@ -1,4 +1,5 @@
 import errno
+import functools
 import math
 import os
 import signal
@@ -7,13 +8,13 @@ import sys
 import pytest
 import torch
 import yaml
-from engine.helpers import TINY, UPDATES, assert_same, learned, rows, truncate, write_images
+from engine.helpers import TINY, UPDATES, assert_same, learned, results, rows, truncate, write_images
 from PIL import Image
 from timm.data import IterableImageDataset
 
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import Interrupted, UserError
-from visionzoo.engine.models import Process
+from visionzoo.engine.parallel import Process
 from visionzoo.engine.recipe import learning_rate
 from visionzoo.engine.run import Run
 from visionzoo.engine.training import Training, train
@@ -87,8 +88,21 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(make_args, tmp_path, wo
     straight, stopped = tmp_path / "output/straight", tmp_path / "output/stopped"
     assert_same(learned(straight), learned(stopped))
     assert_same(learned(straight, "model_best.pth.tar"), learned(stopped, "model_best.pth.tar"))
-    kept = [{k: v for k, v in row.items() if k not in ("images_per_second", "seconds")} for row in rows(stopped)]
-    assert kept == [{k: row[k] for k in kept[0]} for row in rows(straight)]
+    assert results(stopped) == results(straight)
+
+
+def test_mixed_precision_goes_on_with_its_loss_scale(make_args, tmp_path):
+    """The scale has grown by then; also with accumulation, RandAugment and a schedule by epochs."""
+    options = {"amp": True, "amp_dtype": "float16", "grad_accum_steps": 3, "aa": "rand-m9-mstd0.5-inc1", "epochs": 4}
+    with pytest.MonkeyPatch.context() as patch:
+        grown = functools.partial(torch.amp.GradScaler, init_scale=1024.0, growth_interval=3)
+        patch.setattr(torch.amp, "GradScaler", grown)
+        train(make_args(experiment="straight", **options))
+        train(make_args(experiment="stopped", max_steps=5, **options))
+        train(make_args(experiment="stopped", resume="auto", **options))
+    straight, stopped = (learned(tmp_path / "output" / name) for name in ("straight", "stopped"))
+    assert straight["amp_scaler"]["scale"] > 1024
+    assert_same(straight, stopped)
 
 
 def test_epochs_differ_from_each_other(make_args):
@@ -327,7 +341,29 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_good_checkpoint(make_args, 
     assert f"cannot write {last}: No space left on device" in str(error.value)
     assert f"--resume {last}" in str(error.value)
     assert read_checkpoint(last)["epoch"] == 0
-    assert [row["epoch"] for row in rows(tmp_path / "output/run")] == ["0"]
+    assert [row["epoch"] for row in rows(tmp_path / "output/run")] == ["0", "1"]
+    monkeypatch.undo()
+    train(make_args(epochs=3, resume="auto"))
+    assert [row["epoch"] for row in rows(tmp_path / "output/run")] == ["0", "1", "2"]
+
+
+def test_a_second_signal_saves_nothing_half_done(make_args, tmp_path, monkeypatch):
+    def twice(self, *args):
+        if self.run.update == UPDATES + 1:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+        return original(self, *args)
+
+    original = Training._forward_backward
+    monkeypatch.setattr(Training, "_forward_backward", twice)
+    with pytest.raises(Interrupted) as error:
+        train(make_args())
+    last = tmp_path / "output/run/last.pth.tar"
+    assert "nothing saved; go on with:" in str(error.value) and f"--resume {last}" in str(error.value)
+    assert not (tmp_path / "output/run/recovery.pth.tar").exists()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")  # torchrun sends a second one after the terminal's
+    with pytest.raises(Interrupted, match=r"saved .*recovery\.pth\.tar"):
+        train(make_args(resume="auto"))
 
 
 def test_recovery_checkpoints_are_written_on_the_way(make_args, tmp_path, monkeypatch):

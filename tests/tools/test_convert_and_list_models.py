@@ -31,7 +31,7 @@ def test_a_converted_checkpoint_loads_from_its_folder_and_gives_the_authors_logi
     torch.save({"state_dict": record.state_dict()}, tmp_path / "authors.pth.tar")
     done = _run("convert", "zoo_poolformer_s12", tmp_path / "authors.pth.tar", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"config.json", "model.safetensors", "README.md"}
     model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).double().eval()
     with torch.no_grad():
         assert relative_error(model(record.image()), record.arrays["logits"]) <= record.tolerance()

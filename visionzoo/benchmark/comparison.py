@@ -24,8 +24,9 @@ from visionzoo.benchmark.timing import Budget, host_timing
 from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import Interrupted, UserError, require
 from visionzoo.engine.images import announce_epoch, batches
-from visionzoo.engine.models import Process, autocast, build_model, start_process
+from visionzoo.engine.models import autocast, build_model
 from visionzoo.engine.options import key_values
+from visionzoo.engine.parallel import Process, start_process
 from visionzoo.engine.reporting import insert_between
 from visionzoo.engine.run import Run
 from visionzoo.engine.training import Training

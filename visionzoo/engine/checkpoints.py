@@ -109,17 +109,29 @@ class CheckpointFolder:
         write_atomically(path, lambda file: torch.save(content, file))
         return path
 
-    def continue_from(self, state: Mapping[str, Any]) -> None:
-        """Take over the ranking that a checkpoint of this folder holds."""
+    def continue_from(self, path: Path, state: Mapping[str, Any]) -> None:
+        """Take over the ranking that a checkpoint of this folder holds, and finish a `save` that a kill cut short."""
         self.best = tuple(state["best"]) if state.get("best") else None
-        self.kept = {e: metric for e, metric in state.get("kept", {}).items() if self._path(e).exists()}
+        ranking, epoch = state.get("kept", {}), int(state.get("epoch", 0))
+        if "metric" in state:  # of an epoch that has ended: its other names may be missing, or an older file's
+            targets = [self.folder / BEST] if self.best and self.best[0] == epoch else []
+            targets += [self._path(epoch)] if epoch in ranking else []
+            for target in targets:
+                if not (target.exists() and target.samefile(path)):
+                    _link(path, target)
+            if path.name == LAST:
+                (self.folder / RECOVERY).unlink(missing_ok=True)
+        self.kept = {e: metric for e, metric in ranking.items() if self._path(e).exists()}
+        for dropped in set(self._epochs()) - set(ranking):
+            if dropped < epoch:  # later ones are not this run's to judge
+                self._path(dropped).unlink()
 
     def newest(self, warn: Callable[[str], object]) -> tuple[Path, dict[str, Any]] | None:
         """Return the newest sound checkpoint, or None without any; `warn` is told of each damaged one."""
         if not self.folder.is_dir():
             return None
         for leftover in self.folder.glob(".*.tmp"):  # of a writer that was killed
-            leftover.unlink()
+            leftover.unlink(missing_ok=True)
         numbered = [f"checkpoint-{epoch}.pth.tar" for epoch in sorted(self._epochs(), reverse=True)]
         sound: list[tuple[Path, dict[str, Any]]] = []
         for name in (RECOVERY, LAST, *numbered, BEST):

@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset
 
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.images import CheckedImages
+from visionzoo.engine.multilabel import TABLE, MultiLabelImages
 
 EMBEDDED = ("visionzoo/digits",)
 SPLIT_NAMES = {
@@ -45,6 +46,13 @@ def open_split(
     prefix = name.partition("/")[0]
     if not name:
         root = _find_split(root, split)
+    if args.multi_label:
+        if name:
+            raise UserError(f"--multi-label reads folders with a {TABLE}; leave --dataset {name} out")
+        dataset: Any = MultiLabelImages(Path(str(root)), class_map or None)
+        return CheckedImages(
+            dataset, mode=image_mode(args), is_training=is_training, skip_bad=args.skip_bad_images, seed=args.seed
+        )
     try:
         dataset = create_dataset(
             name,
@@ -205,6 +213,8 @@ def train_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, 
         raise UserError("--aug-repeats needs several processes (torchrun --nproc-per-node N ...); leave it out on one")
     collate = None
     if mixing(args):
+        if args.multi_label:
+            raise UserError("--multi-label does not go with mixup and cutmix; leave --mixup and --cutmix out")
         if args.batch_size % 2:
             raise UserError(f"mixup and cutmix need an even --batch-size, got {args.batch_size}")
         collate = FastCollateMixup(

@@ -88,6 +88,7 @@ def _make_teacher(args: argparse.Namespace, channels: int) -> Trained:
         img_size=None,
         input_size=None,
         no_ema=False,
+        non_commercial=args.non_commercial,
     )
     try:
         return restore(asked)

@@ -17,19 +17,28 @@ from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.data import class_names, eval_loader, open_split, resolve_num_classes, with_same_classes
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.images import IGNORED, batches
-from visionzoo.engine.models import Process, autocast, restore, start_process
+from visionzoo.engine.models import autocast, restore
+from visionzoo.engine.multilabel import mean_average_precision
+from visionzoo.engine.parallel import Process, start_process
 
 COLUMNS = ("model", "img_size", "top1", "top1_err", "top5", "top5_err", "param_count", "crop_pct", "interpolation")
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Averages over the images that could be read; top1 and top5 in percent."""
+    """Averages over the images that could be read; in % top1 and top5, or map where images have several labels."""
 
     loss: float
     top1: float
     top5: float
     count: int
+    map: float | None = None
+
+    def named(self) -> dict[str, float]:
+        """Return the metrics that there are by name, without the count."""
+        if self.map is not None:
+            return {"loss": self.loss, "map": self.map}
+        return {"loss": self.loss, "top1": self.top1, "top5": self.top5}
 
 
 @torch.inference_mode()
@@ -53,10 +62,11 @@ def evaluate(
     sums = torch.zeros(len(models), 4, dtype=torch.float64, device=process.device)
     seen = 0
     own = _own_images(loader, process)
+    several: list[tuple[torch.Tensor, torch.Tensor]] = []  # logits and labels where an image may have several
     for images, targets in progress(batches(loader)):
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        real = targets != IGNORED
+        real = targets != IGNORED if targets.ndim == 1 else (targets != IGNORED).all(-1)
         if own is not None:  # the sampler repeats images to give each process as many
             real &= seen + torch.arange(len(targets), device=targets.device) < own
         seen += len(targets)
@@ -65,6 +75,11 @@ def evaluate(
             with precision():
                 logits = model(images)
             logits = logits[real].float()
+            if targets.ndim == 2:
+                loss = nn.functional.binary_cross_entropy_with_logits(logits, targets.float(), reduction="none")
+                row += torch.stack([loss.mean(-1).sum(), loss.new_zeros(()), loss.new_zeros(()), real.sum()])
+                several.append((logits, targets))
+                continue
             hits = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
             loss = nn.functional.cross_entropy(logits, targets, reduction="sum")
             row += torch.stack([loss, hits[:, 0].sum(), hits.sum(), real.sum()])
@@ -72,9 +87,14 @@ def evaluate(
         torch.distributed.all_reduce(sums)
     if not sums[0, 3]:
         raise UserError("not one image to evaluate on could be read")
+    maps: list[float | None] = [None] * len(models)
+    if several:
+        for index in range(len(models)):
+            logits, targets = (torch.cat(parts) for parts in zip(*several[index :: len(models)], strict=True))
+            maps[index] = mean_average_precision(logits, targets, process.distributed)
     return [
-        Metrics(loss / count, 100 * top1 / count, 100 * top5 / count, int(count))
-        for loss, top1, top5, count in sums.tolist()
+        Metrics(loss / count, 100 * top1 / count, 100 * top5 / count, int(count), average)
+        for (loss, top1, top5, count), average in zip(sums.tolist(), maps, strict=True)
     ]
 
 
@@ -124,10 +144,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
     result = {
         "model": args.model or trained.args["model"],
         "img_size": trained.data_config["input_size"][-1],
-        "top1": round(metrics.top1, 4),
-        "top1_err": round(100 - metrics.top1, 4),
-        "top5": round(metrics.top5, 4),
-        "top5_err": round(100 - metrics.top5, 4),
+        **_accuracy(metrics),
         "param_count": round(sum(p.numel() for p in trained.model.parameters()) / 1e6, 2),
         "crop_pct": trained.data_config["crop_pct"],
         "interpolation": trained.data_config["interpolation"],
@@ -141,6 +158,14 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def _accuracy(metrics: Metrics) -> dict[str, float]:
+    if metrics.map is not None:
+        return {"map": round(metrics.map, 4)}
+    one, five = metrics.top1, metrics.top5
+    values = {"top1": one, "top1_err": 100 - one, "top5": five, "top5_err": 100 - five}
+    return {name: round(value, 4) for name, value in values.items()}
+
+
 def _take_data_flags(args: argparse.Namespace, run: dict[str, Any]) -> None:
     """Fill data flags that were not given from the training run that made the checkpoint, else with defaults."""
     if not (args.data_dir or args.dataset):
@@ -150,6 +175,7 @@ def _take_data_flags(args: argparse.Namespace, run: dict[str, Any]) -> None:
         args.split = args.split or run.get("val_split")
     args.split = args.split or "validation"
     args.workers = run.get("workers", 4) if args.workers is None else args.workers
+    args.multi_label = args.multi_label or run.get("multi_label", False)
     for name in ("in_chans", "input_size"):
         setattr(args, name, getattr(args, name) or run.get(name))
 

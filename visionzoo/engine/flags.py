@@ -27,6 +27,7 @@ def add_data_flags(parser: Parser, *, workers: int | None) -> None:
     _yes(group, "--dataset-trust-remote-code", "let hfds/ sets run the code that they come with")
     _yes(group, "--skip-bad-images", "pass over unreadable images and count them, instead of stopping (visionzoo)")
     add("-j", "--workers", type=int, default=workers, metavar="N", help="processes that load images")
+    _yes(group, "--multi-label", "any number of labels an image, from labels.csv in each split's folder (visionzoo)")
     _yes(group, "--pin-mem", "pin the memory that batches are loaded into")
 
 
@@ -36,6 +37,7 @@ def add_model_flags(parser: Parser, *, model: str | None) -> None:
     add = group.add_argument
     add("--model", default=model, metavar="NAME", help="any timm model, zoo_* included")
     _yes(group, "--pretrained", "start from the published weights")
+    _yes(group, "--non-commercial", "accept weights whose licence forbids commercial use (visionzoo)")
     add("--num-classes", type=int, metavar="N", help="number of classes (default: the data set's, else the model's)")
     add("--in-chans", type=int, metavar="N", help="image channels (default: 3)")
     add("--gp", metavar="POOL", help="global pooling (default: the model's)")
@@ -123,9 +125,11 @@ def _batch_flags(parser: Parser) -> None:
     add("-b", "--batch-size", type=int, default=128, metavar="N", help="images of a batch on each device")
     add("-vb", "--validation-batch-size", type=int, metavar="N", help="the same at validation (default: --batch-size)")
     add("--grad-accum-steps", type=int, default=1, metavar="N", help="batches summed into one update")
+    _yes(group, "--freeze", "train the classifier alone: linear probing (visionzoo)")
     _yes(group, "--grad-checkpointing", "recompute activations in the backward pass to save memory")
     _yes(group, "--sync-bn", "batch norm over all devices")
     add("--dist-bn", default="reduce", choices=("broadcast", "reduce", ""), help="share batch norm averages per epoch")
+    _yes(group, "--fsdp", "share model, averages and optimizer between devices, for the largest models (visionzoo)")
     _yes(group, "--no-ddp-bb", "do not broadcast buffers between devices at each step")
     add("--drop", type=float, default=0.0, metavar="RATE", help="dropout")
     add("--drop-path", type=float, metavar="RATE", help="stochastic depth (default: the model's)")
@@ -236,7 +240,8 @@ def _run_flags(parser: Parser) -> None:
     _yes(group, "--no-resume-opt", "take only the weights from --resume")
     add("--start-epoch", type=int, metavar="N", help="epoch to start at, whatever the checkpoint says")
     add("--max-steps", type=int, metavar="N", help="stop after N updates, then validate and save (visionzoo)")
-    add("--eval-metric", default="top1", choices=("top1", "top5", "loss"), help="what the best checkpoint is best in")
+    metric = "what the best checkpoint is best in; of images with several labels map or loss"
+    add("--eval-metric", default="top1", choices=("top1", "top5", "loss"), help=metric)
     add("--val-interval", type=int, default=1, metavar="N", help="epochs between validations and checkpoints")
     add("--checkpoint-hist", type=int, default=10, metavar="N", help="best checkpoints to keep")
     add("--recovery-interval", type=int, default=0, metavar="N", help="updates between recovery checkpoints; 0: none")

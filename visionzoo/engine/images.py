@@ -15,6 +15,7 @@ from timm.data.auto_augment import NAME_TO_OP
 from torch.utils.data import Dataset, RandomSampler, get_worker_info
 
 from visionzoo.engine.errors import UnreadableImageError
+from visionzoo.engine.multilabel import MultiLabelImages
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 IGNORED = -1  # class of a blank image that stands in for an unreadable one at evaluation
@@ -48,13 +49,13 @@ class CheckedImages(Dataset):
         """Announce the epoch whose images are read next."""
         self.epoch.fill_(epoch)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
         worker = get_worker_info()
         if worker is not None and self._seeded_epoch != int(self.epoch):
             self._seeded_epoch = int(self.epoch)
             seed_everything(self.seed, self._seeded_epoch, self.rank, worker.id, 1)  # 1: apart from the steps' seeds
         if not self.is_training:
-            image, target = self._read(index) or (Image.new(self.mode, (64, 64)), IGNORED)
+            image, target = self._read(index) or (Image.new(self.mode, (64, 64)), self._ignored())
         else:
             image, target = next(found for i in self._from(index) if (found := self._read(i)))
         return self.transform(image), target
@@ -64,7 +65,11 @@ class CheckedImages(Dataset):
         yield from range(index)
         raise UnreadableImageError("not one image of the data set can be read")
 
-    def _read(self, index: int) -> tuple[Image.Image, int] | None:
+    def _ignored(self) -> Any:
+        several = isinstance(self.dataset, MultiLabelImages)
+        return np.full(len(self.dataset.class_to_idx), IGNORED) if several else IGNORED
+
+    def _read(self, index: int) -> tuple[Image.Image, Any] | None:
         try:
             if isinstance(self.dataset, ImageDataset):
                 stream, target = self.dataset.reader[index]
@@ -78,6 +83,8 @@ class CheckedImages(Dataset):
             if self.skip_bad:
                 return None
             raise UnreadableImageError(self._complaint(index, error)) from error
+        if isinstance(target, np.ndarray):
+            return image, target
         return image, IGNORED if target is None else int(target)
 
     def _complaint(self, index: int, error: Exception) -> str:
@@ -85,6 +92,8 @@ class CheckedImages(Dataset):
 
     def name(self, index: int) -> str:
         """Return the file name of an image, or its number where the data set knows no files."""
+        if isinstance(self.dataset, MultiLabelImages):
+            return self.dataset.filename(index)
         if not isinstance(self.dataset, ImageDataset):
             return f"number {index}"
         name = self.dataset.filename(index, absolute=True)
@@ -104,12 +113,14 @@ class CheckedImages(Dataset):
 
 def announce_epoch(loader: Any, seed: int, epoch: int) -> None:
     """Let order and augmentation of a loader's next pass follow from (seed, epoch), whatever ran before."""
-    for part in (loader.dataset, loader.sampler):
-        if hasattr(part, "set_epoch"):
-            part.set_epoch(epoch)
-    # Left to themselves both draw from torch's global state, and more of it where loading processes start anew.
+    if hasattr(loader.dataset, "set_epoch"):
+        loader.dataset.set_epoch(epoch)
+    # Samplers of several processes shuffle by the epoch's number alone, all others by torch's global state, of which
+    # more is drawn where loading processes start anew. Seeded alike, any number of them makes the same batches.
     if isinstance(loader.sampler, RandomSampler):
         loader.sampler.generator = torch.Generator().manual_seed(_mix(seed, epoch))
+    elif hasattr(loader.sampler, "set_epoch"):
+        loader.sampler.set_epoch(_mix(seed, epoch))
     loader.loader.generator = torch.Generator().manual_seed(_mix(seed, epoch))  # timm's prefetcher wraps the loader
 
 

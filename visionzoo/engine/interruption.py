@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM between two updates instead of in the middle of one."""
+"""Ctrl-C and SIGTERM between two updates instead of in the middle of one, and of all processes at the same one."""
 
 import contextlib
 import os
@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 from visionzoo.engine.errors import Interrupted
+from visionzoo.engine.parallel import Process, under_torchrun
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -16,12 +17,20 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopSignals:
     """Within `with`, a signal is kept until `check` is called; a second one, or one within `at_once`, raises there.
 
+    Under torchrun a second one is passed over: torchrun passes on what the terminal has sent to all already.
+
+    Attributes:
+        received: the first signal.
+        cut_short: whether a second one has raised in the middle of whatever ran.
+
     Raises:
         Interrupted: a signal came.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, process: Process) -> None:
+        self.process = process
         self.received: int | None = None
+        self.cut_short = False
         self._at_once = False
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
@@ -38,20 +47,24 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return  # a loading process, to which the terminal sends Ctrl-C too: it is ended from here
-        if self._at_once or self.received is not None:
+        if self._at_once:
+            raise Interrupted(number)
+        if self.received is not None and not under_torchrun():
+            self.cut_short = True
             raise Interrupted(number)
         self.received = number
 
     def check(self) -> None:
-        """Raise Interrupted when a signal has come."""
-        if self.received is not None:
-            raise Interrupted(self.received)
+        """Raise Interrupted when a signal has come, to any of the processes; all call this equally often."""
+        if number := self.process.agree(self.received or 0):
+            self.received = number
+            raise Interrupted(number)
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
         """Let signals raise wherever they come: for work that changes no state."""
         self.check()
-        self._at_once = True
+        self._at_once = not self.process.distributed  # the others would wait for this one
         try:
             yield
         finally:

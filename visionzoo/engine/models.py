@@ -8,51 +8,17 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_data_config
-from timm.utils import init_distributed_device
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 import visionzoo  # noqa: F401  registers the zoo_* models
 from visionzoo.engine.checkpoints import read_checkpoint, recorded_args
 from visionzoo.engine.errors import UserError, closest
+from visionzoo.layers.nhwc import BatchNormNHWC, SyncBatchNormNHWC
 from visionzoo.models.checkpoint import load_weights, unwrap_state_dict
+from visionzoo.models.licences import NonCommercialError, check
 
 DATA_CONFIG = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
-
-
-@dataclass(frozen=True)
-class Process:
-    """The device of this process and its place among the others."""
-
-    device: torch.device
-    rank: int = 0
-    world_size: int = 1
-    distributed: bool = False
-
-    @property
-    def is_primary(self) -> bool:
-        """Whether this process is the one that prints and writes."""
-        return self.rank == 0
-
-
-def start_process(args: argparse.Namespace) -> Process:
-    """Pick the device and join the other processes when torchrun or Slurm started several.
-
-    Raises:
-        UserError: the device is not there.
-    """
-    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        kind = torch.device(name).type
-    except RuntimeError as error:
-        raise UserError(f"unknown device: {str(error).splitlines()[0]}") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"no CUDA device here, device={name!r}; pass --device cpu")
-    if kind == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
-    place = argparse.Namespace(device=name)
-    device = init_distributed_device(place)
-    return Process(device, place.rank, place.world_size, place.distributed)
 
 
 def autocast(args: argparse.Namespace, device: torch.device) -> torch.autocast:
@@ -76,8 +42,17 @@ def build_model(args: argparse.Namespace, **more: Any) -> nn.Module:
     arguments |= more | args.model_kwargs
     if args.input_size and args.in_chans is None:
         arguments["in_chans"] = args.input_size[0]
+    accepted = getattr(args, "non_commercial", False)
+    pretrained = args.pretrained or bool(getattr(args, "pretrained_path", None))
+    if accepted and args.model.startswith("zoo_"):
+        arguments["non_commercial"] = True
     try:
-        return timm.create_model(args.model, pretrained=args.pretrained, **arguments)
+        model: Any = timm.create_model(args.model, pretrained=pretrained, **arguments)
+        if pretrained and not getattr(args, "pretrained_path", None):
+            check(args.model, model.pretrained_cfg.get("license"), accepted=accepted)
+        return model
+    except NonCommercialError as error:
+        raise UserError(str(error)) from error
     except TypeError as error:  # an argument that the model does not have
         if not args.model_kwargs:
             raise
@@ -85,9 +60,19 @@ def build_model(args: argparse.Namespace, **more: Any) -> nn.Module:
     except ValueError as error:
         raise UserError(f"cannot build {args.model}: {error}") from error
     except (RuntimeError, OSError) as error:
-        if is_local_name and not args.pretrained:
+        if is_local_name and not pretrained:
             raise
-        raise UserError(f"no weights for {args.model}: {error}") from error
+        path = getattr(args, "pretrained_path", None)
+        raise UserError(f"no weights for {args.model}{f' from {path}' if path else ''}: {error}") from error
+
+
+def synchronise_batch_norms(model: nn.Module) -> nn.Module:
+    """Let batch norms take their statistics from the maps of all processes, also those that see [B, H, W, C]."""
+    last = [name for name, module in model.named_modules() if isinstance(module, BatchNormNHWC)]
+    model = convert_sync_batchnorm(model)
+    for name in last:  # timm makes them torch's, which differ from ours in the axis alone
+        model.get_submodule(name).__class__ = SyncBatchNormNHWC
+    return model
 
 
 def data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:

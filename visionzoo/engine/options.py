@@ -8,6 +8,23 @@ from typing import Any, NoReturn
 
 from visionzoo.engine.errors import UserError, closest, require
 
+# Keys that timm's train script has or had, and writes into its args.yaml, and that this one has no flag for.
+ALIASES = {"data": "data_dir", "drop_connect": "drop_path", "native_amp": "amp"}
+WITHOUT_EFFECT = """
+    amp_impl config device_modules distributed fuser local_rank no_prefetcher patience_epochs prefetcher rank
+    save_images synchronize_step use_multi_epochs_loader worker_seeding world_size
+    naflex_loss_scale naflex_max_seq_len naflex_patch_size_probs naflex_patch_sizes naflex_patchify_channels_first
+    naflex_train_seq_lens train_batch_sizes train_size_probs train_size_random_mix train_size_schedule
+    train_size_schedule_spread
+"""
+OFF: dict[str, tuple[Any, ...]] = {  # with the values at which they do nothing, beside null
+    **dict.fromkeys(("apex_amp", "fast_norm", "jsd_loss", "model_ema_force_cpu", "naflex_loader"), (False,)),
+    **dict.fromkeys(("resplit", "split_bn", "torchscript", "aug_splits", "tta"), (False, 0)),
+    **dict.fromkeys(("head_init_bias", "head_init_scale", "model_dtype", "train_batches_per_epoch"), ()),
+    "train_img_sizes": (),
+    "variable_batch_loss_scale": ("none",),
+}
+
 
 class KeyValues(argparse.Action):
     """`key=value ...` on the command line; values are Python literals where they parse as such, else strings."""
@@ -99,7 +116,12 @@ class Parser(argparse.ArgumentParser):
         values = {}
         for key, value in content.items():
             name = str(key).replace("-", "_")
-            if name not in flags or name in ("help", "config"):
+            name = ALIASES.get(name, name)
+            if name in WITHOUT_EFFECT.split() or (name in OFF and value in (None, *OFF[name])):
+                continue
+            if name in OFF:
+                raise UserError(f"{path}: {key}: {value!r} is for timm's train script, this one cannot do it")
+            if name not in flags or name == "help":
                 raise UserError(f"{path}: unknown key {key!r}{closest(name, flags)}")
             if value is not None:  # `key: null` keeps the default, as in the args.yaml that timm writes
                 values[name] = _typed(flags[name], value, where=f"{path}: {key}")

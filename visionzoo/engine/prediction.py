@@ -15,7 +15,8 @@ from timm.data.readers.img_extensions import get_img_extensions
 from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import UnreadableImageError, UserError, require
 from visionzoo.engine.images import UNREADABLE
-from visionzoo.engine.models import autocast, restore, start_process
+from visionzoo.engine.models import autocast, restore
+from visionzoo.engine.parallel import start_process
 
 LINES = "predictions.jsonl"
 
@@ -51,7 +52,8 @@ def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
                 continue
             with torch.inference_mode(), autocast(args, process.device):
                 logits = model(transform(image)[None].to(process.device))
-            top = logits.float().softmax(-1)[0].topk(min(args.topk, len(names)))
+            scores = logits.float().sigmoid() if trained.args.get("multi_label") else logits.float().softmax(-1)
+            top = scores[0].topk(min(args.topk, len(names)))
             classes = [
                 {"index": index, "name": names[index], "probability": round(probability, 6)}
                 for probability, index in zip(top.values.tolist(), top.indices.tolist(), strict=True)

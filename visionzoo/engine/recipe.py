@@ -12,10 +12,13 @@ from torch.optim import Optimizer
 
 from visionzoo.engine.data import mixing
 from visionzoo.engine.errors import UserError
+from visionzoo.engine.multilabel import MultiLabelLoss
 
 
 def make_loss(args: argparse.Namespace) -> nn.Module:
     """Return the training loss; mixed targets are smoothed already."""
+    if args.multi_label:
+        return MultiLabelLoss(smoothing=0.0, sum_classes=args.bce_sum, pos_weight=args.bce_pos_weight)
     if args.bce_loss:
         return BinaryCrossEntropy(
             smoothing=0.0 if mixing(args) else args.smoothing,
@@ -39,6 +42,11 @@ def learning_rate(args: argparse.Namespace, world_size: int) -> tuple[float, str
     return lr, f"lr {lr:g} = {args.lr_base:g} at {args.lr_base_size}, scaled ({scale}) to a total batch of {total}"
 
 
+def ranking_metric(args: argparse.Namespace) -> str:
+    """Return what the best checkpoint is best in."""
+    return "map" if args.multi_label and args.eval_metric != "loss" else str(args.eval_metric)
+
+
 def make_optimizer(args: argparse.Namespace, model: nn.Module) -> Optimizer:
     """Create the optimizer over `model`'s parameters by timm.
 
@@ -56,4 +64,8 @@ def make_scheduler(
 ) -> tuple[Scheduler | None, int]:
     """Return timm's schedule and the number of epochs with cool-down; it is a function of epoch and update alone."""
     settings: dict[str, Any] = scheduler_kwargs(args, decreasing_metric=args.eval_metric == "loss")
-    return create_scheduler_v2(optimizer, **settings, updates_per_epoch=updates_per_epoch)
+    scheduler, epochs = create_scheduler_v2(optimizer, **settings, updates_per_epoch=updates_per_epoch)
+    if scheduler is None:  # which would apply --layer-decay
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("lr_scale", 1.0)
+    return scheduler, epochs

@@ -136,9 +136,8 @@ def draw_curves(rows: list[dict[str, str]], path: Path) -> None:
     from matplotlib.figure import Figure  # not pyplot: no display, no global state
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
-    for axes, names, unit in zip(
-        figure.subplots(1, 2), (("train_loss", "eval_loss"), ("eval_top1", "eval_top5")), ("loss", "%"), strict=True
-    ):
+    metrics = (("train_loss", "eval_loss"), ("eval_top1", "eval_top5", "eval_map"))
+    for axes, names, unit in zip(figure.subplots(1, 2), metrics, ("loss", "%"), strict=True):
         for name in names:
             points = [(int(row["epoch"]), float(row[name])) for row in rows if row.get(name)]
             if points:

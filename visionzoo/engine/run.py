@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.layers import convert_sync_batchnorm
 from timm.models import safe_model_name
-from timm.utils import NativeScaler
+from timm.utils import NativeScaler, unwrap_model
 from torch import nn
 
+from visionzoo.engine import sharding
 from visionzoo.engine.checkpoints import (
     LAST,
     CheckpointFolder,
@@ -26,10 +26,11 @@ from visionzoo.engine.data import class_names, eval_loader, open_train_and_val, 
 from visionzoo.engine.distillation import make_task, teacher_name
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.images import seed_everything
-from visionzoo.engine.models import Process, build_model, data_config, load
-from visionzoo.engine.recipe import learning_rate, make_optimizer, make_scheduler
+from visionzoo.engine.models import build_model, data_config, load, synchronise_batch_norms
+from visionzoo.engine.parallel import Process, launcher
+from visionzoo.engine.probing import freeze
+from visionzoo.engine.recipe import learning_rate, make_optimizer, make_scheduler, ranking_metric
 from visionzoo.engine.reporting import Reporter
-from visionzoo.layers.nhwc import BatchNormNHWC
 
 
 class Run:
@@ -62,15 +63,20 @@ class Run:
 
         args.lr, lr_origin = learning_rate(args, process.world_size)
         self.task = make_task(args, model, self.data_config, self.class_names, process.device)
+        if args.model_ema:
+            self.task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
+        if args.fsdp:
+            sharding.check(args, process.distributed, self.task)
+            sharding.shard(self.task)
         self.optimizer = make_optimizer(args, self.trainable)
         self.scheduler, self.num_epochs = make_scheduler(args, self.optimizer, self.updates_per_epoch)
-        needs_scaler = args.amp and args.amp_dtype == "float16" and process.device.type == "cuda"
+        needs_scaler = args.amp and args.amp_dtype == "float16"
         self.scaler = NativeScaler(device=process.device.type) if needs_scaler else None
 
         self.epoch = self.batches_done = 0
         self.losses: tuple[float, int] = (0.0, 0)
         self.validated = False
-        self.metric = args.eval_metric if self.val_set else "loss"
+        self.metric = ranking_metric(args) if self.val_set else "loss"
         self.folder = _run_folder(args, self.data_config["input_size"][-1])
         self.checkpoints = CheckpointFolder(
             self.folder, keep=args.checkpoint_hist, lower_is_better=self.metric == "loss"
@@ -126,11 +132,10 @@ class Run:
         for index, word in reversed(list(enumerate(words))):
             if word.startswith("--resume"):
                 del words[index : index + (1 if "=" in word else 2)]
-        launcher = f"torchrun --nproc-per-node {self.process.world_size}" if self.process.distributed else "python"
-        return f"{launcher} {shlex.join([*words, '--resume', str(self.folder / checkpoint)])}"
+        return f"{launcher()} {shlex.join([*words, '--resume', str(self.folder / checkpoint)])}"
 
     def state(self) -> dict[str, Any]:
-        """Return all that a checkpoint holds, in plain types and tensors."""
+        """Return all that a checkpoint holds, in plain types and tensors; all processes call this."""
         state = {
             "version": 2,  # timm's number for: `epoch` is the one that ended
             "epoch": self.epoch,
@@ -148,23 +153,25 @@ class Run:
             state |= self.task.get_checkpoint_state(ema=True)
         if self.scaler is not None:
             state[self.scaler.state_dict_key] = self.scaler.state_dict()
-        return state
+        return sharding.whole(state, keep=self.process.is_primary) if self.args.fsdp else state
 
     def _take_up(self) -> None:
         """Go on from --resume, if asked; then the moving average and the schedule stand where the run stands."""
         args = self.args
         state: dict[str, Any] = {}
-        if args.resume == "auto":
-            if (found := self.checkpoints.newest(warn=self.say)) is not None:
-                state = self._restore(*found)
-            else:
+        path: str | None = args.resume
+        if args.resume == "auto":  # one process looks, since to look also clears away
+            found = self.checkpoints.newest(warn=self.say) if self.process.is_primary else None
+            path = self.process.told(str(found[0]) if found else None)
+            if not path:
                 self.say(f"no checkpoint in {self.folder}: starting from the beginning")
-        elif args.resume:
-            state = self._restore(Path(args.resume), read_checkpoint(args.resume))
-        if args.model_ema:
-            self.task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
-            if "state_dict_ema" in state:
-                self.task.load_checkpoint_state(state["state_dict_ema"], state.get("task_state_ema"), ema=True)
+        if path:
+            state = self._restore(Path(path), read_checkpoint(path))
+        if args.model_ema and state:  # without averages of its own it starts at the weights
+            key, task_key = ("state_dict_ema", "task_state_ema")
+            if key not in state:
+                key, task_key = ("state_dict", "task_state")
+            self._load(state[key], state.get(task_key), ema=True)
         if args.start_epoch is not None:
             self.epoch, self.batches_done, self.losses = args.start_epoch, 0, (0.0, 0)
         if self.scheduler is not None and self.update:
@@ -181,9 +188,9 @@ class Run:
         if opt != args.opt and not args.no_resume_opt:  # torch would load its state all the same
             raise UserError(f"{path} was trained by opt={opt!r}, this run has {args.opt!r}; or pass --no-resume-opt")
         try:
-            self.task.load_checkpoint_state(state["state_dict"], state.get("task_state"))
+            self._load(state["state_dict"], state.get("task_state"))
             if not args.no_resume_opt:
-                self.optimizer.load_state_dict(state["optimizer"])
+                self.optimizer.load_state_dict(sharding.optimizer_shares(state["optimizer"], self.optimizer))
                 if self.scaler is not None and self.scaler.state_dict_key in state:
                     self.scaler.load_state_dict(state[self.scaler.state_dict_key])
         except (RuntimeError, ValueError, KeyError) as error:
@@ -201,10 +208,16 @@ class Run:
         self.validated = "metric" in state  # else it was stopped before
         if self.batches_done >= batches_per_epoch and self.validated:
             self.next_epoch()
-        if path.parent.resolve() == self.folder.resolve():
-            self.checkpoints.continue_from(state)
+        self.process.agree(0)  # all have read it
+        if self.process.is_primary and path.parent.resolve() == self.folder.resolve():
+            self.checkpoints.continue_from(path, state)
         self.say(f"going on from {path} in epoch {self.epoch}, batch {self.batches_done}")
         return state
+
+    def _load(self, weights: dict[str, Any], task_state: dict[str, Any] | None, *, ema: bool = False) -> None:
+        model = self.task.get_eval_model(ema=ema)
+        assert model is not None
+        self.task.load_checkpoint_state(sharding.shares(weights, unwrap_model(model)), task_state, ema=ema)
 
     def _wrap_model(self) -> None:
         """Compile and join the processes, in this order, on loaded weights."""
@@ -212,7 +225,7 @@ class Run:
         if args.torchcompile:
             task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
             task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
-        if self.process.distributed:
+        if self.process.distributed and not args.fsdp:
             device_ids = None if self.process.device.type == "cpu" else [self.process.device]
             task.prepare_distributed(device_ids=device_ids, broadcast_buffers=not args.no_ddp_bb)
 
@@ -248,13 +261,12 @@ def _make_model(args: argparse.Namespace, process: Process) -> nn.Module:
         load(model, read_checkpoint(args.initial_checkpoint), args.initial_checkpoint)
     if args.grad_checkpointing:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
+    if args.freeze:
+        freeze(args, model)
     if process.distributed and args.sync_bn:
-        if any(isinstance(module, BatchNormNHWC) for module in model.modules()):
-            raise UserError(
-                f"--sync-bn: torch's synchronised batch norm takes [B, C, H, W], and the norms of {args.model} see "
-                f"[B, H, W, C]; it would normalise the wrong axis. Leave --sync-bn out for this model."
-            )
-        model = convert_sync_batchnorm(model)
+        if process.device.type == "cpu":
+            raise UserError("--sync-bn: torch's synchronised batch norm needs GPUs; leave it out on CPUs")
+        model = synchronise_batch_norms(model)
     model.to(process.device)
     return model.to(memory_format=torch.channels_last) if args.channels_last else model
 

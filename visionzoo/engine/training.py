@@ -8,21 +8,24 @@ import argparse
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed
 from timm.utils import dispatch_clip_grad, distribute_bn, reduce_tensor
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
-from visionzoo.engine.checkpoints import BEST
+from visionzoo.engine.checkpoints import BEST, LAST, RECOVERY
 from visionzoo.engine.data import train_loader
 from visionzoo.engine.errors import Interrupted, UserError
 from visionzoo.engine.evaluation import evaluate
 from visionzoo.engine.images import CheckedImages, announce_epoch, batches, seed_everything
 from visionzoo.engine.interruption import StopSignals
-from visionzoo.engine.models import autocast, start_process
+from visionzoo.engine.models import autocast
+from visionzoo.engine.parallel import start_process
+from visionzoo.engine.probing import train_mode
 from visionzoo.engine.run import Run
 
 
@@ -45,7 +48,7 @@ class Training:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.stop = StopSignals()
+        self.stop = StopSignals(run.process)
         self._pending: list[tuple[Tensor, int]] = []  # loss and images of batches, not yet fetched from the device
 
     def fit(self) -> dict[str, Any]:
@@ -57,13 +60,14 @@ class Training:
             with self.stop:
                 if run.finished:
                     run.say(f"nothing left to do: {run.update} updates are done")
-                while not run.finished:
-                    row = self._epoch() or row
+                try:
+                    while not run.finished:
+                        row = self._epoch() or row
+                except Interrupted as error:
+                    raise self._saved(error) from None
             if run.reporter:
                 run.reporter.draw_curves()
             self._report_unreadable()
-        except Interrupted as error:
-            raise self._saved(error) from None
         except RuntimeError as error:
             if self.stop.received is None:
                 raise
@@ -85,19 +89,16 @@ class Training:
             self._train_epoch()
         seconds = time.perf_counter() - started
         images = (run.batches_done - first) * args.batch_size * run.process.world_size
-        if run.process.distributed and args.dist_bn:
-            distribute_bn(run.trainable, run.process.world_size, args.dist_bn == "reduce")
         row: dict[str, Any] = {}
         if (run.epoch + 1) % args.val_interval == 0 or run.epoch + 1 == run.num_epochs or run.at_max_steps:
             row = {"epoch": run.epoch, "train_loss": run.losses[0] / max(run.losses[1], 1), **self._validate()}
             row |= {"lr": run.lr, "images_per_second": images / seconds, "seconds": seconds}
             if run.process.device.type == "cuda":
                 row["peak_memory_mib"] = torch.cuda.max_memory_allocated(run.process.device) / 2**20
-            if run.process.is_primary:
-                self._save(row[f"eval_{run.metric}" if run.val_set else "train_loss"])
-            run.validated = True
-            if run.reporter:
+            if run.reporter:  # before the checkpoint: a row without one is dropped when the run goes on
                 run.reporter.epoch(run.update, row)
+            self._save(row[f"eval_{run.metric}" if run.val_set else "train_loss"])
+            run.validated = True
         if run.batches_done >= len(run.loader):
             run.next_epoch()
             if run.scheduler is not None:
@@ -108,22 +109,34 @@ class Training:
         run, accumulated = self.run, self.run.args.grad_accum_steps
         total = len(run.loader)
         tail = total % accumulated
-        run.trainable.train()
+        train_mode(run.trainable, frozen=run.args.freeze)
         run.optimizer.zero_grad()
         for index, images, targets in self._remaining_batches():
             group = tail if index >= total - tail else accumulated
             is_update = (index + 1) % accumulated == 0 or index + 1 == total
             self._forward_backward(images, targets, group, is_update)
             run.batches_done, run.validated = index + 1, False
+            if run.batches_done == total:  # before any checkpoint, which holds the first process's alone
+                self._share_batch_norms()
             if run.reporter:
                 run.reporter.advance(len(images) * run.process.world_size)
             if is_update:
                 self._after_update()
                 if run.at_max_steps:
                     break
-        else:
-            run.batches_done = total  # a stream can be shorter than its announced length
+        if run.batches_done < total:
+            self._share_batch_norms()
+            if not run.at_max_steps:
+                run.batches_done = total  # a stream can be shorter than its announced length
         self._fetch_losses()
+
+    def _share_batch_norms(self) -> None:
+        """Let all processes have the same averages of batch norm."""
+        run, how = self.run, self.run.args.dist_bn
+        if run.process.distributed and how:
+            distribute_bn(run.trainable, run.process.world_size, how == "reduce")
+            if (ema := run.task.get_trainable_module(ema=True)) is not None:
+                distribute_bn(ema.module, run.process.world_size, reduce=False)  # the first's, which is in checkpoints
 
     def _remaining_batches(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield what is left of the epoch; what is done is drawn again, so that the rest is what it would have been."""
@@ -183,8 +196,10 @@ class Training:
             loss = self._fetch_losses()
             if run.reporter:
                 run.reporter.step(update, run.epoch, loss=loss, lr=lr)
-        if is_recovery and run.process.is_primary:
-            run.checkpoints.save_recovery(run.state())
+        if is_recovery:
+            state = run.state()
+            if run.process.is_primary:
+                run.checkpoints.save_recovery(state)
         self.stop.check()
 
     def _fetch_losses(self) -> float:
@@ -224,24 +239,42 @@ class Training:
                 run.process,
                 precision=lambda: autocast(args, run.process.device),
                 channels_last=args.channels_last,
+                progress=self._stoppable,
             )
-        row = {"eval_loss": first.loss, "eval_top1": first.top1, "eval_top5": first.top5}
-        return row | ({"raw_top1": raw[0].top1} if raw else {})
+        row = {f"eval_{name}": value for name, value in first.named().items()}
+        name = "map" if args.multi_label else "top1"
+        return row | ({f"raw_{name}": raw[0].named()[name]} if raw else {})
+
+    def _stoppable(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Yield batches as long as no process was told to stop."""
+        together = self.run.process.distributed and not isinstance(self.run.val_set, IterableDataset)
+        for batch in batches:
+            if together:  # then each process has as many batches
+                self.stop.check()
+            yield batch
 
     def _save(self, metric: float) -> None:
         run = self.run
+        state = run.state()
+        if not run.process.is_primary:
+            return
         try:
-            run.checkpoints.save(run.state(), run.epoch, metric)
+            run.checkpoints.save(state, run.epoch, metric)
         except UserError as error:
             raise UserError(f"{error}. Make room, then go on with: {run.resume_command()}") from error
 
     def _saved(self, error: Interrupted) -> Interrupted:
         """Write a checkpoint where the run stands and say how to go on."""
         run = self.run
+        if self.stop.cut_short:  # perhaps between the weights and their moving average
+            there = [name for name in (RECOVERY, LAST) if (run.folder / name).exists()]
+            how = f"go on with: {run.resume_command(there[0])}" if there else "there is no checkpoint yet"
+            return Interrupted(error.signum, f"the second signal came in the middle of an update, nothing saved; {how}")
+        self._fetch_losses()
+        state = run.state()
         if not run.process.is_primary:
             return error
-        self._fetch_losses()
-        path = run.checkpoints.save_recovery(run.state())
+        path = run.checkpoints.save_recovery(state)
         return Interrupted(error.signum, f"saved {path}; go on with: {run.resume_command(path.name)}")
 
     def _start_bar(self) -> None:

@@ -58,6 +58,15 @@ class BatchNormNHWC(nn.BatchNorm2d):
 
 
 @register_notrace_module
+class SyncBatchNormNHWC(nn.SyncBatchNorm):
+    """`nn.SyncBatchNorm` over the last axis of [B, H, W, C]: statistics of all processes' maps. Trains on GPUs only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise a [B, H, W, C] map."""
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+@register_notrace_module
 class SqueezeExciteNHWC(SqueezeExcite):
     """timm's `SqueezeExcite` of [B, H, W, C]."""
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from visionzoo.layers.mixers import combine_mixers
 from visionzoo.models.checkpoint import filter_for_timm
+from visionzoo.models.licences import check
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,9 @@ _IMAGENET = {
 
 def _entry_point(name: str, model_cls: type[nn.Module], variant: Variant, num_stages: int) -> Callable[..., nn.Module]:
     def create(pretrained: bool = False, device: Any = None, dtype: Any = None, **kwargs: Any) -> nn.Module:
+        accepted = kwargs.pop("non_commercial", False)
         if pretrained:
-            _require_weights(name, variant, kwargs)
+            _require_weights(name, variant, kwargs, accepted)
         if "mixers" in variant.kwargs:
             kwargs["mixers"] = combine_mixers(variant.kwargs["mixers"], kwargs.get("mixers"))
         with torch.device(device) if device is not None else nullcontext():
@@ -108,7 +110,7 @@ def _entry_point(name: str, model_cls: type[nn.Module], variant: Variant, num_st
     return create
 
 
-def _require_weights(name: str, variant: Variant, kwargs: Mapping[str, Any]) -> None:
+def _require_weights(name: str, variant: Variant, kwargs: Mapping[str, Any], accepted: bool) -> None:
     cfg = resolve_pretrained_cfg(
         name, pretrained_cfg=kwargs.get("pretrained_cfg"), pretrained_cfg_overlay=kwargs.get("pretrained_cfg_overlay")
     )
@@ -118,3 +120,5 @@ def _require_weights(name: str, variant: Variant, kwargs: Mapping[str, Any]) -> 
             f"authors' checkpoint, load it with visionzoo.load_weights(model, path), or turn it into a folder with "
             f"tools/convert.py and use timm.create_model('local-dir:FOLDER', pretrained=True)."
         )
+    if not cfg.file:  # else they are the caller's own
+        check(name, cfg.license, accepted=accepted)

@@ -1,18 +1,19 @@
 """Detection and segmentation on OpenMMLab; the only part of visionzoo that imports mm*.
 
 `custom_imports = dict(imports=['visionzoo.openmmlab'])` in a config is all that is needed: it serves mmcv's ops where
-mmcv has no compiled extension, and registers `ZooBackbone`, the necks and the optimizer constructor in mmengine's
-root registry, where mmdet and mmseg find them.
+mmcv has no compiled extension, lets no checkpoint run code, and registers `ZooBackbone`, the necks and the optimizer
+constructor in mmengine's root registry, where mmdet and mmseg find them.
 
-`ops` stands in mmcv's place; `backbone`, `necks` and `optim` are what configs name; `flags`, `running` and `prediction`
-are tools/*.py with a .py config, with the checks of `data`.
+`ops` stands in mmcv's place, `checkpoints` reads for mmengine; `backbone`, `necks` and `optim` are what configs name;
+`flags`, `running` and `prediction` are tools/*.py with a .py config, with the checks of `data`.
 """
 
 from mmengine.config import utils as _config_utils
 
-from visionzoo.openmmlab import ops
+from visionzoo.openmmlab import checkpoints, ops
 
 ops.install()  # before anything that imports mmcv.ops
+checkpoints.install()
 
 # mmengine looks for mmseg's configs under the name that its maintainers' wheels had; the module's name finds any.
 _config_utils.MODULE2PACKAGE["mmseg"] = "mmseg"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from visionzoo.engine.errors import UserError, closest
 from visionzoo.models.checkpoint import load_weights
 from visionzoo.models.registry import VARIANTS
+from visionzoo.openmmlab.checkpoints import download
 
 if "LN2d" not in MODELS.module_dict:
     MODELS.register_module("LN2d", module=LayerNorm2d)  # layer normalisation of the channels of [B, C, H, W]
@@ -136,7 +137,7 @@ class ZooBackbone(BaseModule):
                     f"random weights, pretrained=False alone."
                 ) from error
         if self.checkpoint.startswith(("http://", "https://")):
-            return torch.hub.load_state_dict_from_url(self.checkpoint, map_location="cpu", weights_only=True)
+            return download(self.checkpoint, map_location="cpu")
         return self.checkpoint
 
     def _norms(self, out_norm: Any) -> Sequence[Mapping[str, Any] | None]:

@@ -1,0 +1,169 @@
+"""Folders and repositories of the hub give the same logits back; cards and licences say whose weights they are."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from timm.models import generate_default_cfgs
+
+import visionzoo
+from visionzoo.models import licences
+from visionzoo.models.licences import NonCommercialError, describe, is_non_commercial, weights_of
+from visionzoo.models.registry import VARIANTS
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = {"depths": [1, 1, 1, 1], "embed_dims": [8, 8, 16, 16]}
+OWN = {"licence": "apache-2.0", "source": "trained on three colours", "measured": {"top1": 81.25, "img_size": 64}}
+
+
+@pytest.fixture
+def model():
+    return timm.create_model("zoo_poolformer_s12", num_classes=3, in_chans=1, **SMALL).eval()
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(torch.linspace(-1, 1, 64 * 64).view(1, 1, 64, 64))
+
+
+def test_a_folder_gives_the_same_logits_and_says_what_it_is(model, tmp_path):
+    data = {"input_size": (1, 64, 64), "mean": (0.3,), "std": (0.2,), "interpolation": "bilinear", "crop_pct": 1.0}
+    arguments = {**SMALL, "in_chans": 1}
+    names = ["blue", "green", "red"]
+    folder = visionzoo.save_pretrained(
+        model, tmp_path / "m", **OWN, class_names=names, data_config=data, model_args=arguments
+    )
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    assert torch.equal(logits(model), logits(again))
+    cfg = timm.data.resolve_data_config({}, model=again)
+    assert {name: tuple(v) if isinstance(v := cfg[name], list) else v for name in data} == data
+    assert json.loads((folder / "config.json").read_text())["label_names"] == names
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\n") and "\nlicense: apache-2.0\n" in card
+    for words in ("trained on three colours", "| top1 | 81.25 |", "## Measured", "77.2 % top-1", "2111.11418", "Use"):
+        assert words in card, words
+    assert card.index("81.25") < card.index("## Published for this architecture") < card.index("77.2 %")
+
+
+def test_the_hub_gives_the_same_logits(model, tmp_path, monkeypatch):
+    """Over a hub that is a folder: what would be uploaded is what is downloaded."""
+    hub = tmp_path / "hub"
+    said = []
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
+        shutil.copytree(folder_path, hub / repo_id)
+        return f"https://huggingface.co/{repo_id}"
+
+    def download(repo_id, filename, **_):
+        assert filename in ("config.json", "model.safetensors"), "nothing that could hold a pickle is asked for"
+        return str(hub / repo_id / filename)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda self, *args, **more: said.append((args, more)))
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload_folder)
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+    arguments = {**SMALL, "in_chans": 1}
+    address = visionzoo.push_to_hub(model, "me/colours", private=True, **OWN, model_args=arguments)
+    assert address.endswith("me/colours") and said == [(("me/colours",), {"private": True, "exist_ok": True})]
+    again = timm.create_model("hf-hub:me/colours", pretrained=True).eval()
+    assert torch.equal(logits(model), logits(again))
+
+
+def test_a_pickle_in_a_folder_is_refused(model, tmp_path):
+    from engine.helpers import write_pickle_that_runs
+
+    folder = visionzoo.save_pretrained(model, tmp_path / "m", **OWN, model_args={**SMALL, "in_chans": 1})
+    (folder / "model.safetensors").unlink()
+    write_pickle_that_runs(folder / "pytorch_model.bin", tmp_path / "witness")
+    with pytest.raises(RuntimeError, match=r"weights_only|mkdir"):
+        timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert not (tmp_path / "witness").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"licence": ""}, "whose weights are these"),
+        ({"class_names": ["a"]}, "1 class names for the 3 classes"),
+    ],
+)
+def test_what_cannot_be_saved_is_refused(model, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        visionzoo.save_pretrained(model, tmp_path / "m", **{**OWN, **change})
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/x").touch()
+    with pytest.raises(ValueError, match="is not empty"):
+        visionzoo.save_pretrained(model, tmp_path / "full", **OWN)
+
+
+def test_the_command_prints_the_licences_of_code_and_weights():
+    def run(*words):
+        command = [sys.executable, "-m", "visionzoo", "licence", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+    done = run("zoo_davit_t", "zoo_biformer_t", "convnextv2_tiny.fcmae")
+    assert done.returncode == 0, done.stderr
+    assert "code: apache-2.0, visionzoo's own; the authors' is at https://github.com/dingmyu/davit (mit)" in done.stdout
+    assert "weights zoo_davit_t.msft_in1k: " in done.stdout and "weights: none are published" in done.stdout
+    assert "cc-by-nc-4.0, from https://huggingface.co/timm/" in done.stdout
+    assert "non-commercial use only" in done.stdout
+    done = run("zoo_davit")
+    assert done.returncode == 1 and "unknown model 'zoo_davit'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_every_model_of_the_zoo_has_licences():
+    for name in VARIANTS:
+        assert describe(name).startswith(f"{name}\n  code: ")
+        assert all(weights.licence != "unknown" and weights.origin for weights in weights_of(name))
+
+
+@pytest.mark.parametrize(
+    ("licence", "expected"),
+    [
+        *[("cc-by-nc-4.0", True), ("cc-by-nc-sa-4.0", True), ("Non-Commercial", True), ("research-only", True)],
+        *[(None, False), ("ncsa", False), ("mit", False), ("apache-2.0", False)],
+    ],
+)
+def test_non_commercial_licences_are_recognised(licence, expected):
+    assert is_non_commercial(licence) == expected
+
+
+def test_non_commercial_weights_need_a_word(model, tmp_path, monkeypatch):
+    folder = visionzoo.save_pretrained(model, tmp_path / "m", **OWN, model_args={**SMALL, "in_chans": 1})
+    entries = {"zoo_poolformer_s12.nc": {"hf_hub_id": "me/nc", "license": "cc-by-nc-4.0", "num_classes": 3}}
+    entries["zoo_poolformer_s12.nc"] |= {"input_size": (1, 64, 64), "first_conv": "stem.conv", "classifier": "head.fc"}
+    cfg = generate_default_cfgs(entries)["zoo_poolformer_s12"].default
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda *_, filename, **__: str(folder / filename))
+    options = dict(pretrained=True, pretrained_cfg=cfg, num_classes=3, in_chans=1, **SMALL)
+    with pytest.raises(NonCommercialError, match=r"cc-by-nc-4\.0, which forbids commercial use.*--non-commercial"):
+        timm.create_model("zoo_poolformer_s12", **options)
+    again = timm.create_model("zoo_poolformer_s12", non_commercial=True, **options).eval()
+    assert torch.equal(logits(again), logits(model))
+    own = dict(options, pretrained_cfg_overlay={"file": str(folder / "model.safetensors")})
+    timm.create_model("zoo_poolformer_s12", **own)  # one's own weights are one's own
+    assert licences.check("x", "mit", accepted=False) is None
+
+
+def test_the_wheel_holds_licence_and_notice(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, source)
+    (source / "visionzoo").mkdir()
+    for name in ("__init__.py", "_version.py", "__main__.py"):
+        shutil.copy(ROOT / "visionzoo" / name, source / "visionzoo")
+    build = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    for name in ("LICENSE", "NOTICE"):
+        assert any(entry.endswith(f".dist-info/licenses/{name}") for entry in names), names
+    entry_points = next(name for name in names if name.endswith("entry_points.txt"))
+    assert "visionzoo = visionzoo.__main__:main" in zipfile.ZipFile(wheel).read(entry_points).decode()

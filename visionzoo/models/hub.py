@@ -1,0 +1,135 @@
+"""A model as a folder, or a repository of Hugging Face's hub: config.json, model.safetensors and a model card.
+
+Both load by timm: `timm.create_model("local-dir:FOLDER", pretrained=True)`, `timm.create_model("hf-hub:USER/NAME", …)`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from timm.models import save_for_hf
+from torch import nn
+
+from visionzoo._version import __version__
+from visionzoo.models.registry import VARIANTS
+
+DATA_CONFIG = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+
+
+def save_pretrained(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    licence: str,
+    source: str = "",
+    measured: Mapping[str, Any] | None = None,
+    class_names: Sequence[str] | None = None,
+    data_config: Mapping[str, Any] | None = None,
+    model_args: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a model into a new or empty folder, and return that.
+
+    Args:
+        model: a model of timm's registry.
+        folder: for config.json, model.safetensors and README.md, the model card.
+        licence: of the weights, such as "apache-2.0" for your own; of published ones what `visionzoo licence` prints.
+        source: where the weights are from: how and on what they were trained, in Markdown.
+        measured: numbers of these very weights, such as what tools/eval.py writes.
+        class_names: in the order of the logits.
+        data_config: input size, mean, std, crop and interpolation, where they are not the pretrained cfg's.
+        model_args: arguments that the model was built with beside its name, where timm does not know them itself
+            (before 1.0.31).
+
+    Raises:
+        ValueError: the folder holds files, or nobody says what the weights' licence is.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty; name a new folder")
+    if not licence:
+        raise ValueError("whose weights are these? give their licence, such as 'apache-2.0' for your own")
+    if class_names and len(class_names) != model.num_classes:
+        raise ValueError(f"{len(class_names)} class names for the {model.num_classes} classes of the model")
+    save_for_hf(model, str(folder), model_args=dict(model_args or {}) or None, safe_serialization=True)
+    config = json.loads((folder / "config.json").read_text())
+    config.get("model_args", {}).pop("non_commercial", None)
+    given = {name: value for name, value in (data_config or {}).items() if name in DATA_CONFIG}
+    config["pretrained_cfg"] |= {**given, "license": licence}
+    if given:  # what the published weights were tested at says nothing about these
+        for name in ("test_input_size", "test_crop_pct", "pool_size"):
+            config["pretrained_cfg"].pop(name, None)
+    if class_names:
+        config["label_names"] = list(class_names)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    card = model_card(config["architecture"], model, licence, source, measured or {}, config["pretrained_cfg"])
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return folder
+
+
+def push_to_hub(model: nn.Module, repo_id: str, *, private: bool = False, token: str | None = None, **card: Any) -> str:
+    """Upload a model to USER/NAME on Hugging Face's hub and return the address; the rest is as in `save_pretrained`.
+
+    The token is that of `hf auth login` where none is given. Files that are there already are replaced.
+    """
+    from huggingface_hub import HfApi
+
+    with TemporaryDirectory() as temporary:
+        folder = save_pretrained(model, Path(temporary) / "model", **card)
+        api = HfApi(token=token, library_name="visionzoo", library_version=__version__)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Add model"))
+
+
+def model_card(
+    name: str,
+    model: nn.Module,
+    licence: str,
+    source: str,
+    measured: Mapping[str, Any],
+    cfg: Mapping[str, Any],
+) -> str:
+    """Return the card: what the model is, whose it is, and its numbers, those measured apart from those published."""
+    head = ["---", "tags:", "- image-classification", "- timm", "- visionzoo", "library_name: timm"]
+    head += [f"license: {licence}", "---", f"# {name}", ""]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    facts = {
+        "Architecture": f"`{name}` of visionzoo {__version__}",
+        "Parameters": f"{parameters / 1e6:.2f} M",
+        "Input": " x ".join(map(str, cfg["input_size"])),
+        "Classes": str(model.num_classes),
+        "Licence of the weights": licence,
+        "Source of the weights": source or cfg.get("origin_url") or "not stated",
+    }
+    if papers := cfg.get("paper_ids"):
+        papers = [papers] if isinstance(papers, str) else papers
+        links = (f"https://arxiv.org/abs/{p.removeprefix('arXiv:')}" if "arXiv" in p else p for p in papers)
+        facts["Paper"] = ", ".join(links)
+    lines = [*head, *_table(("", ""), facts), ""]
+    if measured:
+        lines += ["## Measured with these weights", "", *_table(("Metric", "Value"), measured), ""]
+    published = VARIANTS[name].published if name in VARIANTS else None
+    if published and published.top1 is not None:
+        lines += [
+            "## Published for this architecture",
+            "",
+            f"{published.top1:g} % top-1 on ImageNet-1k at {published.size}² ({published.source}); not of these "
+            "weights unless they are the authors'.",
+            "",
+        ]
+    use = ["import timm, torch", "import visionzoo  # registers the model", ""]
+    use += ['model = timm.create_model("hf-hub:USER/NAME", pretrained=True).eval()  # or local-dir:FOLDER']
+    use += [f"logits = model(torch.randn(1, {', '.join(map(str, cfg['input_size']))}))"]
+    return "\n".join([*lines, "## Use", "", "```python", *use, "```", ""])
+
+
+def _table(header: tuple[str, str], rows: Mapping[str, Any]) -> list[str]:
+    values = (f"{value:g}" if isinstance(value, float) else str(value) for value in rows.values())
+    return [
+        f"| {header[0]} | {header[1]} |",
+        "| --- | --- |",
+        *(f"| {key} | {value} |" for key, value in zip(rows, values, strict=True)),
+    ]

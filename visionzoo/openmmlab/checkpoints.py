@@ -1,0 +1,83 @@
+"""mmengine's checkpoints without running code from them.
+
+mmengine stores its logs beside the weights as objects of its own, which torch's safe reader refuses; it then reads the
+whole file unsafely. Here the few things that these objects consist of are allowed, and nothing else is read.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import mmengine.runner.checkpoint as mmengine_checkpoint
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+
+from visionzoo.engine.errors import UserError
+from visionzoo.models.checkpoint import read_checkpoint
+
+
+def install() -> None:
+    """Let all of mmengine, mmdet and mmseg read checkpoints by `read` and `download`."""
+    mmengine_checkpoint._safe_torch_load = read
+    mmengine_checkpoint.load_url = download
+
+
+def read(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
+    """Return the content of a checkpoint, tensors on the CPU: a path, or a file that is open.
+
+    Args:
+        file: what to read; a path may be of safetensors.
+        map_location: as of `torch.load`, for open files.
+        weights_only: passed over; nothing but weights and mmengine's logs is read.
+
+    Raises:
+        UserError: the file holds something else, or is damaged.
+    """
+    with torch.serialization.safe_globals(_allowed()):
+        try:
+            if hasattr(file, "read"):
+                return torch.load(file, map_location=map_location, weights_only=True)
+            return read_checkpoint(file)
+        except pickle.UnpicklingError as error:
+            raise UserError(_refused("the checkpoint", error)) from error
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+
+def download(
+    url: str, model_dir: str | None = None, map_location: Any = None, progress: bool = True, **more: Any
+) -> Any:
+    """Return the content of a checkpoint on the web, downloaded once; as `torch.hub.load_state_dict_from_url`.
+
+    Raises:
+        UserError: the file holds something that is neither weights nor mmengine's logs.
+    """
+    with torch.serialization.safe_globals(_allowed()):
+        try:
+            return torch.hub.load_state_dict_from_url(url, model_dir, map_location, progress, weights_only=True, **more)
+        except pickle.UnpicklingError as error:
+            raise UserError(_refused(url, error)) from error
+
+
+def _refused(what: str, error: Exception) -> str:
+    return f"{what} is refused: it holds more than weights, and reading that would run code from it ({error})"
+
+
+def _statistic(owner: Any, name: str) -> Any:
+    """Stand for `getattr` in mmengine's logs, where it is called for these four alone."""
+    if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
+        raise pickle.UnpicklingError(f"Unsupported global: getattr of {owner!r}, {name!r}")
+    return getattr(owner, name)
+
+
+def _allowed() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    reconstruct: Any = np.zeros(0).__reduce__()[0]
+    scalar: Any = np.float64(0).__reduce__()[0]
+    modules = ("numpy.core.multiarray", "numpy._core.multiarray")  # before numpy 2 and since
+    of_numpy = [(f, f"{module}.{f.__name__}") for f in (reconstruct, scalar) for module in modules]
+    kinds = {type(np.dtype(kind)) for kind in ("bool", "int32", "int64", "uint8", "uint32", "float32", "float64")}
+    stand_ins = [(_statistic, name) for name in ("builtins.getattr", "__builtin__.getattr")]
+    return [HistoryBuffer, np.ndarray, np.dtype, slice, *kinds, *of_numpy, *stand_ins]
