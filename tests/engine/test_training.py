@@ -49,6 +49,8 @@ def test_a_run_folder_holds_what_it_should(trained):
         "lr",
         "images_per_second",
         "seconds",
+        "waiting_seconds",
+        "peak_memory_mib",
     ]
     assert [list(row) for row in rows(folder)] == [columns] * 6
 
@@ -359,7 +361,7 @@ def test_a_second_signal_saves_nothing_half_done(make_args, tmp_path, monkeypatc
     with pytest.raises(Interrupted) as error:
         train(make_args())
     last = tmp_path / "output/run/last.pth.tar"
-    assert "nothing saved; go on with:" in str(error.value) and f"--resume {last}" in str(error.value)
+    assert "nothing saved" in str(error.value) and f"--resume {last}" in str(error.value)
     assert not (tmp_path / "output/run/recovery.pth.tar").exists()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")  # torchrun sends a second one after the terminal's
     with pytest.raises(Interrupted, match=r"saved .*recovery\.pth\.tar"):

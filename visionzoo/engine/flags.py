@@ -243,6 +243,16 @@ def _run_flags(parser: Parser) -> None:
     metric = "what the best checkpoint is best in; of images with several labels map or loss"
     add("--eval-metric", default="top1", choices=("top1", "top5", "loss"), help=metric)
     add("--val-interval", type=int, default=1, metavar="N", help="epochs between validations and checkpoints")
+    add(
+        "--skip-nonfinite",
+        type=int,
+        default=0,
+        metavar="N",
+        help="updates without finite loss to leave out (visionzoo)",
+    )
+    add(
+        "--profile", type=int, nargs="?", const=5, default=0, metavar="N", help="write a trace of N updates (visionzoo)"
+    )
     add("--checkpoint-hist", type=int, default=10, metavar="N", help="best checkpoints to keep")
     add("--recovery-interval", type=int, default=0, metavar="N", help="updates between recovery checkpoints; 0: none")
     add("--log-interval", type=int, default=50, metavar="N", help="updates between log entries")

@@ -124,6 +124,15 @@ def announce_epoch(loader: Any, seed: int, epoch: int) -> None:
     loader.loader.generator = torch.Generator().manual_seed(_mix(seed, epoch))  # timm's prefetcher wraps the loader
 
 
+def batch_names(loader: Any, seed: int, epoch: int, index: int) -> list[str]:
+    """Return the names of the images of a batch of an epoch, in this process; none where the data set is a stream."""
+    if not isinstance(loader.dataset, CheckedImages) or loader.loader.batch_size is None:
+        return []
+    announce_epoch(loader, seed, epoch)
+    size = loader.loader.batch_size
+    return [loader.dataset.name(image) for image in list(loader.sampler)[index * size : (index + 1) * size]]
+
+
 def batches(loader: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield the batches of a loader; an unreadable image is reported as UnreadableImageError with its name alone."""
     try:

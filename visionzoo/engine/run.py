@@ -16,6 +16,7 @@ from torch import nn
 from visionzoo.engine import sharding
 from visionzoo.engine.checkpoints import (
     LAST,
+    RECOVERY,
     CheckpointFolder,
     progress,
     read_checkpoint,
@@ -27,6 +28,7 @@ from visionzoo.engine.distillation import make_task, teacher_name
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.images import seed_everything
 from visionzoo.engine.models import build_model, data_config, load, synchronise_batch_norms
+from visionzoo.engine.observation import environment
 from visionzoo.engine.parallel import Process, launcher
 from visionzoo.engine.probing import freeze
 from visionzoo.engine.recipe import learning_rate, make_optimizer, make_scheduler, ranking_metric
@@ -82,6 +84,7 @@ class Run:
             self.folder, keep=args.checkpoint_hist, lower_is_better=self.metric == "loss"
         )
         self.reporter: Reporter | None = None
+        self._said: list[str] = []  # before there is one
         self._take_up()
         self._wrap_model()
         if process.is_primary:
@@ -124,6 +127,7 @@ class Run:
         if self.reporter:
             self.reporter.say(text)
         elif self.process.is_primary:
+            self._said.append(text)
             print(text, flush=True)
 
     def resume_command(self, checkpoint: str = LAST) -> str:
@@ -133,6 +137,13 @@ class Run:
             if word.startswith("--resume"):
                 del words[index : index + (1 if "=" in word else 2)]
         return f"{launcher()} {shlex.join([*words, '--resume', str(self.folder / checkpoint)])}"
+
+    def last_good(self) -> str:
+        """Return which checkpoint of this run there is and the command that goes on from it."""
+        found = [name for name in (RECOVERY, LAST) if (self.folder / name).exists()]
+        if not found:
+            return "There is no checkpoint yet"
+        return f"The last good checkpoint: {self.folder / found[0]}; go on with: {self.resume_command(found[0])}"
 
     def state(self) -> dict[str, Any]:
         """Return all that a checkpoint holds, in plain types and tensors; all processes call this."""
@@ -234,7 +245,15 @@ class Run:
         text = require("yaml").safe_dump(self.recorded_args, sort_keys=False)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "args.yaml", lambda file: file.write(text.encode()))
-        self.reporter = Reporter(self.folder, args, first_epoch=self.epoch, first_update=self.update)
+        surroundings = environment(self.process.device)
+        found = require("yaml").safe_dump(surroundings, sort_keys=False)
+        write_atomically(self.folder / "environment.yaml", lambda file: file.write(found.encode()))
+        self.reporter = Reporter(
+            self.folder, args, device=self.process.device, first_epoch=self.epoch, first_update=self.update
+        )
+        for said in self._said:
+            self.reporter.keep(said)
+        self.say(", ".join(f"{name} {number}" for name, number in surroundings["versions"].items()))
         parameters = sum(p.numel() for p in self.trainable.parameters())
         self.say(f"{args.model}: {parameters / 1e6:.2f} M parameters, {args.num_classes} classes, {self.data_config}")
         if teacher := teacher_name(args):
