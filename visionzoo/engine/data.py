@@ -1,16 +1,22 @@
 """Data sets and loaders: timm's, checked before training starts."""
 
 import argparse
+import functools
+import os
 import tarfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from timm.data import FastCollateMixup, create_dataset, create_loader
+from PIL import Image
+from timm.data import FastCollateMixup, IterableImageDataset, create_dataset, create_loader
+from timm.data.readers.img_extensions import get_img_extensions
+from timm.utils.misc import natural_key
 from torch.utils.data import IterableDataset
 
 from visionzoo.engine.errors import UserError, require
-from visionzoo.engine.images import CheckedImages
+from visionzoo.engine.images import CheckedImages, LabelCheck
 from visionzoo.engine.multilabel import TABLE, MultiLabelImages
 
 EMBEDDED = ("visionzoo/digits",)
@@ -46,15 +52,25 @@ def open_split(
     prefix = name.partition("/")[0]
     if not name:
         root = _find_split(root, split)
+    if isinstance(class_map, str) and class_map and Path(class_map).suffix != ".txt":
+        raise UserError(f"--class-map: expected a .txt of class names in the order of their numbers, got {class_map}")
+    checked = functools.partial(
+        CheckedImages,
+        mode=image_mode(args),
+        is_training=is_training,
+        skip_bad=args.skip_bad_images,
+        seed=args.seed,
+        upright=args.apply_exif_orientation,
+    )
     if args.multi_label:
         if name:
             raise UserError(f"--multi-label reads folders with a {TABLE}; leave --dataset {name} out")
-        dataset: Any = MultiLabelImages(Path(str(root)), class_map or None)
-        return CheckedImages(
-            dataset, mode=image_mode(args), is_training=is_training, skip_bad=args.skip_bad_images, seed=args.seed
-        )
+        return checked(MultiLabelImages(Path(str(root)), class_map or None))
+    notes: list[str] = []
+    if not name and root and Path(root).is_dir():
+        class_map, notes = _look_at_folders(args, Path(root), class_map, is_training)
     try:
-        dataset = create_dataset(
+        dataset: Any = create_dataset(
             name,
             root=root,
             split=split,
@@ -78,9 +94,56 @@ def open_split(
         return dataset
     if len(dataset) == 0:
         raise UserError(f"no images in the {split!r} split of {name or root}")
-    return CheckedImages(
-        dataset, mode=image_mode(args), is_training=is_training, skip_bad=args.skip_bad_images, seed=args.seed
-    )
+    images = checked(dataset)
+    images.notes = notes
+    return images
+
+
+def _look_at_folders(args: argparse.Namespace, root: Path, class_map: Any, is_training: bool) -> tuple[Any, list[str]]:
+    """Return the class map to use, and words on what timm passes over without any.
+
+    Raises:
+        UserError: a class has no image, or images lie beside the folders of the classes, and neither is to be skipped.
+    """
+    wanted = set(args.input_key.split(";")) if args.input_key else set(get_img_extensions(as_set=True))
+    counts: Counter[str] = Counter()  # images of a class
+    others: Counter[str] = Counter()  # pictures by their ending
+    leaves: set[str] = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        endings = Counter(os.path.splitext(file)[1].lower() for file in files)
+        name = "" if Path(folder) == root else os.path.basename(folder)
+        counts[name] += sum(endings[ending] for ending in wanted)
+        others += Counter({ending: count for ending, count in endings.items() if ending not in wanted})
+        if _is_class(name) and not any(map(_is_class, subfolders)):
+            leaves.add(name)
+    notes = []
+    pictures = {ending: count for ending, count in others.items() if ending in Image.registered_extensions()}
+    if pictures:
+        listed = ", ".join(f"{count} {ending}" for ending, count in sorted(pictures.items()))
+        keys = ";".join(sorted(wanted | set(pictures)))
+        notes.append(f"{root}: pictures of other endings are left out ({listed}); --input-key '{keys}' takes them in")
+    beside = {name: count for name, count in counts.items() if count and not _is_class(name)}
+    if not class_map and beside and leaves:
+        listed = ", ".join(f"{count} in {root / name}" for name, count in sorted(beside.items()))
+        said = f"images lie beside the folders of the classes: {listed}"
+        if not args.skip_bad_images:
+            raise UserError(f"{said}; they would make a class of their own: move them, or pass --skip-bad-images")
+        notes.append(f"{said}: passed over")
+        names = sorted((name for name in counts if _is_class(name) and counts[name]), key=natural_key)
+        class_map = {name: number for number, name in enumerate(names)}
+    empty = sorted(name for name in leaves if not counts[name])
+    if is_training and empty and any(counts.values()):
+        without = f"no image ({' '.join(sorted(wanted))}) of {len(empty)} classes in {root}: {_some(empty)}"
+        if not args.skip_bad_images:
+            said = "".join(f". {note}" for note in notes)
+            raise UserError(f"{without}; add some, remove the folders, or pass --skip-bad-images{said}")
+        notes.append(f"{without}: passed over")
+    return class_map, notes
+
+
+def _is_class(folder: str) -> bool:
+    """Whether a folder of that name is a class: not the split's own, nor one that an editor or a system has hidden."""
+    return bool(folder) and not folder.startswith(".")
 
 
 def _embedded(name: str) -> str:
@@ -178,6 +241,14 @@ def with_same_classes(dataset: Any, names: list[str] | None, reopen: Callable[[A
             f"trained on were {_some(names)}"
         )
     return reopen({name: index for index, name in enumerate(names)})
+
+
+def check_labels(dataset: Any, num_classes: int) -> None:
+    """Let a data set stop at, or pass over, images whose class numbers the model does not have."""
+    if isinstance(dataset, CheckedImages):
+        dataset.num_classes = num_classes
+    elif isinstance(dataset, IterableImageDataset):
+        dataset.target_transform = LabelCheck(num_classes)
 
 
 def resolve_num_classes(given: int | None, names: list[str] | None) -> int | None:

@@ -25,7 +25,8 @@ def add_data_flags(parser: Parser, *, workers: int | None) -> None:
     add("--input-key", help="column or file ending of the image in hfds/ and wds/ sets")
     add("--target-key", help="column or file ending of the class in hfds/ and wds/ sets")
     _yes(group, "--dataset-trust-remote-code", "let hfds/ sets run the code that they come with")
-    _yes(group, "--skip-bad-images", "pass over unreadable images and count them, instead of stopping (visionzoo)")
+    _yes(group, "--skip-bad-images", "pass over unusable images and count them, instead of stopping (visionzoo)")
+    _yes(group, "--apply-exif-orientation", "turn images as their EXIF says; else as stored, as in timm (visionzoo)")
     add("-j", "--workers", type=int, default=workers, metavar="N", help="processes that load images")
     _yes(group, "--multi-label", "any number of labels an image, from labels.csv in each split's folder (visionzoo)")
     _yes(group, "--pin-mem", "pin the memory that batches are loaded into")
@@ -295,5 +296,6 @@ def predict_parser() -> Parser:
     add("--class-names", default="", metavar="FILE", help="text file of class names in order, or `imagenet`")
     add("--topk", type=int, default=5, metavar="K", help="classes to show")
     add("--output", default="output/predict", metavar="DIR", help="folder for the pictures and predictions.jsonl")
+    _yes(group, "--apply-exif-orientation", "turn images as their EXIF says (as in the run where it was given)")
     _yes(group, "--skip-bad-images", "pass over unreadable images and count them, instead of stopping")
     return parser

@@ -23,7 +23,14 @@ from visionzoo.engine.checkpoints import (
     recorded_args,
     write_atomically,
 )
-from visionzoo.engine.data import class_names, eval_loader, open_train_and_val, resolve_num_classes, train_loader
+from visionzoo.engine.data import (
+    check_labels,
+    class_names,
+    eval_loader,
+    open_train_and_val,
+    resolve_num_classes,
+    train_loader,
+)
 from visionzoo.engine.distillation import make_task, teacher_name
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.images import seed_everything
@@ -57,6 +64,8 @@ class Run:
         args.num_classes = resolve_num_classes(args.num_classes, self.class_names)
         model = _make_model(args, process)
         args.num_classes = model.num_classes
+        for dataset in (self.train_set, self.val_set):
+            check_labels(dataset, args.num_classes)
         self.recorded_args = dict(vars(args))  # as given but for num_classes: lr stays open where it is to be scaled
         self.data_config = data_config(args, model)
         self.loader = train_loader(args, self.train_set, self.data_config, process)
@@ -261,6 +270,8 @@ class Run:
         validated = f"{len(self.val_set)} to validate on" if self.val_set else "no validation"
         devices = f"{self.process.world_size} x {self.process.device}"
         self.say(f"{len(self.train_set)} images to train on, {validated}; {devices}")
+        for note in [note for images in (self.train_set, self.val_set) for note in getattr(images, "notes", [])]:
+            self.say(note)
         self.say(f"{self.num_epochs} epochs of {self.updates_per_epoch} updates; {lr_origin}")
         self.say(f"run folder {self.folder}")
 

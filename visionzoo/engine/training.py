@@ -21,7 +21,7 @@ from visionzoo.engine.checkpoints import BEST
 from visionzoo.engine.data import train_loader
 from visionzoo.engine.errors import Interrupted, UserError
 from visionzoo.engine.evaluation import evaluate
-from visionzoo.engine.images import CheckedImages, announce_epoch, batches, seed_everything
+from visionzoo.engine.images import CheckedImages, announce_epoch, batches, loading_death, seed_everything
 from visionzoo.engine.interruption import StopSignals
 from visionzoo.engine.losses import Losses
 from visionzoo.engine.models import autocast
@@ -58,38 +58,50 @@ class Training:
     def fit(self) -> dict[str, Any]:
         """Train to the end, validating and saving on the way."""
         run = self.run
-        row: dict[str, Any] = {}
-        self._start_bar()
         try:
-            with self.stop:
-                if run.finished:
-                    run.say(f"nothing left to do: {run.update} updates are done")
-                try:
-                    while not run.finished:
-                        row = self._epoch() or row
-                except Interrupted as error:
-                    raise self._saved(error) from None
+            return self._fit()
+        except (UserError, Interrupted, RuntimeError) as error:
+            told = self._told(error)
             if run.reporter:
-                run.reporter.draw_curves()
-            self._report_unreadable()
-        except (UserError, Interrupted) as error:
-            if run.reporter:
-                run.reporter.keep(str(error))  # the tool prints it
-            raise
-        except RuntimeError as error:
-            if self.stop.received is None:
+                run.reporter.keep(str(told))  # the tool prints it
+            if told is error:
                 raise
-            # loading processes and peers get the signal too, and their end is an error here
-            raise Interrupted(self.stop.received, f"go on with: {run.resume_command()}") from error
+            raise told from error
         finally:
             if run.reporter:
                 if said := self.trace.close():
                     run.say(said)
                 run.reporter.close()
+
+    def _fit(self) -> dict[str, Any]:
+        run = self.run
+        row: dict[str, Any] = {}
+        self._start_bar()
+        with self.stop:
+            if run.finished:
+                run.say(f"nothing left to do: {run.update} updates are done")
+            try:
+                while not run.finished:
+                    row = self._epoch() or row
+            except Interrupted as error:
+                raise self._saved(error) from None
+        if run.reporter:
+            run.reporter.draw_curves()
+        self._report_unusable()
         if run.checkpoints.best:
             row["best_epoch"], row["best_metric"] = run.checkpoints.best
             run.say(f"best {run.metric} {row['best_metric']:.5g}, epoch {row['best_epoch']}: {run.folder / BEST}")
         return {**row, "updates": run.update, "folder": str(run.folder)}
+
+    def _told(self, error: Exception) -> Exception:
+        """Return an error in a user's words, where there are such."""
+        run = self.run
+        if isinstance(error, RuntimeError) and self.stop.received is not None:
+            # loading processes and peers get the signal too, and their end is an error here
+            return Interrupted(self.stop.received, f"go on with: {run.resume_command()}")
+        if died := loading_death(error):
+            return UserError(f"{died}. {run.last_good()}")
+        return error
 
     def _epoch(self) -> dict[str, Any]:
         """Train to the end of the epoch in progress, validate and save; return the row of summary.csv."""
@@ -289,7 +301,7 @@ class Training:
             updates = min(run.num_epochs * run.updates_per_epoch, run.args.max_steps or math.inf)
             run.reporter.start_bar(int(updates) * batch, run.update * batch)
 
-    def _report_unreadable(self) -> None:
+    def _report_unusable(self) -> None:
         for split, dataset in (("training", self.run.train_set), ("validation", self.run.val_set)):
             if isinstance(dataset, CheckedImages) and self.run.args.skip_bad_images:
                 if self.run.process.distributed:
@@ -298,4 +310,4 @@ class Training:
                     dataset.bad.copy_(bad)
                 names = dataset.bad_names()
                 listed = "".join(f"\n  {name}" for name in names[:20])
-                self.run.say(f"{len(names)} unreadable {split} images were passed over{listed}")
+                self.run.say(f"{len(names)} unusable {split} images were passed over{listed}")
