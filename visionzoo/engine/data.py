@@ -2,34 +2,41 @@
 
 import argparse
 import functools
-import os
 import tarfile
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from timm.data import FastCollateMixup, IterableImageDataset, create_dataset, create_loader
-from timm.data.readers.img_extensions import get_img_extensions
-from timm.utils.misc import natural_key
 from torch.utils.data import IterableDataset
 
 from visionzoo.engine.errors import UserError, require
+from visionzoo.engine.folders import find_split, look_at_classes, some
 from visionzoo.engine.images import CheckedImages, LabelCheck
 from visionzoo.engine.multilabel import TABLE, MultiLabelImages
 
 EMBEDDED = ("visionzoo/digits",)
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("val", "valid", "validation", "eval", "evaluation"),  # as timm looks for them
-}
+READERS = ("torch", "hfds", "hfids", "tfds", "wds")  # timm's, by what stands before the / of --dataset
+FOLDERS = ("", "imagefolder", "image_folder", "folder", "tar")  # names for images in folders or in a .tar
+MODES = {"L": 1, "LA": 2, "RGB": 3, "YCbCr": 3, "HSV": 3, "LAB": 3, "RGBA": 4, "CMYK": 4, "I": 1, "F": 1}  # channels
 
 
 def image_mode(args: argparse.Namespace) -> str:
-    """Return the PIL mode of the input images."""
+    """Return the PIL mode of the input images.
+
+    Raises:
+        UserError: PIL has no such mode, or it has not as many channels as the model takes.
+    """
     channels = args.input_size[0] if args.input_size else args.in_chans or 3
-    return args.input_img_mode or ("RGB" if channels == 3 else "L")
+    mode: str = args.input_img_mode or ("RGB" if channels == 3 else "L")
+    if mode not in MODES:
+        raise UserError(f"--input-img-mode: expected one of {', '.join(MODES)}, got {mode!r}")
+    if MODES[mode] != channels:
+        raise UserError(
+            f"the model takes {channels} channels (--in-chans, --input-size), images of mode {mode} have "
+            f"{MODES[mode]}; --input-img-mode names another"
+        )
+    return mode
 
 
 def open_split(
@@ -49,9 +56,13 @@ def open_split(
     name = args.dataset
     if name.startswith("visionzoo/"):
         name, root = "", _embedded(name)
-    prefix = name.partition("/")[0]
+    name = "" if name.lower() in FOLDERS else name
+    prefix, _, rest = name.partition("/")
+    if name and not (prefix in READERS and rest):
+        known = ", ".join(f"{reader}/..." for reader in READERS)
+        raise UserError(f"unknown data set {name!r}; expected {known} or {', '.join(EMBEDDED)}, or none for a folder")
     if not name:
-        root = _find_split(root, split)
+        root = find_split(root, split)
     if isinstance(class_map, str) and class_map and Path(class_map).suffix != ".txt":
         raise UserError(f"--class-map: expected a .txt of class names in the order of their numbers, got {class_map}")
     checked = functools.partial(
@@ -68,7 +79,7 @@ def open_split(
         return checked(MultiLabelImages(Path(str(root)), class_map or None))
     notes: list[str] = []
     if not name and root and Path(root).is_dir():
-        class_map, notes = _look_at_folders(args, Path(root), class_map, is_training)
+        class_map, notes = look_at_classes(args, Path(root), class_map, is_training)
     try:
         dataset: Any = create_dataset(
             name,
@@ -99,53 +110,6 @@ def open_split(
     return images
 
 
-def _look_at_folders(args: argparse.Namespace, root: Path, class_map: Any, is_training: bool) -> tuple[Any, list[str]]:
-    """Return the class map to use, and words on what timm passes over without any.
-
-    Raises:
-        UserError: a class has no image, or images lie beside the folders of the classes, and neither is to be skipped.
-    """
-    wanted = set(args.input_key.split(";")) if args.input_key else set(get_img_extensions(as_set=True))
-    counts: Counter[str] = Counter()  # images of a class
-    others: Counter[str] = Counter()  # pictures by their ending
-    leaves: set[str] = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        endings = Counter(os.path.splitext(file)[1].lower() for file in files)
-        name = "" if Path(folder) == root else os.path.basename(folder)
-        counts[name] += sum(endings[ending] for ending in wanted)
-        others += Counter({ending: count for ending, count in endings.items() if ending not in wanted})
-        if _is_class(name) and not any(map(_is_class, subfolders)):
-            leaves.add(name)
-    notes = []
-    pictures = {ending: count for ending, count in others.items() if ending in Image.registered_extensions()}
-    if pictures:
-        listed = ", ".join(f"{count} {ending}" for ending, count in sorted(pictures.items()))
-        keys = ";".join(sorted(wanted | set(pictures)))
-        notes.append(f"{root}: pictures of other endings are left out ({listed}); --input-key '{keys}' takes them in")
-    beside = {name: count for name, count in counts.items() if count and not _is_class(name)}
-    if not class_map and beside and leaves:
-        listed = ", ".join(f"{count} in {root / name}" for name, count in sorted(beside.items()))
-        said = f"images lie beside the folders of the classes: {listed}"
-        if not args.skip_bad_images:
-            raise UserError(f"{said}; they would make a class of their own: move them, or pass --skip-bad-images")
-        notes.append(f"{said}: passed over")
-        names = sorted((name for name in counts if _is_class(name) and counts[name]), key=natural_key)
-        class_map = {name: number for number, name in enumerate(names)}
-    empty = sorted(name for name in leaves if not counts[name])
-    if is_training and empty and any(counts.values()):
-        without = f"no image ({' '.join(sorted(wanted))}) of {len(empty)} classes in {root}: {_some(empty)}"
-        if not args.skip_bad_images:
-            said = "".join(f". {note}" for note in notes)
-            raise UserError(f"{without}; add some, remove the folders, or pass --skip-bad-images{said}")
-        notes.append(f"{without}: passed over")
-    return class_map, notes
-
-
-def _is_class(folder: str) -> bool:
-    """Whether a folder of that name is a class: not the split's own, nor one that an editor or a system has hidden."""
-    return bool(folder) and not folder.startswith(".")
-
-
 def _embedded(name: str) -> str:
     if name not in EMBEDDED:
         raise UserError(f"unknown embedded data set {name!r}; there is {', '.join(EMBEDDED)}")
@@ -156,26 +120,6 @@ def _embedded(name: str) -> str:
         return str(digits_folder())
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
-
-
-def _find_split(root: str | None, split: str) -> str:
-    """Return the folder of a split; timm would fall back to the whole of `root`, validating on training images."""
-    if not root:
-        raise UserError("no images: give --data-dir, or --dataset visionzoo/digits for a set that needs no download")
-    path = Path(root)
-    if not path.exists():
-        raise UserError(f"no data at {path}")
-    if path.is_file():
-        return root  # a .tar
-    wanted = next((names for names in SPLIT_NAMES.values() if split in names), (split,))
-    for name in dict.fromkeys((split, *wanted)):
-        if (path / name).is_dir():
-            return str(path / name)
-    splits = {name for names in SPLIT_NAMES.values() for name in names}
-    folders = sorted(child.name for child in path.iterdir() if child.is_dir())
-    if not splits & set(folders):
-        return root  # class folders: the split itself was given
-    raise UserError(f"no {split!r} split in {path}; its folders are {', '.join(folders)}")
 
 
 def class_names(dataset: Any) -> list[str] | None:
@@ -237,8 +181,8 @@ def with_same_classes(dataset: Any, names: list[str] | None, reopen: Callable[[A
         return dataset
     if strangers := sorted(set(own) - set(names)):
         raise UserError(
-            f"{len(strangers)} classes of the evaluated images were not trained on: {_some(strangers)}; "
-            f"trained on were {_some(names)}"
+            f"{len(strangers)} classes of the evaluated images were not trained on: {some(strangers)}; "
+            f"trained on were {some(names)}"
         )
     return reopen({name: index for index, name in enumerate(names)})
 
@@ -259,7 +203,7 @@ def resolve_num_classes(given: int | None, names: list[str] | None) -> int | Non
     """
     if names and given is not None and given != len(names):
         raise UserError(
-            f"num_classes is {given}, the data set has {len(names)} classes ({_some(names)}); "
+            f"num_classes is {given}, the data set has {len(names)} classes ({some(names)}); "
             "leave --num-classes out, or number the classes by --class-map"
         )
     return len(names) if names else given
@@ -269,12 +213,16 @@ def _root(dataset: Any) -> str | None:
     return getattr(getattr(getattr(dataset, "dataset", None), "reader", None), "root", None)
 
 
-def _some(names: list[str], limit: int = 10) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
 def train_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, Any], process: Any) -> Any:
-    """Return timm's loader with the augmentation that `args` ask for; mixing is part of it."""
+    """Return timm's loader with the augmentation that `args` ask for; mixing is part of it.
+
+    Raises:
+        UserError: no such batches or augmentation can be made.
+    """
+    for name in ("scale", "ratio", "cutmix_minmax"):
+        if (pair := getattr(args, name)) is not None and (len(pair) != 2 or pair[0] > pair[1]):
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag}: expected two numbers, the smaller one first, got {' '.join(map(str, pair))}")
     if not isinstance(dataset, IterableDataset) and len(dataset) < args.batch_size * process.world_size:
         raise UserError(
             f"{len(dataset)} training images do not fill one batch of {args.batch_size} on {process.world_size} "
@@ -298,7 +246,7 @@ def train_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, 
             label_smoothing=args.smoothing,
             num_classes=args.num_classes,
         )
-    return create_loader(
+    return _create_loader(
         dataset,
         input_size=data_config["input_size"],
         batch_size=args.batch_size,
@@ -324,9 +272,16 @@ def train_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, 
     )
 
 
+def _create_loader(dataset: Any, **settings: Any) -> Any:
+    try:
+        return create_loader(dataset, **settings)
+    except (AssertionError, KeyError, ValueError) as error:
+        raise UserError(f"cannot make the batches: {type(error).__name__}: {error}") from error
+
+
 def eval_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, Any], process: Any) -> Any:
     """Return timm's loader with the evaluation's crop."""
-    return create_loader(
+    return _create_loader(
         dataset,
         input_size=data_config["input_size"],
         batch_size=getattr(args, "validation_batch_size", None) or args.batch_size,

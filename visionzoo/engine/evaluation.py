@@ -13,7 +13,7 @@ import torch
 import torch.distributed
 from torch import nn
 
-from visionzoo.engine.checkpoints import write_atomically
+from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.data import (
     check_labels,
     class_names,
@@ -24,7 +24,7 @@ from visionzoo.engine.data import (
 )
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.images import IGNORED, batches, loading_death
-from visionzoo.engine.models import autocast, restore
+from visionzoo.engine.models import autocast, check_compiler, restore
 from visionzoo.engine.multilabel import mean_average_precision
 from visionzoo.engine.parallel import Process, start_process
 
@@ -138,6 +138,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if args.torchcompile:
+        check_compiler(args)
         model.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
     tqdm = require("tqdm").tqdm
     loader = eval_loader(args, dataset, trained.data_config, process)
@@ -200,13 +201,13 @@ def _write(result: dict[str, Any], args: argparse.Namespace) -> None:
     text = json.dumps(result, indent=2)
     print(text)
     path = Path(args.results_file or _default_file(result, args.checkpoint))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomically(path, lambda file: file.write(f"{text}\n".encode()))
     print(f"written to {path}")
     if args.results_csv:
         table = Path(args.results_csv)
         is_new = not table.exists()
-        table.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(table.parent)
         with table.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
             if is_new:

@@ -51,16 +51,16 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def peak_memory_mib(device: torch.device) -> float | None:
-    """Return the most memory that was in use: the device's on a GPU, else the process's; None where nobody counts."""
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """Return the most memory in use so far in MiB by its name: a GPU's, else the process's where the system counts."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        return {"peak_memory_mib": torch.cuda.max_memory_allocated(device) / 2**20}
     try:
         import resource
     except ModuleNotFoundError:  # Windows
-        return None
+        return {}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    return {"peak_process_memory_mib": peak / (2**20 if sys.platform == "darwin" else 2**10)}
 
 
 class Waiting:

@@ -60,6 +60,8 @@ def start_process(args: argparse.Namespace) -> Process:
         kind = torch.device(name).type
     except RuntimeError as error:
         raise UserError(f"unknown device: {str(error).splitlines()[0]}") from error
+    if kind == "meta":
+        raise UserError("device 'meta' computes nothing; expected cuda, cpu, ...")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"no CUDA device here, device={name!r}; pass --device cpu")
     if kind == "cuda":

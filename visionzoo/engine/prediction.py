@@ -12,7 +12,7 @@ from PIL import Image
 from timm.data import ImageNetInfo, create_transform
 from timm.data.readers.img_extensions import get_img_extensions
 
-from visionzoo.engine.checkpoints import write_atomically
+from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UnreadableImageError, UserError, require
 from visionzoo.engine.images import UNREADABLE, to_mode
 from visionzoo.engine.models import autocast, restore
@@ -38,7 +38,7 @@ def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
     upright = args.apply_exif_orientation or bool(trained.args.get("apply_exif_orientation"))
     mode = "RGB" if trained.data_config["input_size"][0] == 3 else "L"
     folder = Path(args.output)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
 
     results: list[dict[str, Any]] = []
     skipped: list[str] = []

@@ -14,7 +14,7 @@ import torch
 
 from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import UserError, require
-from visionzoo.engine.observation import peak_memory_mib
+from visionzoo.engine.observation import peak_memory
 
 CURVES, SUMMARY, LOG = "curves.png", "summary.csv", "log.txt"
 
@@ -71,8 +71,7 @@ class Reporter:
                 images, seconds = now[1] - self._last_step[1], now[2] - self._last_step[2]
                 values["train/images_per_second"] = images / seconds
             self._last_step = now
-            if (memory := peak_memory_mib(self._device)) is not None:
-                values["train/peak_memory_mib"] = memory
+            values |= {f"train/{name}": value for name, value in peak_memory(self._device).items()}
             self._log(values, update)
 
     def epoch(self, update: int, row: dict[str, float]) -> None:
@@ -129,15 +128,21 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def _start_wandb(folder: Path, args: argparse.Namespace) -> Any:
-    return require("wandb", extra="wandb").init(
-        dir=str(folder),
-        project=args.wandb_project,
-        name=folder.name,
-        config=vars(args),
-        tags=args.wandb_tags,
-        id=args.wandb_resume_id or None,
-        resume="must" if args.wandb_resume_id else None,
-    )
+    wandb = require("wandb", extra="wandb")
+    try:
+        return wandb.init(
+            dir=str(folder),
+            project=args.wandb_project,
+            name=folder.name,
+            config=vars(args),
+            tags=args.wandb_tags,
+            id=args.wandb_resume_id or None,
+            resume="must" if args.wandb_resume_id else None,
+        )
+    except wandb.Error as error:
+        raise UserError(
+            f"Weights & Biases cannot start: {error} (--log-wandb; WANDB_MODE=offline logs without a connection)"
+        ) from error
 
 
 def insert_between(text: str, begin: str, end: str, content: str) -> str:

@@ -18,6 +18,7 @@ from visionzoo.engine.checkpoints import (
     LAST,
     RECOVERY,
     CheckpointFolder,
+    make_folder,
     progress,
     read_checkpoint,
     recorded_args,
@@ -34,7 +35,7 @@ from visionzoo.engine.data import (
 from visionzoo.engine.distillation import make_task, teacher_name
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.images import seed_everything
-from visionzoo.engine.models import build_model, data_config, load, synchronise_batch_norms
+from visionzoo.engine.models import build_model, check_compiler, data_config, load, synchronise_batch_norms
 from visionzoo.engine.observation import environment
 from visionzoo.engine.parallel import Process, launcher
 from visionzoo.engine.probing import freeze
@@ -213,11 +214,13 @@ class Run:
                 self.optimizer.load_state_dict(sharding.optimizer_shares(state["optimizer"], self.optimizer))
                 if self.scaler is not None and self.scaler.state_dict_key in state:
                     self.scaler.load_state_dict(state[self.scaler.state_dict_key])
-        except (RuntimeError, ValueError, KeyError) as error:
+            self.epoch, self.batches_done = progress(state)
+            loss, images = state.get("losses", self.losses)
+            self.losses = (float(loss), int(images))
+        except KeyError as error:
+            raise UserError(f"{path} lacks {error}; --no-resume-opt takes up its weights alone") from error
+        except (RuntimeError, ValueError, TypeError) as error:
             raise UserError(f"{path} does not fit this run of {args.model}: {error}") from error
-        self.epoch, self.batches_done = progress(state)
-        loss, images = state.get("losses", self.losses)
-        self.losses = (float(loss), int(images))
         batches_per_epoch = state.get("batches_per_epoch", self.batches_done)
         if self.batches_done < batches_per_epoch != len(self.loader):
             self.say(
@@ -243,6 +246,7 @@ class Run:
         """Compile and join the processes, in this order, on loaded weights."""
         args, task = self.args, self.task
         if args.torchcompile:
+            check_compiler(args)
             task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
             task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
         if self.process.distributed and not args.fsdp:
@@ -252,7 +256,7 @@ class Run:
     def _start_report(self, lr_origin: str) -> None:
         args = self.args
         text = require("yaml").safe_dump(self.recorded_args, sort_keys=False)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         write_atomically(self.folder / "args.yaml", lambda file: file.write(text.encode()))
         surroundings = environment(self.process.device)
         found = require("yaml").safe_dump(surroundings, sort_keys=False)
@@ -272,6 +276,8 @@ class Run:
         self.say(f"{len(self.train_set)} images to train on, {validated}; {devices}")
         for note in [note for images in (self.train_set, self.val_set) for note in getattr(images, "notes", [])]:
             self.say(note)
+        if self.scheduler is not None and args.warmup_epochs >= self.num_epochs:
+            self.say(f"all of it is warm-up (--warmup-epochs {args.warmup_epochs}): lr {args.lr:g} is never reached")
         self.say(f"{self.num_epochs} epochs of {self.updates_per_epoch} updates; {lr_origin}")
         self.say(f"run folder {self.folder}")
 

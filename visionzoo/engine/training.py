@@ -25,7 +25,7 @@ from visionzoo.engine.images import CheckedImages, announce_epoch, batches, load
 from visionzoo.engine.interruption import StopSignals
 from visionzoo.engine.losses import Losses
 from visionzoo.engine.models import autocast
-from visionzoo.engine.observation import TRACE, Trace, Waiting, peak_memory_mib
+from visionzoo.engine.observation import TRACE, Trace, Waiting, peak_memory
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.probing import train_mode
 from visionzoo.engine.run import Run
@@ -116,9 +116,7 @@ class Training:
         if (run.epoch + 1) % args.val_interval == 0 or run.epoch + 1 == run.num_epochs or run.at_max_steps:
             row = {"epoch": run.epoch, "train_loss": run.losses[0] / max(run.losses[1], 1), **self._validate()}
             row |= {"lr": run.lr, "images_per_second": images / seconds, "seconds": seconds}
-            row["waiting_seconds"] = self.waiting.seconds
-            if (memory := peak_memory_mib(run.process.device)) is not None:
-                row["peak_memory_mib"] = memory
+            row |= {"waiting_seconds": self.waiting.seconds, **peak_memory(run.process.device)}
             if run.reporter:  # before the checkpoint: a row without one is dropped when the run goes on
                 run.reporter.epoch(run.update, row)
             self._save(row[f"eval_{run.metric}" if run.val_set else "train_loss"])
