@@ -1,5 +1,6 @@
 """A run can be followed while it goes and understood after it has gone."""
 
+import errno
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from engine.helpers import UPDATES, assert_same, learned, rows
 from engine.two import in_two_processes, losses
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from timm.task import ClassificationTask
+from torch.utils.tensorboard import SummaryWriter
 
 from visionzoo.engine import observation
 from visionzoo.engine.errors import UserError
@@ -73,6 +75,19 @@ def test_all_logs_hold_loss_rate_speed_memory_and_metrics_after_ten_steps(make_a
         assert logged[name] and elsewhere[name] == pytest.approx(logged[name], rel=1e-5), name
     assert len(logged["train/loss"]) == 5
     assert logged["epoch/eval_top1"][-1] == pytest.approx(float(row["eval_top1"]))
+
+
+def test_a_disk_that_is_full_for_the_log_is_said_with_the_last_checkpoint(make_args, tmp_path, monkeypatch):
+    def full(self, *rest):
+        if len(rest) == 0 or rest[-1] > UPDATES + 1:  # close, or the second epoch
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name in ("add_scalar", "close"):
+        monkeypatch.setattr(SummaryWriter, name, full)
+    with pytest.raises(UserError) as error:
+        train(make_args(log_interval=1))
+    assert "cannot write the TensorBoard log" in str(error.value) and "No space left on device" in str(error.value)
+    assert f"--resume {tmp_path / 'output/run/last.pth.tar'}" in str(error.value)
 
 
 def test_wandb_without_a_key_is_refused_in_plain_words(make_args, monkeypatch):

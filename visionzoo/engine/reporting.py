@@ -106,7 +106,10 @@ class Reporter:
         """Close the bar and the logs."""
         if self._bar is not None:
             self._bar.close()
-        self._board.close()
+        try:
+            self._board.close()
+        except OSError as error:  # a full disk: what ended the run must not be hidden by it
+            self.say(f"the TensorBoard log in {self.folder} is cut short: {error.strerror}")
         if self._wandb is not None:
             self._wandb.finish()
 

@@ -118,7 +118,8 @@ class Training:
             row |= {"lr": run.lr, "images_per_second": images / seconds, "seconds": seconds}
             row |= {"waiting_seconds": self.waiting.seconds, **peak_memory(run.process.device)}
             if run.reporter:  # before the checkpoint: a row without one is dropped when the run goes on
-                run.reporter.epoch(run.update, row)
+                with self._last_good_told():
+                    run.reporter.epoch(run.update, row)
             self._save(row[f"eval_{run.metric}" if run.val_set else "train_loss"])
             run.validated = True
         if advice := self.waiting.advice(seconds, args.workers):
@@ -225,7 +226,8 @@ class Training:
         if is_recovery or run.process.device.type == "cpu" or update % args.log_interval == 0 or update <= 10:
             loss = self.losses.fetch()
             if run.reporter:
-                run.reporter.step(update, run.epoch, loss=loss, lr=lr)
+                with self._last_good_told():
+                    run.reporter.step(update, run.epoch, loss=loss, lr=lr)
         if is_recovery:
             state = run.state()
             if run.process.is_primary:
@@ -272,7 +274,7 @@ class Training:
 
     @contextlib.contextmanager
     def _last_good_told(self) -> Iterator[None]:
-        """Say which checkpoint there is where another cannot be written."""
+        """Say which checkpoint there is where another, or a log, cannot be written."""
         try:
             yield
         except UserError as error:
