@@ -73,6 +73,7 @@ class Measurement:
         timed: False for measurements that only check.
         peak: whether the peak of memory says something (not inside CUDA graphs, whose memory is taken before).
         scale: of the time spent on it.
+        replay: whether to time a CUDA graph of the call too.
     """
 
     implementation: str
@@ -83,6 +84,7 @@ class Measurement:
     timed: bool = True
     peak: bool = True
     scale: float = 1.0
+    replay: bool = False
 
 
 @dataclass

@@ -88,7 +88,7 @@ class Contest:
     def case(self, tokens: int) -> Case:
         """Return the case with its measurements."""
         measurements = [
-            Measurement(name, measure, partial(self.prepare, name, measure))
+            Measurement(name, measure, partial(self.prepare, name, measure), replay=True)
             for name in self.contenders
             for measure in self.costs
         ]

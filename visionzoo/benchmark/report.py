@@ -75,7 +75,9 @@ def aims_table(verdicts: Iterable[Verdict]) -> str:
 
 def results_table(rows: Iterable[Row]) -> str:
     """Lay out rows as Markdown."""
-    lines = [("Case", "Implementation", "What", "ms", "img/s", "Floor ms", "Peak MiB", "Error", "Remark")]
+    lines = [
+        ("Case", "Implementation", "What", "ms", "Replayed ms", "img/s", "Floor ms", "Peak MiB", "Error", "Remark")
+    ]
     for row in rows:
         error = "" if row.error is None else f"{row.error:.1e}" + ("" if row.agrees else " **differs**")
         time = "" if row.median_ms is None else f"{row.median_ms:.4g} ({row.low_ms:.4g} to {row.high_ms:.4g})"
@@ -85,6 +87,7 @@ def results_table(rows: Iterable[Row]) -> str:
                 row.implementation,
                 row.measure,
                 time if row.status == "ok" else row.status,
+                _number(row.replayed_ms, ".4g"),
                 _number(row.images_per_second, ".0f"),
                 _number(row.floor_ms, ".3g"),
                 _number(row.peak_mib, ".1f"),

@@ -23,9 +23,11 @@ from visionzoo.engine.errors import UserError
 class Row:
     """One measurement, with all that is needed to read it alone.
 
-    Times are milliseconds, memory is MiB. `status` is "ok"; "absent" (the implementation cannot take part here),
-    "failed" or "skipped" (no time was left), each with its `reason`, which for "ok" is a remark. `peak_mib` is what a
-    call takes beyond `fixed_mib`, its inputs and weights; `held_mib` is explained in `visionzoo.benchmark.memory`.
+    Times are milliseconds, memory is MiB. `median_ms` is that of a call as one makes it, `replayed_ms` that of a CUDA
+    graph of it: where the first is much longer, launching takes the time. `status` is "ok"; "absent" (the
+    implementation cannot take part here), "failed" or "skipped" (no time was left), each with its `reason`, which for
+    "ok" is a remark. `peak_mib` is what a call takes beyond `fixed_mib`, its inputs and weights; `held_mib` is
+    explained in `visionzoo.benchmark.memory`.
     `error` is relative to a reference in float64, `allowed_error` tells another function from rounding.
     """
 
@@ -36,6 +38,7 @@ class Row:
     median_ms: float | None = None
     low_ms: float | None = None
     high_ms: float | None = None
+    replayed_ms: float | None = None
     repeats: int | None = None
     images_per_second: float | None = None
     floor_ms: float | None = None

@@ -13,7 +13,7 @@ import torch
 
 from visionzoo.benchmark.cases import Absent, Case, Measurement, Settings
 from visionzoo.benchmark.results import Results, Row, environment
-from visionzoo.benchmark.timing import Ceilings, device_timing, host_timing, peak_bytes
+from visionzoo.benchmark.timing import Ceilings, device_timing, host_timing, peak_bytes, replayed_ms
 from visionzoo.engine.errors import require
 from visionzoo.kernels import explain
 from visionzoo.kernels.dispatch import Decision
@@ -105,12 +105,22 @@ def _measure(row: Row, measurement: Measurement, settings: Settings) -> None:
             timing.high_ms,
             timing.repeats,
         )
+        if measurement.replay:
+            row.replayed_ms = _replay(run.call, settings, measurement.scale)
         if measurement.items is not None:
             row.images_per_second = 1e3 * measurement.items / timing.median_ms
     except Absent as error:
         row.status, row.reason = "absent", str(error)
     except Exception as error:  # whatever it is, the others are to be measured
         row.status, row.reason = "failed", _one_line(error)
+
+
+def _replay(call: Callable[[], Any], settings: Settings, scale: float) -> float | None:
+    """Time a CUDA graph of a call; None where it cannot be recorded."""
+    try:
+        return replayed_ms(call, settings.device, settings.budget(scale))
+    except RuntimeError:  # it waits for the device, or is a CUDA graph itself
+        return None
 
 
 def _compare(row: Row, check: Callable[[Any], tuple[float, float]], result: Any) -> None:
@@ -152,6 +162,8 @@ def summary(row: Row) -> str:
     parts = []
     if row.median_ms is not None:
         parts.append(f"{row.median_ms:.4g} ms ({row.low_ms:.4g} to {row.high_ms:.4g})")
+    if row.replayed_ms is not None:
+        parts.append(f"replayed {row.replayed_ms:.4g} ms")
     if row.images_per_second is not None:
         parts.append(f"{row.images_per_second:.0f} img/s")
     if row.floor_ms is not None:

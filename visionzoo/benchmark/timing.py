@@ -47,6 +47,18 @@ def device_timing(call: Callable[[], Any], device: torch.device, budget: Budget)
     return Timing.of(do_bench(call, warmup=budget.warmup_ms, rep=budget.repeat_ms, return_mode="all"))
 
 
+def replayed_ms(call: Callable[[], Any], device: torch.device, budget: Budget) -> float | None:
+    """Time the replay of a CUDA graph of a call, which launches nothing from the host; None where there are no graphs.
+
+    Replayed one after the other, so that the L2 cache holds what fits of the data (triton.testing.do_bench_cudagraph).
+    """
+    if device.type != "cuda":
+        return None
+    from triton.testing import do_bench_cudagraph
+
+    return do_bench_cudagraph(call, rep=budget.repeat_ms, return_mode="median")
+
+
 def host_timing(call: Callable[[], Any], device: torch.device, budget: Budget) -> Timing:
     """Time from a call to its finished result, as the one waits who called; at least three calls."""
     start = time.perf_counter()
