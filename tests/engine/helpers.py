@@ -85,7 +85,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 def results(folder: Path) -> list[dict[str, str]]:
     """Read summary.csv of a run without what depends on the machine."""
-    timed = ("images_per_second", "seconds")
+    timed = ("images_per_second", "seconds", "waiting_seconds", "peak_process_memory_mib")
     return [{name: value for name, value in row.items() if name not in timed} for row in rows(folder)]
 
 

@@ -182,9 +182,7 @@ def test_an_unreadable_image_stops_with_its_name(make_args, damaged, workers):
     ):
         with pytest.raises(UnreadableImageError) as error:
             list(batches(loader))
-        assert any(
-            f"cannot read the image {damaged}" in str(error.value) and name in str(error.value) for name in names
-        )
+        assert any(f"cannot use the image {damaged}" in str(error.value) and name in str(error.value) for name in names)
         assert "Traceback" not in str(error.value)
 
 

@@ -125,7 +125,7 @@ def test_unreadable_images_are_counted_in_the_result(trained, tmp_path):
     write_images(tmp_path / "val", per_class=2, seed=1)
     truncate(tmp_path / "val/red/0.png")
     flags = ("--checkpoint", trained[0] / "last.pth.tar", "--data-dir", tmp_path / "val")
-    with pytest.raises(UserError, match=r"cannot read the image .*red/0\.png"):
+    with pytest.raises(UserError, match=r"cannot use the image .*red/0\.png"):
         evaluated(*flags)
     result = evaluated(*flags, "--skip-bad-images")
     assert (result["images"], result["skipped_images"]) == (5, 1)

@@ -46,7 +46,7 @@ def test_an_unreadable_image_is_named_or_passed_over(trained, images, tmp_path, 
     bad.write_bytes((images / "validation/red/0.png").read_bytes())
     truncate(bad)
     flags = (bad, images / "validation/red/1.png", "--checkpoint", trained[0] / "last.pth.tar")
-    with pytest.raises(UserError, match=r"cannot read the image .*bad\.png"):
+    with pytest.raises(UserError, match=r"cannot use the image .*bad\.png"):
         predicted(tmp_path, *flags)
     assert len(predicted(tmp_path, *flags, "--skip-bad-images")) == 1
     assert "1 unreadable images were passed over" in capsys.readouterr().out

@@ -259,7 +259,7 @@ def test_tables_of_labels_that_cannot_be_are_refused(make_args, labelled, spoil,
 
 def test_unreadable_images_of_several_labels_are_passed_over(make_args, labelled, tmp_path):
     (labelled / "validation/pictures/1.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"cannot read the image .*validation/pictures/1\.png"):
+    with pytest.raises(UserError, match=r"cannot use the image .*validation/pictures/1\.png"):
         train(make_args(data_dir=str(labelled), multi_label=True, epochs=1, experiment="strict"))
     result = train(make_args(data_dir=str(labelled), multi_label=True, epochs=1, skip_bad_images=True))
     assert result["updates"] == UPDATES and math.isfinite(result["eval_map"])

@@ -49,6 +49,8 @@ def test_a_run_folder_holds_what_it_should(trained):
         "lr",
         "images_per_second",
         "seconds",
+        "waiting_seconds",
+        "peak_process_memory_mib",
     ]
     assert [list(row) for row in rows(folder)] == [columns] * 6
 
@@ -359,7 +361,7 @@ def test_a_second_signal_saves_nothing_half_done(make_args, tmp_path, monkeypatc
     with pytest.raises(Interrupted) as error:
         train(make_args())
     last = tmp_path / "output/run/last.pth.tar"
-    assert "nothing saved; go on with:" in str(error.value) and f"--resume {last}" in str(error.value)
+    assert "nothing saved" in str(error.value) and f"--resume {last}" in str(error.value)
     assert not (tmp_path / "output/run/recovery.pth.tar").exists()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")  # torchrun sends a second one after the terminal's
     with pytest.raises(Interrupted, match=r"saved .*recovery\.pth\.tar"):
@@ -383,8 +385,8 @@ def test_skipped_images_are_counted_at_the_end(make_args, tmp_path, capsys):
     result = train(make_args(data_dir=str(tmp_path / "d"), skip_bad_images=True, batch_size=4))
     assert result["updates"] == 6
     said = capsys.readouterr().out
-    assert f"1 unreadable training images were passed over\n  {tmp_path}/d/train/red/1.png" in said
-    assert "0 unreadable validation images were passed over" in said
+    assert f"1 unusable training images were passed over\n  {tmp_path}/d/train/red/1.png" in said
+    assert "0 unusable validation images were passed over" in said
 
 
 def test_a_streamed_set_may_be_shorter_than_it_says(make_args, monkeypatch):
@@ -424,15 +426,3 @@ def test_a_missing_dependency_is_named_before_training(make_args, monkeypatch, m
     with pytest.raises(UserError) as error:
         train(make_args(**change))
     assert f"{module} is not installed" in str(error.value) and install in str(error.value)
-
-
-def test_wandb_logs_without_a_connection(make_args, tmp_path, monkeypatch):
-    import wandb
-
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    train(make_args(log_wandb=True, wandb_project="p", epochs=1))
-    wandb.teardown()  # waits for its service to write, as the end of a process does
-    logs = list((tmp_path / "output/run/wandb").glob("offline-run-*/*.wandb"))
-    assert len(logs) == 1
-    assert b"eval_top1" in logs[0].read_bytes()

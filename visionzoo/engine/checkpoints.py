@@ -20,6 +20,18 @@ from visionzoo.engine.errors import UserError
 LAST, BEST, RECOVERY = "last.pth.tar", "model_best.pth.tar", "recovery.pth.tar"
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder unless it is there.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {error.strerror}") from error
+
+
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Let `write` fill a file that appears at `path` only once all of it is on the disk.
 
@@ -83,7 +95,12 @@ class CheckpointFolder:
         self.best: tuple[int, float] | None = None  # epoch, metric
 
     def save(self, state: Mapping[str, Any], epoch: int, metric: float) -> None:
-        """Write the checkpoint of an epoch that has ended, and drop the worst beyond `keep`."""
+        """Write the checkpoint of an epoch that has ended, and drop the worst beyond `keep`.
+
+        Raises:
+            UserError: it cannot be written, or there are weights in it that are no numbers.
+        """
+        _check_numbers(state)
         is_best = self.best is None or self.sign * metric > self.sign * self.best[1]
         if is_best:
             self.best = (epoch, metric)
@@ -103,7 +120,8 @@ class CheckpointFolder:
         (self.folder / RECOVERY).unlink(missing_ok=True)
 
     def save_recovery(self, state: Mapping[str, Any]) -> Path:
-        """Write a checkpoint in mid-epoch; the next `save` removes it."""
+        """Write a checkpoint in mid-epoch; the next `save` removes it. Raises as `save`."""
+        _check_numbers(state)
         path = self.folder / RECOVERY
         content = {**state, "best": self.best, "kept": self.kept}
         write_atomically(path, lambda file: torch.save(content, file))
@@ -150,6 +168,15 @@ class CheckpointFolder:
 
     def _path(self, epoch: int) -> Path:
         return self.folder / f"checkpoint-{epoch}.pth.tar"
+
+
+def _check_numbers(state: Mapping[str, Any]) -> None:
+    """Refuse weights from which no run can go on, so that they take no better ones' place."""
+    spoilt = [name for name, value in state.get("state_dict", {}).items() if bool(value.isnan().any())]
+    if spoilt:
+        raise UserError(
+            f"{len(spoilt)} tensors of the model hold NaN, such as {spoilt[0]}; no checkpoint is written of them"
+        )
 
 
 def progress(state: Mapping[str, Any]) -> tuple[int, int]:

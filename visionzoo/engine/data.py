@@ -1,29 +1,42 @@
 """Data sets and loaders: timm's, checked before training starts."""
 
 import argparse
+import functools
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from timm.data import FastCollateMixup, create_dataset, create_loader
+from timm.data import FastCollateMixup, IterableImageDataset, create_dataset, create_loader
 from torch.utils.data import IterableDataset
 
 from visionzoo.engine.errors import UserError, require
-from visionzoo.engine.images import CheckedImages
+from visionzoo.engine.folders import find_split, look_at_classes, some
+from visionzoo.engine.images import CheckedImages, LabelCheck
 from visionzoo.engine.multilabel import TABLE, MultiLabelImages
 
 EMBEDDED = ("visionzoo/digits",)
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("val", "valid", "validation", "eval", "evaluation"),  # as timm looks for them
-}
+READERS = ("torch", "hfds", "hfids", "tfds", "wds")  # timm's, by what stands before the / of --dataset
+FOLDERS = ("", "imagefolder", "image_folder", "folder", "tar")  # names for images in folders or in a .tar
+MODES = {"L": 1, "LA": 2, "RGB": 3, "YCbCr": 3, "HSV": 3, "LAB": 3, "RGBA": 4, "CMYK": 4, "I": 1, "F": 1}  # channels
 
 
 def image_mode(args: argparse.Namespace) -> str:
-    """Return the PIL mode of the input images."""
+    """Return the PIL mode of the input images.
+
+    Raises:
+        UserError: PIL has no such mode, or it has not as many channels as the model takes.
+    """
     channels = args.input_size[0] if args.input_size else args.in_chans or 3
-    return args.input_img_mode or ("RGB" if channels == 3 else "L")
+    mode: str = args.input_img_mode or ("RGB" if channels == 3 else "L")
+    if mode not in MODES:
+        raise UserError(f"--input-img-mode: expected one of {', '.join(MODES)}, got {mode!r}")
+    if MODES[mode] != channels:
+        raise UserError(
+            f"the model takes {channels} channels (--in-chans, --input-size), images of mode {mode} have "
+            f"{MODES[mode]}; --input-img-mode names another"
+        )
+    return mode
 
 
 def open_split(
@@ -43,18 +56,32 @@ def open_split(
     name = args.dataset
     if name.startswith("visionzoo/"):
         name, root = "", _embedded(name)
-    prefix = name.partition("/")[0]
+    name = "" if name.lower() in FOLDERS else name
+    prefix, _, rest = name.partition("/")
+    if name and not (prefix in READERS and rest):
+        known = ", ".join(f"{reader}/..." for reader in READERS)
+        raise UserError(f"unknown data set {name!r}; expected {known} or {', '.join(EMBEDDED)}, or none for a folder")
     if not name:
-        root = _find_split(root, split)
+        root = find_split(root, split)
+    if isinstance(class_map, str) and class_map and Path(class_map).suffix != ".txt":
+        raise UserError(f"--class-map: expected a .txt of class names in the order of their numbers, got {class_map}")
+    checked = functools.partial(
+        CheckedImages,
+        mode=image_mode(args),
+        is_training=is_training,
+        skip_bad=args.skip_bad_images,
+        seed=args.seed,
+        upright=args.apply_exif_orientation,
+    )
     if args.multi_label:
         if name:
             raise UserError(f"--multi-label reads folders with a {TABLE}; leave --dataset {name} out")
-        dataset: Any = MultiLabelImages(Path(str(root)), class_map or None)
-        return CheckedImages(
-            dataset, mode=image_mode(args), is_training=is_training, skip_bad=args.skip_bad_images, seed=args.seed
-        )
+        return checked(MultiLabelImages(Path(str(root)), class_map or None))
+    notes: list[str] = []
+    if not name and root and Path(root).is_dir():
+        class_map, notes = look_at_classes(args, Path(root), class_map, is_training)
     try:
-        dataset = create_dataset(
+        dataset: Any = create_dataset(
             name,
             root=root,
             split=split,
@@ -78,9 +105,9 @@ def open_split(
         return dataset
     if len(dataset) == 0:
         raise UserError(f"no images in the {split!r} split of {name or root}")
-    return CheckedImages(
-        dataset, mode=image_mode(args), is_training=is_training, skip_bad=args.skip_bad_images, seed=args.seed
-    )
+    images = checked(dataset)
+    images.notes = notes
+    return images
 
 
 def _embedded(name: str) -> str:
@@ -93,26 +120,6 @@ def _embedded(name: str) -> str:
         return str(digits_folder())
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
-
-
-def _find_split(root: str | None, split: str) -> str:
-    """Return the folder of a split; timm would fall back to the whole of `root`, validating on training images."""
-    if not root:
-        raise UserError("no images: give --data-dir, or --dataset visionzoo/digits for a set that needs no download")
-    path = Path(root)
-    if not path.exists():
-        raise UserError(f"no data at {path}")
-    if path.is_file():
-        return root  # a .tar
-    wanted = next((names for names in SPLIT_NAMES.values() if split in names), (split,))
-    for name in dict.fromkeys((split, *wanted)):
-        if (path / name).is_dir():
-            return str(path / name)
-    splits = {name for names in SPLIT_NAMES.values() for name in names}
-    folders = sorted(child.name for child in path.iterdir() if child.is_dir())
-    if not splits & set(folders):
-        return root  # class folders: the split itself was given
-    raise UserError(f"no {split!r} split in {path}; its folders are {', '.join(folders)}")
 
 
 def class_names(dataset: Any) -> list[str] | None:
@@ -174,10 +181,18 @@ def with_same_classes(dataset: Any, names: list[str] | None, reopen: Callable[[A
         return dataset
     if strangers := sorted(set(own) - set(names)):
         raise UserError(
-            f"{len(strangers)} classes of the evaluated images were not trained on: {_some(strangers)}; "
-            f"trained on were {_some(names)}"
+            f"{len(strangers)} classes of the evaluated images were not trained on: {some(strangers)}; "
+            f"trained on were {some(names)}"
         )
     return reopen({name: index for index, name in enumerate(names)})
+
+
+def check_labels(dataset: Any, num_classes: int) -> None:
+    """Let a data set stop at, or pass over, images whose class numbers the model does not have."""
+    if isinstance(dataset, CheckedImages):
+        dataset.num_classes = num_classes
+    elif isinstance(dataset, IterableImageDataset):
+        dataset.target_transform = LabelCheck(num_classes)
 
 
 def resolve_num_classes(given: int | None, names: list[str] | None) -> int | None:
@@ -188,7 +203,7 @@ def resolve_num_classes(given: int | None, names: list[str] | None) -> int | Non
     """
     if names and given is not None and given != len(names):
         raise UserError(
-            f"num_classes is {given}, the data set has {len(names)} classes ({_some(names)}); "
+            f"num_classes is {given}, the data set has {len(names)} classes ({some(names)}); "
             "leave --num-classes out, or number the classes by --class-map"
         )
     return len(names) if names else given
@@ -198,12 +213,16 @@ def _root(dataset: Any) -> str | None:
     return getattr(getattr(getattr(dataset, "dataset", None), "reader", None), "root", None)
 
 
-def _some(names: list[str], limit: int = 10) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
 def train_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, Any], process: Any) -> Any:
-    """Return timm's loader with the augmentation that `args` ask for; mixing is part of it."""
+    """Return timm's loader with the augmentation that `args` ask for; mixing is part of it.
+
+    Raises:
+        UserError: no such batches or augmentation can be made.
+    """
+    for name in ("scale", "ratio", "cutmix_minmax"):
+        if (pair := getattr(args, name)) is not None and (len(pair) != 2 or pair[0] > pair[1]):
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag}: expected two numbers, the smaller one first, got {' '.join(map(str, pair))}")
     if not isinstance(dataset, IterableDataset) and len(dataset) < args.batch_size * process.world_size:
         raise UserError(
             f"{len(dataset)} training images do not fill one batch of {args.batch_size} on {process.world_size} "
@@ -227,7 +246,7 @@ def train_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, 
             label_smoothing=args.smoothing,
             num_classes=args.num_classes,
         )
-    return create_loader(
+    return _create_loader(
         dataset,
         input_size=data_config["input_size"],
         batch_size=args.batch_size,
@@ -253,9 +272,16 @@ def train_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, 
     )
 
 
+def _create_loader(dataset: Any, **settings: Any) -> Any:
+    try:
+        return create_loader(dataset, **settings)
+    except (AssertionError, KeyError, ValueError) as error:
+        raise UserError(f"cannot make the batches: {type(error).__name__}: {error}") from error
+
+
 def eval_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, Any], process: Any) -> Any:
     """Return timm's loader with the evaluation's crop."""
-    return create_loader(
+    return _create_loader(
         dataset,
         input_size=data_config["input_size"],
         batch_size=getattr(args, "validation_batch_size", None) or args.batch_size,

@@ -13,11 +13,18 @@ import torch
 import torch.distributed
 from torch import nn
 
-from visionzoo.engine.checkpoints import write_atomically
-from visionzoo.engine.data import class_names, eval_loader, open_split, resolve_num_classes, with_same_classes
+from visionzoo.engine.checkpoints import make_folder, write_atomically
+from visionzoo.engine.data import (
+    check_labels,
+    class_names,
+    eval_loader,
+    open_split,
+    resolve_num_classes,
+    with_same_classes,
+)
 from visionzoo.engine.errors import UserError, require
-from visionzoo.engine.images import IGNORED, batches
-from visionzoo.engine.models import autocast, restore
+from visionzoo.engine.images import IGNORED, batches, loading_death
+from visionzoo.engine.models import autocast, check_compiler, restore
 from visionzoo.engine.multilabel import mean_average_precision
 from visionzoo.engine.parallel import Process, start_process
 
@@ -86,7 +93,7 @@ def evaluate(
     if process.distributed:
         torch.distributed.all_reduce(sums)
     if not sums[0, 3]:
-        raise UserError("not one image to evaluate on could be read")
+        raise UserError("not one image to evaluate on could be used")
     maps: list[float | None] = [None] * len(models)
     if several:
         for index in range(len(models)):
@@ -126,21 +133,28 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
 
     dataset = with_same_classes(open_images(args.class_map), trained.class_names, open_images)
     resolve_num_classes(trained.num_classes, class_names(dataset))
+    check_labels(dataset, trained.num_classes)
     model = trained.model.to(process.device)
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if args.torchcompile:
+        check_compiler(args)
         model.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
     tqdm = require("tqdm").tqdm
     loader = eval_loader(args, dataset, trained.data_config, process)
-    (metrics,) = evaluate(
-        [model],
-        loader,
-        process,
-        precision=lambda: autocast(args, process.device),
-        channels_last=args.channels_last,
-        progress=lambda batches: tqdm(batches, total=len(loader), unit="batch", disable=not process.is_primary),
-    )
+    try:
+        (metrics,) = evaluate(
+            [model],
+            loader,
+            process,
+            precision=lambda: autocast(args, process.device),
+            channels_last=args.channels_last,
+            progress=lambda batches: tqdm(batches, total=len(loader), unit="batch", disable=not process.is_primary),
+        )
+    except RuntimeError as error:
+        if died := loading_death(error):
+            raise died from error
+        raise
     result = {
         "model": args.model or trained.args["model"],
         "img_size": trained.data_config["input_size"][-1],
@@ -154,6 +168,8 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
         "checkpoint": args.checkpoint,
     }
     if process.is_primary:
+        for note in getattr(dataset, "notes", []):
+            print(note)
         _write(result, args)
     return result
 
@@ -175,7 +191,8 @@ def _take_data_flags(args: argparse.Namespace, run: dict[str, Any]) -> None:
         args.split = args.split or run.get("val_split")
     args.split = args.split or "validation"
     args.workers = run.get("workers", 4) if args.workers is None else args.workers
-    args.multi_label = args.multi_label or run.get("multi_label", False)
+    for name in ("multi_label", "apply_exif_orientation"):
+        setattr(args, name, getattr(args, name) or run.get(name, False))
     for name in ("in_chans", "input_size"):
         setattr(args, name, getattr(args, name) or run.get(name))
 
@@ -184,13 +201,13 @@ def _write(result: dict[str, Any], args: argparse.Namespace) -> None:
     text = json.dumps(result, indent=2)
     print(text)
     path = Path(args.results_file or _default_file(result, args.checkpoint))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomically(path, lambda file: file.write(f"{text}\n".encode()))
     print(f"written to {path}")
     if args.results_csv:
         table = Path(args.results_csv)
         is_new = not table.exists()
-        table.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(table.parent)
         with table.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
             if is_new:

@@ -2,8 +2,12 @@
 
 import argparse
 
-from visionzoo.engine.options import KeyValues, Parser
+from visionzoo.engine.options import KeyValues, Number, Parser
 
+COUNT, WHOLE = Number(int, low=1), Number(int, low=0)
+AMOUNT, POSITIVE = Number(float, low=0), Number(float, above=0)
+SHARE, RATIO, BELOW_ONE = Number(float, low=0, high=1), Number(float, above=0, high=1), Number(float, low=0, below=1)
+FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "none")
 
 
@@ -25,8 +29,9 @@ def add_data_flags(parser: Parser, *, workers: int | None) -> None:
     add("--input-key", help="column or file ending of the image in hfds/ and wds/ sets")
     add("--target-key", help="column or file ending of the class in hfds/ and wds/ sets")
     _yes(group, "--dataset-trust-remote-code", "let hfds/ sets run the code that they come with")
-    _yes(group, "--skip-bad-images", "pass over unreadable images and count them, instead of stopping (visionzoo)")
-    add("-j", "--workers", type=int, default=workers, metavar="N", help="processes that load images")
+    _yes(group, "--skip-bad-images", "pass over unusable images and count them, instead of stopping (visionzoo)")
+    _yes(group, "--apply-exif-orientation", "turn images as their EXIF says; else as stored, as in timm (visionzoo)")
+    add("-j", "--workers", type=WHOLE, default=workers, metavar="N", help="processes that load images")
     _yes(group, "--multi-label", "any number of labels an image, from labels.csv in each split's folder (visionzoo)")
     _yes(group, "--pin-mem", "pin the memory that batches are loaded into")
 
@@ -38,8 +43,8 @@ def add_model_flags(parser: Parser, *, model: str | None) -> None:
     add("--model", default=model, metavar="NAME", help="any timm model, zoo_* included")
     _yes(group, "--pretrained", "start from the published weights")
     _yes(group, "--non-commercial", "accept weights whose licence forbids commercial use (visionzoo)")
-    add("--num-classes", type=int, metavar="N", help="number of classes (default: the data set's, else the model's)")
-    add("--in-chans", type=int, metavar="N", help="image channels (default: 3)")
+    add("--num-classes", type=COUNT, metavar="N", help="number of classes (default: the data set's, else the model's)")
+    add("--in-chans", type=COUNT, metavar="N", help="image channels (default: 3)")
     add("--gp", metavar="POOL", help="global pooling (default: the model's)")
     add("--model-kwargs", nargs="*", default={}, action=KeyValues, metavar="K=V", help="arguments of the model itself")
     _yes(group, "--channels-last", "use the channels-last memory layout")
@@ -47,12 +52,18 @@ def add_model_flags(parser: Parser, *, model: str | None) -> None:
     add("--torchcompile-mode", metavar="MODE", help="torch.compile's mode")
 
     add = parser.add_argument_group("input").add_argument
-    add("--img-size", type=int, metavar="N", help="side of the square input in pixels (default: the model's)")
-    add("--input-size", type=int, nargs=3, metavar="N", help="channels, height, width (default: the model's)")
-    add("--crop-pct", type=float, metavar="FRACTION", help="share of the image kept by the evaluation crop")
+    add("--img-size", type=COUNT, metavar="N", help="side of the square input in pixels (default: the model's)")
+    add("--input-size", type=COUNT, nargs=3, metavar="N", help="channels, height, width (default: the model's)")
+    add("--crop-pct", type=POSITIVE, metavar="FRACTION", help="share of the image kept by the evaluation crop")
     add("--mean", type=float, nargs="+", metavar="MEAN", help="mean per channel, of images in 0...1")
-    add("--std", type=float, nargs="+", metavar="STD", help="standard deviation per channel, of images in 0...1")
-    add("--interpolation", default="", metavar="NAME", help="resizing at evaluation (default: the model's)")
+    add("--std", type=POSITIVE, nargs="+", metavar="STD", help="standard deviation per channel, of images in 0...1")
+    add(
+        "--interpolation",
+        default="",
+        choices=("", "random", *FILTERS),
+        metavar="NAME",
+        help="resizing at evaluation (default: the model's)",
+    )
 
 
 def add_device_flags(parser: Parser) -> None:
@@ -62,7 +73,7 @@ def add_device_flags(parser: Parser) -> None:
     add("--device", help="cuda, cuda:1, cpu, ... (default: cuda where there is one, else cpu)")
     _yes(group, "--amp", "mixed precision")
     add("--amp-dtype", default="float16", choices=("float16", "bfloat16"), help="the lower precision")
-    add("--seed", type=int, default=42, metavar="S", help="seed of everything random")
+    add("--seed", type=WHOLE, default=42, metavar="S", help="seed of everything random")
 
 
 def train_parser() -> Parser:
@@ -112,9 +123,9 @@ def _split_flags(parser: Parser) -> None:
     add("--train-split", default="train", metavar="NAME", help="split to train on")
     add("--val-split", default="validation", metavar="NAME", help="split to validate on; empty: no validation")
     add("--val-data-dir", metavar="DIR", help="validation images that lie elsewhere, e.g. a second .tar (visionzoo)")
-    add("--train-num-samples", type=int, metavar="N", help="length of a streamed training split")
-    add("--val-num-samples", type=int, metavar="N", help="length of a streamed validation split")
-    add("--epoch-repeats", type=float, default=0.0, metavar="N", help="times a streamed set repeats in an epoch")
+    add("--train-num-samples", type=COUNT, metavar="N", help="length of a streamed training split")
+    add("--val-num-samples", type=COUNT, metavar="N", help="length of a streamed validation split")
+    add("--epoch-repeats", type=AMOUNT, default=0.0, metavar="N", help="times a streamed set repeats in an epoch")
 
 
 def _batch_flags(parser: Parser) -> None:
@@ -122,98 +133,101 @@ def _batch_flags(parser: Parser) -> None:
     add = group.add_argument
     add("--pretrained-path", metavar="FILE", help="use these as the published weights, head adapted")
     add("--initial-checkpoint", default="", metavar="FILE", help="load these weights before training")
-    add("-b", "--batch-size", type=int, default=128, metavar="N", help="images of a batch on each device")
-    add("-vb", "--validation-batch-size", type=int, metavar="N", help="the same at validation (default: --batch-size)")
-    add("--grad-accum-steps", type=int, default=1, metavar="N", help="batches summed into one update")
+    add("-b", "--batch-size", type=COUNT, default=128, metavar="N", help="images of a batch on each device")
+    add(
+        "-vb", "--validation-batch-size", type=COUNT, metavar="N", help="the same at validation (default: --batch-size)"
+    )
+    add("--grad-accum-steps", type=COUNT, default=1, metavar="N", help="batches summed into one update")
     _yes(group, "--freeze", "train the classifier alone: linear probing (visionzoo)")
     _yes(group, "--grad-checkpointing", "recompute activations in the backward pass to save memory")
     _yes(group, "--sync-bn", "batch norm over all devices")
     add("--dist-bn", default="reduce", choices=("broadcast", "reduce", ""), help="share batch norm averages per epoch")
     _yes(group, "--fsdp", "share model, averages and optimizer between devices, for the largest models (visionzoo)")
     _yes(group, "--no-ddp-bb", "do not broadcast buffers between devices at each step")
-    add("--drop", type=float, default=0.0, metavar="RATE", help="dropout")
-    add("--drop-path", type=float, metavar="RATE", help="stochastic depth (default: the model's)")
-    add("--drop-block", type=float, metavar="RATE", help="drop block (default: the model's)")
-    add("--bn-momentum", type=float, help="momentum of batch norm (default: the model's)")
-    add("--bn-eps", type=float, help="epsilon of batch norm (default: the model's)")
+    add("--drop", type=SHARE, default=0.0, metavar="RATE", help="dropout")
+    add("--drop-path", type=SHARE, metavar="RATE", help="stochastic depth (default: the model's)")
+    add("--drop-block", type=SHARE, metavar="RATE", help="drop block (default: the model's)")
+    add("--bn-momentum", type=SHARE, help="momentum of batch norm (default: the model's)")
+    add("--bn-eps", type=AMOUNT, help="epsilon of batch norm (default: the model's)")
     _yes(group, "--model-ema", "keep a moving average of the weights, validate and keep the best by it")
-    add("--model-ema-decay", type=float, default=0.9998, help="its decay at each update")
+    add("--model-ema-decay", type=SHARE, default=0.9998, help="its decay at each update")
     _yes(group, "--model-ema-warmup", "let the decay grow towards its value")
 
 
 def _optimizer_flags(parser: Parser) -> None:
     add = parser.add_argument_group("optimizer").add_argument
     add("--opt", default="sgd", metavar="NAME", help="any timm optimizer")
-    add("--opt-eps", type=float, metavar="EPS", help="epsilon (default: the optimizer's)")
-    add("--opt-betas", type=float, nargs="+", metavar="BETA", help="betas (default: the optimizer's)")
-    add("--momentum", type=float, default=0.9, metavar="M", help="momentum")
-    add("--weight-decay", type=float, default=2e-5, metavar="W", help="weight decay")
-    add("--clip-grad", type=float, metavar="NORM", help="clip gradients (default: off)")
+    add("--opt-eps", type=AMOUNT, metavar="EPS", help="epsilon (default: the optimizer's)")
+    add("--opt-betas", type=AMOUNT, nargs="+", metavar="BETA", help="betas (default: the optimizer's)")
+    add("--momentum", type=SHARE, default=0.9, metavar="M", help="momentum")
+    add("--weight-decay", type=AMOUNT, default=2e-5, metavar="W", help="weight decay")
+    add("--clip-grad", type=POSITIVE, metavar="NORM", help="clip gradients (default: off)")
     add("--clip-mode", default="norm", choices=("norm", "value", "agc"), help="how to clip")
-    add("--layer-decay", type=float, metavar="RATE", help="learning rate falls by this factor from layer to layer")
-    add("--layer-decay-min-scale", type=float, default=0.0, help="its smallest factor")
-    add("--layer-decay-no-opt-scale", type=float, help="layers below this factor are not trained")
+    add("--layer-decay", type=RATIO, metavar="RATE", help="learning rate falls by this factor from layer to layer")
+    add("--layer-decay-min-scale", type=SHARE, default=0.0, help="its smallest factor")
+    add("--layer-decay-no-opt-scale", type=SHARE, help="layers below this factor are not trained")
     add("--opt-kwargs", nargs="*", default={}, action=KeyValues, metavar="K=V", help="other arguments of it")
 
 
 def _schedule_flags(parser: Parser) -> None:
     group = parser.add_argument_group("learning rate")
     add = group.add_argument
-    add("--lr", type=float, help="learning rate (default: --lr-base scaled by the total batch)")
-    add("--lr-base", type=float, default=0.1, help="learning rate at a total batch of --lr-base-size")
-    add("--lr-base-size", type=int, default=256, metavar="N", help="the batch of --lr-base")
+    add("--lr", type=AMOUNT, help="learning rate (default: --lr-base scaled by the total batch)")
+    add("--lr-base", type=POSITIVE, default=0.1, help="learning rate at a total batch of --lr-base-size")
+    add("--lr-base-size", type=COUNT, default=256, metavar="N", help="the batch of --lr-base")
     add("--lr-base-scale", default="", choices=("linear", "sqrt", ""), help="scaling (default: sqrt for ada* and lamb)")
     add("--sched", default="cosine", choices=SCHEDULES, help="schedule")
     _yes(group, "--sched-on-updates", "move the learning rate at each update, not each epoch")
-    add("--epochs", type=int, default=300, metavar="N", help="epochs of the schedule")
-    add("--warmup-epochs", type=int, default=5, metavar="N", help="epochs of warm-up")
-    add("--warmup-lr", type=float, default=1e-5, metavar="LR", help="learning rate at the start of the warm-up")
+    add("--epochs", type=COUNT, default=300, metavar="N", help="epochs of the schedule")
+    add("--warmup-epochs", type=WHOLE, default=5, metavar="N", help="epochs of warm-up")
+    add("--warmup-lr", type=AMOUNT, default=1e-5, metavar="LR", help="learning rate at the start of the warm-up")
     _yes(group, "--warmup-prefix", "count the warm-up on top of --epochs")
-    add("--cooldown-epochs", type=int, default=0, metavar="N", help="epochs at --min-lr after the schedule")
-    add("--min-lr", type=float, default=0.0, metavar="LR", help="lowest learning rate")
-    add("--decay-epochs", type=float, default=90, metavar="N", help="epochs between the falls of `step`")
+    add("--cooldown-epochs", type=WHOLE, default=0, metavar="N", help="epochs at --min-lr after the schedule")
+    add("--min-lr", type=AMOUNT, default=0.0, metavar="LR", help="lowest learning rate")
+    add("--decay-epochs", type=POSITIVE, default=90, metavar="N", help="epochs between the falls of `step`")
     add("--decay-milestones", type=int, nargs="+", default=[90, 180, 270], help="epochs of the falls of `multistep`")
-    add("--decay-rate", "--dr", type=float, default=0.1, metavar="RATE", help="factor of a fall; power of `poly`")
-    add("--lr-noise", type=float, nargs="+", help="shares of the schedule between which the rate is noisy")
-    add("--lr-noise-pct", type=float, default=0.67, help="limit of the noise")
-    add("--lr-noise-std", type=float, default=1.0, help="spread of the noise")
-    add("--lr-cycle-mul", type=float, default=1.0, help="growth of a cycle's length")
-    add("--lr-cycle-decay", type=float, default=0.5, help="fall of the rate from cycle to cycle")
-    add("--lr-cycle-limit", type=int, default=1, metavar="N", help="number of cycles")
-    add("--lr-k-decay", type=float, default=1.0, help="k-decay of `cosine` and `poly`")
+    add("--decay-rate", "--dr", type=AMOUNT, default=0.1, metavar="RATE", help="factor of a fall; power of `poly`")
+    add("--lr-noise", type=SHARE, nargs="+", help="shares of the schedule between which the rate is noisy")
+    add("--lr-noise-pct", type=AMOUNT, default=0.67, help="limit of the noise")
+    add("--lr-noise-std", type=AMOUNT, default=1.0, help="spread of the noise")
+    add("--lr-cycle-mul", type=POSITIVE, default=1.0, help="growth of a cycle's length")
+    add("--lr-cycle-decay", type=AMOUNT, default=0.5, help="fall of the rate from cycle to cycle")
+    add("--lr-cycle-limit", type=COUNT, default=1, metavar="N", help="number of cycles")
+    add("--lr-k-decay", type=POSITIVE, default=1.0, help="k-decay of `cosine` and `poly`")
 
 
 def _augmentation_flags(parser: Parser) -> None:
     group = parser.add_argument_group("augmentation and loss")
     add = group.add_argument
     _yes(group, "--no-aug", "train on the evaluation's crop")
-    add("--train-crop-mode", metavar="MODE", help="rrc, rkrc or rkrr (default: rrc)")
-    add("--scale", type=float, nargs="+", default=[0.08, 1.0], metavar="SHARE", help="area of the random crop")
-    add("--ratio", type=float, nargs="+", default=[3 / 4, 4 / 3], metavar="RATIO", help="sides of the random crop")
-    add("--hflip", type=float, default=0.5, metavar="P", help="probability of a horizontal flip")
-    add("--vflip", type=float, default=0.0, metavar="P", help="probability of a vertical flip")
-    add("--color-jitter", type=float, default=0.4, metavar="X", help="colour jitter; without effect under --aa")
-    add("--color-jitter-prob", type=float, metavar="P", help="probability of colour jitter")
-    add("--grayscale-prob", type=float, metavar="P", help="probability of greyscale")
-    add("--gaussian-blur-prob", type=float, metavar="P", help="probability of blur")
+    add("--train-crop-mode", choices=("rrc", "rkrc", "rkrr"), metavar="MODE", help="rrc, rkrc or rkrr (default: rrc)")
+    add("--scale", type=POSITIVE, nargs="+", default=[0.08, 1.0], metavar="SHARE", help="area of the random crop")
+    add("--ratio", type=POSITIVE, nargs="+", default=[3 / 4, 4 / 3], metavar="RATIO", help="sides of the random crop")
+    add("--hflip", type=SHARE, default=0.5, metavar="P", help="probability of a horizontal flip")
+    add("--vflip", type=SHARE, default=0.0, metavar="P", help="probability of a vertical flip")
+    add("--color-jitter", type=AMOUNT, default=0.4, metavar="X", help="colour jitter; without effect under --aa")
+    add("--color-jitter-prob", type=SHARE, metavar="P", help="probability of colour jitter")
+    add("--grayscale-prob", type=SHARE, metavar="P", help="probability of greyscale")
+    add("--gaussian-blur-prob", type=SHARE, metavar="P", help="probability of blur")
     add("--aa", metavar="POLICY", help="e.g. rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, original")
-    add("--aug-repeats", type=float, default=0, metavar="N", help="repeated augmentation (several devices only)")
-    add("--reprob", type=float, default=0.0, metavar="P", help="probability of random erasing")
+    add("--aug-repeats", type=AMOUNT, default=0, metavar="N", help="repeated augmentation (several devices only)")
+    add("--reprob", type=SHARE, default=0.0, metavar="P", help="probability of random erasing")
     add("--remode", default="pixel", choices=("const", "rand", "pixel"), help="what is put in the erased place")
-    add("--recount", type=int, default=1, metavar="N", help="erased places")
-    add("--mixup", type=float, default=0.0, metavar="ALPHA", help="mixup, on above 0")
-    add("--cutmix", type=float, default=0.0, metavar="ALPHA", help="cutmix, on above 0")
-    add("--cutmix-minmax", type=float, nargs="+", metavar="SHARE", help="cutmix by sides instead of alpha")
-    add("--mixup-prob", type=float, default=1.0, metavar="P", help="probability of either in a batch")
-    add("--mixup-switch-prob", type=float, default=0.5, metavar="P", help="probability of cutmix where both are on")
+    add("--recount", type=COUNT, default=1, metavar="N", help="erased places")
+    add("--mixup", type=AMOUNT, default=0.0, metavar="ALPHA", help="mixup, on above 0")
+    add("--cutmix", type=AMOUNT, default=0.0, metavar="ALPHA", help="cutmix, on above 0")
+    add("--cutmix-minmax", type=SHARE, nargs="+", metavar="SHARE", help="cutmix by sides instead of alpha")
+    add("--mixup-prob", type=SHARE, default=1.0, metavar="P", help="probability of either in a batch")
+    add("--mixup-switch-prob", type=SHARE, default=0.5, metavar="P", help="probability of cutmix where both are on")
     add("--mixup-mode", default="batch", choices=("batch", "pair", "elem"), help="what shares one mixing ratio")
-    add("--mixup-off-epoch", type=int, default=0, metavar="N", help="stop mixing at this epoch; 0: never")
-    add("--smoothing", type=float, default=0.1, metavar="X", help="label smoothing")
+    add("--mixup-off-epoch", type=WHOLE, default=0, metavar="N", help="stop mixing at this epoch; 0: never")
+    add("--smoothing", type=BELOW_ONE, default=0.1, metavar="X", help="label smoothing")
     _yes(group, "--bce-loss", "binary cross-entropy")
     _yes(group, "--bce-sum", "sum it over the classes")
-    add("--bce-target-thresh", type=float, metavar="X", help="make its soft targets 0 or 1 at this threshold")
-    add("--bce-pos-weight", type=float, metavar="X", help="weight of its positive targets")
-    add("--train-interpolation", default="random", metavar="NAME", help="resizing of training images")
+    add("--bce-target-thresh", type=SHARE, metavar="X", help="make its soft targets 0 or 1 at this threshold")
+    add("--bce-pos-weight", type=AMOUNT, metavar="X", help="weight of its positive targets")
+    names = ("random", *FILTERS)
+    add("--train-interpolation", default="random", choices=names, metavar="NAME", help="resizing of training images")
 
 
 def _distillation_flags(parser: Parser) -> None:
@@ -224,11 +238,13 @@ def _distillation_flags(parser: Parser) -> None:
     add("--kd-distill-type", default="logit", choices=kinds, help="what is learned; token: by a head of its own")
     add("--kd-loss-type", default="kl", choices=("kl",), help="loss between logits")
     add("--kd-token-distill-type", default="soft", choices=("soft", "hard"), help="teacher's logits, or its choice")
-    add("--kd-temperature", type=float, default=4.0, metavar="T", help="of the softmax over logits")
-    add("--task-loss-weight", type=float, metavar="W", help="weight of the loss against the labels (default: 1)")
-    add("--distill-loss-weight", type=float, metavar="W", help="and against the teacher (default: 1 - the first, or 1)")
-    add("--kd-student-feature-dim", type=int, metavar="C", help="width of pooled features (default: the model's)")
-    add("--kd-teacher-feature-dim", type=int, metavar="C", help="the same of the teacher")
+    add("--kd-temperature", type=POSITIVE, default=4.0, metavar="T", help="of the softmax over logits")
+    add("--task-loss-weight", type=AMOUNT, metavar="W", help="weight of the loss against the labels (default: 1)")
+    add(
+        "--distill-loss-weight", type=AMOUNT, metavar="W", help="and against the teacher (default: 1 - the first, or 1)"
+    )
+    add("--kd-student-feature-dim", type=COUNT, metavar="C", help="width of pooled features (default: the model's)")
+    add("--kd-teacher-feature-dim", type=COUNT, metavar="C", help="the same of the teacher")
 
 
 def _run_flags(parser: Parser) -> None:
@@ -238,14 +254,30 @@ def _run_flags(parser: Parser) -> None:
     add("--experiment", default="", metavar="NAME", help="name of the run folder (default: time, model and size)")
     add("--resume", default="", metavar="FILE", help="go on from a checkpoint; auto: the newest one of --experiment")
     _yes(group, "--no-resume-opt", "take only the weights from --resume")
-    add("--start-epoch", type=int, metavar="N", help="epoch to start at, whatever the checkpoint says")
-    add("--max-steps", type=int, metavar="N", help="stop after N updates, then validate and save (visionzoo)")
+    add("--start-epoch", type=WHOLE, metavar="N", help="epoch to start at, whatever the checkpoint says")
+    add("--max-steps", type=COUNT, metavar="N", help="stop after N updates, then validate and save (visionzoo)")
     metric = "what the best checkpoint is best in; of images with several labels map or loss"
     add("--eval-metric", default="top1", choices=("top1", "top5", "loss"), help=metric)
-    add("--val-interval", type=int, default=1, metavar="N", help="epochs between validations and checkpoints")
-    add("--checkpoint-hist", type=int, default=10, metavar="N", help="best checkpoints to keep")
-    add("--recovery-interval", type=int, default=0, metavar="N", help="updates between recovery checkpoints; 0: none")
-    add("--log-interval", type=int, default=50, metavar="N", help="updates between log entries")
+    add("--val-interval", type=COUNT, default=1, metavar="N", help="epochs between validations and checkpoints")
+    add(
+        "--skip-nonfinite",
+        type=WHOLE,
+        default=0,
+        metavar="N",
+        help="updates without finite loss to leave out (visionzoo)",
+    )
+    add(
+        "--profile",
+        type=WHOLE,
+        nargs="?",
+        const=5,
+        default=0,
+        metavar="N",
+        help="write a trace of N updates (visionzoo)",
+    )
+    add("--checkpoint-hist", type=COUNT, default=10, metavar="N", help="best checkpoints to keep")
+    add("--recovery-interval", type=WHOLE, default=0, metavar="N", help="updates between recovery checkpoints; 0: none")
+    add("--log-interval", type=COUNT, default=50, metavar="N", help="updates between log entries")
     _yes(group, "--log-wandb", "log to Weights & Biases too (WANDB_MODE=offline: without a connection)")
     add("--wandb-project", metavar="NAME", help="its project")
     add("--wandb-tags", nargs="+", default=[], metavar="TAG", help="its tags")
@@ -264,8 +296,8 @@ def eval_parser() -> Parser:
     add("--checkpoint", default="", metavar="FILE", help="weights; of a run of tools/train.py, the model too")
     _yes(group, "--no-ema", "use the trained weights, not their moving average (visionzoo)")
     add("--split", default="", metavar="NAME", help="split (default: the run's validation split, else validation)")
-    add("--num-samples", type=int, metavar="N", help="length of a streamed split")
-    add("-b", "--batch-size", type=int, default=256, metavar="N", help="images of a batch")
+    add("--num-samples", type=COUNT, metavar="N", help="length of a streamed split")
+    add("-b", "--batch-size", type=COUNT, default=256, metavar="N", help="images of a batch")
     add("--results-file", default="", metavar="FILE", help="JSON to write (default: beside the checkpoint)")
     add("--results-csv", default="", metavar="FILE", help="CSV to add a row to, in timm's columns (visionzoo)")
     return parser
@@ -283,7 +315,8 @@ def predict_parser() -> Parser:
     add("--checkpoint", default="", metavar="FILE", help="weights; of a run of tools/train.py, the model too")
     _yes(group, "--no-ema", "use the trained weights, not their moving average (visionzoo)")
     add("--class-names", default="", metavar="FILE", help="text file of class names in order, or `imagenet`")
-    add("--topk", type=int, default=5, metavar="K", help="classes to show")
+    add("--topk", type=COUNT, default=5, metavar="K", help="classes to show")
     add("--output", default="output/predict", metavar="DIR", help="folder for the pictures and predictions.jsonl")
+    _yes(group, "--apply-exif-orientation", "turn images as their EXIF says (as in the run where it was given)")
     _yes(group, "--skip-bad-images", "pass over unreadable images and count them, instead of stopping")
     return parser

@@ -14,27 +14,58 @@ from timm.data import ImageDataset
 from timm.data.auto_augment import NAME_TO_OP
 from torch.utils.data import Dataset, RandomSampler, get_worker_info
 
-from visionzoo.engine.errors import UnreadableImageError
+from visionzoo.engine.errors import UnreadableImageError, UserError
 from visionzoo.engine.multilabel import MultiLabelImages
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+NONE = "not one image of the data set can be used"
+SIXTEEN_BITS = ("PNG", "PPM")  # whose pixels of 16 bits are in 32 where Pillow is old
 IGNORED = -1  # class of a blank image that stands in for an unreadable one at evaluation
 
 
-class CheckedImages(Dataset):
-    """A timm or torchvision data set whose unreadable images stop the run by name, or are passed over and counted.
+def to_mode(image: Image.Image, mode: str, *, upright: bool = False) -> Image.Image:
+    """Decode a picture into one of 8 bits a channel: the first of an animation, 16 bits by their upper half.
 
-    When passed over, a training image is replaced by the next readable one, an evaluation image by a blank one of
-    class `IGNORED`. Loading processes draw augmentation from (seed, epoch, rank, worker), so that a run that goes on
-    from a checkpoint sees the images that it would have seen.
+    Args:
+        image: as opened.
+        mode: PIL's name, `RGB` or `L`.
+        upright: turn and mirror it as its EXIF orientation says; else, as in timm, it stays as it is stored.
+
+    Raises:
+        OSError, ...: those of `UNREADABLE`; ValueError also for pixels of 32 bits, which have no agreed range.
+    """
+    turned = ImageOps.exif_transpose(image) if upright else image
+    if image.mode[0] in "IF" and mode[0] not in "IF":
+        if not image.mode.startswith("I;16") and image.format not in SIXTEEN_BITS:
+            raise ValueError(f"pixels of 32 bits ({image.mode}) have no agreed range; store 8 or 16 bits")
+        turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))  # Pillow's convert would cut off at 255
+    return turned.convert(mode)
+
+
+class CheckedImages(Dataset):
+    """A timm or torchvision data set whose bad images stop the run by name, or are passed over and counted.
+
+    Bad are those that cannot be read or whose class number is out of range. When passed over, a training image is
+    replaced by the next good one, an evaluation image by a blank one of class `IGNORED`. Loading processes draw
+    augmentation from (seed, epoch, rank, worker), so that a run that goes on from a checkpoint sees the images that it
+    would have seen.
+
+    Attributes:
+        num_classes: of the model, once that is known.
+        notes: what was left out without a reason to stop.
     """
 
-    def __init__(self, dataset: Any, *, mode: str, is_training: bool, skip_bad: bool, seed: int) -> None:
+    def __init__(
+        self, dataset: Any, *, mode: str, is_training: bool, skip_bad: bool, seed: int, upright: bool = False
+    ) -> None:
         self.dataset = dataset
         self.mode = mode
         self.is_training = is_training
         self.skip_bad = skip_bad
         self.seed = seed
+        self.upright = upright
+        self.num_classes: int | None = None
+        self.notes: list[str] = []
         self.rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         self.transform: Any = None  # set by timm's create_loader
         # shared with the loading processes, which outlive an epoch
@@ -63,7 +94,7 @@ class CheckedImages(Dataset):
     def _from(self, index: int) -> Iterator[int]:
         yield from range(index, len(self))
         yield from range(index)
-        raise UnreadableImageError("not one image of the data set can be read")
+        raise UnreadableImageError(NONE)
 
     def _ignored(self) -> Any:
         several = isinstance(self.dataset, MultiLabelImages)
@@ -74,41 +105,72 @@ class CheckedImages(Dataset):
             if isinstance(self.dataset, ImageDataset):
                 stream, target = self.dataset.reader[index]
                 with stream, Image.open(stream) as opened:
-                    image = opened.convert(self.mode)  # decodes, so that a truncated file shows here
+                    image = to_mode(opened, self.mode, upright=self.upright)
             else:
                 image, target = self.dataset[index]
-                image = image.convert(self.mode)
+                image = to_mode(image, self.mode, upright=self.upright)
+            return image, self._checked(target)
         except UNREADABLE as error:
             self.bad[index] = True
             if self.skip_bad:
                 return None
             raise UnreadableImageError(self._complaint(index, error)) from error
+
+    def _checked(self, target: Any) -> Any:
         if isinstance(target, np.ndarray):
-            return image, target
-        return image, IGNORED if target is None else int(target)
+            return target
+        number = IGNORED if target is None else int(target)
+        if self.num_classes is not None and not (number == IGNORED and not self.is_training):
+            check_label(number, self.num_classes)
+        return number
 
     def _complaint(self, index: int, error: Exception) -> str:
-        return f"cannot read the image {self.name(index)}: {error}; mend or remove it, or pass --skip-bad-images"
+        return f"cannot use the image {self.name(index)}: {error}; mend or remove it, or pass --skip-bad-images"
 
     def name(self, index: int) -> str:
-        """Return the file name of an image, or its number where the data set knows no files."""
+        """Return the file name of an image, printable, or its number where the data set knows no files."""
+        name = None
         if isinstance(self.dataset, MultiLabelImages):
-            return self.dataset.filename(index)
-        if not isinstance(self.dataset, ImageDataset):
-            return f"number {index}"
-        name = self.dataset.filename(index, absolute=True)
-        return str(Path(self.dataset.reader.root or "") / name) if name else f"number {index}"
+            name = self.dataset.filename(index)
+        elif isinstance(self.dataset, ImageDataset) and (found := self.dataset.filename(index)):
+            name = str(Path(self.dataset.reader.root or "") / found)
+        return name.encode(errors="backslashreplace").decode() if name else f"number {index}"
 
     def bad_names(self) -> list[str]:
-        """Return the names of all images met so far that could not be read."""
+        """Return the names of all bad images met so far."""
         return [self.name(int(index)) for index in self.bad.nonzero()]
 
     def raise_first_bad(self) -> None:
         """Raise UnreadableImageError for an image that a loading process met, in words free of its traceback."""
         if self.bad.all():
-            raise UnreadableImageError("not one image of the data set can be read")
+            raise UnreadableImageError(NONE)
         for index in self.bad.nonzero():
             self._read(int(index))
+
+
+class LabelCheck:
+    """Passes class numbers of a stream on, and stops at one that is out of range."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+
+    def __call__(self, label: Any) -> Any:
+        """Return the label.
+
+        Raises:
+            UserError: it is out of range.
+        """
+        try:
+            check_label(int(label), self.num_classes)
+        except ValueError as error:
+            raise UserError(f"an image of the stream cannot be used: {error}; mend the data set") from error
+        return label
+
+
+def check_label(number: int, num_classes: int) -> None:
+    """Raise ValueError where a class number is out of range: on a GPU, the loss would end the process without words."""
+    if not 0 <= number < num_classes:
+        raise ValueError(f"its class is number {number}, the model has {num_classes}, from 0 to {num_classes - 1}")
 
 
 def announce_epoch(loader: Any, seed: int, epoch: int) -> None:
@@ -124,13 +186,36 @@ def announce_epoch(loader: Any, seed: int, epoch: int) -> None:
     loader.loader.generator = torch.Generator().manual_seed(_mix(seed, epoch))  # timm's prefetcher wraps the loader
 
 
+def batch_names(loader: Any, seed: int, epoch: int, index: int) -> list[str]:
+    """Return the names of the images of a batch of an epoch, in this process; none where the data set is a stream."""
+    if not isinstance(loader.dataset, CheckedImages) or loader.loader.batch_size is None:
+        return []
+    announce_epoch(loader, seed, epoch)
+    size = loader.loader.batch_size
+    return [loader.dataset.name(image) for image in list(loader.sampler)[index * size : (index + 1) * size]]
+
+
 def batches(loader: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield the batches of a loader; an unreadable image is reported as UnreadableImageError with its name alone."""
+    """Yield the batches of a loader; what a loading process raises is told without its traceback."""
     try:
         yield from loader
     except UnreadableImageError:
         loader.dataset.raise_first_bad()
         raise
+    except UserError as error:
+        raise UserError(
+            str(error).strip().splitlines()[-1].removeprefix("visionzoo.engine.errors.UserError: ")
+        ) from error
+
+
+def loading_death(error: Exception) -> UserError | None:
+    """Return torch's error in a user's words where it says that a process that loads images has died, else None."""
+    if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):
+        return None
+    return UserError(
+        f"a process that loads images has died: {str(error).strip().rstrip('.')}. If memory ran out (the system's log "
+        "tells), fewer --workers or a smaller --batch-size need less"
+    )
 
 
 def seed_everything(*numbers: int) -> None:

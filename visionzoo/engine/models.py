@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -43,27 +44,45 @@ def build_model(args: argparse.Namespace, **more: Any) -> nn.Module:
     if args.input_size and args.in_chans is None:
         arguments["in_chans"] = args.input_size[0]
     accepted = getattr(args, "non_commercial", False)
-    pretrained = args.pretrained or bool(getattr(args, "pretrained_path", None))
+    path = getattr(args, "pretrained_path", None)
+    if path and not Path(path).exists():
+        raise UserError(f"no checkpoint at {path} (--pretrained-path)")
+    pretrained = args.pretrained or bool(path)
     if accepted and args.model.startswith("zoo_"):
         arguments["non_commercial"] = True
     try:
         model: Any = timm.create_model(args.model, pretrained=pretrained, **arguments)
-        if pretrained and not getattr(args, "pretrained_path", None):
+        if pretrained and not path:
             check(args.model, model.pretrained_cfg.get("license"), accepted=accepted)
         return model
     except NonCommercialError as error:
         raise UserError(str(error)) from error
     except TypeError as error:  # an argument that the model does not have
-        if not args.model_kwargs:
+        if args.model_kwargs:
+            raise UserError(f"{args.model} does not take --model-kwargs {args.model_kwargs}: {error}") from error
+        if "unexpected keyword argument" not in str(error):
             raise
-        raise UserError(f"{args.model} does not take --model-kwargs {args.model_kwargs}: {error}") from error
-    except ValueError as error:
+        raise UserError(f"{args.model} does not take one of the flags: {error}") from error
+    except (ValueError, AssertionError) as error:
         raise UserError(f"cannot build {args.model}: {error}") from error
     except (RuntimeError, OSError) as error:
+        if is_local_name and "Invalid pretrained tag" in str(error):
+            known = ", ".join(timm.list_pretrained(f"{args.model.split('.')[0]}.*")) or "none"
+            raise UserError(f"{error} Published weights: {known}") from error
         if is_local_name and not pretrained:
             raise
-        path = getattr(args, "pretrained_path", None)
         raise UserError(f"no weights for {args.model}{f' from {path}' if path else ''}: {error}") from error
+
+
+def check_compiler(args: argparse.Namespace) -> None:
+    """Raise UserError where torch has no such backend or mode: it would say so after the first batch is loaded."""
+    if args.torchcompile not in torch.compiler.list_backends(exclude_tags=()):
+        backends = ", ".join(torch.compiler.list_backends())
+        raise UserError(f"--torchcompile: expected one of {backends}, got {args.torchcompile!r}")
+    if args.torchcompile_mode is not None and args.torchcompile == "inductor":
+        modes = list(torch._inductor.list_mode_options())
+        if args.torchcompile_mode not in modes:
+            raise UserError(f"--torchcompile-mode: expected one of {', '.join(modes)}, got {args.torchcompile_mode!r}")
 
 
 def synchronise_batch_norms(model: nn.Module) -> nn.Module:
@@ -76,7 +95,15 @@ def synchronise_batch_norms(model: nn.Module) -> nn.Module:
 
 
 def data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
-    """Return input size, mean, std, crop and interpolation: the flags' where given, else the model's."""
+    """Return input size, mean, std, crop and interpolation: the flags' where given, else the model's.
+
+    Raises:
+        UserError: means or deviations are not as many as the channels.
+    """
+    for name in ("mean", "std"):
+        channels = getattr(args, "in_chans", None) or (getattr(args, "input_size", None) or [3])[0]
+        if (values := getattr(args, name, None)) and len(values) not in (1, channels):
+            raise UserError(f"--{name}: expected 1 or {channels} numbers, one a channel, got {len(values)}")
     return resolve_data_config(vars(args), model=model)
 
 
@@ -92,7 +119,9 @@ def load(model: nn.Module, source: Mapping[str, Any], where: str, *, use_ema: bo
         else:
             model.load_state_dict(unwrap_state_dict(source, use_ema=use_ema))
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"cannot load {where} into {type(model).__name__}: {error}") from error
+        text = str(error)
+        shown = text if len(text) < 1500 else f"{text[:800]} ... {text[-500:]}"  # torch names every tensor
+        raise UserError(f"cannot load {where} into {type(model).__name__}: {shown}") from error
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 import argparse
 import ast
+import math
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +26,39 @@ OFF: dict[str, tuple[Any, ...]] = {  # with the values at which they do nothing,
     "train_img_sizes": (),
     "variable_batch_loss_scale": ("none",),
 }
+
+
+class Number:
+    """A type of numbers in a range, for argparse; it is neither NaN nor infinite.
+
+    Args:
+        kind: int or float.
+        low, high: the range, ends included.
+        above, below: the same, ends excluded.
+    """
+
+    def __init__(
+        self,
+        kind: type,
+        *,
+        low: float | None = None,
+        high: float | None = None,
+        above: float | None = None,
+        below: float | None = None,
+    ) -> None:
+        self.__name__ = kind.__name__  # argparse's messages take it from here
+        self._kind = kind
+        limits = {"at least": low, "above": above, "at most": high, "below": below}
+        self._limits = {words: limit for words, limit in limits.items() if limit is not None}
+
+    def __call__(self, text: str) -> Any:
+        """Return the number that `text` stands for; raises ValueError where it is none."""
+        value = self._kind(text)
+        holds = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
+        if not (math.isfinite(value) and all(holds[words](value, limit) for words, limit in self._limits.items())):
+            expected = " and ".join(f"{words} {limit}" for words, limit in self._limits.items())
+            raise argparse.ArgumentTypeError(f"expected a number {expected}, got {text}")
+        return value
 
 
 class KeyValues(argparse.Action):
@@ -147,11 +182,13 @@ def _typed(action: argparse.Action, value: Any, where: str) -> Any:
 
 
 def _single(action: argparse.Action, value: Any, where: str) -> Any:
-    kind = action.type if isinstance(action.type, type) else str
+    kind: Any = action.type or str
     if isinstance(value, (bool, list, dict)):
         raise UserError(f"{where}: expected {kind.__name__}, got {value!r}")
     try:
         value = kind(str(value))  # through text, as on the command line: YAML reads 1e-3 as a string
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"{where}: {error}") from None
     except ValueError:
         raise UserError(f"{where}: expected {kind.__name__}, got {value!r}") from None
     if action.choices is not None and value not in action.choices:

@@ -41,12 +41,12 @@ class Process:
         return int(numbers)
 
     def told(self, text: str | None) -> str | None:
-        """Return what the primary process calls this with."""
+        """Return the text of the first process that calls this with one; all call it."""
         if not self.distributed:
             return text
-        texts = [text]
-        torch.distributed.broadcast_object_list(texts, group=self.control)
-        return texts[0]
+        texts: list[str | None] = [None] * self.world_size
+        torch.distributed.all_gather_object(texts, text, group=self.control)
+        return next((text for text in texts if text is not None), None)
 
 
 def start_process(args: argparse.Namespace) -> Process:
@@ -60,6 +60,8 @@ def start_process(args: argparse.Namespace) -> Process:
         kind = torch.device(name).type
     except RuntimeError as error:
         raise UserError(f"unknown device: {str(error).splitlines()[0]}") from error
+    if kind == "meta":
+        raise UserError("device 'meta' computes nothing; expected cuda, cpu, ...")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"no CUDA device here, device={name!r}; pass --device cpu")
     if kind == "cuda":

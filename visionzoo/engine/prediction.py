@@ -12,9 +12,9 @@ from PIL import Image
 from timm.data import ImageNetInfo, create_transform
 from timm.data.readers.img_extensions import get_img_extensions
 
-from visionzoo.engine.checkpoints import write_atomically
+from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UnreadableImageError, UserError, require
-from visionzoo.engine.images import UNREADABLE
+from visionzoo.engine.images import UNREADABLE, to_mode
 from visionzoo.engine.models import autocast, restore
 from visionzoo.engine.parallel import start_process
 
@@ -35,16 +35,17 @@ def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
     model = trained.model.to(process.device).eval()
     names = _names(args.class_names, trained.class_names, trained.num_classes)
     transform = create_transform(**trained.data_config, is_training=False)
+    upright = args.apply_exif_orientation or bool(trained.args.get("apply_exif_orientation"))
     mode = "RGB" if trained.data_config["input_size"][0] == 3 else "L"
     folder = Path(args.output)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
 
     results: list[dict[str, Any]] = []
     skipped: list[str] = []
     with (folder / LINES).open("w", encoding="utf-8") as lines:
         for path in tqdm(paths, unit="image", disable=None):
             try:
-                image = _read(path, mode)
+                image = _read(path, mode, upright)
             except UnreadableImageError as error:
                 if not args.skip_bad_images:
                     raise
@@ -110,13 +111,13 @@ def draw_prediction(image: Image.Image, classes: list[dict[str, Any]], path: Pat
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
-def _read(path: Path, mode: str) -> Image.Image:
+def _read(path: Path, mode: str, upright: bool) -> Image.Image:
     try:
         with Image.open(path) as image:
-            return image.convert(mode)
+            return to_mode(image, mode, upright=upright)
     except UNREADABLE as error:
         raise UnreadableImageError(
-            f"cannot read the image {path}: {error}; mend or leave it out, or pass --skip-bad-images"
+            f"cannot use the image {path}: {error}; mend or leave it out, or pass --skip-bad-images"
         ) from error
 
 

@@ -1,24 +1,38 @@
 """What a run shows and writes: a bar, a line an epoch, CSV, TensorBoard, Weights & Biases, curves as a picture."""
 
 import argparse
+import contextlib
 import csv
 import io
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import UserError, require
+from visionzoo.engine.observation import peak_memory
 
-CURVES, SUMMARY = "curves.png", "summary.csv"
+CURVES, SUMMARY, LOG = "curves.png", "summary.csv", "log.txt"
 
 
 class Reporter:
     """The log of one run; made in the primary process only."""
 
-    def __init__(self, folder: Path, args: argparse.Namespace, *, first_epoch: int, first_update: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        args: argparse.Namespace,
+        *,
+        device: torch.device,
+        first_epoch: int,
+        first_update: int,
+    ) -> None:
         self.folder = folder
+        self._device = device
         self.rows = [row for row in _read_rows(folder / SUMMARY) if int(row["epoch"]) < first_epoch]
         self._tqdm = require("tqdm").tqdm
         require("matplotlib")  # now, not after days of training
@@ -57,6 +71,7 @@ class Reporter:
                 images, seconds = now[1] - self._last_step[1], now[2] - self._last_step[2]
                 values["train/images_per_second"] = images / seconds
             self._last_step = now
+            values |= {f"train/{name}": value for name, value in peak_memory(self._device).items()}
             self._log(values, update)
 
     def epoch(self, update: int, row: dict[str, float]) -> None:
@@ -72,9 +87,15 @@ class Reporter:
         self.say(f"epoch {row['epoch']}: " + ", ".join(f"{k} {v:.5g}" for k, v in row.items() if k != "epoch"))
 
     def say(self, text: str) -> None:
-        """Print a line above the bar."""
+        """Print a line above the bar, and keep it."""
+        self.keep(text)
         self._tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
+
+    def keep(self, text: str) -> None:
+        """Add a line to log.txt; where the disk is full it is the checkpoint's place to complain."""
+        with contextlib.suppress(OSError), (self.folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
 
     def draw_curves(self) -> None:
         """Draw curves.png."""
@@ -85,7 +106,10 @@ class Reporter:
         """Close the bar and the logs."""
         if self._bar is not None:
             self._bar.close()
-        self._board.close()
+        try:
+            self._board.close()
+        except OSError as error:  # a full disk: what ended the run must not be hidden by it
+            self.say(f"the TensorBoard log in {self.folder} is cut short: {error.strerror}")
         if self._wandb is not None:
             self._wandb.finish()
 
@@ -107,15 +131,21 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def _start_wandb(folder: Path, args: argparse.Namespace) -> Any:
-    return require("wandb", extra="wandb").init(
-        dir=str(folder),
-        project=args.wandb_project,
-        name=folder.name,
-        config=vars(args),
-        tags=args.wandb_tags,
-        id=args.wandb_resume_id or None,
-        resume="must" if args.wandb_resume_id else None,
-    )
+    wandb = require("wandb", extra="wandb")
+    try:
+        return wandb.init(
+            dir=str(folder),
+            project=args.wandb_project,
+            name=folder.name,
+            config=vars(args),
+            tags=args.wandb_tags,
+            id=args.wandb_resume_id or None,
+            resume="must" if args.wandb_resume_id else None,
+        )
+    except wandb.Error as error:
+        raise UserError(
+            f"Weights & Biases cannot start: {error} (--log-wandb; WANDB_MODE=offline logs without a connection)"
+        ) from error
 
 
 def insert_between(text: str, begin: str, end: str, content: str) -> str:

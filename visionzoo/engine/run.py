@@ -16,17 +16,27 @@ from torch import nn
 from visionzoo.engine import sharding
 from visionzoo.engine.checkpoints import (
     LAST,
+    RECOVERY,
     CheckpointFolder,
+    make_folder,
     progress,
     read_checkpoint,
     recorded_args,
     write_atomically,
 )
-from visionzoo.engine.data import class_names, eval_loader, open_train_and_val, resolve_num_classes, train_loader
+from visionzoo.engine.data import (
+    check_labels,
+    class_names,
+    eval_loader,
+    open_train_and_val,
+    resolve_num_classes,
+    train_loader,
+)
 from visionzoo.engine.distillation import make_task, teacher_name
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.images import seed_everything
-from visionzoo.engine.models import build_model, data_config, load, synchronise_batch_norms
+from visionzoo.engine.models import build_model, check_compiler, data_config, load, synchronise_batch_norms
+from visionzoo.engine.observation import environment
 from visionzoo.engine.parallel import Process, launcher
 from visionzoo.engine.probing import freeze
 from visionzoo.engine.recipe import learning_rate, make_optimizer, make_scheduler, ranking_metric
@@ -55,6 +65,8 @@ class Run:
         args.num_classes = resolve_num_classes(args.num_classes, self.class_names)
         model = _make_model(args, process)
         args.num_classes = model.num_classes
+        for dataset in (self.train_set, self.val_set):
+            check_labels(dataset, args.num_classes)
         self.recorded_args = dict(vars(args))  # as given but for num_classes: lr stays open where it is to be scaled
         self.data_config = data_config(args, model)
         self.loader = train_loader(args, self.train_set, self.data_config, process)
@@ -82,6 +94,7 @@ class Run:
             self.folder, keep=args.checkpoint_hist, lower_is_better=self.metric == "loss"
         )
         self.reporter: Reporter | None = None
+        self._said: list[str] = []  # before there is one
         self._take_up()
         self._wrap_model()
         if process.is_primary:
@@ -124,6 +137,7 @@ class Run:
         if self.reporter:
             self.reporter.say(text)
         elif self.process.is_primary:
+            self._said.append(text)
             print(text, flush=True)
 
     def resume_command(self, checkpoint: str = LAST) -> str:
@@ -133,6 +147,13 @@ class Run:
             if word.startswith("--resume"):
                 del words[index : index + (1 if "=" in word else 2)]
         return f"{launcher()} {shlex.join([*words, '--resume', str(self.folder / checkpoint)])}"
+
+    def last_good(self) -> str:
+        """Return which checkpoint of this run there is and the command that goes on from it."""
+        found = [name for name in (RECOVERY, LAST) if (self.folder / name).exists()]
+        if not found:
+            return "There is no checkpoint yet"
+        return f"The last good checkpoint: {self.folder / found[0]}; go on with: {self.resume_command(found[0])}"
 
     def state(self) -> dict[str, Any]:
         """Return all that a checkpoint holds, in plain types and tensors; all processes call this."""
@@ -193,11 +214,13 @@ class Run:
                 self.optimizer.load_state_dict(sharding.optimizer_shares(state["optimizer"], self.optimizer))
                 if self.scaler is not None and self.scaler.state_dict_key in state:
                     self.scaler.load_state_dict(state[self.scaler.state_dict_key])
-        except (RuntimeError, ValueError, KeyError) as error:
+            self.epoch, self.batches_done = progress(state)
+            loss, images = state.get("losses", self.losses)
+            self.losses = (float(loss), int(images))
+        except KeyError as error:
+            raise UserError(f"{path} lacks {error}; --no-resume-opt takes up its weights alone") from error
+        except (RuntimeError, ValueError, TypeError) as error:
             raise UserError(f"{path} does not fit this run of {args.model}: {error}") from error
-        self.epoch, self.batches_done = progress(state)
-        loss, images = state.get("losses", self.losses)
-        self.losses = (float(loss), int(images))
         batches_per_epoch = state.get("batches_per_epoch", self.batches_done)
         if self.batches_done < batches_per_epoch != len(self.loader):
             self.say(
@@ -223,6 +246,7 @@ class Run:
         """Compile and join the processes, in this order, on loaded weights."""
         args, task = self.args, self.task
         if args.torchcompile:
+            check_compiler(args)
             task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
             task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
         if self.process.distributed and not args.fsdp:
@@ -232,9 +256,17 @@ class Run:
     def _start_report(self, lr_origin: str) -> None:
         args = self.args
         text = require("yaml").safe_dump(self.recorded_args, sort_keys=False)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         write_atomically(self.folder / "args.yaml", lambda file: file.write(text.encode()))
-        self.reporter = Reporter(self.folder, args, first_epoch=self.epoch, first_update=self.update)
+        surroundings = environment(self.process.device)
+        found = require("yaml").safe_dump(surroundings, sort_keys=False)
+        write_atomically(self.folder / "environment.yaml", lambda file: file.write(found.encode()))
+        self.reporter = Reporter(
+            self.folder, args, device=self.process.device, first_epoch=self.epoch, first_update=self.update
+        )
+        for said in self._said:
+            self.reporter.keep(said)
+        self.say(", ".join(f"{name} {number}" for name, number in surroundings["versions"].items()))
         parameters = sum(p.numel() for p in self.trainable.parameters())
         self.say(f"{args.model}: {parameters / 1e6:.2f} M parameters, {args.num_classes} classes, {self.data_config}")
         if teacher := teacher_name(args):
@@ -242,6 +274,10 @@ class Run:
         validated = f"{len(self.val_set)} to validate on" if self.val_set else "no validation"
         devices = f"{self.process.world_size} x {self.process.device}"
         self.say(f"{len(self.train_set)} images to train on, {validated}; {devices}")
+        for note in [note for images in (self.train_set, self.val_set) for note in getattr(images, "notes", [])]:
+            self.say(note)
+        if self.scheduler is not None and args.warmup_epochs >= self.num_epochs:
+            self.say(f"all of it is warm-up (--warmup-epochs {args.warmup_epochs}): lr {args.lr:g} is never reached")
         self.say(f"{self.num_epochs} epochs of {self.updates_per_epoch} updates; {lr_origin}")
         self.say(f"run folder {self.folder}")
 

@@ -13,17 +13,19 @@ from typing import Any
 
 import torch
 import torch.distributed
-from timm.utils import dispatch_clip_grad, distribute_bn, reduce_tensor
+from timm.utils import dispatch_clip_grad, distribute_bn
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from visionzoo.engine.checkpoints import BEST, LAST, RECOVERY
+from visionzoo.engine.checkpoints import BEST
 from visionzoo.engine.data import train_loader
 from visionzoo.engine.errors import Interrupted, UserError
 from visionzoo.engine.evaluation import evaluate
-from visionzoo.engine.images import CheckedImages, announce_epoch, batches, seed_everything
+from visionzoo.engine.images import CheckedImages, announce_epoch, batches, loading_death, seed_everything
 from visionzoo.engine.interruption import StopSignals
+from visionzoo.engine.losses import Losses
 from visionzoo.engine.models import autocast
+from visionzoo.engine.observation import TRACE, Trace, Waiting, peak_memory
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.probing import train_mode
 from visionzoo.engine.run import Run
@@ -49,42 +51,63 @@ class Training:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.stop = StopSignals(run.process)
-        self._pending: list[tuple[Tensor, int]] = []  # loss and images of batches, not yet fetched from the device
+        self.losses = Losses(run)
+        self.waiting = Waiting()
+        self.trace = Trace(run.folder / TRACE, run.args.profile if run.process.is_primary else 0, run.process.device)
 
     def fit(self) -> dict[str, Any]:
         """Train to the end, validating and saving on the way."""
         run = self.run
-        row: dict[str, Any] = {}
-        self._start_bar()
         try:
-            with self.stop:
-                if run.finished:
-                    run.say(f"nothing left to do: {run.update} updates are done")
-                try:
-                    while not run.finished:
-                        row = self._epoch() or row
-                except Interrupted as error:
-                    raise self._saved(error) from None
+            return self._fit()
+        except (UserError, Interrupted, RuntimeError) as error:
+            told = self._told(error)
             if run.reporter:
-                run.reporter.draw_curves()
-            self._report_unreadable()
-        except RuntimeError as error:
-            if self.stop.received is None:
+                run.reporter.keep(str(told))  # the tool prints it
+            if told is error:
                 raise
-            # loading processes and peers get the signal too, and their end is an error here
-            raise Interrupted(self.stop.received, f"go on with: {run.resume_command()}") from error
+            raise told from error
         finally:
             if run.reporter:
+                if said := self.trace.close():
+                    run.say(said)
                 run.reporter.close()
+
+    def _fit(self) -> dict[str, Any]:
+        run = self.run
+        row: dict[str, Any] = {}
+        self._start_bar()
+        with self.stop:
+            if run.finished:
+                run.say(f"nothing left to do: {run.update} updates are done")
+            try:
+                while not run.finished:
+                    row = self._epoch() or row
+            except Interrupted as error:
+                raise self._saved(error) from None
+        if run.reporter:
+            run.reporter.draw_curves()
+        self._report_unusable()
         if run.checkpoints.best:
             row["best_epoch"], row["best_metric"] = run.checkpoints.best
             run.say(f"best {run.metric} {row['best_metric']:.5g}, epoch {row['best_epoch']}: {run.folder / BEST}")
         return {**row, "updates": run.update, "folder": str(run.folder)}
 
+    def _told(self, error: Exception) -> Exception:
+        """Return an error in a user's words, where there are such."""
+        run = self.run
+        if isinstance(error, RuntimeError) and self.stop.received is not None:
+            # loading processes and peers get the signal too, and their end is an error here
+            return Interrupted(self.stop.received, f"go on with: {run.resume_command()}")
+        if died := loading_death(error):
+            return UserError(f"{died}. {run.last_good()}")
+        return error
+
     def _epoch(self) -> dict[str, Any]:
         """Train to the end of the epoch in progress, validate and save; return the row of summary.csv."""
         run, args = self.run, self.run.args
         started, first = time.perf_counter(), run.batches_done
+        self.waiting = Waiting()
         if first < len(run.loader):  # else it was stopped in its validation
             self._train_epoch()
         seconds = time.perf_counter() - started
@@ -93,12 +116,14 @@ class Training:
         if (run.epoch + 1) % args.val_interval == 0 or run.epoch + 1 == run.num_epochs or run.at_max_steps:
             row = {"epoch": run.epoch, "train_loss": run.losses[0] / max(run.losses[1], 1), **self._validate()}
             row |= {"lr": run.lr, "images_per_second": images / seconds, "seconds": seconds}
-            if run.process.device.type == "cuda":
-                row["peak_memory_mib"] = torch.cuda.max_memory_allocated(run.process.device) / 2**20
+            row |= {"waiting_seconds": self.waiting.seconds, **peak_memory(run.process.device)}
             if run.reporter:  # before the checkpoint: a row without one is dropped when the run goes on
-                run.reporter.epoch(run.update, row)
+                with self._last_good_told():
+                    run.reporter.epoch(run.update, row)
             self._save(row[f"eval_{run.metric}" if run.val_set else "train_loss"])
             run.validated = True
+        if advice := self.waiting.advice(seconds, args.workers):
+            run.say(advice)
         if run.batches_done >= len(run.loader):
             run.next_epoch()
             if run.scheduler is not None:
@@ -114,7 +139,7 @@ class Training:
         for index, images, targets in self._remaining_batches():
             group = tail if index >= total - tail else accumulated
             is_update = (index + 1) % accumulated == 0 or index + 1 == total
-            self._forward_backward(images, targets, group, is_update)
+            self._forward_backward(index, images, targets, group, is_update)
             run.batches_done, run.validated = index + 1, False
             if run.batches_done == total:  # before any checkpoint, which holds the first process's alone
                 self._share_batch_norms()
@@ -128,7 +153,7 @@ class Training:
             self._share_batch_norms()
             if not run.at_max_steps:
                 run.batches_done = total  # a stream can be shorter than its announced length
-        self._fetch_losses()
+        self.losses.fetch()
 
     def _share_batch_norms(self) -> None:
         """Let all processes have the same averages of batch norm."""
@@ -149,21 +174,27 @@ class Training:
         iterator = batches(run.loader)
         for index in range(len(run.loader)):
             seed_everything(args.seed, run.epoch, index, run.process.rank)
-            batch = next(iterator, None)
+            with self.waiting():
+                batch = next(iterator, None)
             if batch is None:
                 return
             if index >= run.batches_done:
                 yield index, *batch
 
-    def _forward_backward(self, images: Tensor, targets: Tensor, group: int, is_update: bool) -> None:
+    def _forward_backward(self, index: int, images: Tensor, targets: Tensor, group: int, is_update: bool) -> None:
         """Add the gradients of a batch, one of `group`; update the weights when it is the last of them."""
         run, args, task = self.run, self.run.args, self.run.task
         if args.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with contextlib.nullcontext() if is_update else task.no_sync():
-            with autocast(args, run.process.device):
-                loss = task(images, targets)["loss"]
-            self._pending.append((loss.detach(), len(images)))
+            if not self.losses.spoilt:
+                self.losses.expect()
+                with autocast(args, run.process.device):
+                    loss = task(images, targets)["loss"]
+                self.losses.add(loss, len(images), index)
+            if self.losses.spoilt:
+                self.losses.spoilt = not is_update
+                return
             clipped = task.get_clip_parameters(exclude_head=args.clip_mode == "agc")
             second_order = getattr(run.optimizer, "is_second_order", False)
             if run.scaler is not None:
@@ -192,39 +223,19 @@ class Training:
             run.scheduler.step_update(update)
         is_recovery = args.recovery_interval and update % args.recovery_interval == 0
         # fetching waits for the device, so on a GPU it is done now and then
-        if is_recovery or run.process.device.type == "cpu" or update % args.log_interval == 0:
-            loss = self._fetch_losses()
+        if is_recovery or run.process.device.type == "cpu" or update % args.log_interval == 0 or update <= 10:
+            loss = self.losses.fetch()
             if run.reporter:
-                run.reporter.step(update, run.epoch, loss=loss, lr=lr)
+                with self._last_good_told():
+                    run.reporter.step(update, run.epoch, loss=loss, lr=lr)
         if is_recovery:
             state = run.state()
             if run.process.is_primary:
-                run.checkpoints.save_recovery(state)
+                with self._last_good_told():
+                    run.checkpoints.save_recovery(state)
+        if said := self.trace.step():
+            run.say(said)
         self.stop.check()
-
-    def _fetch_losses(self) -> float:
-        """Add the losses since the last call to the run's, and return their mean.
-
-        Raises:
-            UserError: one is not finite.
-        """
-        run = self.run
-        if not self._pending:
-            return math.nan
-        losses = torch.stack([loss for loss, _ in self._pending]).double()
-        if run.process.distributed:
-            losses = reduce_tensor(losses, run.process.world_size)
-        counts = [count for _, count in self._pending]
-        self._pending = []
-        for back, loss in enumerate(reversed(losses.tolist())):
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"the loss is {loss} in epoch {run.epoch}, batch {run.batches_done - 1 - back}; the checkpoints "
-                    f"in {run.folder} are from before. A lower --lr, --clip-grad 1 or --amp-dtype bfloat16 may help"
-                )
-        total, images = run.losses
-        run.losses = (total + sum(map(float.__mul__, losses.tolist(), map(float, counts))), images + sum(counts))
-        return float(losses.mean())
 
     def _validate(self) -> dict[str, float]:
         """Return the metrics of the averaged weights where there are such, else of the trained ones."""
@@ -258,23 +269,29 @@ class Training:
         state = run.state()
         if not run.process.is_primary:
             return
-        try:
+        with self._last_good_told():
             run.checkpoints.save(state, run.epoch, metric)
+
+    @contextlib.contextmanager
+    def _last_good_told(self) -> Iterator[None]:
+        """Say which checkpoint there is where another, or a log, cannot be written."""
+        try:
+            yield
         except UserError as error:
-            raise UserError(f"{error}. Make room, then go on with: {run.resume_command()}") from error
+            raise UserError(f"{error}. {self.run.last_good()}") from error
 
     def _saved(self, error: Interrupted) -> Interrupted:
         """Write a checkpoint where the run stands and say how to go on."""
         run = self.run
         if self.stop.cut_short:  # perhaps between the weights and their moving average
-            there = [name for name in (RECOVERY, LAST) if (run.folder / name).exists()]
-            how = f"go on with: {run.resume_command(there[0])}" if there else "there is no checkpoint yet"
-            return Interrupted(error.signum, f"the second signal came in the middle of an update, nothing saved; {how}")
-        self._fetch_losses()
+            said = f"the second signal came in the middle of an update, nothing saved. {run.last_good()}"
+            return Interrupted(error.signum, said)
+        self.losses.fetch()
         state = run.state()
         if not run.process.is_primary:
             return error
-        path = run.checkpoints.save_recovery(state)
+        with self._last_good_told():
+            path = run.checkpoints.save_recovery(state)
         return Interrupted(error.signum, f"saved {path}; go on with: {run.resume_command(path.name)}")
 
     def _start_bar(self) -> None:
@@ -284,7 +301,7 @@ class Training:
             updates = min(run.num_epochs * run.updates_per_epoch, run.args.max_steps or math.inf)
             run.reporter.start_bar(int(updates) * batch, run.update * batch)
 
-    def _report_unreadable(self) -> None:
+    def _report_unusable(self) -> None:
         for split, dataset in (("training", self.run.train_set), ("validation", self.run.val_set)):
             if isinstance(dataset, CheckedImages) and self.run.args.skip_bad_images:
                 if self.run.process.distributed:
@@ -293,4 +310,4 @@ class Training:
                     dataset.bad.copy_(bad)
                 names = dataset.bad_names()
                 listed = "".join(f"\n  {name}" for name in names[:20])
-                self.run.say(f"{len(names)} unreadable {split} images were passed over{listed}")
+                self.run.say(f"{len(names)} unusable {split} images were passed over{listed}")

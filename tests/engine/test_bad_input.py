@@ -1,0 +1,188 @@
+"""What cannot work is refused in one message that says what was expected, what came and what to do; by the commands."""
+
+import os
+import pickle
+import shutil
+
+import pytest
+import torch
+from engine.helpers import run_tool, truncate, write_images, write_pickle_that_runs, write_splits
+from PIL import Image
+
+TRAIN = (
+    "--model test_convnext --data-dir d --img-size 32 -b 4 --epochs 1 --warmup-epochs 0 --device cpu -j 0 --output o"
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with data sets, configs and checkpoints, good and bad ones; the tests run in it."""
+    path = tmp_path_factory.mktemp("place")
+    before = os.getcwd()
+    os.chdir(path)
+    torch.set_num_threads(1)
+    write_splits(path / "d")
+    assert run_tool("train", *TRAIN.split(), "--experiment", "good") == 0
+    for name, text in FILES.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    write_images(path / "strange", per_class=1, seed=0)
+    (path / "strange/red").rename(path / "strange/crimson")
+    (path / "flat").mkdir()
+    Image.new("RGB", (9, 9)).save(path / "flat/a.png")
+    (path / "empty").mkdir()
+    good = torch.load("o/good/last.pth.tar")
+    shutil.copy("o/good/last.pth.tar", "cut.pth")
+    truncate(path / "cut.pth")
+    write_pickle_that_runs(path / "code.pth", path / "witness")
+    torch.save({"state_dict": {"weight": torch.zeros(1)}}, "other.pth")
+    torch.save(torch.zeros(3), "tensor.pth")
+    torch.save({**good, "epoch": "three"}, "epoch.pth")
+    torch.save({name: value for name, value in good.items() if name != "optimizer"}, "without.pth")
+    torch.save({**good, "state_dict": {**good["state_dict"], "head.fc.bias": torch.zeros(2)}}, "misfit.pth")
+    yield path
+    os.chdir(before)
+    assert not (path / "witness").exists()
+    assert [run.name for run in (path / "o").iterdir()] == ["good"]  # what is refused leaves no run folder
+
+
+FILES = {
+    "none.yaml": "",
+    "list.yaml": "- epochs",
+    "open.yaml": "epochs: [",
+    "key.yaml": "batchsize: 3",
+    "type.yaml": "epochs: ten",
+    "range.yaml": "lr: -1",
+    "twice.yaml": "epochs: 1\nepochs: 2",
+    "code.yaml": "!!python/object/apply:os.mkdir [witness]",
+    "binary.yaml": b"\xff\xfe\xfa",
+    "other.txt": "cat\ndog\n",
+    "file.txt": "no image",
+    "map.pkl": pickle.dumps({"red": 0}),
+    "false.tar": "no tar",
+    "table/train/labels.csv": "name,class\na.png,1\n",
+    "missing/train/labels.csv": "image,labels\na.png,red\n",
+}
+
+OPTIONS = [
+    ("--epoch 3", "unknown argument --epoch; did you mean --epochs"),
+    ("--epochs three", "argument --epochs: invalid int value: 'three'"),
+    ("--epochs 0", "argument --epochs: expected a number at least 1, got 0"),
+    ("-b 0", "--batch-size: expected a number at least 1, got 0"),
+    ("-b 100", "12 training images do not fill one batch of 100 on 1 device(s); give a smaller --batch-size"),
+    ("-b 3 --mixup 1", "mixup and cutmix need an even --batch-size, got 3"),
+    ("-j -1", "--workers: expected a number at least 0, got -1"),
+    ("--lr nan", "argument --lr: expected a number at least 0, got nan"),
+    ("--img-size 0", "argument --img-size: expected a number at least 1, got 0"),
+    ("--num-classes 5", "num_classes is 5, the data set has 3 classes (blue, green, red)"),
+    ("--in-chans 5", "the model takes 5 channels (--in-chans, --input-size), images of mode L have 1"),
+    ("--input-img-mode XYZ", "--input-img-mode: expected one of L, LA, RGB"),
+    ("--grad-accum-steps 0", "argument --grad-accum-steps: expected a number at least 1"),
+    ("--drop-path 2", "argument --drop-path: expected a number at least 0 and at most 1, got 2"),
+    ("--smoothing 1", "argument --smoothing: expected a number at least 0 and below 1, got 1"),
+    ("--layer-decay 0", "argument --layer-decay: expected a number above 0 and at most 1, got 0"),
+    ("--scale 0.9 0.1", "--scale: expected two numbers, the smaller one first, got 0.9 0.1"),
+    ("--ratio 1", "--ratio: expected two numbers"),
+    ("--aa nonsense", "Unknown AA policy nonsense"),
+    ("--interpolation cubic", "argument --interpolation: invalid choice: 'cubic'"),
+    ("--mean 0.5 0.5", "--mean: expected 1 or 3 numbers, one a channel, got 2"),
+    ("--std 0 0 0", "argument --std: expected a number above 0, got 0"),
+    ("--opt nope", "cannot make the optimizer opt='nope'"),
+    ("--opt-kwargs nope=1", "cannot make the optimizer opt='sgd': SGD.__init__() got an unexpected keyword"),
+    ("--opt-kwargs nope", "expected key=value, got 'nope'"),
+    ("--sched wave", "argument --sched: invalid choice: 'wave'"),
+    ("--seed -1", "argument --seed: expected a number at least 0"),
+    ("--device gpu", "unknown device"),
+    ("--device meta", "device 'meta' computes nothing"),
+    ("--amp --amp-dtype float8", "argument --amp-dtype: invalid choice: 'float8'"),
+    ("--torchcompile nope", "--torchcompile: expected one of"),
+    ("--torchcompile --torchcompile-mode nope", "--torchcompile-mode: expected one of default"),
+    ("--aug-repeats 3", "--aug-repeats needs several processes"),
+    ("--fsdp", "start several by torchrun"),
+    ("--freeze", "--freeze trains the classifier alone, on features of random weights"),
+]
+MODELS = [
+    ("--model zoo_biformer", "unknown model 'zoo_biformer'; did you mean zoo_biformer_t"),
+    ("--model zoo_davit_t.nope", "Published weights: zoo_davit_t.msft_in1k"),
+    ("--model local-dir:empty --pretrained", "no weights for local-dir:empty: Config file not found"),
+    ("--model-kwargs nope=1", "test_convnext does not take --model-kwargs {'nope': 1}"),
+    ("--bn-momentum 0.2", "test_convnext does not take one of the flags: "),
+    ("--gp nope", "cannot build test_convnext: Invalid pool type: nope"),
+    ("--kd-checkpoint nowhere", "the teacher nowhere (--kd-model-name, --kd-checkpoint): no checkpoint at nowhere"),
+]
+DATA = [
+    ("--data-dir nowhere", "no data at nowhere"),
+    ("--data-dir empty", "Found 0 images in subfolders of empty"),
+    ("--data-dir flat --val-split=", "images lie beside the folders of the classes: 1 in flat"),
+    ("--data-dir file.txt", "expected a folder or a .tar of class folders, got file.txt"),
+    ("--data-dir false.tar", "cannot open the 'train' split of false.tar"),
+    ("--data-dir d/train", "training and validation would read the same images, d/train"),
+    ("--train-split nope", "no 'nope' split in d; its folders are train, val"),
+    ("--val-data-dir strange", "1 classes of the evaluated images were not trained on: crimson; trained on were blue"),
+    ("--dataset cifar10", "unknown data set 'cifar10'; expected torch/..., hfds/..."),
+    ("--dataset torch/nope", "Unknown torchvision dataset nope"),
+    ("--dataset visionzoo/nope", "unknown embedded data set 'visionzoo/nope'; there is visionzoo/digits"),
+    ("--class-map nowhere.txt", "cannot read the class map nowhere.txt"),
+    ("--class-map other.txt", "other.txt names none of the folders in d/train, which are blue, green, red"),
+    ("--class-map map.pkl", "--class-map: expected a .txt of class names"),
+    ("--multi-label", "--multi-label needs a table of labels in the split's folder: d/train/labels.csv"),
+    ("--multi-label --data-dir table", "labels.csv: expected a header `image,labels` and a row for each image, got"),
+    ("--multi-label --data-dir missing", "labels.csv: 1 images are not there, such as a.png"),
+]
+CONFIGS = [
+    ("nowhere.yaml", "cannot read the config nowhere.yaml: "),
+    ("empty", "expected a YAML file, got the folder empty"),
+    ("none.yaml", "none.yaml: expected a mapping of flag names to values, got NoneType"),
+    ("list.yaml", "list.yaml: expected a mapping of flag names to values, got list"),
+    ("open.yaml", "open.yaml is not YAML"),
+    ("key.yaml", "key.yaml: unknown key 'batchsize'; did you mean batch_size"),
+    ("type.yaml", "type.yaml: epochs: expected int, got 'ten'"),
+    ("range.yaml", "range.yaml: lr: expected a number at least 0, got -1"),
+    ("twice.yaml", "twice.yaml: given twice: epochs"),
+    ("code.yaml", "code.yaml is not YAML: could not determine a constructor for the tag"),
+    ("binary.yaml", "cannot read the config binary.yaml"),
+    ("key.yaml -c type.yaml", "two configs: key.yaml and --config type.yaml; give one"),
+]
+CHECKPOINTS = [
+    ("--initial-checkpoint nowhere.pth", "no checkpoint at nowhere.pth"),
+    ("--pretrained-path nowhere.pth", "no checkpoint at nowhere.pth (--pretrained-path)"),
+    ("--initial-checkpoint tensor.pth", "tensor.pth holds a Tensor, expected a state_dict"),
+    ("--initial-checkpoint other.pth", "cannot load other.pth into ConvNeXt"),
+    ("--initial-checkpoint misfit.pth", "size mismatch for head.fc.bias"),
+    ("--initial-checkpoint code.pth", "code.pth is refused"),
+    ("--resume code.pth", "code.pth is refused"),
+    ("--resume cut.pth", "cannot be read as a checkpoint, it is damaged or cut short"),
+    ("--resume other.pth", "other.pth holds no training state; to start from its weights use --initial-checkpoint"),
+    ("--resume misfit.pth", "misfit.pth does not fit this run of test_convnext"),
+    ("--resume epoch.pth", "epoch.pth does not fit this run of test_convnext"),
+    ("--resume without.pth", "without.pth lacks 'optimizer'; --no-resume-opt takes up its weights alone"),
+    ("--resume o/good/last.pth.tar --model test_vit", "is a checkpoint of test_convnext, this run is of test_vit"),
+    ("--resume o/good/last.pth.tar --opt adamw", "was trained by opt='sgd', this run has 'adamw'"),
+    ("--resume auto", "give the name, or --resume FILE"),
+    ("--experiment good", "o/good holds a run already; go on with it by --resume auto"),
+    ("--output file.txt", "cannot make the folder file.txt/"),
+]
+OTHERS = [
+    ("eval", "", "which model?"),
+    ("eval", "--model test_vit", "test_vit has no weights: give --checkpoint or --pretrained"),
+    ("eval", "--checkpoint cut.pth", "it is damaged or cut short"),
+    ("eval", "--checkpoint o/good/last.pth.tar --data-dir strange", "not trained on: crimson"),
+    ("eval", "--checkpoint o/good/last.pth.tar --split nope", "no 'nope' split in d"),
+    ("eval", "--checkpoint o/good/last.pth.tar --results-file file.txt/x.json", "cannot make the folder file.txt"),
+    ("predict", "nowhere.png --checkpoint o/good/last.pth.tar", "no images at nowhere.png; known endings are"),
+    ("predict", "file.txt --checkpoint o/good/last.pth.tar", "cannot use the image file.txt"),
+    ("predict", "d/train --checkpoint o/good/last.pth.tar --class-names other.txt", "has 3 classes, other.txt names 2"),
+    ("predict", "d/train --checkpoint o/good/last.pth.tar --output file.txt", "cannot make the folder file.txt"),
+    ("predict", "d/train --checkpoint o/good/last.pth.tar --topk 0", "--topk: expected a number at least 1, got 0"),
+]
+ALL = [("train", *case) for case in OPTIONS + MODELS + DATA + CONFIGS + CHECKPOINTS] + OTHERS
+
+
+@pytest.mark.parametrize(("tool", "flags", "message"), ALL, ids=[f"{tool} {flags}" for tool, flags, _ in ALL])
+def test_bad_input_is_one_message(place, capsys, tool, flags, message):
+    common = {"train": TRAIN, "eval": "--device cpu -j 0", "predict": "--device cpu"}[tool]
+    assert run_tool(tool, *common.split(), *flags.split()) == 1
+    said = capsys.readouterr().err
+    said = said[said.rindex("error: ") :]  # behind the bars of progress and the words of libraries
+    assert message in said
+    assert "Traceback" not in said and len(said) < 2000

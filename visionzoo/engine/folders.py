@@ -1,0 +1,111 @@
+"""What lies in the folders of a data set: timm passes over, or takes for a class, what it does not expect there."""
+
+import argparse
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from timm.data.readers.img_extensions import get_img_extensions
+from timm.utils.misc import natural_key
+
+from visionzoo.engine.errors import UserError
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation", "eval", "evaluation"),  # as timm looks for them
+}
+
+
+def find_split(root: str | None, split: str) -> str:
+    """Return the folder of a split; timm would fall back to the whole of `root`, validating on training images."""
+    if not root:
+        raise UserError("no images: give --data-dir, or --dataset visionzoo/digits for a set that needs no download")
+    path = Path(root)
+    if not path.exists():
+        raise UserError(f"no data at {path}")
+    if path.is_file():
+        if path.suffix != ".tar":
+            raise UserError(f"expected a folder or a .tar of class folders, got {path}")
+        return root
+    wanted = next((names for names in SPLIT_NAMES.values() if split in names), (split,))
+    for name in dict.fromkeys((split, *wanted)):
+        if (path / name).is_dir():
+            return str(path / name)
+    splits = {name for names in SPLIT_NAMES.values() for name in names}
+    folders = sorted(child.name for child in path.iterdir() if child.is_dir())
+    if not splits & set(folders):
+        return root  # class folders: the split itself was given
+    raise UserError(f"no {split!r} split in {path}; its folders are {', '.join(folders)}")
+
+
+def look_at_classes(args: argparse.Namespace, root: Path, class_map: Any, is_training: bool) -> tuple[Any, list[str]]:
+    """Return the class map to use, and words on what timm passes over without any.
+
+    Raises:
+        UserError: a class has no image, or images lie beside the folders of the classes, and neither is to be skipped.
+    """
+    wanted = set(args.input_key.split(";")) if args.input_key else set(get_img_extensions(as_set=True))
+    counts: Counter[str] = Counter()  # images of a class
+    others: Counter[str] = Counter()  # pictures by their ending
+    leaves: set[str] = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        endings = Counter(os.path.splitext(file)[1].lower() for file in files)
+        name = "" if Path(folder) == root else os.path.basename(folder)
+        counts[name] += sum(endings[ending] for ending in wanted)
+        others += Counter({ending: count for ending, count in endings.items() if ending not in wanted})
+        if _is_class(name) and not any(map(_is_class, subfolders)):
+            leaves.add(name)
+    notes = []
+    if isinstance(class_map, str) and class_map:
+        notes += _look_at_class_map(class_map, root, {name for name, count in counts.items() if count})
+    pictures = {ending: count for ending, count in others.items() if ending in Image.registered_extensions()}
+    if pictures:
+        listed = ", ".join(f"{count} {ending}" for ending, count in sorted(pictures.items()))
+        keys = ";".join(sorted(wanted | set(pictures)))
+        notes.append(f"{root}: pictures of other endings are left out ({listed}); --input-key '{keys}' takes them in")
+    beside = {name: count for name, count in counts.items() if count and not _is_class(name)}
+    if not class_map and beside:
+        listed = ", ".join(f"{count} in {root / name}" for name, count in sorted(beside.items()))
+        said = f"images lie beside the folders of the classes: {listed}"
+        if not args.skip_bad_images:
+            raise UserError(f"{said}; they would make a class of their own: move them, or pass --skip-bad-images")
+        notes.append(f"{said}: passed over")
+        names = sorted((name for name in counts if _is_class(name) and counts[name]), key=natural_key)
+        class_map = {name: number for number, name in enumerate(names)}
+    empty = sorted(name for name in leaves if not counts[name])
+    if is_training and empty and any(counts.values()):
+        without = f"no image ({' '.join(sorted(wanted))}) of {len(empty)} classes in {root}: {some(empty)}"
+        if not args.skip_bad_images:
+            said = "".join(f". {note}" for note in notes)
+            raise UserError(f"{without}; add some, remove the folders, or pass --skip-bad-images{said}")
+        notes.append(f"{without}: passed over")
+    return class_map, notes
+
+
+def _look_at_class_map(path: str, root: Path, folders: set[str]) -> list[str]:
+    """Return words on the folders that timm passes over since a class map does not name them.
+
+    Raises:
+        UserError: it names none of them, or it cannot be read.
+    """
+    try:
+        file = Path(path) if Path(path).exists() else root / path
+        names = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the class map {path}: {error}") from error
+    strangers = sorted(folders - {name.strip() for name in names})
+    if strangers and len(strangers) == len(folders):
+        raise UserError(f"{path} names none of the folders in {root}, which are {some(strangers)}")
+    return [f"{root}: {len(strangers)} folders are left out, {path} lacks {some(strangers)}"] if strangers else []
+
+
+def _is_class(folder: str) -> bool:
+    """Whether a folder of that name is a class: not the split's own, nor one that an editor or a system has hidden."""
+    return bool(folder) and not folder.startswith(".")
+
+
+def some(names: list[str], limit: int = 10) -> str:
+    """Return the first of some names, and how many more there are."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
