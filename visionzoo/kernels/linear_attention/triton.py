@@ -599,7 +599,9 @@ def _query_grad_kernel(
                 features = _features(queries, inside, sharp, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
                 own = state + (b * G + g) * STATE
                 over_total = 1.0 / (tl.sum(features * _load_totals(own, BLOCK_D)[None, :], 1) + eps)
-                grad_features = _projected(grad + g * D, None, own, n, G * D, inside, BLOCK_N, D, BLOCK_D, BLOCK_E, CLOSE)
+                grad_features = _projected(
+                    grad + g * D, None, own, n, G * D, inside, BLOCK_N, D, BLOCK_D, BLOCK_E, CLOSE
+                )
                 # features and their gradient are orthogonal but for eps
                 projection += tl.sum(grad_features * features, 1) * (over_total * over_total) * eps
             outwards, inwards = _radial(projection, inverse, squares, powers, factor)
