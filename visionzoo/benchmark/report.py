@@ -53,7 +53,8 @@ def _environments(rows: Sequence[Row]) -> list[str]:
     }
     how = (
         "Medians, in brackets the 20 % and 80 % quantiles. All rows of a case come from one process. The floor is the "
-        "larger of bytes to move over the rate of a copy and FLOPs over the rate of a matrix product. What was "
+        "larger of bytes to move over the rate of a copy and FLOPs over the rate of a matrix product. Replayed are "
+        "CUDA graphs of the same calls: where a call takes much longer, the host cannot launch it any faster. What was "
         "measured and how is said in `visionzoo/benchmark`; `tools/benchmark.py` measures it again."
     )
     return [*(f"- {line}" for line in sorted(said) + sorted(rates)), how]
@@ -61,7 +62,7 @@ def _environments(rows: Sequence[Row]) -> list[str]:
 
 def aims_table(verdicts: Iterable[Verdict]) -> str:
     """Lay out targets and what was measured as Markdown; targets of which no side was measured are left out."""
-    lines = [("Case", "What", "Quantity", "Aim", "Measured", "")]
+    lines = [("Case", "What", "Quantity", "Aim", "Measured", "", "Replayed")]
     for verdict in verdicts:
         target = verdict.target
         if verdict.met is None and verdict.reason == f"{target.ours} not measured":
@@ -69,7 +70,8 @@ def aims_table(verdicts: Iterable[Verdict]) -> str:
         quantity = f"{target.ours}: {target.quantity} {target.rival}".strip()
         measured = verdict.reason if verdict.measured is None else f"{verdict.measured:.3g}"
         word = {None: "not measured", True: "met", False: "**missed**"}[verdict.met]
-        lines.append((target.case, target.measure, quantity, f"{target.aim:g}", measured, word))
+        replayed = _number(verdict.replayed, ".3g")
+        lines.append((target.case, target.measure, quantity, f"{target.aim:g}", measured, word, replayed))
     return _markdown(lines)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from visionzoo.benchmark.models import smallest
 from visionzoo.benchmark.results import Row
@@ -42,11 +42,15 @@ class Target:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a target: the quantity measured, or the reason why it was not."""
+    """What became of a target: the quantity measured, or the reason why it was not.
+
+    `replayed` is the same quantity of CUDA graphs, where there are such: what the GPU alone takes.
+    """
 
     target: Target
     measured: float | None
     reason: str = ""
+    replayed: float | None = None
 
     @property
     def met(self) -> bool | None:
@@ -118,7 +122,8 @@ def judge(target: Target, rows: Sequence[Row]) -> Verdict:
     if target.quantity == "ms":
         return Verdict(target, ours.median_ms)
     if target.quantity == "times the floor":
-        return _quotient(target, ours.median_ms, ours.floor_ms, "no floor")
+        verdict = _quotient(target, ours.median_ms, ours.floor_ms, "no floor")
+        return replace(verdict, replayed=_ratio(ours.replayed_ms, ours.floor_ms))
     if target.quantity == "times what must be held":
         if ours.peak_mib is None or ours.fixed_mib is None:
             return Verdict(target, None, "nobody counts memory there")
@@ -129,7 +134,12 @@ def judge(target: Target, rows: Sequence[Row]) -> Verdict:
     if theirs.agrees is False:
         return Verdict(target, None, f"{target.rival} computes something else, it differs by {theirs.error:.1e}")
     assert theirs.median_ms is not None
-    return Verdict(target, theirs.median_ms / ours.median_ms)
+    replayed = _ratio(theirs.replayed_ms, ours.replayed_ms)
+    return Verdict(target, theirs.median_ms / ours.median_ms, replayed=replayed)
+
+
+def _ratio(value: float | None, unit: float | None) -> float | None:
+    return value / unit if value and unit else None
 
 
 def _find(rows: Sequence[Row], target: Target, implementation: str) -> Row | str:
