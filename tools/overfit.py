@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 from visionzoo.engine import UserError, run_tool
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +39,7 @@ def main() -> None:
     parser.add_argument(
         "--runs", nargs="+", default=list(RUNS), choices=list(RUNS), metavar="NAME", help="default: all"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at once (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at once, spread over the GPUs (default: 1)")
     parser.add_argument("--output", default="output/overfit", help="folder (default: %(default)s)")
     parser.add_argument("--amp", action="store_true", help="mixed precision on a GPU")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="changes of all configs")
@@ -83,6 +85,7 @@ def train_all(args: argparse.Namespace, data: dict[str, Path], output: Path) -> 
     """Run all trainings, `--jobs` at once, and return how long each took."""
     waiting, seconds = list(args.runs), {}
     running: dict[str, tuple[subprocess.Popen, float]] = {}
+    gpus = torch.cuda.device_count()
     while waiting or running:
         while waiting and len(running) < args.jobs:
             name = waiting.pop(0)
@@ -92,6 +95,8 @@ def train_all(args: argparse.Namespace, data: dict[str, Path], output: Path) -> 
             command += ["--amp"] * args.amp
             log = (output / f"{name}.log").open("w")
             environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+            if gpus > 1:
+                environment["CUDA_VISIBLE_DEVICES"] = str(args.runs.index(name) % gpus)
             process = subprocess.Popen(
                 [*command, "--cfg-options", *options], stdout=log, stderr=subprocess.STDOUT, env=environment
             )

@@ -224,7 +224,9 @@ def optimizer(model, **paramwise):
     }
     groups = build_optim_wrapper(model, cfg).optimizer.param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {names[id(group["params"][0])]: group for group in groups}
+    settings = [tuple(sorted((k, v) for k, v in group.items() if k != "params")) for group in groups]
+    assert len(set(map(repr, settings))) == len(groups), "groups of equal settings cost time"
+    return {names[id(parameter)]: group for group in groups for parameter in group["params"]}
 
 
 def test_layers_nearer_to_the_image_learn_slower():

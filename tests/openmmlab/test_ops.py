@@ -436,7 +436,7 @@ def test_on_a_gpu_the_ops_give_what_they_give_on_the_cpu(dtype):
         "roi_pool": (lambda x, r: mmcv.ops.roi_pool(x, r, (7, 7), 0.25), [image], [rois]),
         "sigmoid_focal": (lambda x, t: mmcv.ops.sigmoid_focal_loss(x, t, 2.0, 0.25, None, "none"), [logits], [targets]),
         "softmax_focal": (
-            lambda x, t: mmcv.ops.softmax_focal_loss(x, t, 2.0, 0.25, None, "none"), [logits], [targets.clamp(max=6)]
+            lambda x, t: mmcv.ops.softmax_focal_loss(x, t, 2.0, 0.25, None, "sum"), [logits], [targets.clamp(max=6)]
         ),
         "deform_conv": (lambda x, o, w: mmcv.ops.deform_conv2d(x, o, w, 1, 1), [image, offset, weight], []),
         "modulated_deform_conv": (

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -298,10 +299,21 @@ def _common(args: argparse.Namespace, data_config: dict[str, Any], process: Any)
         mean=data_config["mean"],
         std=data_config["std"],
         num_workers=args.workers,
+        worker_seeding=_start_worker,
         pin_memory=args.pin_mem,
         device=process.device,
         distributed=process.distributed,
     )
+
+
+def _start_worker(info: Any) -> int:
+    """Leave the process group of the run, and return the seed of a loading process.
+
+    Ctrl-C and `timeout` send signals to the whole group: the run is to end its loading processes, once it has saved.
+    """
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+    return int(info.seed)
 
 
 def mixing(args: argparse.Namespace) -> bool:

@@ -46,8 +46,9 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            return  # a loading process, to which the terminal sends Ctrl-C too: it is ended from here
+            return  # a loading process that has not left the group yet: it is ended from here
         if self._at_once:
+            self.received = number
             raise Interrupted(number)
         if self.received is not None and not under_torchrun():
             self.cut_short = True

@@ -69,6 +69,7 @@ class ZooOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 if name in spared and self.base_wd is not None:
                     group["weight_decay"] = group.get("weight_decay", self.base_wd) * self.position_decay_mult
         print_log(_summary(params, self.base_lr, self.base_wd), logger="current")
+        params[:] = _merged(params, {"lr": self.base_lr, "weight_decay": self.base_wd})
 
 
 def _summary(params: list[dict[str, Any]], base_lr: float, base_wd: float | None) -> str:
@@ -78,3 +79,13 @@ def _summary(params: list[dict[str, Any]], base_lr: float, base_wd: float | None
         f"{len(params)} parameters: learning rates from {min(rates):.3g} to {max(rates):.3g}, {without_decay} without "
         f"weight decay"
     )
+
+
+def _merged(groups: list[dict[str, Any]], defaults: dict[str, Any]) -> list[dict[str, Any]]:
+    """Put parameters of equal settings into one group: an optimizer takes groups one after the other."""
+    merged: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for group in groups:
+        settings = {name: value for name, value in {**defaults, **group}.items() if value is not None}
+        parameters = settings.pop("params")
+        merged.setdefault(tuple(sorted(settings.items())), {**settings, "params": []})["params"] += parameters
+    return list(merged.values())

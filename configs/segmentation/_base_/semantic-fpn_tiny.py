@@ -6,7 +6,7 @@ weights.
 
 _base_ = "semantic-fpn_40k.py"
 
-model = dict(backbone=dict(pretrained=False))
+model = dict(backbone=dict(pretrained=False), decode_head=dict(dropout_ratio=0.0))
 
 load = [
     dict(type="LoadImageFromFile"),
@@ -15,11 +15,11 @@ load = [
     dict(type="PackSegInputs"),
 ]
 test_pipeline = [load[0], load[2], load[1], load[3]]
-train_dataloader = dict(batch_size=8, dataset=dict(times=20, dataset=dict(pipeline=load)))
+train_dataloader = dict(batch_size=16, dataset=dict(times=20, dataset=dict(pipeline=load)))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-max_iters = 1000
+max_iters = 1500
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 optim_wrapper = dict(optimizer=dict(lr=5e-4, weight_decay=0.01), clip_grad=dict(max_norm=1.0))
 param_scheduler = [

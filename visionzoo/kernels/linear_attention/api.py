@@ -82,8 +82,7 @@ def linear_attention(
         "temperature": temperature,
         "eps": eps,
     }
-    # Two of the kernels' tests failed on the one GPU that ran them (H100, Triton 3.6): until they pass, by name only.
-    if choose("linear_attention", backend, q, avoid="its kernels are not trusted on GPUs yet") == "triton":
+    if choose("linear_attention", backend, q) == "triton":
         from visionzoo.kernels.linear_attention import triton
 
         return triton.forward(q, k, v, **arguments)

@@ -301,17 +301,22 @@ def _store_applied(
 
 @triton.jit
 def _projected(
-    rows, state, n, step, inside, BLOCK_N: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
-    CLOSE: tl.constexpr,
+    rows, centre, state, n, step, inside, BLOCK_N: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr, CLOSE: tl.constexpr,
 ):  # fmt: skip
-    """Products [tokens, D] of rows with a state's transposed products, some columns at a time.
+    """Products [tokens, D] of rows, less a `centre` [D] if there is one, with a state's transposed products.
 
-    Where values have a large mean, what comes of this are small differences of large numbers: tf32 is not enough.
+    Computed some columns at a time. Where values have a large mean, what comes of this are small differences of large
+    numbers: tf32 is not enough.
     """
     projected = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     for e in tl.static_range(0, BLOCK_D, BLOCK_E):
         some = load_rows(rows + e, n, step, inside, D - e, BLOCK_E).to(tl.float32)
-        projected += _dot(some, tl.trans(_load_products(state, e, BLOCK_D, BLOCK_E)), CLOSE, EXACT="a")
+        products = tl.trans(_load_products(state, e, BLOCK_D, BLOCK_E))
+        if centre is None:
+            projected += _dot(some, products, CLOSE, EXACT="a")
+        else:
+            projected += _dot(some - tl.load(centre + e + tl.arange(0, BLOCK_E))[None, :], products, CLOSE, EXACT="")
     return projected
 
 
@@ -534,7 +539,10 @@ def _sum_kernel(
         products = products / keys
         totals = totals / keys
         if MAP == "softmax":  # the mean of features is 1, whatever the keys; instead, what their normaliser answers for
-            totals = -tl.sum(products * tl.load(state + index * STATE + number), 1)
+            # of values less the first channel's mean, as in `_key_grad_kernel`: small differences stay exact
+            state += index * STATE
+            centred = tl.load(state + number) - tl.load(state + tl.arange(0, BLOCK_D))[None, :]
+            totals = -tl.sum(products * centred, 1)
     tl.store(summed + number, products)
     tl.store(summed + BLOCK_D * BLOCK_D + row, totals)
 
@@ -591,7 +599,9 @@ def _query_grad_kernel(
                 features = _features(queries, inside, sharp, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
                 own = state + (b * G + g) * STATE
                 over_total = 1.0 / (tl.sum(features * _load_totals(own, BLOCK_D)[None, :], 1) + eps)
-                grad_features = _projected(grad + g * D, own, n, G * D, inside, BLOCK_N, D, BLOCK_D, BLOCK_E, CLOSE)
+                grad_features = _projected(
+                    grad + g * D, None, own, n, G * D, inside, BLOCK_N, D, BLOCK_D, BLOCK_E, CLOSE
+                )
                 # features and their gradient are orthogonal but for eps
                 projection += tl.sum(grad_features * features, 1) * (over_total * over_total) * eps
             outwards, inwards = _radial(projection, inverse, squares, powers, factor)
@@ -616,7 +626,7 @@ def _query_grad_kernel(
             features = _features(queries, inside, sharp, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
             total = tl.sum(features * means[None, :], 1) + eps
             over_total = 1.0 / total
-            grad_features = _projected(grad + g * D, own, n, G * D, inside, BLOCK_N, D, BLOCK_D, BLOCK_E, CLOSE)
+            grad_features = _projected(grad + g * D, None, own, n, G * D, inside, BLOCK_N, D, BLOCK_D, BLOCK_E, CLOSE)
             grad_total = -tl.sum(grad_features * features, 1) * over_total * over_total
             grad_features = grad_features * over_total[:, None] + grad_total[:, None] * means[None, :]
             weights = _rounded(features * over_total[:, None], PRECISION)
@@ -662,7 +672,7 @@ def _key_grad_kernel(
             keys = load_rows(k + g * D, n, k_step, inside, D, BLOCK_D).to(tl.float32)
             features = _features(keys, inside, sharp, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
             own = grad_state + (b * G + g) * STATE
-            grad_features = _projected(v + g * D, own, n, v_step, inside, BLOCK_N, D, BLOCK_D, BLOCK_E, CLOSE)
+            grad_features = _projected(v + g * D, None, own, n, v_step, inside, BLOCK_N, D, BLOCK_D, BLOCK_E, CLOSE)
             grad_features += _load_totals(own, BLOCK_D)[None, :]
             projection += tl.sum(features * grad_features, 1)
         outwards, inwards = _radial(projection, inverse, squares, powers, factor)
@@ -681,7 +691,10 @@ def _key_grad_kernel(
             grad_v + g * D, _rounded(features, PRECISION), inside.to(tl.float32), own, n, G * D, inside,
             D, BLOCK_D, BLOCK_E, PRECISION,
         )  # fmt: skip
-        grad_features = _projected(v + g * D, own, n, v_step, inside, BLOCK_N, D, BLOCK_D, BLOCK_E, CLOSE)
+        centre = None
+        if MAP == "softmax":
+            centre = state + (b * G + g) * STATE
+        grad_features = _projected(v + g * D, centre, own, n, v_step, inside, BLOCK_N, D, BLOCK_D, BLOCK_E, CLOSE)
         grad_features += _load_totals(own, BLOCK_D)[None, :]
         if MAP == "softmax":
             rows = features * grad_features
