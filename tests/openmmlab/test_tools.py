@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from engine.helpers import ROOT, run_tool
+from engine.helpers import ROOT, run_tool, truncate
 from PIL import Image
 
 pytest.importorskip("mmdet", reason='needs pip install "visionzoo[openmmlab]"')
@@ -157,6 +158,7 @@ def test_training_goes_on_from_the_last_checkpoint(segmentor, tmp_path, capsys):
             "did you mean zoo_biformer_t",
         ),
         (["train", str(DETECTION), "--cfg-options", "model.backbone.pretrained=True"], "pretrained=False"),
+        (["train", str(DETECTION), "--resume", "nowhere.pth"], "no checkpoint at nowhere.pth"),
         (["eval", str(DETECTION), "--checkpoint", "nowhere.pth"], "no checkpoint at nowhere.pth"),
         (["predict", str(DETECTION), "nowhere.png", "--checkpoint", "x.pth"], "no picture at nowhere.png"),
         (["check_data", "coco", "/nowhere"], "train2017: not there"),
@@ -185,6 +187,60 @@ def test_py_configs_without_openmmlab_name_the_extra(monkeypatch, capsys):
     monkeypatch.setattr("visionzoo.engine.errors.find_spec", lambda name: None)
     assert run_tool("train", str(DETECTION)) == 1
     assert 'pip install "visionzoo[openmmlab]"' in capsys.readouterr().err
+
+
+def cut_short(folder):
+    truncate(folder / "images/train/0002.png")
+
+
+def smaller_image(folder):
+    Image.new("RGB", (64, 96)).save(folder / "images/train/0002.png")
+
+
+def smaller_mask(folder):
+    Image.new("L", (64, 96), 1).save(folder / "annotations/train/0002.png")
+
+
+def other_number(folder):
+    Image.new("L", (128, 128), 77).save(folder / "annotations/train/0002.png")
+
+
+@pytest.mark.parametrize(
+    ("config", "spoil", "workers", "message"),
+    [
+        (DETECTION, cut_short, 1, "images/train/0002.png: "),
+        (
+            DETECTION,
+            smaller_image,
+            0,
+            "images/train/0002.png: it has a height of 96 and a width of 64 pixels, by its",
+        ),
+        (SEGMENTATION, cut_short, 1, "images/train/0002.png: "),
+        (
+            SEGMENTATION,
+            smaller_mask,
+            0,
+            "annotations/train/0002.png: the mask has the shape (96, 64), its image a height",
+        ),
+        (
+            SEGMENTATION,
+            other_number,
+            0,
+            "annotations/train/0002.png: the mask has the class numbers [76] of 11 classes",
+        ),
+    ],
+)
+def test_a_bad_file_stops_training_by_name(config, spoil, workers, message, scenes, tmp_path, capsys, monkeypatch):
+    shutil.copytree(scenes, tmp_path / "data")
+    spoil(tmp_path / "data")
+    monkeypatch.setattr("visionzoo.openmmlab.data.MASKS_READ", 1)  # the check before the first step reads others
+    options = [*(DET_FEW if config is DETECTION else SEG_FEW), f"train_dataloader.num_workers={workers}"]
+    if config is SEGMENTATION:
+        options += ["train_cfg.max_iters=4", "train_cfg.val_interval=4"]
+    flags = ["--work-dir", str(tmp_path / "run"), "--data-root", str(tmp_path / "data"), "--cfg-options", *options]
+    assert run_tool("train", str(config), *flags) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith(f"error: cannot use {tmp_path / 'data'}/{message}") and said.endswith("--resume")
 
 
 @pytest.mark.slow

@@ -17,17 +17,19 @@ from mmengine.runner import Runner
 from visionzoo.engine.errors import UserError, require
 from visionzoo.openmmlab.backbone import feature_channels
 from visionzoo.openmmlab.data import check_data, use_classes, use_dataset, use_root
+from visionzoo.openmmlab.reading import CheckingRunner, without_traceback
 
 
 def train(args: argparse.Namespace) -> Runner:
     """Train what the flags ask for and return the Runner.
 
     Raises:
-        UserError: if the config, its data and its classes do not fit together; before the first step.
+        UserError: if the config, its data and its classes do not fit together, before the first step; if an image or
+            mask cannot be used, at the step that reads it.
     """
     cfg = prepare(args)
     if args.resume:
-        cfg.resume, cfg.load_from = True, None if args.resume == "auto" else args.resume
+        cfg.resume, cfg.load_from = True, None if args.resume == "auto" else require_checkpoint(args.resume)
     if args.seed is not None:
         cfg.randomness = {"seed": args.seed}
     if args.amp:
@@ -44,8 +46,8 @@ def train(args: argparse.Namespace) -> Runner:
     # mmengine's checkpoints hold Python objects; at the end the last and the best are also written as tensors alone
     cfg.default_hooks.checkpoint.setdefault("published_keys", ["meta", "state_dict"])
     cfg.setdefault("custom_hooks", []).append({"type": "ProgressBarHook"})
-    runner = Runner.from_cfg(cfg)
-    runner.train()
+    runner = CheckingRunner.from_cfg(cfg)
+    without_traceback(runner.train)
     return runner
 
 
@@ -60,7 +62,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
     if args.show_dir:
         cfg.default_hooks.visualization.update(draw=True, test_out_dir=str(Path(args.show_dir).resolve()))
     _say_notes(check_data(cfg, ["test_dataloader"]))
-    return Runner.from_cfg(cfg).test()
+    metrics: dict[str, float] = without_traceback(CheckingRunner.from_cfg(cfg).test)
+    return metrics
 
 
 def prepare(args: argparse.Namespace) -> Config:
