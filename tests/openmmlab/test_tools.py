@@ -146,6 +146,42 @@ def test_training_goes_on_from_the_last_checkpoint(segmentor, tmp_path, capsys):
     assert torch.load(tmp_path / "iter_3.pth", weights_only=False)["meta"]["iter"] == 3
 
 
+def test_a_checkpoint_of_other_classes_is_refused_with_its_own(detector, scenes, tmp_path, capsys):
+    checkpoint = str(detector / "epoch_1.pth")
+    few = ["--cfg-options", *DET_FEW]
+    for argv in (
+        ["eval", "--checkpoint", checkpoint, "--classes", "3,4", "--work-dir", str(tmp_path), *few],
+        ["train", "--resume", checkpoint, "--classes", "3,4", "--work-dir", str(tmp_path), *few],
+    ):
+        assert run_tool(argv[0], str(DETECTION), *argv[1:]) == 1
+        said = capsys.readouterr().err
+        assert "0 weights are missing and 6 have another shape, such as roi_head.bbox_head.fc_cls.weight (11," in said
+        assert "its classes are 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in said
+    coco = str(ROOT / "configs/detection/mask-rcnn_zoo-biformer-t_fpn_tiny.py")
+    picture = str(scenes / "images/validation/0000.png")
+    flags = ["--checkpoint", checkpoint, "--output", str(tmp_path)]
+    assert run_tool("predict", coco, picture, *flags) == 1
+    assert "does not fit the config: " in capsys.readouterr().err
+
+
+def test_pictures_that_cannot_be_read_are_named_before_the_first_is_predicted(detector, scenes, tmp_path, capsys):
+    shutil.copy(scenes / "images/validation/0000.png", tmp_path / "a.png")
+    flags = ["--checkpoint", str(detector / "epoch_1.pth"), "--output", str(tmp_path / "out")]
+    for content in (b"", b"text"):
+        (tmp_path / "b.png").write_bytes(content)
+        assert run_tool("predict", str(DETECTION), str(tmp_path), *flags) == 1
+        assert f"error: the picture {tmp_path / 'b.png'} cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_configs_that_cannot_be_read_are_named(tmp_path, capsys):
+    for content, message in (("x = (", "was never closed"), ("_base_ = 'nowhere.py'", "nowhere.py")):
+        (tmp_path / "config.py").write_text(content)
+        assert run_tool("train", str(tmp_path / "config.py")) == 1
+        said = capsys.readouterr().err
+        assert f"error: the config {tmp_path / 'config.py'} cannot be read: " in said and message in said
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -161,6 +197,10 @@ def test_training_goes_on_from_the_last_checkpoint(segmentor, tmp_path, capsys):
         (["train", str(DETECTION), "--resume", "nowhere.pth"], "no checkpoint at nowhere.pth"),
         (["eval", str(DETECTION), "--checkpoint", "nowhere.pth"], "no checkpoint at nowhere.pth"),
         (["predict", str(DETECTION), "nowhere.png", "--checkpoint", "x.pth"], "no picture at nowhere.png"),
+        (
+            ["train", str(DETECTION), "--cfg-options", "modl.neck.num_outs=5"],
+            "--cfg-options modl: there is no such part",
+        ),
         (["check_data", "coco", "/nowhere"], "train2017: not there"),
     ],
     ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else "",
