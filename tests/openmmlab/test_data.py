@@ -327,6 +327,15 @@ def test_a_folder_of_coco_is_checked(tmp_path, pets):
     assert any("2 of its images are not in train2017, such as 0.jpg" in line for line in missing)
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"images": [{"id": 1}]}'])
+def test_a_folder_with_broken_annotations_is_checked_to_the_end(tmp_path, content):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/instances_train2017.json").write_text(content)
+    _, missing = check_folder("coco", tmp_path)
+    assert any("instances_train2017.json: cannot be read as annotations of COCO" in line for line in missing)
+    assert any("instances_val2017.json: not there" in line for line in missing)
+
+
 def test_a_folder_of_ade20k_is_checked(tmp_path):
     for kind, name in (("images", "a.jpg"), ("images", "b.jpg"), ("annotations", "a.png")):
         folder = tmp_path / kind / "training"
