@@ -19,7 +19,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from visionzoo.engine.errors import UserError, closest, require
 from visionzoo.openmmlab.backbone import feature_channels
 from visionzoo.openmmlab.checkpoints import check_fit
-from visionzoo.openmmlab.data import check_data, use_classes, use_dataset, use_root
+from visionzoo.openmmlab.data import check_data, task_of, use_classes, use_dataset, use_root
 from visionzoo.openmmlab.reading import CheckingRunner, without_traceback
 
 
@@ -65,7 +65,13 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
     cfg = prepare(args)
     cfg.load_from = require_checkpoint(args.checkpoint)
     if args.show_dir:
-        cfg.default_hooks.visualization.update(draw=True, test_out_dir=str(Path(args.show_dir).resolve()))
+        folder = str(Path(args.show_dir).resolve())
+        cfg.default_hooks.visualization.update(draw=True)
+        if task_of(cfg) == "detection":
+            cfg.default_hooks.visualization.update(test_out_dir=folder)
+        else:  # mmseg's hook has no folder of its own, and draws every 50th picture
+            cfg.default_hooks.visualization.update(interval=1)
+            cfg.visualizer.update(save_dir=folder)
     _say_notes(check_data(cfg, ["test_dataloader"]))
     runner = CheckingRunner.from_cfg(cfg)
     check_fit(runner.model, cfg.load_from)
