@@ -65,8 +65,9 @@ def test_files_take_any_batch_and_give_the_models_logits(name, tmp_path):
     assert axes == ["batch", 3, 64, 64] and (graph.input[0].name, graph.output[0].name) == ("image", "logits")
 
 
-def test_files_take_any_size_where_the_model_can_be_traced_so(tmp_path):
-    model, shape = tiny("zoo_poolformer_s12"), Shape(1, (3, 64, 64), dynamic_size=True)
+@pytest.mark.parametrize("name", ["zoo_biformer_t", "zoo_dinat_mini", "zoo_poolformer_s12"])
+def test_files_take_any_size_where_the_model_can_be_traced_so(name, tmp_path):
+    model, shape = tiny(name), Shape(1, (3, 64, 64), dynamic_size=True)
     reference = Reference.of(model, shape)
     assert [tuple(image.shape[2:]) for image in reference.images][2:] == [(128, 64), (37, 101), (48, 48)]
     for format in ("pt2", "onnx"):
