@@ -86,7 +86,8 @@ def choose(
     """Return "reference" or "triton" for one call of `operation`.
 
     "auto" takes the environment variable VISIONZOO_BACKEND where that is set, and else falls back to the reference
-    where triton cannot run or is to be avoided, saying why once in the log (and to `explain`).
+    where triton cannot run or is to be avoided, saying why once in the log (and to `explain`). Under torch.export it is
+    to be avoided: an exported program shall run where neither visionzoo nor Triton is.
 
     Args:
         operation: a name of `OPERATIONS`.
@@ -113,7 +114,7 @@ def choose(
         if backend == "triton" and reason is not None:
             raise ValueError(f"{operation}: backend {asked!r} cannot run: {reason}")
         if backend == "auto":
-            reason = reason or avoid
+            reason = reason or avoid or _exporting()
     ran = "triton" if reason is None else "reference"
     if not torch.compiler.is_compiling():  # a log call would break the graph
         for decisions in _listeners:
@@ -168,6 +169,13 @@ def _capability(device: torch.device) -> tuple[int, int]:
     if device.index not in _capabilities:
         _capabilities[device.index] = torch.cuda.get_device_capability(device)
     return _capabilities[device.index]
+
+
+def _exporting() -> str | None:
+    """Say that torch.export (ONNX, AOTInductor) is tracing, or None; kernels asked for by name are exported."""
+    if not _OLD_TORCH and torch.compiler.is_exporting():
+        return "an exported program is made of torch's own operators"
+    return None
 
 
 def _interpreted() -> bool:

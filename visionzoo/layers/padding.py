@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_function
@@ -26,8 +28,25 @@ def pad_to_multiple(x: Tensor, multiple: tuple[int, int], both_sides: bool = Fal
 
 
 @register_notrace_function
+def crop(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Take off what was padded at the bottom and right of a [B, H, W, C] map of (height, width) = `size`."""
+    if is_symbolic(x):  # a slice would tie the exported program to sizes that need no padding, or to those that do
+        return F.pad(x, (0, 0, 0, size[1] - x.shape[2], 0, size[0] - x.shape[1]))
+    return x[:, : size[0], : size[1]]
+
+
+def is_symbolic(x: Tensor) -> bool:
+    """Whether torch.export is tracing a [B, H, W, C] map of any height and width: no branch may ask how large it is."""
+    return isinstance(x.shape[1], torch.SymInt) or isinstance(x.shape[2], torch.SymInt)
+
+
+@register_notrace_function
 def pad_to_size(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Add zeros at the bottom and right of a [B, H, W, C] map until it is at least `size` (height, width)."""
+    if is_symbolic(x):
+        missing: Any = [torch.sym_max(0, size[axis] - x.shape[1 + axis]) for axis in (0, 1)]
+        bottom, right = missing
+        return F.pad(x, (0, 0, 0, right, 0, bottom))
     bottom, right = max(0, size[0] - x.shape[1]), max(0, size[1] - x.shape[2])
     # Under torch.compile this test makes a graph of its own for maps that are too small; others shall not pay for it.
     return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x

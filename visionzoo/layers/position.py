@@ -122,7 +122,7 @@ class NeighborhoodBias(nn.Module):
 @register_notrace_function
 def resize_table(table: Tensor, size: tuple[int, int] | torch.Size, mode: str) -> Tensor:
     """Interpolate [1, h, w, C] to [1, H, W, C] with (H, W) = `size`, in float32 at least; the same table if it fits."""
-    if table.shape[1:3] == tuple(size):
+    if not isinstance(size[0], torch.SymInt) and table.shape[1:3] == tuple(size):
         return table
     accumulate = torch.promote_types(table.dtype, torch.float32)
     out = F.interpolate(table.permute(0, 3, 1, 2).to(accumulate), size=tuple(size), mode=mode, align_corners=False)

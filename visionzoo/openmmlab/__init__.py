@@ -5,7 +5,7 @@ mmcv has no compiled extension, lets no checkpoint run code, and registers `ZooB
 constructor in mmengine's root registry, where mmdet and mmseg find them.
 
 `ops` stands in mmcv's place, `checkpoints` reads for mmengine; `backbone`, `necks` and `optim` are what configs name;
-`flags`, `running` and `prediction` are tools/*.py with a .py config, with the checks of `data` before the
+`flags`, `running`, `prediction` and `export` are tools/*.py with a .py config, with the checks of `data` before the
 first step and of `reading` in each.
 """
 

@@ -1,9 +1,10 @@
-"""The command lines of tools/train.py, tools/eval.py and tools/predict.py with a config of OpenMMLab."""
+"""The command lines of the tools with a config of OpenMMLab."""
 
 import argparse
 
 from mmengine.config import DictAction
 
+from visionzoo.deploy.flags import add_export_flags
 from visionzoo.engine.flags import SHARE
 
 
@@ -43,6 +44,20 @@ def predict_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", default="output/predictions", help="folder (default: %(default)s)")
     parser.add_argument("--score-threshold", type=SHARE, default=0.3, help="of what is drawn (default: %(default)s)")
     parser.add_argument("--device", help="such as cuda:0 or cpu (default: the GPU if there is one)")
+    return parser
+
+
+def export_parser() -> argparse.ArgumentParser:
+    """Return the flags of export."""
+    parser = _parser("tools/export.py CONFIG.py --checkpoint FILE", "Export what a network puts out, before any NMS.")
+    parser.add_argument("--checkpoint", default="", help="of the detector or segmentor, as train.py writes it")
+    parser.add_argument("--random-weights", action="store_true", help="export without weights, to measure speed")
+    add_export_flags(parser, ("onnx",))
+    parser.add_argument(
+        "--img-size", type=int, metavar="N", help="side of a square input (default: the config's input)"
+    )
+    parser.add_argument("--input-size", type=int, nargs=3, metavar="N", help="channels, height, width, likewise")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="change the config")
     return parser
 
 

@@ -24,4 +24,6 @@ def forward(
     scores = (q_mean * scale) @ k_mean.transpose(1, 2)
     if valid_size is not None:
         scores = scores.masked_fill(~valid.any(1), -torch.inf)
+    if torch.onnx.is_in_onnx_export():  # ONNX has no stable sort; of equals its TopK takes the first, too
+        return scores.topk(topk, dim=-1).indices
     return scores.sort(dim=-1, descending=True, stable=True).indices[..., :topk]

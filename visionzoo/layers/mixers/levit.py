@@ -105,7 +105,7 @@ class LevitMixer(Mixer):
 
     def _bias(self, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
         """Biases [G, queries, keys] of a map of (height, width)."""
-        if self.bias is not None and size == self.map_size:
+        if self.bias is not None and not isinstance(size[0], torch.SymInt) and size == self.map_size:
             bias = self.bias.to(dtype)
         elif not torch.compiler.is_compiling() and size == self.map_size:
             bias = self.bias_table.to(dtype)[:, self.offsets]

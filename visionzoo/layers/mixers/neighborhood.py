@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from visionzoo.kernels import neighborhood_attention
 from visionzoo.layers.mixers.base import Mixer
-from visionzoo.layers.padding import pad_to_size
+from visionzoo.layers.padding import crop, pad_to_size
 from visionzoo.layers.position import NeighborhoodBias
 
 
@@ -76,4 +76,4 @@ class NeighborhoodMixer(Mixer):
             bias=None if self.relative_position_bias is None else self.relative_position_bias.table,
             backend=self.backend,
         ).flatten(3)
-        return self.proj(out[:, :height, :width])
+        return self.proj(crop(out, (height, width)))

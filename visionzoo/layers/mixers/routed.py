@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from visionzoo.kernels import route_regions, routed_attention
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
-from visionzoo.layers.padding import pad_to_multiple
+from visionzoo.layers.padding import crop, pad_to_multiple
 
 
 class RoutedMixer(Mixer):
@@ -91,4 +91,4 @@ class RoutedMixer(Mixer):
             out, v = out[:, :height, :width], v[:, :height, :width]
         if self.lepe is not None:
             out = self.lepe(v.flatten(3), residual=out)
-        return self.proj(out[:, :height, :width])
+        return self.proj(crop(out, (height, width)))

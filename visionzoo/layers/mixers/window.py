@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from visionzoo.kernels import routed_attention
 from visionzoo.layers.mixers.base import Mixer
-from visionzoo.layers.padding import pad_to_multiple
+from visionzoo.layers.padding import crop, pad_to_multiple
 from visionzoo.layers.position import RelativePositionBias
 
 
@@ -76,7 +76,7 @@ class WindowMixer(Mixer):
         size = height, width = x.shape[1:3]
         x = pad_to_multiple(x, (self.window_size, self.window_size))
         padded = x.shape[1:3]
-        shift = tuple(self.shift_size if length > self.window_size else 0 for length in size)
+        shift = tuple(self.shift_size if self.shift_size and length > self.window_size else 0 for length in size)
         if any(shift):
             x = x.roll((-shift[0], -shift[1]), (1, 2))
         q, k, v = self.split_heads(self.qkv(x))
@@ -93,7 +93,7 @@ class WindowMixer(Mixer):
         ).flatten(3)
         if any(shift):
             out = out.roll(shift, (1, 2))
-        return self.proj(out[:, :height, :width])
+        return self.proj(crop(out, size))
 
     def _segments(self, size: Sequence[int], padded: Sequence[int], shift: Sequence[int], device) -> Tensor:
         """Numbers [H, W] of the parts of a shifted map that are no neighbours in the map itself."""

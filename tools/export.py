@@ -1,0 +1,33 @@
+"""Export to ONNX, torch.export or AOTInductor: python tools/export.py [CONFIG.py] --checkpoint FILE [flags].
+
+With a .py config (configs/detection, configs/segmentation) a detector or segmentor, else a classifier.
+"""
+
+import sys
+
+from visionzoo.engine import is_openmmlab, run_tool
+
+
+def main() -> None:
+    """Parse, build, run."""
+    if is_openmmlab(sys.argv):
+        from visionzoo.openmmlab.export import export_dense
+        from visionzoo.openmmlab.flags import export_parser as parser
+
+        export_dense(parser().parse_args())
+        return
+    from visionzoo.deploy.flags import export_parser
+
+    args = export_parser().parse()
+    if args.all is not None:
+        from visionzoo.deploy.sweep import sweep
+
+        sweep(args)
+        return
+    from visionzoo.deploy.command import export_classifier  # after parsing: --help and typing errors come at once
+
+    export_classifier(args)
+
+
+if __name__ == "__main__":
+    run_tool(main)

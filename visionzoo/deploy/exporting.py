@@ -1,0 +1,337 @@
+"""One model to one file, in a format of torch's or ONNX, and the comparison of that file with the model."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import tree_leaves
+
+from visionzoo.engine.errors import UserError, require
+
+TOLERANCE = 1e-3  # largest error of an output; of outputs beyond 1 in proportion
+SHARE = 0.05  # largest error of an output over what outputs change by from image to image
+AXES = {0: "batch", 2: "height", 3: "width"}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of the images that an exported model takes.
+
+    Attributes:
+        batch: images of a batch; where that is dynamic, of the example that is traced.
+        size: channels, height and width; likewise.
+        dynamic_batch: take any number of images.
+        dynamic_size: take any height and width.
+    """
+
+    batch: int
+    size: tuple[int, int, int]
+    dynamic_batch: bool = True
+    dynamic_size: bool = False
+
+    def example(self) -> tuple[int, ...]:
+        """Return the shape to trace with; a dynamic batch of 1 would be taken for a constant."""
+        return (max(self.batch, 2) if self.dynamic_batch else self.batch, *self.size)
+
+    def to_check(self) -> list[tuple[int, ...]]:
+        """Return the shapes at which a file is compared with the model: two batches, and three more sizes."""
+        channels, height, width = self.size
+        batches = (1, self.example()[0] + 1) if self.dynamic_batch else (self.batch, self.batch)
+        shapes: list[tuple[int, ...]] = [(batch, channels, height, width) for batch in batches]
+        if self.dynamic_size:
+            sizes = ((height + 64, width), (height // 2 + 5, width + 37), (height * 3 // 4, width * 3 // 4))
+            shapes += [(batches[0], channels, *size) for size in sizes]
+        return shapes
+
+    @property
+    def dynamic_axes(self) -> dict[int, str]:
+        """Axes of the input [B, C, H, W] that are dynamic, and their names."""
+        return {axis: name for axis, name in AXES.items() if (self.dynamic_size if axis else self.dynamic_batch)}
+
+    def __str__(self) -> str:
+        sides = "any size" if self.dynamic_size else "x".join(map(str, self.size[1:]))
+        return f"{'any batch' if self.dynamic_batch else f'batches of {self.batch}'}, {sides}"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written and compared with its model.
+
+    Attributes:
+        path: of the file; ONNX beyond 2 GB has its weights beside it.
+        error: largest difference of an output from the model's.
+        spread: largest difference between the model's outputs for two images.
+        checked: shapes of the images that were compared.
+        seconds: that tracing and writing took.
+    """
+
+    path: Path
+    error: float
+    spread: float
+    checked: list[tuple[int, ...]]
+    seconds: float
+
+    @property
+    def megabytes(self) -> float:
+        """Size of the file with its weights."""
+        return sum(file.stat().st_size for file in self.path.parent.glob(f"{self.path.name}*")) / 1e6
+
+    def __str__(self) -> str:
+        where = ", ".join("x".join(map(str, shape)) for shape in dict.fromkeys(self.checked))
+        return (
+            f"{self.path} ({self.megabytes:.1f} MB, {self.seconds:.0f} s): largest error {self.error:.1e} of outputs "
+            f"that differ by {self.spread:.2g} from image to image, at {where}"
+        )
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Random images and what the model made of them."""
+
+    images: list[Tensor]
+    outputs: list[list[Tensor]]
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: nn.Module, shape: Shape) -> Reference:
+        """Run a model, in eval mode and on its device."""
+        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        generator = torch.Generator().manual_seed(0)
+        images = [torch.randn(size, generator=generator).to(device) for size in shape.to_check()]
+        return cls(images, [tree_leaves(model(image)) for image in images])
+
+    @property
+    def scale(self) -> float:
+        """The largest output."""
+        return max(float(t.abs().max()) for outputs in self.outputs for t in outputs)
+
+    @property
+    def spread(self) -> float:
+        """Largest difference between the outputs for two images: what an error is to be measured by."""
+        first, second = ([t[0] for t in outputs] for outputs in self.outputs[:2])
+        return max(float((a - b).abs().max()) for a, b in zip(first, second, strict=True))
+
+    def error_of(self, run: Callable[[Tensor], list[Tensor]]) -> float:
+        """Return the largest error of an output of `run`; NaN where one has NaNs.
+
+        Raises:
+            ValueError: if number or shape of the outputs differ.
+        """
+        errors = []
+        for image, expected in zip(self.images, self.outputs, strict=True):
+            found = run(image)
+            if [tuple(t.shape) for t in found] != [tuple(t.shape) for t in expected]:
+                raise ValueError(
+                    f"for an input {tuple(image.shape)} the outputs are {[tuple(t.shape) for t in found]}, the model's "
+                    f"{[tuple(t.shape) for t in expected]}"
+                )
+            errors += [
+                (own.to(theirs.device) - theirs).abs().max() for own, theirs in zip(found, expected, strict=True)
+            ]
+        return float(torch.stack(errors).max())  # NaN if there is any
+
+
+def export(
+    model: nn.Module,
+    path: Path,
+    format: str,
+    shape: Shape,
+    reference: Reference,
+    *,
+    input_name: str = "image",
+    output_names: Sequence[str] = ("logits",),
+    opset: int | None = None,
+) -> Exported:
+    """Write a model in a format of `FORMATS`; the file appears once it was compared with the model.
+
+    Args:
+        model: in eval mode, fused or not, from images [B, C, H, W] to tensors.
+        path: of the file, with the format's suffix.
+        format: "pt2", "onnx" or "aoti".
+        shape: of its input.
+        reference: what the file is compared with; of the model itself, or before it was fused.
+        input_name: of the input, in ONNX.
+        output_names: of the outputs, in ONNX.
+        opset: of ONNX; None leaves it to torch.
+
+    Raises:
+        UserError: the model cannot be exported so, or the file does not do what the model does.
+    """
+    example = reference.images[0].new_zeros(shape.example())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder, _quiet():
+        temporary = Path(folder) / path.name
+        try:
+            FORMATS[format].write(model, temporary, example, shape, input_name, list(output_names), opset)
+        except UserError:
+            raise
+        except Exception as failure:  # torch's exporters raise whatever they stumble over
+            raise UserError(f"cannot export to {format} for {shape}: {_reason(failure)}") from failure
+        seconds = time.perf_counter() - start
+        try:
+            error = reference.error_of(FORMATS[format].load(temporary))
+        except Exception as failure:
+            text = f"exported to {format} for {shape}, but the file does not run: {_reason(failure)}"
+            raise UserError(text) from failure
+        spread = reference.spread
+        if not error < min(TOLERANCE * max(1.0, reference.scale), SHARE * spread):
+            raise UserError(
+                f"exported to {format} for {shape}, but its outputs differ by {error:.1e} from the model's, which are "
+                f"up to {reference.scale:.3g} and differ by {spread:.2g} from image to image; nothing was written"
+            )
+        for file in sorted(Path(folder).iterdir(), reverse=True):  # weights first
+            os.replace(file, path.with_name(file.name))
+    return Exported(path, error, spread, [tuple(image.shape) for image in reference.images], seconds)
+
+
+def trace(model: nn.Module, example: Tensor, shape: Shape) -> ExportedProgram:
+    """Return torch's exported program of a model.
+
+    Raises:
+        UserError: it would hold operators that are visionzoo's own.
+    """
+    dynamic = {axis: Dim.DYNAMIC for axis in shape.dynamic_axes}
+    with torch.no_grad():
+        program = torch.export.export(model, (example,), dynamic_shapes=(dynamic,))
+    own = {str(node.target) for node in program.graph.nodes if str(node.target).startswith("visionzoo.")}
+    if own:
+        raise UserError(_OWN_OPERATORS.format(", ".join(sorted(own))))
+    return program
+
+
+_OWN_OPERATORS = (
+    "the model asks for Triton kernels by name ({}), which only run where visionzoo does; build it with backend='auto' "
+    "and unset VISIONZOO_BACKEND"
+)
+
+
+def _write_program(
+    model: nn.Module, path: Path, example: Tensor, shape: Shape, input_name: str, output_names: list[str], opset: Any
+) -> None:
+    torch.export.save(trace(model, example, shape), path)
+
+
+def _load_program(path: Path) -> Callable[[Tensor], list[Tensor]]:
+    module = torch.export.load(path).module()
+    return lambda image: tree_leaves(module(image))
+
+
+def _write_package(
+    model: nn.Module, path: Path, example: Tensor, shape: Shape, input_name: str, output_names: list[str], opset: Any
+) -> None:
+    require_compiler()
+    program = trace(model, example, shape)
+    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+
+
+def _load_package(path: Path) -> Callable[[Tensor], list[Tensor]]:
+    module = torch._inductor.aoti_load_package(str(path))
+    return lambda image: tree_leaves(module(image))
+
+
+def _write_onnx(
+    model: nn.Module, path: Path, example: Tensor, shape: Shape, input_name: str, output_names: list[str], opset: Any
+) -> None:
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        require(module, extra="export")
+    try:
+        program: Any = torch.onnx.export(
+            model,
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=[input_name],
+            output_names=output_names,
+            opset_version=opset,
+            dynamic_shapes=(shape.dynamic_axes,),
+        )
+    except Exception as error:
+        if "visionzoo" in (text := _last_words(error)):
+            raise UserError(_OWN_OPERATORS.format(text)) from error
+        raise
+    program.save(path)
+
+
+def _load_onnx(path: Path) -> Callable[[Tensor], list[Tensor]]:
+    onnxruntime = require("onnxruntime", extra="export")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda image: [torch.from_numpy(out) for out in session.run(None, {name: image.cpu().numpy()})]
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a format is written, and read again to be checked."""
+
+    suffix: str
+    write: Callable[..., None]
+    load: Callable[[Path], Callable[[Tensor], list[Tensor]]]
+
+
+FORMATS = {
+    "pt2": Format(".pt2", _write_program, _load_program),  # torch.export.load(FILE).module()
+    "onnx": Format(".onnx", _write_onnx, _load_onnx),
+    "aoti": Format(".aoti.pt2", _write_package, _load_package),  # torch._inductor.aoti_load_package(FILE)
+}
+
+
+def require_compiler() -> str:
+    """Return the C++ compiler that AOTInductor will call.
+
+    Raises:
+        UserError: there is none.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        return get_cpp_compiler()
+    except Exception as error:  # InvalidCxxCompiler, which moved between releases
+        raise UserError(
+            f"--format aoti compiles C++ and finds no compiler ({str(error).splitlines()[0]}); install one (apt "
+            f"install g++, conda install gxx, on Windows Visual Studio), name it in the variable CXX, or take --format "
+            f"onnx pt2"
+        ) from error
+
+
+@contextmanager
+def _quiet():
+    """Keep what torch's exporters tell their own developers from the user."""
+    import logging
+
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _last_words(error: BaseException) -> str:
+    """Return what the innermost cause of an error says."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error)
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line.strip() for line in _last_words(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:2])[:400]}"

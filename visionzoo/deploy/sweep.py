@@ -1,0 +1,230 @@
+"""tools/export.py --all: every model to every format, each in a process of its own, as a table."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import fnmatch
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from platform import python_version
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+import visionzoo
+from visionzoo.deploy.exporting import FORMATS, Reference, export
+from visionzoo.deploy.files import check_flags, shape_of, versions
+from visionzoo.engine.checkpoints import write_atomically
+from visionzoo.engine.errors import UserError, require
+from visionzoo.engine.reporting import insert_between
+from visionzoo.models.registry import VARIANTS
+
+BEGIN = "<!-- table of exports: written by tools/export.py --all -->"
+END = "<!-- end of the table of exports -->"
+HEADINGS = {"pt2": "torch.export", "onnx": "ONNX", "aoti": "AOTInductor"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model in one format.
+
+    Attributes:
+        model: its name.
+        format: a name of `FORMATS`.
+        input: height x width of the image that was traced.
+        axes: which of the input's are dynamic.
+        error: largest error of an output, empty where the export failed.
+        spread: largest difference between the outputs for two images, of which the error is to be a small part.
+        seconds: of tracing and writing.
+        megabytes: of the file.
+        failure: what was the matter.
+        versions: of what took part.
+    """
+
+    model: str
+    format: str
+    input: str
+    axes: str
+    error: float | None
+    spread: float | None
+    seconds: float | None
+    megabytes: float | None
+    failure: str
+    versions: str
+
+
+def sweep(args: argparse.Namespace) -> list[Row]:
+    """Export all models that `args.all` names, with random weights, and return a row for each and format.
+
+    Rows are added to `args.results_csv` as they come; what it has already is not done again.
+
+    Raises:
+        UserError: no model has such a name, or flags do not go together.
+    """
+    check_flags(args)
+    tqdm = require("tqdm").tqdm
+    if args.model or args.checkpoint:
+        raise UserError("--all beside --model or --checkpoint; give one")
+    patterns = args.all or ["*"]
+    names = [name for name in VARIANTS if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+    if not names:
+        raise UserError(
+            f"--all: no model is called like {' or '.join(patterns)}; python tools/list_models.py lists them"
+        )
+    table = Path(args.results_csv or Path(args.output) / "export.csv")
+    rows = read_rows(table)
+    done = {(row.model, row.format, row.axes) for row in rows}
+    axes = "+".join(shape_of(args, (3, 224, 224)).dynamic_axes.values())
+    formats = list(dict.fromkeys(args.format))
+    for name in (bar := tqdm(names, unit="model", disable=None)):
+        args.format = [format for format in formats if (name, format, axes) not in done]
+        if not args.format:
+            continue
+        bar.set_postfix_str(name)
+        new = _in_its_own_process(name, axes, args)
+        for row in new:
+            bar.write(_line(row))
+        rows += new
+        _append(new, table)
+    chosen = [row for row in rows if row.model in names]
+    failed = [row for row in chosen if row.failure]
+    print(f"{len(chosen) - len(failed)} of {len(chosen)} exports are what their models are; {table}")
+    print(families(chosen))
+    if args.write:
+        path = Path(args.write)
+        text = insert_between(path.read_text(encoding="utf-8"), BEGIN, END, markdown(rows))
+        write_atomically(path, lambda file: file.write(text.encode()))
+    return chosen
+
+
+def markdown(rows: list[Row]) -> str:
+    """Return the table, one line a model: the largest error of an output and its change with the image, or why not."""
+    columns = list(dict.fromkeys((row.format, row.axes) for row in rows))
+    found = {(row.model, row.format, row.axes): row for row in rows}
+    header = ["Model", "Input", *(f"{HEADINGS[format]}, dynamic {axes or 'nothing'}" for format, axes in columns)]
+    lines = [header, ["---"] * len(header)]
+    for model in [name for name in VARIANTS if name in {row.model for row in rows}]:
+        own = [found.get((model, *column)) for column in columns]
+        size = next(row.input for row in own if row)
+        lines.append([f"`{model}`", size, *("—" if row is None else _cell(row) for row in own)])
+    said = sorted({row.versions for row in rows})
+    return "\n".join([*(f"Measured with {line}." for line in said), "", *(f"| {' | '.join(line)} |" for line in lines)])
+
+
+def families(rows: list[Row]) -> str:
+    """Say for which models each kind of export holds."""
+    lines = []
+    for format, axes in dict.fromkeys((row.format, row.axes) for row in rows):
+        own = [row for row in rows if (row.format, row.axes) == (format, axes)]
+        good, bad = ([row.model for row in own if bool(row.failure) is failed] for failed in (False, True))
+        lines.append(f"{HEADINGS[format]} with dynamic {axes or 'nothing'} holds for: {', '.join(good) or 'none'}")
+        lines += [f"  and not for: {', '.join(bad)}"] if bad else []
+    return "\n".join(lines)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read what earlier sweeps wrote, nothing where there is no file.
+
+    Raises:
+        UserError: it is another table.
+    """
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != [field.name for field in fields(Row)]:
+            raise UserError(f"{path} has other columns than tools/export.py --all writes; name another --results-csv")
+        numbers = ("error", "spread", "seconds", "megabytes")
+        return [
+            Row(**{k: (float(v) if v else None) if k in numbers else v for k, v in line.items()})  # type: ignore[arg-type]
+            for line in reader
+        ]
+
+
+def randomise(model: nn.Module, size: tuple[int, int, int]) -> nn.Module:
+    """Draw what is constant in a new model, so that each of its branches and the image count; in place.
+
+    Batch norms get the statistics of a few random images: without, what a deep model does to its input would fade.
+    """
+    generator = torch.Generator().manual_seed(0)
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1 and name.endswith(("weight", "gamma")):
+                parameter.uniform_(0.5, 1.0, generator=generator)
+            elif parameter.ndim == 1:
+                parameter.normal_(0.0, 0.1, generator=generator)
+        if norms:
+            for norm in norms:
+                norm.momentum = 1.0
+            model.train()(torch.randn(16, *size, generator=generator))
+    return model.eval()
+
+
+def _in_its_own_process(name: str, axes: str, args: argparse.Namespace) -> list[Row]:
+    """Export one model; where it takes too much memory only that process is killed."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(_export_one, name, axes, args).result()
+        except BrokenProcessPool:
+            failure = "the process was killed, for which too little memory is the usual reason"
+            return [_row(name, format, "", axes, failure=failure) for format in args.format]
+
+
+def _export_one(name: str, axes: str, args: argparse.Namespace) -> list[Row]:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model: Any = timm.create_model(name)
+    size = args.input_size or (3, *([args.img_size] * 2 if args.img_size else model.pretrained_cfg["input_size"][1:]))
+    shape = shape_of(args, size)
+    model = randomise(model, shape.size)
+    reference = Reference.of(model, shape)
+    if not args.no_fuse:
+        model = visionzoo.fuse(model)
+    rows = []
+    sides = "x".join(map(str, shape.size[1:]))
+    for format in args.format:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / (name + FORMATS[format].suffix)
+            try:
+                file = export(model, path, format, shape, reference, opset=args.opset)
+            except UserError as error:
+                rows.append(_row(name, format, sides, axes, failure=str(error)))
+                continue
+            numbers = {key: getattr(file, key) for key in ("error", "spread", "seconds", "megabytes")}
+            rows.append(_row(name, format, sides, axes, **numbers))
+    return rows
+
+
+def _row(model: str, format: str, input: str, axes: str, *, failure: str = "", **numbers: float) -> Row:
+    said = {"visionzoo": visionzoo.__version__, **versions(), "Python": python_version()}
+    used = ", ".join(f"{name} {number}" for name, number in said.items())
+    values: dict[str, Any] = dict.fromkeys(("error", "spread", "seconds", "megabytes"))
+    values |= {key: float(f"{value:.4g}") for key, value in numbers.items()}
+    return Row(model, format, input, axes, **values, failure=" ".join(failure.split()), versions=used)
+
+
+def _append(rows: list[Row], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def _line(row: Row) -> str:
+    result = row.failure or f"error {row.error:.1e} of {row.spread:.2g}, {row.seconds:.0f} s, {row.megabytes:.0f} MB"
+    return f"{row.model} {row.format}: {result}"
+
+
+def _cell(row: Row) -> str:
+    return f"no: {row.failure.replace('|', '/')}" if row.failure else f"{row.error:.1e} of {row.spread:.2g}"
