@@ -13,6 +13,7 @@ import timm
 import visionzoo
 from visionzoo.engine import UserError, run_tool
 from visionzoo.engine.checkpoints import read_checkpoint, recorded_args
+from visionzoo.engine.flags import COUNT
 
 
 def convert(args: argparse.Namespace) -> str:
@@ -21,8 +22,8 @@ def convert(args: argparse.Namespace) -> str:
     Raises:
         ValueError: if the checkpoint cannot be read or does not fit the model, or the folder holds files already.
     """
-    if args.folder.exists() and any(args.folder.iterdir()):
-        raise ValueError(f"{args.folder} is not empty; name a new folder")
+    if args.folder.exists() and (not args.folder.is_dir() or any(args.folder.iterdir())):
+        raise ValueError(f"{args.folder} is not empty, or no folder; name a new one")
     if not timm.is_model(args.model):
         raise ValueError(f"unknown model {args.model!r}; python tools/list_models.py lists them")
     state = read_checkpoint(args.checkpoint)
@@ -66,7 +67,9 @@ def main() -> None:
     parser.add_argument("model", help="a zoo_* model")
     parser.add_argument("checkpoint", type=Path, help="safetensors or torch file")
     parser.add_argument("folder", type=Path, help="new folder for config.json, model.safetensors and the model card")
-    parser.add_argument("--num-classes", type=int, help="classes of the checkpoint (default: the run's, else 1000)")
+    parser.add_argument(
+        "--num-classes", type=COUNT, metavar="N", help="classes of the checkpoint (default: the run's, else 1000)"
+    )
     parser.add_argument("--no-ema", action="store_true", help="take the last weights, not the averaged ones")
     parser.add_argument("--licence", "--license", help="of the weights (default: the authors'; of your own, say it)")
     parser.add_argument("--source", default="", help="where the weights are from, for the model card")

@@ -2,14 +2,13 @@
 
 import argparse
 import fnmatch
-import sys
 from pathlib import Path
 
 import timm
 import torch
 
 import visionzoo
-from visionzoo.engine import run_tool
+from visionzoo.engine import UserError, run_tool
 from visionzoo.engine.reporting import insert_between
 from visionzoo.models.registry import VARIANTS
 
@@ -60,9 +59,14 @@ def main() -> None:
     parser.add_argument("--weights", action="store_true", help="only models with public weights")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the whole table into this Markdown file")
     args = parser.parse_args()
+    if args.write and not args.write.is_file():
+        raise UserError(f"no file at {args.write}: expected a Markdown file with the two lines that hold the table")
     table = rows(args.filter, args.weights)
     if not table:
-        sys.exit(f"no model matches {args.filter!r}{' with weights' if args.weights else ''} (of {len(VARIANTS)})")
+        raise UserError(
+            f"no model matches {args.filter!r}{' with weights' if args.weights else ''} (of {len(VARIANTS)}); a part "
+            f"of a name needs stars around it, such as '*davit*'"
+        )
     if args.write:
         args.write.write_text(insert_between(args.write.read_text(), BEGIN, END, markdown(rows())))
     else:

@@ -328,6 +328,8 @@ def test_overrides_go_stage_by_stage_and_keep_the_familys_options():
     assert [spec["shift_size"] for spec in resolve_mixers(turns, {"type": "window", "window_size": 5})[0]] == [0, None]
     with pytest.raises(ValueError, match="one entry for each of the 3 stages, got 2"):
         resolve_mixers(own, ("pool", "pool"))
+    with pytest.raises(ValueError, match="one entry for each of the 3 stages, got int: 5"):
+        resolve_mixers(own, 5)
     with pytest.raises(ValueError, match="at least one mixer"):
         resolve_mixers(own, ("pool", [], "pool"))
 

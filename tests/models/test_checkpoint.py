@@ -114,6 +114,15 @@ def test_a_truncated_file_is_named(source, tmp_path, suffix, keep):
         read_checkpoint(path)
 
 
+@pytest.mark.parametrize(
+    "text", ['"""A config."""\n', "<!DOCTYPE html>", "version https://git-lfs.github.com/spec/v1", "u"]
+)
+def test_a_text_is_no_checkpoint(tmp_path, text):
+    (tmp_path / "page.pth").write_text(text)
+    with pytest.raises(ValueError, match=r"page\.pth .* cannot be read as a checkpoint"):
+        read_checkpoint(tmp_path / "page.pth")
+
+
 def test_a_bit_that_flipped_in_a_weight_is_noticed(source, target, tmp_path):
     path = tmp_path / "flipped.pth"
     torch.save(source.state_dict(), path)

@@ -16,6 +16,7 @@ from mmengine.registry import MODELS
 from timm.layers import LayerNorm2d
 from torch import nn
 
+from visionzoo.engine import UserError
 from visionzoo.models.registry import FAMILIES
 from visionzoo.openmmlab import ZooBackbone, feature_channels, feature_strides
 
@@ -125,6 +126,14 @@ def test_further_arguments_reach_the_model():
         ({"name": "zoo_biformr_s"}, "'zoo_biformr_s' is no model of the zoo; did you mean zoo_biformer_s"),
         ({"name": "resnet50"}, "'resnet50' is no model of the zoo"),
         ({"out_indices": (0, 4)}, "feature indices must be from -4 to 3"),
+        ({"out_indices": ()}, "out_indices must be numbers of stages, such as (1, 2, 3), got out_indices=()"),
+        ({"out_indices": 2}, "out_indices must be numbers of stages, such as (1, 2, 3), got out_indices=2"),
+        ({"out_indices": (1, 1)}, "out_indices must be different stages, the first one first, got out_indices=(1, 1)"),
+        ({"out_indices": (3, 0)}, "out_indices must be different stages, the first one first, got out_indices=(3, 0)"),
+        ({"window": 3}, "zoo_davit_t cannot be built with"),
+        ({"drop_path_rate": 2.0}, "drop_path_rate must be from 0 to below 1, got drop_path_rate=2.0"),
+        ({"out_norm": {"type": "LN3d"}}, "out_norm must be a config of mmcv's norms, such as dict(type='LN2d')"),
+        ({"out_norm": "LN2d"}, "out_norm must be a config of mmcv's norms, such as dict(type='LN2d')"),
         ({"frozen_stages": 5}, "frozen_stages must be from -1 to 4 for zoo_davit_t, got frozen_stages=5"),
         ({"out_norm": [None]}, "one config or one for each of out_indices=(0, 1, 2, 3), got 1"),
         ({"init_cfg": {"type": "Xavier"}}, "init_cfg must be dict(type='Pretrained', checkpoint=FILE_OR_URL)"),
@@ -132,7 +141,7 @@ def test_further_arguments_reach_the_model():
     ],
 )
 def test_wrong_arguments_are_named(options, message):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         build(**options)
     assert message in str(caught.value)
 
@@ -176,9 +185,9 @@ def test_a_checkpoint_is_loaded_before_training_only(tmp_path, wrap):
 
 def test_a_checkpoint_that_does_not_fit_stops_the_run(tmp_path):
     _, init_cfg = checkpoint(tmp_path, lambda state: {"model": state})
-    with pytest.raises(ValueError, match="probably a checkpoint of another"):
+    with pytest.raises(UserError, match="probably a checkpoint of another"):
         build("zoo_shvit_s1", init_cfg=init_cfg).init_weights()
-    with pytest.raises(ValueError, match="no checkpoint at nowhere"):
+    with pytest.raises(UserError, match="no checkpoint at nowhere"):
         build(init_cfg={"type": "Pretrained", "checkpoint": "nowhere.pth"}).init_weights()
 
 

@@ -1,10 +1,12 @@
 """One's own data in a config, and what stops a run before its first step."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from engine.helpers import truncate
 from PIL import Image
 
 pytest.importorskip("mmdet", reason='needs pip install "visionzoo[openmmlab]"')
@@ -37,9 +39,8 @@ def pets(tmp_path):
         for i in range(2):
             Image.fromarray(np.full((32, 48, 3), 40 * i, np.uint8)).save(tmp_path / split / f"{i}.jpg")
             Image.fromarray(np.full((32, 48), i, np.uint8)).save(tmp_path / f"masks_{split}" / f"{i}.png")
-            annotations.append(
-                {"id": i + 1, "image_id": i, "category_id": 5 + i, "bbox": [2, 3, 20, 20], "area": 400, "iscrowd": 0}
-            )
+            place = {"bbox": [2, 3, 20, 20], "area": 400, "segmentation": [[2, 3, 22, 3, 22, 23, 2, 23]]}
+            annotations.append({"id": i + 1, "image_id": i, "category_id": 5 + i, "iscrowd": 0, **place})
         images = [{"id": i, "file_name": f"{i}.jpg", "height": 32, "width": 48} for i in range(2)]
         categories = [{"id": 5, "name": "dog"}, {"id": 6, "name": "cat"}]
         content = {"images": images, "annotations": annotations, "categories": categories}
@@ -115,7 +116,7 @@ def test_some_of_the_annotated_classes_may_be_taken(pets):
     use_dataset(cfg, pets())
     use_classes(cfg, ["cat"])
     assert cfg.model.bbox_head.num_classes == 1
-    assert any("not used: dog" in note for note in check_data(cfg))
+    assert any(re.search("1 categories that are not used in .*: dog", note) for note in check_data(cfg))
     use_classes(cfg, ["horse"])
     with pytest.raises(UserError, match=r"1 of 1 classes are not among the annotated categories \(horse\)"):
         check_data(cfg)
@@ -127,8 +128,15 @@ def test_some_of_the_annotated_classes_may_be_taken(pets):
         ({"classes": ["soil"]}, r"0.png|1.png has the values \[1\], but there are 1 classes"),
         ({"zero_is_unlabelled": True, "classes": ["a"]}, None),
         ({"mask_suffix": ".tif"}, r"2 masks are missing, the first is .*0\.tif"),
-        ({"image_suffix": ".bmp"}, r"no images \*\.bmp in"),
+        (
+            {"image_suffix": ".bmp"},
+            r"no images \*\.bmp in .*; there are files \.jpg: name their ending by image_suffix",
+        ),
         ({"classes": None}, r"expected classes: \[\.\.\.\], the names in the order"),
+        ({"classes": "soil"}, "expected classes: .*, got 'soil'"),
+        ({"classes": [True, False]}, "YAML reads yes, no, on and off as true and false"),
+        ({"zero_is_unlabelled": "false"}, "expected zero_is_unlabelled: true or false, got 'false'"),
+        ({"root": 5}, "expected root: TEXT, got 5"),
         ({"clases": ["a"]}, "unknown key 'clases' for segmentation; did you mean classes"),
         ({"val": {"images": "val"}}, "expected val: {images: PATH, masks: PATH} for segmentation, got"),
     ],
@@ -160,6 +168,126 @@ def test_damaged_and_missing_annotations_are_named(pets, tmp_path):
     (tmp_path / "val.json").unlink()
     with pytest.raises(UserError, match="no annotations at"):
         check_data(cfg)
+
+
+def edited(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["annotations"][0].update(category_id=99), "annotation 1 is of category 99, which is not among"),
+        (lambda c: c["annotations"][0].update(bbox=[2, float("nan"), 3, 3]), r"annotation 1 has the box \[2, nan"),
+        (lambda c: c["annotations"][0].update(bbox=[2, 3, 20]), r"has the box \[2, 3, 20\].*expected \[x, y, width"),
+        (lambda c: c["annotations"][1].update(id=1), "annotations share an id, which must be one's own: 1"),
+        (lambda c: c["images"][1].update(id=0), "images share an id, which must be one's own: 0"),
+        (lambda c: c["categories"].append({"id": 5, "name": "bird"}), "categories share an id.*: 5"),
+        (lambda c: c["images"].append(3), "an entry of images lacks keys: 3"),
+        (lambda c: c.update(images=[]), "has no annotation of any class on any of its images"),
+        (lambda c: c["annotations"][0].pop("iscrowd"), 'COCO\'s metric needs "iscrowd".*: 1'),
+    ],
+)
+def test_annotations_that_cannot_be_used_are_named(pets, tmp_path, change, message):
+    cfg = load(RETINANET)
+    use_dataset(cfg, pets())
+    edited(tmp_path / "val.json", change)
+    with pytest.raises(UserError, match=message):
+        check_data(cfg)
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        (lambda c: c["annotations"][0].update(image_id=7), "1 annotations of images that it does not list in .*: 1"),
+        (lambda c: c["annotations"][0].update(bbox=[2, 3, 0, 9]), "1 boxes that are left out, .*train.json: 1"),
+        (lambda c: c["annotations"][1].update(bbox=[900, 3, 9, 9]), "1 boxes that are left out, .*train.json: 2"),
+        (lambda c: c["annotations"][1].update(area=0), "1 boxes that are left out, .*train.json: 2"),
+    ],
+)
+def test_annotations_that_mmdet_leaves_out_are_counted(pets, tmp_path, change, note):
+    cfg = load(RETINANET)
+    use_dataset(cfg, pets())
+    edited(tmp_path / "train.json", change)
+    (said,) = check_data(cfg)
+    assert re.fullmatch(f"train_dataloader: {note}", said), said
+
+
+def test_a_detector_of_masks_needs_segmentations(pets, tmp_path):
+    cfg = load(CASCADE)
+    use_dataset(cfg, pets())
+    edited(tmp_path / "train.json", lambda c: [a.pop("segmentation") for a in c["annotations"]])
+    with pytest.raises(
+        UserError, match="2 of 2 annotations have no segmentation, and this detector learns masks: 1, 2"
+    ):
+        check_data(cfg)
+    cfg = load(RETINANET)
+    use_dataset(cfg, pets())
+    assert check_data(cfg) == []
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: path.write_text("no image"), r"the mask .*0\.png cannot be read: cannot identify"),
+        (truncate, r"the mask .*0\.png cannot be read: "),
+        (lambda path: Image.new("RGB", (48, 32)).save(path), r"the mask .*0\.png has 3 channels \(RGB\)"),
+        (lambda path: path.unlink(), r"1 masks are missing, the first is .*0\.png"),
+    ],
+)
+def test_masks_that_cannot_be_used_are_named(pets, tmp_path, write, message):
+    cfg = load(UPERNET)
+    use_dataset(cfg, pets(**masks()))
+    write(tmp_path / "masks_val/0.png")
+    with pytest.raises(UserError, match=f"val_dataloader: {message}"):
+        check_data(cfg)
+
+
+def test_masks_without_a_class_stop_the_run_and_those_without_an_image_are_counted(pets, tmp_path):
+    cfg = load(UPERNET)
+    use_dataset(cfg, pets(**masks()))
+    (tmp_path / "train/1.jpg").unlink()
+    assert check_data(cfg) == [f"train_dataloader: 1 masks without an image in {tmp_path / 'train'}: 1.png"]
+    Image.new("L", (48, 32), 255).save(tmp_path / "masks_train/0.png")
+    with pytest.raises(UserError, match=r"no pixel of 1 masks in .*masks_train has a class"):
+        check_data(cfg)
+
+
+def test_folders_in_folders_and_lists_of_images_are_read_as_mmseg_does(pets, tmp_path):
+    cfg = load(UPERNET)
+    use_dataset(cfg, pets(**masks()))
+    for folder in ("train", "masks_train"):
+        (tmp_path / folder / "town").mkdir()
+        for file in list((tmp_path / folder).glob("*.*")):
+            file.rename(file.parent / "town" / file.name)
+    assert check_data(cfg) == []
+    (tmp_path / "listed.txt").write_text("1\n")
+    (tmp_path / "masks_val/0.png").unlink()
+    for loader, dataset in datasets(cfg):
+        if loader != "train_dataloader":
+            dataset.ann_file = "listed.txt"
+    assert check_data(cfg) == []
+
+
+def test_some_of_ade20ks_classes_may_be_taken_and_no_others(pets, tmp_path):
+    cfg = load(UPERNET)
+    use_root(cfg, str(tmp_path))
+    for _, dataset in datasets(cfg):
+        dataset.data_prefix = {"img_path": "train", "seg_map_path": "masks_train"}
+    Image.new("L", (48, 32), 150).save(tmp_path / "masks_train/0.png")
+    use_classes(cfg, ["wall", "flag"])  # the first and the last; mmseg gives them the numbers 0 and 1
+    assert check_data(cfg) == []
+    use_classes(cfg, ["wall", "unicorn"])
+    with pytest.raises(UserError, match=r"ADE20KDataset has classes of its own, .*\(unicorn\) need --dataset FILE"):
+        check_data(cfg)
+
+
+def test_weights_of_classes_go_with_their_number(pets):
+    cfg = load("segmentation/semantic-fpn_zoo-biformer_digits.py")
+    use_dataset(cfg, pets(**masks()))
+    assert cfg.model.decode_head.loss_decode.class_weight == [1.0, 1.0]
 
 
 def test_missing_images_are_named(pets, tmp_path):
@@ -197,6 +325,15 @@ def test_a_folder_of_coco_is_checked(tmp_path, pets):
     _, missing = check_folder("coco", tmp_path)
     assert any("118287 of 118287 files are missing" in line for line in missing)
     assert any("2 of its images are not in train2017, such as 0.jpg" in line for line in missing)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"images": [{"id": 1}]}'])
+def test_a_folder_with_broken_annotations_is_checked_to_the_end(tmp_path, content):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/instances_train2017.json").write_text(content)
+    _, missing = check_folder("coco", tmp_path)
+    assert any("instances_train2017.json: cannot be read as annotations of COCO" in line for line in missing)
+    assert any("instances_val2017.json: not there" in line for line in missing)
 
 
 def test_a_folder_of_ade20k_is_checked(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from engine.helpers import ROOT, run_tool
+from engine.helpers import ROOT, run_tool, truncate
 from PIL import Image
 
 pytest.importorskip("mmdet", reason='needs pip install "visionzoo[openmmlab]"')
@@ -99,8 +100,9 @@ def test_the_zoos_loader_reads_the_backbone_out_of_a_detectors_checkpoint(detect
 
 def test_a_detector_is_evaluated_and_draws_boxes_and_masks(detector, scenes, tmp_path, capsys):
     checkpoint = str(detector / "epoch_1.pth")
-    flags = ["--checkpoint", checkpoint, "--work-dir", str(tmp_path / "eval"), "--cfg-options", *DET_FEW]
-    assert run_tool("eval", str(DETECTION), *flags) == 0
+    flags = ["--checkpoint", checkpoint, "--work-dir", str(tmp_path / "eval"), "--show-dir", str(tmp_path / "show")]
+    assert run_tool("eval", str(DETECTION), *flags, "--cfg-options", *DET_FEW) == 0
+    assert list((tmp_path / "show").rglob("*.png")), "no pictures of annotation and prediction"
     picture = scenes / "images/validation/0000.png"
     flags = ["--checkpoint", checkpoint, "--output", str(tmp_path / "out"), "--score-threshold", "0.0"]
     assert run_tool("predict", str(detector / DETECTION.name), str(picture), *flags) == 0
@@ -114,8 +116,13 @@ def test_a_detector_is_evaluated_and_draws_boxes_and_masks(detector, scenes, tmp
 
 def test_a_segmentor_is_evaluated_and_draws_masks(segmentor, scenes, tmp_path, capsys):
     checkpoint = str(segmentor / "iter_2.pth")
-    flags = ["--checkpoint", checkpoint, "--work-dir", str(tmp_path / "eval"), "--cfg-options", *SEG_FEW]
-    assert run_tool("eval", str(SEGMENTATION), *flags) == 0
+    flags = ["--checkpoint", checkpoint, "--work-dir", str(tmp_path / "eval"), "--show-dir", str(tmp_path / "show")]
+    # in a process of its own: mmseg's hook draws with the last visualizer made, be it that of a detector
+    command = [sys.executable, str(ROOT / "tools/eval.py"), str(SEGMENTATION), *flags, "--cfg-options", *SEG_FEW]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "show").rglob("*.png"))) == 4, "no pictures of annotation and prediction"
     pictures = [str(scenes / f"images/validation/000{i}.png") for i in range(2)]
     flags = ["--checkpoint", checkpoint, "--output", str(tmp_path / "out")]
     assert run_tool("predict", str(SEGMENTATION), *pictures, *flags) == 0
@@ -145,6 +152,42 @@ def test_training_goes_on_from_the_last_checkpoint(segmentor, tmp_path, capsys):
     assert torch.load(tmp_path / "iter_3.pth", weights_only=False)["meta"]["iter"] == 3
 
 
+def test_a_checkpoint_of_other_classes_is_refused_with_its_own(detector, scenes, tmp_path, capsys):
+    checkpoint = str(detector / "epoch_1.pth")
+    few = ["--cfg-options", *DET_FEW]
+    for argv in (
+        ["eval", "--checkpoint", checkpoint, "--classes", "3,4", "--work-dir", str(tmp_path), *few],
+        ["train", "--resume", checkpoint, "--classes", "3,4", "--work-dir", str(tmp_path), *few],
+    ):
+        assert run_tool(argv[0], str(DETECTION), *argv[1:]) == 1
+        said = capsys.readouterr().err
+        assert "0 weights are missing and 6 have another shape, such as roi_head.bbox_head.fc_cls.weight (11," in said
+        assert "its classes are 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in said
+    coco = str(ROOT / "configs/detection/mask-rcnn_zoo-biformer-t_fpn_tiny.py")
+    picture = str(scenes / "images/validation/0000.png")
+    flags = ["--checkpoint", checkpoint, "--output", str(tmp_path)]
+    assert run_tool("predict", coco, picture, *flags) == 1
+    assert "does not fit the config: " in capsys.readouterr().err
+
+
+def test_pictures_that_cannot_be_read_are_named_before_the_first_is_predicted(detector, scenes, tmp_path, capsys):
+    shutil.copy(scenes / "images/validation/0000.png", tmp_path / "a.png")
+    flags = ["--checkpoint", str(detector / "epoch_1.pth"), "--output", str(tmp_path / "out")]
+    for content in (b"", b"text"):
+        (tmp_path / "b.png").write_bytes(content)
+        assert run_tool("predict", str(DETECTION), str(tmp_path), *flags) == 1
+        assert f"error: the picture {tmp_path / 'b.png'} cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_configs_that_cannot_be_read_are_named(tmp_path, capsys):
+    for content, message in (("x = (", "was never closed"), ("_base_ = 'nowhere.py'", "nowhere.py")):
+        (tmp_path / "config.py").write_text(content)
+        assert run_tool("train", str(tmp_path / "config.py")) == 1
+        said = capsys.readouterr().err
+        assert f"error: the config {tmp_path / 'config.py'} cannot be read: " in said and message in said
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -157,8 +200,13 @@ def test_training_goes_on_from_the_last_checkpoint(segmentor, tmp_path, capsys):
             "did you mean zoo_biformer_t",
         ),
         (["train", str(DETECTION), "--cfg-options", "model.backbone.pretrained=True"], "pretrained=False"),
+        (["train", str(DETECTION), "--resume", "nowhere.pth"], "no checkpoint at nowhere.pth"),
         (["eval", str(DETECTION), "--checkpoint", "nowhere.pth"], "no checkpoint at nowhere.pth"),
         (["predict", str(DETECTION), "nowhere.png", "--checkpoint", "x.pth"], "no picture at nowhere.png"),
+        (
+            ["train", str(DETECTION), "--cfg-options", "modl.neck.num_outs=5"],
+            "--cfg-options modl: there is no such part",
+        ),
         (["check_data", "coco", "/nowhere"], "train2017: not there"),
     ],
     ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else "",
@@ -185,6 +233,60 @@ def test_py_configs_without_openmmlab_name_the_extra(monkeypatch, capsys):
     monkeypatch.setattr("visionzoo.engine.errors.find_spec", lambda name: None)
     assert run_tool("train", str(DETECTION)) == 1
     assert 'pip install "visionzoo[openmmlab]"' in capsys.readouterr().err
+
+
+def cut_short(folder):
+    truncate(folder / "images/train/0002.png")
+
+
+def smaller_image(folder):
+    Image.new("RGB", (64, 96)).save(folder / "images/train/0002.png")
+
+
+def smaller_mask(folder):
+    Image.new("L", (64, 96), 1).save(folder / "annotations/train/0002.png")
+
+
+def other_number(folder):
+    Image.new("L", (128, 128), 77).save(folder / "annotations/train/0002.png")
+
+
+@pytest.mark.parametrize(
+    ("config", "spoil", "workers", "message"),
+    [
+        (DETECTION, cut_short, 1, "images/train/0002.png: "),
+        (
+            DETECTION,
+            smaller_image,
+            0,
+            "images/train/0002.png: it has a height of 96 and a width of 64 pixels, by its",
+        ),
+        (SEGMENTATION, cut_short, 1, "images/train/0002.png: "),
+        (
+            SEGMENTATION,
+            smaller_mask,
+            0,
+            "annotations/train/0002.png: the mask has the shape (96, 64), its image a height",
+        ),
+        (
+            SEGMENTATION,
+            other_number,
+            0,
+            "annotations/train/0002.png: the mask has the class numbers [76] of 11 classes",
+        ),
+    ],
+)
+def test_a_bad_file_stops_training_by_name(config, spoil, workers, message, scenes, tmp_path, capsys, monkeypatch):
+    shutil.copytree(scenes, tmp_path / "data")
+    spoil(tmp_path / "data")
+    monkeypatch.setattr("visionzoo.openmmlab.data.MASKS_READ", 1)  # the check before the first step reads others
+    options = [*(DET_FEW if config is DETECTION else SEG_FEW), f"train_dataloader.num_workers={workers}"]
+    if config is SEGMENTATION:
+        options += ["train_cfg.max_iters=4", "train_cfg.val_interval=4"]
+    flags = ["--work-dir", str(tmp_path / "run"), "--data-root", str(tmp_path / "data"), "--cfg-options", *options]
+    assert run_tool("train", str(config), *flags) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith(f"error: cannot use {tmp_path / 'data'}/{message}") and said.endswith("--resume")
 
 
 @pytest.mark.slow

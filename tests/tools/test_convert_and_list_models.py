@@ -52,6 +52,14 @@ def test_what_cannot_be_converted_is_said_in_one_line(tmp_path, model, checkpoin
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("classes", "code"), [("0", 2), ("-1", 2), ("3", 1)])
+def test_numbers_of_classes_and_folders_that_cannot_be_are_refused(tmp_path, classes, code):
+    (tmp_path / "file").touch()
+    done = _run("convert", "zoo_poolformer_s12", tmp_path / "x.pth", tmp_path / "file", "--num-classes", classes)
+    assert done.returncode == code and "Traceback" not in done.stderr
+    assert ("--num-classes" if code == 2 else "or no folder; name a new one") in done.stderr
+
+
 def test_the_readmes_table_is_the_registrys():
     """`make table` writes it anew."""
     tool = _module("list_models")
@@ -69,3 +77,5 @@ def test_models_can_be_filtered():
     ]
     done = _run("list_models", "zoo_nothing*")
     assert done.returncode == 1 and "no model matches 'zoo_nothing*'" in done.stderr
+    done = _run("list_models", "davit", "--write", "nowhere.md")
+    assert done.returncode == 1 and "error: no file at nowhere.md" in done.stderr

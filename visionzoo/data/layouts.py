@@ -50,7 +50,11 @@ def check_folder(name: str, root: str | Path) -> tuple[list[str], list[str]]:
             if not path.is_file():
                 missing.append(f"{path}: not there")
                 continue
-            images = [image["file_name"] for image in json.loads(path.read_text())["images"]]
+            try:
+                images = [image["file_name"] for image in json.loads(path.read_text())["images"]]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                missing.append(f"{path}: cannot be read as annotations of COCO, {type(error).__name__}: {error}")
+                continue
             absent = [image for image in images if not (root / folder.annotates / image).exists()]
             found.append(f"{path}: {len(images)} images")
             if absent:

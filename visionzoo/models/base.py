@@ -64,13 +64,15 @@ def build_stages(
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
 
     Raises:
-        ValueError: if the sequences differ in length.
+        ValueError: if the sequences differ in length, or `drop_path_rate` is no probability below 1.
     """
     if not len(embed_dims) == len(depths) == len(num_heads) == len(mixers):
         raise ValueError(
             f"expected one entry for each stage, got embed_dims={tuple(embed_dims)}, depths={tuple(depths)}, "
             f"num_heads={tuple(num_heads)} and {len(mixers)} stages of mixers"
         )
+    if not 0 <= drop_path_rate < 1:
+        raise ValueError(f"drop_path_rate must be from 0 to below 1, got {drop_path_rate=}")
     rates: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
     block = [block] * len(depths) if callable(block) else block
     downsample = [downsample] * (len(depths) - 1) if callable(downsample) else downsample

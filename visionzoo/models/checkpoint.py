@@ -141,6 +141,11 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
             with zipfile.ZipFile(path) as archive:
                 if (record := archive.testzip()) is not None:
                     raise ValueError(_damaged(path, f"the checksum of {record} does not fit its content"))
+        else:
+            with path.open("rb") as file:
+                start = file.read(20)
+            if start[:1] != pickle.PROTO:  # with which torch files begin that are no zip archives
+                raise ValueError(_damaged(path, f"it is no archive of tensors, and begins with {start!r}"))
         # Authors store their command line beside the weights; a Namespace holds values and runs nothing.
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)

@@ -5,7 +5,8 @@ mmcv has no compiled extension, lets no checkpoint run code, and registers `ZooB
 constructor in mmengine's root registry, where mmdet and mmseg find them.
 
 `ops` stands in mmcv's place, `checkpoints` reads for mmengine; `backbone`, `necks` and `optim` are what configs name;
-`flags`, `running`, `prediction` and `export` are tools/*.py with a .py config, with the checks of `data`.
+`flags`, `running`, `prediction` and `export` are tools/*.py with a .py config, with the checks of `data` before the
+first step and of `reading` in each.
 """
 
 from mmengine.config import utils as _config_utils

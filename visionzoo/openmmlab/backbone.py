@@ -74,7 +74,7 @@ class ZooBackbone(BaseModule):
         self.out_channels = getter.feature_info.channels()
         self.out_strides = getter.feature_info.reduction()
         self.out_norms = nn.ModuleList(
-            build_norm_layer(dict(norm), channels)[1] if norm else nn.Identity()
+            _norm(norm, channels) if norm else nn.Identity()
             for norm, channels in zip(self._norms(out_norm), self.out_channels, strict=True)
         )
         if with_cp:
@@ -121,7 +121,10 @@ class ZooBackbone(BaseModule):
         if self._is_init:
             return
         if self.pretrained or self.checkpoint:
-            report = load_weights(self.model, self._weights(), strict=False)
+            try:
+                report = load_weights(self.model, self._weights(), strict=False)
+            except ValueError as error:
+                raise error if isinstance(error, UserError) else UserError(f"{self.name}: {error}") from error
             print_log(f"{self.name} from {self.checkpoint or 'the hub'}: {report}", logger="current")
         self._is_init = True
 
@@ -140,8 +143,8 @@ class ZooBackbone(BaseModule):
             return download(self.checkpoint, map_location="cpu")
         return self.checkpoint
 
-    def _norms(self, out_norm: Any) -> Sequence[Mapping[str, Any] | None]:
-        if out_norm is None or isinstance(out_norm, Mapping):
+    def _norms(self, out_norm: Any) -> Sequence[Any]:
+        if out_norm is None or isinstance(out_norm, Mapping | str):
             return [out_norm] * len(self.out_indices)
         if len(out_norm) != len(self.out_indices):
             raise UserError(
@@ -188,15 +191,37 @@ def create_getter(name: str, out_indices: Sequence[int] | None = None, **model: 
     """Build timm's feature getter of a model of the zoo.
 
     Raises:
-        UserError: if there is no such model.
+        UserError: if there is no such model or stage, or it does not take the arguments.
     """
     if name not in VARIANTS:
         raise UserError(
             f"ZooBackbone: {name!r} is no model of the zoo{closest(name, VARIANTS)}. All: timm.list_models('zoo_*')"
         )
     if out_indices is not None:
+        if not isinstance(out_indices, Sequence) or not out_indices:
+            raise UserError(
+                f"ZooBackbone: out_indices must be numbers of stages, such as (1, 2, 3), got {out_indices=}"
+            )
         model["out_indices"] = tuple(out_indices)
-    return timm.create_model(name, features_only=True, **model)
+    try:
+        getter: Any = timm.create_model(name, features_only=True, **model)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"ZooBackbone: {name} cannot be built with {model}: {error}") from error
+    strides = getter.feature_info.reduction()
+    if out_indices is not None and (len(strides) != len(out_indices) or sorted(set(strides)) != strides):
+        raise UserError(f"ZooBackbone: out_indices must be different stages, the first one first, got {out_indices=}")
+    return getter
+
+
+def _norm(config: Any, channels: int) -> nn.Module:
+    try:
+        norm: nn.Module = build_norm_layer(dict(config), channels)[1]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"ZooBackbone: out_norm must be a config of mmcv's norms, such as dict(type='LN2d') or dict(type='BN'), "
+            f"got {config!r}"
+        ) from error
+    return norm
 
 
 def _checkpoint(init_cfg: Mapping[str, Any] | None) -> str | None:

@@ -14,6 +14,8 @@ import mmengine.runner.checkpoint as mmengine_checkpoint
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.model import is_model_wrapper
+from torch import nn
 
 from visionzoo.engine.errors import UserError
 from visionzoo.models.checkpoint import read_checkpoint
@@ -45,6 +47,32 @@ def read(file: Any, map_location: Any = None, weights_only: bool | None = None) 
             raise UserError(_refused("the checkpoint", error)) from error
         except ValueError as error:
             raise UserError(str(error)) from error
+
+
+def check_fit(model: nn.Module, path: str) -> None:
+    """Compare a detector's or segmentor's checkpoint with the model; mmengine would leave random what does not fit.
+
+    Raises:
+        UserError: if weights are missing or have other shapes; with the names.
+    """
+    content = download(path, map_location="cpu") if path.startswith(("http://", "https://")) else read(path)
+    state = content.get("state_dict", content)
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    bare: Any = model.module if is_model_wrapper(model) else model
+    expected = bare.state_dict()
+    missing = [name for name in expected if name not in state]
+    other = [
+        f"{name} {tuple(state[name].shape)} in place of {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if missing or other:
+        classes = content.get("meta", {}).get("dataset_meta", {}).get("classes", ())
+        raise UserError(
+            f"{path} does not fit the config: {len(missing)} weights are missing and {len(other)} have another shape, "
+            f"such as {', '.join([*other, *missing][:3])}. Use the config that the training wrote beside it"
+            + (f"; its classes are {', '.join(classes[:100])}" if classes else "")
+        )
 
 
 def download(

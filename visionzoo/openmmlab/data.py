@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmengine.config import Config, ConfigDict
+from mmengine.fileio import list_dir_or_file
 from PIL import Image
 
 from visionzoo.engine.errors import UserError, closest, require
+from visionzoo.engine.images import UNREADABLE
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 UNLABELLED = 255  # in masks; mmseg's ignore_index
@@ -107,10 +112,12 @@ def use_classes(cfg: Config, classes: Sequence[str]) -> None:
         dataset.metainfo = ConfigDict(classes=tuple(classes))
     for head in heads(cfg):
         before, head["num_classes"] = head["num_classes"], len(classes)
-        for loss in head.values():  # the weight of "no object" comes after those of the classes
+        losses = [loss for part in head.values() for loss in (part if isinstance(part, list | tuple) else [part])]
+        for loss in losses:
             weights = loss.get("class_weight") if isinstance(loss, Mapping) else None
-            if isinstance(weights, list | tuple) and len(weights) == before + 1:
-                loss["class_weight"] = [1.0] * len(classes) + [weights[-1]]
+            # weights of other classes mean nothing; that of "no object" comes after them
+            if isinstance(weights, list | tuple) and before != len(classes) and len(weights) in (before, before + 1):
+                loss["class_weight"] = [1.0] * len(classes) + list(weights[before:])
 
 
 def task_of(cfg: Config) -> str:
@@ -182,7 +189,7 @@ def check_data(cfg: Config, loaders: Sequence[str] = LOADERS) -> list[str]:
         if dataset["type"].rpartition(".")[2] == "CocoDataset":
             notes += _check_coco(loader, dataset, classes)
         elif "seg_map_path" in dataset.get("data_prefix", {}):
-            _check_masks(loader, dataset, classes)
+            notes += _check_masks(loader, dataset, classes, _own_classes(dataset, cfg))
     return list(dict.fromkeys(notes))
 
 
@@ -190,6 +197,10 @@ def class_names(dataset: Mapping[str, Any], cfg: Config) -> list[str] | None:
     """Return the classes of a dataset: those of its config, else of its kind."""
     if classes := (dataset.get("metainfo") or {}).get("classes"):
         return list(classes)
+    return _own_classes(dataset, cfg)
+
+
+def _own_classes(dataset: Mapping[str, Any], cfg: Config) -> list[str] | None:
     from mmengine.registry import DATASETS, init_default_scope
 
     init_default_scope(cfg.default_scope)
@@ -219,34 +230,119 @@ def _check_coco(loader: str, dataset: Mapping[str, Any], classes: list[str]) -> 
             f"file: predictions would have wrong names.{both}"
         )
     folder = Path(dataset.get("data_root") or "", dataset["data_prefix"]["img"])
-    _require_files(loader, [folder / image["file_name"] for image in content["images"][:20]], "images")
+    _require_files(loader, [folder / image["file_name"] for image in content["images"]], "images")
     used = {category["id"] for category in content["categories"] if category["name"] in classes}
-    count = sum(annotation["category_id"] in used for annotation in content["annotations"])
-    if not count:
-        raise UserError(f"{loader}: {path} has no annotation of any class.{both}")
-    left_out = [name for name in annotated if name not in classes]
-    return [f"{loader}: categories of {path} that are not used: {_listed(left_out)}"] if left_out else []
+    images = {image["id"]: image for image in content["images"]}
+    annotations = [a for a in content["annotations"] if a["category_id"] in used and a["image_id"] in images]
+    if not annotations:
+        raise UserError(f"{loader}: {path} has no annotation of any class on any of its images.{both}")
+    without_area = [a for a in annotations if not _has_area(a, images[a["image_id"]])]
+    evaluated = loader != "train_dataloader"
+    if evaluated and (lacking := [str(a["id"]) for a in annotations if "iscrowd" not in a]):
+        raise UserError(f'{path}: COCO\'s metric needs "iscrowd": 0 or 1 in annotations: {_listed(lacking, 20)}')
+    if _loads_masks(dataset):
+        _check_polygons(path, [a for a in annotations if evaluated or _has_area(a, images[a["image_id"]])])
+    left_out = {
+        "categories that are not used": [name for name in annotated if name not in classes],
+        "annotations of images that it does not list": [
+            str(a["id"]) for a in content["annotations"] if a["image_id"] not in images
+        ],
+        "boxes that are left out, as they are outside of their image or smaller than a pixel,": [
+            str(a["id"]) for a in without_area
+        ],
+    }
+    return [
+        f"{loader}: {len(which)} {what} in {path}: {_listed(which, 20)}" for what, which in left_out.items() if which
+    ]
 
 
-def _check_masks(loader: str, dataset: Mapping[str, Any], classes: list[str]) -> None:
+def _has_area(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> bool:
+    """Whether mmdet keeps the box."""
+    x, y, width, height = annotation["bbox"]
+    inside = min(x + width, image["width"]) > max(x, 0) and min(y + height, image["height"]) > max(y, 0)
+    return inside and width >= 1 and height >= 1 and annotation["area"] > 0
+
+
+def _loads_masks(dataset: Mapping[str, Any]) -> bool:
+    return any(transform.get("with_mask") for transform in dataset.get("pipeline", []))
+
+
+def _check_polygons(path: Path, annotations: Sequence[Mapping[str, Any]]) -> None:
+    if without := [str(a["id"]) for a in annotations if not a.get("segmentation")]:
+        raise UserError(
+            f"{path}: {len(without)} of {len(annotations)} annotations have no segmentation, and this detector learns "
+            f"masks: {_listed(without, 20)}. Add polygons, or take a detector of boxes alone, such as RetinaNet."
+        )
+
+
+def _check_masks(
+    loader: str, dataset: Mapping[str, Any], classes: list[str], own_classes: list[str] | None
+) -> list[str]:
+    if own_classes and not set(classes) <= set(own_classes):
+        raise UserError(
+            f"{loader}: {dataset['type']} has classes of its own, {_listed(own_classes, 10)}; others than these "
+            f"({_listed([name for name in classes if name not in own_classes], 10)}) need --dataset FILE.yaml."
+        )
     root, prefix = Path(dataset.get("data_root") or ""), dataset["data_prefix"]
-    from_zero = not _reduces_zero(dataset)
+    image_folder, mask_folder = root / prefix["img_path"], root / prefix["seg_map_path"]
     image_suffix, mask_suffix = dataset.get("img_suffix", ".jpg"), dataset.get("seg_map_suffix", ".png")
-    images = sorted((root / prefix["img_path"]).glob(f"*{image_suffix}"))
-    if not images:
-        raise UserError(f"{loader}: no images *{image_suffix} in {root / prefix['img_path']}")
-    masks = [root / prefix["seg_map_path"] / (image.name[: -len(image_suffix)] + mask_suffix) for image in images]
+    listed = Path(root, dataset.get("ann_file") or "")
+    if listed.is_file():
+        names = [line.strip() for line in listed.read_text().splitlines()]
+        _require_files(loader, [image_folder / (name + image_suffix) for name in names], "images")
+    else:
+        found = _files(image_folder)
+        names = [file[: -len(image_suffix)] for file in found if file.endswith(image_suffix)]
+        if not names:
+            others = sorted({Path(file).suffix for file in found})
+            raise UserError(
+                f"{loader}: no images *{image_suffix} in {image_folder}; there are "
+                f"{f'files {_listed(others)}: name their ending by image_suffix' if others else 'no files'}"
+            )
+    masks = [mask_folder / (name + mask_suffix) for name in names]
     _require_files(loader, masks, "masks")
-    allowed = set(range(len(classes))) if from_zero else set(range(len(classes) + 1))
+    values = own_classes or classes  # mmseg maps a data set's own classes to those that are wanted
+    from_zero = not _reduces_zero(dataset)
+    allowed = set(range(len(values))) if from_zero else set(range(len(values) + 1))
+    labelled = False
     for path in masks[:: max(1, len(masks) // MASKS_READ)][:MASKS_READ]:
-        found = set(np.unique(np.array(Image.open(path))).tolist())
-        if wrong := found - allowed - {UNLABELLED}:
+        found_values = _mask_values(loader, path)
+        labelled |= bool(found_values - {UNLABELLED} - (set() if from_zero else {0}))
+        if wrong := found_values - allowed - {UNLABELLED}:
             start = "0 is unlabelled, classes count from 1" if not from_zero else "classes count from 0"
             raise UserError(
-                f"{loader}: {path} has the values {sorted(wrong)}, but there are {len(classes)} classes and {start}, "
+                f"{loader}: {path} has the values {sorted(wrong)}, but there are {len(values)} classes and {start}, "
                 f"so 0 to {max(allowed)}, and {UNLABELLED} for unlabelled, were expected.\n"
-                f"  values of the mask: {sorted(found)}\n  classes: {_listed(classes)}"
+                f"  values of the mask: {sorted(found_values)}\n  classes: {_listed(values)}"
             )
+    if not labelled:
+        raise UserError(f"{loader}: no pixel of {len(masks[:MASKS_READ])} masks in {mask_folder} has a class")
+    if listed.is_file():
+        return []
+    lonely = sorted(set(_files(mask_folder, mask_suffix)) - {name + mask_suffix for name in names})
+    return (
+        [f"{loader}: {len(lonely)} masks without an image in {image_folder}: {_listed(lonely, 20)}"] if lonely else []
+    )
+
+
+def _files(folder: Path, suffix: str | None = None) -> list[str]:
+    """Return the files that mmseg finds in a folder and the folders in it."""
+    found = list_dir_or_file(str(folder), list_dir=False, suffix=suffix, recursive=True) if folder.is_dir() else []
+    return sorted(found)
+
+
+def _mask_values(loader: str, path: Path) -> set[int]:
+    try:
+        with Image.open(path) as mask:
+            pixels = np.array(mask)
+    except UNREADABLE as error:
+        raise UserError(f"{loader}: the mask {path} cannot be read: {error}; mend or remove it") from error
+    if pixels.ndim != 2:
+        raise UserError(
+            f"{loader}: the mask {path} has {pixels.shape[2]} channels ({mask.mode}); expected one, whose values are "
+            f"class numbers (colours have to be turned into these)"
+        )
+    return set(np.unique(pixels).tolist())
 
 
 def _reduces_zero(dataset: Mapping[str, Any]) -> bool:
@@ -258,7 +354,8 @@ def _reduces_zero(dataset: Mapping[str, Any]) -> bool:
 
 
 def _require_files(loader: str, paths: Sequence[Path], what: str) -> None:
-    absent = [path for path in paths if not path.exists()]
+    there = {folder: set(os.listdir(folder)) if folder.is_dir() else set() for folder in {p.parent for p in paths}}
+    absent = [path for path in paths if path.name not in there[path.parent]]
     if absent:
         raise UserError(f"{loader}: {len(absent)} {what} are missing, the first is {absent[0]}")
 
@@ -292,9 +389,29 @@ def _read_coco(path: Path) -> dict[str, Any]:
                         ("annotations", ("id", "image_id", "category_id", "bbox", "area")),
                         ("categories", ("id", "name"))):  # fmt: skip
         for entry in content[key]:
-            if absent := [name for name in wanted if name not in entry]:
-                raise UserError(f"{path}: an entry of {key} lacks {', '.join(absent)}: {str(entry)[:200]}")
+            if not isinstance(entry, dict) or (absent := [name for name in wanted if name not in entry]):
+                lacking = ", ".join(absent) if isinstance(entry, dict) else "keys"
+                raise UserError(f"{path}: an entry of {key} lacks {lacking}: {str(entry)[:200]}")
+        if twice := [number for number, count in Counter(entry["id"] for entry in content[key]).items() if count > 1]:
+            raise UserError(f"{path}: {key} share an id, which must be one's own: {_listed(list(map(str, twice)), 20)}")
+    categories = {category["id"] for category in content["categories"]}
+    for annotation in content["annotations"]:
+        if annotation["category_id"] not in categories:
+            raise UserError(
+                f"{path}: annotation {annotation['id']} is of category {annotation['category_id']!r}, which is not "
+                f"among the categories: {_listed(sorted(map(str, categories)), 20)}"
+            )
+        box = annotation["bbox"]
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, [*box, annotation["area"]])):
+            raise UserError(
+                f"{path}: annotation {annotation['id']} has the box {box!r} and the area {annotation['area']!r}; "
+                f"expected [x, y, width, height] in pixels, and numbers"
+            )
     return content
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _read_description(path: Path, task: str) -> dict[str, Any]:
@@ -309,8 +426,24 @@ def _read_description(path: Path, task: str) -> dict[str, Any]:
         if name not in DATASET_KEYS[task]:
             raise UserError(f"{path}: unknown key {name!r} for {task}{closest(str(name), DATASET_KEYS[task])}")
     described.setdefault("root", ".")
+    for name in ("root", "image_suffix", "mask_suffix"):
+        if not isinstance(described.get(name, ""), str):
+            raise UserError(f"{path}: expected {name}: TEXT, got {described[name]!r}")
+    if not isinstance(described.get("zero_is_unlabelled", False), bool):
+        raise UserError(f"{path}: expected zero_is_unlabelled: true or false, got {described['zero_is_unlabelled']!r}")
+    classes = described.get("classes") or []
+    if not isinstance(classes, list) or not all(isinstance(name, str) or type(name) is int for name in classes):
+        raise UserError(
+            f"{path}: expected classes: [NAME, ...], got {classes!r} (YAML reads yes, no, on and off as true and false "
+            f"unless they are quoted)"
+        )
     for split in ("train", "val"):
-        if set(described.get(split) or {}) != set(SPLIT_KEYS[task]):
+        given = described.get(split)
+        if (
+            not isinstance(given, dict)
+            or set(given) != set(SPLIT_KEYS[task])
+            or not all(isinstance(folder, str) for folder in given.values())
+        ):
             raise UserError(
                 f"{path}: expected {split}: {{{', '.join(f'{key}: PATH' for key in SPLIT_KEYS[task])}}} for {task}, "
                 f"got {described.get(split)!r}"

@@ -5,6 +5,7 @@ import argparse
 from mmengine.config import DictAction
 
 from visionzoo.deploy.flags import add_export_flags
+from visionzoo.engine.flags import SHARE
 
 
 def train_parser() -> argparse.ArgumentParser:
@@ -41,7 +42,7 @@ def predict_parser() -> argparse.ArgumentParser:
     parser.add_argument("images", nargs="+", help="pictures, or folders of them")
     parser.add_argument("--checkpoint", required=True, help="of the detector or segmentor, as train.py writes it")
     parser.add_argument("--output", default="output/predictions", help="folder (default: %(default)s)")
-    parser.add_argument("--score-threshold", type=float, default=0.3, help="of what is drawn (default: %(default)s)")
+    parser.add_argument("--score-threshold", type=SHARE, default=0.3, help="of what is drawn (default: %(default)s)")
     parser.add_argument("--device", help="such as cuda:0 or cpu (default: the GPU if there is one)")
     return parser
 

@@ -7,9 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+import torch
 
 from visionzoo.engine.errors import UserError
+from visionzoo.openmmlab.checkpoints import check_fit
 from visionzoo.openmmlab.data import task_of
 from visionzoo.openmmlab.running import read_config, require_checkpoint
 
@@ -24,12 +27,14 @@ def predict(args: argparse.Namespace) -> list[Path]:
     `pred/NAME.png`, of class indices.
 
     Raises:
-        UserError: if a picture, the config or the checkpoint is missing.
+        UserError: if a picture, the config or the checkpoint is missing, cannot be read or does not fit.
     """
     cfg = read_config(args.config)
     task = task_of(cfg)
     images = _images(args.images)
     checkpoint = require_checkpoint(args.checkpoint)
+    if args.device and torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {args.device}: torch finds no GPU")
     output = Path(args.output)
     (output / "preds").mkdir(parents=True, exist_ok=True)
     cfg.model.backbone.pretrained = False  # the checkpoint has all weights
@@ -43,6 +48,7 @@ def _detect(args: argparse.Namespace, cfg: Any, checkpoint: str, images: list[st
     from mmdet.apis import DetInferencer
 
     inferencer = DetInferencer(model=cfg, weights=checkpoint, device=args.device)
+    check_fit(inferencer.model, checkpoint)
     inferencer(images, out_dir=str(output), pred_score_thr=args.score_threshold, no_save_pred=False)
     names = inferencer.model.dataset_meta["classes"]
     paths = []
@@ -58,6 +64,7 @@ def _segment(args: argparse.Namespace, cfg: Any, checkpoint: str, images: list[s
     from mmseg.apis import MMSegInferencer
 
     inferencer = MMSegInferencer(model=cfg, weights=checkpoint, device=args.device)
+    check_fit(inferencer.model, checkpoint)
     paths = []
     for image in images:
         result = inferencer(image, out_dir=str(output))["predictions"]
@@ -83,4 +90,7 @@ def _images(paths: list[str]) -> list[str]:
     names = [image.stem for image in images]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"pictures of the same name would overwrite each other's results: {', '.join(twice)}")
+    for image in images:  # all, before the first is predicted: the inferencers stop in the middle, without its name
+        if image.stat().st_size == 0 or cv2.imread(str(image)) is None:
+            raise UserError(f"the picture {image} cannot be read; mend or remove it")
     return [str(image) for image in images]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -10,24 +11,28 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.config.utils import ConfigParsingError
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 
-from visionzoo.engine.errors import UserError, require
+from visionzoo.engine.errors import UserError, closest, require
 from visionzoo.openmmlab.backbone import feature_channels
-from visionzoo.openmmlab.data import check_data, use_classes, use_dataset, use_root
+from visionzoo.openmmlab.checkpoints import check_fit
+from visionzoo.openmmlab.data import check_data, task_of, use_classes, use_dataset, use_root
+from visionzoo.openmmlab.reading import CheckingRunner, without_traceback
 
 
 def train(args: argparse.Namespace) -> Runner:
     """Train what the flags ask for and return the Runner.
 
     Raises:
-        UserError: if the config, its data and its classes do not fit together; before the first step.
+        UserError: if the config, its data and its classes do not fit together, before the first step; if an image or
+            mask cannot be used, at the step that reads it.
     """
     cfg = prepare(args)
     if args.resume:
-        cfg.resume, cfg.load_from = True, None if args.resume == "auto" else args.resume
+        cfg.resume, cfg.load_from = True, None if args.resume == "auto" else require_checkpoint(args.resume)
     if args.seed is not None:
         cfg.randomness = {"seed": args.seed}
     if args.amp:
@@ -44,8 +49,10 @@ def train(args: argparse.Namespace) -> Runner:
     # mmengine's checkpoints hold Python objects; at the end the last and the best are also written as tensors alone
     cfg.default_hooks.checkpoint.setdefault("published_keys", ["meta", "state_dict"])
     cfg.setdefault("custom_hooks", []).append({"type": "ProgressBarHook"})
-    runner = Runner.from_cfg(cfg)
-    runner.train()
+    runner = CheckingRunner.from_cfg(cfg)
+    if cfg.get("resume") and (checkpoint := cfg.load_from or find_latest_checkpoint(cfg.work_dir)):
+        check_fit(runner.model, checkpoint)
+    without_traceback(runner.train)
     return runner
 
 
@@ -53,20 +60,33 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
     """Evaluate a checkpoint on the config's test data, print its metrics and return them.
 
     Raises:
-        UserError: if there is no such checkpoint, or config and data do not fit together.
+        UserError: if there is no such checkpoint, or it, the config and the data do not fit together.
     """
     cfg = prepare(args)
     cfg.load_from = require_checkpoint(args.checkpoint)
     if args.show_dir:
-        cfg.default_hooks.visualization.update(draw=True, test_out_dir=str(Path(args.show_dir).resolve()))
+        folder = str(Path(args.show_dir).resolve())
+        cfg.default_hooks.visualization.update(draw=True)
+        if task_of(cfg) == "detection":
+            cfg.default_hooks.visualization.update(test_out_dir=folder)
+        else:  # mmseg's hook has no folder of its own, and draws every 50th picture
+            cfg.default_hooks.visualization.update(interval=1)
+            cfg.visualizer.update(save_dir=folder)
     _say_notes(check_data(cfg, ["test_dataloader"]))
-    return Runner.from_cfg(cfg).test()
+    runner = CheckingRunner.from_cfg(cfg)
+    check_fit(runner.model, cfg.load_from)
+    metrics: dict[str, float] = without_traceback(runner.test)
+    return metrics
 
 
 def prepare(args: argparse.Namespace) -> Config:
     """Read a config and apply the flags that training and evaluation share."""
     cfg = read_config(args.config)
     if args.cfg_options:
+        known = {*cfg, *inspect.signature(Runner).parameters}
+        for name in (key.split(".")[0] for key in args.cfg_options):
+            if name not in known and (meant := closest(name, known)):
+                raise UserError(f"--cfg-options {name}: there is no such part of the config{meant}")
         cfg.merge_from_dict(args.cfg_options)
     if args.data_root:
         use_root(cfg, args.data_root)
@@ -102,11 +122,14 @@ def read_config(path: str) -> Config:
     """Read a config file.
 
     Raises:
-        UserError: if there is none, or it is no config of a model.
+        UserError: if there is none, it cannot be read, or it is no config of a model.
     """
     if not Path(path).is_file():
         raise UserError(f"no config at {path}")
-    cfg = Config.fromfile(path)
+    try:
+        cfg = Config.fromfile(path)
+    except (SyntaxError, FileNotFoundError, ConfigParsingError) as error:
+        raise UserError(f"the config {path} cannot be read: {error}") from error
     if "model" not in cfg or "default_scope" not in cfg:
         raise UserError(f"{path} is no config of a detector or segmentor: it has no model or no default_scope")
     return cfg

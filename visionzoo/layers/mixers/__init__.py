@@ -145,9 +145,10 @@ def combine_mixers(
 def _by_stage(override: MixerSpec | Sequence[Any] | None, stages: int) -> Sequence[Any]:
     if override is None or isinstance(override, str | Mapping):
         return [override] * stages
-    if len(override) != stages:
+    if not isinstance(override, Sequence) or len(override) != stages:
         raise ValueError(
-            f"mixers: expected one entry for each of the {stages} stages, got {len(override)}: {override!r}"
+            f"mixers: expected one entry for each of the {stages} stages, got "
+            f"{len(override) if isinstance(override, Sequence) else type(override).__name__}: {override!r}"
         )
     return override
 
