@@ -11,15 +11,6 @@ from visionzoo.engine.flags import train_parser
 from visionzoo.engine.training import train
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Models this small are faster on one thread, on a busy machine by ten times."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """36 training and 9 validation images of three colours."""

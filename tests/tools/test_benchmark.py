@@ -310,6 +310,15 @@ def test_speed_is_their_median_over_ours():
     assert judge(Target("c", "forward", "ms", 2.0), rows_of(visionzoo=2.0)).met is True
 
 
+def test_cuda_graphs_are_compared_beside_calls_and_change_no_verdict():
+    target = Target("c", "forward", "times as fast as", 2.0, "authors")
+    rows = rows_of(visionzoo=2.0, authors=3.0)
+    assert judge(target, rows).replayed is None
+    rows[0].replayed_ms, rows[1].replayed_ms = 0.5, 2.5
+    assert judge(target, rows).replayed == 5.0 and judge(target, rows).met is False
+    assert judge(Target("c", "forward", "times the floor", 2.5), rows).replayed == 1.0
+
+
 def test_aims_without_results_that_count_are_not_judged():
     target = Target("c", "forward", "times as fast as", 2.0, "authors")
     rows = rows_of(visionzoo=1.0, authors=5.0)
