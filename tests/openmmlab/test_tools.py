@@ -207,6 +207,13 @@ def test_configs_that_cannot_be_read_are_named(tmp_path, capsys):
             ["train", str(DETECTION), "--cfg-options", "modl.neck.num_outs=5"],
             "--cfg-options modl: there is no such part",
         ),
+        (["train", "--seed", "1", "nowhere.py"], "no config at nowhere.py"),
+        (["eval", "--checkpoint", "nowhere.pth", str(DETECTION)], "no checkpoint at nowhere.pth"),
+        (["predict", "--checkpoint", "x.pth", str(DETECTION), "nowhere.png"], "no picture at nowhere.png"),
+        (
+            ["train", "--cfg-options", "x=1", "nowhere.py"],
+            "--cfg-options: expected KEY=VALUE, got 'nowhere.py'; CONFIG.py comes before it",
+        ),
         (["check_data", "coco", "/nowhere"], "train2017: not there"),
     ],
     ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else "",
