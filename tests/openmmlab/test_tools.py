@@ -189,6 +189,57 @@ def test_configs_that_cannot_be_read_are_named(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("model.backbone=3", "--cfg-options model.backbone: expected a part with keys such as type, pretrained, name"),
+        ("model.neck.num_outs.x=3", "--cfg-options model.neck.num_outs.x=3: the config has no such place"),
+        ("param_scheduler.9.begin=1", "--cfg-options param_scheduler.9.begin=1: the config has no such place: Index 9"),
+        ("model.backbone=None", "model of the config cannot be built: cfg should be a dict"),
+        ("model.backbone.depths=3", "ZooBackbone: zoo_biformer_t cannot be built with {'regions': 4, 'depths': 3"),
+        ("model.type=Foo", "model of the config cannot be built: Foo is not in the mmdet::model registry"),
+        ("model.neck.num_outs=x", "model.neck of the config cannot be built: '>=' not supported between instances"),
+        (
+            "model.neck.num_outs=x",
+            "Its values: type='FPN', in_channels=[32, 64, 128, 256], out_channels=64, num_outs='x'",
+        ),
+        ("model.neck.num_out=4", "unexpected keyword argument 'num_out'; did you mean num_outs? (TypeError in "),
+        ("optim_wrapper.optimizer.lr=x", "optim_wrapper.optimizer of the config cannot be built: '<=' not supported"),
+        ("param_scheduler.0.type=Foo", "param_scheduler.0 of the config cannot be built: Foo is not in the"),
+        ("default_hooks.logger.foo=1", "default_hooks.logger of the config cannot be built: LoggerHook.__init__() got"),
+        (
+            "train_cfg.max_epochs=x",
+            "train_cfg of the config cannot be built: invalid literal for int() with base 10: 'x'",
+        ),
+        (
+            "train_dataloader.batch_size=x",
+            "train_dataloader.batch_sampler of the config cannot be built: batch_size should",
+        ),
+        (
+            "train_dataloader.batchsize=3",
+            "train_dataloader of the config cannot be built: DataLoader.__init__() got an",
+        ),
+        ("train_dataloader.batchsize=3", "unexpected keyword argument 'batchsize'; did you mean batch_size"),
+        (
+            "train_dataloader.dataset.pipeline.0.foo=1",
+            "train_dataloader.dataset.pipeline.0 of the config cannot be built",
+        ),
+        ("randomness.sed=3", "the config makes no training or evaluation: Runner.set_randomness() got an unexpected"),
+    ],
+)
+def test_a_part_of_the_config_that_cannot_be_is_named_with_its_values(option, message, scenes, tmp_path, capsys):
+    flags = [str(DETECTION), "--work-dir", str(tmp_path), "--cfg-options", *DET_FEW, option]
+    assert run_tool("train", *flags) == 1
+    said = capsys.readouterr().err
+    assert message in said[said.rindex("error: ") :] and "Traceback" not in said
+
+
+def test_what_fails_in_no_part_of_the_config_keeps_its_traceback(scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr("mmdet.models.MaskRCNN.train_step", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_tool("train", str(DETECTION), "--work-dir", str(tmp_path), "--cfg-options", *DET_FEW)
+
+
+@pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["train", "nowhere.py"], "no config at nowhere.py"),
