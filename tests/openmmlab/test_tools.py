@@ -309,9 +309,19 @@ def other_number(folder):
     Image.new("L", (128, 128), 77).save(folder / "annotations/train/0002.png")
 
 
+def sixteen_bits(folder):
+    Image.fromarray(np.full((128, 128), 259, np.uint16)).save(folder / "annotations/train/0002.png")  # 3 in 8 bits
+
+
 @pytest.mark.parametrize(
     ("config", "spoil", "workers", "message"),
     [
+        (
+            SEGMENTATION,
+            sixteen_bits,
+            0,
+            "annotations/train/0002.png: the mask has the labels 259, mmseg reads masks of",
+        ),
         (DETECTION, cut_short, 1, "images/train/0002.png: "),
         (
             DETECTION,

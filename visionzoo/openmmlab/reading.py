@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -10,9 +11,11 @@ import numpy as np
 from mmcv.transforms import LoadAnnotations, LoadImageFromFile
 from mmengine.dataset import BaseDataset, Compose
 from mmengine.runner import Runner
+from PIL import Image
 
 from visionzoo.engine.errors import UnreadableImageError
 from visionzoo.engine.images import UNREADABLE
+from visionzoo.openmmlab.data import labels_above_8_bits
 
 
 class CheckingRunner(Runner):
@@ -85,6 +88,10 @@ class CheckingPipeline(Compose):
             return
         if labels.shape != tuple(data["ori_shape"]):
             raise _unusable(path, f"the mask has the shape {labels.shape}, its image {_pixels(data['ori_shape'])}")
+        if path and Path(path).is_file():  # else it is on a server
+            with Image.open(path) as mask:
+                if mask.mode.startswith("I") and (wider := labels_above_8_bits(np.asarray(mask))):
+                    raise _unusable(path, f"the mask {wider}")
         if self.num_classes is not None:
             wrong = np.unique(labels[(labels >= self.num_classes) & (labels != self.ignore_index)])
             if wrong.size:
