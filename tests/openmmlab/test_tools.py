@@ -354,7 +354,40 @@ def test_a_bad_file_stops_training_by_name(config, spoil, workers, message, scen
     flags = ["--work-dir", str(tmp_path / "run"), "--data-root", str(tmp_path / "data"), "--cfg-options", *options]
     assert run_tool("train", str(config), *flags) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith(f"error: cannot use {tmp_path / 'data'}/{message}") and said.endswith("--resume")
+    assert said.startswith(f"error: cannot use {tmp_path / 'data'}/{message}") and "by --resume" in said
+
+
+@pytest.mark.parametrize(
+    ("config", "spoil", "workers"),
+    [(DETECTION, cut_short, 1), (DETECTION, smaller_image, 0), (SEGMENTATION, other_number, 1)],
+)
+def test_bad_files_are_passed_over_and_named_with_skip_bad_images(
+    config, spoil, workers, scenes, tmp_path, capsys, monkeypatch
+):
+    shutil.copytree(scenes, tmp_path / "data")
+    spoil(tmp_path / "data")
+    monkeypatch.setattr("visionzoo.openmmlab.data.MASKS_READ", 1)
+    options = [*(DET_FEW if config is DETECTION else SEG_FEW), f"train_dataloader.num_workers={workers}"]
+    if config is SEGMENTATION:
+        options += ["train_cfg.max_iters=4", "train_cfg.val_interval=4"]
+    flags = ["--work-dir", str(tmp_path / "run"), "--data-root", str(tmp_path / "data"), "--skip-bad-images"]
+    assert run_tool("train", str(config), *flags, "--cfg-options", *options) == 0
+    (log,) = (tmp_path / "run").rglob("2*.log")
+    bad = tmp_path / "data/images/train/0002.png"
+    assert f"WARNING - 1 training images were passed over: {bad}\n" in log.read_text()
+    shutil.copy(bad, tmp_path / "data/images/validation/0001.png")
+    shutil.copy(tmp_path / "data/annotations/train/0002.png", tmp_path / "data/annotations/validation/0001.png")
+    assert run_tool("train", str(config), *flags, "--cfg-options", *options) == 1  # numbers of fewer images mislead
+    assert "validation/0001.png" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_bad_files_alone_stop_training_with_skip_bad_images(scenes, tmp_path, capsys):
+    shutil.copytree(scenes, tmp_path / "data")
+    for path in (tmp_path / "data/images/train").iterdir():
+        truncate(path)
+    flags = ["--work-dir", str(tmp_path / "run"), "--data-root", str(tmp_path / "data"), "--skip-bad-images"]
+    assert run_tool("train", str(DETECTION), *flags, "--cfg-options", *DET_FEW) == 1
+    assert "error: cannot use " in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -33,6 +33,9 @@ def train_parser() -> argparse.ArgumentParser:
     parser.add_argument("--auto-scale-lr", action="store_true", help="scale the learning rate with the whole batch")
     parser.add_argument("--seed", type=int, help="of the initial weights and the order of the data")
     parser.add_argument(
+        "--skip-bad-images", action="store_true", help="pass over unusable training images and masks, and log which"
+    )
+    parser.add_argument(
         "--log-wandb", action="store_true", help="log to Weights & Biases too, not to TensorBoard alone"
     )
     parser.add_argument("--wandb-project", help="its project")

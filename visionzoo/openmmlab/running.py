@@ -29,7 +29,7 @@ def train(args: argparse.Namespace) -> Runner:
 
     Raises:
         UserError: if the config, its data and its classes do not fit together, before the first step; if an image or
-            mask cannot be used, at the step that reads it.
+            mask cannot be used, at the step that reads it; with --skip-bad-images those of validation alone.
     """
     cfg = prepare(args)
     if args.resume:
@@ -50,6 +50,9 @@ def train(args: argparse.Namespace) -> Runner:
     # mmengine's checkpoints hold Python objects; at the end the last and the best are also written as tensors alone
     cfg.default_hooks.checkpoint.setdefault("published_keys", ["meta", "state_dict"])
     cfg.setdefault("custom_hooks", []).append({"type": "ProgressBarHook"})
+    if args.skip_bad_images:
+        cfg.skip_bad_images = True
+        cfg.custom_hooks.append({"type": "SkippedImagesHook"})
     runner = build(cfg, lambda: CheckingRunner.from_cfg(cfg))
     if cfg.get("resume") and (checkpoint := cfg.load_from or find_latest_checkpoint(cfg.work_dir)):
         check_fit(runner.model, checkpoint)
