@@ -24,7 +24,7 @@ from visionzoo.engine.data import (
 )
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.images import IGNORED, batches, loading_death
-from visionzoo.engine.models import autocast, check_compiler, restore, try_images
+from visionzoo.engine.models import autocast, prepare_compiler, restore, try_images
 from visionzoo.engine.multilabel import mean_average_precision
 from visionzoo.engine.parallel import Process, start_process
 
@@ -140,7 +140,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if args.torchcompile:
-        check_compiler(args)
+        prepare_compiler(args)
         model.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
     tqdm = require("tqdm").tqdm
     loader = eval_loader(args, dataset, trained.data_config, process)

@@ -75,8 +75,14 @@ def build_model(args: argparse.Namespace, **more: Any) -> nn.Module:
         raise UserError(f"no weights for {args.model}{f' from {path}' if path else ''}: {error}") from error
 
 
-def check_compiler(args: argparse.Namespace) -> None:
-    """Raise UserError where torch has no such backend or mode: it would say so after the first batch is loaded."""
+def prepare_compiler(args: argparse.Namespace) -> None:
+    """Make torch.compile ready for --torchcompile; under --channels-last Inductor leaves memory formats as they are.
+
+    It would have others before convolutions, which it is wrong about in models whose maps are [B, H, W, C].
+
+    Raises:
+        UserError: torch has no such backend or mode; it would say so after the first batch is loaded.
+    """
     if args.torchcompile not in torch.compiler.list_backends(exclude_tags=()):
         backends = ", ".join(torch.compiler.list_backends())
         raise UserError(f"--torchcompile: expected one of {backends}, got {args.torchcompile!r}")
@@ -84,6 +90,8 @@ def check_compiler(args: argparse.Namespace) -> None:
         modes = list(torch._inductor.list_mode_options())
         if args.torchcompile_mode not in modes:
             raise UserError(f"--torchcompile-mode: expected one of {', '.join(modes)}, got {args.torchcompile_mode!r}")
+    if args.channels_last:
+        torch._inductor.config.layout_optimization = False
 
 
 def synchronise_batch_norms(model: nn.Module) -> nn.Module:

@@ -35,7 +35,14 @@ from visionzoo.engine.data import (
 from visionzoo.engine.distillation import make_task, teacher_name
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.images import seed_everything
-from visionzoo.engine.models import build_model, check_compiler, data_config, load, synchronise_batch_norms, try_images
+from visionzoo.engine.models import (
+    build_model,
+    data_config,
+    load,
+    prepare_compiler,
+    synchronise_batch_norms,
+    try_images,
+)
 from visionzoo.engine.observation import environment
 from visionzoo.engine.parallel import Process, launcher
 from visionzoo.engine.probing import freeze
@@ -247,7 +254,7 @@ class Run:
         """Compile and join the processes, in this order, on loaded weights."""
         args, task = self.args, self.task
         if args.torchcompile:
-            check_compiler(args)
+            prepare_compiler(args)
             task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
             task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
         if self.process.distributed and not args.fsdp:
