@@ -47,10 +47,10 @@ def test_what_saves_memory_or_time_learns_the_same(make_args, tmp_path, change):
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_inductor_leaves_channels_last_models_alone(make_args, monkeypatch, channels_last):
-    monkeypatch.setattr(torch._inductor.config, "layout_optimization", True)
-    prepare_compiler(make_args(torchcompile="inductor", channels_last=channels_last))
-    assert torch._inductor.config.layout_optimization != channels_last
+def test_inductor_leaves_channels_last_models_alone(make_args, channels_last):
+    with torch._inductor.config.patch(layout_optimization=True):
+        prepare_compiler(make_args(torchcompile="inductor", channels_last=channels_last))
+        assert torch._inductor.config.layout_optimization != channels_last
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
