@@ -39,7 +39,7 @@ SHAPE = Shape(1, (3, 64, 64))
 
 
 def tiny(name):
-    return randomise(quick_model(name, num_classes=10, **SMALL[name]), SHAPE.size)
+    return randomise(quick_model(name, num_classes=10, **SMALL[name]), SHAPE)
 
 
 def test_every_family_is_exported_below():

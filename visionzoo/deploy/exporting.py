@@ -54,6 +54,11 @@ class Shape:
             shapes += [(batches[0], channels, *size) for size in sizes]
         return shapes
 
+    def images(self) -> list[Tensor]:
+        """Return random images of the shapes `to_check`, always the same."""
+        generator = torch.Generator().manual_seed(0)
+        return [torch.randn(shape, generator=generator) for shape in self.to_check()]
+
     @property
     def dynamic_axes(self) -> dict[int, str]:
         """Axes of the input [B, C, H, W] that are dynamic, and their names."""
@@ -97,7 +102,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Reference:
-    """Random images and what the model made of them."""
+    """Images of a shape and what the model made of them."""
 
     images: list[Tensor]
     outputs: list[list[Tensor]]
@@ -107,8 +112,7 @@ class Reference:
     def of(cls, model: nn.Module, shape: Shape) -> Reference:
         """Run a model, in eval mode and on its device."""
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        generator = torch.Generator().manual_seed(0)
-        images = [torch.randn(size, generator=generator).to(device) for size in shape.to_check()]
+        images = [image.to(device) for image in shape.images()]
         return cls(images, [tree_leaves(model(image)) for image in images])
 
     @property
