@@ -74,6 +74,17 @@ def test_compiled_model_is_one_graph_that_is_ready_after_the_example():
     assert len(graphs) == 1
 
 
+def test_inductor_is_told_to_leave_memory_formats_alone(monkeypatch):
+    given = []
+    monkeypatch.setattr(torch, "compile", lambda model, **kwargs: given.append(kwargs) or model)
+    visionzoo.optimize_for_inference(_model(), mode="reduce-overhead", dynamic=True, options={"max_autotune": True})
+    visionzoo.optimize_for_inference(_model(), mode="default", backend="eager")
+    assert given == [
+        {"dynamic": True, "options": {"triton.cudagraphs": True, "layout_optimization": False, "max_autotune": True}},
+        {"mode": "default", "backend": "eager"},
+    ]
+
+
 @pytest.mark.parametrize("name", ["zoo_levit_128s", "zoo_poolformer_s12"])  # the second has nothing to fold
 def test_training_is_refused_and_the_rest_is_the_model_s(name):
     fast = visionzoo.optimize_for_inference(quick_model(name))

@@ -119,7 +119,7 @@ def row(name: str, output: Path, seconds: float) -> dict:
     for path in sorted((output / name).glob("*/vis_data/scalars.json")):
         for line in path.read_text().splitlines():
             values = json.loads(line)
-            metrics |= values | ({"updates": values["step"]} if "loss" in values else {})
+            metrics |= values | ({"update": values["step"]} if "loss" in values else {})
     metric = "coco/bbox_mAP" if task_of(name) == "detection" else "mIoU"
     return {"run": name, "metric": metric, "value": metrics.get(metric, 0.0), "seconds": seconds, **metrics}
 

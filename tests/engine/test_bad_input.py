@@ -5,6 +5,7 @@ import pickle
 import shutil
 
 import pytest
+import timm
 import torch
 from engine.helpers import run_tool, truncate, write_images, write_pickle_that_runs, write_splits
 from PIL import Image
@@ -37,6 +38,8 @@ def place(tmp_path_factory):
     write_pickle_that_runs(path / "code.pth", path / "witness")
     torch.save({"state_dict": {"weight": torch.zeros(1)}}, "other.pth")
     torch.save(torch.zeros(3), "tensor.pth")
+    vit = timm.create_model("test_vit3", num_classes=3).state_dict()
+    torch.save({"state_dict": vit, "args": {"model": "test_vit3", "num_classes": 3}}, "vit.pth")
     torch.save({**good, "epoch": "three"}, "epoch.pth")
     torch.save({name: value for name, value in good.items() if name != "optimizer"}, "without.pth")
     torch.save({**good, "state_dict": {**good["state_dict"], "head.fc.bias": torch.zeros(2)}}, "misfit.pth")
@@ -107,6 +110,10 @@ MODELS = [
     ("--model local-dir:empty --pretrained", "no weights for local-dir:empty: Config file not found"),
     ("--model-kwargs nope=1", "test_convnext does not take --model-kwargs {'nope': 1}"),
     ("--bn-momentum 0.2", "test_convnext does not take one of the flags: "),
+    ("--model test_vit3", "test_vit3 does not take images of 32 x 32 pixels: Input height (32) doesn't match model"),
+    ("--model test_vit3", "the model's own is 160 x 160. To build it for these: --model-kwargs img_size=32"),
+    ("--model inception_v3", "inception_v3 does not take images of 32 x 32 pixels: "),
+    ("--model test_resnet -b 1", "pixels one by one: Expected more than 1 value per channel when training, got"),
     ("--gp nope", "cannot build test_convnext: Invalid pool type: nope"),
     ("--kd-checkpoint nowhere", "the teacher nowhere (--kd-model-name, --kd-checkpoint): no checkpoint at nowhere"),
 ]
@@ -167,6 +174,8 @@ OTHERS = [
     ("eval", "--model test_vit", "test_vit has no weights: give --checkpoint or --pretrained"),
     ("eval", "--checkpoint cut.pth", "it is damaged or cut short"),
     ("eval", "--checkpoint o/good/last.pth.tar --data-dir strange", "not trained on: crimson"),
+    ("eval", "--checkpoint vit.pth --data-dir d --img-size 64", "test_vit3 does not take images of 64 x 64 pixels"),
+    ("predict", "d/train --checkpoint vit.pth --img-size 64", "test_vit3 does not take images of 64 x 64 pixels"),
     ("eval", "--checkpoint o/good/last.pth.tar --split nope", "no 'nope' split in d"),
     ("eval", "--checkpoint o/good/last.pth.tar --results-file file.txt/x.json", "cannot make the folder file.txt"),
     ("predict", "nowhere.png --checkpoint o/good/last.pth.tar", "no images at nowhere.png; known endings are"),

@@ -13,7 +13,7 @@ from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.evaluation import evaluate_checkpoint
 from visionzoo.engine.flags import eval_parser, predict_parser, train_parser
-from visionzoo.engine.models import synchronise_batch_norms
+from visionzoo.engine.models import prepare_compiler, synchronise_batch_norms
 from visionzoo.engine.parallel import Process
 from visionzoo.engine.prediction import predict
 from visionzoo.engine.run import Run
@@ -44,6 +44,13 @@ def test_what_saves_memory_or_time_learns_the_same(make_args, tmp_path, change):
     one, other = last(tmp_path, "plain"), last(tmp_path, "other")
     assert one["state_dict"].keys() == other["state_dict"].keys()  # the names of the plain model
     close(one, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_inductor_leaves_channels_last_models_alone(make_args, channels_last):
+    with torch._inductor.config.patch(layout_optimization=True):
+        prepare_compiler(make_args(torchcompile="inductor", channels_last=channels_last))
+        assert torch._inductor.config.layout_optimization != channels_last
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

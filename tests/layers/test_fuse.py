@@ -2,6 +2,7 @@
 
 import copy
 import io
+from functools import partial
 
 import pytest
 import timm
@@ -142,20 +143,47 @@ def test_given_model_is_not_changed_and_trains_on():
     assert torch.equal(fused(image), expected)  # no memory is shared
 
 
-def test_training_a_fused_model_is_refused():
-    fused = visionzoo.fuse(_model())
-    with pytest.raises(RuntimeError, match=r"fused for inference.*train the model that was given"):
-        fused.train()
-    fused.eval()
-    assert not any(p.requires_grad for p in fused.parameters())
+FOLDED = {
+    "zoo_swin_t": {"depths": (1, 1, 1, 1)},
+    "zoo_flatten_swin_t": {"depths": (1, 1, 1, 1)},
+    "zoo_levit_128s": {"depths": (1, 1, 1)},
+}
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_training_a_fused_model_is_refused_and_leaves_it_as_it_was(name):
+    fused = visionzoo.fuse(quick_model(name, **FOLDED[name]))
+    for model in (fused, fused.stages, copy.deepcopy(fused), visionzoo.fuse(fused)):
+        with pytest.raises(RuntimeError, match=r"fused for inference.*train the model that was given"):
+            model.train()
+        assert not any(module.training for module in model.modules())
+        assert model.eval() is model and model.train(False) is model
+        assert not any(p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_unfused_weights_are_refused_by_a_fused_model(strict):
-    model = _model()
+@pytest.mark.parametrize("name", FOLDED)
+def test_unfused_weights_are_refused_by_a_fused_model_which_keeps_its_own(name, strict):
+    weights = quick_model(name, **FOLDED[name]).state_dict()
+    fused = visionzoo.fuse(quick_model(name, **FOLDED[name]))
+    before = {name: value.clone() for name, value in fused.state_dict().items()}
+    for load, refusal in ((fused.load_state_dict, RuntimeError), (partial(visionzoo.load_weights, fused), ValueError)):
+        with pytest.raises(refusal, match=r"fused for inference.*an unfused model and fuse that"):
+            load(weights, strict=strict)
+    wrapped = nn.Sequential(fused)
+    with pytest.raises(RuntimeError, match="into an unfused model"):
+        wrapped.load_state_dict({f"0.{name}": value for name, value in weights.items()}, strict=strict)
+    assert all(torch.equal(value, before[name]) for name, value in fused.state_dict().items())
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("name", FOLDED)
+def test_fused_weights_are_refused_by_an_unfused_model_and_taken_by_a_fused_one(name, strict):
+    model = quick_model(name, **FOLDED[name])
     fused = visionzoo.fuse(model)
-    with pytest.raises(RuntimeError, match="load them into an unfused model and fuse that"):
-        fused.load_state_dict(model.state_dict(), strict=strict)
+    with pytest.raises(ValueError, match=r"fused for inference .*give the weights of the model that was fused"):
+        visionzoo.load_weights(model, fused.state_dict(), strict=strict)
+    assert not visionzoo.load_weights(visionzoo.fuse(model), fused.state_dict(), strict=strict).unexpected
 
 
 @torch.no_grad()

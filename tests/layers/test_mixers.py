@@ -234,6 +234,9 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
     [
         ("poool", r"unknown mixer 'poool' \(did you mean 'pool'\?\); expected a name of \['channel', "),
         ({"window_size": 7}, r"unknown mixer None; expected a name of"),
+        ({"type": "pool", "pool_size": 3.0}, r"mixer 'pool': pool_size must be int, got pool_size=3.0"),
+        ({"type": "window", "num_heads": 2.0}, r"mixer 'window': num_heads must be int \| None, got num_heads=2.0"),
+        ({"type": "window", "window_size": (3, 5)}, r"'window' does not take these options: .*'window_size': \(3, 5\)"),
         ({"type": "pool", "window_size": 7}, r"mixer 'pool' does not take these options: .*window_size"),
         ({"type": "routed", "regions": 2, "topk": 5}, r"topk must be from 1 to the number of regions \(2·2 = 4\)"),
         ({"type": "routed", "regions": 0}, r"regions must be positive"),

@@ -228,12 +228,19 @@ def test_a_detector_of_masks_needs_segmentations(pets, tmp_path):
     assert check_data(cfg) == []
 
 
+def sixteen_bits(path):
+    pixels = np.zeros((32, 48), np.uint16)
+    pixels[:4], pixels[4:8] = 300, 256
+    Image.fromarray(pixels).save(path)
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
         (lambda path: path.write_text("no image"), r"the mask .*0\.png cannot be read: cannot identify"),
         (truncate, r"the mask .*0\.png cannot be read: "),
         (lambda path: Image.new("RGB", (48, 32)).save(path), r"the mask .*0\.png has 3 channels \(RGB\)"),
+        (sixteen_bits, r"the mask .*0\.png has the labels 256, 300, mmseg reads masks of 8 bits alone \(256 as 0\)"),
         (lambda path: path.unlink(), r"1 masks are missing, the first is .*0\.png"),
     ],
 )

@@ -189,6 +189,57 @@ def test_configs_that_cannot_be_read_are_named(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("model.backbone=3", "--cfg-options model.backbone: expected a part with keys such as type, pretrained, name"),
+        ("model.neck.num_outs.x=3", "--cfg-options model.neck.num_outs.x=3: the config has no such place"),
+        ("param_scheduler.9.begin=1", "--cfg-options param_scheduler.9.begin=1: the config has no such place: Index 9"),
+        ("model.backbone=None", "model of the config cannot be built: cfg should be a dict"),
+        ("model.backbone.depths=3", "ZooBackbone: zoo_biformer_t cannot be built with {'regions': 4, 'depths': 3"),
+        ("model.type=Foo", "model of the config cannot be built: Foo is not in the mmdet::model registry"),
+        ("model.neck.num_outs=x", "model.neck of the config cannot be built: '>=' not supported between instances"),
+        (
+            "model.neck.num_outs=x",
+            "Its values: type='FPN', in_channels=[32, 64, 128, 256], out_channels=64, num_outs='x'",
+        ),
+        ("model.neck.num_out=4", "unexpected keyword argument 'num_out'; did you mean num_outs? (TypeError in "),
+        ("optim_wrapper.optimizer.lr=x", "optim_wrapper.optimizer of the config cannot be built: '<=' not supported"),
+        ("param_scheduler.0.type=Foo", "param_scheduler.0 of the config cannot be built: Foo is not in the"),
+        ("default_hooks.logger.foo=1", "default_hooks.logger of the config cannot be built: LoggerHook.__init__() got"),
+        (
+            "train_cfg.max_epochs=x",
+            "train_cfg of the config cannot be built: invalid literal for int() with base 10: 'x'",
+        ),
+        (
+            "train_dataloader.batch_size=x",
+            "train_dataloader.batch_sampler of the config cannot be built: batch_size should",
+        ),
+        (
+            "train_dataloader.batchsize=3",
+            "train_dataloader of the config cannot be built: DataLoader.__init__() got an",
+        ),
+        ("train_dataloader.batchsize=3", "unexpected keyword argument 'batchsize'; did you mean batch_size"),
+        (
+            "train_dataloader.dataset.pipeline.0.foo=1",
+            "train_dataloader.dataset.pipeline.0 of the config cannot be built",
+        ),
+        ("randomness.sed=3", "the config makes no training or evaluation: Runner.set_randomness() got an unexpected"),
+    ],
+)
+def test_a_part_of_the_config_that_cannot_be_is_named_with_its_values(option, message, scenes, tmp_path, capsys):
+    flags = [str(DETECTION), "--work-dir", str(tmp_path), "--cfg-options", *DET_FEW, option]
+    assert run_tool("train", *flags) == 1
+    said = capsys.readouterr().err
+    assert message in said[said.rindex("error: ") :] and "Traceback" not in said
+
+
+def test_what_fails_in_no_part_of_the_config_keeps_its_traceback(scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr("mmdet.models.MaskRCNN.train_step", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_tool("train", str(DETECTION), "--work-dir", str(tmp_path), "--cfg-options", *DET_FEW)
+
+
+@pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["train", "nowhere.py"], "no config at nowhere.py"),
@@ -206,6 +257,13 @@ def test_configs_that_cannot_be_read_are_named(tmp_path, capsys):
         (
             ["train", str(DETECTION), "--cfg-options", "modl.neck.num_outs=5"],
             "--cfg-options modl: there is no such part",
+        ),
+        (["train", "--seed", "1", "nowhere.py"], "no config at nowhere.py"),
+        (["eval", "--checkpoint", "nowhere.pth", str(DETECTION)], "no checkpoint at nowhere.pth"),
+        (["predict", "--checkpoint", "x.pth", str(DETECTION), "nowhere.png"], "no picture at nowhere.png"),
+        (
+            ["train", "--cfg-options", "x=1", "nowhere.py"],
+            "--cfg-options: expected KEY=VALUE, got 'nowhere.py'; CONFIG.py comes before it",
         ),
         (["check_data", "coco", "/nowhere"], "train2017: not there"),
     ],
@@ -251,9 +309,19 @@ def other_number(folder):
     Image.new("L", (128, 128), 77).save(folder / "annotations/train/0002.png")
 
 
+def sixteen_bits(folder):
+    Image.fromarray(np.full((128, 128), 259, np.uint16)).save(folder / "annotations/train/0002.png")  # 3 in 8 bits
+
+
 @pytest.mark.parametrize(
     ("config", "spoil", "workers", "message"),
     [
+        (
+            SEGMENTATION,
+            sixteen_bits,
+            0,
+            "annotations/train/0002.png: the mask has the labels 259, mmseg reads masks of",
+        ),
         (DETECTION, cut_short, 1, "images/train/0002.png: "),
         (
             DETECTION,
@@ -286,7 +354,40 @@ def test_a_bad_file_stops_training_by_name(config, spoil, workers, message, scen
     flags = ["--work-dir", str(tmp_path / "run"), "--data-root", str(tmp_path / "data"), "--cfg-options", *options]
     assert run_tool("train", str(config), *flags) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith(f"error: cannot use {tmp_path / 'data'}/{message}") and said.endswith("--resume")
+    assert said.startswith(f"error: cannot use {tmp_path / 'data'}/{message}") and "by --resume" in said
+
+
+@pytest.mark.parametrize(
+    ("config", "spoil", "workers"),
+    [(DETECTION, cut_short, 1), (DETECTION, smaller_image, 0), (SEGMENTATION, other_number, 1)],
+)
+def test_bad_files_are_passed_over_and_named_with_skip_bad_images(
+    config, spoil, workers, scenes, tmp_path, capsys, monkeypatch
+):
+    shutil.copytree(scenes, tmp_path / "data")
+    spoil(tmp_path / "data")
+    monkeypatch.setattr("visionzoo.openmmlab.data.MASKS_READ", 1)
+    options = [*(DET_FEW if config is DETECTION else SEG_FEW), f"train_dataloader.num_workers={workers}"]
+    if config is SEGMENTATION:
+        options += ["train_cfg.max_iters=4", "train_cfg.val_interval=4"]
+    flags = ["--work-dir", str(tmp_path / "run"), "--data-root", str(tmp_path / "data"), "--skip-bad-images"]
+    assert run_tool("train", str(config), *flags, "--cfg-options", *options) == 0
+    (log,) = (tmp_path / "run").rglob("2*.log")
+    bad = tmp_path / "data/images/train/0002.png"
+    assert f"WARNING - 1 training images were passed over: {bad}\n" in log.read_text()
+    shutil.copy(bad, tmp_path / "data/images/validation/0001.png")
+    shutil.copy(tmp_path / "data/annotations/train/0002.png", tmp_path / "data/annotations/validation/0001.png")
+    assert run_tool("train", str(config), *flags, "--cfg-options", *options) == 1  # numbers of fewer images mislead
+    assert "validation/0001.png" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_bad_files_alone_stop_training_with_skip_bad_images(scenes, tmp_path, capsys):
+    shutil.copytree(scenes, tmp_path / "data")
+    for path in (tmp_path / "data/images/train").iterdir():
+        truncate(path)
+    flags = ["--work-dir", str(tmp_path / "run"), "--data-root", str(tmp_path / "data"), "--skip-bad-images"]
+    assert run_tool("train", str(DETECTION), *flags, "--cfg-options", *DET_FEW) == 1
+    assert "error: cannot use " in capsys.readouterr().err
 
 
 @pytest.mark.slow

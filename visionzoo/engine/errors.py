@@ -62,17 +62,18 @@ def require(module: str, extra: str = "train") -> ModuleType:
 
 
 def is_openmmlab(argv: Sequence[str]) -> bool:
-    """Whether a command line begins with a config of OpenMMLab, a .py file.
+    """Whether a command line names a config of OpenMMLab, a .py file.
 
     Raises:
         UserError: if it does, and OpenMMLab is not installed.
     """
-    if not any(word.endswith(".py") for word in argv[1:2]):
+    config = next((word for word in argv[1:] if word.endswith(".py")), None)
+    if config is None:
         return False
     for module in ("mmengine", "mmcv", "mmdet", "mmseg"):
         if find_spec(module) is None:
             raise UserError(
-                f"{argv[1]}: configs of detection and segmentation (.py) need {module}, which is not installed; "
+                f"{config}: configs of detection and segmentation (.py) need {module}, which is not installed; "
                 f'install it with: pip install "visionzoo[openmmlab]"'
             )
     return True

@@ -24,7 +24,7 @@ from visionzoo.engine.data import (
 )
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.images import IGNORED, batches, loading_death
-from visionzoo.engine.models import autocast, check_compiler, restore
+from visionzoo.engine.models import autocast, prepare_compiler, restore, try_images
 from visionzoo.engine.multilabel import mean_average_precision
 from visionzoo.engine.parallel import Process, start_process
 
@@ -135,10 +135,12 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
     resolve_num_classes(trained.num_classes, class_names(dataset))
     check_labels(dataset, trained.num_classes)
     model = trained.model.to(process.device)
+    name = args.model or trained.args["model"]
+    try_images(model, name, trained.data_config["input_size"])
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if args.torchcompile:
-        check_compiler(args)
+        prepare_compiler(args)
         model.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
     tqdm = require("tqdm").tqdm
     loader = eval_loader(args, dataset, trained.data_config, process)
@@ -156,7 +158,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
             raise died from error
         raise
     result = {
-        "model": args.model or trained.args["model"],
+        "model": name,
         "img_size": trained.data_config["input_size"][-1],
         **_accuracy(metrics),
         "param_count": round(sum(p.numel() for p in trained.model.parameters()) / 1e6, 2),

@@ -1,7 +1,8 @@
 """Building a model from flags, and from a checkpoint that knows its own."""
 
 import argparse
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,14 @@ def build_model(args: argparse.Namespace, **more: Any) -> nn.Module:
         raise UserError(f"no weights for {args.model}{f' from {path}' if path else ''}: {error}") from error
 
 
-def check_compiler(args: argparse.Namespace) -> None:
-    """Raise UserError where torch has no such backend or mode: it would say so after the first batch is loaded."""
+def prepare_compiler(args: argparse.Namespace) -> None:
+    """Make torch.compile ready for --torchcompile; under --channels-last Inductor leaves memory formats as they are.
+
+    It would have others before convolutions, which it is wrong about in models whose maps are [B, H, W, C].
+
+    Raises:
+        UserError: torch has no such backend or mode; it would say so after the first batch is loaded.
+    """
     if args.torchcompile not in torch.compiler.list_backends(exclude_tags=()):
         backends = ", ".join(torch.compiler.list_backends())
         raise UserError(f"--torchcompile: expected one of {backends}, got {args.torchcompile!r}")
@@ -83,6 +90,8 @@ def check_compiler(args: argparse.Namespace) -> None:
         modes = list(torch._inductor.list_mode_options())
         if args.torchcompile_mode not in modes:
             raise UserError(f"--torchcompile-mode: expected one of {', '.join(modes)}, got {args.torchcompile_mode!r}")
+    if args.channels_last:
+        torch._inductor.config.layout_optimization = False
 
 
 def synchronise_batch_norms(model: nn.Module) -> nn.Module:
@@ -105,6 +114,46 @@ def data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
         if (values := getattr(args, name, None)) and len(values) not in (1, channels):
             raise UserError(f"--{name}: expected 1 or {channels} numbers, one a channel, got {len(values)}")
     return resolve_data_config(vars(args), model=model)
+
+
+def try_images(model: nn.Module, name: str, input_size: Sequence[int], *, training_batch: int | None = None) -> None:
+    """Run the model on one blank image of (channels, height, width), before anything is read or written.
+
+    Args:
+        model: on its device.
+        name: of the model, for the message.
+        input_size: of the image.
+        training_batch: images of a batch where the model is to be trained.
+
+    Raises:
+        UserError: the model does not take such images, or cannot be trained on so few of them.
+    """
+    was_training = model.training
+    alone = training_batch == 1  # then batch norms see one image, and need a map of more than one pixel
+    probe = copy.deepcopy(model).train() if alone else model.eval()
+    image = torch.zeros(1, *input_size, device=next((p.device for p in model.parameters()), None))
+    try:
+        with torch.no_grad():
+            probe(image)
+    except torch.OutOfMemoryError:
+        raise
+    except (AssertionError, RuntimeError, ValueError) as error:
+        height, width = input_size[-2:]
+        if alone and "more than 1 value per channel" in str(error):
+            advice = "a larger --batch-size or --img-size may do"
+        else:
+            cfg: Any = getattr(model, "pretrained_cfg", {})
+            own = cfg.get("input_size")
+            advice = "another --img-size may do" + (f"; the model's own is {own[-2]} x {own[-1]}" if own else "")
+            if hasattr(model, "set_input_size"):
+                side = height if height == width else f"{height},{width}"
+                advice += f". To build it for these: --model-kwargs img_size={side}"
+        batch = " one by one" if alone else ""
+        raise UserError(
+            f"{name} does not take images of {height} x {width} pixels{batch}: {error}; {advice}"
+        ) from error
+    finally:
+        model.train(was_training)
 
 
 def load(model: nn.Module, source: Mapping[str, Any], where: str, *, use_ema: bool = True) -> None:

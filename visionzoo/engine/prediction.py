@@ -15,7 +15,7 @@ from timm.data.readers.img_extensions import get_img_extensions
 from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UnreadableImageError, UserError, require
 from visionzoo.engine.images import UNREADABLE, to_mode
-from visionzoo.engine.models import autocast, restore
+from visionzoo.engine.models import autocast, restore, try_images
 from visionzoo.engine.parallel import start_process
 
 LINES = "predictions.jsonl"
@@ -33,6 +33,7 @@ def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
     paths = list(find_images(args.images))
     trained = restore(args)
     model = trained.model.to(process.device).eval()
+    try_images(model, args.model or trained.args["model"], trained.data_config["input_size"])
     names = _names(args.class_names, trained.class_names, trained.num_classes)
     transform = create_transform(**trained.data_config, is_training=False)
     upright = args.apply_exif_orientation or bool(trained.args.get("apply_exif_orientation"))

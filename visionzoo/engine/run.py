@@ -35,7 +35,14 @@ from visionzoo.engine.data import (
 from visionzoo.engine.distillation import make_task, teacher_name
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.images import seed_everything
-from visionzoo.engine.models import build_model, check_compiler, data_config, load, synchronise_batch_norms
+from visionzoo.engine.models import (
+    build_model,
+    data_config,
+    load,
+    prepare_compiler,
+    synchronise_batch_norms,
+    try_images,
+)
 from visionzoo.engine.observation import environment
 from visionzoo.engine.parallel import Process, launcher
 from visionzoo.engine.probing import freeze
@@ -69,6 +76,7 @@ class Run:
             check_labels(dataset, args.num_classes)
         self.recorded_args = dict(vars(args))  # as given but for num_classes: lr stays open where it is to be scaled
         self.data_config = data_config(args, model)
+        try_images(model, args.model, self.data_config["input_size"], training_batch=args.batch_size)
         self.loader = train_loader(args, self.train_set, self.data_config, process)
         self.val_loader = self.val_set and eval_loader(args, self.val_set, self.data_config, process)
         self.updates_per_epoch = math.ceil(len(self.loader) / args.grad_accum_steps)
@@ -246,7 +254,7 @@ class Run:
         """Compile and join the processes, in this order, on loaded weights."""
         args, task = self.args, self.task
         if args.torchcompile:
-            check_compiler(args)
+            prepare_compiler(args)
             task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
             task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
         if self.process.distributed and not args.fsdp:

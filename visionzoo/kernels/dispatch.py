@@ -173,7 +173,8 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 def _exporting() -> str | None:
     """Say that torch.export (ONNX, AOTInductor) is tracing, or None; kernels asked for by name are exported."""
-    if not _OLD_TORCH and torch.compiler.is_exporting():
+    # The flag, not torch.compiler.is_exporting(): the compiler of torch 2.11 takes that for true without an export too.
+    if not _OLD_TORCH and torch.compiler._is_exporting_flag:
         return "an exported program is made of torch's own operators"
     return None
 

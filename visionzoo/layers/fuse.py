@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -12,35 +14,13 @@ from torch import Tensor, nn
 from visionzoo.layers.nhwc import BatchNormNHWC, ConvNHWC
 
 _TRAIN_THE_ORIGINAL = (
-    "this model was fused for inference, its batch norms are part of other layers: train the model that was given to "
-    "visionzoo.fuse (it was not changed), and fuse that again"
+    "this model was fused for inference, its batch norms or position biases are folded into other tensors: train the "
+    "model that was given to visionzoo.fuse (it was not changed), and fuse that again"
 )
 
 
 class Folded(nn.Identity):
-    """In place of a batch norm whose work the layer beside it does; refuses training and unfused weights."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.training = False
-
-    def train(self, mode: bool = True) -> Folded:
-        """Stay in eval mode.
-
-        Raises:
-            RuntimeError: if asked for training mode.
-        """
-        if mode:
-            raise RuntimeError(_TRAIN_THE_ORIGINAL)
-        return self
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        error_msgs: list[str] = args[-1]
-        if any(name.startswith(prefix) for name in state_dict):
-            error_msgs.append(
-                f"{prefix}* was folded into another layer of this model, but the weights are those of an unfused "
-                f"model: load them into an unfused model and fuse that"
-            )
+    """In place of a batch norm whose work the layer beside it does."""
 
 
 @torch.no_grad()
@@ -51,7 +31,8 @@ def fuse(model: nn.Module) -> nn.Module:
     the copy is in eval mode, none of its parameters requires a gradient, and where something was folded it raises when
     asked to train or to load unfused weights, and its state_dict has other names. Fusing it again gives an equal one.
 
-    Position biases that are looked up in a table are looked up once (modules with a method `precompute`).
+    Position biases that are looked up in a table are looked up once (modules with a method `precompute`, which keep
+    them in a buffer `bias`).
 
     Folded are the pairs of the zoo's layers (modules with a method `fusible`) and neighbours in an `nn.Sequential`. A
     norm that comes before a convolution with zero padding stays: its shift is missing in the padding.
@@ -64,13 +45,59 @@ def fuse(model: nn.Module) -> nn.Module:
         bare, nn.DataParallel | nn.parallel.DistributedDataParallel
     ):
         bare = bare._orig_mod if compiled else bare.module
-    fused: nn.Module = copy.deepcopy(bare).eval().requires_grad_(False)
+    fused: nn.Module = copy.deepcopy(bare).requires_grad_(False)
     for module in list(fused.modules()):
         for first, second in _pairs(module):
             _fold(module, first, second)
         if callable(precompute := getattr(module, "precompute", None)):
             precompute()
+    fused.eval()
+    for module in fused.modules():
+        if any(map(_is_folded, module.modules())) and "train" not in vars(module):  # else it was fused before
+            _set_in_stone(module)
     return fused
+
+
+def unfused_part(fused: nn.Module, state_dict: Iterable[str], prefix: str = "") -> str | None:
+    """Return the name of a folded part for which `state_dict` has the tensors of an unfused model, None without any.
+
+    Args:
+        fused: what `fuse` returned, or a part of it; in any other module nothing is folded.
+        state_dict: names of tensors.
+        prefix: what stands before the names of this module in `state_dict`.
+    """
+    names = list(state_dict)
+    for path, part in fused.named_modules():
+        start = f"{prefix}{path}." if path else prefix
+        given = {name[len(start) :] for name in names if name.startswith(start)} if _is_folded(part) else ()
+        if given and (isinstance(part, Folded) or "bias" not in given):
+            return start.removesuffix(".")
+    return None
+
+
+def _is_folded(module: nn.Module) -> bool:
+    """Whether something was folded in this very module."""
+    return isinstance(module, Folded) or (hasattr(module, "precompute") and module.bias is not None)
+
+
+def _set_in_stone(module: Any) -> None:
+    """Let a module refuse training and unfused weights itself: when a part of it could, others would be changed."""
+    module.train = partial(_stay_in_eval_mode, module)
+    module.register_load_state_dict_pre_hook(_refuse_unfused_weights)
+
+
+def _stay_in_eval_mode(module: nn.Module, mode: bool = True) -> nn.Module:
+    if mode:
+        raise RuntimeError(_TRAIN_THE_ORIGINAL)
+    return type(module).train(module, False)
+
+
+def _refuse_unfused_weights(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    if part := unfused_part(module, state_dict, prefix):
+        raise RuntimeError(
+            f"this model was fused for inference ({part} is folded), but the weights are those of an unfused model: "
+            f"load them into an unfused model and fuse that"
+        )
 
 
 def _pairs(module: nn.Module) -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from visionzoo.layers.fuse import fuse, unfused_part
 from visionzoo.models.base import Backbone
 
 _logger = logging.getLogger(__name__)
@@ -80,6 +81,11 @@ def load_weights(
     where = "the given state_dict" if isinstance(source, Mapping) else str(source)
     checkpoint = source if isinstance(source, Mapping) else read_checkpoint(source)
     state, names = rename(unwrap_state_dict(checkpoint, use_ema=use_ema), backbone)
+    if part := unfused_part(backbone, state):
+        raise ValueError(
+            f"the model was fused for inference ({part} is folded), {where} is of an unfused one: load it into an "
+            f"unfused model and fuse that (visionzoo.fuse)"
+        )
     own = backbone.state_dict()
     report = LoadReport(names, adapted=fit_tables(state, backbone))
     _drop_absent_parts(state, backbone, report)
@@ -89,6 +95,11 @@ def load_weights(
     optional = {name for name in own if name.endswith(".num_batches_tracked")} | kept
     report.missing = [name for name in own if name not in state and name not in optional]
     report.unexpected = [name for name in state if name not in own]
+    if report.unexpected and (folded := set(report.unexpected) & fuse(backbone).state_dict().keys()):
+        raise ValueError(
+            f"{where} is of a model that was fused for inference ({_shorten(sorted(folded), 2)} are of folding), which "
+            f"cannot be undone: give the weights of the model that was fused, or load these into visionzoo.fuse(model)"
+        )
     found = len(own) - len(report.missing)
     if found < 0.9 * len(own) and not allow_partial:
         raise ValueError(

@@ -6,7 +6,7 @@ constructor in mmengine's root registry, where mmdet and mmseg find them.
 
 `ops` stands in mmcv's place, `checkpoints` reads for mmengine; `backbone`, `necks` and `optim` are what configs name;
 `flags`, `running`, `prediction` and `export` are tools/*.py with a .py config, with the checks of `data` before the
-first step and of `reading` in each.
+first step and of `reading` in each; `building` says which part of a config cannot be built.
 """
 
 from mmengine.config import utils as _config_utils

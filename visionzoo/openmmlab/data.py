@@ -342,7 +342,24 @@ def _mask_values(loader: str, path: Path) -> set[int]:
             f"{loader}: the mask {path} has {pixels.shape[2]} channels ({mask.mode}); expected one, whose values are "
             f"class numbers (colours have to be turned into these)"
         )
+    if wrong := labels_above_8_bits(pixels):
+        raise UserError(f"{loader}: the mask {path} {wrong}")
     return set(np.unique(pixels).tolist())
+
+
+def labels_above_8_bits(pixels: np.ndarray) -> str:
+    """Say which labels of a mask mmseg would turn into others, as it keeps the last 8 bits; nothing if there are none.
+
+    Args:
+        pixels: of the mask, in as many bits as the file has.
+    """
+    wrong = np.unique(pixels[pixels > UNLABELLED]).tolist()
+    if not wrong:
+        return ""
+    return (
+        f"has the labels {_listed([str(label) for label in wrong], 10)}, mmseg reads masks of 8 bits alone ({wrong[0]} "
+        f"as {wrong[0] % 256}); expected class numbers up to 254, and {UNLABELLED} for unlabelled"
+    )
 
 
 def _reduces_zero(dataset: Mapping[str, Any]) -> bool:

@@ -1,11 +1,27 @@
 """The command lines of the tools with a config of OpenMMLab."""
 
 import argparse
+from typing import Any
 
 from mmengine.config import DictAction
 
 from visionzoo.deploy.flags import add_export_flags
+from visionzoo.engine.errors import UserError
 from visionzoo.engine.flags import SHARE
+
+
+class CfgOptions(DictAction):
+    """mmengine's `--cfg-options KEY=VALUE ...`, which says what it cannot take."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Store the pairs as a dict.
+
+        Raises:
+            UserError: if one has no `=`.
+        """
+        if wrong := [value for value in values if "=" not in value]:
+            raise UserError(f"{option_string}: expected KEY=VALUE, got {wrong[0]!r}; CONFIG.py comes before it")
+        super().__call__(parser, namespace, values, option_string)
 
 
 def train_parser() -> argparse.ArgumentParser:
@@ -16,6 +32,9 @@ def train_parser() -> argparse.ArgumentParser:
     parser.add_argument("--amp", action="store_true", help="mixed precision on a GPU")
     parser.add_argument("--auto-scale-lr", action="store_true", help="scale the learning rate with the whole batch")
     parser.add_argument("--seed", type=int, help="of the initial weights and the order of the data")
+    parser.add_argument(
+        "--skip-bad-images", action="store_true", help="pass over unusable training images and masks, and log which"
+    )
     parser.add_argument(
         "--log-wandb", action="store_true", help="log to Weights & Biases too, not to TensorBoard alone"
     )
@@ -57,7 +76,7 @@ def export_parser() -> argparse.ArgumentParser:
         "--img-size", type=int, metavar="N", help="side of a square input (default: the config's input)"
     )
     parser.add_argument("--input-size", type=int, nargs=3, metavar="N", help="channels, height, width, likewise")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="change the config")
+    parser.add_argument("--cfg-options", nargs="+", action=CfgOptions, metavar="KEY=VALUE", help="change the config")
     return parser
 
 
@@ -76,7 +95,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="change the config")
+    parser.add_argument("--cfg-options", nargs="+", action=CfgOptions, metavar="KEY=VALUE", help="change the config")
     parser.add_argument(
         "--launcher",
         choices=["none", "pytorch", "slurm", "mpi"],

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from visionzoo.engine.errors import UserError
+from visionzoo.openmmlab.building import build
 from visionzoo.openmmlab.checkpoints import check_fit
 from visionzoo.openmmlab.data import task_of
 from visionzoo.openmmlab.running import read_config, require_checkpoint
@@ -47,7 +48,7 @@ def predict(args: argparse.Namespace) -> list[Path]:
 def _detect(args: argparse.Namespace, cfg: Any, checkpoint: str, images: list[str], output: Path) -> list[Path]:
     from mmdet.apis import DetInferencer
 
-    inferencer = DetInferencer(model=cfg, weights=checkpoint, device=args.device)
+    inferencer = build(cfg, lambda: DetInferencer(model=cfg, weights=checkpoint, device=args.device))
     check_fit(inferencer.model, checkpoint)
     inferencer(images, out_dir=str(output), pred_score_thr=args.score_threshold, no_save_pred=False)
     names = inferencer.model.dataset_meta["classes"]
@@ -63,7 +64,7 @@ def _detect(args: argparse.Namespace, cfg: Any, checkpoint: str, images: list[st
 def _segment(args: argparse.Namespace, cfg: Any, checkpoint: str, images: list[str], output: Path) -> list[Path]:
     from mmseg.apis import MMSegInferencer
 
-    inferencer = MMSegInferencer(model=cfg, weights=checkpoint, device=args.device)
+    inferencer = build(cfg, lambda: MMSegInferencer(model=cfg, weights=checkpoint, device=args.device))
     check_fit(inferencer.model, checkpoint)
     paths = []
     for image in images:

@@ -1,37 +1,49 @@
-"""Images and masks that training cannot use stop it by name, at the step that reads them."""
+"""Images and masks that cannot be used stop training by name, at the step that reads them, or are passed over."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from mmcv.transforms import LoadAnnotations, LoadImageFromFile
 from mmengine.dataset import BaseDataset, Compose
+from mmengine.dist import all_reduce
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from PIL import Image
 
 from visionzoo.engine.errors import UnreadableImageError
 from visionzoo.engine.images import UNREADABLE
+from visionzoo.openmmlab.data import labels_above_8_bits
 
 
 class CheckingRunner(Runner):
     """mmengine's Runner, whose data sets name the file that they cannot use."""
 
-    @staticmethod
-    def build_dataloader(*args: Any, **kwargs: Any) -> Any:
+    def build_dataloader(self, dataloader: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # static in mmengine
         """Build what mmengine does, with pipelines that check."""
-        loader = Runner.build_dataloader(*args, **kwargs)
-        waiting = [loader.dataset]
-        while waiting:
-            dataset: Any = waiting.pop()
-            if isinstance(dataset, BaseDataset):
-                dataset.pipeline = CheckingPipeline(dataset)
-            elif hasattr(dataset, "datasets"):  # ConcatDataset
-                waiting += dataset.datasets
-            elif hasattr(dataset, "dataset"):  # RepeatDataset and others
-                waiting.append(dataset.dataset)
+        loader = Runner.build_dataloader(dataloader, **kwargs)
+        skip_bad = bool(self.cfg.get("skip_bad_images")) and dataloader is self._train_dataloader
+        for dataset in _base_datasets(loader):
+            dataset.pipeline = CheckingPipeline(dataset, skip_bad=skip_bad)
         return loader
+
+
+def _base_datasets(loader: Any) -> Iterator[BaseDataset]:
+    waiting = [loader.dataset]
+    while waiting:
+        dataset: Any = waiting.pop()
+        if isinstance(dataset, BaseDataset):
+            yield dataset
+        elif hasattr(dataset, "datasets"):  # ConcatDataset
+            waiting += dataset.datasets
+        elif hasattr(dataset, "dataset"):  # RepeatDataset and others
+            waiting.append(dataset.dataset)
 
 
 class CheckingPipeline(Compose):
@@ -39,21 +51,40 @@ class CheckingPipeline(Compose):
 
     mmcv's errors of reading do not always name the file; a mask of another size, or a class number out of range, would
     be told by a later step in words of its own, on a GPU by the end of the process.
+
+    Args:
+        dataset: whose pipeline this is.
+        skip_bad: give None for files that cannot be used, for which mmengine then takes others at random.
+
+    Attributes:
+        bad: [N], which of the data set's N images were passed over so far, by any loading process.
     """
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: Any, *, skip_bad: bool = False) -> None:
         super().__init__(dataset.pipeline.transforms)
         # mmdet numbers classes itself, mmseg takes the numbers of the masks
         classes = dataset.metainfo.get("classes") if hasattr(dataset, "reduce_zero_label") else None
         self.num_classes = classes and len(classes)
         self.ignore_index = getattr(dataset, "ignore_index", 255)
+        self.skip_bad = skip_bad
+        self.bad = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
 
     def __call__(self, data: Any) -> Any:
-        """Apply the transforms in turn; None if one of them gives None.
+        """Apply the transforms in turn; None if one of them gives None, or for a bad file that is passed over.
 
         Raises:
             UnreadableImageError: a file cannot be read, or is not what its annotations are for.
         """
+        index = data["sample_idx"]
+        try:
+            return self._apply(data)
+        except UnreadableImageError:
+            self.bad[index] = True
+            if not self.skip_bad or self.bad.all():
+                raise
+            return None
+
+    def _apply(self, data: Any) -> Any:
         image, mask = data.get("img_path"), data.get("seg_map_path")
         for transform in self.transforms:
             if isinstance(transform, LoadImageFromFile):
@@ -85,10 +116,35 @@ class CheckingPipeline(Compose):
             return
         if labels.shape != tuple(data["ori_shape"]):
             raise _unusable(path, f"the mask has the shape {labels.shape}, its image {_pixels(data['ori_shape'])}")
+        if path and Path(path).is_file():  # else it is on a server
+            with Image.open(path) as mask:
+                if mask.mode.startswith("I") and (wider := labels_above_8_bits(np.asarray(mask))):
+                    raise _unusable(path, f"the mask {wider}")
         if self.num_classes is not None:
             wrong = np.unique(labels[(labels >= self.num_classes) & (labels != self.ignore_index)])
             if wrong.size:
                 raise _unusable(path, f"the mask has the class numbers {wrong.tolist()} of {self.num_classes} classes")
+
+
+@HOOKS.register_module()
+class SkippedImagesHook(Hook):
+    """Logs which training images were passed over, by any process, before each validation and at the end.
+
+    mmengine leaves out a warning that it has given in the same words.
+    """
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Log those so far."""
+        self.after_train(runner)
+
+    def after_train(self, runner: Runner) -> None:
+        """Log those so far."""
+        for dataset in _base_datasets(runner.train_dataloader):
+            bad = dataset.pipeline.bad.int()
+            all_reduce(bad, op="max")
+            names = [dataset.get_data_info(int(index))["img_path"] for index in bad.nonzero()]
+            if names:
+                runner.logger.warning(f"{len(names)} training images were passed over: {', '.join(names)}")
 
 
 def without_traceback(step: Callable[[], Any]) -> Any:
@@ -109,7 +165,8 @@ def _read(transform: Callable[[Any], Any], data: Any, path: Any) -> Any:
 
 def _unusable(path: Any, reason: str) -> UnreadableImageError:
     return UnreadableImageError(
-        f"cannot use {path}: {reason}; mend or remove it; training goes on from the last checkpoint by --resume"
+        f"cannot use {path}: {reason}; mend or remove it; training goes on from the last checkpoint by --resume, and "
+        f"passes over such files with --skip-bad-images"
     )
 
 

@@ -29,7 +29,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         f"{device}, Python {platform.python_version()}, " + ", ".join(f"{k} {v}" for k, v in versions.items()) + ".",
         "",
-        f"| run | {' | '.join(COLUMNS.values())} | updates | last loss | seconds |",
+        f"| run | {' | '.join(COLUMNS.values())} | last loss logged | of update | seconds |",
         f"| --- |{' --- |' * (len(COLUMNS) + 3)}",
     ]
     for row in rows:
@@ -37,8 +37,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{row[key]:.3f}" if "coco" in key else f"{row[key]:.1f}" if key in row else "" for key in _present(row)
         ]
         lines.append(
-            f"| `{row['run']}` | {' | '.join(values)} | {row.get('updates', '')} | "
-            f"{row.get('loss', float('nan')):.3f} | {row['seconds']:.0f} |"
+            f"| `{row['run']}` | {' | '.join(values)} | {row.get('loss', float('nan')):.3f} | "
+            f"{row.get('update', '')} | {row['seconds']:.0f} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -18,6 +18,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from visionzoo.engine.errors import UserError, closest, require
 from visionzoo.openmmlab.backbone import feature_channels
+from visionzoo.openmmlab.building import build, merge_options
 from visionzoo.openmmlab.checkpoints import check_fit
 from visionzoo.openmmlab.data import check_data, task_of, use_classes, use_dataset, use_root
 from visionzoo.openmmlab.reading import CheckingRunner, without_traceback
@@ -28,7 +29,7 @@ def train(args: argparse.Namespace) -> Runner:
 
     Raises:
         UserError: if the config, its data and its classes do not fit together, before the first step; if an image or
-            mask cannot be used, at the step that reads it.
+            mask cannot be used, at the step that reads it; with --skip-bad-images those of validation alone.
     """
     cfg = prepare(args)
     if args.resume:
@@ -49,10 +50,13 @@ def train(args: argparse.Namespace) -> Runner:
     # mmengine's checkpoints hold Python objects; at the end the last and the best are also written as tensors alone
     cfg.default_hooks.checkpoint.setdefault("published_keys", ["meta", "state_dict"])
     cfg.setdefault("custom_hooks", []).append({"type": "ProgressBarHook"})
-    runner = CheckingRunner.from_cfg(cfg)
+    if args.skip_bad_images:
+        cfg.skip_bad_images = True
+        cfg.custom_hooks.append({"type": "SkippedImagesHook"})
+    runner = build(cfg, lambda: CheckingRunner.from_cfg(cfg))
     if cfg.get("resume") and (checkpoint := cfg.load_from or find_latest_checkpoint(cfg.work_dir)):
         check_fit(runner.model, checkpoint)
-    without_traceback(runner.train)
+    without_traceback(lambda: build(cfg, runner.train))
     return runner
 
 
@@ -73,9 +77,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
             cfg.default_hooks.visualization.update(interval=1)
             cfg.visualizer.update(save_dir=folder)
     _say_notes(check_data(cfg, ["test_dataloader"]))
-    runner = CheckingRunner.from_cfg(cfg)
+    runner = build(cfg, lambda: CheckingRunner.from_cfg(cfg))
     check_fit(runner.model, cfg.load_from)
-    metrics: dict[str, float] = without_traceback(runner.test)
+    metrics: dict[str, float] = without_traceback(lambda: build(cfg, runner.test))
     return metrics
 
 
@@ -87,7 +91,7 @@ def prepare(args: argparse.Namespace) -> Config:
         for name in (key.split(".")[0] for key in args.cfg_options):
             if name not in known and (meant := closest(name, known)):
                 raise UserError(f"--cfg-options {name}: there is no such part of the config{meant}")
-        cfg.merge_from_dict(args.cfg_options)
+        merge_options(cfg, args.cfg_options)
     if args.data_root:
         use_root(cfg, args.data_root)
     if args.dataset:
@@ -152,7 +156,7 @@ def check_channels(cfg: Config) -> None:
     Raises:
         UserError: if they differ; with both lists.
     """
-    backbone = cfg.model.get("backbone", {})
+    backbone: Any = cfg.model.get("backbone") or {}
     if backbone.get("type") != "ZooBackbone":
         return
     options = {key: value for key, value in backbone.items() if key not in _NOT_OF_THE_MODEL}

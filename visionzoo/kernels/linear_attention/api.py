@@ -82,8 +82,7 @@ def linear_attention(
         "temperature": temperature,
         "eps": eps,
     }
-    # A gradient of theirs has changed since all kernels passed on a GPU: until they have again, by name only.
-    if choose("linear_attention", backend, q, avoid="its kernels have changed since they ran on a GPU") == "triton":
+    if choose("linear_attention", backend, q) == "triton":
         from visionzoo.kernels.linear_attention import triton
 
         return triton.forward(q, k, v, **arguments)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from inspect import signature
 from itertools import cycle
 from typing import Any
 
@@ -75,12 +76,16 @@ def build_mixer(spec: MixerSpec, dim: int, num_heads: int | None = None) -> Mixe
     "none" gives None: blocks without token mixing. `num_heads` holds where the options do not give one.
 
     Raises:
-        ValueError: if the name is unknown, or an option is not one of the mixer's.
+        ValueError: if the name is unknown, or an option is not one of the mixer's or not of its type.
     """
     options = {"num_heads": num_heads, **_as_options(spec)}
     name = options.pop("type")
     if name == "none":
         return None
+    parameters = signature(MIXERS[name]).parameters
+    for key, value in options.items():  # many would be met by the first image only, in torch's words
+        if isinstance(value, float) and key in parameters and "float" not in (kind := str(parameters[key].annotation)):
+            raise ValueError(f"mixer {name!r}: {key} must be {kind}, got {key}={value}")
     try:
         return MIXERS[name](dim, **options)
     except TypeError as error:
