@@ -12,7 +12,7 @@ from visionzoo.deploy import FORMATS, Reference, Shape, export, exporting
 from visionzoo.deploy.sweep import randomise
 from visionzoo.engine import UserError
 from visionzoo.kernels import dispatch, route_regions
-from visionzoo.layers.mixers import RoutedMixer
+from visionzoo.layers.mixers import RoutedMixer, WindowMixer
 from visionzoo.models.registry import FAMILIES
 
 if not importlib.util.find_spec("onnxscript"):
@@ -39,7 +39,7 @@ SHAPE = Shape(1, (3, 64, 64))
 
 
 def tiny(name):
-    return randomise(quick_model(name, num_classes=10, **SMALL[name]), SHAPE.size)
+    return randomise(quick_model(name, num_classes=10, **SMALL[name]), SHAPE)
 
 
 def test_every_family_is_exported_below():
@@ -139,6 +139,14 @@ class Nhwc(nn.Module):
 
     def forward(self, image):
         return self.mixer(image.permute(0, 2, 3, 1))
+
+
+def test_programs_traced_with_many_windows_take_maps_of_one(tmp_path):
+    model, shape = Nhwc(WindowMixer(16, 2, window_size=7)), Shape(1, (16, 20, 20), dynamic_size=True)
+    export(model, tmp_path / "x.pt2", "pt2", shape, Reference.of(model, shape))
+    program = torch.export.load(tmp_path / "x.pt2").module()
+    for size in ((2, 16, 7, 7), (1, 16, 3, 40)):
+        torch.testing.assert_close(program(image := torch.randn(size)), model(image))
 
 
 @pytest.mark.parametrize("format", ["pt2", "onnx"])

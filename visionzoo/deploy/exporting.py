@@ -6,7 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,8 +41,13 @@ class Shape:
     dynamic_size: bool = False
 
     def example(self) -> tuple[int, ...]:
-        """Return the shape to trace with; a dynamic batch of 1 would be taken for a constant."""
-        return (max(self.batch, 2) if self.dynamic_batch else self.batch, *self.size)
+        """Return the shape to trace with, in which nothing is special that the exported program would rely on.
+
+        A dynamic batch of 1 would be taken for a constant; maps that windows divide, for maps that they always divide.
+        """
+        channels, height, width = self.size
+        size = (height + 37, width + 69) if self.dynamic_size else (height, width)
+        return (max(self.batch, 2) if self.dynamic_batch else self.batch, channels, *size)
 
     def to_check(self) -> list[tuple[int, ...]]:
         """Return the shapes at which a file is compared with the model: two batches, and three more sizes."""
@@ -53,6 +58,11 @@ class Shape:
             sizes = ((height + 64, width), (height // 2 + 5, width + 37), (height * 3 // 4, width * 3 // 4))
             shapes += [(batches[0], channels, *size) for size in sizes]
         return shapes
+
+    def images(self) -> list[Tensor]:
+        """Return random images of the shapes `to_check`, always the same."""
+        generator = torch.Generator().manual_seed(0)
+        return [torch.randn(shape, generator=generator) for shape in self.to_check()]
 
     @property
     def dynamic_axes(self) -> dict[int, str]:
@@ -97,7 +107,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Reference:
-    """Random images and what the model made of them."""
+    """Images of a shape and what the model made of them."""
 
     images: list[Tensor]
     outputs: list[list[Tensor]]
@@ -107,8 +117,7 @@ class Reference:
     def of(cls, model: nn.Module, shape: Shape) -> Reference:
         """Run a model, in eval mode and on its device."""
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        generator = torch.Generator().manual_seed(0)
-        images = [torch.randn(size, generator=generator).to(device) for size in shape.to_check()]
+        images = [image.to(device) for image in shape.images()]
         return cls(images, [tree_leaves(model(image)) for image in images])
 
     @property
@@ -202,13 +211,23 @@ def trace(model: nn.Module, example: Tensor, shape: Shape) -> ExportedProgram:
     Raises:
         UserError: it would hold operators that are visionzoo's own.
     """
-    dynamic = {axis: Dim.DYNAMIC for axis in shape.dynamic_axes}
-    with torch.no_grad():
+    dynamic: dict[int, Any] = {axis: Dim.DYNAMIC for axis in shape.dynamic_axes}
+    if shape.dynamic_size and shape.dynamic_batch:
+        dynamic[0] = Dim("batch", min=2)  # torch lets such programs take 1 as well
+    with torch.no_grad(), _ones_are_not_special() if shape.dynamic_size else nullcontext():
         program = torch.export.export(model, (example,), dynamic_shapes=(dynamic,))
     own = {str(node.target) for node in program.graph.nodes if str(node.target).startswith("visionzoo.")}
     if own:
         raise UserError(_OWN_OPERATORS.format(", ".join(sorted(own))))
     return program
+
+
+def _ones_are_not_special() -> AbstractContextManager[None]:
+    """Let torch.export ask no more whether a size is 1, which would bind a program to maps of more than one window."""
+    from torch.fx.experimental import _config
+
+    name = "backed_size_oblivious"  # of torch >= 2.7
+    return _config.patch(name, True) if hasattr(_config, name) else nullcontext()  # type: ignore[attr-defined]
 
 
 _OWN_OPERATORS = (

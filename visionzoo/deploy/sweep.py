@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import visionzoo
-from visionzoo.deploy.exporting import FORMATS, Reference, export
+from visionzoo.deploy.exporting import FORMATS, Reference, Shape, export
 from visionzoo.deploy.files import check_flags, shape_of, versions
 from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import UserError, require
@@ -148,10 +148,11 @@ def read_rows(path: Path) -> list[Row]:
         ]
 
 
-def randomise(model: nn.Module, size: tuple[int, int, int]) -> nn.Module:
+def randomise(model: nn.Module, shape: Shape) -> nn.Module:
     """Draw what is constant in a new model, so that each of its branches and the image count; in place.
 
-    Batch norms get the statistics of a few random images: without, what a deep model does to its input would fade.
+    Batch norms get the statistics of random images: without, what a deep model does to its input would fade. Those that
+    exports are compared with are among them, for what the model does to others can explode, rounding errors with it.
     """
     generator = torch.Generator().manual_seed(0)
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
@@ -164,7 +165,8 @@ def randomise(model: nn.Module, size: tuple[int, int, int]) -> nn.Module:
         if norms:
             for norm in norms:
                 norm.momentum = 1.0
-            model.train()(torch.randn(16, *size, generator=generator))
+            others = torch.randn(12, *shape.size, generator=generator)
+            model.train()(torch.cat([*shape.images()[:2], others]))  # further ones of the shape have other sizes
     return model.eval()
 
 
@@ -184,7 +186,7 @@ def _export_one(name: str, axes: str, args: argparse.Namespace) -> list[Row]:
     model: Any = timm.create_model(name)
     size = args.input_size or (3, *([args.img_size] * 2 if args.img_size else model.pretrained_cfg["input_size"][1:]))
     shape = shape_of(args, size)
-    model = randomise(model, shape.size)
+    model = randomise(model, shape)
     reference = Reference.of(model, shape)
     if not args.no_fuse:
         model = visionzoo.fuse(model)
