@@ -418,6 +418,31 @@ def test_a_compiled_extension_stays_in_charge(tmp_path):
     assert done.stdout.split() == ["True"], done.stderr
 
 
+def test_ops_reach_what_was_imported_without_them():
+    """mmseg imports parts of mmdet, which go on without ops; both are used after that."""
+    code = """
+import mmseg.apis
+from mmdet.models.dense_heads import rpn_head
+from mmdet.models.layers import msdeformattn_pixel_decoder
+from mmseg.models.utils import point_sample
+
+before = rpn_head.batched_nms
+import visionzoo.openmmlab
+import mmcv.ops
+
+assert before is not rpn_head.batched_nms is mmcv.ops.batched_nms
+assert msdeformattn_pixel_decoder.MultiScaleDeformableAttention is mmcv.ops.MultiScaleDeformableAttention
+assert point_sample.point_sample is mmcv.ops.point_sample
+
+from mmdet.models.losses.focal_loss import sigmoid_focal_loss, _sigmoid_focal_loss
+
+assert sigmoid_focal_loss.__module__ == "mmdet.models.losses.focal_loss"  # not a stand-in, but mmdet's own
+assert _sigmoid_focal_loss is mmcv.ops.sigmoid_focal_loss
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_on_a_gpu_the_ops_give_what_they_give_on_the_cpu(dtype):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -49,9 +50,32 @@ EXTENSION = "mmcv._ext"
 
 
 def install() -> None:
-    """Serve `mmcv._ext` from here if nothing else does."""
+    """Serve `mmcv._ext` from here if nothing else does, also to what was imported without it."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())  # the last to be asked: a compiled extension comes first
+        _replace_stand_ins()
+
+
+def _replace_stand_ins() -> None:
+    """Give mmcv's ops to modules that could not import them, such as those that `import mmseg.apis` brings in.
+
+    mmdet and mmseg go on with functions and classes of the same names that raise, or with None.
+    """
+    early = [module for name, module in sys.modules.items() if name.partition(".")[0] in ("mmdet", "mmseg")]
+    if not early:
+        return
+    ops = import_module("mmcv.ops")
+    for module in early:
+        for name, value in list(vars(module).items()):
+            op = getattr(ops, name.lstrip("_"), None)  # some import an op as _op
+            if op is not None and _stands_in(value):
+                setattr(module, name, op)
+
+
+def _stands_in(value: Any) -> bool:
+    function = vars(value).get("__init__") if isinstance(value, type) else value
+    constants = getattr(getattr(function, "__code__", None), "co_consts", ())
+    return value is None or any(isinstance(text, str) and "requires mmcv" in text for text in constants)
 
 
 class _Finder(MetaPathFinder, Loader):
