@@ -127,8 +127,9 @@ def test_without_a_compiler_it_is_said_what_is_missing(monkeypatch, tmp_path):
     import torch._inductor.config as config
 
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(UserError, match=r"finds no compiler \(.*no-such-compiler.*install one .*--format onnx pt2"):
+    missing = config.patch({"cpp.cxx": ("no-such-compiler",)})  # monkeypatch would leave the setting deleted
+    message = r"finds no compiler \(.*no-such-compiler.*install one .*--format onnx pt2"
+    with missing, pytest.raises(UserError, match=message):
         export(nn.Flatten(), tmp_path / "x.aoti.pt2", "aoti", SHAPE, Reference.of(nn.Flatten(), SHAPE))
 
 
