@@ -392,9 +392,14 @@ def test_bad_files_alone_stop_training_with_skip_bad_images(scenes, tmp_path, ca
 
 @pytest.mark.slow
 def test_two_processes_train_one_detector(scenes, tmp_path):
-    """Without looking for unused parameters: there are none."""
+    """Without looking for unused parameters: there are none. The first says which image the other passed over."""
+    shutil.copytree(scenes, tmp_path / "data")
+    bad = [tmp_path / "data/images/train" / name for name in ("0001.png", "0002.png")]  # processes take every second
+    for path in bad:
+        truncate(path)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += [str(ROOT / "tools/train.py"), str(DETECTION), "--work-dir", str(tmp_path), "--seed", "0"]
+    command += ["--data-root", str(tmp_path / "data"), "--skip-bad-images"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*command, "--cfg-options", *DET_FEW],
@@ -406,4 +411,5 @@ def test_two_processes_train_one_detector(scenes, tmp_path):
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert (tmp_path / "epoch_1.pth").exists()
-    assert len(list(Path(tmp_path).glob("2*"))) == 1
+    (log,) = Path(tmp_path).glob("2*/*.log")
+    assert f"WARNING - 2 training images were passed over: {bad[0]}, {bad[1]}\n" in log.read_text()
