@@ -113,8 +113,8 @@ def optimize_for_inference(
 def _options(mode: str, given: dict[str, Any]) -> dict[str, Any]:
     """Arguments of torch.compile, under which Inductor leaves memory formats as they are.
 
-    It would have what comes before a convolution in its own channels_last, taking [B, H, W, C] for [N, C, H, W]:
-    PoolFormer-S12 turned seven of its maps around and took 119 kernels in place of 98 (torch 2.11).
+    It would have what comes before a convolution in channels_last, and takes [B, H, W, C] for [N, C, H, W]: maps would
+    be turned around and back.
     """
     if given.get("backend", "inductor") != "inductor":
         return {"mode": mode, **given}

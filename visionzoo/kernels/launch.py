@@ -21,7 +21,7 @@ def head_rows(x: Tensor) -> tuple[Tensor, int, int]:
     Parts of heads lie like this too.
     """
     batch, height, width, heads, head_dim = x.shape
-    if x.is_contiguous():  # the usual case is told in a tenth of the time
+    if x.is_contiguous():  # the usual case, and cheap to tell
         return x, heads * head_dim, head_dim
     if width > 1:
         step = x.stride(2)
