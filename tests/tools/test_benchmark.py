@@ -107,14 +107,14 @@ def test_patterns_select_by_parts_or_whole_names():
 
 def test_what_fails_is_a_row_with_its_reason_and_the_rest_is_measured(tmp_path):
     broken = Measurement("rival", "forward", lambda: raise_(Absent("not installed")))
-    failing = measurement("worse", lambda: raise_(RuntimeError("out of\n memory")))
+    failing = measurement("worse", lambda: raise_(RuntimeError("out of\n memory. Stack trace: File a.py")))
     wrong = Measurement("wrong", "forward", lambda: Run(lambda: 0.3, check=lambda error: (error, 0.1)))
     alone = Measurement("alone", "forward", lambda: Run(lambda: 0, check=lambda _: raise_(Absent("no reference"))))
     results = Results(tmp_path / "r.csv")
     run_cases([case_of(broken, failing, wrong, alone, measurement("good", items=4))], SETTINGS, results)
     rows = {row.implementation: row for row in read_rows(tmp_path / "r.csv")}
     assert (rows["rival"].status, rows["rival"].reason) == ("absent", "not installed")
-    assert (rows["worse"].status, rows["worse"].reason) == ("failed", "RuntimeError: out of memory")
+    assert (rows["worse"].status, rows["worse"].reason) == ("failed", "RuntimeError: out of memory.")
     assert rows["wrong"].status == "ok" and rows["wrong"].agrees is False
     assert rows["alone"].median_ms is not None and rows["alone"].reason == "not compared: Absent: no reference"
     assert rows["good"].status == "ok" and rows["good"].agrees is None

@@ -141,7 +141,7 @@ def _backends(decisions: Sequence[Decision]) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).partition("Stack trace:")[0].split())  # CUDA graphs add one, with this machine's paths
     return f"{type(error).__name__}: {text[:300]}{'...' if len(text) > 300 else ''}"
 
 
