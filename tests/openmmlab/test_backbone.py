@@ -146,11 +146,16 @@ def test_wrong_arguments_are_named(options, message):
     assert message in str(caught.value)
 
 
-def test_synchronised_batch_norms_are_refused():
-    backbone = build("zoo_biformer_t")
-    backbone.model = nn.SyncBatchNorm.convert_sync_batchnorm(backbone.model)
-    with pytest.raises(ValueError, match="sync_bn: synchronised batch norm takes"):
-        backbone.train()
+@pytest.mark.parametrize("implementation", ["torch", "mmcv"])
+def test_synchronised_batch_norms_compute_the_same(implementation):
+    backbone = build("zoo_biformer_t", norm_eval=True)
+    image = torch.randn(1, 3, 64, 64)
+    expected = backbone.train()(image)
+    changed = convert_sync_batchnorm(backbone, implementation).train()
+    kinds = {type(module).__name__ for module in changed.modules()}
+    assert "SyncBatchNorm" in kinds and "BatchNorm2d" not in kinds
+    for out, before in zip(changed(image), expected, strict=True):
+        torch.testing.assert_close(out, before)
 
 
 def checkpoint(tmp_path, wrap):

@@ -111,6 +111,9 @@ def load_weights(
             f"{where} does not fit {type(backbone).__name__}. {report}. Pass strict=False to load what fits."
         )
     backbone.load_state_dict(state, strict=False)
+    for module in backbone.modules():  # where it was built on the meta device
+        if callable(compute := getattr(module, "init_non_persistent_buffers", None)):
+            compute()
     _logger.info("%s: %s", where, report)
     return report
 

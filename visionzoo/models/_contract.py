@@ -98,7 +98,7 @@ class Contract(nn.Module):
         self.stem_names = tuple(stem)
         for name, module in stem.items():
             self.add_module(name, module)
-        self.add_module(self.PARTS, nn.ModuleList(parts))
+        self.add_module(self.PARTS, nn.Sequential(*parts))
         self.norm = norm or nn.Identity()
         self.head_layer = partial(head_layer, num_features, drop_rate=drop_rate)
         self.head = self._make_head(num_classes, self.POOL if global_pool is None else global_pool)
@@ -133,9 +133,9 @@ class Contract(nn.Module):
     # -- forward ------------------------------------------------------------------------------------------------------
 
     @property
-    def parts(self) -> nn.ModuleList:
+    def parts(self) -> nn.Sequential:
         """The modules whose outputs are the features."""
-        parts: nn.ModuleList = getattr(self, self.PARTS)
+        parts: nn.Sequential = getattr(self, self.PARTS)
         return parts
 
     def forward(self, x: Tensor) -> Any:

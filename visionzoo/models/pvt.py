@@ -26,6 +26,7 @@ from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.position import PositionTable, resize_table
+from visionzoo.layers.stem import Stem
 from visionzoo.models._pyramid import Pyramid, Stage, build_stages
 from visionzoo.models._registry import Published, Variant, register_family
 
@@ -67,7 +68,7 @@ class ClassTokenStage(Stage):
         trunc_normal_(self.cls_token, std=0.02)
         trunc_normal_(self.pos_embed, std=0.02)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward_map(self, x: Tensor) -> Tensor:
         """[B, H, W, C_in] to [B, H', W', C]."""
         x = self.downsample(x)
         size = x.shape[1:3]
@@ -154,17 +155,20 @@ class PyramidVisionTransformer(Pyramid):
             )
         norm = partial(LayerNorm, eps=1e-6)
 
-        def embed(in_dim: int, dim: int, patch_size: int, size: tuple[int, int] | None) -> nn.Sequential:
+        def embed(in_dim: int, dim: int, patch_size: int, size: tuple[int, int] | None) -> list[nn.Module]:
             conv = ConvNorm(in_dim, dim, patch_size, patch_size, norm_layer=LayerNorm)
-            return nn.Sequential(conv, PositionTable(dim, size)) if size else nn.Sequential(conv)
+            return [conv, PositionTable(dim, size)] if size else [conv]
+
+        def downsample(in_dim: int, dim: int, size: tuple[int, int] | None) -> nn.Module:
+            return nn.Sequential(*embed(in_dim, dim, 2, size))
 
         stages = build_stages(
             embed_dims,
             depths,
             num_heads,
             stage_mixers,
-            downsample=[partial(embed, patch_size=2, size=size) for size in sizes[1:-1]]
-            + [partial(embed, patch_size=2, size=None if class_token else sizes[-1])],
+            downsample=[partial(downsample, size=size) for size in sizes[1:-1]]
+            + [partial(downsample, size=None if class_token else sizes[-1])],
             block=[partial(Block, mlp_ratio=ratio, norm_layer=norm) for ratio in mlp_ratios],
             drop_path_rate=drop_path_rate,
         )
@@ -172,7 +176,7 @@ class PyramidVisionTransformer(Pyramid):
             last, dim = stages[-1], embed_dims[-1]
             stages[-1] = ClassTokenStage(last.downsample, list(last.blocks), norm(dim), dim, sizes[-1])
         super().__init__(
-            stem=embed(in_chans, embed_dims[0], 4, sizes[0]),
+            stem=Stem(*embed(in_chans, embed_dims[0], 4, sizes[0])),
             stages=stages,
             embed_dims=embed_dims,
             in_chans=in_chans,

@@ -1,0 +1,263 @@
+"""What other libraries do with a model's layers gives the right numbers: torch's layers here are what they are there."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from quick import MODELS, meta_model, quick_model
+from timm.layers import SqueezeExcite, convert_sync_batchnorm, freeze_batch_norm_2d, unfreeze_batch_norm_2d
+from timm.models import reinit_non_persistent_buffers
+from timm.utils import freeze, unfreeze
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.ops import FrozenBatchNorm2d
+
+import visionzoo
+from visionzoo.models._registry import FAMILIES
+
+BATCH_NORM = {
+    "zoo_biformer_t": {"depths": (1,) * 4},
+    "zoo_biformer_stl": {"depths": (1,) * 4},
+    "zoo_levit_128s": {"depths": (1,) * 3},
+    "zoo_shvit_s1": {"depths": (1,) * 3},
+    "zoo_halonet_h0": {"layout": ("a",) * 4},
+    "zoo_sehalonet_33ts": {"layout": ("c", "c", "c", "ca")},
+}
+OTHERS = {
+    "zoo_nat_mini": {"depths": (1,) * 4},
+    "zoo_dinats_tiny": {"depths": (1,) * 4},
+    "zoo_pvt_t": {"depths": (1,) * 4},
+    "zoo_pvtv2_b0": {"depths": (1,) * 4},
+    "zoo_swin_t": {"depths": (1,) * 4},
+    "zoo_cswin_t": {"depths": (1,) * 4},
+    "zoo_davit_t": {"depths": (1,) * 4},
+    "zoo_poolformer_s12": {"depths": (1,) * 4},
+    "zoo_flatten_swin_t": {"depths": (1,) * 4},
+}
+TINY = BATCH_NORM | OTHERS
+
+
+def _tiny(name, **kwargs):
+    return quick_model(name, **TINY[name], num_classes=7, **kwargs)
+
+
+def _image(size=64, batch=2):
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_layers_are_torchs_own_or_none_of_torchs(name):
+    """What asks `isinstance` is right then. Containers, and the norm of any last axis, behave as torch's do."""
+    torchs = tuple(
+        kind
+        for kind in vars(nn).values()
+        if isinstance(kind, type)
+        and issubclass(kind, nn.Module)
+        and kind not in (nn.Module, nn.ModuleList, nn.LayerNorm)
+    )
+    ours = {
+        type(module).__name__
+        for module in meta_model(name).modules()
+        if type(module).__module__.startswith("visionzoo") and isinstance(module, (*torchs, SqueezeExcite))
+    }
+    assert ours <= {"Folded", "_NoHead"}
+
+
+# -- norms ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("convert", [convert_sync_batchnorm, nn.SyncBatchNorm.convert_sync_batchnorm])
+@pytest.mark.parametrize("name", BATCH_NORM)
+def test_synchronised_norms_compute_the_same(name, convert):
+    model = _tiny(name)
+    changed = convert(copy.deepcopy(model))
+    kinds = [type(module) for module in changed.modules()]
+    assert nn.SyncBatchNorm in kinds and nn.BatchNorm2d not in kinds
+    assert list(changed.state_dict()) == list(model.state_dict())
+    image = _image(96)  # one process: the statistics of its own maps
+    torch.testing.assert_close(changed.train()(image), model.train()(image))
+    torch.testing.assert_close(dict(changed.state_dict()), dict(model.state_dict()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", BATCH_NORM)
+def test_frozen_norms_compute_the_same_and_thaw(name):
+    model = _tiny(name)
+    image = _image()
+    expected = model(image)
+    frozen = freeze_batch_norm_2d(copy.deepcopy(model))
+    kinds = [type(module) for module in frozen.modules()]
+    assert FrozenBatchNorm2d in kinds and nn.BatchNorm2d not in kinds
+    torch.testing.assert_close(frozen(image), expected, rtol=1e-4, atol=1e-4)
+    thawed = unfreeze_batch_norm_2d(frozen)
+    torch.testing.assert_close(thawed(image), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_part_is_frozen_where_height_and_channels_agree():
+    model = quick_model("zoo_biformer_t", depths=(1,) * 4)
+    image = _image(256, 1)  # the first stage's maps are 64 x 64, of 64 channels
+    expected = model(image)
+    freeze(model, ["stem.2", "norm"])
+    assert isinstance(model.stem[2].norm, FrozenBatchNorm2d) and isinstance(model.norm, FrozenBatchNorm2d)
+    torch.testing.assert_close(model(image), expected, rtol=1e-4, atol=1e-4)
+    unfreeze(model, ["stem.2", "norm"])
+    torch.testing.assert_close(model(image), expected, rtol=1e-4, atol=1e-4)
+
+
+# -- convolutions -----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TINY)
+def test_hooks_on_convolutions_count_as_the_operations_do(name):
+    """ptflops, thop and torchinfo multiply a layer's weights by the height and width of its output."""
+    model = _tiny(name)
+    counted = []
+
+    def count(conv, inputs, output):
+        assert inputs[0].shape[1] == conv.in_channels and output.shape[1] == conv.out_channels
+        counted.append(conv.weight.numel() * len(output) * output.shape[2] * output.shape[3])
+
+    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    model(_image(96))
+    for hook in hooks:
+        hook.remove()
+    depthwise = []
+    for module in model.modules():
+        if type(module).__name__ == "DepthwiseConvNHWC":
+            module.register_forward_hook(lambda m, _, output: depthwise.append(m.weight[0].numel() * output.numel()))
+    with FlopCounterMode(display=False) as counter:
+        model(_image(96))
+    of_operations = sum(
+        flops for operation, flops in counter.get_flop_counts()["Global"].items() if "convolution" in str(operation)
+    )
+    assert counted and 2 * sum(counted) == of_operations - 2 * sum(depthwise)
+
+
+class _Adapter(nn.Module):
+    """A convolution with one of low rank beside it, built from the layer's own class, as peft does."""
+
+    def __init__(self, conv, rank=2):
+        super().__init__()
+        self.conv = conv
+        args = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+        self.down = type(conv)(conv.in_channels, rank * conv.groups, *args, groups=conv.groups, bias=False)
+        self.up = type(conv)(rank * conv.groups, conv.out_channels, 1, groups=conv.groups, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x):
+        return self.conv(x) + self.up(self.down(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TINY)
+def test_convolutions_take_adapters(name):
+    model = _tiny(name)
+    image = _image(96)
+    expected = model(image)
+    convs = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    for path in convs:
+        parent, _, child = path.rpartition(".")
+        setattr(model.get_submodule(parent), child, _Adapter(model.get_submodule(path)))
+    torch.testing.assert_close(model(image), expected)
+    for module in model.modules():
+        if isinstance(module, _Adapter):
+            nn.init.normal_(module.up.weight)
+    assert convs and (model(image) - expected).norm() > 1e-3 * expected.norm()
+
+
+# -- features ---------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TINY)
+def test_features_are_nchw_whoever_takes_them(name):
+    model = _tiny(name)
+    image = _image(96)
+    expected = model.forward_intermediates(image, intermediates_only=True)
+    hooked = []
+    hooks = [stage.register_forward_hook(lambda *args: hooked.append(args[2])) for stage in model.stages]
+    model(image)
+    for hook in hooks:
+        hook.remove()
+    cut = nn.Sequential(*list(model.children())[:2])
+    getter = IntermediateLayerGetter(model, {"stem": "first", "stages": "last"})
+    assert all(torch.equal(a, b) for a, b in zip(hooked, expected, strict=True))
+    assert torch.equal(cut(image), expected[-1])
+    assert (
+        torch.equal(getter(image)["last"], expected[-1])
+        and getter(image)["first"].shape[1] == model.stem(image).shape[1]
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("kind", ["getter", "hook", "list", "dict"])
+def test_every_feature_extractor_of_timm_gives_the_same(name, kind):
+    options = {"features_only": True, "feature_cls": kind}
+    if kind in ("list", "dict"):
+        options["flatten_sequential"] = True
+    model = quick_model(name, **TINY[name], **options)
+    whole = quick_model(name, **TINY[name])
+    visionzoo.load_weights(model if kind == "getter" else whole, whole.state_dict())
+    if kind != "getter":
+        model.load_state_dict({own: whole.state_dict()[_name(own)] for own in model.state_dict()}, strict=True)
+    expected = whole.forward_intermediates(_image(96), intermediates_only=True)
+    out = model(_image(96))
+    out = list(out.values()) if isinstance(out, dict) else out
+    assert len(out) == len(expected) and all(torch.equal(a, b) for a, b in zip(out, expected, strict=True))
+
+
+def _name(own):
+    """Name in the whole model of a tensor in timm's extractors."""
+    return own.removeprefix("body.").replace("stages_", "stages.")
+
+
+# -- the meta device --------------------------------------------------------------------------------------------------
+
+
+def _fill_with_garbage(model):
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data.fill_(torch.nan if tensor.is_floating_point() else 1 << 40 if tensor.dtype == torch.int64 else 1)
+
+
+def _outside(module):
+    """Tensors of a module that neither `to_empty` nor a checkpoint reaches."""
+    held = (value for value in vars(module).values())
+    return [
+        v
+        for value in held
+        for v in (value if isinstance(value, (list, tuple)) else [value])
+        if isinstance(v, torch.Tensor)
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_what_no_checkpoint_holds_is_computed_anew_after_the_meta_device(family):
+    name = FAMILIES[family][0]
+    kinds = [{}] if family not in ("swin", "levit") else [{}, {"mixers": "levit"}]
+    for kwargs in kinds:
+        model, other = quick_model(name, **kwargs), meta_model(name, **kwargs).to_empty(device="cpu")
+        _fill_with_garbage(other)
+        other.load_state_dict(model.state_dict())
+        reinit_non_persistent_buffers(other)
+        for path, buffer in model.named_buffers():
+            assert torch.equal(other.get_buffer(path), buffer), path
+        for path, module in model.named_modules():
+            assert not _outside(module), path
+
+
+@torch.no_grad()
+def test_a_model_from_the_meta_device_computes_the_same():
+    model = _tiny("zoo_levit_128s")
+    with torch.device("meta"):
+        other = timm.create_model("zoo_levit_128s", **TINY["zoo_levit_128s"], num_classes=7)
+    other = other.to_empty(device="cpu").eval()
+    _fill_with_garbage(other)
+    visionzoo.load_weights(other, model.state_dict())
+    for size in (224, 64):
+        assert torch.equal(other(_image(size)), model(_image(size)))
