@@ -50,6 +50,7 @@ class Contract(nn.Module):
     PARTS = "stages"  # name of the list of parts
     UNITS: tuple[tuple[str, tuple[int, ...] | None], ...] = ()  # timm's patterns of layers that learn at one rate
     FORMATS: tuple[str, ...] = ("NCHW", "NHWC")  # of features
+    HEAD_INPUT = "NCHW"  # what `forward_features` returns and the head takes; "NLC" for tokens
     FEATURES = 4  # features_only gives the last so many where the caller names none
     POOL = "avg"  # pooling where the caller names none
 
@@ -101,7 +102,8 @@ class Contract(nn.Module):
         self.add_module(self.PARTS, nn.ModuleList(parts))
         self.norm = norm or nn.Identity()
         self.head_layer = partial(head_layer, num_features, drop_rate=drop_rate)
-        self.head = self._make_head(num_classes, self.POOL if global_pool is None else global_pool)
+        self.default_pool = self.POOL if global_pool is None else global_pool
+        self.head = self._make_head(num_classes, self.default_pool)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -248,7 +250,7 @@ class Contract(nn.Module):
             except AssertionError as error:
                 raise ValueError(f"{type(self).__name__} cannot have {global_pool=}: {error}") from error
         else:  # replaced by hand
-            self.head = self._make_head(num_classes, self.POOL if global_pool is None else global_pool)
+            self.head = self._make_head(num_classes, self.default_pool if global_pool is None else global_pool)
         self.num_classes = num_classes
         parameter = next(self.parameters())
         self.head.to(device=parameter.device, dtype=parameter.dtype)
