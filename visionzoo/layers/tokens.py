@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers import register_notrace_module, trunc_normal_
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from visionzoo.layers.block import Block
@@ -96,11 +96,10 @@ class PrefixTokens(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tokens:
         """Put the prefix tokens before those that are there."""
-        own = [self.get_parameter(name).expand(tokens.x.shape[0], -1, -1) for name in self.names]
+        own = [getattr(self, name).expand(tokens.x.shape[0], -1, -1) for name in self.names]
         return Tokens(torch.cat([*(t.to(tokens.x.dtype) for t in own), tokens.x], 1), tokens.size, self.count)
 
 
-@register_notrace_module  # it looks at the size of the map
 class TokenPositions(nn.Module):
     """A learned vector for each token, added to it; those of the map are interpolated to maps of other sizes.
 

@@ -53,6 +53,9 @@ class Contract(nn.Module):
     HEAD_INPUT = "NCHW"  # what `forward_features` returns and the head takes; "NLC" for tokens
     FEATURES = 4  # features_only gives the last so many where the caller names none
     POOL = "avg"  # pooling where the caller names none
+    POOLS: tuple[str, ...] = ("", "avg", "max", "avgmax", "catavgmax")  # poolings that the head has a place for
+    UNFOLDED = ""  # pattern of batch norms that `visionzoo.fuse` leaves, for no layer comes directly before them
+    DYNAMIC_SIZE = True  # whether torch.export makes a program for images of any size
 
     # Checkpoints of others that are the same network: origin -> [(pattern, replacement), ...] for re.sub, in order; the
     # replacement None leaves a tensor out that is not a weight (index tables, masks); a tuple of replacements cuts it

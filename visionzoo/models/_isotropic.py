@@ -6,7 +6,7 @@ Such a backbone is `stem`, `positions`, `prefix`, `blocks`, `norm`, `head`; posi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -89,8 +89,11 @@ class Isotropic(Contract):
     HEAD_INPUT = "NLC"
     FEATURES = 3
     POOL = "token"
+    POOLS = TokenHead.POOLS
 
     stem: nn.Module
+    prefix: PrefixTokens
+    positions: TokenPositions
     blocks: nn.ModuleList
 
     def __init__(
@@ -162,7 +165,7 @@ class Isotropic(Contract):
             state = self.prefix(state)
         if self.grad_checkpointing and self.training:
             return checkpoint(self.blocks[i], state, use_reentrant=False)
-        return self.blocks[i](state)
+        return super().advance(i, state)
 
     def read(self, i: int, state: Any, norm: bool = False) -> tuple[Tensor, Tensor | None]:
         """Return the map and the prefix tokens, normalised on request."""
@@ -172,6 +175,27 @@ class Isotropic(Contract):
     def finish(self, state: Any) -> Any:
         """Normalise the tokens: [B, P + N, C]."""
         return self.norm(state.x)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the blocks that the features `indices` do not need, and the norm and head; return plain indices.
+
+        Prefix tokens go too where no block that is left takes them in.
+
+        Raises:
+            ValueError: if an index is out of range.
+        """
+        take = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        if prune_head and self.num_prefix_tokens and not _taking(self.blocks[self.prefix_at :]):
+            del self.prefix
+            self.num_prefix_tokens = 0
+            self.stem_names = tuple(name for name in self.stem_names if name != "prefix")
+        return take
+
+    def absent(self) -> tuple[str, ...]:
+        """Beginnings of the names of tensors that the whole model has and this one was built or pruned without."""
+        return super().absent() if self.num_prefix_tokens else (*super().absent(), "prefix.")
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Make the table of positions one for images of this size in pixels, so that none is interpolated for them."""
@@ -189,11 +213,18 @@ class Isotropic(Contract):
 
 def _takes_prefix_tokens(family: str, blocks: Sequence[nn.Module], count: int) -> bool:
     """Whether prefix tokens meet the map's in some block; log which mixers they pass by."""
-    mixers = [module for block in blocks for module in block.modules() if isinstance(module, Mixer)]
-    passed = sorted({type(mixer).__name__ for mixer in mixers if not mixer.takes_prefix_tokens})
+    passed = sorted({type(mixer).__name__ for mixer in _mixers(blocks) if not mixer.takes_prefix_tokens})
     if count and passed:
         _logger.warning("%s: %d prefix tokens pass by %s unchanged", family, count, ", ".join(passed))
-    return not mixers or any(mixer.takes_prefix_tokens for mixer in mixers)
+    return not _mixers(blocks) or _taking(blocks)
+
+
+def _mixers(blocks: Iterable[nn.Module]) -> list[Mixer]:
+    return [module for block in blocks for module in block.modules() if isinstance(module, Mixer)]
+
+
+def _taking(blocks: Iterable[nn.Module]) -> bool:
+    return any(mixer.takes_prefix_tokens for mixer in _mixers(blocks))
 
 
 def _map_size(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:

@@ -63,6 +63,8 @@ class BiFormer(Pyramid):
         head: `num_classes`, `global_pool` and `drop_rate` of the head.
     """
 
+    UNFOLDED = r"^norm$"  # before pooling: part of the features
+
     CHECKPOINT_KEYS = {
         "authors": [
             *_STEM_KEYS,
@@ -146,10 +148,16 @@ VARIANTS = {
     ),
 }
 
+TINY = {
+    "zoo_biformer_t": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "regions": 2, "topks": (1, 2, 4, -2)},
+    "zoo_biformer_stl": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "regions": 2, "topks": (1, 2, 4, -2)},
+}
+
 register_family(
     __name__,
     BiFormer,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.0.conv",
     paper_ids="arXiv:2303.08810",
     origin_url="https://github.com/rayleizhu/BiFormer",

@@ -3,7 +3,8 @@
 Paper: https://arxiv.org/abs/2103.10697. Facts from https://github.com/facebookresearch/convit at 0a9340a (Apache-2.0;
 headers of its convit.py say CC-BY-NC); the code here is our own. As released: positions are those of the map, the class
 token has none and joins before the last two blocks. Where we differ: images of any size and shape are taken, with
-positions interpolated.
+positions interpolated. The small model has 27.8 M parameters and 5.7 GMACs in the authors' own code, not the published
+27 and 5.4; the base one has 17.5 GMACs, not 17.
 """
 
 from __future__ import annotations
@@ -112,18 +113,24 @@ _README = "README.md of facebookresearch/convit"
 VARIANTS = {
     "zoo_convit_t": Variant({}, Published(params_m=6.0, gmacs=1.0, top1=73.1, source=_README), _weights("tiny")),
     "zoo_convit_s": Variant(
-        {"embed_dim": 432, "num_heads": 9}, Published(27.0, 5.4, 81.3, source=_README), _weights("small")
+        {"embed_dim": 432, "num_heads": 9},
+        Published(27.0, 5.4, 81.3, source=_README, explained=("params_m", "gmacs")),
+        _weights("small"),
     ),
     "zoo_convit_b": Variant(
-        {"embed_dim": 768, "num_heads": 16}, Published(86.0, 17.0, 82.4, source=_README), _weights("base")
+        {"embed_dim": 768, "num_heads": 16},
+        Published(86.0, 17.0, 82.4, source=_README, explained=("gmacs",)),
+        _weights("base"),
     ),
 }
+
+TINY = {"zoo_convit_t": {"depth": 3, "local_depth": 2, "embed_dim": 16}}
 
 register_family(
     __name__,
     ConViT,
     VARIANTS,
-    tiny={"depth": 3, "local_depth": 2, "embed_dim": 32},
+    tiny=TINY,
     first_conv="stem.conv",
     pool_size=None,
     crop_pct=0.875,

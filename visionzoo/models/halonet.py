@@ -72,6 +72,9 @@ class HaloNet(Pyramid):
             `mixers` names a stage without attention or the mixer "none".
     """
 
+    UNFOLDED = r"\.norm2$"  # behind attention, not behind its projection
+    DYNAMIC_SIZE = False
+
     CHECKPOINT_KEYS = {
         "timm": [
             (r"^stem\.conv(\d)\.", lambda m: f"stem.{2 * int(m[1]) - 2}."),
@@ -288,10 +291,29 @@ VARIANTS = {
     ),
 }
 
+TINY: dict[str, dict[str, Any]] = {
+    "zoo_halonet_h0": {
+        "layout": ("a",) * 4,
+        "embed_dims": (8, 16, 16, 24),
+        "mid_dims": (8, 8, 16, 16),
+        "num_heads": (1, 2, 2, 4),
+        "stem_dims": (8,),
+    },
+    "zoo_sehalonet_33ts": {
+        "layout": ("c", "c", "c", "ca"),
+        "embed_dims": (16, 16, 32, 32),
+        "mid_dims": (16, 16, 16, 16),
+        "stem_dims": (8, 16),
+        "num_heads": (1, 2, 2, 4),
+        "group_size": 8,
+    },
+}
+
 register_family(
     __name__,
     HaloNet,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.0.conv",
     paper_ids="arXiv:2103.12731",
     origin_url="https://github.com/huggingface/pytorch-image-models",

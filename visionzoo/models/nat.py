@@ -159,10 +159,13 @@ VARIANTS = {
     ),
 }
 
+TINY = {"zoo_nat_mini": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)}}
+
 register_family(
     __name__,
     NAT,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.0",
     paper_ids="arXiv:2204.07143",
     origin_url="https://github.com/SHI-Labs/Neighborhood-Attention-Transformer",

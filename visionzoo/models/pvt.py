@@ -164,7 +164,7 @@ class PyramidVisionTransformer(Pyramid):
             **head,
         )
         if class_token:
-            self.HEAD_INPUT = "NLC"
+            self.HEAD_INPUT, self.POOLS = "NLC", TokenHead.POOLS
 
     def read(self, i: int, state: Any, norm: bool = False) -> tuple[Tensor, Tensor | None]:
         """Return the map, and the class token of the last stage."""
@@ -200,10 +200,13 @@ VARIANTS = {
     ),
 }
 
+TINY = {"zoo_pvt_t": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)}}
+
 register_family(
     __name__,
     PyramidVisionTransformer,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.0.conv",
     paper_ids="arXiv:2102.12122",
     origin_url="https://github.com/whai362/PVT",

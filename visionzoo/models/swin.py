@@ -40,6 +40,8 @@ class SwinTransformer(Pyramid):
         head: `num_classes`, `global_pool` and `drop_rate` of the head.
     """
 
+    DYNAMIC_SIZE = False
+
     CHECKPOINT_KEYS = {
         "authors": [
             (r"\.(relative_position_index|attn_mask)$", None),
@@ -145,10 +147,13 @@ VARIANTS = {
     ),
 }
 
+TINY = {"zoo_swin_t": {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)}}
+
 register_family(
     __name__,
     SwinTransformer,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.conv",
     crop_pct=0.9,  # timm's; the authors evaluate at 0.875
     paper_ids="arXiv:2103.14030",
