@@ -16,6 +16,7 @@ from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from visionzoo.kernels.scope import keep_backend
 from visionzoo.layers.mixers import build_mixer
 
 
@@ -36,7 +37,7 @@ class Stage(nn.Module):
     def forward_blocks(self, x: Tensor) -> Tensor:
         """Run the blocks, with gradient checkpointing where that is set."""
         if self.grad_checkpointing and self.training:
-            return checkpoint_seq(self.blocks, x)
+            return checkpoint_seq([keep_backend(block) for block in self.blocks], x)
         return self.blocks(x)
 
 
