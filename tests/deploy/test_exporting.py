@@ -11,7 +11,7 @@ import visionzoo
 from visionzoo.deploy import FORMATS, Reference, Shape, export, exporting
 from visionzoo.deploy.sweep import randomise
 from visionzoo.engine import UserError
-from visionzoo.kernels import dispatch, route_regions
+from visionzoo.kernels import route_regions
 from visionzoo.layers.mixers import RoutedMixer, WindowMixer
 from visionzoo.models._registry import TINY
 
@@ -141,7 +141,7 @@ def test_programs_traced_with_many_windows_take_maps_of_one(tmp_path):
 
 @pytest.mark.parametrize("format", ["pt2", "onnx"])
 def test_kernels_asked_for_by_name_are_refused(format, monkeypatch, tmp_path):
-    monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "triton")
+    monkeypatch.setenv("VISIONZOO_BACKEND", "triton")
     if not torch.cuda.is_available():
         monkeypatch.setenv("TRITON_INTERPRET", "1")
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -5,7 +5,7 @@ import timm
 import torch
 from golden import Record, relative_error, sample
 
-from visionzoo.kernels import route_regions
+from visionzoo.kernels import explain, route_regions, use_backend
 from visionzoo.layers import mixers
 from visionzoo.layers.mixers import (
     MIXERS,
@@ -331,3 +331,22 @@ def test_blocks_of_a_stage_take_its_mixers_in_turn():
         ["PoolMixer", "RoutedMixer"] * 3,
         ["FullMixer"] * 2,
     ]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_under_a_scope_nothing_but_the_reference_runs(name, monkeypatch):
+    monkeypatch.setenv("VISIONZOO_BACKEND", "triton")  # what the scope does not reach runs in the interpreter
+    model = timm.create_model(name, num_classes=3, **FAMILIES[name]).train()
+    with use_backend("reference"), explain() as decisions:
+        model(torch.randn(2, 3, 64, 64)).sum().backward()
+    assert {decision.backend for decision in decisions} <= {"reference"}
+    assert decisions or name == "zoo_levit_128s"  # which is made of torch's layers alone
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_under_a_scope_mixers_run_the_reference_alone(name, monkeypatch):
+    monkeypatch.setenv("VISIONZOO_BACKEND", "triton")
+    mixer = build_mixer(_spec(name), 16, 2)
+    with use_backend("reference"), explain() as decisions:
+        mixer(torch.randn(1, 6, 8, 16, requires_grad=True)).sum().backward()
+    assert {decision.backend for decision in decisions} <= {"reference"}

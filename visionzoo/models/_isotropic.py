@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import Unpack
 
+from visionzoo.kernels.scope import keep_backend
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.heads import TokenHead
 from visionzoo.layers.mixers import build_mixer, resolve_mixers
@@ -164,7 +165,7 @@ class Isotropic(Contract):
         if i == self.prefix_at and i and self.num_prefix_tokens:
             state = self.prefix(state)
         if self.grad_checkpointing and self.training:
-            return checkpoint(self.blocks[i], state, use_reentrant=False)
+            return checkpoint(keep_backend(self.blocks[i]), state, use_reentrant=False)
         return super().advance(i, state)
 
     def read(self, i: int, state: Any, norm: bool = False) -> tuple[Tensor, Tensor | None]:

@@ -123,7 +123,8 @@ class FeatureGetter(FeatureGetterNet):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of keeping their activations."""
-        self.model.set_grad_checkpointing(enable)
+        model: Any = self.model
+        model.set_grad_checkpointing(enable)
 
 
 _BUILDER = {*signature(build_model_with_cfg).parameters, "features_only", "out_indices", "feature_cls", "pruned"}

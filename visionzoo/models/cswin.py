@@ -31,7 +31,6 @@ class CSWinTransformer(Pyramid):
         mlp_ratio: hidden width of the MLPs over the channels.
         qkv_bias: whether the projections to q, k, v have a bias.
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
-        backend: of the kernels.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
         head: `num_classes`, `global_pool` and `drop_rate` of the head.
@@ -59,12 +58,11 @@ class CSWinTransformer(Pyramid):
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         mixers: Any = None,
-        backend: str = "auto",
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
         **head: Any,
     ):
-        cross = {"type": "cross_window", "qkv_bias": qkv_bias, "backend": backend}
+        cross = {"type": "cross_window", "qkv_bias": qkv_bias}
         super().__init__(
             stem=ConvNorm(in_chans, embed_dims[0], 7, 4, 2, norm_layer=LayerNorm),
             stages=build_stages(

@@ -44,7 +44,6 @@ class DaViT(Pyramid):
         qkv_bias: whether the projections to q, k, v have a bias.
         mask_padding: leave padded tokens out of window attention.
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
-        backend: of the kernels.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
         head: `num_classes`, `global_pool` and `drop_rate` of the head.
@@ -83,7 +82,6 @@ class DaViT(Pyramid):
         qkv_bias: bool = True,
         mask_padding: bool = False,
         mixers: Any = None,
-        backend: str = "auto",
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
         **head: Any,
@@ -93,9 +91,8 @@ class DaViT(Pyramid):
             "window_size": window_size,
             "qkv_bias": qkv_bias,
             "mask_padding": mask_padding,
-            "backend": backend,
         }
-        channel = {"type": "channel", "qkv_bias": qkv_bias, "backend": backend}
+        channel = {"type": "channel", "qkv_bias": qkv_bias}
         super().__init__(
             stem=ConvNorm(in_chans, embed_dims[0], 7, 4, 3, norm_layer=LayerNorm, pad_to_stride=True),
             stages=build_stages(
@@ -111,7 +108,7 @@ class DaViT(Pyramid):
                     mlp_ratio=mlp_ratio,
                     norm_layer=LayerNorm,
                     cpe_kernels=(3, 3),
-                    cpe_layer=partial(DepthwiseConvNHWC, backend=backend),
+                    cpe_layer=DepthwiseConvNHWC,
                 ),
                 drop_path_rate=drop_path_rate,
             ),

@@ -62,7 +62,6 @@ class HaloNet(Pyramid):
         mask_padding: leave what is beyond the map out of attention.
         mixers: other token mixers for the attention blocks of some stages, see
             `visionzoo.layers.mixers.resolve_mixers`; average pooling follows where the block has a stride.
-        backend: of the kernels.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
         head: `num_classes`, `global_pool` and `drop_rate` of the head.
@@ -109,7 +108,6 @@ class HaloNet(Pyramid):
         final_dim: int | None = None,
         mask_padding: bool = False,
         mixers: Any = None,
-        backend: str = "auto",
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
         **head: Any,
@@ -129,7 +127,6 @@ class HaloNet(Pyramid):
             "head_dim": head_dim,
             "proj": False,
             "mask_padding": mask_padding,
-            "backend": backend,
         }
         own = [
             [{**halo, "value_dim": int(dim * value_ratio)}] if "a" in letters else []

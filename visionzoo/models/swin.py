@@ -34,7 +34,6 @@ class SwinTransformer(Pyramid):
         qkv_bias: whether the projections to q, k, v have a bias.
         mask_padding: leave padded tokens out of window attention.
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
-        backend: of the kernels.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
         head: `num_classes`, `global_pool` and `drop_rate` of the head.
@@ -74,7 +73,6 @@ class SwinTransformer(Pyramid):
         qkv_bias: bool = True,
         mask_padding: bool = False,
         mixers: Any = None,
-        backend: str = "auto",
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
         **head: Any,
@@ -85,7 +83,6 @@ class SwinTransformer(Pyramid):
             "relative_position_bias": True,
             "qkv_bias": qkv_bias,
             "mask_padding": mask_padding,
-            "backend": backend,
         }
         shifted = {**window, "shift_size": None}  # by half a window
         super().__init__(
