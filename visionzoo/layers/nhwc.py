@@ -51,7 +51,6 @@ class DepthwiseConvNHWC(nn.Module):
         dim: channels C.
         kernel_size: side of the kernels, odd.
         bias: whether it has a bias.
-        backend: of `visionzoo.kernels.depthwise_conv`.
 
     Raises:
         ValueError: if the kernel is even or not positive.
@@ -59,13 +58,12 @@ class DepthwiseConvNHWC(nn.Module):
 
     bias: nn.Parameter | None
 
-    def __init__(self, dim: int, kernel_size: int, *, bias: bool = True, backend: str = "auto"):
+    def __init__(self, dim: int, kernel_size: int, *, bias: bool = True):
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"DepthwiseConvNHWC: kernel_size must be odd and positive, got {kernel_size=}")
         super().__init__()
         self.dim = dim
         self.kernel_size = kernel_size
-        self.backend = backend
         self.weight = nn.Parameter(torch.empty(dim, 1, kernel_size, kernel_size))
         self.register_parameter("bias", nn.Parameter(torch.empty(dim)) if bias else None)
         self.reset_parameters()
@@ -78,7 +76,7 @@ class DepthwiseConvNHWC(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, regions: tuple[int, int] | None = None) -> Tensor:
         """Convolve a [B, H, W, C] map, or each of its regions by itself, and add `residual`, as `depthwise_conv`."""
-        return depthwise_conv(x, self.weight, self.bias, residual=residual, regions=regions, backend=self.backend)
+        return depthwise_conv(x, self.weight, self.bias, residual=residual, regions=regions)
 
     def extra_repr(self) -> str:
         """Show the arguments."""
