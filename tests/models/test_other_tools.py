@@ -193,6 +193,50 @@ def test_every_feature_extractor_of_timm_gives_the_same_or_says_why_not(name, ki
     assert all(torch.equal(a, b) for a, b in zip(out, expected, strict=True))
 
 
+# -- parameters that are elsewhere until their module runs ------------------------------------------------------------
+
+
+def _offload(model):
+    """Keep a module's own tensors away outside its forward, as accelerate does, and spoil them after, as ZeRO does."""
+    for module in model.modules():
+        kinds = (module._parameters, module._buffers)
+        own = [
+            (kind, name, tensor.detach().clone())
+            for kind in kinds
+            for name, tensor in kind.items()
+            if tensor is not None
+        ]
+        if not own:
+            continue
+        away = [(kind, name, torch.empty_like(tensor, device="meta")) for kind, name, tensor in own]
+        away = [(kind, name, nn.Parameter(t, False) if kind is module._parameters else t) for kind, name, t in away]
+
+        def bring(module, inputs, own=own):
+            for kind, name, tensor in own:
+                here = tensor.clone()
+                kind[name] = nn.Parameter(here, requires_grad=False) if kind is module._parameters else here
+
+        def take(module, inputs, output, away=away):
+            for kind, name, tensor in away:
+                if kind[name].is_floating_point():
+                    kind[name].data.fill_(torch.nan)
+                kind[name] = tensor
+
+        take(module, None, None)
+        module.register_forward_pre_hook(bring)
+        module.register_forward_hook(take)
+    return model
+
+
+@pytest.mark.parametrize("name", TINY)
+@torch.no_grad()
+def test_parameters_are_used_inside_their_own_modules_forward(name):
+    model = _tiny(name)
+    image = _image(96)
+    expected = model(image)
+    assert torch.equal(_offload(model)(image), expected)
+
+
 # -- the meta device --------------------------------------------------------------------------------------------------
 
 

@@ -147,12 +147,11 @@ def test_wrong_arguments_are_named(options, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("implementation", ["torch", "mmcv"])
-def test_synchronised_batch_norms_compute_the_same(implementation):
+def test_synchronised_batch_norms_compute_the_same():
     backbone = build("zoo_biformer_t", norm_eval=True)
     image = torch.randn(1, 3, 64, 64)
     expected = backbone.train()(image)
-    changed = convert_sync_batchnorm(backbone, implementation).train()
+    changed = convert_sync_batchnorm(backbone).train()
     kinds = {type(module).__name__ for module in changed.modules()}
     assert "SyncBatchNorm" in kinds and "BatchNorm2d" not in kinds
     for out, before in zip(changed(image), expected, strict=True):

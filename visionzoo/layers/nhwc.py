@@ -48,9 +48,10 @@ class DepthwiseConvNHWC(nn.Module):
     Its tensors have the names, shapes and initial values of `nn.Conv2d(dim, dim, kernel_size, groups=dim)`.
 
     Args:
-        dim: channels C.
+        dim: number of kernels; channels C, but for `heads`.
         kernel_size: side of the kernels, odd.
         bias: whether it has a bias.
+        heads: groups of `dim` channels, of which each is convolved with the same kernels; C is heads · dim.
 
     Raises:
         ValueError: if the kernel is even or not positive.
@@ -58,12 +59,13 @@ class DepthwiseConvNHWC(nn.Module):
 
     bias: nn.Parameter | None
 
-    def __init__(self, dim: int, kernel_size: int, *, bias: bool = True):
+    def __init__(self, dim: int, kernel_size: int, *, bias: bool = True, heads: int = 1):
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"DepthwiseConvNHWC: kernel_size must be odd and positive, got {kernel_size=}")
         super().__init__()
         self.dim = dim
         self.kernel_size = kernel_size
+        self.heads = heads
         self.weight = nn.Parameter(torch.empty(dim, 1, kernel_size, kernel_size))
         self.register_parameter("bias", nn.Parameter(torch.empty(dim)) if bias else None)
         self.reset_parameters()
@@ -76,11 +78,15 @@ class DepthwiseConvNHWC(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, regions: tuple[int, int] | None = None) -> Tensor:
         """Convolve a [B, H, W, C] map, or each of its regions by itself, and add `residual`, as `depthwise_conv`."""
-        return depthwise_conv(x, self.weight, self.bias, residual=residual, regions=regions)
+        weight, bias = self.weight, self.bias
+        if self.heads > 1:
+            weight = weight.repeat(self.heads, 1, 1, 1)
+            bias = None if bias is None else bias.repeat(self.heads)
+        return depthwise_conv(x, weight, bias, residual=residual, regions=regions)
 
     def extra_repr(self) -> str:
         """Show the arguments."""
-        return f"{self.dim}, {self.kernel_size}, bias={self.bias is not None}"
+        return f"{self.dim}, {self.kernel_size}, bias={self.bias is not None}, heads={self.heads}"
 
 
 @register_notrace_module
