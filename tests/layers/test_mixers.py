@@ -333,10 +333,10 @@ def test_blocks_of_a_stage_take_its_mixers_in_turn():
     ]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", TINY)
 def test_under_a_scope_nothing_but_the_reference_runs(name, monkeypatch):
     monkeypatch.setenv("VISIONZOO_BACKEND", "triton")  # what the scope does not reach runs in the interpreter
-    model = timm.create_model(name, num_classes=3, **FAMILIES[name]).train()
+    model = timm.create_model(name, num_classes=3, **TINY[name]).train()
     with use_backend("reference"), explain() as decisions:
         model(torch.randn(2, 3, 64, 64)).sum().backward()
     assert {decision.backend for decision in decisions} <= {"reference"}
