@@ -78,7 +78,8 @@ class DepthwiseConvNHWC(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, regions: tuple[int, int] | None = None) -> Tensor:
         """Convolve a [B, H, W, C] map, or each of its regions by itself, and add `residual`, as `depthwise_conv`."""
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
         if self.heads > 1:
             weight = weight.repeat(self.heads, 1, 1, 1)
             bias = None if bias is None else bias.repeat(self.heads)
