@@ -10,9 +10,7 @@ import timm
 import torch
 from quick import quick_model
 from timm.layers import BatchNormAct2d
-from timm.models import get_notrace_functions, get_notrace_modules
 from torch import nn
-from torchvision.models.feature_extraction import NodePathTracer
 from torchvision.ops import FrozenBatchNorm2d
 
 import visionzoo
@@ -243,9 +241,7 @@ def test_folding_costs_one_rounding_in_low_precision():
 def test_fused_model_traces():
     fused = visionzoo.fuse(_model())
     image = torch.randn(1, 3, 64, 64)
-    tracer = NodePathTracer(leaf_modules=get_notrace_modules(), autowrap_functions=get_notrace_functions())
-    graph = tracer.trace(fused)
-    assert torch.equal(torch.fx.GraphModule(tracer.root, graph)(image), fused(image))
+    assert torch.equal(torch.fx.symbolic_trace(fused)(image), fused(image))
 
 
 @pytest.mark.slow
