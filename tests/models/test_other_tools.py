@@ -214,6 +214,17 @@ def test_graphs_of_any_tracer_compute_the_same(name):
     assert torch.equal(graph(image), expected)
 
 
+@pytest.mark.parametrize("name", TINY)
+@torch.no_grad()
+def test_images_of_a_few_pixels_give_numbers_or_a_message(name):
+    model = _tiny(name)
+    for size in (1, 2, 5, 16, 31):
+        try:
+            assert torch.isfinite(model(_image(size))).all()
+        except ValueError as error:
+            assert "the image is too small for this model" in str(error)
+
+
 # -- parameters that are elsewhere until their module runs ------------------------------------------------------------
 
 
