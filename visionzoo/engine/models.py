@@ -10,13 +10,11 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_data_config
-from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 import visionzoo  # noqa: F401  registers the zoo_* models
 from visionzoo.engine.checkpoints import read_checkpoint, recorded_args
 from visionzoo.engine.errors import UserError, closest
-from visionzoo.layers.nhwc import BatchNormNHWC, SyncBatchNormNHWC
 from visionzoo.models._checkpoint import load_weights, unwrap_state_dict
 from visionzoo.models._licenses import NonCommercialError, check
 
@@ -92,15 +90,6 @@ def prepare_compiler(args: argparse.Namespace) -> None:
             raise UserError(f"--torchcompile-mode: expected one of {', '.join(modes)}, got {args.torchcompile_mode!r}")
     if args.channels_last:
         torch._inductor.config.layout_optimization = False
-
-
-def synchronise_batch_norms(model: nn.Module) -> nn.Module:
-    """Let batch norms take their statistics from the maps of all processes, also those that see [B, H, W, C]."""
-    last = [name for name, module in model.named_modules() if isinstance(module, BatchNormNHWC)]
-    model = convert_sync_batchnorm(model)
-    for name in last:  # timm makes them torch's, which differ from ours in the axis alone
-        model.get_submodule(name).__class__ = SyncBatchNormNHWC
-    return model
 
 
 def data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:

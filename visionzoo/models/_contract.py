@@ -138,9 +138,9 @@ class Contract(nn.Module):
     # -- forward ------------------------------------------------------------------------------------------------------
 
     @property
-    def parts(self) -> nn.ModuleList:
+    def parts(self) -> nn.ModuleList | nn.Sequential:
         """The modules whose outputs are the features."""
-        parts: nn.ModuleList = getattr(self, self.PARTS)
+        parts: nn.ModuleList | nn.Sequential = getattr(self, self.PARTS)
         return parts
 
     def forward(self, x: Tensor) -> Any:
