@@ -172,16 +172,24 @@ def run(model: nn.Module, recipe: Recipe, image: torch.Tensor) -> dict[str, torc
     """Return the outputs and features of one run, with their graphs but nothing saved for a backward."""
     kept: dict[str, torch.Tensor] = {}
 
-    def keep(index: int):
+    def keep(key: str, item: int):
         def hook(module, args, output):
-            first = output[0] if isinstance(output, tuple | list) else output
-            kept[f"feat{index}"] = recipe.layout(first, image).clone()  # authors' code may go on in place
+            value = output[item] if isinstance(output, tuple | list) else output
+            kept[key] = recipe.layout(value, image).clone()  # authors' code may go on in place
 
         return hook
 
-    hooks = [model.get_submodule(name).register_forward_hook(keep(i)) for i, name in enumerate(recipe.features)]
+    hooks, modules = [], dict(model.named_modules())
+    for i, feature in enumerate(recipe.features):
+        name, _, item = feature.partition(":")
+        if name not in modules:
+            raise RecordError(f"the model has no module {name}, whose output the recipe keeps")
+        hooks.append(modules[name].register_forward_hook(keep(f"feat{i}", int(item or 0))))
     with torch.autograd.graph.saved_tensors_hooks(lambda value: None, lambda value: value):
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)  # for tables that forward makes
         out = dict(recipe.run(model, image) if recipe.run else {"logits": model(image)})
+        torch.set_default_dtype(default)
     for hook in hooks:
         hook.remove()
     return out | kept
@@ -226,6 +234,8 @@ def make(recipe: Recipe, folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
         "shapes": shapes,
         "state": [list(row) for row in state],
     }
+    if recipe.stress:
+        meta["stress"] = {"factors": [list(factor) for factor in recipe.stress], "dtype": "float64"}
     if recipe.notes:
         meta["recipe_notes"] = recipe.notes
     return meta, arrays
@@ -270,6 +280,11 @@ def largest_error(key: str, stored: Record) -> float:
     return AGREES if stored.arrays[key].dtype == np.float64 else stored.tolerance(stress=True)
 
 
+def forms(arrays: dict[str, np.ndarray]) -> dict:
+    """Return what a record holds, but for the numbers."""
+    return {key: (value.shape, value.dtype) for key, value in arrays.items()}
+
+
 def record(family: str, name: str, recipe: Recipe, folders: list[Path], records: Path, check: bool) -> str:
     """Make or check one record; returns the line to print."""
     meta, arrays = make(recipe, find_clone(recipe.source, folders))
@@ -286,9 +301,12 @@ def record(family: str, name: str, recipe: Recipe, folders: list[Path], records:
     if not check:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = {} if stored is None else stored.meta
+        if "stress" in meta:
+            meta["stress"] = kept.get("stress", {}) | meta["stress"]
         text = json.dumps({"family": family, "name": name, **kept, **meta})
         path.with_suffix(".json").write_text(text + "\n")
-        np.savez_compressed(path.with_suffix(".npz"), **arrays)
+        if stored is None or forms(stored.arrays) != forms(arrays):
+            np.savez_compressed(path.with_suffix(".npz"), **arrays)
     return line
 
 

@@ -66,7 +66,8 @@ class Recipe:
         module and builds it; `kwargs` are the arguments.
     root: folder of the clone that its imports start from.
     image: shape of the input.
-    features: names of the modules whose outputs are kept as feat0, feat1, …, laid out by `layout`.
+    features: names of the modules whose outputs are kept as feat0, feat1, …, laid out by `layout`; of an output that is
+        a tuple the first value, or that of the number after a colon: "blocks.0:1".
     constants: endings of the names of tensors that the model computes itself (index tables, masks); not filled.
     run: (model, image) -> named arrays, in place of `{"logits": model(image)}`.
     stress: factors of a second run with the parameters of these endings multiplied (see golden.py), and its arrays.
