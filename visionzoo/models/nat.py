@@ -19,11 +19,11 @@ from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.nhwc import ConvNHWC
 from visionzoo.layers.norm import LayerNorm
-from visionzoo.models.base import Backbone, build_stages
-from visionzoo.models.registry import Published, Variant, register_family
+from visionzoo.models._pyramid import Pyramid, build_stages
+from visionzoo.models._registry import Published, Variant, register_family
 
 
-class NAT(Backbone):
+class NAT(Pyramid):
     """Neighborhood Attention Transformer.
 
     Args:
@@ -36,10 +36,9 @@ class NAT(Backbone):
         qkv_bias: whether the projections to q, k, v have a bias.
         layer_scale: initial value of the learned scales of both branches; None for no scales.
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
-        backend: of the kernels.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
-        head: `num_classes`, `global_pool` and `drop_rate` of `Backbone`.
+        head: `num_classes`, `global_pool` and `drop_rate` of the head.
 
     Raises:
         ValueError: if there is not one entry of dilations for each stage.
@@ -93,12 +92,11 @@ class NAT(Backbone):
         qkv_bias: bool = True,
         layer_scale: float | None = None,
         mixers: Any = None,
-        backend: str = "auto",
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
         **head: Any,
     ):
-        neighborhood = {"type": "neighborhood", "kernel_size": kernel_size, "qkv_bias": qkv_bias, "backend": backend}
+        neighborhood = {"type": "neighborhood", "kernel_size": kernel_size, "qkv_bias": qkv_bias}
         own = [[{**neighborhood, "dilation": dilation} for dilation in stage] for stage in dilations]
         super().__init__(
             stem=self._stem(in_chans, embed_dims[0]),
@@ -112,7 +110,6 @@ class NAT(Backbone):
                 drop_path_rate=drop_path_rate,
             ),
             embed_dims=embed_dims,
-            reductions=[4 * 2**i for i in range(len(depths))],
             norm=LayerNorm(embed_dims[-1]),
             in_chans=in_chans,
             **head,
@@ -160,10 +157,13 @@ VARIANTS = {
     ),
 }
 
+TINY = {"zoo_nat_mini": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)}}
+
 register_family(
     __name__,
     NAT,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.0",
     paper_ids="arXiv:2204.07143",
     origin_url="https://github.com/SHI-Labs/Neighborhood-Attention-Transformer",

@@ -16,8 +16,8 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from visionzoo.engine.errors import UserError, closest
-from visionzoo.models.checkpoint import load_weights
-from visionzoo.models.registry import VARIANTS
+from visionzoo.models._checkpoint import load_weights
+from visionzoo.models._registry import VARIANTS
 from visionzoo.openmmlab.checkpoints import download
 
 if "LN2d" not in MODELS.module_dict:
@@ -79,11 +79,11 @@ class ZooBackbone(BaseModule):
         )
         if with_cp:
             self.model.set_grad_checkpointing(True)
-        stages = len(self.model.stages)
+        stages = len(self.model.parts)
         if not -1 <= frozen_stages <= stages:
             raise UserError(f"ZooBackbone: frozen_stages must be from -1 to {stages} for {name}, got {frozen_stages=}")
         self.norm_eval = norm_eval
-        self._frozen = [self.model.stem, *self.model.stages[:frozen_stages]] if frozen_stages >= 0 else []
+        self._frozen = self.model.first_layers(frozen_stages) if frozen_stages >= 0 else []
         for part in self._frozen:
             part.requires_grad_(False)
 
@@ -200,15 +200,15 @@ def create_getter(name: str, out_indices: Sequence[int] | None = None, **model: 
     if out_indices is not None:
         if not isinstance(out_indices, Sequence) or not out_indices:
             raise UserError(
-                f"ZooBackbone: out_indices must be numbers of stages, such as (1, 2, 3), got {out_indices=}"
+                f"ZooBackbone: out_indices must be numbers of stages or blocks, such as (1, 2, 3), got {out_indices=}"
             )
         model["out_indices"] = tuple(out_indices)
     try:
         getter: Any = timm.create_model(name, features_only=True, **model)
     except (TypeError, ValueError) as error:
         raise UserError(f"ZooBackbone: {name} cannot be built with {model}: {error}") from error
-    strides = getter.feature_info.reduction()
-    if out_indices is not None and (len(strides) != len(out_indices) or sorted(set(strides)) != strides):
+    found = list(getter.out_indices)
+    if out_indices is not None and (len(found) != len(out_indices) or sorted(set(found)) != found):
         raise UserError(f"ZooBackbone: out_indices must be different stages, the first one first, got {out_indices=}")
     return getter
 
