@@ -14,6 +14,7 @@ import visionzoo
 from visionzoo.engine import UserError, run_tool
 from visionzoo.engine.checkpoints import read_checkpoint, recorded_args
 from visionzoo.engine.flags import COUNT
+from visionzoo.engine.models import recorded_data_config
 
 
 def convert(args: argparse.Namespace) -> str:
@@ -41,7 +42,7 @@ def convert(args: argparse.Namespace) -> str:
         "source": args.source,
         "measured": _measured(args.measured),
         "class_names": state.get("class_names") if run else None,
-        "data_config": state.get("data_config") if run else None,
+        "data_config": {**run, **recorded_data_config(state, model, args.checkpoint)} if run else None,
         "model_args": model_args,
     }
     visionzoo.save_pretrained(model, args.folder, **card)

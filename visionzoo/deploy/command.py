@@ -34,14 +34,23 @@ def export_classifier(args: argparse.Namespace) -> list[Exported]:
         "task": "classification",
         "preprocessing": {
             **{key: trained.data_config[key] for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")},
-            "channels": "RGB" if shape.size[0] == 3 else "L",
+            "channels": _channels(trained),
+            "upright": trained.upright,
             "range": "divide pixels by 255, subtract mean, divide by std",
         },
         "outputs": [{"name": "logits"}],
-        "activation": "sigmoid" if trained.args.get("multi_label") else "softmax",
+        "activation": "sigmoid" if trained.multi_label else "softmax",
         "class_names": trained.class_names,
     }
     return write_files(model, Path(args.output) / name, shape, description, args)
+
+
+def _channels(trained: Trained) -> str:
+    """Return PIL's mode of the images; their number where no mode has as many."""
+    try:
+        return trained.mode
+    except UserError:
+        return f"{trained.data_config['input_size'][0]} channels"
 
 
 def _build(args: argparse.Namespace) -> Trained:

@@ -1,6 +1,7 @@
 """The flags of the tools: timm's names and defaults; what is ours alone is marked (visionzoo)."""
 
 import argparse
+from typing import Any
 
 from visionzoo.engine.options import KeyValues, Number, Parser
 
@@ -25,7 +26,7 @@ def add_data_flags(parser: Parser, *, workers: int | None) -> None:
     add("--dataset", metavar="NAME", default="", help="torch/..., hfds/..., wds/..., visionzoo/digits; empty: images")
     _yes(group, "--dataset-download", "let torch/ data sets download themselves")
     add("--class-map", metavar="FILE", default="", help="text file of class names in the order of their numbers")
-    add("--input-img-mode", help="PIL mode that images are converted to (default: RGB, or L with one channel)")
+    _mode(add)
     add("--input-key", help="column or file ending of the image in hfds/ and wds/ sets")
     add("--target-key", help="column or file ending of the class in hfds/ and wds/ sets")
     _yes(group, "--dataset-trust-remote-code", "let hfds/ sets run the code that they come with")
@@ -34,6 +35,12 @@ def add_data_flags(parser: Parser, *, workers: int | None) -> None:
     add("-j", "--workers", type=WHOLE, default=workers, metavar="N", help="processes that load images")
     _yes(group, "--multi-label", "any number of labels an image, from labels.csv in each split's folder (visionzoo)")
     _yes(group, "--pin-mem", "pin the memory that batches are loaded into")
+
+
+def _mode(add: Any) -> None:
+    """Add the mode of the images."""
+    help = "PIL mode that images are converted to (default: as in training, else RGB, or L with one channel)"
+    add("--input-img-mode", metavar="MODE", help=help)
 
 
 def add_model_flags(parser: Parser, *, model: str | None) -> None:
@@ -316,7 +323,9 @@ def predict_parser() -> Parser:
     _yes(group, "--no-ema", "use the trained weights, not their moving average (visionzoo)")
     add("--class-names", default="", metavar="FILE", help="text file of class names in order, or `imagenet`")
     add("--topk", type=COUNT, default=5, metavar="K", help="classes to show")
-    add("--output", default="output/predict", metavar="DIR", help="folder for the pictures and predictions.jsonl")
+    where = "folder for the pictures and predictions.jsonl (default: output/predict, numbered where that is taken)"
+    add("--output", default="", metavar="DIR", help=where)
+    _mode(add)
     _yes(group, "--apply-exif-orientation", "turn images as their EXIF says (as in the run where it was given)")
     _yes(group, "--skip-bad-images", "pass over unreadable images and count them, instead of stopping")
     return parser

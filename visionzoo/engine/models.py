@@ -15,11 +15,15 @@ from torch import nn
 
 import visionzoo  # noqa: F401  registers the zoo_* models
 from visionzoo.engine.checkpoints import read_checkpoint, recorded_args
+from visionzoo.engine.data import image_mode
 from visionzoo.engine.errors import UserError, closest
 from visionzoo.layers.nhwc import BatchNormNHWC, SyncBatchNormNHWC
 from visionzoo.models.checkpoint import load_weights, unwrap_state_dict
+from visionzoo.models.hub import READING, not_finite, published
 from visionzoo.models.licences import NonCommercialError, check
 
+NO_USE = "no image could be told by them: take an earlier checkpoint, or the file from where it is from"
+SIZES = ("img_size", "in_chans")  # flags that say a part of the input size
 DATA_CONFIG = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 
 
@@ -175,30 +179,64 @@ def load(model: nn.Module, source: Mapping[str, Any], where: str, *, use_ema: bo
 
 @dataclass
 class Trained:
-    """A model with its weights and what a run recorded about it."""
+    """A model with its weights and what is recorded of how it was trained.
+
+    Attributes:
+        model: with its weights.
+        data_config: input size, mean, std, crop and interpolation.
+        class_names: in the order of the logits, None where nothing names them.
+        args: flags of the training run, empty for other weights.
+        reading: which of `READING` are given or recorded: how image files are to be read and logits to be understood.
+    """
 
     model: nn.Module
     data_config: dict[str, Any]
     class_names: list[str] | None = None
-    args: dict[str, Any] = field(default_factory=dict)  # of the training run, empty for other weights
+    args: dict[str, Any] = field(default_factory=dict)
+    reading: dict[str, Any] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
         """The number of classes that the model tells apart."""
         return int(self.model.num_classes)  # type: ignore[arg-type]
 
+    @property
+    def mode(self) -> str:
+        """PIL's mode of the input images; raises UserError as `image_mode`."""
+        size = self.data_config["input_size"]
+        return image_mode(argparse.Namespace(input_size=size, input_img_mode=self.reading.get("input_img_mode")))
+
+    @property
+    def upright(self) -> bool:
+        """Whether images are turned as their EXIF orientation says."""
+        return bool(self.reading.get("apply_exif_orientation"))
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels, so that each logit has a sigmoid of its own."""
+        return bool(self.reading.get("multi_label"))
+
 
 def restore(args: argparse.Namespace) -> Trained:
-    """Build the model of `args.checkpoint`, or `args.model` where there is none; flags win over what a run recorded.
+    """Build the model of `args.checkpoint`, or `args.model` where there is none; flags win over what is recorded.
+
+    Recorded is in the checkpoint of a run, ours or of timm's script, and in the config.json of a folder or a hub's
+    repository (`local-dir:`, `hf-hub:`).
 
     Raises:
-        UserError: no model is given, or the weights do not fit it.
+        UserError: no model is given, or the weights do not fit it or are no numbers.
     """
     if not args.checkpoint:
         if args.model and not args.pretrained:
             raise UserError(f"{args.model} has no weights: give --checkpoint or --pretrained")
         model = build_model(args)
-        return Trained(model, data_config(args, model))
+        own = published(model)
+        if args.num_classes not in (None, own["num_classes"]):
+            raise UserError(
+                f"the weights of {args.model} are of {own['num_classes']} classes, --num-classes asks for "
+                f"{args.num_classes}: its classifier would be random; leave it out, or train one (tools/train.py)"
+            )
+        return _trained(args, model, data_config(args, model), own["class_names"], {}, own["reading"])
     args = argparse.Namespace(**vars(args))
     state = read_checkpoint(args.checkpoint)
     run = recorded_args(state)
@@ -209,10 +247,43 @@ def restore(args: argparse.Namespace) -> Trained:
     args.pretrained = False  # the weights come from the checkpoint
     model = build_model(args)
     load(model, state, args.checkpoint, use_ema=not args.no_ema)
-    recorded = dict(state.get("data_config") or {})
-    if args.img_size or args.input_size:
-        recorded.pop("input_size", None)
-    given = {name: value for name in DATA_CONFIG if (value := getattr(args, name, None))}
-    sizes = {"img_size": args.img_size, "in_chans": args.in_chans}
-    config = resolve_data_config({**sizes, **recorded, **given}, model=model)
-    return Trained(model, config, state.get("class_names"), run)
+    given = {name: value for name in (*DATA_CONFIG, *SIZES) if (value := getattr(args, name, None))}
+    config = recorded_data_config(state, model, args.checkpoint, **given)
+    return _trained(args, model, config, state.get("class_names"), run, run)
+
+
+def recorded_data_config(state: Mapping[str, Any], model: nn.Module, where: str | Path, **given: Any) -> dict[str, Any]:
+    """Return input size, mean, std, crop and interpolation: as given, else as a checkpoint's run had them.
+
+    A run of ours records them, one of timm's script its flags.
+
+    Raises:
+        UserError: no images can be so; it names `where` that is recorded.
+    """
+    run = recorded_args(state)
+    flags = {name: run[name] for name in (*DATA_CONFIG, *SIZES) if run.get(name)}
+    recorded = flags | dict(state.get("data_config") or {})
+    if "img_size" in given or "input_size" in given:
+        recorded = {name: value for name, value in recorded.items() if name not in ("input_size", "img_size")}
+    try:
+        return resolve_data_config({**recorded, **given}, model=model)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise UserError(f"{where} records images that cannot be, {recorded}: {error}") from error
+
+
+def _trained(
+    args: argparse.Namespace,
+    model: nn.Module,
+    config: dict[str, Any],
+    class_names: Sequence[str] | None,
+    run: dict[str, Any],
+    recorded: Mapping[str, Any],
+) -> Trained:
+    source = args.checkpoint or args.model
+    if spoilt := not_finite(model):
+        raise UserError(f"{source}: {len(spoilt)} tensors hold NaN or infinite weights, such as {spoilt[0]}; {NO_USE}")
+    reading = {name: value for name in READING if (value := getattr(args, name, None) or recorded.get(name))}
+    names = list(map(str, class_names)) if class_names else None
+    if names and len(names) != model.num_classes:
+        raise UserError(f"{source} names {len(names)} classes, the model has {model.num_classes}; give the right one")
+    return Trained(model, config, names, run, reading)
