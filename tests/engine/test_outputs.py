@@ -2,13 +2,15 @@
 
 import csv
 import json
-import os
 
 import pytest
 import torch
 from engine.helpers import run_tool, write_images
 from PIL import Image
 
+from visionzoo.deploy.exporting import Shape
+from visionzoo.deploy.files import write_files
+from visionzoo.deploy.flags import export_parser
 from visionzoo.engine.errors import UserError, printable
 from visionzoo.engine.evaluation import COLUMNS, _default_file
 from visionzoo.engine.outputs import add_rows, check_table, free_path
@@ -65,7 +67,7 @@ def test_predict_keeps_the_results_of_other_images(place):
 
 
 def test_predict_without_a_folder_makes_a_new_one(place):
-    folder, flags = place
+    _, flags = place
     for name in ("red.png", "blue.png"):
         assert run_tool("predict", name, *flags) == 0
     assert [line["image"] for line in lines("output/predict/predictions.jsonl")] == ["red.png"]
@@ -74,11 +76,11 @@ def test_predict_without_a_folder_makes_a_new_one(place):
 
 @pytest.mark.parametrize("text", ["[1]", '{"image": 3}', "no JSON", '{"image": "a", "picture": "b"}\n{"ima'])
 def test_predict_refuses_a_folder_whose_lines_are_others(place, text, capsys):
-    _, flags = place
-    open("predictions.jsonl", "w").write(text)
+    folder, flags = place
+    (folder / "predictions.jsonl").write_text(text)
     assert run_tool("predict", "red.png", *flags, "--output", ".") == 1
     assert "predictions.jsonl is there and holds other than predictions" in capsys.readouterr().err
-    assert open("predictions.jsonl").read() == text and not os.path.exists("red-1.png")
+    assert (folder / "predictions.jsonl").read_text() == text and not (folder / "red-1.png").exists()
 
 
 def test_a_free_name_is_one_at_which_nothing_lies(tmp_path):
@@ -134,10 +136,10 @@ def test_eval_names_data_and_split_and_keeps_the_result_on_other_images(place, i
     ],
 )
 def test_eval_writes_into_no_other_file(place, flag, text, message, capsys):
-    _, flags = place
-    open("there", "w").write(text)
+    folder, flags = place
+    (folder / "there").write_text(text)
     assert run_tool("eval", *flags, "-j", "0", flag, "there") == 1
-    assert message in capsys.readouterr().err and open("there").read() == text
+    assert message in capsys.readouterr().err and (folder / "there").read_text() == text
 
 
 def test_rows_are_added_to_a_table_as_it_is(tmp_path):
@@ -165,10 +167,6 @@ def test_what_would_steer_a_terminal_is_escaped():
 
 
 def test_a_second_export_replaces_no_other_model(tmp_path, capsys):
-    from visionzoo.deploy.files import write_files
-    from visionzoo.deploy.flags import export_parser
-    from visionzoo.deploy.exporting import Shape
-
     first, second = (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).eval() for _ in range(2))
 
     def exported(model, *flags, mean=0.5):

@@ -9,7 +9,6 @@ import timm
 import torch
 from engine.helpers import TINY, run_tool, write_images
 from PIL import Image
-from torch import nn
 
 from visionzoo.deploy.flags import export_parser
 from visionzoo.engine.errors import UserError
@@ -24,9 +23,8 @@ MODES = {"RGB": 3, "HSV": 3, "YCbCr": 3, "LAB": 3, "L": 1, "LA": 2, "RGBA": 4, "
 NAMES = ["red", "blue", "green"]  # in no order that a folder would give
 
 
-
 def write_run(path, mode, **more):
-    """Write the checkpoint of a run whose model tells an image's mean pixel, as normalised, by its first logits."""
+    """Write the checkpoint of a run with images of a mode, and return it."""
     channels = MODES[mode]
     args = {**TINY, "num_classes": 3, "in_chans": channels, "input_img_mode": mode, **more}
     model = timm.create_model(args["model"], num_classes=3, in_chans=channels, **args["model_kwargs"])
@@ -37,11 +35,9 @@ def write_run(path, mode, **more):
     return state
 
 
-def folder_of(path, state, where):
+def folder_of(state, where):
     args = state["args"]
-    model = timm.create_model(
-        args["model"], num_classes=3, in_chans=args["in_chans"], **args["model_kwargs"]
-    )
+    model = timm.create_model(args["model"], num_classes=3, in_chans=args["in_chans"], **args["model_kwargs"])
     model.load_state_dict(state["state_dict"])
     return save_pretrained(
         model, where, licence="mit", class_names=NAMES, data_config={**args, **state["data_config"]},
@@ -52,8 +48,10 @@ def folder_of(path, state, where):
 def ways(tmp_path, mode, **more):
     """The flags of each way in which one model is loaded."""
     state = write_run(tmp_path / "run.pth.tar", mode, **more)
-    folder_of(tmp_path, state, tmp_path / "folder")
-    assert run_tool("convert", TINY["model"], str(tmp_path / "run.pth.tar"), str(tmp_path / "out"), "--licence", "x") == 0
+    folder_of(state, tmp_path / "folder")
+    assert (
+        run_tool("convert", TINY["model"], str(tmp_path / "run.pth.tar"), str(tmp_path / "out"), "--licence", "x") == 0
+    )
     again = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True)
     save_pretrained(again, tmp_path / "again", licence="mit", model_args=TINY["model_kwargs"])
     timms = {**state["args"], "mean": [0.4] * MODES[mode], "std": [0.3] * MODES[mode], "crop_pct": 0.6}
@@ -64,7 +62,7 @@ def ways(tmp_path, mode, **more):
     return {**checkpoints, **folders}
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["HSV", "L", "RGBA"])
 def test_every_way_of_loading_prepares_images_alike(tmp_path, mode):
     random = np.random.default_rng(0)
     for name in NAMES:
@@ -129,11 +127,20 @@ def test_a_thousand_classes_of_ones_own_have_ones_own_names(tmp_path):
 
 def test_a_random_classifier_is_refused(tmp_path):
     flags = ways(tmp_path, "RGB")["folder"]
-    with pytest.raises(UserError, match="the weights of local-dir:.* are of 3 classes, --num-classes asks for 5"):
+    with pytest.raises(UserError, match=r"the weights of local-dir:.* are of 3 classes, --num-classes asks for 5"):
         restore(predict_parser().parse(["x", *flags, "--num-classes", "5"]))
 
 
-@pytest.mark.parametrize("change", [{"mean": [0.5, 0.5]}, {"input_size": [3, 32]}, {"crop_pct": "a"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mean": [0.5, 0.5]},
+        {"input_size": [3, 32]},
+        {"crop_pct": "a"},
+        {"input_size": [3, -1, 32]},
+        {"interpolation": "best"},
+    ],
+)
 def test_recorded_images_that_cannot_be_are_refused(tmp_path, change):
     state = write_run(tmp_path / "run.pth.tar", "RGB")
     torch.save({**state, "data_config": {**state["data_config"], **change}}, tmp_path / "run.pth.tar")
@@ -169,3 +176,13 @@ def test_an_exports_description_says_how_images_are_read(tmp_path):
             assert content["class_names"] == NAMES and content["activation"] == "sigmoid"
             expected = {"channels": "HSV", "upright": True, "mean": [0.4] * 3, "std": [0.3] * 3, "crop_pct": 0.6}
             assert content["preprocessing"].items() >= expected.items()
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_means_of_three_channels_are_averaged_as_in_training(tmp_path, channels):
+    mode = {1: "L", 4: "RGBA"}[channels]
+    state = write_run(tmp_path / "run.pth.tar", mode)
+    state["data_config"] |= {"mean": (0.3, 0.4, 0.8), "std": (0.1, 0.2, 0.3)}
+    torch.save(state, tmp_path / "run.pth.tar")
+    config = restore(predict_parser().parse(["x", "--checkpoint", str(tmp_path / "run.pth.tar")])).data_config
+    assert config["mean"] == pytest.approx((0.5,) * channels) and config["std"] == pytest.approx((0.2,) * channels)

@@ -11,7 +11,7 @@ from timm.models import safe_model_name
 from visionzoo.deploy.exporting import Exported
 from visionzoo.deploy.files import check_flags, shape_of, write_files
 from visionzoo.engine.errors import UserError
-from visionzoo.engine.models import Trained, build_model, data_config, restore
+from visionzoo.engine.models import Trained, build_model, data_config, per_channel, restore
 from visionzoo.engine.parallel import start_process
 
 
@@ -27,7 +27,7 @@ def export_classifier(args: argparse.Namespace) -> list[Exported]:
     model = trained.model.to(device).eval()
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    name = safe_model_name(str(args.model or trained.args.get("model")).rpartition(":")[2].rstrip("/"))
+    name = safe_model_name(str(args.model or trained.args.get("model")).rstrip("/"))
     shape = shape_of(args, tuple(trained.data_config["input_size"]))
     description = {
         "model": args.model or trained.args.get("model"),
@@ -63,4 +63,4 @@ def _build(args: argparse.Namespace) -> Trained:
     if args.checkpoint or args.pretrained:
         raise UserError("--random-weights beside --checkpoint or --pretrained; give one")
     model = build_model(args)
-    return Trained(model, data_config(args, model))
+    return Trained(model, per_channel(data_config(args, model)))

@@ -9,7 +9,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import resolve_data_config
+from timm.data import create_transform, resolve_data_config
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
@@ -118,6 +118,15 @@ def data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
         if (values := getattr(args, name, None)) and len(values) not in (1, channels):
             raise UserError(f"--{name}: expected 1 or {channels} numbers, one a channel, got {len(values)}")
     return resolve_data_config(vars(args), model=model)
+
+
+def per_channel(config: dict[str, Any]) -> dict[str, Any]:
+    """Give images of other than three channels the average of three means and deviations, as timm's loader does."""
+    channels = config["input_size"][0]
+    for name in ("mean", "std"):
+        if len(values := config[name]) == 3 != channels:
+            config[name] = (sum(values) / 3,) * channels
+    return config
 
 
 def try_images(model: nn.Module, name: str, input_size: Sequence[int], *, training_batch: int | None = None) -> None:
@@ -236,7 +245,7 @@ def restore(args: argparse.Namespace) -> Trained:
                 f"the weights of {args.model} are of {own['num_classes']} classes, --num-classes asks for "
                 f"{args.num_classes}: its classifier would be random; leave it out, or train one (tools/train.py)"
             )
-        return _trained(args, model, data_config(args, model), own["class_names"], {}, own["reading"])
+        return _trained(args, model, per_channel(data_config(args, model)), own["class_names"], {}, own["reading"])
     args = argparse.Namespace(**vars(args))
     state = read_checkpoint(args.checkpoint)
     run = recorded_args(state)
@@ -266,9 +275,14 @@ def recorded_data_config(state: Mapping[str, Any], model: nn.Module, where: str 
     if "img_size" in given or "input_size" in given:
         recorded = {name: value for name, value in recorded.items() if name not in ("input_size", "img_size")}
     try:
-        return resolve_data_config({**recorded, **given}, model=model)
-    except (AssertionError, TypeError, ValueError) as error:
+        if recorded.get("mean") and recorded.get("std") and recorded.get("input_size"):
+            recorded = per_channel(recorded)
+        config = per_channel(resolve_data_config({**recorded, **given}, model=model))
+        create_transform(**config, is_training=False)  # which looks at all of it
+        torch.empty(config["input_size"], device="meta")
+    except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{where} records images that cannot be, {recorded}: {error}") from error
+    return config
 
 
 def _trained(
