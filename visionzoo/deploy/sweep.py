@@ -25,7 +25,7 @@ from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.outputs import add_rows, check_table
 from visionzoo.engine.reporting import insert_between
-from visionzoo.models.registry import VARIANTS
+from visionzoo.models._registry import VARIANTS
 
 BEGIN = "<!-- table of exports: written by tools/export.py --all -->"
 END = "<!-- end of the table of exports -->"

@@ -18,9 +18,9 @@ from visionzoo.engine.checkpoints import read_checkpoint, recorded_args
 from visionzoo.engine.data import image_mode
 from visionzoo.engine.errors import UserError, closest
 from visionzoo.layers.nhwc import BatchNormNHWC, SyncBatchNormNHWC
-from visionzoo.models.checkpoint import load_weights, unwrap_state_dict
-from visionzoo.models.hub import READING, not_finite, published
-from visionzoo.models.licences import NonCommercialError, check
+from visionzoo.models._checkpoint import load_weights, unwrap_state_dict
+from visionzoo.models._hub import READING, not_finite, published
+from visionzoo.models._licenses import NonCommercialError, check
 
 NO_USE = "no image could be told by them: take an earlier checkpoint, or the file from where it is from"
 SIZES = ("img_size", "in_chans")  # flags that say a part of the input size
