@@ -4,7 +4,6 @@ A file has the entries of timm's training checkpoints (`epoch`, `arch`, `state_d
 `amp_scaler`, `args`, `metric`, `version`) and a few of ours.
 """
 
-import argparse
 import os
 import re
 import shutil
@@ -76,12 +75,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         return dict(visionzoo.models.checkpoint.read_checkpoint(path))
     except ValueError as error:
         raise UserError(str(error)) from error
-
-
-def recorded_args(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the flags of the training that wrote a checkpoint; none for weights alone."""
-    args = state.get("args") or {}
-    return dict(vars(args) if isinstance(args, argparse.Namespace) else args)  # timm's own holds a Namespace
 
 
 class CheckpointFolder:

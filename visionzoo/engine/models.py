@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +15,12 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 import visionzoo  # noqa: F401  registers the zoo_* models
-from visionzoo.engine.checkpoints import read_checkpoint, recorded_args
+from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import UserError, closest
+from visionzoo.engine.recorded import DATA_CONFIG, Recorded, read_recorded, take_model
 from visionzoo.layers.nhwc import BatchNormNHWC, SyncBatchNormNHWC
 from visionzoo.models.checkpoint import load_weights, unwrap_state_dict
 from visionzoo.models.licences import NonCommercialError, check
-
-DATA_CONFIG = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 
 
 def autocast(args: argparse.Namespace, device: torch.device) -> torch.autocast:
@@ -180,7 +180,8 @@ class Trained:
     model: nn.Module
     data_config: dict[str, Any]
     class_names: list[str] | None = None
-    args: dict[str, Any] = field(default_factory=dict)  # of the training run, empty for other weights
+    args: dict[str, Any] = field(default_factory=dict)  # of the run, as far as they may be taken; none of other weights
+    recorded: Recorded = field(default_factory=Recorded)
 
     @property
     def num_classes(self) -> int:
@@ -201,18 +202,16 @@ def restore(args: argparse.Namespace) -> Trained:
         return Trained(model, data_config(args, model))
     args = argparse.Namespace(**vars(args))
     state = read_checkpoint(args.checkpoint)
-    run = recorded_args(state)
-    if args.model in (None, run.get("model")):  # else the architecture of the run says nothing about this one
-        for name in ("model", "model_kwargs", "num_classes", "in_chans", "gp"):
-            if getattr(args, name) in (None, {}):
-                setattr(args, name, run.get(name) or getattr(args, name))
+    found = read_recorded(state, args.checkpoint)
+    take_model(args, found, args.checkpoint)
     args.pretrained = False  # the weights come from the checkpoint
     model = build_model(args)
     load(model, state, args.checkpoint, use_ema=not args.no_ema)
-    recorded = dict(state.get("data_config") or {})
+    recorded = dict(found.data_config)
     if args.img_size or args.input_size:
         recorded.pop("input_size", None)
-    given = {name: value for name in DATA_CONFIG if (value := getattr(args, name, None))}
-    sizes = {"img_size": args.img_size, "in_chans": args.in_chans}
-    config = resolve_data_config({**sizes, **recorded, **given}, model=model)
-    return Trained(model, config, state.get("class_names"), run)
+    given = {name: value for name in (*DATA_CONFIG, "img_size", "in_chans") if (value := getattr(args, name, None))}
+    config = resolve_data_config({**recorded, **given}, model=model)
+    if found.left_out:
+        print(f"{args.checkpoint}: not taken from its record: {', '.join(found.left_out)}", file=sys.stderr)
+    return Trained(model, config, found.class_names, {**found.model, **found.images}, found)

@@ -21,7 +21,6 @@ from visionzoo.engine.checkpoints import (
     make_folder,
     progress,
     read_checkpoint,
-    recorded_args,
     write_atomically,
 )
 from visionzoo.engine.data import (
@@ -47,6 +46,7 @@ from visionzoo.engine.observation import environment
 from visionzoo.engine.parallel import Process, launcher
 from visionzoo.engine.probing import freeze
 from visionzoo.engine.recipe import learning_rate, make_optimizer, make_scheduler, ranking_metric
+from visionzoo.engine.recorded import recorded_args
 from visionzoo.engine.reporting import Reporter
 
 
