@@ -212,7 +212,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _checked(kind: type, value: Any, key: str, where: str) -> Any:
+def _checked(kind: Any, value: Any, key: str, where: str) -> Any:
     if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or value < 0)):
         raise _damaged(where, key, value)
     return value
