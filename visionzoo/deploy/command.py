@@ -11,8 +11,9 @@ from timm.models import safe_model_name
 from visionzoo.deploy.exporting import Exported
 from visionzoo.deploy.files import check_flags, shape_of, write_files
 from visionzoo.engine.errors import UserError
-from visionzoo.engine.models import Trained, build_model, data_config, per_channel, restore
+from visionzoo.engine.models import Trained, build_model, data_config, restore
 from visionzoo.engine.parallel import start_process
+from visionzoo.engine.recorded import per_channel
 
 
 def export_classifier(args: argparse.Namespace) -> list[Exported]:

@@ -29,6 +29,7 @@ from visionzoo.engine.models import autocast, prepare_compiler, restore, try_ima
 from visionzoo.engine.multilabel import mean_average_precision
 from visionzoo.engine.outputs import add_rows, check_table, free_path
 from visionzoo.engine.parallel import Process, start_process
+from visionzoo.engine.recorded import take_data
 
 COLUMNS = ("model", "img_size", "top1", "top1_err", "top5", "top5_err", "param_count", "crop_pct", "interpolation")
 
@@ -124,7 +125,8 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
     process = start_process(args)
     _check_files(args)
     trained = restore(args)
-    _take_data_flags(args, trained.args)
+    take_data(args, trained.recorded, args.checkpoint)
+    args.split = args.split or "validation"
     args.input_size = list(trained.data_config["input_size"])
     args.input_img_mode = trained.reading.get("input_img_mode")
     args.multi_label, args.apply_exif_orientation = trained.multi_label, trained.upright
@@ -193,17 +195,6 @@ def _accuracy(metrics: Metrics) -> dict[str, float]:
     one, five = metrics.top1, metrics.top5
     values = {"top1": one, "top1_err": 100 - one, "top5": five, "top5_err": 100 - five}
     return {name: round(value, 4) for name, value in values.items()}
-
-
-def _take_data_flags(args: argparse.Namespace, run: dict[str, Any]) -> None:
-    """Fill data flags that were not given from the training run that made the checkpoint, else with defaults."""
-    if not (args.data_dir or args.dataset):
-        args.data_dir = run.get("val_data_dir") or run.get("data_dir")
-        for name in ("dataset", "class_map", "input_key", "target_key"):
-            setattr(args, name, getattr(args, name) or run.get(name) or getattr(args, name))
-        args.split = args.split or run.get("val_split")
-    args.split = args.split or "validation"
-    args.workers = run.get("workers", 4) if args.workers is None else args.workers
 
 
 def _check_files(args: argparse.Namespace) -> None:

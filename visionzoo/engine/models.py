@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,22 +10,21 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import create_transform, resolve_data_config
+from timm.data import resolve_data_config
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 import visionzoo  # noqa: F401  registers the zoo_* models
-from visionzoo.engine.checkpoints import read_checkpoint, recorded_args
+from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.data import image_mode
 from visionzoo.engine.errors import UserError, closest
+from visionzoo.engine.recorded import DATA_CONFIG, Recorded, per_channel, read_recorded, take_model
 from visionzoo.layers.nhwc import BatchNormNHWC, SyncBatchNormNHWC
 from visionzoo.models._checkpoint import load_weights, unwrap_state_dict
 from visionzoo.models._hub import READING, not_finite, published
 from visionzoo.models._licenses import NonCommercialError, check
 
 NO_USE = "no image could be told by them: take an earlier checkpoint, or the file from where it is from"
-SIZES = ("img_size", "in_chans")  # flags that say a part of the input size
-DATA_CONFIG = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 
 
 def autocast(args: argparse.Namespace, device: torch.device) -> torch.autocast:
@@ -120,15 +120,6 @@ def data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
     return resolve_data_config(vars(args), model=model)
 
 
-def per_channel(config: dict[str, Any]) -> dict[str, Any]:
-    """Give images of other than three channels the average of three means and deviations, as timm's loader does."""
-    channels = config["input_size"][0]
-    for name in ("mean", "std"):
-        if len(values := config[name]) == 3 != channels:
-            config[name] = (sum(values) / 3,) * channels
-    return config
-
-
 def try_images(model: nn.Module, name: str, input_size: Sequence[int], *, training_batch: int | None = None) -> None:
     """Run the model on one blank image of (channels, height, width), before anything is read or written.
 
@@ -194,7 +185,8 @@ class Trained:
         model: with its weights.
         data_config: input size, mean, std, crop and interpolation.
         class_names: in the order of the logits, None where nothing names them.
-        args: flags of the training run, empty for other weights.
+        args: flags of the training run as far as they may be taken, empty for other weights.
+        recorded: all that may be taken of them.
         reading: which of `READING` are given or recorded: how image files are to be read and logits to be understood.
     """
 
@@ -203,6 +195,7 @@ class Trained:
     class_names: list[str] | None = None
     args: dict[str, Any] = field(default_factory=dict)
     reading: dict[str, Any] = field(default_factory=dict)
+    recorded: Recorded = field(default_factory=Recorded)
 
     @property
     def num_classes(self) -> int:
@@ -245,59 +238,31 @@ def restore(args: argparse.Namespace) -> Trained:
                 f"the weights of {args.model} are of {own['num_classes']} classes, --num-classes asks for "
                 f"{args.num_classes}: its classifier would be random; leave it out, or train one (tools/train.py)"
             )
-        return _trained(args, model, per_channel(data_config(args, model)), own["class_names"], {}, own["reading"])
+        found = Recorded(images=own["reading"], class_names=own["class_names"])
+        return _trained(args, model, per_channel(data_config(args, model)), found)
     args = argparse.Namespace(**vars(args))
     state = read_checkpoint(args.checkpoint)
-    run = recorded_args(state)
-    if args.model in (None, run.get("model")):  # else the architecture of the run says nothing about this one
-        for name in ("model", "model_kwargs", "num_classes", "in_chans", "gp"):
-            if getattr(args, name) in (None, {}):
-                setattr(args, name, run.get(name) or getattr(args, name))
+    found = read_recorded(state, args.checkpoint)
+    take_model(args, found, args.checkpoint)
     args.pretrained = False  # the weights come from the checkpoint
     model = build_model(args)
     load(model, state, args.checkpoint, use_ema=not args.no_ema)
-    given = {name: value for name in (*DATA_CONFIG, *SIZES) if (value := getattr(args, name, None))}
-    config = recorded_data_config(state, model, args.checkpoint, **given)
-    return _trained(args, model, config, state.get("class_names"), run, run)
+    recorded = dict(found.data_config)
+    if args.img_size or args.input_size:
+        recorded.pop("input_size", None)
+    given = {name: value for name in (*DATA_CONFIG, "img_size", "in_chans") if (value := getattr(args, name, None))}
+    config = per_channel(resolve_data_config({**recorded, **given}, model=model))
+    if found.left_out:
+        print(f"{args.checkpoint}: not taken from its record: {', '.join(found.left_out)}", file=sys.stderr)
+    return _trained(args, model, config, found)
 
 
-def recorded_data_config(state: Mapping[str, Any], model: nn.Module, where: str | Path, **given: Any) -> dict[str, Any]:
-    """Return input size, mean, std, crop and interpolation: as given, else as a checkpoint's run had them.
-
-    A run of ours records them, one of timm's script its flags.
-
-    Raises:
-        UserError: no images can be so; it names `where` that is recorded.
-    """
-    run = recorded_args(state)
-    flags = {name: run[name] for name in (*DATA_CONFIG, *SIZES) if run.get(name)}
-    recorded = flags | dict(state.get("data_config") or {})
-    if "img_size" in given or "input_size" in given:
-        recorded = {name: value for name, value in recorded.items() if name not in ("input_size", "img_size")}
-    try:
-        if recorded.get("mean") and recorded.get("std") and recorded.get("input_size"):
-            recorded = per_channel(recorded)
-        config = per_channel(resolve_data_config({**recorded, **given}, model=model))
-        create_transform(**config, is_training=False)  # which looks at all of it
-        torch.empty(config["input_size"], device="meta")
-    except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{where} records images that cannot be, {recorded}: {error}") from error
-    return config
-
-
-def _trained(
-    args: argparse.Namespace,
-    model: nn.Module,
-    config: dict[str, Any],
-    class_names: Sequence[str] | None,
-    run: dict[str, Any],
-    recorded: Mapping[str, Any],
-) -> Trained:
+def _trained(args: argparse.Namespace, model: nn.Module, config: dict[str, Any], found: Recorded) -> Trained:
     source = args.checkpoint or args.model
     if spoilt := not_finite(model):
         raise UserError(f"{source}: {len(spoilt)} tensors hold NaN or infinite weights, such as {spoilt[0]}; {NO_USE}")
-    reading = {name: value for name in READING if (value := getattr(args, name, None) or recorded.get(name))}
-    names = list(map(str, class_names)) if class_names else None
+    reading = {name: value for name in READING if (value := getattr(args, name, None) or found.images.get(name))}
+    names = found.class_names
     if names and len(names) != model.num_classes:
         raise UserError(f"{source} names {len(names)} classes, the model has {model.num_classes}; give the right one")
-    return Trained(model, config, names, run, reading)
+    return Trained(model, config, names, {**found.model, **found.images}, reading, found)

@@ -85,7 +85,8 @@ def published(model: nn.Module) -> dict[str, Any]:
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     notes = dict(str(note).partition("=")[::2] for note in cfg.get("notes") or ())
     reading = {name: value if name == "input_img_mode" else True for name, value in notes.items() if name in READING}
-    return {"num_classes": cfg.get("num_classes"), "class_names": cfg.get("label_names"), "reading": reading}
+    names = cfg.get("label_names")
+    return {"num_classes": cfg.get("num_classes"), "class_names": names and [*map(str, names)], "reading": reading}
 
 
 def not_finite(model: nn.Module) -> list[str]:
