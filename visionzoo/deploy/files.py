@@ -73,7 +73,7 @@ def write_files(
     path = _with(stem, ".json")
     whole = {"visionzoo": visionzoo.__version__, "versions": versions(), **content, "files": [*new, *kept]}
     text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
     for other in others:  # that the new export has not replaced
         if other != path and not any(other.name.startswith(file.path.name) for file in files):
             other.unlink()

@@ -1,28 +1,27 @@
 """The likeliest classes of single images, as pictures and as lines of JSON."""
 
 import argparse
-import glob
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from timm.data import ImageNetInfo, create_transform
-from timm.data.readers.img_extensions import get_img_extensions
 
+from visionzoo.engine.charts import draw_prediction, is_picture, missing_fonts
 from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UnreadableImageError, UserError, printable, require
 from visionzoo.engine.images import UNREADABLE, to_mode
 from visionzoo.engine.models import autocast, restore, try_images
+from visionzoo.engine.names import read_names
 from visionzoo.engine.outputs import free_path
 from visionzoo.engine.parallel import start_process
+from visionzoo.engine.search import find_images
 
 LINES = "predictions.jsonl"
 DEFAULT = Path("output/predict")
-DRAWN_BY = "visionzoo tools/predict.py"
 
 
 def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -34,7 +33,9 @@ def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
     process = start_process(args)
     tqdm = require("tqdm").tqdm
     require("matplotlib")
-    paths = list(find_images(args.images))
+    notes: list[str] = []
+    paths = list(dict.fromkeys(find_images(args.images, notes)))
+    _say(*notes)
     trained = restore(args)
     model = trained.model.to(process.device).eval()
     try_images(model, args.model or trained.args["model"], trained.data_config["input_size"])
@@ -47,6 +48,7 @@ def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     results: list[dict[str, Any]] = []
     skipped: list[str] = []
+    undrawn: set[str] = set()
     with table:
         for path in tqdm(paths, unit="image", disable=None):
             try:
@@ -65,13 +67,15 @@ def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
                 for probability, index in zip(top.values.tolist(), top.indices.tolist(), strict=True)
             ]
             picture = table.picture_of(path)
-            draw_prediction(image, classes, picture)
+            undrawn |= draw_prediction(image, classes, picture)
             results.append({"image": str(path), "picture": str(picture), "classes": classes})
             table.add(results[-1])
     for result in results[:10]:
         best = result["classes"][0]
         _say(f"{result['image']}: {best['name']} ({best['probability']:.1%}), {result['picture']}")
     _say(f"{len(results)} images classified, {folder / LINES}")
+    if undrawn:
+        _say(missing_fonts(undrawn))
     if skipped:
         _say(f"{len(skipped)} unreadable images were passed over:", *skipped)
     return results
@@ -155,63 +159,8 @@ def _key(image: str | Path) -> str:
 
 
 def _say(*lines: str) -> None:
-    print(*(printable(line) for line in lines), sep="\n  ")
-
-
-def find_images(sources: list[str]) -> Iterator[Path]:
-    """Yield the image files of files, folders (searched to the bottom) and glob patterns, sorted within each.
-
-    In folders and patterns, the pictures that `predict` has drawn are passed over.
-
-    Raises:
-        UserError: one of them stands for no image.
-    """
-    endings = get_img_extensions(as_set=True)
-    for source in sources:
-        path = Path(source)
-        if path.is_file():
-            yield path
-            continue
-        found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(source, recursive=True))
-        files = sorted(file for file in found if file.suffix.lower() in endings and file.is_file())
-        images = [file for file in files if not is_picture(file)]
-        if not images:
-            own = f" but {len(files)} pictures of earlier predictions" if files else ""
-            raise UserError(f"no images at {source}{own}; known endings are {', '.join(sorted(endings))}")
-        if len(images) < len(files):
-            _say(f"{source}: {len(files) - len(images)} pictures of earlier predictions are passed over")
-        yield from images
-
-
-def is_picture(path: Path) -> bool:
-    """Whether a file was drawn by `draw_prediction`."""
-    if path.suffix != ".png":
-        return False
-    try:
-        with Image.open(path) as image:
-            return image.info.get("Software") == DRAWN_BY
-    except UNREADABLE:
-        return False
-
-
-def draw_prediction(image: Image.Image, classes: list[dict[str, Any]], path: Path) -> None:
-    """Write a picture of the image beside bars of its likeliest classes."""
-    from matplotlib.figure import Figure  # not pyplot: no display, no global state
-
-    figure = Figure(figsize=(8, 3.5), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
-    left.imshow(image, cmap="gray", interpolation="nearest" if max(image.size) < 100 else "antialiased")
-    left.axis("off")
-    labels = [f"{entry['name'][:40]}" for entry in classes]
-    bars = right.barh(range(len(classes)), [entry["probability"] for entry in classes])
-    right.bar_label(bars, [f"{entry['probability']:.1%}" for entry in classes], padding=3)
-    right.set_yticks(range(len(classes)), labels)
-    right.invert_yaxis()  # the likeliest on top
-    right.set_xlim(0, 1.2)
-    right.set_xticks([])
-    right.spines[["top", "right", "bottom"]].set_visible(False)
-    metadata = {"Software": DRAWN_BY}
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120, metadata=metadata))
+    if lines:
+        print(*(printable(line) for line in lines), sep="\n  ")
 
 
 def _read(path: Path, mode: str, upright: bool) -> Image.Image:
@@ -226,14 +175,13 @@ def _read(path: Path, mode: str, upright: bool) -> Image.Image:
 
 def _names(given: str, recorded: list[str] | None, num_classes: int) -> list[str]:
     if given and given != "imagenet":
-        try:
-            names = Path(given).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read the class names {given}: {error}") from error
+        names = read_names(Path(given), "class names")
     elif recorded and not given:
         names = recorded
     elif num_classes == 1000 or given:
         info = ImageNetInfo()
+        if not given:
+            _say("the classes are called as ImageNet's, since there are a thousand and nothing names them")
         names = [info.index_to_description(index) for index in range(info.num_classes())]
     else:
         names = [f"class {index}" for index in range(num_classes)]
