@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from safetensors import SafetensorError
 
 import visionzoo
 from visionzoo.engine import UserError, run_tool
@@ -45,11 +46,28 @@ def convert(args: argparse.Namespace) -> str:
         "data_config": {**found.data_config, **found.images} if run else None,
         "model_args": model_args,
     }
-    visionzoo.save_pretrained(model, args.folder, **card)
-    if args.push:
-        print(visionzoo.push_to_hub(model, args.push, private=args.private, **card))
+    if args.push:  # first, so that a second try finds the folder as this one did
+        print(_push(model, args, card))
+    try:
+        visionzoo.save_pretrained(model, args.folder, **card)
+    except (OSError, SafetensorError) as error:  # the latter wraps what the system says of a full disk
+        raise UserError(f"cannot write {args.folder}: {getattr(error, 'strerror', None) or error}") from error
     left_out = f"; not taken from its record: {', '.join(found.left_out)}" if run and found.left_out else ""
     return f"{report}{left_out}"
+
+
+def _push(model: Any, args: argparse.Namespace, card: dict[str, Any]) -> str:
+    """Upload the model and return its address; whatever libraries for the network raise is told in words."""
+    try:
+        return visionzoo.push_to_hub(model, args.push, private=args.private, **card)
+    except Exception as error:
+        if isinstance(error, ValueError) and not type(error).__module__.startswith("huggingface_hub"):
+            raise  # of the model or its licence
+        text = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"cannot push to {args.push}: {type(error).__name__}: {text}; {args.folder} was not written. "
+            "`hf auth login` gives a token; without --push, the folder alone is written"
+        ) from error
 
 
 def _measured(path: Path | None) -> dict[str, Any]:

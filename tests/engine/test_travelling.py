@@ -127,7 +127,7 @@ def test_a_thousand_classes_of_ones_own_have_ones_own_names(tmp_path):
 
 def test_a_random_classifier_is_refused(tmp_path):
     flags = ways(tmp_path, "RGB")["folder"]
-    with pytest.raises(UserError, match=r"the weights of local-dir:.* are of 3 classes, --num-classes asks for 5"):
+    with pytest.raises(UserError, match=r"the weights of local-dir:.* are of 3 classes, the model is asked to have 5"):
         restore(predict_parser().parse(["x", *flags, "--num-classes", "5"]))
 
 

@@ -21,10 +21,9 @@ from torch import nn
 import visionzoo
 from visionzoo.deploy.exporting import FORMATS, Reference, Shape, export
 from visionzoo.deploy.files import check_flags, shape_of, versions
-from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.outputs import add_rows, check_table
-from visionzoo.engine.reporting import insert_between
+from visionzoo.engine.reporting import write_between
 from visionzoo.models._registry import VARIANTS
 
 BEGIN = "<!-- table of exports: written by tools/export.py --all -->"
@@ -100,9 +99,7 @@ def sweep(args: argparse.Namespace) -> list[Row]:
     print(f"{len(chosen) - len(failed)} of {len(chosen)} exports are what their models are; {table}")
     print(families(chosen))
     if args.write:
-        path = Path(args.write)
-        text = insert_between(path.read_text(encoding="utf-8"), BEGIN, END, markdown(rows))
-        write_atomically(path, lambda file: file.write(text.encode()))
+        write_between(Path(args.write), BEGIN, END, markdown(rows))
     return chosen
 
 
@@ -145,6 +142,8 @@ def read_rows(path: Path) -> list[Row]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         for number, line in enumerate(csv.DictReader(file), start=2):
             try:
+                if len([value for value in line.values() if value is not None]) != len(COLUMNS) or None in line:
+                    raise ValueError(f"expected {len(COLUMNS)} entries")
                 values: dict[str, Any] = {k: (float(v) if v else None) if k in numbers else v for k, v in line.items()}
                 rows.append(Row(**values))
             except (TypeError, ValueError) as error:

@@ -18,7 +18,7 @@ import visionzoo  # noqa: F401  registers the zoo_* models
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.data import image_mode
 from visionzoo.engine.errors import UserError, closest
-from visionzoo.engine.recorded import DATA_CONFIG, Recorded, per_channel, read_recorded, take_model
+from visionzoo.engine.recorded import DATA_CONFIG, Recorded, check_data_config, per_channel, read_recorded, take_model
 from visionzoo.layers.nhwc import BatchNormNHWC, SyncBatchNormNHWC
 from visionzoo.models._checkpoint import load_weights, unwrap_state_dict
 from visionzoo.models._hub import READING, not_finite, published
@@ -65,8 +65,10 @@ def build_model(args: argparse.Namespace, **more: Any) -> nn.Module:
     except TypeError as error:  # an argument that the model does not have
         if args.model_kwargs:
             raise UserError(f"{args.model} does not take --model-kwargs {args.model_kwargs}: {error}") from error
-        if "unexpected keyword argument" not in str(error):
+        if "unexpected keyword argument" not in str(error) and is_local_name:
             raise
+        if not is_local_name:
+            raise _damaged(args.model, error) from error
         raise UserError(f"{args.model} does not take one of the flags: {error}") from error
     except (ValueError, AssertionError) as error:
         raise UserError(f"cannot build {args.model}: {error}") from error
@@ -77,6 +79,15 @@ def build_model(args: argparse.Namespace, **more: Any) -> nn.Module:
         if is_local_name and not pretrained:
             raise
         raise UserError(f"no weights for {args.model}{f' from {path}' if path else ''}: {error}") from error
+    except Exception as error:  # what lies in a folder or on a hub is anybody's
+        if is_local_name:
+            raise
+        raise _damaged(args.model, error) from error
+
+
+def _damaged(name: str, error: Exception) -> UserError:
+    text = str(error).strip().split("\n")[0]
+    return UserError(f"cannot load {name}, it is damaged or no model of timm's: {type(error).__name__}: {text}")
 
 
 def prepare_compiler(args: argparse.Namespace) -> None:
@@ -231,13 +242,15 @@ def restore(args: argparse.Namespace) -> Trained:
     if not args.checkpoint:
         if args.model and not args.pretrained:
             raise UserError(f"{args.model} has no weights: give --checkpoint or --pretrained")
-        model = build_model(args)
+        model: Any = build_model(args)
         own = published(model)
-        if args.num_classes not in (None, own["num_classes"]):
+        if model.num_classes != own["num_classes"]:
             raise UserError(
-                f"the weights of {args.model} are of {own['num_classes']} classes, --num-classes asks for "
-                f"{args.num_classes}: its classifier would be random; leave it out, or train one (tools/train.py)"
+                f"the weights of {args.model} are of {own['num_classes']} classes, the model is asked to have "
+                f"{model.num_classes}: its classifier would be random; leave --num-classes out, or train one"
             )
+        if ":" in args.model:  # of a folder or a hub: anybody's
+            check_data_config(model.pretrained_cfg, args.model)
         found = Recorded(images=own["reading"], class_names=own["class_names"])
         return _trained(args, model, per_channel(data_config(args, model)), found)
     args = argparse.Namespace(**vars(args))

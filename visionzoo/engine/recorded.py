@@ -77,7 +77,7 @@ def read_recorded(state: Mapping[str, Any], where: str) -> Recorded:
             raise _damaged(where, "input_img_mode", mode)
         found.images["input_img_mode"] = mode
     config = state.get("data_config") or {key: run[key] for key in DATA_CONFIG if run.get(key)}
-    found.data_config = _data_config(_checked(dict, config, "data_config", where), where)
+    found.data_config = check_data_config(_checked(dict, config, "data_config", where), where)
     if "input_size" not in found.data_config and run.get("img_size"):  # timm's script records its flags alone
         side = _checked(int, run["img_size"], "img_size", where)
         found.data_config["input_size"] = (found.model.get("in_chans") or 3, side, side)
@@ -184,7 +184,13 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float))
 
 
-def _data_config(config: dict[str, Any], where: str) -> dict[str, Any]:
+def check_data_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return how images are prepared, as it is recorded in `where`, with a mean and a deviation for each channel.
+
+    Raises:
+        UserError: a setting is none of timm's.
+    """
+
     def numbers(value: Any) -> bool:
         return isinstance(value, (list, tuple)) and bool(value) and all(map(_is_number, value))
 

@@ -6,6 +6,7 @@ Both load by timm: `timm.create_model("local-dir:FOLDER", pretrained=True)`, `ti
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,11 +49,11 @@ def save_pretrained(
             (before 1.0.31).
 
     Raises:
-        ValueError: the folder holds files, the weights are no numbers, or nobody says what their licence is.
+        ValueError: the folder holds files or is none, the weights are no numbers, or nobody says what their licence is.
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty; name a new folder")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not empty, or no folder; name a new one")
     if not licence:
         raise ValueError("whose weights are these? give their licence, such as 'apache-2.0' for your own")
     if class_names and len(class_names) != model.num_classes:
@@ -62,21 +63,32 @@ def save_pretrained(
     before = published(model)  # as it was itself loaded from such a folder
     class_names = class_names or (before["class_names"] if before["num_classes"] == model.num_classes else None)
     reading = before["reading"] | {name: value for name in READING if (value := (data_config or {}).get(name))}
-    save_for_hf(model, str(folder), model_args=dict(model_args or {}) or None, safe_serialization=True)
-    config = json.loads((folder / "config.json").read_text())
-    config.get("model_args", {}).pop("non_commercial", None)
-    given = {name: value for name, value in (data_config or {}).items() if name in DATA_CONFIG}
-    config["pretrained_cfg"] |= {**given, "license": licence}
-    if reading:
-        config["pretrained_cfg"]["notes"] = [f"{name}={value}" for name, value in reading.items()]
-    if given:  # what the published weights were tested at says nothing about these
-        for name in ("test_input_size", "test_crop_pct", "pool_size"):
-            config["pretrained_cfg"].pop(name, None)
-    if class_names:
-        config["label_names"] = list(class_names)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    card = model_card(config["architecture"], model, licence, source, measured or {}, config["pretrained_cfg"])
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with TemporaryDirectory(dir=folder, prefix=".") as temporary:
+            new = Path(temporary) / "model"
+            save_for_hf(model, str(new), model_args=dict(model_args or {}) or None, safe_serialization=True)
+            config = json.loads((new / "config.json").read_text())
+            config.get("model_args", {}).pop("non_commercial", None)
+            given = {name: value for name, value in (data_config or {}).items() if name in DATA_CONFIG}
+            config["pretrained_cfg"] |= {**given, "license": licence}
+            if reading:
+                config["pretrained_cfg"]["notes"] = [f"{name}={value}" for name, value in reading.items()]
+            if given:  # what the published weights were tested at says nothing about these
+                for name in ("test_input_size", "test_crop_pct", "pool_size"):
+                    config["pretrained_cfg"].pop(name, None)
+            if class_names:
+                config["label_names"] = list(class_names)
+            (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            card = model_card(config["architecture"], model, licence, source, measured or {}, config["pretrained_cfg"])
+            (new / "README.md").write_text(card, encoding="utf-8")
+            for file in sorted(new.iterdir(), key=lambda file: file.name == "config.json"):
+                file.rename(folder / file.name)  # whole, and last what makes it a model to timm
+    except BaseException:
+        if is_new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     return folder
 
 
@@ -86,6 +98,8 @@ def published(model: nn.Module) -> dict[str, Any]:
     notes = dict(str(note).partition("=")[::2] for note in cfg.get("notes") or ())
     reading = {name: value if name == "input_img_mode" else True for name, value in notes.items() if name in READING}
     names = cfg.get("label_names")
+    if isinstance(names, Mapping):  # by their numbers, as JSON has them
+        names = [names[number] for number in sorted(names, key=int)]
     return {"num_classes": cfg.get("num_classes"), "class_names": names and [*map(str, names)], "reading": reading}
 
 
