@@ -224,6 +224,19 @@ def test_a_pyramid_from_one_map():
         MODELS.build({"type": "SimplePyramid", "in_channels": 16, "scales": (3,)})
 
 
+def test_an_isotropic_backbone_gives_a_pyramid_and_freezes_its_first_blocks():
+    tiny = {"depth": 3, "local_depth": 2, "embed_dim": 16}
+    backbone = build("zoo_convit_t", out_indices=(2,), frozen_stages=1, **tiny).train()
+    neck = MODELS.build({"type": "SimplePyramid", "in_channels": backbone.out_channels[0], "out_channels": 6})
+    levels = neck(backbone(torch.randn(2, 3, 64, 96)))
+    assert [tuple(x.shape[2:]) for x in levels] == [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
+    sum(x.sum() for x in levels).backward()
+    model = backbone.model
+    frozen = {id(p) for part in (model.stem, model.positions, model.prefix, model.blocks[0]) for p in part.parameters()}
+    assert {id(p) for p in backbone.parameters() if p.grad is None} == frozen
+    assert feature_strides("zoo_convit_t", (0, 2), **tiny) == [16, 16]
+
+
 def optimizer(model, **paramwise):
     cfg = {
         "type": "OptimWrapper",

@@ -242,8 +242,8 @@ def _ones_are_not_special() -> AbstractContextManager[None]:
 
 
 _OWN_OPERATORS = (
-    "the model asks for Triton kernels by name ({}), which only run where visionzoo does; build it with backend='auto' "
-    "and unset VISIONZOO_BACKEND"
+    "the model asks for Triton kernels by name ({}), which only run where visionzoo does; export it outside of "
+    "visionzoo.use_backend('triton'), without visionzoo.set_backend and with VISIONZOO_BACKEND unset"
 )
 
 

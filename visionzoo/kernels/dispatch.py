@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BACKENDS = ("auto", "reference", "triton")
-ENVIRONMENT_VARIABLE = "VISIONZOO_BACKEND"
+from visionzoo.kernels import scope
+from visionzoo.kernels.scope import BACKENDS
+
 OPERATIONS = (
     "channel_attention",
     "depthwise_conv",
@@ -85,9 +86,9 @@ def choose(
 ) -> str:
     """Return "reference" or "triton" for one call of `operation`.
 
-    "auto" takes the environment variable VISIONZOO_BACKEND where that is set, and else falls back to the reference
-    where triton cannot run or is to be avoided, saying why once in the log (and to `explain`). Under torch.export it is
-    to be avoided: an exported program shall run where neither visionzoo nor Triton is.
+    "auto" takes what the surroundings ask for (`visionzoo.kernels.scope`). Where that is "auto" too, it falls back to
+    the reference where triton cannot run or is to be avoided, saying why once in the log (and to `explain`). Under
+    torch.export it is to be avoided: an exported program shall run where neither visionzoo nor Triton is.
 
     Args:
         operation: a name of `OPERATIONS`.
@@ -101,22 +102,25 @@ def choose(
     Raises:
         ValueError: if the name is unknown, or triton was asked for by name and cannot run.
     """
-    asked = backend
-    if backend == "auto":
-        backend = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
-        asked = f"{ENVIRONMENT_VARIABLE}={backend}"
+    by_name = backend != "auto"
+    if not by_name:
+        backend = scope.backend
     if backend not in BACKENDS:
+        asked = backend if by_name else scope.asked
         raise ValueError(f"{operation}: unknown backend {asked!r}, expected one of {BACKENDS}")
     reason: str | None = "it was asked for by name"
     if backend != "reference":
         on_cpu = backend == "triton" and _interpreted()
         reason = _why_not_here() or _why_not(q, v, max_width, on_cpu) or unsupported
         if backend == "triton" and reason is not None:
+            asked = backend if by_name else scope.asked
             raise ValueError(f"{operation}: backend {asked!r} cannot run: {reason}")
         if backend == "auto":
             reason = reason or avoid or _exporting()
     ran = "triton" if reason is None else "reference"
     if not torch.compiler.is_compiling():  # a log call would break the graph
+        if backend == "reference" and not by_name:
+            reason = f"{scope.asked} asks for it"
         for decisions in _listeners:
             decisions.append(Decision(operation, ran, tuple(q.shape), reason if ran == "reference" else None))
         if ran != backend and reason is not None and (operation, reason) not in _logged:

@@ -78,7 +78,7 @@ class Block(nn.Module):
         else:
             branch = scale(branch)
         if self.training and isinstance(self.drop_path, DropPath):
-            kept = self.drop_path(branch.new_ones(len(branch), 1, 1, 1))
+            kept = self.drop_path(branch.new_ones(branch.shape[0], *[1] * (branch.ndim - 1)))
             factor = kept if factor is None else factor * kept
         return x + branch if factor is None else add_scaled(x, branch, factor)
 

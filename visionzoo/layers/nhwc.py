@@ -31,21 +31,19 @@ class DepthwiseConvNHWC(ConvNHWC):
         dim: channels C.
         kernel_size: side of the kernels, odd.
         bias: whether it has a bias.
-        backend: of `visionzoo.kernels.depthwise_conv`.
 
     Raises:
         ValueError: if the kernel is even or not positive.
     """
 
-    def __init__(self, dim: int, kernel_size: int, *, bias: bool = True, backend: str = "auto"):
+    def __init__(self, dim: int, kernel_size: int, *, bias: bool = True):
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"DepthwiseConvNHWC: kernel_size must be odd and positive, got {kernel_size=}")
         super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=bias)
-        self.backend = backend
 
     def forward(self, x: Tensor, residual: Tensor | None = None, regions: tuple[int, int] | None = None) -> Tensor:
         """Convolve a [B, H, W, C] map, or each of its regions by itself, and add `residual`, as `depthwise_conv`."""
-        return depthwise_conv(x, self.weight, self.bias, residual=residual, regions=regions, backend=self.backend)
+        return depthwise_conv(x, self.weight, self.bias, residual=residual, regions=regions)
 
 
 @register_notrace_module

@@ -50,8 +50,12 @@ class Contract(nn.Module):
     PARTS = "stages"  # name of the list of parts
     UNITS: tuple[tuple[str, tuple[int, ...] | None], ...] = ()  # timm's patterns of layers that learn at one rate
     FORMATS: tuple[str, ...] = ("NCHW", "NHWC")  # of features
+    HEAD_INPUT = "NCHW"  # what `forward_features` returns and the head takes; "NLC" for tokens
     FEATURES = 4  # features_only gives the last so many where the caller names none
     POOL = "avg"  # pooling where the caller names none
+    POOLS: tuple[str, ...] = ("", "avg", "max", "avgmax", "catavgmax")  # poolings that the head has a place for
+    UNFOLDED = ""  # pattern of batch norms that `visionzoo.fuse` leaves, for no layer comes directly before them
+    DYNAMIC_SIZE = True  # whether torch.export makes a program for images of any size
 
     # Checkpoints of others that are the same network: origin -> [(pattern, replacement), ...] for re.sub, in order; the
     # replacement None leaves a tensor out that is not a weight (index tables, masks); a tuple of replacements cuts it
@@ -101,7 +105,8 @@ class Contract(nn.Module):
         self.add_module(self.PARTS, nn.ModuleList(parts))
         self.norm = norm or nn.Identity()
         self.head_layer = partial(head_layer, num_features, drop_rate=drop_rate)
-        self.head = self._make_head(num_classes, self.POOL if global_pool is None else global_pool)
+        self.default_pool = self.POOL if global_pool is None else global_pool
+        self.head = self._make_head(num_classes, self.default_pool)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -248,7 +253,7 @@ class Contract(nn.Module):
             except AssertionError as error:
                 raise ValueError(f"{type(self).__name__} cannot have {global_pool=}: {error}") from error
         else:  # replaced by hand
-            self.head = self._make_head(num_classes, self.POOL if global_pool is None else global_pool)
+            self.head = self._make_head(num_classes, self.default_pool if global_pool is None else global_pool)
         self.num_classes = num_classes
         parameter = next(self.parameters())
         self.head.to(device=parameter.device, dtype=parameter.dtype)

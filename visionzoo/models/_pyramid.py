@@ -13,6 +13,7 @@ from timm.models import checkpoint_seq
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from visionzoo.kernels.scope import keep_backend
 from visionzoo.layers.mixers import build_mixer
 from visionzoo.models._contract import Contract, HeadOptions
 
@@ -34,7 +35,7 @@ class Stage(nn.Module):
     def forward_blocks(self, x: Tensor) -> Tensor:
         """Run the blocks, with gradient checkpointing where that is set."""
         if self.grad_checkpointing and self.training:
-            return checkpoint_seq(self.blocks, x)
+            return checkpoint_seq([keep_backend(block) for block in self.blocks], x)
         return self.blocks(x)
 
 

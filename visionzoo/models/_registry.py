@@ -31,6 +31,7 @@ class Published:
     top1: float | None = None  # ImageNet-1k, per cent
     size: int = 224  # pixels
     source: str = ""
+    explained: tuple[str, ...] = ()  # which of the first two are not what the model has, as the docstring explains
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Variant:
 
 
 FAMILIES: dict[str, list[str]] = {}  # family -> its model names
-TINY: dict[str, tuple[str, dict[str, Any]]] = {}  # family -> a model and arguments that make it small, for tests
+TINY: dict[str, Mapping[str, Any]] = {}  # model name -> arguments that make it small, for tests
 VARIANTS: dict[str, Variant] = {}  # model name -> variant, over all families
 
 
@@ -53,7 +54,7 @@ def register_family(
     model_cls: type[Contract],
     variants: Mapping[str, Variant],
     *,
-    tiny: Mapping[str, Any] | None = None,
+    tiny: Mapping[str, Mapping[str, Any]],
     **cfg: Any,
 ) -> None:
     """Register every variant of a family into timm, with its pretrained cfg.
@@ -62,7 +63,7 @@ def register_family(
         module_name: `__name__` of the family's file; its last part is the family's name.
         model_cls: built as `model_cls(**variant.kwargs, **caller's arguments)`.
         variants: model name -> variant.
-        tiny: arguments that make the first variant small enough for tests that would take long with it.
+        tiny: model names -> arguments that make them small, for the tests: one for each way that the family is built.
         cfg: entries of timm's PretrainedCfg that all variants share; a variant's `weights` win.
     """
     module: Any = sys.modules[module_name]
@@ -76,9 +77,8 @@ def register_family(
         create = _entry_point(name, model_cls, variant)
         create.__module__ = module_name
         register_model(create)
-    family = module_name.rpartition(".")[2]
-    FAMILIES.setdefault(family, []).extend(variants)
-    TINY.setdefault(family, (next(iter(variants)), dict(tiny or {})))
+    FAMILIES.setdefault(module_name.rpartition(".")[2], []).extend(variants)
+    TINY.update({name: kwargs for name, kwargs in tiny.items() if name in variants})
     VARIANTS.update(variants)
 
 
@@ -123,7 +123,8 @@ class FeatureGetter(FeatureGetterNet):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of keeping their activations."""
-        self.model.set_grad_checkpointing(enable)
+        model: Any = self.model
+        model.set_grad_checkpointing(enable)
 
 
 _BUILDER = {*signature(build_model_with_cfg).parameters, "features_only", "out_indices", "feature_cls", "pruned"}

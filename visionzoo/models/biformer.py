@@ -57,11 +57,12 @@ class BiFormer(Pyramid):
             convolution at the start of a block.
         mask_padding: leave padded tokens out of routing, attention and position term.
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
-        backend: of the kernels.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
         head: `num_classes`, `global_pool` and `drop_rate` of the head.
     """
+
+    UNFOLDED = r"^norm$"  # before pooling: part of the features
 
     CHECKPOINT_KEYS = {
         "authors": [
@@ -89,13 +90,12 @@ class BiFormer(Pyramid):
         swin_layout: bool = False,
         mask_padding: bool = False,
         mixers: Any = None,
-        backend: str = "auto",
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
         **head: Any,
     ):
-        routed = {"type": "routed", "regions": regions, "mask_padding": mask_padding, "backend": backend}
-        full = {"type": "full", "num_heads": 8, "lepe_kernel": 5, "backend": backend}
+        routed = {"type": "routed", "regions": regions, "mask_padding": mask_padding}
+        full = {"type": "full", "num_heads": 8, "lepe_kernel": 5}
         defaults = [[full if topk == FULL else {**routed, "topk": topk}] for topk in topks]
         conv_norm = partial(ConvNorm, norm_layer=BatchNormNHWC)
         if swin_layout:
@@ -118,7 +118,7 @@ class BiFormer(Pyramid):
                     mlp_ratio=mlp_ratio,
                     norm_layer=partial(LayerNorm, eps=1e-6),
                     cpe_kernels=(None if swin_layout else 3, None),
-                    cpe_layer=partial(DepthwiseConvNHWC, backend=backend),
+                    cpe_layer=DepthwiseConvNHWC,
                 ),
                 drop_path_rate=drop_path_rate,
             ),
@@ -146,10 +146,16 @@ VARIANTS = {
     ),
 }
 
+TINY = {
+    "zoo_biformer_t": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "regions": 2, "topks": (1, 2, 4, -2)},
+    "zoo_biformer_stl": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "regions": 2, "topks": (1, 2, 4, -2)},
+}
+
 register_family(
     __name__,
     BiFormer,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.0.conv",
     paper_ids="arXiv:2303.08810",
     origin_url="https://github.com/rayleizhu/BiFormer",

@@ -31,7 +31,6 @@ class CSWinTransformer(Pyramid):
         mlp_ratio: hidden width of the MLPs over the channels.
         qkv_bias: whether the projections to q, k, v have a bias.
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
-        backend: of the kernels.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
         head: `num_classes`, `global_pool` and `drop_rate` of the head.
@@ -59,12 +58,11 @@ class CSWinTransformer(Pyramid):
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         mixers: Any = None,
-        backend: str = "auto",
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
         **head: Any,
     ):
-        cross = {"type": "cross_window", "qkv_bias": qkv_bias, "backend": backend}
+        cross = {"type": "cross_window", "qkv_bias": qkv_bias}
         super().__init__(
             stem=ConvNorm(in_chans, embed_dims[0], 7, 4, 2, norm_layer=LayerNorm),
             stages=build_stages(
@@ -102,7 +100,7 @@ _AT_384 = {"input_size": (3, 384, 384), "pool_size": (12, 12), "crop_pct": 1.0}
 VARIANTS = {
     "zoo_cswin_t": Variant(
         _size(64, (1, 2, 21, 1), (2, 4, 8, 16)),
-        Published(23, 4.3, 82.8, source=_README),
+        Published(23, 4.3, 82.8, source=_README, explained=("params_m",)),
         no_weights=_no_weights("tiny_224"),
     ),
     "zoo_cswin_s": Variant(
@@ -117,19 +115,26 @@ VARIANTS = {
         _AT_384,
         no_weights=_no_weights("base_384"),
     ),
-    "zoo_cswin_l": Variant(_LARGE, Published(173, 31.5, 86.5, source=_README_22K), no_weights=_no_weights("large_224")),
+    "zoo_cswin_l": Variant(
+        _LARGE,
+        Published(173, 31.5, 86.5, source=_README_22K, explained=("gmacs",)),
+        no_weights=_no_weights("large_224"),
+    ),
     "zoo_cswin_l_384": Variant(
         {**_LARGE, **_WIDE_STRIPES},
-        Published(173, 96.8, 87.5, 384, _README_22K),
+        Published(173, 96.8, 87.5, 384, _README_22K, explained=("gmacs",)),
         _AT_384,
         no_weights=_no_weights("large_384"),
     ),
 }
 
+TINY = {"zoo_cswin_t": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (2, 2, 4, 4)}}
+
 register_family(
     __name__,
     CSWinTransformer,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.conv",
     crop_pct=0.9,
     paper_ids="arXiv:2107.00652",

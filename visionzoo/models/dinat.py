@@ -135,11 +135,23 @@ DINATS = {
     ),
 }
 
+TINY: dict[str, dict[str, Any]] = {
+    "zoo_dinats_tiny": {"depths": (2, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
+    "zoo_dinat_mini": {
+        "depths": (2, 1, 1, 1),
+        "embed_dims": (8, 16, 16, 24),
+        "num_heads": (1, 2, 2, 4),
+        "kernel_size": 3,
+        "dilations": ((1, 2), (1,), (2,), (1,)),
+    },
+}
+
 for _model, _variants, _first_conv in ((DiNAT, DINAT, "stem.0"), (DiNATs, DINATS, "stem.conv")):
     register_family(
         __name__,
         _model,
         _variants,
+        tiny=TINY,
         first_conv=_first_conv,
         paper_ids="arXiv:2209.15001",
         origin_url="https://github.com/SHI-Labs/Neighborhood-Attention-Transformer",

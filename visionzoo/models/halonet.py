@@ -62,7 +62,6 @@ class HaloNet(Pyramid):
         mask_padding: leave what is beyond the map out of attention.
         mixers: other token mixers for the attention blocks of some stages, see
             `visionzoo.layers.mixers.resolve_mixers`; average pooling follows where the block has a stride.
-        backend: of the kernels.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
         head: `num_classes`, `global_pool` and `drop_rate` of the head.
@@ -71,6 +70,9 @@ class HaloNet(Pyramid):
         ValueError: if the stages' entries differ in number, the layout has other letters, the gate is unknown, or
             `mixers` names a stage without attention or the mixer "none".
     """
+
+    UNFOLDED = r"\.norm2$"  # behind attention, not behind its projection
+    DYNAMIC_SIZE = False
 
     CHECKPOINT_KEYS = {
         "timm": [
@@ -106,7 +108,6 @@ class HaloNet(Pyramid):
         final_dim: int | None = None,
         mask_padding: bool = False,
         mixers: Any = None,
-        backend: str = "auto",
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
         **head: Any,
@@ -126,7 +127,6 @@ class HaloNet(Pyramid):
             "head_dim": head_dim,
             "proj": False,
             "mask_padding": mask_padding,
-            "backend": backend,
         }
         own = [
             [{**halo, "value_dim": int(dim * value_ratio)}] if "a" in letters else []
@@ -288,10 +288,29 @@ VARIANTS = {
     ),
 }
 
+TINY: dict[str, dict[str, Any]] = {
+    "zoo_halonet_h0": {
+        "layout": ("a",) * 4,
+        "embed_dims": (8, 16, 16, 24),
+        "mid_dims": (8, 8, 16, 16),
+        "num_heads": (1, 2, 2, 4),
+        "stem_dims": (8,),
+    },
+    "zoo_sehalonet_33ts": {
+        "layout": ("c", "c", "c", "ca"),
+        "embed_dims": (16, 16, 32, 32),
+        "mid_dims": (16, 16, 16, 16),
+        "stem_dims": (8, 16),
+        "num_heads": (1, 2, 2, 4),
+        "group_size": 8,
+    },
+}
+
 register_family(
     __name__,
     HaloNet,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.0.conv",
     paper_ids="arXiv:2103.12731",
     origin_url="https://github.com/huggingface/pytorch-image-models",

@@ -36,7 +36,6 @@ class NAT(Pyramid):
         qkv_bias: whether the projections to q, k, v have a bias.
         layer_scale: initial value of the learned scales of both branches; None for no scales.
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
-        backend: of the kernels.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
         head: `num_classes`, `global_pool` and `drop_rate` of the head.
@@ -93,12 +92,11 @@ class NAT(Pyramid):
         qkv_bias: bool = True,
         layer_scale: float | None = None,
         mixers: Any = None,
-        backend: str = "auto",
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
         **head: Any,
     ):
-        neighborhood = {"type": "neighborhood", "kernel_size": kernel_size, "qkv_bias": qkv_bias, "backend": backend}
+        neighborhood = {"type": "neighborhood", "kernel_size": kernel_size, "qkv_bias": qkv_bias}
         own = [[{**neighborhood, "dilation": dilation} for dilation in stage] for stage in dilations]
         super().__init__(
             stem=self._stem(in_chans, embed_dims[0]),
@@ -159,10 +157,13 @@ VARIANTS = {
     ),
 }
 
+TINY = {"zoo_nat_mini": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)}}
+
 register_family(
     __name__,
     NAT,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.0",
     paper_ids="arXiv:2204.07143",
     origin_url="https://github.com/SHI-Labs/Neighborhood-Attention-Transformer",

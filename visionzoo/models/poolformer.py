@@ -105,10 +105,13 @@ VARIANTS = {
     ),
 }
 
+TINY = {"zoo_poolformer_s12": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24)}}
+
 register_family(
     __name__,
     PoolFormer,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.conv",
     paper_ids="arXiv:2111.11418",
     origin_url="https://github.com/sail-sg/poolformer",

@@ -147,10 +147,16 @@ VARIANTS = {
     ),
 }
 
+TINY = {
+    "zoo_pvtv2_b0": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
+    "zoo_pvtv2_b2_li": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
+}
+
 register_family(
     __name__,
     PyramidVisionTransformerV2,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.conv",
     crop_pct=0.9,  # timm's; the authors evaluate at 0.875
     paper_ids="arXiv:2106.13797",

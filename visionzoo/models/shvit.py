@@ -182,10 +182,13 @@ VARIANTS = {
     ),
 }
 
+TINY = {"zoo_shvit_s1": {"depths": (1, 1, 1), "embed_dims": (16, 16, 24), "partial_dims": (0, 4, 6)}}
+
 register_family(
     __name__,
     SHViT,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.0.conv",
     pool_size=(4, 4),
     paper_ids="arXiv:2401.16456",

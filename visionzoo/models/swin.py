@@ -34,11 +34,12 @@ class SwinTransformer(Pyramid):
         qkv_bias: whether the projections to q, k, v have a bias.
         mask_padding: leave padded tokens out of window attention.
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
-        backend: of the kernels.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
         head: `num_classes`, `global_pool` and `drop_rate` of the head.
     """
+
+    DYNAMIC_SIZE = False
 
     CHECKPOINT_KEYS = {
         "authors": [
@@ -72,7 +73,6 @@ class SwinTransformer(Pyramid):
         qkv_bias: bool = True,
         mask_padding: bool = False,
         mixers: Any = None,
-        backend: str = "auto",
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
         **head: Any,
@@ -83,7 +83,6 @@ class SwinTransformer(Pyramid):
             "relative_position_bias": True,
             "qkv_bias": qkv_bias,
             "mask_padding": mask_padding,
-            "backend": backend,
         }
         shifted = {**window, "shift_size": None}  # by half a window
         super().__init__(
@@ -145,10 +144,13 @@ VARIANTS = {
     ),
 }
 
+TINY = {"zoo_swin_t": {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)}}
+
 register_family(
     __name__,
     SwinTransformer,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.conv",
     crop_pct=0.9,  # timm's; the authors evaluate at 0.875
     paper_ids="arXiv:2103.14030",

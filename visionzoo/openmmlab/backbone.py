@@ -200,15 +200,15 @@ def create_getter(name: str, out_indices: Sequence[int] | None = None, **model: 
     if out_indices is not None:
         if not isinstance(out_indices, Sequence) or not out_indices:
             raise UserError(
-                f"ZooBackbone: out_indices must be numbers of stages, such as (1, 2, 3), got {out_indices=}"
+                f"ZooBackbone: out_indices must be numbers of stages or blocks, such as (1, 2, 3), got {out_indices=}"
             )
         model["out_indices"] = tuple(out_indices)
     try:
         getter: Any = timm.create_model(name, features_only=True, **model)
     except (TypeError, ValueError) as error:
         raise UserError(f"ZooBackbone: {name} cannot be built with {model}: {error}") from error
-    strides = getter.feature_info.reduction()
-    if out_indices is not None and (len(strides) != len(out_indices) or sorted(set(strides)) != strides):
+    found = list(getter.out_indices)
+    if out_indices is not None and (len(found) != len(out_indices) or sorted(set(found)) != found):
         raise UserError(f"ZooBackbone: out_indices must be different stages, the first one first, got {out_indices=}")
     return getter
 

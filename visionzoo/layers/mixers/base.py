@@ -24,6 +24,15 @@ class Mixer(nn.Module):
     """
 
     stride = 1  # what the map shrinks by
+    needs_prefix_tokens = False  # whether it is one of tokens only, which has nothing to do on a map by itself
+
+    @property
+    def takes_prefix_tokens(self) -> bool:
+        """Whether tokens without a place on the map can take part, as further tokens: the class token and the like.
+
+        So it is where a token's place does not matter. Other mixers see the map alone, and such tokens pass by.
+        """
+        return False
 
     def __init__(self, dim: int, num_heads: int | None = None, *, head_dim: int | None = None):
         super().__init__()
