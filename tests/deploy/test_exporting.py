@@ -166,3 +166,17 @@ def test_of_equal_regions_an_exported_router_takes_the_first_too(format, tmp_pat
     assert len(reference.outputs[0][0].unique()) > 5
     file = export(Routes(), tmp_path / f"x{FORMATS[format].suffix}", format, Shape(1, (4, 16, 16)), reference)
     assert file.error == 0
+
+
+@pytest.mark.parametrize("opset", [15, 17, 18, 20])
+def test_a_file_is_of_the_opset_that_was_asked_for_or_is_not_written(opset, tmp_path):
+    import onnx
+
+    model, shape = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval(), Shape(1, (3, 2, 2))
+    try:
+        export(model, tmp_path / "x.onnx", "onnx", shape, Reference.of(model, shape), opset=opset)
+    except UserError as error:
+        assert opset < 18 and f"--opset {opset}: torch" in str(error) and "in opset 18" in str(error)
+        assert not list(tmp_path.iterdir())
+    else:
+        assert [entry.version for entry in onnx.load(tmp_path / "x.onnx").opset_import if not entry.domain] == [opset]
