@@ -220,7 +220,7 @@ def test_images_with_several_labels_are_learned_evaluated_and_predicted(make_arg
     assert result["best_metric"] > 90 and result["best_metric"] == max(float(row["eval_map"]) for row in table)
     assert "eval_top1" not in table[0] and float(table[-1]["raw_map"]) > 90
     best = str(tmp_path / "output/run/model_best.pth.tar")
-    args = eval_parser().parse(["--checkpoint", best, "--device", "cpu", "-j", "0", "-b", "5"])
+    args = eval_parser().parse(["--checkpoint", best, "--device", "cpu", "-j", "0", "-b", "5", "--recorded-data"])
     found = evaluate_checkpoint(args)
     assert found["map"] == pytest.approx(result["best_metric"], abs=1e-3) and "top1" not in found
     picture = str(labelled / "validation/pictures/2.png")

@@ -156,6 +156,7 @@ class PyramidVisionTransformer(Pyramid):
             drop_path_rate=drop_path_rate,
         )
         if class_token:
+            self.HEAD_INPUT, self.POOLS = "NLC", TokenHead.POOLS
             stages[-1] = ClassTokenStage(stages[-1].downsample, list(stages[-1].blocks), embed_dims[-1], sizes[-1])
             if head.get("global_pool") is None:
                 head["global_pool"] = "token"
@@ -168,8 +169,6 @@ class PyramidVisionTransformer(Pyramid):
             in_chans=in_chans,
             **head,
         )
-        if class_token:
-            self.HEAD_INPUT, self.POOLS = "NLC", TokenHead.POOLS
 
     def read(self, i: int, state: Any, norm: bool = False) -> tuple[Tensor, Tensor | None]:
         """Return the map, and the class token of the last stage."""
