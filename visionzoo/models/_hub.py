@@ -70,7 +70,11 @@ def save_pretrained(
             new = Path(temporary) / "model"
             save_for_hf(model, str(new), model_args=dict(model_args or {}) or None, safe_serialization=True)
             config = json.loads((new / "config.json").read_text())
-            config.get("model_args", {}).pop("non_commercial", None)
+            for name in (
+                "non_commercial",
+                "num_classes",
+            ):  # classes stand in the config itself, and once for transformers
+                config.get("model_args", {}).pop(name, None)
             given = {name: value for name, value in (data_config or {}).items() if name in DATA_CONFIG}
             config["pretrained_cfg"] |= {**given, "license": licence}
             if reading:
