@@ -19,8 +19,8 @@ from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import UserError, closest
 from visionzoo.engine.recorded import DATA_CONFIG, Recorded, read_recorded, take_model
 from visionzoo.layers.nhwc import BatchNormNHWC, SyncBatchNormNHWC
-from visionzoo.models.checkpoint import load_weights, unwrap_state_dict
-from visionzoo.models.licences import NonCommercialError, check
+from visionzoo.models._checkpoint import load_weights, unwrap_state_dict
+from visionzoo.models._licenses import NonCommercialError, check
 
 
 def autocast(args: argparse.Namespace, device: torch.device) -> torch.autocast:
