@@ -138,10 +138,12 @@ def rows(model: nn.Module, recipe: Recipe) -> list[tuple[str, list[int], str]]:
             kind = "const"
         elif name in parameters:
             kind = "param"
-        elif name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+        elif name.endswith(("running_mean", "running_var", "num_batches_tracked", *recipe.filled)):
             kind = "stat"
         else:
-            raise RecordError(f"buffer {name} is no statistic of a norm: name its ending in the recipe's `constants`")
+            raise RecordError(
+                f"buffer {name} is no statistic of a norm: name its ending in the recipe's `constants` or `filled`"
+            )
         state.append((name, list(value.shape), kind))
     return state
 
