@@ -10,7 +10,7 @@ import torch
 import visionzoo
 from visionzoo.engine import UserError, run_tool
 from visionzoo.engine.reporting import insert_between
-from visionzoo.models.registry import VARIANTS
+from visionzoo.models._registry import VARIANTS
 
 BEGIN = "<!-- table of models: written by `make table`, from the registry -->"
 END = "<!-- end of the table of models -->"

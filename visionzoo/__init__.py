@@ -9,8 +9,8 @@ from visionzoo._version import __version__
 from visionzoo.inference import optimize_for_inference
 from visionzoo.kernels import backends, set_backend, use_backend
 from visionzoo.layers.fuse import fuse
-from visionzoo.models.checkpoint import LoadReport, load_weights
-from visionzoo.models.hub import push_to_hub, save_pretrained
+from visionzoo.models._checkpoint import LoadReport, load_weights
+from visionzoo.models._hub import push_to_hub, save_pretrained
 
 __all__ = [
     "LoadReport",

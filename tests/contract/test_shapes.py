@@ -9,7 +9,7 @@ from quick import MODELS, meta_model
 from timm.models import group_parameters
 from torch.utils.flop_counter import FlopCounterMode
 
-from visionzoo.models.registry import VARIANTS
+from visionzoo.models._registry import VARIANTS
 
 EXPLAINED = {  # what else the family's docstring accounts for, with the number that is counted
     ("zoo_cswin_t", "params_m"),

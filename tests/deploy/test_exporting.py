@@ -13,7 +13,7 @@ from visionzoo.deploy.sweep import randomise
 from visionzoo.engine import UserError
 from visionzoo.kernels import route_regions
 from visionzoo.layers.mixers import RoutedMixer, WindowMixer
-from visionzoo.models.registry import FAMILIES
+from visionzoo.models._registry import FAMILIES
 
 if not importlib.util.find_spec("onnxscript"):
     pytest.skip('needs pip install "visionzoo[export]"', allow_module_level=True)

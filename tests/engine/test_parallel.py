@@ -24,7 +24,7 @@ from visionzoo.engine.flags import train_parser
 from visionzoo.engine.parallel import Process, launcher, start_process, translate_slurm
 from visionzoo.engine.run import Run
 from visionzoo.engine.training import Training, train
-from visionzoo.models.registry import FAMILIES, VARIANTS
+from visionzoo.models._registry import FAMILIES, VARIANTS
 
 pytestmark = pytest.mark.slow
 POOLFORMER = {"model": "zoo_poolformer_s12", "model_kwargs": {"depths": [1, 1], "embed_dims": [8, 16]}}

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 import visionzoo
 from visionzoo.kernels import explain, layer_norm, scope
-from visionzoo.models.base import Stage
+from visionzoo.models._pyramid import Stage
 
 
 @pytest.fixture(autouse=True)

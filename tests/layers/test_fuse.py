@@ -16,7 +16,7 @@ import visionzoo
 from visionzoo.layers.conv_norm import ConvNorm, LinearNorm
 from visionzoo.layers.fuse import Folded
 from visionzoo.layers.nhwc import BatchNormNHWC, ConvNHWC
-from visionzoo.models import registry
+from visionzoo.models import _registry as registry
 
 TINY = {
     "zoo_levit_128s": {"depths": (1, 1, 1)},

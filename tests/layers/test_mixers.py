@@ -19,7 +19,7 @@ from visionzoo.layers.mixers import (
     combine_mixers,
     resolve_mixers,
 )
-from visionzoo.models import registry
+from visionzoo.models import _registry as registry
 
 SMALL = {  # options that suit tiny maps
     "halo": {"block_size": 4, "halo_size": 1},

@@ -11,7 +11,7 @@ from quick import quick_model
 from safetensors.torch import save_file
 
 import visionzoo
-from visionzoo.models.checkpoint import read_checkpoint
+from visionzoo.models._checkpoint import read_checkpoint
 
 NAME = "zoo_poolformer_s12"
 IMAGE = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))

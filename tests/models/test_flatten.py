@@ -120,5 +120,5 @@ def test_parts_of_a_projection_are_joined_whatever_their_order_in_the_file():
     state = {name: value for name, value in model.state_dict().items() if name != mixer}
     theirs = {"block1.0.attn.kv.weight": torch.cat([k, v]), "block1.0.attn.q.weight": q}
     for order in (theirs, dict(reversed(theirs.items()))):
-        renamed = visionzoo.models.checkpoint.rename({**state, **order}, model)[0]
+        renamed = visionzoo.models._checkpoint.rename({**state, **order}, model)[0]
         assert torch.equal(renamed[mixer], model.state_dict()[mixer])

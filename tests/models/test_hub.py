@@ -13,9 +13,9 @@ import torch
 from timm.models import generate_default_cfgs
 
 import visionzoo
-from visionzoo.models import licences
-from visionzoo.models.licences import NonCommercialError, describe, is_non_commercial, weights_of
-from visionzoo.models.registry import VARIANTS
+from visionzoo.models import _licenses as licences
+from visionzoo.models._licenses import NonCommercialError, describe, is_non_commercial, weights_of
+from visionzoo.models._registry import VARIANTS
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"depths": [1, 1, 1, 1], "embed_dims": [8, 8, 16, 16]}

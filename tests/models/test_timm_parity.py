@@ -73,7 +73,7 @@ def test_every_weight_on_timms_hub_is_a_timm_model_with_our_tensors(name):
     twin = timm.get_pretrained_cfg(name).hf_hub_id.removeprefix("timm/")
     theirs = timm.create_model(twin, device="meta").state_dict()
     ours = timm.create_model(name, device="meta")
-    renamed, names = visionzoo.models.checkpoint.rename(theirs, ours)
+    renamed, names = visionzoo.models._checkpoint.rename(theirs, ours)
     own = ours.state_dict()
     assert names == "timm"
     assert {key: value.shape for key, value in renamed.items()} == {key: value.shape for key, value in own.items()}

@@ -17,7 +17,7 @@ from timm.layers import LayerNorm2d
 from torch import nn
 
 from visionzoo.engine import UserError
-from visionzoo.models.registry import FAMILIES
+from visionzoo.models._registry import FAMILIES
 from visionzoo.openmmlab import ZooBackbone, feature_channels, feature_strides
 
 ONE_EACH = [names[0] for names in FAMILIES.values()]

@@ -24,7 +24,7 @@ from visionzoo.deploy.files import check_flags, shape_of, versions
 from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.reporting import insert_between
-from visionzoo.models.registry import VARIANTS
+from visionzoo.models._registry import VARIANTS
 
 BEGIN = "<!-- table of exports: written by tools/export.py --all -->"
 END = "<!-- end of the table of exports -->"

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import torch
 
-import visionzoo.models.checkpoint
+import visionzoo.models._checkpoint
 from visionzoo.engine.errors import UserError
 
 LAST, BEST, RECOVERY = "last.pth.tar", "model_best.pth.tar", "recovery.pth.tar"
@@ -73,7 +73,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UserError: there is no file, it is damaged, it would run code when loaded, or it holds no mapping.
     """
     try:
-        return dict(visionzoo.models.checkpoint.read_checkpoint(path))
+        return dict(visionzoo.models._checkpoint.read_checkpoint(path))
     except ValueError as error:
         raise UserError(str(error)) from error
 

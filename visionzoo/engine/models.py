@@ -17,8 +17,8 @@ import visionzoo  # noqa: F401  registers the zoo_* models
 from visionzoo.engine.checkpoints import read_checkpoint, recorded_args
 from visionzoo.engine.errors import UserError, closest
 from visionzoo.layers.nhwc import BatchNormNHWC, SyncBatchNormNHWC
-from visionzoo.models.checkpoint import load_weights, unwrap_state_dict
-from visionzoo.models.licences import NonCommercialError, check
+from visionzoo.models._checkpoint import load_weights, unwrap_state_dict
+from visionzoo.models._licenses import NonCommercialError, check
 
 DATA_CONFIG = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 

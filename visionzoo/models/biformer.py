@@ -20,8 +20,8 @@ from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.nhwc import BatchNormNHWC, DepthwiseConvNHWC
 from visionzoo.layers.norm import LayerNorm
-from visionzoo.models.base import Backbone, build_stages
-from visionzoo.models.registry import Published, Variant, register_family
+from visionzoo.models._pyramid import Pyramid, build_stages
+from visionzoo.models._registry import Published, Variant, register_family
 
 FULL = -2  # in `topks`: the stage attends globally, as the authors write it
 
@@ -44,7 +44,7 @@ _BLOCK_KEYS = [
 ]
 
 
-class BiFormer(Backbone):
+class BiFormer(Pyramid):
     """BiFormer.
 
     Args:
@@ -59,7 +59,7 @@ class BiFormer(Backbone):
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
-        head: `num_classes`, `global_pool` and `drop_rate` of `Backbone`.
+        head: `num_classes`, `global_pool` and `drop_rate` of the head.
     """
 
     CHECKPOINT_KEYS = {
@@ -121,7 +121,6 @@ class BiFormer(Backbone):
                 drop_path_rate=drop_path_rate,
             ),
             embed_dims=embed_dims,
-            reductions=[4 * 2**i for i in range(len(depths))],
             norm=BatchNormNHWC(embed_dims[-1]),
             in_chans=in_chans,
             **head,

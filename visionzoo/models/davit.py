@@ -15,15 +15,14 @@ from functools import partial
 from typing import Any
 
 from timm.layers import LayerNorm2d, NormMlpClassifierHead
-from torch import nn
 
 from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
 from visionzoo.layers.norm import LayerNorm
-from visionzoo.models.base import Backbone, build_stages
-from visionzoo.models.registry import Published, Variant, register_family
+from visionzoo.models._pyramid import Pyramid, build_stages
+from visionzoo.models._registry import Published, Variant, register_family
 
 _MIXER_OF_PAIR = {"spatial_block": 0, "channel_block": 1, "0": 0, "1": 1}
 
@@ -33,7 +32,7 @@ def _flatten_pair(match) -> str:
     return f"stages.{stage}.blocks.{2 * int(pair) + _MIXER_OF_PAIR[half]}."
 
 
-class DaViT(Backbone):
+class DaViT(Pyramid):
     """DaViT.
 
     Args:
@@ -47,7 +46,7 @@ class DaViT(Backbone):
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
-        head: `num_classes`, `global_pool` and `drop_rate` of `Backbone`.
+        head: `num_classes`, `global_pool` and `drop_rate` of the head.
     """
 
     CHECKPOINT_KEYS = {
@@ -112,8 +111,6 @@ class DaViT(Backbone):
                 drop_path_rate=drop_path_rate,
             ),
             embed_dims=embed_dims,
-            reductions=[4 * 2**i for i in range(len(depths))],
-            norm=nn.Identity(),
             head_layer=partial(NormMlpClassifierHead, norm_layer=partial(LayerNorm2d, eps=1e-5)),
             in_chans=in_chans,
             **head,

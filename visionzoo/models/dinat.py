@@ -23,8 +23,8 @@ from torch import nn
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.patch_merge import PatchMerge
+from visionzoo.models._registry import Published, Variant, register_family
 from visionzoo.models.nat import NAT, size
-from visionzoo.models.registry import Published, Variant, register_family
 
 
 class DiNAT(NAT):

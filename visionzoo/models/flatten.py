@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from visionzoo.models import cswin, pvt, pvtv2, swin
-from visionzoo.models.registry import Published, Variant, register_family
+from visionzoo.models._registry import Published, Variant, register_family
 
 _QKV_IN_TWO = [
     (r"\.attn\.q\.(weight|bias)$", r".mixer.qkv.\1#0"),

@@ -32,13 +32,13 @@ from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import HaloMixer, build_mixer, resolve_mixers
 from visionzoo.layers.nhwc import BatchNormNHWC
 from visionzoo.layers.stem import conv_stem
-from visionzoo.models.base import Backbone, Stage
-from visionzoo.models.registry import Published, Variant, register_family
+from visionzoo.models._pyramid import Pyramid, Stage
+from visionzoo.models._registry import Published, Variant, register_family
 
 GATES = {None: None, "eca": EcaModule, "se": SqueezeExcite}
 
 
-class HaloNet(Backbone):
+class HaloNet(Pyramid):
     """HaloNet: bottleneck blocks, some or all of them with halo attention in place of the 3×3 convolution.
 
     Args:
@@ -64,7 +64,7 @@ class HaloNet(Backbone):
             `visionzoo.layers.mixers.resolve_mixers`; average pooling follows where the block has a stride.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
-        head: `num_classes`, `global_pool` and `drop_rate` of `Backbone`.
+        head: `num_classes`, `global_pool` and `drop_rate` of the head.
 
     Raises:
         ValueError: if the stages' entries differ in number, the layout has other letters, the gate is unknown, or
@@ -173,8 +173,6 @@ class HaloNet(Backbone):
             stem=conv_stem(in_chans, stem_dims, stem_kernel, stem_strides, act_layer, pool=stem_pool),
             stages=stages,
             embed_dims=(*embed_dims[:-1], final_dim or embed_dims[-1]),
-            reductions=[4 * 2**i for i in range(len(layout))],
-            norm=nn.Identity(),
             in_chans=in_chans,
             **head,
         )

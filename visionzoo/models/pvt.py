@@ -26,8 +26,8 @@ from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.position import PositionTable, resize_table
-from visionzoo.models.base import Backbone, Stage, build_stages
-from visionzoo.models.registry import Published, Variant, register_family
+from visionzoo.models._pyramid import Pyramid, Stage, build_stages
+from visionzoo.models._registry import Published, Variant, register_family
 
 _KEYS: list[tuple[str, Any]] = [
     (r"^patch_embed1\.proj\.", "stem.0.conv."),
@@ -87,7 +87,7 @@ class ClassTokenStage(Stage):
         return torch.cat([weight[:, :1], table.flatten(1, 2)], dim=1)
 
 
-class PyramidVisionTransformer(Backbone):
+class PyramidVisionTransformer(Pyramid):
     """Pyramid Vision Transformer.
 
     Args:
@@ -103,7 +103,7 @@ class PyramidVisionTransformer(Backbone):
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
-        head: `num_classes`, `global_pool` and `drop_rate` of `Backbone`.
+        head: `num_classes`, `global_pool` and `drop_rate` of the head.
 
     Raises:
         ValueError: if there is to be a class token in a last stage whose mixer wants maps.
@@ -175,8 +175,6 @@ class PyramidVisionTransformer(Backbone):
             stem=embed(in_chans, embed_dims[0], 4, sizes[0]),
             stages=stages,
             embed_dims=embed_dims,
-            reductions=[4 * 2**i for i in range(len(depths))],
-            norm=nn.Identity(),
             in_chans=in_chans,
             **head,
         )

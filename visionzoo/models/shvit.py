@@ -19,8 +19,8 @@ from visionzoo.layers.heads import BatchNormHead
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.nhwc import BatchNormNHWC, SqueezeExciteNHWC
 from visionzoo.layers.stem import conv_stem
-from visionzoo.models.base import DistilledBackbone, build_stages
-from visionzoo.models.registry import Published, Variant, register_family
+from visionzoo.models._pyramid import Pyramid, build_stages
+from visionzoo.models._registry import Published, Variant, register_family
 
 
 class PatchMerging(nn.Module):
@@ -45,7 +45,7 @@ class PatchMerging(nn.Module):
         return self.fc2(self.se(self.act(self.conv(self.act(self.fc1(x))))))
 
 
-class SHViT(DistilledBackbone):
+class SHViT(Pyramid):
     """SHViT.
 
     Args:
@@ -58,8 +58,10 @@ class SHViT(DistilledBackbone):
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
-        head: `num_classes`, `global_pool` and `drop_rate` of `Backbone`.
+        head: `num_classes`, `global_pool` and `drop_rate` of the head.
     """
+
+    FEATURES = 3
 
     _COMMON_KEYS = [
         (r"^patch_embed\.(\d)\.c\.", r"stem.\1.conv."),
@@ -145,8 +147,7 @@ class SHViT(DistilledBackbone):
                 drop_path_rate=drop_path_rate,
             ),
             embed_dims=embed_dims,
-            reductions=[16 * 2**i for i in range(len(depths))],
-            norm=nn.Identity(),
+            reduction=16,
             head_layer=partial(BatchNormHead, distilled=distilled),
             in_chans=in_chans,
             **head,
@@ -185,7 +186,6 @@ register_family(
     __name__,
     SHViT,
     VARIANTS,
-    num_stages=3,
     first_conv="stem.0.conv",
     pool_size=(4, 4),
     paper_ids="arXiv:2401.16456",

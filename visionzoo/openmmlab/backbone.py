@@ -16,8 +16,8 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from visionzoo.engine.errors import UserError, closest
-from visionzoo.models.checkpoint import load_weights
-from visionzoo.models.registry import VARIANTS
+from visionzoo.models._checkpoint import load_weights
+from visionzoo.models._registry import VARIANTS
 from visionzoo.openmmlab.checkpoints import download
 
 if "LN2d" not in MODELS.module_dict:
@@ -79,11 +79,11 @@ class ZooBackbone(BaseModule):
         )
         if with_cp:
             self.model.set_grad_checkpointing(True)
-        stages = len(self.model.stages)
+        stages = len(self.model.parts)
         if not -1 <= frozen_stages <= stages:
             raise UserError(f"ZooBackbone: frozen_stages must be from -1 to {stages} for {name}, got {frozen_stages=}")
         self.norm_eval = norm_eval
-        self._frozen = [self.model.stem, *self.model.stages[:frozen_stages]] if frozen_stages >= 0 else []
+        self._frozen = self.model.first_layers(frozen_stages) if frozen_stages >= 0 else []
         for part in self._frozen:
             part.requires_grad_(False)
 

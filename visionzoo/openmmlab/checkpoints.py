@@ -18,7 +18,7 @@ from mmengine.model import is_model_wrapper
 from torch import nn
 
 from visionzoo.engine.errors import UserError
-from visionzoo.models.checkpoint import read_checkpoint
+from visionzoo.models._checkpoint import read_checkpoint
 
 
 def install() -> None:

@@ -20,7 +20,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from visionzoo.layers.fuse import fuse, unfused_part
-from visionzoo.models.base import Backbone
+from visionzoo.models._contract import Contract
 
 _logger = logging.getLogger(__name__)
 
@@ -115,13 +115,13 @@ def load_weights(
     return report
 
 
-def unwrap(model: nn.Module) -> Backbone:
+def unwrap(model: nn.Module) -> Contract:
     """Return the backbone inside DDP, torch.compile and timm's feature getter.
 
     Raises:
         ValueError: if there is none.
     """
-    while not isinstance(model, Backbone):
+    while not isinstance(model, Contract):
         for attribute in ("module", "_orig_mod", "model"):
             inner = getattr(model, attribute, None)
             if isinstance(inner, nn.Module):
@@ -211,7 +211,7 @@ def unwrap_state_dict(checkpoint: Mapping[str, Any], *, use_ema: bool = True) ->
     return tensors
 
 
-def rename(state: Mapping[str, Tensor], model: Backbone) -> tuple[dict[str, Tensor], str]:
+def rename(state: Mapping[str, Tensor], model: Contract) -> tuple[dict[str, Tensor], str]:
     """Give the tensors our names, by the table of the model that fits most of them; return them and whose they were."""
     own = model.state_dict()
     best, best_names, best_count = dict(state), "visionzoo", -1
@@ -229,14 +229,14 @@ def rename(state: Mapping[str, Tensor], model: Backbone) -> tuple[dict[str, Tens
     return best, best_names
 
 
-def filter_for_timm(checkpoint: Mapping[str, Any], model: Backbone) -> dict[str, Tensor]:
+def filter_for_timm(checkpoint: Mapping[str, Any], model: Contract) -> dict[str, Tensor]:
     """Rename a checkpoint for timm's own loader (its `pretrained_filter_fn`)."""
     state = rename(unwrap_state_dict(checkpoint), model)[0]
     fit_tables(state, model)
     return state
 
 
-def fit_tables(state: dict[str, Tensor], model: Backbone) -> list[str]:
+def fit_tables(state: dict[str, Tensor], model: Contract) -> list[str]:
     """Let modules with a `fit_weight` (tables of positions) resize their weights in `state`; return which and how."""
     own, fitted = model.state_dict(), []
     for name in [name for name in state if name in own and state[name].shape != own[name].shape]:
@@ -279,21 +279,16 @@ def _join_parts(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return joined | {name: torch.cat([values[i] for i in sorted(values)]) for name, values in parts.items()}
 
 
-def _drop_absent_parts(state: dict[str, Tensor], model: Backbone, report: LoadReport) -> None:
+def _drop_absent_parts(state: dict[str, Tensor], model: Contract, report: LoadReport) -> None:
     """Take out the tensors of parts that the model was built without."""
-    absent = [f"stages.{i}." for i in range(len(model.stages), len(model.feature_info))]
-    if not isinstance(getattr(model.head, "fc", None), nn.Linear | nn.Conv2d):
-        absent.append("head.fc.")
-    if not hasattr(model.head, "fc_dist"):
-        absent += ["head.norm_dist.", "head.fc_dist."]
-    absent += [f"{part}." for part in ("norm", "head") if not getattr(model, part).state_dict()]
-    for name in [name for name in state if name.startswith(tuple(absent))]:
+    absent = model.absent()
+    for name in [name for name in state if name.startswith(absent)]:
         del state[name]
         report.dropped.append(name)
 
 
 def _adapt(
-    state: dict[str, Tensor], model: Backbone, own: dict[str, Tensor], report: LoadReport, strict: bool, where: str
+    state: dict[str, Tensor], model: Contract, own: dict[str, Tensor], report: LoadReport, strict: bool, where: str
 ) -> set[str]:
     """Fit the first convolution to the input channels and refuse other shapes; return what the model keeps as it is."""
     first_conv = f"{model.pretrained_cfg['first_conv']}.weight"

@@ -15,7 +15,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from visionzoo._version import __version__
-from visionzoo.models.registry import VARIANTS
+from visionzoo.models._registry import VARIANTS
 
 DATA_CONFIG = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 

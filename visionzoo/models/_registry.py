@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from inspect import signature
 from typing import Any
 
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._builder import _resolve_pretrained_source, resolve_pretrained_cfg
+from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from visionzoo.layers.mixers import combine_mixers
-from visionzoo.models.checkpoint import filter_for_timm
-from visionzoo.models.licences import check
+from visionzoo.models._checkpoint import filter_for_timm
+from visionzoo.models._contract import Contract
+from visionzoo.models._licenses import check
 
 
 @dataclass(frozen=True)
@@ -40,15 +44,16 @@ class Variant:
 
 
 FAMILIES: dict[str, list[str]] = {}  # family -> its model names
+TINY: dict[str, tuple[str, dict[str, Any]]] = {}  # family -> a model and arguments that make it small, for tests
 VARIANTS: dict[str, Variant] = {}  # model name -> variant, over all families
 
 
 def register_family(
     module_name: str,
-    model_cls: type[nn.Module],
+    model_cls: type[Contract],
     variants: Mapping[str, Variant],
     *,
-    num_stages: int = 4,
+    tiny: Mapping[str, Any] | None = None,
     **cfg: Any,
 ) -> None:
     """Register every variant of a family into timm, with its pretrained cfg.
@@ -57,7 +62,7 @@ def register_family(
         module_name: `__name__` of the family's file; its last part is the family's name.
         model_cls: built as `model_cls(**variant.kwargs, **caller's arguments)`.
         variants: model name -> variant.
-        num_stages: stages of the variants, all of them what `features_only=True` gives where the caller names none.
+        tiny: arguments that make the first variant small enough for tests that would take long with it.
         cfg: entries of timm's PretrainedCfg that all variants share; a variant's `weights` win.
     """
     module: Any = sys.modules[module_name]
@@ -68,10 +73,12 @@ def register_family(
         cfgs[f"{name}.{tag}" if tag else name] = entries
     module.default_cfgs = {**getattr(module, "default_cfgs", {}), **generate_default_cfgs(cfgs)}  # where timm looks
     for name, variant in variants.items():
-        create = _entry_point(name, model_cls, variant, num_stages)
+        create = _entry_point(name, model_cls, variant)
         create.__module__ = module_name
         register_model(create)
-    FAMILIES.setdefault(module_name.rpartition(".")[2], []).extend(variants)
+    family = module_name.rpartition(".")[2]
+    FAMILIES.setdefault(family, []).extend(variants)
+    TINY.setdefault(family, (next(iter(variants)), dict(tiny or {})))
     VARIANTS.update(variants)
 
 
@@ -87,9 +94,10 @@ _IMAGENET = {
 }
 
 
-def _entry_point(name: str, model_cls: type[nn.Module], variant: Variant, num_stages: int) -> Callable[..., nn.Module]:
+def _entry_point(name: str, model_cls: type[Contract], variant: Variant) -> Callable[..., nn.Module]:
     def create(pretrained: bool = False, device: Any = None, dtype: Any = None, **kwargs: Any) -> nn.Module:
         accepted = kwargs.pop("non_commercial", False)
+        _check_arguments(name, model_cls, kwargs)
         if pretrained:
             _require_weights(name, variant, kwargs, accepted)
         if "mixers" in variant.kwargs:
@@ -100,7 +108,7 @@ def _entry_point(name: str, model_cls: type[nn.Module], variant: Variant, num_st
                 name,
                 pretrained,
                 pretrained_filter_fn=filter_for_timm,
-                feature_cfg={"out_indices": tuple(range(num_stages)), "feature_cls": "getter"},
+                feature_cfg={"out_indices": model_cls.FEATURES, "feature_cls": FeatureGetter},
                 **{**variant.kwargs, **kwargs},
             )
         return model.to(dtype=dtype)
@@ -108,6 +116,35 @@ def _entry_point(name: str, model_cls: type[nn.Module], variant: Variant, num_st
     create.__name__ = create.__qualname__ = name
     create.__doc__ = f"{model_cls.__name__} with {', '.join(f'{k}={v}' for k, v in variant.kwargs.items())}."
     return create
+
+
+class FeatureGetter(FeatureGetterNet):
+    """timm's feature extractor, `create_model(..., features_only=True)`, with what trainers ask of a model."""
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in the backward pass instead of keeping their activations."""
+        self.model.set_grad_checkpointing(enable)
+
+
+_BUILDER = {*signature(build_model_with_cfg).parameters, "features_only", "out_indices", "feature_cls", "pruned"}
+
+
+def _check_arguments(name: str, model_cls: type[Contract], kwargs: dict[str, Any]) -> None:
+    """Refuse arguments that neither the family nor timm's builder has; drop an image size that nothing depends on.
+
+    Raises:
+        TypeError: if there is one.
+        ValueError: if `img_size` is no size.
+    """
+    own = signature(model_cls).parameters
+    if "img_size" not in own and (size := kwargs.pop("img_size", None)) is not None:
+        sides = size if isinstance(size, Sequence) else (size,)
+        if len(sides) not in (1, 2) or not all(isinstance(side, int) and side > 0 for side in sides):
+            raise ValueError(f"{name}: img_size must be pixels or (height, width), got {size!r}")
+    for key in kwargs.keys() - own - _BUILDER:
+        close = get_close_matches(key, own, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise TypeError(f"{name}: {model_cls.__name__} has no argument {key!r}{hint}; it takes {', '.join(own)}")
 
 
 def _require_weights(name: str, variant: Variant, kwargs: Mapping[str, Any], accepted: bool) -> None:
