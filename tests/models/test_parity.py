@@ -12,6 +12,8 @@ import visionzoo
 MODELS = {  # record -> model
     "biformer/biformer_tiny": "zoo_biformer_t",
     "biformer/biformer_small": "zoo_biformer_s",
+    "convit/convit_base": "zoo_convit_b",
+    "convit/convit_small": "zoo_convit_s",
     "convit/convit_tiny": "zoo_convit_t",
     "cswin/cswin_t": "zoo_cswin_t",
     "davit/davit_tiny": "zoo_davit_t",
