@@ -103,6 +103,7 @@ def _entry_point(name: str, model_cls: type[Contract], variant: Variant) -> Call
             _require_weights(name, variant, kwargs, accepted)
         if "mixers" in variant.kwargs:
             kwargs["mixers"] = combine_mixers(variant.kwargs["mixers"], kwargs.get("mixers"))
+        apart = {"flatten_sequential": True} if kwargs.get("feature_cls") in ("dict", "hook", "list") else {}
 
         def build(**arguments: Any) -> nn.Module:
             model = model_cls(**arguments)
@@ -115,11 +116,7 @@ def _entry_point(name: str, model_cls: type[Contract], variant: Variant) -> Call
                 name,
                 pretrained,
                 pretrained_filter_fn=filter_for_timm,
-                feature_cfg={
-                    "out_indices": model_cls.FEATURES,
-                    "feature_cls": FeatureGetter,
-                    "flatten_sequential": True,  # for the extractors that take a model apart
-                },
+                feature_cfg={"out_indices": model_cls.FEATURES, "feature_cls": FeatureGetter, **apart},
                 **{**variant.kwargs, **kwargs},
             )
         return model.to(dtype=dtype)
