@@ -73,7 +73,7 @@ def save_pretrained(
             for name in (
                 "non_commercial",
                 "num_classes",
-            ):  # classes stand in the config itself, and once for transformers
+            ):  # classes stand beside, and count once
                 config.get("model_args", {}).pop(name, None)
             given = {name: value for name, value in (data_config or {}).items() if name in DATA_CONFIG}
             config["pretrained_cfg"] |= {**given, "license": licence}
