@@ -178,6 +178,8 @@ def export(
     Raises:
         UserError: the model cannot be exported so, or the file does not do what the model does.
     """
+    if str(path).encode(errors="replace") != os.fsencode(path):  # torch would abort
+        raise UserError(f"the name {path} is not UTF-8, which ONNX and torch's files need; name another --output")
     example = reference.images[0].new_zeros(shape.example())
     make_folder(path.parent)
     start = time.perf_counter()
