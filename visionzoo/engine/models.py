@@ -11,7 +11,6 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_data_config
-from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 import visionzoo  # noqa: F401  registers the zoo_* models
@@ -27,7 +26,6 @@ from visionzoo.engine.recorded import (
     recorded_beside,
     take_model,
 )
-from visionzoo.layers.nhwc import BatchNormNHWC, SyncBatchNormNHWC
 from visionzoo.models._checkpoint import load_weights, unwrap_state_dict
 from visionzoo.models._hub import READING, not_finite, published
 from visionzoo.models._licenses import NonCommercialError, check
@@ -115,15 +113,6 @@ def prepare_compiler(args: argparse.Namespace) -> None:
             raise UserError(f"--torchcompile-mode: expected one of {', '.join(modes)}, got {args.torchcompile_mode!r}")
     if args.channels_last:
         torch._inductor.config.layout_optimization = False
-
-
-def synchronise_batch_norms(model: nn.Module) -> nn.Module:
-    """Let batch norms take their statistics from the maps of all processes, also those that see [B, H, W, C]."""
-    last = [name for name, module in model.named_modules() if isinstance(module, BatchNormNHWC)]
-    model = convert_sync_batchnorm(model)
-    for name in last:  # timm makes them torch's, which differ from ours in the axis alone
-        model.get_submodule(name).__class__ = SyncBatchNormNHWC
-    return model
 
 
 def data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from timm.utils import NativeScaler, unwrap_model
 from torch import nn
 
@@ -37,7 +38,6 @@ from visionzoo.engine.models import (
     data_config,
     load,
     prepare_compiler,
-    synchronise_batch_norms,
     try_images,
 )
 from visionzoo.engine.observation import environment
@@ -360,6 +360,6 @@ def _make_model(args: argparse.Namespace, process: Process) -> nn.Module:
     if process.distributed and args.sync_bn:
         if process.device.type == "cpu":
             raise UserError("--sync-bn: torch's synchronised batch norm needs GPUs; leave it out on CPUs")
-        model = synchronise_batch_norms(model)
+        model = convert_sync_batchnorm(model)
     model.to(process.device)
     return model.to(memory_format=torch.channels_last) if args.channels_last else model
