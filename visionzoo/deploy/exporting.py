@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 import warnings
@@ -189,6 +190,10 @@ def export(
             FORMATS[format].write(model, temporary, example, shape, input_name, list(output_names), opset)
         except UserError:
             raise
+        except OSError as failure:
+            if failure.errno is None:
+                raise UserError(f"cannot export to {format} for {shape}: {_reason(failure)}") from failure
+            raise UserError(f"cannot write {path}: {failure.strerror}") from failure
         except Exception as failure:  # torch's exporters raise whatever they stumble over
             raise UserError(f"cannot export to {format} for {shape}: {_reason(failure)}") from failure
         seconds = time.perf_counter() - start
@@ -252,7 +257,9 @@ _OWN_OPERATORS = (
 def _write_program(
     model: nn.Module, path: Path, example: Tensor, shape: Shape, input_name: str, output_names: list[str], opset: Any
 ) -> None:
-    torch.export.save(trace(model, example, shape), path)
+    content = io.BytesIO()  # torch ends the process where it writes to a disk that is full
+    torch.export.save(trace(model, example, shape), content)
+    path.write_bytes(content.getbuffer())
 
 
 def _load_program(path: Path) -> Callable[[Tensor], list[Tensor]]:
