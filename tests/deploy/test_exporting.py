@@ -48,7 +48,7 @@ def test_files_take_any_batch_and_give_the_models_logits(name, tmp_path):
 
 @pytest.mark.parametrize("name", TINY)
 def test_files_take_any_size_or_the_model_says_that_they_cannot(name, tmp_path):
-    model, shape = tiny(name), Shape(1, (3, 160, 160), dynamic_size=True)
+    model, shape = tiny(name), Shape(1, (3, 224, 224), dynamic_size=True)
     reference = Reference.of(model, shape)
     assert len({tuple(image.shape[2:]) for image in reference.images}) == 4
     if model.DYNAMIC_SIZE:

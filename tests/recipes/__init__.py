@@ -69,6 +69,7 @@ class Recipe:
     features: names of the modules whose outputs are kept as feat0, feat1, …, laid out by `layout`; of an output that is
         a tuple the first value, or that of the number after a colon: "blocks.0:1".
     constants: endings of the names of tensors that the model computes itself (index tables, masks); not filled.
+    filled: endings of the names of other buffers that are filled by their names as parameters are.
     run: (model, image) -> named arrays, in place of `{"logits": model(image)}`.
     stress: factors of a second run with the parameters of these endings multiplied (see golden.py), and its arrays.
     stand_ins: modules that the file imports and that are replaced: their names and values. Names left out are accepted
@@ -87,6 +88,7 @@ class Recipe:
     features: tuple[str, ...] = ()
     layout: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = nchw
     constants: tuple[str, ...] = ()
+    filled: tuple[str, ...] = ()
     run: Callable[[nn.Module, torch.Tensor], Mapping[str, torch.Tensor]] | None = None
     stress: tuple[tuple[str, float], ...] = ()
     stand_ins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

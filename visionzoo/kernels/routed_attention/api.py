@@ -52,7 +52,7 @@ def routed_attention(
         backend: "auto", "reference" or "triton".
 
     Returns:
-        [B, H, W, G, D] in q's dtype; scores and softmax are float32 at least.
+        [B, H, W, G, D] in q's dtype; scores, softmax and sums are float32 at least.
 
     Raises:
         ValueError: if shapes, dtypes, regions, index, bias, segments, weights or backend are not as said.
