@@ -29,7 +29,7 @@ from visionzoo.kernels.flash import (
     store_rows,
 )
 from visionzoo.kernels.launch import block_size as rows_block
-from visionzoo.kernels.launch import blocks, dot_precision, head_block, head_rows
+from visionzoo.kernels.launch import blocks, check_numbers, dot_precision, head_block, head_rows
 from visionzoo.kernels.operator import operator
 
 _SIZES = ["height", "width", "programs"]  # vary with batch and image: the compiler must not look at their values
@@ -138,6 +138,7 @@ class _Call:
         batch, height, width, heads, head_dim = k.shape
         value_dim = v.shape[4]
         self.window, self.dtype = block_size + 2 * halo_size, q.dtype
+        check_numbers("of a sample's position terms", q.shape[1] * q.shape[2] * heads * 2 * self.window)
         self.arguments = (
             q, k, v, rel_height.contiguous(), rel_width.contiguous(), *q_steps, *k_steps, *v_steps, height, width, scale
         )  # fmt: skip

@@ -511,13 +511,13 @@ def _sum_kernel(
     if normalise:
         for start in range(0, splits, BLOCK_S):
             s = start + tl.arange(0, BLOCK_S)
-            at = parts + (s * (G * STATE))[:, None] + (BLOCK_D + 1) * BLOCK_D + row[None, :]
+            at = parts + (s.to(tl.int64) * (G * STATE))[:, None] + (BLOCK_D + 1) * BLOCK_D + row[None, :]
             highest = tl.maximum(highest, tl.max(tl.load(at, mask=(s < splits)[:, None], other=-1e30), 0))
     products = tl.zeros([ROWS, BLOCK_D], tl.float32)
     totals = tl.zeros([ROWS], tl.float32)
     for start in range(0, splits, BLOCK_S):
         s = start + tl.arange(0, BLOCK_S)
-        part = parts + s * (G * STATE)
+        part = parts + s.to(tl.int64) * (G * STATE)
         inside = s < splits
         some = tl.load(part[:, None, None] + number[None, :, :], mask=inside[:, None, None], other=0.0)
         at = part[:, None] + BLOCK_D * BLOCK_D + row[None, :]

@@ -442,5 +442,5 @@ def _bias_grad_kernel(
     seen = (window_y >= 0) & (window_y < KERNEL_H) & (window_x >= 0) & (window_x < KERNEL_W)
     seen = seen & m_inside[:, None] & inside[None, :]
     token = group_y * width + group_x + at
-    row = ((split * G + g) * (height * width) + token) * (KERNEL_H * KERNEL_W)
+    row = ((none + split * G + g) * (height * width) + token) * (KERNEL_H * KERNEL_W)  # in 64 bits, as samples are
     tl.store(parts + row[:, None] + window_y * KERNEL_W + window_x, accumulated, mask=seen)

@@ -25,7 +25,7 @@ from visionzoo.kernels.flash import (
     softmax_step,
     store_rows,
 )
-from visionzoo.kernels.launch import block_size, blocks, dot_precision, head_block, token_rows
+from visionzoo.kernels.launch import block_size, blocks, check_numbers, dot_precision, head_block, token_rows
 from visionzoo.kernels.operator import operator
 
 # arguments that vary with batch and image: the compiler must not look at their values
@@ -150,6 +150,7 @@ class _Call:
     def __init__(self, q, k, v, index, bias, segments, weights, regions, scale, valid_size):
         (q, q_step), (k, k_step), (v, v_step) = token_rows(q), token_rows(k), token_rows(v)
         batch, height, width, heads, head_dim = q.shape
+        check_numbers("of a bias", 0 if bias is None else bias.numel())
         rows, columns = regions
         self.device, self.batch = q.device, batch
         self.n, self.count = height // rows * (width // columns), rows * columns
