@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from visionzoo.kernels import flops
 from visionzoo.kernels.flash import (
     LOG2_E,
     load_rows,
@@ -74,7 +75,7 @@ def _differentiate(ctx, grad, _grad_lse):
     return *grads, *grad_rel.unbind(), None, None, None, None, None
 
 
-@operator("halo_attention", fake=_attend_fake, save=_save, differentiate=_differentiate)
+@operator("halo_attention", fake=_attend_fake, save=_save, differentiate=_differentiate, flops=flops.halo_attention)
 def _attend(
     q: Tensor,
     k: Tensor,
@@ -101,7 +102,7 @@ def _attend_backward_fake(
     return *(t.new_empty(t.shape) for t in (q, k, v)), rel_height.new_empty((2, *rel_height.shape))
 
 
-@operator("halo_attention_backward", fake=_attend_backward_fake)
+@operator("halo_attention_backward", fake=_attend_backward_fake, flops=flops.backward(flops.halo_attention, 3))
 def _attend_backward(
     grad: Tensor,
     out: Tensor,

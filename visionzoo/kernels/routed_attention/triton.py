@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from visionzoo.kernels import flops
 from visionzoo.kernels.flash import (
     LOG2_E,
     load_rows,
@@ -75,7 +76,7 @@ def _differentiate(ctx, grad, _grad_lse):
     return *grads, None, grad_bias if needs[4] else None, None, grad_weights if needs[6] else None, None, None, None
 
 
-@operator("routed_attention", fake=_attend_fake, save=_save, differentiate=_differentiate)
+@operator("routed_attention", fake=_attend_fake, save=_save, differentiate=_differentiate, flops=flops.routed_attention)
 def _attend(
     q: Tensor,
     k: Tensor,
@@ -106,7 +107,7 @@ def _attend_backward_fake(
     )
 
 
-@operator("routed_attention_backward", fake=_attend_backward_fake)
+@operator("routed_attention_backward", fake=_attend_backward_fake, flops=flops.backward(flops.routed_attention, 3))
 def _attend_backward(
     grad: Tensor,
     out: Tensor,
