@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from timm.layers import DropPath, LayerScale, Mlp, register_notrace_function
+from timm.layers import DropPath, Mlp
+from timm.layers import LayerScale as TimmLayerScale
 from torch import Tensor, nn
 
 from visionzoo.kernels.precision import without_autocast
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
 from visionzoo.layers.norm import LayerNorm
+from visionzoo.layers.tracing import one_node
 
 
 class Block(nn.Module):
@@ -72,18 +74,27 @@ class Block(nn.Module):
 
     def _add(self, x: Tensor, branch: Tensor, scale: nn.Module) -> Tensor:
         """Return x + drop_path(scale(branch)); the factors are multiplied first, so that each map is read once."""
-        factor = None
-        if isinstance(scale, LayerScale):
-            factor = scale.gamma
-        else:
-            branch = scale(branch)
+        kept = None
         if self.training and isinstance(self.drop_path, DropPath):
-            kept = self.drop_path(branch.new_ones(len(branch), 1, 1, 1))
-            factor = kept if factor is None else factor * kept
-        return x + branch if factor is None else add_scaled(x, branch, factor)
+            kept = self.drop_path(branch.new_ones((branch.shape[0],) + (1,) * (branch.ndim - 1)))  # traceable by fx
+        if isinstance(scale, LayerScale):
+            return scale(branch, residual=x, factor=kept)
+        branch = scale(branch)
+        return x + branch if kept is None else add_scaled(x, branch, kept)
 
 
-@register_notrace_function  # it looks at the device
+class LayerScale(TimmLayerScale):
+    """timm's `LayerScale`, which also adds: a learned factor for each channel."""
+
+    @one_node
+    def forward(self, x: Tensor, residual: Tensor | None = None, factor: Tensor | None = None) -> Tensor:
+        """Multiply [..., C] by the scale and by `factor`, where there is one, and add it to `residual`."""
+        if residual is None:
+            return super().forward(x)
+        return add_scaled(residual, x, self.gamma if factor is None else self.gamma * factor)
+
+
+@one_node  # it looks at the device
 def add_scaled(x: Tensor, branch: Tensor, factor: Tensor) -> Tensor:
     """Return x + branch · factor in one pass; autocast would cast in passes of its own."""
     with without_autocast(x.device):

@@ -2,6 +2,7 @@
 
 from visionzoo.models import (
     biformer,
+    convit,
     cswin,
     davit,
     dinat,
@@ -18,6 +19,7 @@ from visionzoo.models import (
 
 __all__ = [
     "biformer",
+    "convit",
     "cswin",
     "davit",
     "dinat",

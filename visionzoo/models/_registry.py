@@ -17,6 +17,7 @@ from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from visionzoo.layers.mixers import combine_mixers
+from visionzoo.layers.tokens import TokenBlock
 from visionzoo.models._checkpoint import filter_for_timm
 from visionzoo.models._contract import Contract
 from visionzoo.models._licenses import check
@@ -31,6 +32,7 @@ class Published:
     top1: float | None = None  # ImageNet-1k, per cent
     size: int = 224  # pixels
     source: str = ""
+    explained: tuple[str, ...] = ()  # which of the first two are not what the model has, as the docstring explains
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Variant:
 
 
 FAMILIES: dict[str, list[str]] = {}  # family -> its model names
-TINY: dict[str, tuple[str, dict[str, Any]]] = {}  # family -> a model and arguments that make it small, for tests
+TINY: dict[str, Mapping[str, Any]] = {}  # model name -> arguments that make it small, for tests
 VARIANTS: dict[str, Variant] = {}  # model name -> variant, over all families
 
 
@@ -53,7 +55,7 @@ def register_family(
     model_cls: type[Contract],
     variants: Mapping[str, Variant],
     *,
-    tiny: Mapping[str, Any] | None = None,
+    tiny: Mapping[str, Mapping[str, Any]],
     **cfg: Any,
 ) -> None:
     """Register every variant of a family into timm, with its pretrained cfg.
@@ -62,7 +64,7 @@ def register_family(
         module_name: `__name__` of the family's file; its last part is the family's name.
         model_cls: built as `model_cls(**variant.kwargs, **caller's arguments)`.
         variants: model name -> variant.
-        tiny: arguments that make the first variant small enough for tests that would take long with it.
+        tiny: model names -> arguments that make them small, for the tests: one for each way that the family is built.
         cfg: entries of timm's PretrainedCfg that all variants share; a variant's `weights` win.
     """
     module: Any = sys.modules[module_name]
@@ -76,9 +78,8 @@ def register_family(
         create = _entry_point(name, model_cls, variant)
         create.__module__ = module_name
         register_model(create)
-    family = module_name.rpartition(".")[2]
-    FAMILIES.setdefault(family, []).extend(variants)
-    TINY.setdefault(family, (next(iter(variants)), dict(tiny or {})))
+    FAMILIES.setdefault(module_name.rpartition(".")[2], []).extend(variants)
+    TINY.update({name: kwargs for name, kwargs in tiny.items() if name in variants})
     VARIANTS.update(variants)
 
 
@@ -102,13 +103,20 @@ def _entry_point(name: str, model_cls: type[Contract], variant: Variant) -> Call
             _require_weights(name, variant, kwargs, accepted)
         if "mixers" in variant.kwargs:
             kwargs["mixers"] = combine_mixers(variant.kwargs["mixers"], kwargs.get("mixers"))
+        apart = {"flatten_sequential": True} if kwargs.get("feature_cls") in ("dict", "hook", "list") else {}
+
+        def build(**arguments: Any) -> nn.Module:
+            model = model_cls(**arguments)
+            _check_features(name, model, kwargs)
+            return model
+
         with torch.device(device) if device is not None else nullcontext():
             model = build_model_with_cfg(
-                model_cls,
+                build,
                 name,
                 pretrained,
                 pretrained_filter_fn=filter_for_timm,
-                feature_cfg={"out_indices": model_cls.FEATURES, "feature_cls": FeatureGetter},
+                feature_cfg={"out_indices": model_cls.FEATURES, "feature_cls": FeatureGetter, **apart},
                 **{**variant.kwargs, **kwargs},
             )
         return model.to(dtype=dtype)
@@ -123,7 +131,23 @@ class FeatureGetter(FeatureGetterNet):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of keeping their activations."""
-        self.model.set_grad_checkpointing(enable)
+        model: Any = self.model
+        model.set_grad_checkpointing(enable)
+
+
+def _check_features(name: str, model: nn.Module, kwargs: Mapping[str, Any]) -> None:
+    """Refuse extractors that take what a module returns where that is no map.
+
+    Raises:
+        ValueError: if tokens pass between the model's parts, and the extractor is not timm's getter.
+    """
+    kind = kwargs.get("feature_cls") or "getter"
+    getter = kind.lower() == "getter" if isinstance(kind, str) else issubclass(kind, FeatureGetterNet)
+    if kwargs.get("features_only") and not getter and any(isinstance(m, TokenBlock) for m in model.modules()):
+        raise ValueError(
+            f"{name}: feature_cls={kind!r} takes what the modules return, which are tokens here, not maps "
+            f"[B, C, H, W]; leave it out, or pass feature_cls='getter'"
+        )
 
 
 _BUILDER = {*signature(build_model_with_cfg).parameters, "features_only", "out_indices", "feature_cls", "pruned"}

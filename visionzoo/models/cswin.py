@@ -16,6 +16,7 @@ from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.norm import LayerNorm
+from visionzoo.layers.stem import ConvNormStem
 from visionzoo.models._pyramid import Pyramid, build_stages
 from visionzoo.models._registry import Published, Variant, register_family
 
@@ -64,7 +65,7 @@ class CSWinTransformer(Pyramid):
     ):
         cross = {"type": "cross_window", "qkv_bias": qkv_bias}
         super().__init__(
-            stem=ConvNorm(in_chans, embed_dims[0], 7, 4, 2, norm_layer=LayerNorm),
+            stem=ConvNormStem(in_chans, embed_dims[0], 7, 4, 2, norm_layer=LayerNorm),
             stages=build_stages(
                 embed_dims,
                 depths,
@@ -100,7 +101,7 @@ _AT_384 = {"input_size": (3, 384, 384), "pool_size": (12, 12), "crop_pct": 1.0}
 VARIANTS = {
     "zoo_cswin_t": Variant(
         _size(64, (1, 2, 21, 1), (2, 4, 8, 16)),
-        Published(23, 4.3, 82.8, source=_README),
+        Published(23, 4.3, 82.8, source=_README, explained=("params_m",)),
         no_weights=_no_weights("tiny_224"),
     ),
     "zoo_cswin_s": Variant(
@@ -115,19 +116,26 @@ VARIANTS = {
         _AT_384,
         no_weights=_no_weights("base_384"),
     ),
-    "zoo_cswin_l": Variant(_LARGE, Published(173, 31.5, 86.5, source=_README_22K), no_weights=_no_weights("large_224")),
+    "zoo_cswin_l": Variant(
+        _LARGE,
+        Published(173, 31.5, 86.5, source=_README_22K, explained=("gmacs",)),
+        no_weights=_no_weights("large_224"),
+    ),
     "zoo_cswin_l_384": Variant(
         {**_LARGE, **_WIDE_STRIPES},
-        Published(173, 96.8, 87.5, 384, _README_22K),
+        Published(173, 96.8, 87.5, 384, _README_22K, explained=("gmacs",)),
         _AT_384,
         no_weights=_no_weights("large_384"),
     ),
 }
 
+TINY = {"zoo_cswin_t": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (2, 2, 4, 4)}}
+
 register_family(
     __name__,
     CSWinTransformer,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.conv",
     crop_pct=0.9,
     paper_ids="arXiv:2107.00652",

@@ -21,6 +21,7 @@ from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
 from visionzoo.layers.norm import LayerNorm
+from visionzoo.layers.stem import ConvNormStem
 from visionzoo.models._pyramid import Pyramid, build_stages
 from visionzoo.models._registry import Published, Variant, register_family
 
@@ -48,6 +49,8 @@ class DaViT(Pyramid):
         drop_path_rate: stochastic depth of the last block.
         head: `num_classes`, `global_pool` and `drop_rate` of the head.
     """
+
+    POOLS = ("", "avg", "max", "avgmax")  # the norm behind the pooling has the width of the map
 
     CHECKPOINT_KEYS = {
         "authors": [
@@ -92,7 +95,7 @@ class DaViT(Pyramid):
         }
         channel = {"type": "channel", "qkv_bias": qkv_bias}
         super().__init__(
-            stem=ConvNorm(in_chans, embed_dims[0], 7, 4, 3, norm_layer=LayerNorm, pad_to_stride=True),
+            stem=ConvNormStem(in_chans, embed_dims[0], 7, 4, 3, norm_layer=LayerNorm, pad_to_stride=True),
             stages=build_stages(
                 embed_dims,
                 depths,
@@ -135,15 +138,22 @@ VARIANTS = {
     "zoo_davit_t": Variant(_size(96, (2, 2, 6, 2)), Published(28.3, 4.5, 82.8, source=_README), _timm_weights("tiny")),
     "zoo_davit_s": Variant(_size(96, _SMALL), Published(49.7, 8.8, 84.2, source=_README), _timm_weights("small")),
     "zoo_davit_b": Variant(_size(128, _SMALL), Published(87.9, 15.5, 84.6, source=_README), _timm_weights("base")),
-    "zoo_davit_l": Variant(_size(192, _SMALL), Published(196.8, 103.0, 87.5, 384, _COPY), no_weights=_UNRELEASED),
+    "zoo_davit_l": Variant(
+        _size(192, _SMALL), Published(196.8, 103.0, 87.5, 384, _COPY, ("gmacs",)), no_weights=_UNRELEASED
+    ),
     "zoo_davit_h": Variant(_size(256, _SMALL), Published(348.9, 327.3, 90.2, 512, _COPY), no_weights=_UNRELEASED),
-    "zoo_davit_g": Variant(_size(384, _GIANT), Published(1406.0, 1022.0, 90.4, 512, _COPY), no_weights=_UNRELEASED),
+    "zoo_davit_g": Variant(
+        _size(384, _GIANT), Published(1406.0, 1022.0, 90.4, 512, _COPY, ("gmacs",)), no_weights=_UNRELEASED
+    ),
 }
+
+TINY = {"zoo_davit_t": {"depths": (2, 1, 1, 2), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)}}
 
 register_family(
     __name__,
     DaViT,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.conv",
     crop_pct=0.95,  # timm's; the authors evaluate at 0.9
     paper_ids="arXiv:2204.03645",

@@ -30,7 +30,6 @@ from torch import nn
 from visionzoo.layers.bottleneck import Bottleneck
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import HaloMixer, build_mixer, resolve_mixers
-from visionzoo.layers.nhwc import BatchNormNHWC
 from visionzoo.layers.stem import conv_stem
 from visionzoo.models._pyramid import Pyramid, Stage
 from visionzoo.models._registry import Published, Variant, register_family
@@ -70,6 +69,9 @@ class HaloNet(Pyramid):
         ValueError: if the stages' entries differ in number, the layout has other letters, the gate is unknown, or
             `mixers` names a stage without attention or the mixer "none".
     """
+
+    UNFOLDED = r"\.norm2$"  # behind attention, not behind its projection
+    DYNAMIC_SIZE = False
 
     CHECKPOINT_KEYS = {
         "timm": [
@@ -163,7 +165,7 @@ class HaloNet(Pyramid):
                 blocks.append(block)
                 in_dim = dim
             if final_dim is not None and i == len(layout) - 1:
-                final = ConvNorm(in_dim, final_dim, 1, bias=False, norm_layer=BatchNormNHWC)
+                final = ConvNorm(in_dim, final_dim, 1, bias=False, norm_layer=nn.BatchNorm2d)
                 blocks.append(nn.Sequential(final, act_layer()))
             stages.append(Stage(nn.Identity(), blocks))
         stem_strides = [2, *[1] * (len(stem_dims) - 1)]
@@ -285,10 +287,29 @@ VARIANTS = {
     ),
 }
 
+TINY: dict[str, dict[str, Any]] = {
+    "zoo_halonet_h0": {
+        "layout": ("a",) * 4,
+        "embed_dims": (8, 16, 16, 24),
+        "mid_dims": (8, 8, 16, 16),
+        "num_heads": (1, 2, 2, 4),
+        "stem_dims": (8,),
+    },
+    "zoo_sehalonet_33ts": {
+        "layout": ("c", "c", "c", "ca"),
+        "embed_dims": (16, 16, 32, 32),
+        "mid_dims": (16, 16, 16, 16),
+        "stem_dims": (8, 16),
+        "num_heads": (1, 2, 2, 4),
+        "group_size": 8,
+    },
+}
+
 register_family(
     __name__,
     HaloNet,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.0.conv",
     paper_ids="arXiv:2103.12731",
     origin_url="https://github.com/huggingface/pytorch-image-models",

@@ -185,10 +185,13 @@ VARIANTS = {
     ),
 }
 
+TINY = {"zoo_levit_128s": {"depths": (1, 1, 1), "embed_dims": (16, 16, 24), "num_heads": (1, 2, 3), "key_dim": 8}}
+
 register_family(
     __name__,
     LeViT,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.0.conv",
     classifier=("head.fc", "head.fc_dist"),
     pool_size=(4, 4),

@@ -12,15 +12,25 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
-from visionzoo.layers.nhwc import ConvNHWC
+from visionzoo.layers.nhwc import on_nchw
 from visionzoo.layers.norm import LayerNorm
+from visionzoo.layers.stem import Stem
 from visionzoo.models._pyramid import Pyramid, build_stages
 from visionzoo.models._registry import Published, Variant, register_family
+
+
+class ConvStem(Stem):
+    """A convolution, then one with a norm, that make the first map of an image."""
+
+    def forward_map(self, x: Tensor) -> Tensor:
+        """Image [B, H, W, in_chans] to [B, H', W', C]."""
+        first, second = self
+        return second(on_nchw(first, x))
 
 
 class NAT(Pyramid):
@@ -117,8 +127,7 @@ class NAT(Pyramid):
 
     @staticmethod
     def _stem(in_chans: int, dim: int) -> nn.Module:
-        first = ConvNHWC(in_chans, dim // 2, 3, 2, 1)
-        return nn.Sequential(first, ConvNorm(dim // 2, dim, 3, 2, 1, norm_layer=LayerNorm))
+        return ConvStem(nn.Conv2d(in_chans, dim // 2, 3, 2, 1), ConvNorm(dim // 2, dim, 3, 2, 1, norm_layer=LayerNorm))
 
     @staticmethod
     def _downsample(in_dim: int, out_dim: int) -> nn.Module:
@@ -157,10 +166,13 @@ VARIANTS = {
     ),
 }
 
+TINY = {"zoo_nat_mini": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)}}
+
 register_family(
     __name__,
     NAT,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.0",
     paper_ids="arXiv:2204.07143",
     origin_url="https://github.com/SHI-Labs/Neighborhood-Attention-Transformer",

@@ -14,10 +14,10 @@ from functools import partial
 from typing import Any
 
 from visionzoo.layers.block import Block
-from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.patch_merge import PatchMerge
+from visionzoo.layers.stem import ConvNormStem
 from visionzoo.models._pyramid import Pyramid, build_stages
 from visionzoo.models._registry import Published, Variant, register_family
 
@@ -38,6 +38,8 @@ class SwinTransformer(Pyramid):
         drop_path_rate: stochastic depth of the last block.
         head: `num_classes`, `global_pool` and `drop_rate` of the head.
     """
+
+    DYNAMIC_SIZE = False
 
     CHECKPOINT_KEYS = {
         "authors": [
@@ -84,7 +86,7 @@ class SwinTransformer(Pyramid):
         }
         shifted = {**window, "shift_size": None}  # by half a window
         super().__init__(
-            stem=ConvNorm(in_chans, embed_dims[0], 4, 4, norm_layer=LayerNorm, pad_to_stride=True),
+            stem=ConvNormStem(in_chans, embed_dims[0], 4, 4, norm_layer=LayerNorm, pad_to_stride=True),
             stages=build_stages(
                 embed_dims,
                 depths,
@@ -142,10 +144,13 @@ VARIANTS = {
     ),
 }
 
+TINY = {"zoo_swin_t": {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)}}
+
 register_family(
     __name__,
     SwinTransformer,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.conv",
     crop_pct=0.9,  # timm's; the authors evaluate at 0.875
     paper_ids="arXiv:2103.14030",

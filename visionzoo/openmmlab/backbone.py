@@ -93,19 +93,9 @@ class ZooBackbone(BaseModule):
         return tuple(norm(feature) for norm, feature in zip(self.out_norms, maps, strict=True))
 
     def train(self, mode: bool = True) -> ZooBackbone:
-        """Set the mode, but leave frozen stages and, with `norm_eval`, batch norms in eval mode.
-
-        Raises:
-            UserError: if mmengine's `sync_bn` replaced batch norms of the backbone.
-        """
+        """Set the mode, but leave frozen stages and, with `norm_eval`, batch norms in eval mode."""
         super().train(mode)
         for module in self.model.modules():
-            if type(module).__name__ == "SyncBatchNorm":
-                raise UserError(
-                    f"sync_bn: synchronised batch norm takes [B, C, H, W], and the norms of {self.name} see "
-                    f"[B, H, W, C]; it would normalise the wrong axis. Remove `sync_bn` from the config; heads can "
-                    f"have norm_cfg=dict(type='SyncBN')."
-                )
             if mode and self.norm_eval and isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         for part in self._frozen:
@@ -200,15 +190,15 @@ def create_getter(name: str, out_indices: Sequence[int] | None = None, **model: 
     if out_indices is not None:
         if not isinstance(out_indices, Sequence) or not out_indices:
             raise UserError(
-                f"ZooBackbone: out_indices must be numbers of stages, such as (1, 2, 3), got {out_indices=}"
+                f"ZooBackbone: out_indices must be numbers of stages or blocks, such as (1, 2, 3), got {out_indices=}"
             )
         model["out_indices"] = tuple(out_indices)
     try:
         getter: Any = timm.create_model(name, features_only=True, **model)
     except (TypeError, ValueError) as error:
         raise UserError(f"ZooBackbone: {name} cannot be built with {model}: {error}") from error
-    strides = getter.feature_info.reduction()
-    if out_indices is not None and (len(strides) != len(out_indices) or sorted(set(strides)) != strides):
+    found = list(getter.out_indices)
+    if out_indices is not None and (len(found) != len(out_indices) or sorted(set(found)) != found):
         raise UserError(f"ZooBackbone: out_indices must be different stages, the first one first, got {out_indices=}")
     return getter
 

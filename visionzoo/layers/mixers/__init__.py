@@ -18,6 +18,7 @@ from visionzoo.layers.mixers.channel import ChannelMixer
 from visionzoo.layers.mixers.cross_window import CrossWindowMixer
 from visionzoo.layers.mixers.focused_linear import FocusedLinearMixer
 from visionzoo.layers.mixers.full import FullMixer
+from visionzoo.layers.mixers.gated_positional import GatedPositionalMixer
 from visionzoo.layers.mixers.halo import HaloMixer
 from visionzoo.layers.mixers.levit import LevitMixer
 from visionzoo.layers.mixers.linear import LinearMixer
@@ -35,6 +36,7 @@ __all__ = [
     "CrossWindowMixer",
     "FocusedLinearMixer",
     "FullMixer",
+    "GatedPositionalMixer",
     "HaloMixer",
     "LevitMixer",
     "LinearMixer",
@@ -56,6 +58,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "cross_window": CrossWindowMixer,
     "focused_linear": FocusedLinearMixer,
     "full": FullMixer,
+    "gated_positional": GatedPositionalMixer,
     "halo": HaloMixer,
     "levit": LevitMixer,
     "linear": LinearMixer,

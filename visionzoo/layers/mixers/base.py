@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from timm.layers import register_notrace_module
 from torch import Tensor, nn
+
+from visionzoo.layers.tracing import one_node
 
 HEAD_DIM = 32  # head width where neither the caller nor the family says otherwise: that of most families here
 
 
-@register_notrace_module  # shapes steer mixers (padding, regions), so torch.fx sees each as one node
 class Mixer(nn.Module):
     """Base of the token mixers; `forward` of each begins with `check_input`.
 
@@ -24,6 +26,21 @@ class Mixer(nn.Module):
     """
 
     stride = 1  # what the map shrinks by
+    needs_prefix_tokens = False  # whether it is one of tokens only, which has nothing to do on a map by itself
+
+    @property
+    def takes_prefix_tokens(self) -> bool:
+        """Whether tokens without a place on the map can take part, as further tokens: the class token and the like.
+
+        So it is where a token's place does not matter. Other mixers see the map alone, and such tokens pass by.
+        """
+        return False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let torch.fx see each mixer as one node: shapes steer them (padding, regions)."""
+        super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls):
+            cls.forward = one_node(cls.forward)  # type: ignore[method-assign]
 
     def __init__(self, dim: int, num_heads: int | None = None, *, head_dim: int | None = None):
         super().__init__()

@@ -34,6 +34,11 @@ class ChannelMixer(Mixer):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
+    @property
+    def takes_prefix_tokens(self) -> bool:
+        """Yes: tokens are features here, however many."""
+        return True
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
         self.check_input(x)

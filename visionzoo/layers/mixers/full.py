@@ -41,6 +41,11 @@ class FullMixer(Mixer):
         self.lepe = DepthwiseConvNHWC(dim, lepe_kernel) if lepe_kernel else None
         self.proj = nn.Linear(dim, dim)
 
+    @property
+    def takes_prefix_tokens(self) -> bool:
+        """Yes, but for the convolution of positions, which needs a map."""
+        return self.lepe is None
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
         self.check_input(x)

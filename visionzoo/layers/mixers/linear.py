@@ -44,6 +44,11 @@ class LinearMixer(Mixer):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
+    @property
+    def takes_prefix_tokens(self) -> bool:
+        """Yes: any set of tokens will do."""
+        return True
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
         self.check_input(x)

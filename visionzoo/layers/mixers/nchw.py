@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from visionzoo.layers.mixers.base import Mixer
+from visionzoo.layers.tracing import one_node
 
 
-@register_notrace_module  # it looks at the shape, as the mixers do
 class MixerNCHW(nn.Module):
     """Any token mixer on [B, C, H, W] maps.
 
@@ -29,6 +28,7 @@ class MixerNCHW(nn.Module):
         super().__init__()
         self.mixer = mixer
 
+    @one_node  # it looks at the shape, as the mixers do
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, C', H', W'], of the same size but for mixers with a stride or an `out_dim`.
 

@@ -55,6 +55,11 @@ class SpatialReductionMixer(Mixer):
         self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
+    @property
+    def takes_prefix_tokens(self) -> bool:
+        """Yes, where keys are not reduced, which needs a map."""
+        return self.sr is None
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
         self.check_input(x)
