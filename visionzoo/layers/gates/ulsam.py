@@ -20,8 +20,7 @@ class UlsamGate(Gate):
     """Add to each subspace of the channels its product with a softmax over the positions; O(N·C).
 
     The scores of a subspace: a scale and shift of each channel, batch norm, ReLU, 3×3 max pooling, one linear
-    combination of the subspace's channels, batch norm, ReLU. The softmax is float32 at least, the rest has the dtype of
-    the input or of autocast. Since the softmax sums to 1 over the whole map, large maps are hardly changed.
+    combination of the subspace's channels, batch norm, ReLU. The softmax is float32 at least, the rest has the @@. Since the softmax sums to 1 over the whole map, large maps are hardly changed.
 
     Args:
         dim: channels C.
