@@ -43,8 +43,8 @@ class Record:
         """Largest relative error of a faithful model that runs in float64."""
         if self.meta.get("dtype", "float32") == "float64" and not stress:
             return 1e-9
-        own = max(self.meta.get(key) or 0 for key in ("float32_error", "float64_error", "float64_relative_error"))
-        return max(1.5e-6, 2 * own)
+        own = [self.meta.get(key) or 0 for key in ("float32_error", "float64_error", "float64_relative_error")]
+        return max(1.5e-6, *(2 * max(e.values() if isinstance(e, dict) else [e]) for e in own))
 
 
 def fill(name: str, shape: list[int]) -> np.ndarray:

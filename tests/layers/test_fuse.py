@@ -9,19 +9,21 @@ import pytest
 import timm
 import torch
 from quick import quick_model
+from timm.layers import BatchNormAct2d
 from timm.models import get_notrace_functions, get_notrace_modules
 from torch import nn
 from torchvision.models.feature_extraction import NodePathTracer
+from torchvision.ops import FrozenBatchNorm2d
 
 import visionzoo
-from visionzoo.layers.conv_norm import ConvNorm, LinearNorm
+from visionzoo.layers.conv_norm import ConvNorm, DepthwiseConvNorm, LinearNorm
 from visionzoo.layers.fuse import Folded
-from visionzoo.layers.nhwc import BatchNormNHWC, ConvNHWC
 from visionzoo.models._registry import TINY
 
 
 def _norms(model):
-    return [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    kinds = nn.modules.batchnorm._BatchNorm | FrozenBatchNorm2d
+    return [name for name, module in model.named_modules() if isinstance(module, kinds)]
 
 
 def _shake(model):
@@ -31,7 +33,7 @@ def _shake(model):
         norm = model.get_submodule(name)
         norm.running_mean.normal_(std=0.3, generator=generator)
         norm.running_var.uniform_(0.3, 3.0, generator=generator)
-        if norm.affine:
+        if norm.weight is not None:
             nn.init.normal_(norm.weight, 1.0, 0.3, generator=generator)
             nn.init.normal_(norm.bias, 0.0, 0.3, generator=generator)
     return model.eval()
@@ -187,7 +189,7 @@ def test_feature_extractors_fuse():
 
 
 def _pair(**options):
-    return ConvNorm(8, 12, 3, norm_layer=BatchNormNHWC, **options)
+    return ConvNorm(8, 12, 3, norm_layer=nn.BatchNorm2d, **options)
 
 
 @pytest.mark.parametrize(
@@ -199,16 +201,20 @@ def _pair(**options):
         (_pair(norm_first=True, bias=False, groups=2, stride=2), True),
         (_pair(norm_first=True, padding=1), False),  # zero padding comes between the two
         (_pair(norm_first=True, pad_to_stride=True, stride=2), False),
-        (ConvNorm(8, 12, 3, norm_layer=lambda dim: BatchNormNHWC(dim, affine=False)), True),
-        (ConvNorm(8, 12, 3, norm_layer=lambda dim: BatchNormNHWC(dim, track_running_stats=False)), False),
+        (ConvNorm(8, 12, 3, norm_layer=lambda dim: nn.BatchNorm2d(dim, affine=False)), True),
+        (ConvNorm(8, 12, 3, norm_layer=lambda dim: nn.BatchNorm2d(dim, track_running_stats=False)), False),
         (ConvNorm(8, 12, 3, norm_layer=nn.LayerNorm), False),
         (LinearNorm(8, 12), True),
-        (nn.Sequential(ConvNHWC(8, 8, 3, padding=1), BatchNormNHWC(8), nn.ReLU(), ConvNHWC(8, 4, 1)), True),
-        (nn.Sequential(BatchNormNHWC(8), nn.Linear(8, 4)), True),
-        (nn.Sequential(BatchNormNHWC(8), ConvNHWC(8, 4, 3, padding=1)), False),
-        (nn.Sequential(ConvNHWC(8, 8, 1), nn.Identity(), BatchNormNHWC(8)), False),  # not neighbours
-        (nn.Sequential(nn.Conv2d(5, 6, 3), nn.BatchNorm2d(6)), True),
-        (nn.Sequential(ConvNHWC(8, 8, 1), nn.BatchNorm2d(5)), False),  # normalises rows, not channels
+        (nn.Sequential(nn.Conv2d(5, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1)), True),
+        (nn.Sequential(nn.Conv2d(5, 6, 3), nn.SyncBatchNorm(6)), True),
+        (nn.Sequential(nn.Conv2d(5, 6, 3), FrozenBatchNorm2d(6)), True),
+        (nn.Sequential(nn.Conv2d(5, 6, 3), BatchNormAct2d(6)), False),  # an activation comes with it
+        (nn.Sequential(nn.BatchNorm2d(5), nn.Conv2d(5, 4, 1)), True),
+        (nn.Sequential(nn.BatchNorm2d(5), nn.Conv2d(5, 4, 3, padding=1)), False),
+        (nn.Sequential(nn.Conv2d(5, 6, 1), nn.Identity(), nn.BatchNorm2d(6)), False),  # not neighbours
+        (nn.Sequential(nn.BatchNorm2d(5), nn.Linear(8, 4)), False),  # normalises rows, not channels
+        (nn.Sequential(nn.Linear(8, 4), nn.BatchNorm2d(5)), False),
+        (DepthwiseConvNorm(8, 5), True),
     ],
 )
 @torch.no_grad()

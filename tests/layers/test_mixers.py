@@ -27,7 +27,7 @@ SMALL = {  # options that suit tiny maps
     "focused_linear": {"position_size": 3},
     "levit": {"map_size": 4},
     "neighborhood": {"kernel_size": 3, "dilation": 2},
-    "spatial_reduction": {"reduction": 2},
+    "spatial_reduction": {"reduction": 2, "pool_size": None},
     "routed": {"regions": 2, "topk": 2},
     "window": {"window_size": 3},
 }

@@ -63,8 +63,11 @@ def _check_twin(theirs, ours, size, same_head):
     assert report.names in ("timm", "authors") and not report.missing and not report.unexpected
     image = torch.randn(1, 3, *size, dtype=torch.float64)
     with torch.no_grad():
-        expected, features = theirs.forward_intermediates(image)
-        out, own_features = ours.forward_intermediates(image)
+        if not hasattr(theirs, "forward_intermediates"):  # ConViT before timm 1.0.31
+            expected, features, own_features, out = theirs.forward_features(image), [], [], ours.forward_features(image)
+        else:
+            expected, features = theirs.forward_intermediates(image)
+            out, own_features = ours.forward_intermediates(image)
         for feature, own in zip(features, own_features, strict=True):
             assert relative_error(own, feature) <= 1e-9
         if same_head:

@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("mmengine", reason='needs pip install "visionzoo[openmmlab]"')
 
+from mmengine.model import convert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 from timm.layers import LayerNorm2d
@@ -146,11 +147,15 @@ def test_wrong_arguments_are_named(options, message):
     assert message in str(caught.value)
 
 
-def test_synchronised_batch_norms_are_refused():
-    backbone = build("zoo_biformer_t")
-    backbone.model = nn.SyncBatchNorm.convert_sync_batchnorm(backbone.model)
-    with pytest.raises(ValueError, match="sync_bn: synchronised batch norm takes"):
-        backbone.train()
+def test_synchronised_batch_norms_compute_the_same():
+    backbone = build("zoo_biformer_t", norm_eval=True)
+    image = torch.randn(1, 3, 64, 64)
+    expected = backbone.train()(image)
+    changed = convert_sync_batchnorm(backbone).train()
+    kinds = {type(module).__name__ for module in changed.modules()}
+    assert "SyncBatchNorm" in kinds and "BatchNorm2d" not in kinds
+    for out, before in zip(changed(image), expected, strict=True):
+        torch.testing.assert_close(out, before)
 
 
 def checkpoint(tmp_path, wrap):

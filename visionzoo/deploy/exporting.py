@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_leaves
 
+from visionzoo.engine.checkpoints import make_folder
 from visionzoo.engine.errors import UserError, require
 
 TOLERANCE = 1e-3  # largest error of an output; of outputs beyond 1 in proportion
@@ -178,9 +179,9 @@ def export(
         UserError: the model cannot be exported so, or the file does not do what the model does.
     """
     example = reference.images[0].new_zeros(shape.example())
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     start = time.perf_counter()
-    with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder, _quiet():
+    with _temporary_folder(path.parent) as folder, _quiet():
         temporary = Path(folder) / path.name
         try:
             FORMATS[format].write(model, temporary, example, shape, input_name, list(output_names), opset)
@@ -200,9 +201,19 @@ def export(
                 f"exported to {format} for {shape}, but its outputs differ by {error:.1e} from the model's, which are "
                 f"up to {reference.scale:.3g} and differ by {spread:.2g} from image to image; nothing was written"
             )
-        for file in sorted(Path(folder).iterdir(), reverse=True):  # weights first
-            os.replace(file, path.with_name(file.name))
+        try:
+            for file in sorted(Path(folder).iterdir(), reverse=True):  # weights first
+                os.replace(file, path.with_name(file.name))
+        except OSError as failure:
+            raise UserError(f"cannot write {path}: {failure.strerror}") from failure
     return Exported(path, error, spread, [tuple(image.shape) for image in reference.images], seconds)
+
+
+def _temporary_folder(parent: Path) -> TemporaryDirectory[str]:
+    try:
+        return TemporaryDirectory(dir=parent, prefix=".export-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {parent}: {error.strerror}") from error
 
 
 def trace(model: nn.Module, example: Tensor, shape: Shape) -> ExportedProgram:
@@ -280,6 +291,12 @@ def _write_onnx(
         if "visionzoo" in (text := _last_words(error)):
             raise UserError(_OWN_OPERATORS.format(text)) from error
         raise
+    written = program.model.opset_imports[""]
+    if opset not in (None, written):
+        raise UserError(
+            f"--opset {opset}: torch {torch.__version__} writes this model in opset {written} and cannot turn it into "
+            f"{opset}; leave --opset out, or convert the file by onnx.version_converter"
+        )
     program.save(path)
 
 

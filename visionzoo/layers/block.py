@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from timm.layers import DropPath, LayerScale, Mlp, register_notrace_function
+from timm.layers import DropPath, Mlp, register_notrace_function, register_notrace_module
+from timm.layers import LayerScale as TimmLayerScale
 from torch import Tensor, nn
 
 from visionzoo.kernels.precision import without_autocast
@@ -72,15 +73,24 @@ class Block(nn.Module):
 
     def _add(self, x: Tensor, branch: Tensor, scale: nn.Module) -> Tensor:
         """Return x + drop_path(scale(branch)); the factors are multiplied first, so that each map is read once."""
-        factor = None
-        if isinstance(scale, LayerScale):
-            factor = scale.gamma
-        else:
-            branch = scale(branch)
+        kept = None
         if self.training and isinstance(self.drop_path, DropPath):
             kept = self.drop_path(branch.new_ones(branch.shape[0], *[1] * (branch.ndim - 1)))
-            factor = kept if factor is None else factor * kept
-        return x + branch if factor is None else add_scaled(x, branch, factor)
+        if isinstance(scale, LayerScale):
+            return scale(branch, residual=x, factor=kept)
+        branch = scale(branch)
+        return x + branch if kept is None else add_scaled(x, branch, kept)
+
+
+@register_notrace_module  # it looks at the device
+class LayerScale(TimmLayerScale):
+    """timm's `LayerScale`, which also adds: a learned factor for each channel."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, factor: Tensor | None = None) -> Tensor:
+        """Multiply [..., C] by the scale and by `factor`, where there is one, and add it to `residual`."""
+        if residual is None:
+            return super().forward(x)
+        return add_scaled(residual, x, self.gamma if factor is None else self.gamma * factor)
 
 
 @register_notrace_function  # it looks at the device

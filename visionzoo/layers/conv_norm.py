@@ -7,7 +7,7 @@ from collections.abc import Callable
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-from visionzoo.layers.nhwc import BatchNormNHWC, ConvNHWC, DepthwiseConvNHWC
+from visionzoo.layers.nhwc import DepthwiseConvNHWC, on_nchw
 from visionzoo.layers.padding import pad_to_multiple
 
 
@@ -22,7 +22,8 @@ class ConvNorm(nn.Module):
         padding: zeros on every side before the convolution.
         groups: channel groups of the convolution.
         bias: whether the convolution has a bias.
-        norm_layer: called with the channels it normalises; None for no normalisation.
+        norm_layer: called with the channels it normalises, for a norm of [B, H, W, C] or a batch norm of [B, C, H, W];
+            None for no normalisation.
         norm_first: normalise the input (`in_dim` channels) instead of the output.
         norm_weight: initial value of the norm's weight; 0 lets a residual branch start as nothing.
         pad_to_stride: add zeros at the bottom and right of the convolution's input until the stride divides it, so
@@ -47,19 +48,23 @@ class ConvNorm(nn.Module):
         super().__init__()
         self.norm_first = norm_first
         self.pad_to_stride = to_2tuple(stride) if pad_to_stride else None
-        self.conv = ConvNHWC(in_dim, out_dim, kernel_size, stride, padding, groups=groups, bias=bias)
+        self.conv = nn.Conv2d(in_dim, out_dim, kernel_size, stride, padding, groups=groups, bias=bias)
         self.norm = norm_layer(in_dim if norm_first else out_dim) if norm_layer else nn.Identity()
+        self.norm_on_nchw = isinstance(self.norm, nn.BatchNorm2d)  # or what others put in its place later
         if norm_weight != 1.0:
             nn.init.constant_(self.norm.get_parameter("weight"), norm_weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, in_dim] to [B, H', W', out_dim]."""
         if self.norm_first:
-            x = self.norm(x)
+            x = self._normalise(x)
         if self.pad_to_stride:
             x = pad_to_multiple(x, self.pad_to_stride)
-        x = self.conv(x)
-        return x if self.norm_first else self.norm(x)
+        x = on_nchw(self.conv, x)
+        return x if self.norm_first else self._normalise(x)
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        return on_nchw(self.norm, x) if self.norm_on_nchw else self.norm(x)
 
     def fusible(self) -> list[tuple[str, str]]:
         """Names of the layers that follow each other directly, for `visionzoo.fuse`."""
@@ -80,14 +85,14 @@ class DepthwiseConvNorm(nn.Module):
     def __init__(self, dim: int, kernel_size: int, *, norm_weight: float = 1.0):
         super().__init__()
         self.conv = DepthwiseConvNHWC(dim, kernel_size, bias=False)
-        self.norm = BatchNormNHWC(dim)
+        self.norm = nn.BatchNorm2d(dim)
         nn.init.constant_(self.norm.weight, norm_weight)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]; adds `residual`."""
         if isinstance(self.norm, nn.Identity):  # folded into the convolution, which can then add the residual
             return self.conv(x, residual=residual)
-        x = self.norm(self.conv(x))
+        x = on_nchw(self.norm, self.conv(x))
         return x if residual is None else residual + x
 
     def fusible(self) -> list[tuple[str, str]]:
@@ -107,12 +112,12 @@ class LinearNorm(nn.Module):
     def __init__(self, in_dim: int, out_dim: int, *, norm_weight: float = 1.0):
         super().__init__()
         self.linear = nn.Linear(in_dim, out_dim, bias=False)
-        self.norm = BatchNormNHWC(out_dim)
+        self.norm = nn.BatchNorm2d(out_dim)
         nn.init.constant_(self.norm.weight, norm_weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, in_dim] to [B, H, W, out_dim]."""
-        return self.norm(self.linear(x))
+        return on_nchw(self.norm, self.linear(x))
 
     def fusible(self) -> list[tuple[str, str]]:
         """Names of the layers that follow each other directly, for `visionzoo.fuse`."""

@@ -10,13 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
-from visionzoo.layers.nhwc import BatchNormNHWC, ConvNHWC
+from visionzoo.layers.nhwc import DepthwiseConvNHWC
 
 _TRAIN_THE_ORIGINAL = (
     "this model was fused for inference, its batch norms or position biases are folded into other tensors: train the "
     "model that was given to visionzoo.fuse (it was not changed), and fuse that again"
 )
+_LAYERS = nn.Conv2d | nn.Linear | DepthwiseConvNHWC
+_NORMS_OF_MAPS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)  # themselves: others have activations inside
 
 
 class Folded(nn.Identity):
@@ -108,29 +111,23 @@ def _pairs(module: nn.Module) -> list[tuple[str, str]]:
         return [
             (first, second)
             for (first, a), (second, b) in pairwise(module.named_children())
-            if _same_channel_axis(a, b) or _same_channel_axis(b, a)
+            if any(isinstance(x, nn.Conv2d) and type(y) in _NORMS_OF_MAPS for x, y in ((a, b), (b, a)))
         ]
     return []
-
-
-def _same_channel_axis(layer: nn.Module, norm: nn.Module) -> bool:
-    if isinstance(norm, BatchNormNHWC):
-        return isinstance(layer, ConvNHWC | nn.Linear)
-    return isinstance(norm, nn.BatchNorm2d) and isinstance(layer, nn.Conv2d) and not isinstance(layer, ConvNHWC)
 
 
 def _fold(parent: nn.Module, first: str, second: str) -> None:
     """Fold one of two children of `parent` into the other where that is a batch norm and can be."""
     before, after = getattr(parent, first), getattr(parent, second)
-    if isinstance(before, nn.Conv2d | nn.Linear) and _has_statistics(after):
+    if isinstance(before, _LAYERS) and _has_statistics(after):
         scale, shift = _scale_and_shift(after)
         weight, bias = _double(before.weight), _double(before.bias)
         _set(before, weight * scale.view(-1, *[1] * (weight.ndim - 1)), shift if bias is None else bias * scale + shift)
         setattr(parent, second, Folded())
-    elif _has_statistics(before) and isinstance(after, nn.Conv2d | nn.Linear) and _without_padding(after):
+    elif _has_statistics(before) and isinstance(after, _LAYERS) and _without_padding(after):
         scale, shift = _scale_and_shift(before)
         weight, bias = _double(after.weight), _double(after.bias)
-        groups = after.groups if isinstance(after, nn.Conv2d) else 1
+        groups = len(scale) // weight.shape[1]
         # [in] -> [out, in / groups, 1, 1]: the input channels that each output channel sees
         scale, shift = (
             t.view(groups, -1).repeat_interleave(len(weight) // groups, dim=0).view(*weight.shape[:2], *trailing)
@@ -142,10 +139,12 @@ def _fold(parent: nn.Module, first: str, second: str) -> None:
 
 
 def _has_statistics(norm: nn.Module) -> bool:
-    return isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.running_mean is not None
+    return type(norm) in (nn.BatchNorm1d, *_NORMS_OF_MAPS) and norm.running_mean is not None
 
 
 def _without_padding(layer: nn.Module) -> bool:
+    if isinstance(layer, DepthwiseConvNHWC):
+        return layer.kernel_size == 1
     return not isinstance(layer, nn.Conv2d) or layer.padding == "valid" or layer.padding == (0, 0)
 
 

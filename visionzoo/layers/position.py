@@ -112,6 +112,10 @@ class NeighborhoodBias(nn.Module):
         self.table = nn.Parameter(torch.zeros(num_heads, 2 * kernel_size[0] - 1, 2 * kernel_size[1] - 1))
         trunc_normal_(self.table, std=0.02)
 
+    def forward(self) -> Tensor:
+        """Return the table, as a copy: what keeps parameters elsewhere may take ours away after this."""
+        return self.table.clone()
+
     def fit_weight(self, name: str, weight: Tensor) -> Tensor:
         """Bring a checkpoint's table, of another kernel size, to the size of ours, bicubically as the authors did."""
         if weight.ndim != 3:

@@ -8,6 +8,7 @@ import pickle
 import re
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from visionzoo.layers.fuse import fuse, unfused_part
@@ -27,8 +27,9 @@ _logger = logging.getLogger(__name__)
 # Where people and trainers put the weights inside a checkpoint; with use_ema the averaged ones come first.
 EMA_CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 CONTAINERS = ("state_dict", "model", "model_state_dict", "module", "net", "weights")
-# What wrappers put before the names: DataParallel and DDP, torch.compile, detectors and segmentors, feature getters.
-PREFIXES = ("module.", "backbone.model.", "backbone.", "model.")
+# What wrappers put before the names: DataParallel and DDP, torch.compile, detectors and segmentors, feature getters,
+# Lightning, DeepSpeed, transformers.
+PREFIXES = ("module.", "backbone.model.", "backbone.", "model.", "net.", "timm_model.", "_forward_module.")
 
 
 @dataclass
@@ -41,10 +42,11 @@ class LoadReport:
     unexpected: list[str] = field(default_factory=list)  # in the checkpoint, not in the model
     adapted: list[str] = field(default_factory=list)  # loaded after a change, or left at initial values: which and why
     dropped: list[str] = field(default_factory=list)  # of parts that the model was built without (head, late stages)
+    beside: list[str] = field(default_factory=list)  # of others beside the wrapped model (a detector's neck, a loss)
 
     def __str__(self) -> str:
         lines = [f"{len(self.loaded)} tensors loaded ({self.names} names)"]
-        for title in ("missing", "unexpected", "adapted", "dropped"):
+        for title in ("missing", "unexpected", "adapted", "dropped", "beside"):
             if entries := getattr(self, title):
                 lines.append(f"{len(entries)} {title}: {_shorten(entries)}")
         return "; ".join(lines)
@@ -62,8 +64,9 @@ def load_weights(
 
     Recognises our names, the authors' and timm's (the model's `CHECKPOINT_KEYS`), the wrappers and containers people
     meet, and linear weights kept as 1×1 convolutions. The first convolution is adapted to the model's input channels
-    as timm does. Tensors of parts that the model was built without (`num_classes=0`, `features_only=True`) are left
-    out and reported.
+    as timm does, from any number to any. Tensors of parts that the model was built without (`num_classes=0`,
+    `features_only=True`) and those beside the model in its wrapper (a detector's neck, a loss) are left out and
+    reported.
 
     Args:
         model: a model of the zoo, also inside timm's feature getter, DDP or torch.compile.
@@ -75,19 +78,27 @@ def load_weights(
         use_ema: take averaged weights where the checkpoint has them.
 
     Raises:
-        ValueError: if the source cannot be read, is unsafe, or does not fit as said above; nothing is loaded then.
+        ValueError: if the source cannot be read, is unsafe, or does not fit as said above, or the model is on the meta
+            device; nothing is loaded then.
     """
     backbone = unwrap(model)
+    own = backbone.state_dict()
+    if on_meta := [name for name, tensor in own.items() if tensor.is_meta]:
+        raise ValueError(
+            f"{len(on_meta)} of the {len(own)} tensors of {type(backbone).__name__} are on the meta device, where "
+            f"nothing can be loaded ({_shorten(on_meta, 2)}): call model.to_empty(device='cpu') first, or load before "
+            f"the weights are offloaded"
+        )
     where = "the given state_dict" if isinstance(source, Mapping) else str(source)
     checkpoint = source if isinstance(source, Mapping) else read_checkpoint(source)
-    state, names = rename(unwrap_state_dict(checkpoint, use_ema=use_ema), backbone)
+    tensors, beside = _unwrap_tensors(checkpoint, use_ema)
+    state, names = rename(tensors, backbone)
     if part := unfused_part(backbone, state):
         raise ValueError(
             f"the model was fused for inference ({part} is folded), {where} is of an unfused one: load it into an "
             f"unfused model and fuse that (visionzoo.fuse)"
         )
-    own = backbone.state_dict()
-    report = LoadReport(names, adapted=fit_tables(state, backbone))
+    report = LoadReport(names, adapted=fit_tables(state, backbone), beside=beside)
     _drop_absent_parts(state, backbone, report)
     kept = _adapt(state, backbone, own, report, strict, where)
     report.loaded = [name for name in own if name in state]
@@ -110,7 +121,15 @@ def load_weights(
         raise ValueError(
             f"{where} does not fit {type(backbone).__name__}. {report}. Pass strict=False to load what fits."
         )
+    if unreadable := [name for name in report.loaded if not _is_plain(state[name])]:
+        raise ValueError(
+            f"{where} has tensors without values that could be copied (on the meta device, sparse, quantized or "
+            f"complex): {_shorten(unreadable)}. Convert them to plain ones first."
+        )
     backbone.load_state_dict(state, strict=False)
+    for module in backbone.modules():  # where it was built on the meta device
+        if callable(compute := getattr(module, "init_non_persistent_buffers", None)):
+            compute()
     _logger.info("%s: %s", where, report)
     return report
 
@@ -187,9 +206,19 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
 def unwrap_state_dict(checkpoint: Mapping[str, Any], *, use_ema: bool = True) -> dict[str, Tensor]:
     """Take the tensors out of a checkpoint's containers and their names out of wrappers' prefixes.
 
+    What lies beside the wrapped model, such as a loss's weights, is left out with a warning.
+
     Raises:
         ValueError: if there are no tensors.
     """
+    tensors, beside = _unwrap_tensors(checkpoint, use_ema)
+    if beside:
+        _logger.warning("%d tensors beside the model are left out: %s", len(beside), _shorten(beside))
+    return tensors
+
+
+def _unwrap_tensors(checkpoint: Mapping[str, Any], use_ema: bool) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the wrapped model's tensors, and the names of those beside it."""
     state: Mapping[str, Any] = checkpoint
     for _ in range(3):  # containers in containers
         for key in (*EMA_CONTAINERS, *CONTAINERS) if use_ema else CONTAINERS:
@@ -197,18 +226,25 @@ def unwrap_state_dict(checkpoint: Mapping[str, Any], *, use_ema: bool = True) ->
             if isinstance(inner, Mapping) and inner:
                 state = inner
                 break
-    tensors = {name.replace("_orig_mod.", ""): value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors = {
+        name.replace("_orig_mod.", ""): value
+        for name, value in state.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
     if not tensors:
         raise ValueError(f"the checkpoint holds no tensors; its entries are {_shorten(list(map(str, checkpoint)))}")
+    beside: list[str] = []
     stripped = True
     while stripped:
         stripped = False
         for prefix in PREFIXES:
             inside = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-            # A detector's other parts (neck, heads) are not the backbone's; other wrappers hold everything.
-            if inside and (prefix.startswith("backbone.") or len(inside) == len(tensors)):
+            # A detector's backbone may be its smaller part; in other wrappers the model is the largest.
+            parts = Counter(name.partition(".")[0] for name in tensors if not name.startswith(prefix))
+            if inside and (prefix.startswith("backbone.") or len(inside) >= max(parts.values(), default=0)):
+                beside += [name for name in tensors if not name.startswith(prefix)]
                 tensors, stripped = inside, True
-    return tensors
+    return tensors, beside
 
 
 def rename(state: Mapping[str, Tensor], model: Contract) -> tuple[dict[str, Tensor], str]:
@@ -216,10 +252,13 @@ def rename(state: Mapping[str, Tensor], model: Contract) -> tuple[dict[str, Tens
     own = model.state_dict()
     best, best_names, best_count = dict(state), "visionzoo", -1
     for names, table in {"visionzoo": [], **model.CHECKPOINT_KEYS}.items():
-        renamed = {}
-        for name, value in state.items():
-            renamed.update(_rename_tensor(name, value, table))
-        renamed = _join_parts(renamed)
+        renamed: dict[str, Tensor] = {}
+        try:
+            for name, value in state.items():
+                renamed.update(_rename_tensor(name, value, table))
+            renamed = _join_parts(renamed)
+        except (RuntimeError, ValueError):  # parts that cannot be cut or joined as the table says: others' names
+            continue
         count = sum(name in own and own[name].numel() == value.numel() for name, value in renamed.items())
         if count > best_count:
             best, best_names, best_count = renamed, names, count
@@ -244,7 +283,12 @@ def fit_tables(state: dict[str, Tensor], model: Contract) -> list[str]:
         module: Any = model.get_submodule(path)
         if not hasattr(module, "fit_weight"):
             continue
-        weight = module.fit_weight(parameter, state[name])
+        try:
+            weight = module.fit_weight(parameter, state[name])
+        except (IndexError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{name} {tuple(state[name].shape)} cannot be brought to {tuple(own[name].shape)}: {error}"
+            ) from error
         if weight.shape == own[name].shape:  # else it is of another variant
             if state[name].numel() != own[name].numel():
                 fitted.append(f"{name} {tuple(state[name].shape)} resized to {tuple(own[name].shape)}")
@@ -299,7 +343,7 @@ def _adapt(
         have, want = tuple(state[name].shape), tuple(own[name].shape)
         other_classes = name.startswith(classifiers) and have[0] != want[0] and have[1:] == want[1:]
         if name == first_conv and have[0] == want[0] and have[2:] == want[2:]:
-            state[name] = adapt_input_conv(want[1], state[name])
+            state[name] = _adapt_channels(state[name], want[1])
             report.adapted.append(f"{name} ({have[1]} to {want[1]} input channels)")
         elif other_classes and not strict:
             del state[name]
@@ -318,6 +362,21 @@ def _adapt(
             f"It is probably a checkpoint of another variant."
         )
     return kept
+
+
+def _adapt_channels(weight: Tensor, channels: int) -> Tensor:
+    """Bring a convolution [C, have, h, w] to other input channels: their sum, or repeated and scaled, as timm does."""
+    have = weight.shape[1]
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    if channels == 1:
+        wide = wide.sum(1, keepdim=True)
+    else:
+        wide = wide.repeat(1, -(-channels // have), 1, 1)[:, :channels] * (have / channels)
+    return wide.to(weight.dtype)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized or tensor.is_complex())
 
 
 def _squeezed(tensor: Tensor) -> list[int]:

@@ -138,9 +138,9 @@ class Contract(nn.Module):
     # -- forward ------------------------------------------------------------------------------------------------------
 
     @property
-    def parts(self) -> nn.ModuleList:
+    def parts(self) -> nn.ModuleList | nn.Sequential:
         """The modules whose outputs are the features."""
-        parts: nn.ModuleList = getattr(self, self.PARTS)
+        parts: nn.ModuleList | nn.Sequential = getattr(self, self.PARTS)
         return parts
 
     def forward(self, x: Tensor) -> Any:
@@ -247,11 +247,10 @@ class Contract(nn.Module):
         Raises:
             ValueError: if the head has no place for the pooling.
         """
+        if global_pool is not None:
+            self._check_pool(global_pool)
         if hasattr(self.head, "reset"):
-            try:
-                self.head.reset(num_classes, global_pool)
-            except AssertionError as error:
-                raise ValueError(f"{type(self).__name__} cannot have {global_pool=}: {error}") from error
+            self.head.reset(num_classes, global_pool)
         else:  # replaced by hand
             self.head = self._make_head(num_classes, self.default_pool if global_pool is None else global_pool)
         self.num_classes = num_classes
@@ -265,7 +264,12 @@ class Contract(nn.Module):
             ValueError: if the head has one classifier only.
         """
         if enable and not getattr(self.head, "distilled", False):
-            raise ValueError(f"{type(self).__name__} has one classifier: build it with distilled=True to distill")
+            advice = (
+                "build it with distilled=True"
+                if "distilled" in inspect.signature(type(self)).parameters
+                else ("models with a second one, such as LeViT's, have the option distilled=True")
+            )
+            raise ValueError(f"{type(self).__name__} has one classifier and cannot learn from a teacher's: {advice}")
         self.head.distilled_training = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -310,10 +314,12 @@ class Contract(nn.Module):
         return tuple(names)
 
     def _make_head(self, num_classes: int, global_pool: str) -> nn.Module:
-        try:
-            return self.head_layer(num_classes, pool_type=global_pool)
-        except AssertionError as error:  # timm's, of a pooling that the head has no place for
-            raise ValueError(f"{type(self).__name__} cannot have {global_pool=}: {error}") from error
+        self._check_pool(global_pool)
+        return self.head_layer(num_classes, pool_type=global_pool)
+
+    def _check_pool(self, global_pool: str) -> None:
+        if global_pool not in self.POOLS:
+            raise ValueError(f"{type(self).__name__} cannot have {global_pool=}, expected one of {self.POOLS}")
 
     def _take_indices(self, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
         try:

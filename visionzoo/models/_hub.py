@@ -6,6 +6,7 @@ Both load by timm: `timm.create_model("local-dir:FOLDER", pretrained=True)`, `ti
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +19,7 @@ from visionzoo._version import __version__
 from visionzoo.models._registry import VARIANTS
 
 DATA_CONFIG = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+READING = ("input_img_mode", "apply_exif_orientation", "multi_label")  # of config.json in the notes, as NAME=VALUE
 
 
 def save_pretrained(
@@ -40,34 +42,71 @@ def save_pretrained(
         source: where the weights are from: how and on what they were trained, in Markdown.
         measured: numbers of these very weights, such as what tools/eval.py writes.
         class_names: in the order of the logits.
-        data_config: input size, mean, std, crop and interpolation, where they are not the pretrained cfg's.
+        data_config: input size, mean, std, crop and interpolation, where they are not the pretrained cfg's, and which
+            of `READING` there are: the mode of the images, whether they are turned as their EXIF says, whether one
+            may have several labels.
         model_args: arguments that the model was built with beside its name, where timm does not know them itself
             (before 1.0.31).
 
     Raises:
-        ValueError: the folder holds files, or nobody says what the weights' licence is.
+        ValueError: the folder holds files or is none, the weights are no numbers, or nobody says what their licence is.
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty; name a new folder")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not empty, or no folder; name a new one")
     if not licence:
         raise ValueError("whose weights are these? give their licence, such as 'apache-2.0' for your own")
     if class_names and len(class_names) != model.num_classes:
         raise ValueError(f"{len(class_names)} class names for the {model.num_classes} classes of the model")
-    save_for_hf(model, str(folder), model_args=dict(model_args or {}) or None, safe_serialization=True)
-    config = json.loads((folder / "config.json").read_text())
-    config.get("model_args", {}).pop("non_commercial", None)
-    given = {name: value for name, value in (data_config or {}).items() if name in DATA_CONFIG}
-    config["pretrained_cfg"] |= {**given, "license": licence}
-    if given:  # what the published weights were tested at says nothing about these
-        for name in ("test_input_size", "test_crop_pct", "pool_size"):
-            config["pretrained_cfg"].pop(name, None)
-    if class_names:
-        config["label_names"] = list(class_names)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    card = model_card(config["architecture"], model, licence, source, measured or {}, config["pretrained_cfg"])
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    if spoilt := not_finite(model):
+        raise ValueError(f"{len(spoilt)} tensors hold NaN or infinite weights, such as {spoilt[0]}: no model to keep")
+    before = published(model)  # as it was itself loaded from such a folder
+    class_names = class_names or (before["class_names"] if before["num_classes"] == model.num_classes else None)
+    reading = before["reading"] | {name: value for name in READING if (value := (data_config or {}).get(name))}
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with TemporaryDirectory(dir=folder, prefix=".") as temporary:
+            new = Path(temporary) / "model"
+            save_for_hf(model, str(new), model_args=dict(model_args or {}) or None, safe_serialization=True)
+            config = json.loads((new / "config.json").read_text())
+            config.get("model_args", {}).pop("non_commercial", None)
+            given = {name: value for name, value in (data_config or {}).items() if name in DATA_CONFIG}
+            config["pretrained_cfg"] |= {**given, "license": licence}
+            if reading:
+                config["pretrained_cfg"]["notes"] = [f"{name}={value}" for name, value in reading.items()]
+            if given:  # what the published weights were tested at says nothing about these
+                for name in ("test_input_size", "test_crop_pct", "pool_size"):
+                    config["pretrained_cfg"].pop(name, None)
+            if class_names:
+                config["label_names"] = list(class_names)
+            (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            card = model_card(config["architecture"], model, licence, source, measured or {}, config["pretrained_cfg"])
+            (new / "README.md").write_text(card, encoding="utf-8")
+            for file in sorted(new.iterdir(), key=lambda file: file.name == "config.json"):
+                file.rename(folder / file.name)  # whole, and last what makes it a model to timm
+    except BaseException:
+        if is_new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     return folder
+
+
+def published(model: nn.Module) -> dict[str, Any]:
+    """Return what the config.json says that a model was loaded by: `num_classes`, `class_names` and its `reading`."""
+    cfg: Any = getattr(model, "pretrained_cfg", None) or {}
+    notes = dict(str(note).partition("=")[::2] for note in cfg.get("notes") or ())
+    reading = {name: value if name == "input_img_mode" else True for name, value in notes.items() if name in READING}
+    names = cfg.get("label_names")
+    if isinstance(names, Mapping):  # by their numbers, as JSON has them
+        names = [names[number] for number in sorted(names, key=int)]
+    return {"num_classes": cfg.get("num_classes"), "class_names": names and [*map(str, names)], "reading": reading}
+
+
+def not_finite(model: nn.Module) -> list[str]:
+    """Return the names of the tensors that hold NaN, and of the parameters that hold infinities."""
+    parameters = {name: parameter for name, parameter in model.named_parameters() if not parameter.isfinite().all()}
+    return [*parameters, *(name for name, buffer in model.named_buffers() if buffer.isnan().any())]
 
 
 def push_to_hub(model: nn.Module, repo_id: str, *, private: bool = False, token: str | None = None, **card: Any) -> str:

@@ -15,11 +15,16 @@ from typing_extensions import Unpack
 
 from visionzoo.kernels.scope import keep_backend
 from visionzoo.layers.mixers import build_mixer
+from visionzoo.layers.nhwc import on_nhwc
 from visionzoo.models._contract import Contract, HeadOptions
 
 
 class Stage(nn.Module):
-    """Downsampling, then blocks, then a norm where the family has one there, on [B, H, W, C] maps."""
+    """Downsampling, then blocks, then a norm where the family has one there.
+
+    These take maps [B, H, W, C]. The stage itself takes and gives [B, C, H, W], a view in channels_last memory, so that
+    hooks, graphs and whoever else takes features at the stages' ends get what they expect.
+    """
 
     def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], norm: nn.Module | None = None):
         super().__init__()
@@ -29,6 +34,10 @@ class Stage(nn.Module):
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C_in, H, W] to [B, C_out, H', W']."""
+        return on_nhwc(self.forward_map, x)
+
+    def forward_map(self, x: Tensor) -> Tensor:
         """[B, H, W, C_in] to [B, H', W', C_out]."""
         return self.norm(self.forward_blocks(self.downsample(x)))
 
@@ -92,11 +101,11 @@ def build_stages(
 
 
 class Pyramid(Contract):
-    """A hierarchical backbone: the state is a map [B, H, W, C].
+    """A hierarchical backbone: the state is a map [B, C, H, W], a view in channels_last memory.
 
     Args:
-        stem: image [B, H, W, in_chans] to the first map [B, H', W', embed_dims[0]].
-        stages: each maps [B, H, W, C] to [B, H', W', C'].
+        stem: image [B, in_chans, H, W] to the first map [B, embed_dims[0], H', W'].
+        stages: each maps [B, C, H, W] to [B, C', H', W'].
         embed_dims: channels of each stage's output.
         reduction: image size over the first stage's map size; every further stage doubles it.
         norm: of the last map, [B, H, W, C]; None where the family normalises after pooling.
@@ -113,7 +122,7 @@ class Pyramid(Contract):
     )
 
     stem: nn.Module
-    stages: nn.ModuleList
+    stages: nn.Sequential
 
     def __init__(
         self,
@@ -137,18 +146,24 @@ class Pyramid(Contract):
             in_chans=in_chans,
             **head,
         )
+        self.stages = nn.Sequential(*stages)  # as they are called
 
     def begin(self, image: Tensor) -> Any:
-        """Image [B, in_chans, H, W] to the stem's map [B, H', W', C]."""
-        return self.stem(image.permute(0, 2, 3, 1).contiguous())
+        """Image [B, in_chans, H, W] to the stem's map [B, C, H', W']."""
+        return self.stem(image)
 
     def read(self, i: int, state: Any, norm: bool = False) -> tuple[Tensor, Tensor | None]:
         """Return the map; the norm is for the last stage only."""
-        return (self.norm(state) if norm and i == len(self.feature_info) - 1 else state), None
+        feature = self.normalise(state) if norm and i == len(self.feature_info) - 1 else state
+        return feature.permute(0, 2, 3, 1), None
 
     def finish(self, state: Any) -> Any:
         """Normalise the last map: [B, C, H, W]."""
-        return self.norm(state).permute(0, 3, 1, 2)
+        return self.normalise(state)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Apply the last norm, which takes [B, H, W, C], to a map [B, C, H, W]."""
+        return on_nhwc(self.norm, x)
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -17,6 +17,7 @@ from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from visionzoo.layers.mixers import combine_mixers
+from visionzoo.layers.tokens import TokenBlock
 from visionzoo.models._checkpoint import filter_for_timm
 from visionzoo.models._contract import Contract
 from visionzoo.models._licenses import check
@@ -98,6 +99,7 @@ def _entry_point(name: str, model_cls: type[Contract], variant: Variant) -> Call
     def create(pretrained: bool = False, device: Any = None, dtype: Any = None, **kwargs: Any) -> nn.Module:
         accepted = kwargs.pop("non_commercial", False)
         _check_arguments(name, model_cls, kwargs)
+        _check_features(name, kwargs, () if model_cls.HEAD_INPUT == "NCHW" else None)
         if pretrained:
             _require_weights(name, variant, kwargs, accepted)
         if "mixers" in variant.kwargs:
@@ -108,9 +110,14 @@ def _entry_point(name: str, model_cls: type[Contract], variant: Variant) -> Call
                 name,
                 pretrained,
                 pretrained_filter_fn=filter_for_timm,
-                feature_cfg={"out_indices": model_cls.FEATURES, "feature_cls": FeatureGetter},
+                feature_cfg={
+                    "out_indices": model_cls.FEATURES,
+                    "feature_cls": FeatureGetter,
+                    "flatten_sequential": True,  # for the extractors that take a model apart
+                },
                 **{**variant.kwargs, **kwargs},
             )
+        _check_features(name, kwargs, model.modules())
         return model.to(dtype=dtype)
 
     create.__name__ = create.__qualname__ = name
@@ -125,6 +132,24 @@ class FeatureGetter(FeatureGetterNet):
         """Recompute blocks in the backward pass instead of keeping their activations."""
         model: Any = self.model
         model.set_grad_checkpointing(enable)
+
+
+def _check_features(name: str, kwargs: Mapping[str, Any], parts: Iterable[nn.Module] | None) -> None:
+    """Refuse extractors that take what a module returns where that is no map.
+
+    Raises:
+        ValueError: if tokens pass between the parts (of all the family's models where None are given), and the
+            extractor is not timm's getter.
+    """
+    kind = kwargs.get("feature_cls") or "getter"
+    getter = kind.lower() == "getter" if isinstance(kind, str) else issubclass(kind, FeatureGetterNet)
+    if not kwargs.get("features_only") or getter:
+        return
+    if parts is None or any(isinstance(part, TokenBlock) for part in parts):
+        raise ValueError(
+            f"{name}: feature_cls={kind!r} takes what the modules return, which are tokens here, not maps "
+            f"[B, C, H, W]; leave it out, or pass feature_cls='getter'"
+        )
 
 
 _BUILDER = {*signature(build_model_with_cfg).parameters, "features_only", "out_indices", "feature_cls", "pruned"}

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
-from visionzoo.layers.nhwc import BatchNormNHWC, DepthwiseConvNHWC
+from visionzoo.layers.nhwc import DepthwiseConvNHWC
 from visionzoo.layers.norm import LayerNorm
+from visionzoo.layers.stem import Stem
 from visionzoo.models._pyramid import Pyramid, build_stages
 from visionzoo.models._registry import Published, Variant, register_family
 
@@ -97,13 +98,13 @@ class BiFormer(Pyramid):
         routed = {"type": "routed", "regions": regions, "mask_padding": mask_padding}
         full = {"type": "full", "num_heads": 8, "lepe_kernel": 5}
         defaults = [[full if topk == FULL else {**routed, "topk": topk}] for topk in topks]
-        conv_norm = partial(ConvNorm, norm_layer=BatchNormNHWC)
+        conv_norm = partial(ConvNorm, norm_layer=nn.BatchNorm2d)
         if swin_layout:
-            stem = nn.Sequential(conv_norm(in_chans, embed_dims[0], 4, 4))
+            stem = Stem(conv_norm(in_chans, embed_dims[0], 4, 4))
             downsample = partial(conv_norm, kernel_size=2, stride=2, norm_first=True)
         else:
             half = embed_dims[0] // 2
-            stem = nn.Sequential(conv_norm(in_chans, half, 3, 2, 1), nn.GELU(), conv_norm(half, embed_dims[0], 3, 2, 1))
+            stem = Stem(conv_norm(in_chans, half, 3, 2, 1), nn.GELU(), conv_norm(half, embed_dims[0], 3, 2, 1))
             downsample = partial(conv_norm, kernel_size=3, stride=2, padding=1)
         super().__init__(
             stem=stem,
@@ -123,10 +124,14 @@ class BiFormer(Pyramid):
                 drop_path_rate=drop_path_rate,
             ),
             embed_dims=embed_dims,
-            norm=BatchNormNHWC(embed_dims[-1]),
+            norm=nn.BatchNorm2d(embed_dims[-1]),
             in_chans=in_chans,
             **head,
         )
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to the same."""
+        return self.norm(x)
 
 
 _README = "README.md of rayleizhu/BiFormer"

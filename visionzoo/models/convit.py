@@ -108,18 +108,18 @@ def _weights(size: str) -> dict[str, Any]:
     return {"tag": "fb_in1k", "hf_hub_id": f"timm/convit_{size}.fb_in1k"}
 
 
-_README = "README.md of facebookresearch/convit"
+_PAPER = "paper"
 
 VARIANTS = {
-    "zoo_convit_t": Variant({}, Published(params_m=6.0, gmacs=1.0, top1=73.1, source=_README), _weights("tiny")),
+    "zoo_convit_t": Variant({}, Published(params_m=6.0, gmacs=1.0, top1=73.1, source=_PAPER), _weights("tiny")),
     "zoo_convit_s": Variant(
         {"embed_dim": 432, "num_heads": 9},
-        Published(27.0, 5.4, 81.3, source=_README, explained=("params_m", "gmacs")),
+        Published(27.0, 5.4, 81.3, source=_PAPER, explained=("params_m", "gmacs")),
         _weights("small"),
     ),
     "zoo_convit_b": Variant(
         {"embed_dim": 768, "num_heads": 16},
-        Published(86.0, 17.0, 82.4, source=_README, explained=("gmacs",)),
+        Published(86.0, 17.0, 82.4, source=_PAPER, explained=("gmacs",)),
         _weights("base"),
     ),
 }

@@ -16,6 +16,7 @@ from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.norm import LayerNorm
+from visionzoo.layers.stem import ConvNormStem
 from visionzoo.models._pyramid import Pyramid, build_stages
 from visionzoo.models._registry import Published, Variant, register_family
 
@@ -64,7 +65,7 @@ class CSWinTransformer(Pyramid):
     ):
         cross = {"type": "cross_window", "qkv_bias": qkv_bias}
         super().__init__(
-            stem=ConvNorm(in_chans, embed_dims[0], 7, 4, 2, norm_layer=LayerNorm),
+            stem=ConvNormStem(in_chans, embed_dims[0], 7, 4, 2, norm_layer=LayerNorm),
             stages=build_stages(
                 embed_dims,
                 depths,

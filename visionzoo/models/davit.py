@@ -21,6 +21,7 @@ from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
 from visionzoo.layers.norm import LayerNorm
+from visionzoo.layers.stem import ConvNormStem
 from visionzoo.models._pyramid import Pyramid, build_stages
 from visionzoo.models._registry import Published, Variant, register_family
 
@@ -94,7 +95,7 @@ class DaViT(Pyramid):
         }
         channel = {"type": "channel", "qkv_bias": qkv_bias}
         super().__init__(
-            stem=ConvNorm(in_chans, embed_dims[0], 7, 4, 3, norm_layer=LayerNorm, pad_to_stride=True),
+            stem=ConvNormStem(in_chans, embed_dims[0], 7, 4, 3, norm_layer=LayerNorm, pad_to_stride=True),
             stages=build_stages(
                 embed_dims,
                 depths,

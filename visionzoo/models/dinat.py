@@ -20,9 +20,9 @@ from typing import Any
 
 from torch import nn
 
-from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.patch_merge import PatchMerge
+from visionzoo.layers.stem import ConvNormStem
 from visionzoo.models._registry import Published, Variant, register_family
 from visionzoo.models.nat import NAT, size
 
@@ -48,7 +48,7 @@ class DiNATs(NAT):
 
     @staticmethod
     def _stem(in_chans: int, dim: int) -> nn.Module:
-        return ConvNorm(in_chans, dim, 4, 4, norm_layer=LayerNorm, pad_to_stride=True)
+        return ConvNormStem(in_chans, dim, 4, 4, norm_layer=LayerNorm, pad_to_stride=True)
 
     @staticmethod
     def _downsample(in_dim: int, out_dim: int) -> nn.Module:

@@ -30,7 +30,6 @@ from torch import nn
 from visionzoo.layers.bottleneck import Bottleneck
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import HaloMixer, build_mixer, resolve_mixers
-from visionzoo.layers.nhwc import BatchNormNHWC
 from visionzoo.layers.stem import conv_stem
 from visionzoo.models._pyramid import Pyramid, Stage
 from visionzoo.models._registry import Published, Variant, register_family
@@ -166,7 +165,7 @@ class HaloNet(Pyramid):
                 blocks.append(block)
                 in_dim = dim
             if final_dim is not None and i == len(layout) - 1:
-                final = ConvNorm(in_dim, final_dim, 1, bias=False, norm_layer=BatchNormNHWC)
+                final = ConvNorm(in_dim, final_dim, 1, bias=False, norm_layer=nn.BatchNorm2d)
                 blocks.append(nn.Sequential(final, act_layer()))
             stages.append(Stage(nn.Identity(), blocks))
         stem_strides = [2, *[1] * (len(stem_dims) - 1)]

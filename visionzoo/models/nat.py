@@ -12,15 +12,25 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
-from visionzoo.layers.nhwc import ConvNHWC
+from visionzoo.layers.nhwc import on_nchw
 from visionzoo.layers.norm import LayerNorm
+from visionzoo.layers.stem import Stem
 from visionzoo.models._pyramid import Pyramid, build_stages
 from visionzoo.models._registry import Published, Variant, register_family
+
+
+class ConvStem(Stem):
+    """A convolution, then one with a norm, that make the first map of an image."""
+
+    def forward_map(self, x: Tensor) -> Tensor:
+        """Image [B, H, W, in_chans] to [B, H', W', C]."""
+        first, second = self
+        return second(on_nchw(first, x))
 
 
 class NAT(Pyramid):
@@ -117,8 +127,7 @@ class NAT(Pyramid):
 
     @staticmethod
     def _stem(in_chans: int, dim: int) -> nn.Module:
-        first = ConvNHWC(in_chans, dim // 2, 3, 2, 1)
-        return nn.Sequential(first, ConvNorm(dim // 2, dim, 3, 2, 1, norm_layer=LayerNorm))
+        return ConvStem(nn.Conv2d(in_chans, dim // 2, 3, 2, 1), ConvNorm(dim // 2, dim, 3, 2, 1, norm_layer=LayerNorm))
 
     @staticmethod
     def _downsample(in_dim: int, out_dim: int) -> nn.Module:

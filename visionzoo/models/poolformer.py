@@ -15,6 +15,7 @@ from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.nhwc import GroupNorm1
+from visionzoo.layers.stem import ConvNormStem
 from visionzoo.models._pyramid import Pyramid, build_stages
 from visionzoo.models._registry import Published, Variant, register_family
 
@@ -62,7 +63,7 @@ class PoolFormer(Pyramid):
         **head: Any,
     ):
         super().__init__(
-            stem=ConvNorm(in_chans, embed_dims[0], 7, 4, 2),
+            stem=ConvNormStem(in_chans, embed_dims[0], 7, 4, 2),
             stages=build_stages(
                 embed_dims,
                 depths,

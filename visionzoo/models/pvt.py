@@ -23,6 +23,7 @@ from visionzoo.layers.heads import TokenHead
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.position import PositionTable
+from visionzoo.layers.stem import Stem
 from visionzoo.layers.tokens import PrefixTokens, TokenBlock, TokenPositions, Tokens
 from visionzoo.models._pyramid import Pyramid, Stage, build_stages
 from visionzoo.models._registry import Published, Variant, register_family
@@ -58,8 +59,9 @@ class ClassTokenStage(Stage):
         self.positions = TokenPositions(dim, size, prefix=1, mode="bilinear")
 
     def forward(self, x: Tensor) -> Any:
-        """[B, H, W, C_in] to `Tokens` of [B, H', W', C] and the class token."""
-        return self.forward_blocks(self.positions(self.prefix(Tokens.of(self.downsample(x)))))
+        """[B, C_in, H, W] to `Tokens` of [B, H', W', C] and the class token."""
+        x = self.downsample(x.permute(0, 2, 3, 1))
+        return self.forward_blocks(self.positions(self.prefix(Tokens.of(x))))
 
 
 class PyramidVisionTransformer(Pyramid):
@@ -133,17 +135,20 @@ class PyramidVisionTransformer(Pyramid):
             )
         norm = partial(LayerNorm, eps=1e-6)
 
-        def embed(in_dim: int, dim: int, patch_size: int, size: tuple[int, int] | None) -> nn.Sequential:
+        def embed(in_dim: int, dim: int, patch_size: int, size: tuple[int, int] | None) -> list[nn.Module]:
             conv = ConvNorm(in_dim, dim, patch_size, patch_size, norm_layer=LayerNorm)
-            return nn.Sequential(conv, PositionTable(dim, size)) if size else nn.Sequential(conv)
+            return [conv, PositionTable(dim, size)] if size else [conv]
+
+        def downsample(in_dim: int, dim: int, size: tuple[int, int] | None) -> nn.Module:
+            return nn.Sequential(*embed(in_dim, dim, 2, size))
 
         stages = build_stages(
             embed_dims,
             depths,
             num_heads,
             stage_mixers,
-            downsample=[partial(embed, patch_size=2, size=size) for size in sizes[1:-1]]
-            + [partial(embed, patch_size=2, size=None if class_token else sizes[-1])],
+            downsample=[partial(downsample, size=size) for size in sizes[1:-1]]
+            + [partial(downsample, size=None if class_token else sizes[-1])],
             block=[
                 partial(TokenBlock if class_token and i == len(depths) - 1 else Block, mlp_ratio=ratio, norm_layer=norm)
                 for i, ratio in enumerate(mlp_ratios)
@@ -151,11 +156,12 @@ class PyramidVisionTransformer(Pyramid):
             drop_path_rate=drop_path_rate,
         )
         if class_token:
+            self.HEAD_INPUT, self.POOLS = "NLC", TokenHead.POOLS
             stages[-1] = ClassTokenStage(stages[-1].downsample, list(stages[-1].blocks), embed_dims[-1], sizes[-1])
             if head.get("global_pool") is None:
                 head["global_pool"] = "token"
         super().__init__(
-            stem=embed(in_chans, embed_dims[0], 4, sizes[0]),
+            stem=Stem(*embed(in_chans, embed_dims[0], 4, sizes[0])),
             stages=stages,
             embed_dims=embed_dims,
             norm=norm(embed_dims[-1]) if class_token else None,
@@ -163,8 +169,6 @@ class PyramidVisionTransformer(Pyramid):
             in_chans=in_chans,
             **head,
         )
-        if class_token:
-            self.HEAD_INPUT, self.POOLS = "NLC", TokenHead.POOLS
 
     def read(self, i: int, state: Any, norm: bool = False) -> tuple[Tensor, Tensor | None]:
         """Return the map, and the class token of the last stage."""

@@ -18,7 +18,9 @@ from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.mlp import ConvMlp
+from visionzoo.layers.nhwc import DepthwiseConvNHWC
 from visionzoo.layers.norm import LayerNorm
+from visionzoo.layers.stem import ConvNormStem
 from visionzoo.models._pyramid import Pyramid, build_stages
 from visionzoo.models._registry import Published, Variant, register_family
 
@@ -93,7 +95,7 @@ class PyramidVisionTransformerV2(Pyramid):
         norm = partial(LayerNorm, eps=1e-6)
         mlp = partial(ConvMlp, first_act_layer=nn.ReLU if linear else None)
         super().__init__(
-            stem=ConvNorm(in_chans, embed_dims[0], 7, 4, 3, norm_layer=LayerNorm),
+            stem=ConvNormStem(in_chans, embed_dims[0], 7, 4, 3, norm_layer=LayerNorm),
             stages=build_stages(
                 embed_dims,
                 depths,
@@ -113,8 +115,9 @@ class PyramidVisionTransformerV2(Pyramid):
         """Initialise as released: convolutions too, normal by their fan-out."""
         super().init_weights()
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+            if isinstance(module, nn.Conv2d | DepthwiseConvNHWC):
+                groups = getattr(module, "groups", len(module.weight))
+                fan_out = module.weight[0, 0].numel() * len(module.weight) // groups
                 nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)

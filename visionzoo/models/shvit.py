@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from timm.layers import SqueezeExcite
 from torch import Tensor, nn
 
 from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm, DepthwiseConvNorm, LinearNorm, LinearNormMlp
 from visionzoo.layers.heads import BatchNormHead
 from visionzoo.layers.mixers import resolve_mixers
-from visionzoo.layers.nhwc import BatchNormNHWC, SqueezeExciteNHWC
+from visionzoo.layers.nhwc import on_nchw
 from visionzoo.layers.stem import conv_stem
 from visionzoo.models._pyramid import Pyramid, build_stages
 from visionzoo.models._registry import Published, Variant, register_family
@@ -35,14 +36,14 @@ class PatchMerging(nn.Module):
         super().__init__()
         hidden = 4 * in_dim
         self.fc1 = LinearNorm(in_dim, hidden)
-        self.conv = ConvNorm(hidden, hidden, 3, 2, 1, groups=hidden, bias=False, norm_layer=BatchNormNHWC)
+        self.conv = ConvNorm(hidden, hidden, 3, 2, 1, groups=hidden, bias=False, norm_layer=nn.BatchNorm2d)
         self.act = nn.ReLU()
-        self.se = SqueezeExciteNHWC(hidden, rd_ratio=0.25)
+        self.se = SqueezeExcite(hidden, rd_ratio=0.25)
         self.fc2 = LinearNorm(hidden, out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, in_dim] to [B, ⌈H/2⌉, ⌈W/2⌉, out_dim]."""
-        return self.fc2(self.se(self.act(self.conv(self.act(self.fc1(x))))))
+        return self.fc2(on_nchw(self.se, self.act(self.conv(self.act(self.fc1(x))))))
 
 
 class SHViT(Pyramid):

@@ -14,10 +14,10 @@ from functools import partial
 from typing import Any
 
 from visionzoo.layers.block import Block
-from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.patch_merge import PatchMerge
+from visionzoo.layers.stem import ConvNormStem
 from visionzoo.models._pyramid import Pyramid, build_stages
 from visionzoo.models._registry import Published, Variant, register_family
 
@@ -86,7 +86,7 @@ class SwinTransformer(Pyramid):
         }
         shifted = {**window, "shift_size": None}  # by half a window
         super().__init__(
-            stem=ConvNorm(in_chans, embed_dims[0], 4, 4, norm_layer=LayerNorm, pad_to_stride=True),
+            stem=ConvNormStem(in_chans, embed_dims[0], 4, 4, norm_layer=LayerNorm, pad_to_stride=True),
             stages=build_stages(
                 embed_dims,
                 depths,

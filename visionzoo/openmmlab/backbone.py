@@ -93,19 +93,9 @@ class ZooBackbone(BaseModule):
         return tuple(norm(feature) for norm, feature in zip(self.out_norms, maps, strict=True))
 
     def train(self, mode: bool = True) -> ZooBackbone:
-        """Set the mode, but leave frozen stages and, with `norm_eval`, batch norms in eval mode.
-
-        Raises:
-            UserError: if mmengine's `sync_bn` replaced batch norms of the backbone.
-        """
+        """Set the mode, but leave frozen stages and, with `norm_eval`, batch norms in eval mode."""
         super().train(mode)
         for module in self.model.modules():
-            if type(module).__name__ == "SyncBatchNorm":
-                raise UserError(
-                    f"sync_bn: synchronised batch norm takes [B, C, H, W], and the norms of {self.name} see "
-                    f"[B, H, W, C]; it would normalise the wrong axis. Remove `sync_bn` from the config; heads can "
-                    f"have norm_cfg=dict(type='SyncBN')."
-                )
             if mode and self.norm_eval and isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         for part in self._frozen:

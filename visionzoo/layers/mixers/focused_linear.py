@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionzoo.kernels import depthwise_conv, linear_attention
+from visionzoo.kernels import linear_attention
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
 from visionzoo.layers.position import PositionTable
@@ -56,7 +56,7 @@ class FocusedLinearMixer(Mixer):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.scale = nn.Parameter(torch.zeros(1, 1, dim))  # three axes as released, where weight decay acts on it
         self.position = None if position_size is None else PositionTable(dim, position_size, std=0.0, mode="bicubic")
-        self.dwc = DepthwiseConvNHWC(self.head_dim, kernel_size) if kernel_size else None
+        self.dwc = DepthwiseConvNHWC(self.head_dim, kernel_size, heads=self.num_heads) if kernel_size else None
         self.lepe = DepthwiseConvNHWC(dim, lepe_kernel) if lepe_kernel else None
         self.proj = nn.Linear(dim, dim)
 
@@ -76,9 +76,7 @@ class FocusedLinearMixer(Mixer):
             temperature=F.softplus(self.scale).view(heads),
         ).flatten(3)
         if self.dwc is not None:
-            assert self.dwc.bias is not None
-            weight, bias = self.dwc.weight.repeat(self.num_heads, 1, 1, 1), self.dwc.bias.repeat(self.num_heads)
-            out = depthwise_conv(v, weight, bias, residual=out)
+            out = self.dwc(v, residual=out)
         if self.lepe is not None:
             out = self.lepe(v, residual=out)
         return self.proj(out)

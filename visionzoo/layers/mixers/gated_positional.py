@@ -24,6 +24,9 @@ class GatedPositionalMixer(Mixer):
         qkv_bias: whether the projections to q, k and to v have a bias.
         locality_strength: how sharply the positions are attended to at the start.
 
+    Raises:
+        ValueError: if the heads do not divide the channels.
+
     >>> import torch
     >>> GatedPositionalMixer(64, 4)(torch.randn(1, 5, 7, 64)).shape
     torch.Size([1, 5, 7, 64])

@@ -76,9 +76,7 @@ class LevitMixer(Mixer):
         self.act = act_layer()
         self.proj = LinearNorm(self.num_heads * self.head_dim, self.out_dim, norm_weight=0.0 if zero_init else 1.0)
         self.bias_table = nn.Parameter(torch.zeros(self.num_heads, self.map_size[0] * self.map_size[1]))
-        # Rows of a multiple of 16 numbers: of masks that lie otherwise attention makes a copy in every call.
-        offsets = F.pad(offset_index(self.map_size, stride), (0, -(self.map_size[0] * self.map_size[1]) % 16))
-        self.register_buffer("offsets", offsets, persistent=False)
+        self.register_buffer("offsets", self._offsets(), persistent=False)
         self.register_buffer("bias", None)  # see `precompute`
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,6 +95,15 @@ class LevitMixer(Mixer):
         bias = self._bias((x.shape[1], x.shape[2]), q.dtype)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], scale=self.key_dim**-0.5)
         return self.proj(self.act(out.transpose(1, 2).flatten(2).unflatten(1, size)))
+
+    def init_non_persistent_buffers(self) -> None:
+        """Compute anew what no checkpoint holds, where timm and transformers built the model on the meta device."""
+        self.offsets.copy_(self._offsets(self.offsets.device))
+
+    def _offsets(self, device: torch.device | None = None) -> Tensor:
+        # Rows of a multiple of 16 numbers: of masks that lie otherwise attention makes a copy in every call.
+        index = offset_index(self.map_size, self.stride, device)
+        return F.pad(index, (0, -index.shape[1] % 16))
 
     @torch.no_grad()
     def precompute(self) -> None:

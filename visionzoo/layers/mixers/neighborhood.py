@@ -70,6 +70,6 @@ class NeighborhoodMixer(Mixer):
             v,
             kernel_size=self.kernel_size,
             dilation=self.dilation,
-            bias=None if self.relative_position_bias is None else self.relative_position_bias.table,
+            bias=None if self.relative_position_bias is None else self.relative_position_bias(),
         ).flatten(3)
         return self.proj(crop(out, (height, width)))
