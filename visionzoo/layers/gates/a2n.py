@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionzoo.layers.gates.base import Gate
-from visionzoo.layers.nhwc import ConvNHWC
+from visionzoo.layers.nhwc import on_nchw
 
 
-def _conv(dim: int, kernel_size: int) -> ConvNHWC:
-    return ConvNHWC(dim, dim, kernel_size, padding=kernel_size // 2, bias=False)
+def _conv(dim: int, kernel_size: int) -> nn.Conv2d:
+    return nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, bias=False)
 
 
 class PixelGate(Gate):
@@ -84,7 +84,7 @@ class A2nGate(Gate):
         hidden = self.reduced(reduction, dim)
         self.first = nn.Linear(dim, dim, bias=False)
         self.weights = nn.Sequential(nn.Linear(dim, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, 2, bias=False))
-        self.gate = nn.Sequential(_conv(dim, kernel_size), nn.LeakyReLU(0.2), nn.Linear(dim, dim), nn.Sigmoid())
+        self.gate = nn.Sequential(_conv(dim, kernel_size), nn.LeakyReLU(0.2), nn.Conv2d(dim, dim, 1), nn.Sigmoid())
         self.attended = _conv(dim, kernel_size)
         self.attended_out = _conv(dim, kernel_size)
         self.plain = _conv(dim, plain_kernel)
@@ -97,5 +97,6 @@ class A2nGate(Gate):
         scores = self.weights(y.mean((1, 2))) / self.temperature
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(1).to(y.dtype)
         attended, plain = scores[:, :, None, None, None].unbind(1)
-        y = attended * self.attended_out(self.attended(y) * self.gate(y)) + plain * self.plain(y)
+        branch = on_nchw(self.attended, y) * on_nchw(self.gate, y)
+        y = attended * on_nchw(self.attended_out, branch) + plain * on_nchw(self.plain, y)
         return x + self.last(F.leaky_relu(y, 0.2))

@@ -49,7 +49,7 @@ class Gate(MapLayer):
         Raises:
             ValueError: if nothing remains of the width.
         """
-        cls.check_positive(reduction=reduction)
+        cls.check_positive(**{name: width}, reduction=reduction)
         if width < reduction:
             raise ValueError(
                 f"{cls.__name__}: nothing remains of {name}={width} channels with {reduction=}; "

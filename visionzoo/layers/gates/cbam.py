@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.gates.base import Gate
-from visionzoo.layers.nhwc import BatchNormNHWC
 
 
 class SpatialConv(ConvNorm):
-    """k×k convolution of two maps [B, H, W, 2] to one [B, H, W, 1], with the batch norm of CBAM and triplet attention."""
+    """k×k convolution of two maps [B, H, W, 2] to one [B, H, W, 1], with batch norm; of CBAM and triplet attention."""
 
     def __init__(self, kernel_size: int):
-        norm = partial(BatchNormNHWC, momentum=0.01)
+        norm = partial(nn.BatchNorm2d, momentum=0.01)
         super().__init__(2, 1, kernel_size, padding=kernel_size // 2, bias=False, norm_layer=norm)
 
 

@@ -11,6 +11,7 @@ from timm.layers import EcaModule, create_attn
 from torch import Tensor
 
 from visionzoo.layers.gates.base import Gate
+from visionzoo.layers.nhwc import on_nchw
 
 
 class TimmGate(Gate):
@@ -31,7 +32,7 @@ class TimmGate(Gate):
         self.check_input(x)
         if x.shape[0] == 0:  # some of timm's modules infer a size from the number of elements
             return x.clone()
-        return self.layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return on_nchw(self.layer, x)
 
 
 class EcaGate(TimmGate):
@@ -161,7 +162,7 @@ class GatherExciteGate(TimmGate):
 
 
 class GlobalContextGate(TimmGate):
-    """Global context (GCNet, Cao et al., arXiv:1904.11492): an MLP of what attention gathers, for all positions; O(N·C).
+    """Global context (GCNet, Cao et al., arXiv:1904.11492): an MLP of what attention gathers, for all; O(N·C).
 
     Everything has the dtype of the input or of autocast.
 
@@ -195,8 +196,8 @@ class GlobalContextGate(TimmGate):
 class CoordinateGate(TimmGate):
     """Coordinate attention (Hou et al., arXiv:2103.02907): gates of rows and columns from a shared bottleneck; O(N·C).
 
-    With the defaults the same as coordatt.py of https://github.com/houqb/CoordAttention (MIT licence). Everything has
-    the dtype of the input or of autocast.
+    With the defaults the same as coordatt.py of https://github.com/houqb/CoordAttention at 7619bea (MIT licence).
+    Everything has the dtype of the input or of autocast.
 
     Args:
         dim: channels C.
@@ -219,7 +220,7 @@ class CoordinateGate(TimmGate):
 
 
 class SimpleCoordinateGate(TimmGate):
-    """timm's simplified coordinate attention: linear layers, no norm, rows and columns added before the sigmoid; O(N·C).
+    """timm's simplified coordinate attention: linear layers, no norm, rows and columns added, then a sigmoid; O(N·C).
 
     Everything has the dtype of the input or of autocast.
 

@@ -18,7 +18,8 @@ class MagcGate(Gate):
     """Add to a map, or scale it by, an MLP of its context, which attention gathers for each head; O(N·C + C²·ratio).
 
     The context of a head is the mean of its channels, weighted by a softmax over the positions of one linear
-    combination of them, the same for all heads. Softmax and sums are float32 at least, the rest has the dtype of @@2.
+    combination of them, the same for all heads. Softmax and sums are float32 at least, the rest has the
+    dtype of the input or of autocast.
 
     Args:
         dim: channels C.

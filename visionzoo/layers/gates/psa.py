@@ -15,12 +15,12 @@ from visionzoo.layers.gates.base import Gate, init_by_inputs, pool_by_scores, so
 class PsaGate(Gate):
     """Scale channels by what attention over the positions gathers, and positions by a query of the whole map.
 
-    "p", parallel: both gates see the input and the results are added; O(N·C). "s", sequential: the spatial gate sees
-    the result of the channel gate; O(N·C²). They differ in more than order: the channel gate of "s" has a bottleneck
+    "p", parallel: both gates see the input and the results are added. "s", sequential: the spatial gate sees the result
+    of the channel gate. Either is O(N·C²). They differ in more than order: the channel gate of "s" has a bottleneck
     with layer norm; the softmax over positions is taken of the spatial scores in "p", of each channel of the spatial
     values in "s". Softmaxes and their sums are float32 at least, the rest has the dtype of the input or of autocast.
 
-    Linear layers without bias and weighted means over positions are swapped where that saves work.
+    Linear layers without bias come after means over positions where the authors have them before, which saves work.
 
     Args:
         dim: channels C, at least 2, and 2·`reduction` for "s".
@@ -72,10 +72,11 @@ class PsaGate(Gate):
     def _positions(self, x: Tensor) -> Tensor:
         """Factors of the positions, [B, H, W, 1]."""
         tokens = x.flatten(1, 2)
-        query = self.spatial_q(tokens.mean(1))  # [B, C / 2]
+        query = self.spatial_q(tokens.mean(1)).unsqueeze(-1)  # [B, C / 2, 1]
+        values = self.spatial_v(tokens)
         if self.variant == "p":
-            scores = softmax_over_positions(tokens @ (query @ self.spatial_v.weight).unsqueeze(-1))
+            scores = softmax_over_positions(values @ query)
         else:
-            values = softmax_over_positions(self.spatial_v(tokens))
-            scores = values @ query.unsqueeze(-1).to(values.dtype)
+            values = softmax_over_positions(values)
+            scores = values @ query.to(values.dtype)
         return torch.sigmoid(scores).to(x.dtype).unflatten(1, x.shape[1:3])

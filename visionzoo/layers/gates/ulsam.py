@@ -9,18 +9,19 @@ from __future__ import annotations
 from functools import partial
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.gates.base import Gate, softmax_over_positions
-from visionzoo.layers.nhwc import BatchNormNHWC, MaxPoolNHWC
+from visionzoo.layers.nhwc import OnNCHW
 
 
 class UlsamGate(Gate):
     """Add to each subspace of the channels its product with a softmax over the positions; O(N·C).
 
     The scores of a subspace: a scale and shift of each channel, batch norm, ReLU, 3×3 max pooling, one linear
-    combination of the subspace's channels, batch norm, ReLU. The softmax is float32 at least, the rest has the @@. Since the softmax sums to 1 over the whole map, large maps are hardly changed.
+    combination of the subspace's channels, batch norm, ReLU. The softmax is float32 at least, the rest has the
+    dtype of the input or of autocast. Since the softmax sums to 1 over the map, large maps hardly change.
 
     Args:
         dim: channels C.
@@ -38,9 +39,9 @@ class UlsamGate(Gate):
         super().__init__(dim)
         self.check_divides(dim, num_splits=num_splits)
         self.num_splits = num_splits
-        norm = partial(BatchNormNHWC, momentum=0.9)
+        norm = partial(nn.BatchNorm2d, momentum=0.9)
         self.depthwise = ConvNorm(dim, dim, 1, groups=dim, norm_layer=norm)
-        self.pool = MaxPoolNHWC(3, 1, 1)
+        self.pool = OnNCHW(nn.MaxPool2d(3, 1, 1))
         self.point = ConvNorm(dim, num_splits, 1, groups=num_splits, norm_layer=norm)
 
     def forward(self, x: Tensor) -> Tensor:
