@@ -55,8 +55,8 @@ def build_spec(kind: str, spec: Any, table: Mapping[str, Callable[..., Any]], *a
     constructor = table[name]
     parameters = list(signature(constructor).parameters.values())[len(args) :]
     takes = {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-    init: Any = constructor.__init__ if isinstance(constructor, type) else constructor
-    hints = get_type_hints(init)
+    called: Any = constructor
+    hints = get_type_hints(called.__init__ if isinstance(called, type) else called)
     for key, value in options.items():
         if key not in takes:
             raise ValueError(
