@@ -64,7 +64,7 @@ def test_the_readmes_table_is_the_registrys():
     """`make table` writes it anew."""
     tool = _module("list_models")
     text = (ROOT / "README.md").read_text()
-    assert tool.insert_between(text, tool.BEGIN, tool.END, tool.markdown(tool.rows())) == text
+    assert insert_between(text, tool.BEGIN, tool.END, tool.markdown(tool.rows())) == text
     assert len(tool.rows()) == len(MODELS)
 
 
