@@ -11,6 +11,8 @@ import torch
 from golden import Record, relative_error
 from quick import MODELS
 
+from visionzoo.engine.reporting import insert_between
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
