@@ -21,6 +21,7 @@ class Block(nn.Module):
     In order, each with its own residual: depthwise convolution `cpe1` (conditional position encoding, where the
     family has one), `mixer` after `norm1`, depthwise convolution `cpe2`, MLP after `norm2`.
 
+    `peg` is a place for a position generator after all of that (`visionzoo.models._positions` fills it), and
     `branch_gate` is a place for a gate of `dim` channels at the end of the MLP's branch, before its scale and the sum
     (`visionzoo.models._gating` fills it).
 
@@ -65,6 +66,7 @@ class Block(nn.Module):
         self.mlp = mlp_layer(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=mlp_drop)
         self.branch_gate: nn.Module = nn.Identity()
         self.ls2 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
+        self.peg: nn.Module = nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,7 +77,7 @@ class Block(nn.Module):
             x = self._add(x, self.mixer(self.norm1(x)), self.ls1)
         if self.cpe2 is not None:
             x = self.cpe2(x, residual=x)
-        return self._add(x, self.branch_gate(self.mlp(self.norm2(x))), self.ls2)
+        return self.peg(self._add(x, self.branch_gate(self.mlp(self.norm2(x))), self.ls2))
 
     def _add(self, x: Tensor, branch: Tensor, scale: nn.Module) -> Tensor:
         """Return x + drop_path(scale(branch)); the factors are multiplied first, so that each map is read once."""

@@ -3,6 +3,7 @@
 from visionzoo.models import (
     biformer,
     convit,
+    cpvt,
     cswin,
     davit,
     dinat,
@@ -10,6 +11,7 @@ from visionzoo.models import (
     halonet,
     levit,
     nat,
+    pcpvt,
     poolformer,
     pvt,
     pvtv2,
@@ -20,6 +22,7 @@ from visionzoo.models import (
 __all__ = [
     "biformer",
     "convit",
+    "cpvt",
     "cswin",
     "davit",
     "dinat",
@@ -27,6 +30,7 @@ __all__ = [
     "halonet",
     "levit",
     "nat",
+    "pcpvt",
     "poolformer",
     "pvt",
     "pvtv2",
