@@ -212,7 +212,13 @@ class Contract(nn.Module):
 
     @property
     def head_hidden_size(self) -> int:
-        """Width of `forward_head(x, pre_logits=True)`: `num_features`, or twice that where two poolings are joined."""
+        """Width of `forward_head(x, pre_logits=True)`.
+
+        That is the head's `hidden_size` where it has a hidden layer; else `num_features`, or twice that where two
+        poolings are joined.
+        """
+        if hidden := getattr(self.head, "hidden_size", None):
+            return int(hidden)
         pool: Any = getattr(self.head, "global_pool", None)
         return self.num_features * (pool.feat_mult() if hasattr(pool, "feat_mult") else 1)
 

@@ -14,6 +14,7 @@ from typing import Any
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.mixers.channel import ChannelMixer
 from visionzoo.layers.mixers.cross_window import CrossWindowMixer
+from visionzoo.layers.mixers.decoupled_fc import DecoupledFcMixer
 from visionzoo.layers.mixers.focused_linear import FocusedLinearMixer
 from visionzoo.layers.mixers.full import FullMixer
 from visionzoo.layers.mixers.gated_positional import GatedPositionalMixer
@@ -33,6 +34,7 @@ __all__ = [
     "MIXERS",
     "ChannelMixer",
     "CrossWindowMixer",
+    "DecoupledFcMixer",
     "FocusedLinearMixer",
     "FullMixer",
     "GatedPositionalMixer",
@@ -55,6 +57,7 @@ __all__ = [
 MIXERS: dict[str, type[Mixer]] = {
     "channel": ChannelMixer,
     "cross_window": CrossWindowMixer,
+    "decoupled_fc": DecoupledFcMixer,
     "focused_linear": FocusedLinearMixer,
     "full": FullMixer,
     "gated_positional": GatedPositionalMixer,
