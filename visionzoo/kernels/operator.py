@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -35,7 +36,15 @@ def operator(
         flops: formula of `visionzoo.kernels.flops`; None for none that count.
     """
 
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(launch: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(launch)  # custom_op reads the annotations
+        def function(*inputs: Any) -> Any:
+            device = next(x.device for x in inputs if isinstance(x, Tensor))
+            if device.type != "cuda" or device.index == torch.cuda.current_device():
+                return launch(*inputs)
+            with torch.cuda.device(device):  # Triton launches on the current device, wherever the tensors are
+                return launch(*inputs)
+
         custom_op = torch.library.custom_op(f"visionzoo::{name}", function, mutates_args=())
         custom_op.register_fake(fake)
         if save is not None and differentiate is not None:
@@ -60,7 +69,7 @@ def operator(
                 return eager.apply(*inputs)
             return function(*inputs)
 
-        call.custom_op = custom_op  # type: ignore[attr-defined]
+        call.custom_op, call.launch = custom_op, function  # type: ignore[attr-defined]
         return call
 
     return decorate

@@ -113,7 +113,7 @@ def _attend_backward(
     grad_bias = q.new_empty(0)
     if bias_grad and bias is not None:
         batch, height, width, heads, _ = q.shape
-        programs = call.programs // batch * call.key_blocks
+        programs = max(1, call.programs // max(1, batch) * call.key_blocks)
         splits = min(batch, max(1, 1024 // programs))
         window = kernel_size[0] * kernel_size[1]
         parts = torch.empty((splits, heads, height * width, window), dtype=torch.float32, device=q.device)
