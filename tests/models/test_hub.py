@@ -44,7 +44,11 @@ def test_a_folder_gives_the_same_logits_and_says_what_it_is(model, tmp_path):
     assert torch.equal(logits(model), logits(again))
     cfg = timm.data.resolve_data_config({}, model=again)
     assert {name: tuple(v) if isinstance(v := cfg[name], list) else v for name in data} == data
-    assert json.loads((folder / "config.json").read_text())["label_names"] == names
+    config = json.loads((folder / "config.json").read_text())
+    assert config["label_names"] == names and config["num_classes"] == 3
+    # transformers' TimmWrapper builds with both, and cannot when an argument comes twice
+    args = dict(num_classes=config["num_classes"], **config["model_args"])
+    assert timm.create_model(config["architecture"], **args).num_classes == 3
     card = (folder / "README.md").read_text()
     assert card.startswith("---\n") and "\nlicense: apache-2.0\n" in card
     for words in ("trained on three colours", "| top1 | 81.25 |", "## Measured", "77.2 % top-1", "2111.11418", "Use"):

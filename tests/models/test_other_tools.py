@@ -225,6 +225,51 @@ def test_images_of_a_few_pixels_give_numbers_or_a_message(name):
             assert "the image is too small for this model" in str(error)
 
 
+# -- what users of timm reported ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TINY)
+@torch.no_grad()
+def test_a_head_that_is_reset_keeps_device_and_dtype(name):
+    """Directly, too, as trainers do (timm, pull request 2743)."""
+    model, image = _tiny(name).double().eval(), _image().double()
+    model.head.reset(3)
+    assert model(image).dtype == torch.float64 and model(image).shape == (2, 3)
+    assert not model.head.training
+
+
+@pytest.mark.parametrize("name", TINY)
+@torch.no_grad()
+def test_models_without_classifier_are_their_weights(name):
+    """Nothing random is left where there is neither classifier nor pooling (timm, issue 2682)."""
+    model, other = (timm.create_model(name, **TINY[name], num_classes=0, global_pool="").eval() for _ in range(2))
+    visionzoo.load_weights(other, timm.create_model(name, **TINY[name]).state_dict())
+    visionzoo.load_weights(model, other.state_dict())
+    assert torch.equal(model(_image()), other(_image()))
+
+
+@torch.no_grad()
+def test_exporting_leaves_the_model_as_it_was():
+    """No fake tensor stays in it, as in LeViT's cache elsewhere (pytorch, issue 155114)."""
+    model, image = _tiny("zoo_levit_128s"), _image()
+    before = model(image)
+    torch.export.export(model, (image,))
+    assert type(model(image)) is torch.Tensor and torch.equal(model(image), before)
+
+
+def test_intermediate_features_recompute_blocks_too():
+    """timm, issue 2435: gradient checkpointing in `forward_intermediates`."""
+    model = _tiny("zoo_swin_t").train()
+    model.set_grad_checkpointing(True)
+    calls = []
+    for block in model.blocks_in_order():
+        block.register_forward_pre_hook(lambda *_: calls.append(1))
+    features = model.forward_intermediates(_image(), intermediates_only=True)
+    blocks = len(calls)
+    sum(feature.mean() for feature in features).backward()
+    assert len(calls) == 2 * blocks > 0
+
+
 # -- parameters that are elsewhere until their module runs ------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -113,6 +114,12 @@ def beside(module: types.ModuleType, path: str) -> types.ModuleType:
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded
+
+
+def uncast(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
+    """Run a model whose code casts to float32 on the way: without these casts, for float64's digits."""
+    with patch.object(torch.Tensor, "float", lambda value: value):
+        return model(image)
 
 
 def features_only(model: nn.Module, image: torch.Tensor) -> dict[str, torch.Tensor]:

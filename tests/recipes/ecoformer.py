@@ -5,12 +5,11 @@ are kept in the record as `state:<name>`. With the plain fill most bits of a cod
 """
 
 from types import SimpleNamespace
-from unittest.mock import patch
 
 import torch
 from golden import fill
 
-from . import Recipe, Source, tokens
+from . import Recipe, Source, tokens, uncast
 
 ECOFORMER = Source("https://github.com/ziplab/EcoFormer", "a277f9e8c75655814d25016f61ffba290bad68cf", "Apache-2.0")
 HASH = ("ksh.anchor", "ksh.mvec")
@@ -19,12 +18,6 @@ HASH = ("ksh.anchor", "ksh.mvec")
 def hashes(model):
     """Return the modules that hash, by name."""
     return {name: module for name, module in model.named_modules() if name.endswith(".ksh")}
-
-
-def classify(model, image):
-    """Return the logits. The authors' casts to float32 in the attention are left out: they would round the record."""
-    with patch.object(torch.Tensor, "float", lambda value: value):
-        return {"logits": model(image)}
 
 
 def classify_after_setting(model, image):
@@ -41,7 +34,7 @@ def classify_after_setting(model, image):
         return hook
 
     hooks = [module.register_forward_pre_hook(set_hash(name)) for name, module in hashes(model).items()]
-    out = classify(model, image)
+    out = {"logits": uncast(model, image)}
     for hook in hooks:
         hook.remove()
     for name, module in hashes(model).items():
@@ -66,7 +59,7 @@ def model(size, set_hash=False):
         layout=tokens,
         constants=("projection_matrix", *(HASH if set_hash else ())),
         filled=("ksh.A", *(() if set_hash else HASH)),
-        run=classify_after_setting if set_hash else classify,
+        run=classify_after_setting if set_hash else lambda model, image: {"logits": uncast(model, image)},
         change=trained,
         stand_ins={"params": {"args": args}, "logger": {}},
         notes="casts to float32 inside the attention are left out",

@@ -168,15 +168,21 @@ def try_images(model: nn.Module, name: str, input_size: Sequence[int], *, traini
         model.train(was_training)
 
 
-def load(model: nn.Module, source: Mapping[str, Any], where: str, *, use_ema: bool = True) -> None:
+def load(
+    model: nn.Module, source: Mapping[str, Any], where: str, *, use_ema: bool = True, new_gates: bool = False
+) -> None:
     """Load a checkpoint's weights; models that are timm's own are loaded by name.
+
+    With `new_gates` a model with gates also takes the checkpoint of one without, as `load_weights` says.
 
     Raises:
         UserError: the weights do not fit; it names `where` they come from and what does not fit.
     """
     try:
         if hasattr(model, "CHECKPOINT_KEYS"):
-            load_weights(model, source, use_ema=use_ema)
+            report = load_weights(model, source, use_ema=use_ema, new_gates=new_gates)
+            if report.missing:
+                print(f"{where}: {report}")
         else:
             model.load_state_dict(unwrap_state_dict(source, use_ema=use_ema))
     except (ValueError, RuntimeError) as error:

@@ -21,6 +21,9 @@ class Block(nn.Module):
     In order, each with its own residual: depthwise convolution `cpe1` (conditional position encoding, where the
     family has one), `mixer` after `norm1`, depthwise convolution `cpe2`, MLP after `norm2`.
 
+    `branch_gate` is a place for a gate of `dim` channels at the end of the MLP's branch, before its scale and the sum
+    (`visionzoo.models._gating` fills it).
+
     Args:
         dim: channels C.
         mixer: token mixer, [B, H, W, C] to [B, H, W, C]; None leaves its branch out.
@@ -51,6 +54,7 @@ class Block(nn.Module):
         mlp_drop: float = 0.0,
     ):
         super().__init__()
+        self.dim = dim
         self.cpe1, self.cpe2 = (cpe_layer(dim, kernel) if kernel else None for kernel in cpe_kernels)
         self.mixer: nn.Module | None = None
         if mixer is not None:
@@ -59,6 +63,7 @@ class Block(nn.Module):
             self.ls1 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
         self.norm2 = norm_layer(dim)
         self.mlp = mlp_layer(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=mlp_drop)
+        self.branch_gate: nn.Module = nn.Identity()
         self.ls2 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
@@ -70,7 +75,7 @@ class Block(nn.Module):
             x = self._add(x, self.mixer(self.norm1(x)), self.ls1)
         if self.cpe2 is not None:
             x = self.cpe2(x, residual=x)
-        return self._add(x, self.mlp(self.norm2(x)), self.ls2)
+        return self._add(x, self.branch_gate(self.mlp(self.norm2(x))), self.ls2)
 
     def _add(self, x: Tensor, branch: Tensor, scale: nn.Module) -> Tensor:
         """Return x + drop_path(scale(branch)); the factors are multiplied first, so that each map is read once."""

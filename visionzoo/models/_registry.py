@@ -20,6 +20,7 @@ from visionzoo.layers.mixers import combine_mixers
 from visionzoo.layers.tokens import TokenBlock
 from visionzoo.models._checkpoint import filter_for_timm
 from visionzoo.models._contract import Contract
+from visionzoo.models._gating import with_gates
 from visionzoo.models._licenses import check
 
 
@@ -98,6 +99,7 @@ _IMAGENET = {
 def _entry_point(name: str, model_cls: type[Contract], variant: Variant) -> Callable[..., nn.Module]:
     def create(pretrained: bool = False, device: Any = None, dtype: Any = None, **kwargs: Any) -> nn.Module:
         accepted = kwargs.pop("non_commercial", False)
+        gates = kwargs.pop("gates", None)
         _check_arguments(name, model_cls, kwargs)
         if pretrained:
             _require_weights(name, variant, kwargs, accepted)
@@ -106,7 +108,7 @@ def _entry_point(name: str, model_cls: type[Contract], variant: Variant) -> Call
         apart = {"flatten_sequential": True} if kwargs.get("feature_cls") in ("dict", "hook", "list") else {}
 
         def build(**arguments: Any) -> nn.Module:
-            model = model_cls(**arguments)
+            model = with_gates(model_cls, gates)(**arguments)
             _check_features(name, model, kwargs)
             return model
 
@@ -160,7 +162,7 @@ def _check_arguments(name: str, model_cls: type[Contract], kwargs: dict[str, Any
         TypeError: if there is one.
         ValueError: if `img_size` is no size.
     """
-    own = signature(model_cls).parameters
+    own = [*signature(model_cls).parameters, "gates"]  # the latter are not the family's, see `with_gates`
     if "img_size" not in own and (size := kwargs.pop("img_size", None)) is not None:
         sides = size if isinstance(size, Sequence) else (size,)
         if len(sides) not in (1, 2) or not all(isinstance(side, int) and side > 0 for side in sides):
