@@ -97,7 +97,7 @@ class FoldersVisualizationHook(DetVisualizationHook):
         """Draw each picture where its own path says, below the folder that all of them are in."""
         if not self.draw:
             return
-        top: str = self.test_out_dir or ""
+        top: Any = getattr(self, "test_out_dir", None) or ""
         dataset: Any = runner.test_dataloader.dataset
         images = getattr(dataset, "data_prefix", {}).get("img", "")
         for sample in outputs:
