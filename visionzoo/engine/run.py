@@ -352,7 +352,7 @@ def _make_model(args: argparse.Namespace, process: Process) -> nn.Module:
         pretrained_cfg_overlay=overlay,
     )
     if args.initial_checkpoint:
-        load(model, read_checkpoint(args.initial_checkpoint), args.initial_checkpoint)
+        load(model, read_checkpoint(args.initial_checkpoint), args.initial_checkpoint, new_gates=True)
     if args.grad_checkpointing:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     if args.freeze:

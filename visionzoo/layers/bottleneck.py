@@ -19,6 +19,9 @@ class Bottleneck(nn.Module):
     Each convolution and the mixer is followed by a norm, and by the activation; the activation after the last comes
     after the sum with the shortcut. Where the shape changes the shortcut is a strided 1×1 convolution with norm.
 
+    `branch_gate` is a place for a gate of `dim` channels at the end of the branch, before the sum
+    (`visionzoo.models._gating` fills it).
+
     Args:
         in_dim: channels in.
         out_dim: channels out.
@@ -50,6 +53,7 @@ class Bottleneck(nn.Module):
         drop_path: float = 0.0,
     ):
         super().__init__()
+        self.dim = out_dim
         conv_norm = partial(ConvNorm, bias=False, norm_layer=nn.BatchNorm2d)
         self.shortcut = conv_norm(in_dim, out_dim, 1, stride) if stride > 1 or in_dim != out_dim else nn.Identity()
         self.conv1 = conv_norm(in_dim, mid_dim, 1)
@@ -64,6 +68,7 @@ class Bottleneck(nn.Module):
         else:
             raise ValueError(f"Bottleneck: the mixer's stride must be 1 or {stride=}, got {mixer.stride}")
         self.conv3 = conv_norm(mid_dim, out_dim, 1)
+        self.branch_gate: nn.Module = nn.Identity()
         self.act = act_layer()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
@@ -77,4 +82,4 @@ class Bottleneck(nn.Module):
                 x = on_nchw(self.gate, x)
         else:
             x = self.act(on_nchw(self.norm2, on_nchw(self.pool, self.mixer(x))))
-        return self.act(shortcut + self.drop_path(self.conv3(x)))
+        return self.act(shortcut + self.drop_path(self.branch_gate(self.conv3(x))))

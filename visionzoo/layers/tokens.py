@@ -51,7 +51,7 @@ def mix_tokens(mixer: nn.Module, tokens: Tokens) -> Tensor:
 
 
 class TokenBlock(Block):
-    """`Block` on `Tokens`; its convolutions `cpe1` and `cpe2` see the map alone."""
+    """`Block` on `Tokens`; its convolutions `cpe1` and `cpe2` and its gate see the map alone."""
 
     def forward(self, tokens: Tokens) -> Tokens:  # type: ignore[override]
         """Take the tokens through the block; their number and size stay."""
@@ -62,7 +62,10 @@ class TokenBlock(Block):
             tokens = tokens._replace(x=self._add(tokens.x, mixed, self.ls1))
         if self.cpe2 is not None:
             tokens = tokens.with_map(self.cpe2(x := tokens.map(), residual=x))
-        return tokens._replace(x=self._add(tokens.x, self.mlp(self.norm2(tokens.x)), self.ls2))
+        branch = tokens._replace(x=self.mlp(self.norm2(tokens.x)))
+        if not isinstance(self.branch_gate, nn.Identity):
+            branch = branch.with_map(self.branch_gate(branch.map()))
+        return tokens._replace(x=self._add(tokens.x, branch.x, self.ls2))
 
 
 class PrefixTokens(nn.Module):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from visionzoo.layers.fuse import fuse, unfused_part
 from visionzoo.models._contract import Contract
+from visionzoo.models._gating import PLACE, gate_tensors, keep_gates
 
 _logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ def load_weights(
     *,
     strict: bool = True,
     allow_partial: bool = False,
+    new_gates: bool = False,
     use_ema: bool = True,
 ) -> LoadReport:
     """Load weights into a model of the zoo, whoever's names they have.
@@ -75,6 +77,8 @@ def load_weights(
         strict: raise if a tensor is missing or unexpected, or the numbers of classes differ. Without it the model
             keeps its own values there; other differences of shape raise all the same.
         allow_partial: accept that less than 90 % of the model's tensors are found.
+        new_gates: accept a checkpoint of the model without gates (`gates=` of timm.create_model), which keep their
+            initial values; the report has them as missing.
         use_ema: take averaged weights where the checkpoint has them.
 
     Raises:
@@ -111,16 +115,23 @@ def load_weights(
             f"{where} is of a model that was fused for inference ({_shorten(sorted(folded), 2)} are of folding), which "
             f"cannot be undone: give the weights of the model that was fused, or load these into visionzoo.fuse(model)"
         )
-    found = len(own) - len(report.missing)
-    if found < 0.9 * len(own) and not allow_partial:
+    gates = gate_tensors(backbone)
+    ungated = bool(gates) and not any(name in state for name in gates)
+    missing = [name for name in report.missing if not (ungated and name in gates)]
+    count = len(own) - (len(gates) if ungated else 0)
+    found = count - len(missing)
+    if found < 0.9 * count and not allow_partial:
         raise ValueError(
-            f"{where} fits only {found} of the {len(own)} tensors of {type(backbone).__name__} (less than 90 %), so it "
+            f"{where} fits only {found} of the {count} tensors of {type(backbone).__name__} (less than 90 %), so it "
             f"is probably a checkpoint of another model. {report}. Pass allow_partial=True to load it all the same."
         )
-    if strict and (report.missing or report.unexpected):
-        raise ValueError(
-            f"{where} does not fit {type(backbone).__name__}. {report}. Pass strict=False to load what fits."
-        )
+    if strict and (missing or report.unexpected or (ungated and not new_gates)):
+        advice = "Pass strict=False to load what fits."
+        if ungated and not missing and not report.unexpected:
+            advice = "Only the gates are missing: pass new_gates=True to keep their initial values, and train them."
+        elif any(f".{PLACE}." in name for name in report.unexpected):
+            advice = "The checkpoint is of a model with gates: build it with the same gates=. " + advice
+        raise ValueError(f"{where} does not fit {type(backbone).__name__}. {report}. {advice}")
     if unreadable := [name for name in report.loaded if not _is_plain(state[name])]:
         raise ValueError(
             f"{where} has tensors without values that could be copied (on the meta device, sparse, quantized or "
@@ -272,6 +283,7 @@ def filter_for_timm(checkpoint: Mapping[str, Any], model: Contract) -> dict[str,
     """Rename a checkpoint for timm's own loader (its `pretrained_filter_fn`)."""
     state = rename(unwrap_state_dict(checkpoint), model)[0]
     fit_tables(state, model)
+    keep_gates(state, model)
     return state
 
 
