@@ -80,9 +80,10 @@ def test_classifier_can_be_replaced_and_removed(model):
 
 def test_head_hidden_size_follows_the_pooling_or_the_pooling_is_refused(model):
     features = torch.empty(2, model.num_features, 3, 2, device="meta")
+    width = model.head_hidden_size
     try:
         model.reset_classifier(7, "catavgmax")
-        assert model.head_hidden_size == 2 * model.num_features
+        assert model.head_hidden_size == 2 * width
         assert model.forward_head(features, pre_logits=True).shape == (2, model.head_hidden_size)
         assert model.forward_head(features).shape == (2, 7)
     except ValueError as error:  # a norm between pooling and classifier has the map's width

@@ -26,6 +26,7 @@ TINY = {
     "zoo_davit_t": {"depths": (1, 1, 1, 1)},
     "zoo_halonet_h0": {"layout": ("a",) * 4},
     "zoo_sehalonet_33ts": {"layout": ("c", "c", "c", "ca")},
+    "zoo_stvit_s": {"depths": (1, 1, 1, 1)},
 }
 WITHOUT_PAIRS = [
     "zoo_cswin_t",
@@ -42,6 +43,7 @@ LEFT = {
     "zoo_biformer_stl": ["norm"],
     "zoo_halonet_h0": [f"stages.{i}.blocks.0.norm2" for i in range(4)],  # behind attention, not behind its projection
     "zoo_sehalonet_33ts": ["stages.3.blocks.1.norm2"],  # between attention and an activation
+    "zoo_stvit_s": [f"stem.{i}" for i in (2, 5, 8, 11)],  # before convolutions that pad
 }
 
 

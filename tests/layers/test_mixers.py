@@ -28,6 +28,7 @@ SMALL = {  # options that suit tiny maps
     "levit": {"map_size": 4},
     "neighborhood": {"kernel_size": 3, "dilation": 2},
     "spatial_reduction": {"reduction": 2},
+    "super_token": {"token_size": 2},
     "routed": {"regions": 2, "topk": 2},
     "window": {"window_size": 3},
 }
@@ -51,6 +52,7 @@ FAMILIES = {
     "zoo_pvt_t": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
     "zoo_pvtv2_b0": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
     "zoo_shvit_s1": {"depths": (1, 1, 1), "embed_dims": (16, 16, 24), "partial_dims": (0, 4, 6)},
+    "zoo_stvit_s": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
     "zoo_swin_t": {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
 }
 
@@ -260,6 +262,9 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ({"type": "levit", "num_heads": 0}, r"num_heads must divide dim, got dim=16 and num_heads=0"),
         ({"type": "single_head", "partial_dim": 17}, r"partial_dim must be from 1 to dim=16, got partial_dim=17"),
         ({"type": "single_head", "qk_dim": 0}, r"qk_dim must be positive, got qk_dim=0"),
+        ({"type": "super_token", "token_size": 0}, r"must be positive, got token_size=0 and num_iterations=1"),
+        ({"type": "super_token", "num_iterations": 0}, r"must be positive, got token_size=8 and num_iterations=0"),
+        ({"type": "super_token", "refinement": "conv"}, r"unknown refinement='conv', expected one of \('attention', "),
         ({"type": "spatial_reduction", "reduction": 0}, r"expected a positive reduction.*reduction=0"),
         ({"type": "spatial_reduction", "reduction": 2, "pool_size": 7}, r"with reduction 1, got reduction=2"),
         ({"type": "full", "num_heads": 3}, r"num_heads must divide dim, got dim=16 and num_heads=3"),

@@ -9,7 +9,7 @@ from timm.layers import DropPath, LayerScale, Mlp, register_notrace_function
 from torch import Tensor, nn
 
 from visionzoo.kernels.precision import without_autocast
-from visionzoo.layers.nhwc import DepthwiseConvNHWC
+from visionzoo.layers.nhwc import BatchNormNHWC, DepthwiseConvNHWC
 from visionzoo.layers.norm import LayerNorm
 
 
@@ -24,6 +24,7 @@ class Block(nn.Module):
         mixer: token mixer, [B, H, W, C] to [B, H, W, C]; None leaves its branch out.
         mlp_ratio: hidden width of the MLP over `dim`.
         norm_layer: called with `dim`; `nn.Identity` where mixer and MLP normalise by themselves.
+        mlp_norm_layer: as `norm_layer`, where the MLP has another norm than the mixer; None for the same.
         act_layer: activation of the MLP.
         mlp_layer: called as timm's `Mlp`: (dim, hidden width, act_layer=..., drop=...).
         cpe_kernels: kernel sizes of `cpe1` and `cpe2`; None leaves one out.
@@ -40,6 +41,7 @@ class Block(nn.Module):
         *,
         mlp_ratio: float = 4.0,
         norm_layer: Callable[[int], nn.Module] = LayerNorm,
+        mlp_norm_layer: Callable[[int], nn.Module] | None = None,
         act_layer: type[nn.Module] = nn.GELU,
         mlp_layer: Callable[..., nn.Module] = Mlp,
         cpe_kernels: tuple[int | None, int | None] = (None, None),
@@ -55,7 +57,7 @@ class Block(nn.Module):
             self.norm1 = norm_layer(dim)
             self.mixer = mixer
             self.ls1 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
-        self.norm2 = norm_layer(dim)
+        self.norm2 = (mlp_norm_layer or norm_layer)(dim)
         self.mlp = mlp_layer(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=mlp_drop)
         self.ls2 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
@@ -69,6 +71,10 @@ class Block(nn.Module):
         if self.cpe2 is not None:
             x = self.cpe2(x, residual=x)
         return self._add(x, self.mlp(self.norm2(x)), self.ls2)
+
+    def fusible(self) -> list[tuple[str, str]]:
+        """Names of the layers that follow each other directly, for `visionzoo.fuse`."""
+        return [("norm2", "mlp.fc1")] if isinstance(self.norm2, BatchNormNHWC) else []
 
     def _add(self, x: Tensor, branch: Tensor, scale: nn.Module) -> Tensor:
         """Return x + drop_path(scale(branch)); the factors are multiplied first, so that each map is read once."""

@@ -121,7 +121,7 @@ def _same_channel_axis(layer: nn.Module, norm: nn.Module) -> bool:
 
 def _fold(parent: nn.Module, first: str, second: str) -> None:
     """Fold one of two children of `parent` into the other where that is a batch norm and can be."""
-    before, after = getattr(parent, first), getattr(parent, second)
+    before, after = parent.get_submodule(first), parent.get_submodule(second)
     if isinstance(before, nn.Conv2d | nn.Linear) and _has_statistics(after):
         scale, shift = _scale_and_shift(after)
         weight, bias = _double(before.weight), _double(before.bias)

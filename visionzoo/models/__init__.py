@@ -13,6 +13,7 @@ from visionzoo.models import (
     pvt,
     pvtv2,
     shvit,
+    stvit,
     swin,
 )
 
@@ -29,5 +30,6 @@ __all__ = [
     "pvt",
     "pvtv2",
     "shvit",
+    "stvit",
     "swin",
 ]

@@ -212,9 +212,9 @@ class Backbone(nn.Module):
 
     @property
     def head_hidden_size(self) -> int:
-        """Width of `forward_head(x, pre_logits=True)`: that of the map, twice it where two poolings are joined."""
+        """Width of `forward_head(x, pre_logits=True)`: what the head pools, twice it where two poolings are joined."""
         pool: Any = getattr(self.head, "global_pool", None)
-        return self.num_features * (pool.feat_mult() if hasattr(pool, "feat_mult") else 1)
+        return getattr(self.head, "in_features", self.num_features) * (pool.feat_mult() if hasattr(pool, "feat_mult") else 1)
 
     # -- what others adapt --------------------------------------------------------------------------------------------
 

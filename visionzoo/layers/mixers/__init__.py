@@ -27,6 +27,7 @@ from visionzoo.layers.mixers.pool import PoolMixer
 from visionzoo.layers.mixers.routed import RoutedMixer
 from visionzoo.layers.mixers.single_head import SingleHeadMixer
 from visionzoo.layers.mixers.spatial_reduction import SpatialReductionMixer
+from visionzoo.layers.mixers.super_token import SuperTokenMixer
 from visionzoo.layers.mixers.window import WindowMixer
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "RoutedMixer",
     "SingleHeadMixer",
     "SpatialReductionMixer",
+    "SuperTokenMixer",
     "WindowMixer",
     "build_mixer",
     "combine_mixers",
@@ -64,6 +66,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "routed": RoutedMixer,
     "single_head": SingleHeadMixer,
     "spatial_reduction": SpatialReductionMixer,
+    "super_token": SuperTokenMixer,
     "window": WindowMixer,
 }
 
