@@ -27,6 +27,7 @@ TINY = {
     "zoo_halonet_h0": {"layout": ("a",) * 4},
     "zoo_sehalonet_33ts": {"layout": ("c", "c", "c", "ca")},
     "zoo_stvit_s": {"depths": (1, 1, 1, 1)},
+    "zoo_litv2_s": {"depths": (1, 1, 1, 1)},
 }
 WITHOUT_PAIRS = [
     "zoo_cswin_t",

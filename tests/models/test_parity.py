@@ -19,6 +19,7 @@ MODELS = {  # record -> model
     "nat/dinats_tiny": "zoo_dinats_tiny",
     "nat/nat_mini": "zoo_nat_mini",
     "levit/levit_128s": "zoo_levit_128s",
+    "litv2/litv2_s": "zoo_litv2_s",
     "halonet/halonet26t": "zoo_halonet_26t",
     "poolformer/poolformer_s12": "zoo_poolformer_s12",
     "shvit/shvit_s1": "zoo_shvit_s1",

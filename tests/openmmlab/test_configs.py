@@ -36,6 +36,7 @@ def test_the_configs_are_there():
         "halonet",
         "nat",
         "dinat",
+        "litv2",
         "stvit",
     ):
         assert f"zoo-{family}" in names

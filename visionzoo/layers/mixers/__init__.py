@@ -19,6 +19,7 @@ from visionzoo.layers.mixers.cross_window import CrossWindowMixer
 from visionzoo.layers.mixers.focused_linear import FocusedLinearMixer
 from visionzoo.layers.mixers.full import FullMixer
 from visionzoo.layers.mixers.halo import HaloMixer
+from visionzoo.layers.mixers.hilo import HiLoMixer
 from visionzoo.layers.mixers.levit import LevitMixer
 from visionzoo.layers.mixers.linear import LinearMixer
 from visionzoo.layers.mixers.nchw import MixerNCHW
@@ -37,6 +38,7 @@ __all__ = [
     "FocusedLinearMixer",
     "FullMixer",
     "HaloMixer",
+    "HiLoMixer",
     "LevitMixer",
     "LinearMixer",
     "Mixer",
@@ -59,6 +61,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "focused_linear": FocusedLinearMixer,
     "full": FullMixer,
     "halo": HaloMixer,
+    "hilo": HiLoMixer,
     "levit": LevitMixer,
     "linear": LinearMixer,
     "neighborhood": NeighborhoodMixer,
