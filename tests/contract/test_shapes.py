@@ -16,6 +16,8 @@ EXPLAINED = {  # what else the family's docstring accounts for, with the number 
     ("zoo_cswin_l", "gmacs"),
     ("zoo_cswin_l_384", "gmacs"),
     ("zoo_davit_l", "gmacs"),
+    ("zoo_favit_b1", "gmacs"),
+    ("zoo_favit_b2", "params_m"),
     ("zoo_davit_g", "gmacs"),
 }
 

@@ -30,6 +30,8 @@ SMALL = {
     "zoo_pvtv2_b2_li": FOUR,
     "zoo_stvit_s": FOUR,
     "zoo_litv2_s": FOUR,
+    "zoo_favit_b0": FOUR,
+    "zoo_eft_t": FOUR,
     "zoo_swin_t": {"depths": [2], "embed_dims": [16], "num_heads": [2]},
     "zoo_flatten_swin_t": FOUR,
     "zoo_halonet_26t": {"layout": ["c", "a"], "embed_dims": [16, 32], "mid_dims": [8, 16], "num_heads": [1, 2]},

@@ -38,6 +38,8 @@ WITHOUT_PAIRS = [
     "zoo_pvt_t",
     "zoo_pvtv2_b0",
     "zoo_swin_t",
+    "zoo_favit_b0",
+    "zoo_eft_t",
 ]
 LEFT = {
     "zoo_biformer_t": ["norm"],  # before pooling: part of the features

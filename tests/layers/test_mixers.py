@@ -24,6 +24,8 @@ from visionzoo.models import registry
 SMALL = {  # options that suit tiny maps
     "halo": {"block_size": 4, "halo_size": 1},
     "cross_window": {"stripe_width": 2},
+    "embedding_free": {"reduction": 2},
+    "factorized": {"reduction": 2, "window_size": 3},
     "focused_linear": {"position_size": 3},
     "levit": {"map_size": 4},
     "neighborhood": {"kernel_size": 3, "dilation": 2},
@@ -54,6 +56,8 @@ FAMILIES = {
     "zoo_shvit_s1": {"depths": (1, 1, 1), "embed_dims": (16, 16, 24), "partial_dims": (0, 4, 6)},
     "zoo_stvit_s": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
     "zoo_litv2_s": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
+    "zoo_favit_b0": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
+    "zoo_eft_t": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
     "zoo_swin_t": {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
 }
 
@@ -258,6 +262,9 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ({"type": "halo", "halo_size": -1}, r"halo_size not negative, got block_size=8, halo_size=-1"),
         ({"type": "halo", "stride": 3}, r"stride must be positive and divide block_size, got stride=3, block_size=8"),
         ({"type": "halo", "value_dim": 15}, r"num_heads must divide value_dim, got value_dim=15 and num_heads=2"),
+        ({"type": "embedding_free", "isr": 0}, r"must be positive, got reduction=1 and isr=0"),
+        ({"type": "factorized", "window_size": 0}, r"must be positive, got reduction=1 and window_size=0"),
+        ({"type": "factorized", "reduction": 2, "num_heads": 8}, r"more channels, got dim=16 and num_heads=8"),
         ({"type": "hilo", "window_size": 0}, r"window_size must be positive .*got window_size=0 and alpha=0.5"),
         ({"type": "hilo", "alpha": 1.5}, r"alpha from 0 to 1, got window_size=2 and alpha=1.5"),
         ({"type": "levit", "map_size": 0}, r"must be positive, got key_dim=16, attn_ratio=2.0, map_size=0"),

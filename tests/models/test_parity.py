@@ -14,6 +14,8 @@ MODELS = {  # record -> model
     "biformer/biformer_small": "zoo_biformer_s",
     "cswin/cswin_t": "zoo_cswin_t",
     "davit/davit_tiny": "zoo_davit_t",
+    "eft/eft_t": "zoo_eft_t",
+    "favit/favit_b0": "zoo_favit_b0",
     "nat/dinat_mini": "zoo_dinat_mini",
     "nat/dinat_mini_padded": "zoo_dinat_mini",
     "nat/dinats_tiny": "zoo_dinats_tiny",

@@ -37,6 +37,8 @@ def test_the_configs_are_there():
         "nat",
         "dinat",
         "litv2",
+        "favit",
+        "eft",
         "stvit",
     ):
         assert f"zoo-{family}" in names

@@ -16,6 +16,8 @@ from typing import Any
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.mixers.channel import ChannelMixer
 from visionzoo.layers.mixers.cross_window import CrossWindowMixer
+from visionzoo.layers.mixers.embedding_free import EmbeddingFreeMixer
+from visionzoo.layers.mixers.factorized import FactorizedMixer
 from visionzoo.layers.mixers.focused_linear import FocusedLinearMixer
 from visionzoo.layers.mixers.full import FullMixer
 from visionzoo.layers.mixers.halo import HaloMixer
@@ -35,6 +37,8 @@ __all__ = [
     "MIXERS",
     "ChannelMixer",
     "CrossWindowMixer",
+    "EmbeddingFreeMixer",
+    "FactorizedMixer",
     "FocusedLinearMixer",
     "FullMixer",
     "HaloMixer",
@@ -58,6 +62,8 @@ __all__ = [
 MIXERS: dict[str, type[Mixer]] = {
     "channel": ChannelMixer,
     "cross_window": CrossWindowMixer,
+    "embedding_free": EmbeddingFreeMixer,
+    "factorized": FactorizedMixer,
     "focused_linear": FocusedLinearMixer,
     "full": FullMixer,
     "halo": HaloMixer,
