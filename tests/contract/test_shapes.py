@@ -18,6 +18,7 @@ EXPLAINED = {  # what else the family's docstring accounts for, with the number 
     ("zoo_davit_l", "gmacs"),
     ("zoo_favit_b1", "gmacs"),
     ("zoo_favit_b2", "params_m"),
+    ("zoo_ffnet_1", "gmacs"),
     ("zoo_davit_g", "gmacs"),
 }
 

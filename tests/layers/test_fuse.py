@@ -28,6 +28,7 @@ TINY = {
     "zoo_sehalonet_33ts": {"layout": ("c", "c", "c", "ca")},
     "zoo_stvit_s": {"depths": (1, 1, 1, 1)},
     "zoo_litv2_s": {"depths": (1, 1, 1, 1)},
+    "zoo_ffnet_1": {"depths": (1, 1, 1, 1)},
 }
 WITHOUT_PAIRS = [
     "zoo_cswin_t",
@@ -42,6 +43,7 @@ WITHOUT_PAIRS = [
     "zoo_eft_t",
 ]
 LEFT = {
+    "zoo_ffnet_1": ["norm"],
     "zoo_biformer_t": ["norm"],  # before pooling: part of the features
     "zoo_biformer_stl": ["norm"],
     "zoo_halonet_h0": [f"stages.{i}.blocks.0.norm2" for i in range(4)],  # behind attention, not behind its projection

@@ -26,6 +26,7 @@ MODELS = {  # record -> model
     "poolformer/poolformer_s12": "zoo_poolformer_s12",
     "shvit/shvit_s1": "zoo_shvit_s1",
     "stvit/stvit_small": "zoo_stvit_s",
+    "ffnet/ffnet_1": "zoo_ffnet_1",
     "flatten/flatten_cswin_t": "zoo_flatten_cswin_t",
     "flatten/flatten_pvt_t": "zoo_flatten_pvt_t",
     "flatten/flatten_pvtv2_b0": "zoo_flatten_pvtv2_b0",

@@ -39,6 +39,7 @@ def test_the_configs_are_there():
         "litv2",
         "favit",
         "eft",
+        "ffnet",
         "stvit",
     ):
         assert f"zoo-{family}" in names

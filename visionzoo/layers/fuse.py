@@ -34,6 +34,8 @@ def fuse(model: nn.Module) -> nn.Module:
     Position biases that are looked up in a table are looked up once (modules with a method `precompute`, which keep
     them in a buffer `bias`).
 
+    Branches that are linear then become one convolution (modules with a method `merge_branches`).
+
     Folded are the pairs of the zoo's layers (modules with a method `fusible`) and neighbours in an `nn.Sequential`. A
     norm that comes before a convolution with zero padding stays: its shift is missing in the padding.
 
@@ -51,6 +53,9 @@ def fuse(model: nn.Module) -> nn.Module:
             _fold(module, first, second)
         if callable(precompute := getattr(module, "precompute", None)):
             precompute()
+    for module in list(fused.modules()):  # now that branches hold no norms
+        if callable(merge_branches := getattr(module, "merge_branches", None)):
+            merge_branches()
     fused.eval()
     for module in fused.modules():
         if any(map(_is_folded, module.modules())) and "train" not in vars(module):  # else it was fused before

@@ -47,7 +47,7 @@ def build_stages(
     mixers: Sequence[Sequence[Mapping[str, Any]]],
     *,
     downsample: Callable[[int, int], nn.Module] | Sequence[Callable[[int, int], nn.Module]],
-    block: Callable[..., nn.Module] | Sequence[Callable[..., nn.Module]],
+    block: Callable[..., nn.Module] | Sequence[Callable[..., nn.Module] | Sequence[Callable[..., nn.Module]]],
     stage_norm: Callable[[int], nn.Module] | None = None,
     drop_path_rate: float = 0.0,
 ) -> list[Stage]:
@@ -59,7 +59,8 @@ def build_stages(
         num_heads: heads for each stage's mixers where their options give none.
         mixers: for each stage the specs that its blocks take in turn (`visionzoo.layers.mixers.resolve_mixers`).
         downsample: called with (channels in, channels out) for every stage but the first; or one such for each of them.
-        block: called with (channels, mixer, drop_path=rate); or one such for each stage.
+        block: called with (channels, mixer, drop_path=rate); or for each stage one such, or several that its blocks
+            take in turn.
         stage_norm: called with the channels, for a norm at the end of each stage; None for none.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
 
@@ -75,11 +76,12 @@ def build_stages(
         raise ValueError(f"drop_path_rate must be from 0 to below 1, got {drop_path_rate=}")
     rates: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
     block = [block] * len(depths) if callable(block) else block
+    turns = [[one] if callable(one) else one for one in block]
     downsample = [downsample] * (len(depths) - 1) if callable(downsample) else downsample
     stages = []
     for i, dim in enumerate(embed_dims):
         blocks = [
-            block[i](dim, build_mixer(mixers[i][j % len(mixers[i])], dim, num_heads[i]), drop_path=rates[i][j])
+            turns[i][j % len(turns[i])](dim, build_mixer(mixers[i][j % len(mixers[i])], dim, num_heads[i]), drop_path=rates[i][j])
             for j in range(depths[i])
         ]
         stages.append(

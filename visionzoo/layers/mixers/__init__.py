@@ -22,6 +22,7 @@ from visionzoo.layers.mixers.focused_linear import FocusedLinearMixer
 from visionzoo.layers.mixers.full import FullMixer
 from visionzoo.layers.mixers.halo import HaloMixer
 from visionzoo.layers.mixers.hilo import HiLoMixer
+from visionzoo.layers.mixers.large_kernel_ffn import LargeKernelFfnMixer
 from visionzoo.layers.mixers.levit import LevitMixer
 from visionzoo.layers.mixers.linear import LinearMixer
 from visionzoo.layers.mixers.nchw import MixerNCHW
@@ -43,6 +44,7 @@ __all__ = [
     "FullMixer",
     "HaloMixer",
     "HiLoMixer",
+    "LargeKernelFfnMixer",
     "LevitMixer",
     "LinearMixer",
     "Mixer",
@@ -68,6 +70,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "full": FullMixer,
     "halo": HaloMixer,
     "hilo": HiLoMixer,
+    "large_kernel_ffn": LargeKernelFfnMixer,
     "levit": LevitMixer,
     "linear": LinearMixer,
     "neighborhood": NeighborhoodMixer,
