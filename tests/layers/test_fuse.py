@@ -29,6 +29,7 @@ TINY = {
     "zoo_stvit_s": {"depths": (1, 1, 1, 1)},
     "zoo_litv2_s": {"depths": (1, 1, 1, 1)},
     "zoo_ffnet_1": {"depths": (1, 1, 1, 1)},
+    "zoo_l2vit_t": {"depths": (2, 1, 1, 1)},
 }
 WITHOUT_PAIRS = [
     "zoo_cswin_t",
@@ -44,6 +45,7 @@ WITHOUT_PAIRS = [
 ]
 LEFT = {
     "zoo_ffnet_1": ["norm"],
+    "zoo_l2vit_t": ["stages.0.blocks.1.cpe2.bn"],  # between an activation and a convolution that pads
     "zoo_biformer_t": ["norm"],  # before pooling: part of the features
     "zoo_biformer_stl": ["norm"],
     "zoo_halonet_h0": [f"stages.{i}.blocks.0.norm2" for i in range(4)],  # behind attention, not behind its projection

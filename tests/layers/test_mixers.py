@@ -59,6 +59,7 @@ FAMILIES = {
     "zoo_favit_b0": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
     "zoo_eft_t": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
     "zoo_ffnet_1": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 32, 64)},
+    "zoo_l2vit_t": {"depths": (2, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
     "zoo_swin_t": {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
 }
 
@@ -263,6 +264,7 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ({"type": "halo", "halo_size": -1}, r"halo_size not negative, got block_size=8, halo_size=-1"),
         ({"type": "halo", "stride": 3}, r"stride must be positive and divide block_size, got stride=3, block_size=8"),
         ({"type": "halo", "value_dim": 15}, r"num_heads must divide value_dim, got value_dim=15 and num_heads=2"),
+        ({"type": "clamped_linear", "min_denominator": 0}, r"min_denominator must be positive, got min_denominator=0"),
         ({"type": "embedding_free", "isr": 0}, r"must be positive, got reduction=1 and isr=0"),
         ({"type": "factorized", "window_size": 0}, r"must be positive, got reduction=1 and window_size=0"),
         ({"type": "factorized", "reduction": 2, "num_heads": 8}, r"more channels, got dim=16 and num_heads=8"),

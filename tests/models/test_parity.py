@@ -20,6 +20,7 @@ MODELS = {  # record -> model
     "nat/dinat_mini_padded": "zoo_dinat_mini",
     "nat/dinats_tiny": "zoo_dinats_tiny",
     "nat/nat_mini": "zoo_nat_mini",
+    "l2vit/l2vit_tiny": "zoo_l2vit_t",
     "levit/levit_128s": "zoo_levit_128s",
     "litv2/litv2_s": "zoo_litv2_s",
     "halonet/halonet26t": "zoo_halonet_26t",

@@ -40,6 +40,7 @@ def test_the_configs_are_there():
         "favit",
         "eft",
         "ffnet",
+        "l2vit",
         "stvit",
     ):
         assert f"zoo-{family}" in names

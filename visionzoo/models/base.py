@@ -110,6 +110,8 @@ class Backbone(nn.Module):
         head_layer: timm's `ClassifierHead`, `NormMlpClassifierHead` or alike, on [B, C, H, W].
     """
 
+    INIT_CONVS = False  # whether convolutions are initialised as linear layers are
+
     # Checkpoints of others that are the same network: origin -> [(pattern, replacement), ...] for re.sub, in order; the
     # replacement None leaves a tensor out that is not a weight (index tables, masks); a tuple of replacements cuts it
     # into as many equal parts along its first axis; names that end in #0, #1, ... are parts, joined along theirs.
@@ -151,9 +153,13 @@ class Backbone(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Initialise linear layers as the families here do (truncated normal of std 0.02, no bias); others as torch."""
+        """Initialise linear layers as the families here do (truncated normal of std 0.02, no bias); others as torch.
+
+        With `INIT_CONVS` convolutions too.
+        """
+        kinds = (nn.Linear, nn.Conv2d) if self.INIT_CONVS else nn.Linear
         for module in self.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, kinds):
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)

@@ -78,6 +78,7 @@ class FFNet(Backbone):
         head: `num_classes`, `global_pool` and `drop_rate` of `Backbone`.
     """
 
+    INIT_CONVS = True
     CHECKPOINT_KEYS = {
         "authors": [
             (r"^norm\d\.", None),  # of the maps, in their detection and segmentation backbones
@@ -152,15 +153,6 @@ class FFNet(Backbone):
             in_chans=in_chans,
             **head,
         )
-
-    def init_weights(self) -> None:
-        """Initialise as released: convolutions as linear layers are."""
-        super().init_weights()
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
 
 
 def _no_weights(name: str) -> str:

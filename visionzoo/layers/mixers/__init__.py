@@ -15,6 +15,7 @@ from typing import Any
 
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.mixers.channel import ChannelMixer
+from visionzoo.layers.mixers.clamped_linear import ClampedLinearMixer
 from visionzoo.layers.mixers.cross_window import CrossWindowMixer
 from visionzoo.layers.mixers.embedding_free import EmbeddingFreeMixer
 from visionzoo.layers.mixers.factorized import FactorizedMixer
@@ -37,6 +38,7 @@ from visionzoo.layers.mixers.window import WindowMixer
 __all__ = [
     "MIXERS",
     "ChannelMixer",
+    "ClampedLinearMixer",
     "CrossWindowMixer",
     "EmbeddingFreeMixer",
     "FactorizedMixer",
@@ -63,6 +65,7 @@ __all__ = [
 
 MIXERS: dict[str, type[Mixer]] = {
     "channel": ChannelMixer,
+    "clamped_linear": ClampedLinearMixer,
     "cross_window": CrossWindowMixer,
     "embedding_free": EmbeddingFreeMixer,
     "factorized": FactorizedMixer,
