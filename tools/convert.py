@@ -15,7 +15,7 @@ import visionzoo
 from visionzoo.engine import UserError, run_tool
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.flags import COUNT
-from visionzoo.engine.recorded import read_recorded
+from visionzoo.engine.recorded import read_recorded, recorded_beside
 
 
 def convert(args: argparse.Namespace) -> str:
@@ -29,7 +29,7 @@ def convert(args: argparse.Namespace) -> str:
     if not timm.is_model(args.model):
         raise ValueError(f"unknown model {args.model!r}; python tools/list_models.py lists them")
     state = read_checkpoint(args.checkpoint)
-    found = read_recorded(state, str(args.checkpoint))  # of our own training, empty for others' weights
+    found = recorded_beside(args.checkpoint) or read_recorded(state, str(args.checkpoint))
     run = found.model if found.model.get("model") == args.model else {}
     model_args = {name: value for name in ("in_chans", "gp") if (value := run.get(name)) is not None}
     if "gp" in model_args:

@@ -1,6 +1,8 @@
 """Exported files do what their models do, in torch and in onnxruntime, and wrong ones are refused."""
 
 import importlib.util
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,7 +48,7 @@ def test_files_take_any_batch_and_give_the_models_logits(name, tmp_path):
 
 @pytest.mark.parametrize("name", TINY)
 def test_files_take_any_size_or_the_model_says_that_they_cannot(name, tmp_path):
-    model, shape = tiny(name), Shape(1, (3, 160, 160), dynamic_size=True)
+    model, shape = tiny(name), Shape(1, (3, 224, 224), dynamic_size=True)
     reference = Reference.of(model, shape)
     assert len({tuple(image.shape[2:]) for image in reference.images}) == 4
     if model.DYNAMIC_SIZE:
@@ -147,7 +149,7 @@ def test_kernels_asked_for_by_name_are_refused(format, monkeypatch, tmp_path):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, shape = Nhwc(RoutedMixer(32, 2, regions=2, topk=2)).to(device), Shape(1, (32, 4, 4))
     reference = Reference.of(model, shape)
-    with pytest.raises(UserError, match=r"Triton kernels by name \(.*visionzoo.*unset VISIONZOO_BACKEND"):
+    with pytest.raises(UserError, match=r"Triton kernels by name \(.*visionzoo.*VISIONZOO_BACKEND unset"):
         export(model, tmp_path / f"x{FORMATS[format].suffix}", format, shape, reference)
 
 
@@ -180,3 +182,38 @@ def test_a_file_is_of_the_opset_that_was_asked_for_or_is_not_written(opset, tmp_
         assert not list(tmp_path.iterdir())
     else:
         assert [entry.version for entry in onnx.load(tmp_path / "x.onnx").opset_import if not entry.domain] == [opset]
+
+
+def test_names_that_are_not_utf_8_are_refused_before_torch_aborts(tmp_path):
+    reference = Reference.of(nn.Flatten(), SHAPE)
+    path = tmp_path / os.fsdecode(b"caf\xe9") / "x.pt2"
+    with pytest.raises(UserError, match="is not UTF-8, which ONNX and torch's files need"):
+        export(nn.Flatten(), path, "pt2", SHAPE, reference)
+    for format in ("pt2", "onnx"):
+        export(nn.Flatten(), tmp_path / f"猫 é/x.{format}", format, SHAPE, reference)
+
+
+@pytest.mark.parametrize("opset", [18, 22, 23])
+def test_what_only_trains_is_in_no_file(opset, tmp_path):
+    import onnx
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten()).eval()
+    nn.init.normal_(model[1].bias)
+    shape = Shape(1, (3, 8, 8))
+    export(model, tmp_path / "x.onnx", "onnx", shape, Reference.of(model, shape), opset=opset)
+    graph = onnx.load(tmp_path / "x.onnx").graph
+    assert not {node.op_type for node in graph.node} & {"Dropout", "BatchNormalization"}
+    (bias,) = (node.input[2] for node in graph.node if node.op_type == "Conv")  # into which the norm was folded
+    assert [list(entry.dims) for entry in graph.initializer if entry.name == bias] == [[4]]
+    onnx.checker.check_model(str(tmp_path / "x.onnx"), full_check=True)
+
+
+def test_weights_beside_a_file_are_moved_and_replaced_with_it(tmp_path, monkeypatch):
+    save = torch.onnx.ONNXProgram.save
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.onnx.ONNXProgram, "save", lambda *args: save(*args, external_data=True))
+    model, shape = nn.Sequential(nn.Flatten(), nn.Linear(1200, 50)).eval(), Shape(1, (3, 20, 20))
+    reference = Reference.of(model, shape)
+    file = export(model, Path("a/x.onnx"), "onnx", shape, reference)
+    assert sorted(map(str, Path().rglob("*.*"))) == ["a/x.onnx", "a/x.onnx.data"] and file.megabytes > 0.2
+    assert reference.error_of(FORMATS["onnx"].load(file.path)) < 1e-5  # where it lies now

@@ -190,3 +190,18 @@ def test_edited_tables_of_exports_are_refused_by_their_row(tmp_path):
         (tmp_path / "t.csv").write_text(f"{','.join(COLUMNS)}\n{line}\n{broken}\n")
         with pytest.raises(UserError, match=r"t\.csv, row 3: .*name another --results-csv"):
             read_rows(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("format", ["pt2", "onnx"])
+def test_an_export_to_a_full_disk_is_one_message(tmp_path, monkeypatch, format):
+    from visionzoo.deploy.exporting import Reference, Shape, export
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    model, shape = torch.nn.Flatten(), Shape(1, (3, 2, 2))
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    monkeypatch.setattr("torch.onnx.ONNXProgram.save", full)
+    with pytest.raises(UserError, match=rf"cannot write .*x\.{format}: No space left on device"):
+        export(model, tmp_path / f"x.{format}", format, shape, Reference.of(model, shape))
+    assert not list(tmp_path.iterdir())

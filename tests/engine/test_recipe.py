@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from engine.helpers import UPDATES, learned, rows
+from engine.helpers import TINY, UPDATES, learned, rows
 from PIL import Image
 
 from visionzoo.engine.checkpoints import read_checkpoint

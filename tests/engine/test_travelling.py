@@ -59,6 +59,8 @@ def ways(tmp_path, mode, **more):
     torch.save({"args": timms, "state_dict": state["state_dict"], "arch": TINY["model"]}, tmp_path / "timm.pth.tar")
     folders = {name: ["--pretrained", "--model", f"local-dir:{tmp_path / name}"] for name in ("folder", "out", "again")}
     checkpoints = {name: ["--checkpoint", str(tmp_path / f"{name}.pth.tar")] for name in ("run", "timm")}
+    checkpoints["files"] = ["--checkpoint", str(tmp_path / "folder")]
+    checkpoints["file"] = ["--checkpoint", str(tmp_path / "folder/model.safetensors")]
     return {**checkpoints, **folders}
 
 

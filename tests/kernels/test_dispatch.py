@@ -161,7 +161,7 @@ def test_what_a_checkpointed_stage_runs_again_runs_as_before():
 
     stage = Stage(torch.nn.Identity(), [Norm(), Norm()]).train()
     stage.grad_checkpointing = True
-    x = torch.randn(1, 2, 2, 16, device=DEVICE, requires_grad=True)
+    x = torch.randn(1, 16, 2, 2, device=DEVICE, requires_grad=True)
     with explain() as decisions:
         with visionzoo.use_backend("reference"):
             out = stage(x)

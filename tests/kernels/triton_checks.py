@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from visionzoo.testing import compare_with_float64, controls, poisoned_memory, run
+from visionzoo.testing import compare_with_float64, controls, matrix_units, poisoned_memory, run
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" else [])
@@ -23,7 +23,8 @@ def check_against_float64(operation, tensors, *, alike=(), **options):
         low = {name: _cast(t, dtype) for name, t in tensors.items()}
         same = {name: _cast(t, torch.float64) for name, t in low.items()}  # the numbers that the kernel sees
         exact = run(operation, same, backend="reference", **options)
-        plain = run(operation, low, backend="reference", **options)
+        with matrix_units(dtype):
+            plain = run(operation, low, backend="reference", **options)
         with poisoned_memory():
             fused = run(operation, low, backend="triton", **options)
         failed = [c for c in compare_with_float64(fused, plain, exact) if not c.passed]

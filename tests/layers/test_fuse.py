@@ -10,9 +10,8 @@ import timm
 import torch
 from quick import quick_model
 from timm.layers import BatchNormAct2d
-from timm.models import get_notrace_functions, get_notrace_modules
 from torch import nn
-from torchvision.models.feature_extraction import NodePathTracer
+from torch.nn.utils import parametrizations, parametrize, prune, remove_weight_norm, weight_norm
 from torchvision.ops import FrozenBatchNorm2d
 
 import visionzoo
@@ -178,6 +177,45 @@ def test_wrappers_are_taken_off(wrap):
     assert type(fused) is type(model) and _error(fused(image), model(image)) <= 2e-6
 
 
+def _prune(conv):
+    prune.l1_unstructured(conv, "weight", 0.3)
+    return lambda: prune.remove(conv, "weight")
+
+
+def _weight_norm(conv):
+    weight_norm(conv)
+    return lambda: remove_weight_norm(conv)
+
+
+def _parametrize(conv):
+    parametrizations.weight_norm(conv)
+    return lambda: parametrize.remove_parametrizations(conv, "weight")
+
+
+@pytest.mark.parametrize("change", [_prune, _weight_norm, _parametrize])
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@torch.no_grad()
+def test_computed_weights_are_refused_until_they_are_permanent(change):
+    model = _model()
+    image = torch.randn(1, 3, 64, 64)
+    make_permanent = change(model.stem[0].conv)
+    with pytest.raises(ValueError, match=r"1 tensors are computed .*: stem\.0\.conv\.weight\. Make them permanent"):
+        visionzoo.fuse(model)
+    make_permanent()
+    assert _error(visionzoo.fuse(model)(image), model(image)) <= 2e-6
+
+
+@torch.no_grad()
+def test_hooks_stay_but_for_those_of_folded_norms_which_are_named(caplog):
+    model, seen = _model(), []
+    for path in ("stem.0.conv", "stages.0", "stem.2.norm"):
+        model.get_submodule(path).register_forward_hook(lambda *_, path=path: seen.append(path))
+    fused = visionzoo.fuse(model)
+    assert caplog.messages == ["fuse: hooks of 1 folded norms are left out: stem.2.norm"]
+    fused(torch.randn(1, 3, 64, 64))
+    assert seen == ["stem.0.conv", "stages.0"]
+
+
 @torch.no_grad()
 def test_feature_extractors_fuse():
     model = _shake(timm.create_model("zoo_levit_128s", features_only=True, depths=(1, 1, 1)))
@@ -243,9 +281,7 @@ def test_folding_costs_one_rounding_in_low_precision():
 def test_fused_model_traces():
     fused = visionzoo.fuse(_model())
     image = torch.randn(1, 3, 64, 64)
-    tracer = NodePathTracer(leaf_modules=get_notrace_modules(), autowrap_functions=get_notrace_functions())
-    graph = tracer.trace(fused)
-    assert torch.equal(torch.fx.GraphModule(tracer.root, graph)(image), fused(image))
+    assert torch.equal(torch.fx.symbolic_trace(fused)(image), fused(image))
 
 
 @pytest.mark.slow

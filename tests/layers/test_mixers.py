@@ -364,3 +364,43 @@ def test_under_a_scope_mixers_run_the_reference_alone(name, monkeypatch):
     with use_backend("reference"), explain() as decisions:
         mixer(torch.randn(1, 6, 8, 16, requires_grad=True)).sum().backward()
     assert {decision.backend for decision in decisions} <= {"reference"}
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_second_derivatives_of_the_reference_are_those_of_differences(name):
+    torch.manual_seed(0)
+    mixer = build_mixer(_spec(name), 16, 2).double().eval()
+    x, direction = (torch.randn(1, 6, 8, 16, dtype=torch.float64) for _ in range(2))
+
+    def gradient(at, create_graph=False):
+        return torch.autograd.grad(mixer(at).pow(3).sum(), at, create_graph=create_graph)[0]
+
+    with use_backend("reference"):
+        leaf = x.clone().requires_grad_()
+        product = torch.autograd.grad(gradient(leaf, create_graph=True), leaf, direction)[0]
+        step = 1e-6 * direction
+        after, before = (gradient((x + sign * step).requires_grad_()) for sign in (1, -1))
+    assert relative_error(product, (after - before) / 2e-6) < 1e-6
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_families_have_second_derivatives_under_the_reference(name):
+    model = timm.create_model(name, num_classes=3, **TINY[name]).eval()
+    x = torch.randn(1, 3, 64, 64, requires_grad=True)
+    with use_backend("reference"):
+        grad = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)[0]
+        grad.square().sum().backward()
+    assert x.grad.isfinite().all() and x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["full", "levit", "single_head", "spatial_reduction"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_plain_attention_of_all_tokens_is_torchs_own(name, dtype):
+    torch.manual_seed(0)
+    mixer = build_mixer(_spec(name), 16, 2).to(dtype).eval()
+    x = torch.randn(2, 6, 8, 16, dtype=dtype)
+    with use_backend("reference"):
+        plain = mixer(x)
+    assert plain.dtype == dtype and not torch.equal(plain, torch.zeros_like(plain))
+    assert relative_error(plain.double(), mixer(x).double()) < 4 * torch.finfo(dtype).eps

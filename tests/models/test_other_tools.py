@@ -12,6 +12,7 @@ from timm.utils import freeze, unfreeze
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops import FrozenBatchNorm2d
 
 import visionzoo
@@ -174,7 +175,7 @@ def test_features_are_nchw_whoever_takes_them(name):
     assert torch.equal(getter(image)["first"], model.stem(image))
 
 
-@pytest.mark.parametrize("kind", ["hook", "list", "dict"])
+@pytest.mark.parametrize("kind", ["hook", "list", "dict", "fx"])
 @pytest.mark.parametrize("name", TINY)
 @torch.no_grad()
 def test_every_feature_extractor_of_timm_gives_the_same_or_says_why_not(name, kind):
@@ -185,12 +186,88 @@ def test_every_feature_extractor_of_timm_gives_the_same_or_says_why_not(name, ki
         return
     model = quick_model(name, **TINY[name], features_only=True, feature_cls=kind)
     weights = whole.state_dict()
-    names = {own: own.removeprefix("body.").replace("stages_", "stages.") for own in model.state_dict()}
+    names = {own: own.removeprefix("graph_module.").replace("stages_", "stages.") for own in model.state_dict()}
     model.load_state_dict({own: weights[name] for own, name in names.items()})
     expected = whole.forward_intermediates(_image(96), intermediates_only=True)
     out = model(_image(96))
     out = list(out.values()) if isinstance(out, dict) else out
     assert all(torch.equal(a, b) for a, b in zip(out, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", TINY)
+@torch.no_grad()
+def test_graphs_of_any_tracer_compute_the_same(name):
+    model = _tiny(name, drop_path_rate=0.5)
+    image = _image(96)
+    dim = model.feature_info[-1]["num_chs"]
+    last = model.feature_info[-1]["module"]
+    extractor = create_feature_extractor(model, {last: "last", "head": "logits"}, suppress_diff_warning=True)
+    out = extractor.eval()(image)
+    assert torch.equal(out["logits"], model(image))
+    if not any(isinstance(module, TokenBlock) for module in model.modules()):
+        assert torch.equal(out["last"], model.forward_intermediates(image, intermediates_only=True)[-1])
+    assert dim in (out["last"].shape[1], out["last"].shape[-1])
+    graph = torch.fx.symbolic_trace(model.train())
+    torch.manual_seed(0)
+    expected = model(image)
+    torch.manual_seed(0)
+    assert torch.equal(graph(image), expected)
+
+
+@pytest.mark.parametrize("name", TINY)
+@torch.no_grad()
+def test_images_of_a_few_pixels_give_numbers_or_a_message(name):
+    model = _tiny(name)
+    for size in (1, 2, 5, 16, 31):
+        try:
+            assert torch.isfinite(model(_image(size))).all()
+        except ValueError as error:
+            assert "the image is too small for this model" in str(error)
+
+
+# -- what users of timm reported ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TINY)
+@torch.no_grad()
+def test_a_head_that_is_reset_keeps_device_and_dtype(name):
+    """Directly, too, as trainers do (timm, pull request 2743)."""
+    model, image = _tiny(name).double().eval(), _image().double()
+    model.head.reset(3)
+    assert model(image).dtype == torch.float64 and model(image).shape == (2, 3)
+    assert not model.head.training
+
+
+@pytest.mark.parametrize("name", TINY)
+@torch.no_grad()
+def test_models_without_classifier_are_their_weights(name):
+    """Nothing random is left where there is neither classifier nor pooling (timm, issue 2682)."""
+    model, other = (timm.create_model(name, **TINY[name], num_classes=0, global_pool="").eval() for _ in range(2))
+    visionzoo.load_weights(other, timm.create_model(name, **TINY[name]).state_dict())
+    visionzoo.load_weights(model, other.state_dict())
+    assert torch.equal(model(_image()), other(_image()))
+
+
+@torch.no_grad()
+def test_exporting_leaves_the_model_as_it_was():
+    """No fake tensor stays in it, as in LeViT's cache elsewhere (pytorch, issue 155114)."""
+    model, image = _tiny("zoo_levit_128s"), _image()
+    before = model(image)
+    torch.export.export(model, (image,))
+    assert type(model(image)) is torch.Tensor and torch.equal(model(image), before)
+
+
+def test_intermediate_features_recompute_blocks_too():
+    """timm, issue 2435: gradient checkpointing in `forward_intermediates`."""
+    model = _tiny("zoo_swin_t").train()
+    model.set_grad_checkpointing(True)
+    calls = []
+    for block in model.blocks_in_order():
+        block.register_forward_pre_hook(lambda *_: calls.append(1))
+    features = model.forward_intermediates(_image(), intermediates_only=True)
+    blocks = len(calls)
+    sum(feature.mean() for feature in features).backward()
+    assert len(calls) == 2 * blocks > 0
 
 
 # -- parameters that are elsewhere until their module runs ------------------------------------------------------------

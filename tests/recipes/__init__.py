@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -69,6 +70,7 @@ class Recipe:
     features: names of the modules whose outputs are kept as feat0, feat1, …, laid out by `layout`; of an output that is
         a tuple the first value, or that of the number after a colon: "blocks.0:1".
     constants: endings of the names of tensors that the model computes itself (index tables, masks); not filled.
+    filled: endings of the names of other buffers that are filled by their names as parameters are.
     run: (model, image) -> named arrays, in place of `{"logits": model(image)}`.
     stress: factors of a second run with the parameters of these endings multiplied (see golden.py), and its arrays.
     stand_ins: modules that the file imports and that are replaced: their names and values. Names left out are accepted
@@ -87,6 +89,7 @@ class Recipe:
     features: tuple[str, ...] = ()
     layout: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = nchw
     constants: tuple[str, ...] = ()
+    filled: tuple[str, ...] = ()
     run: Callable[[nn.Module, torch.Tensor], Mapping[str, torch.Tensor]] | None = None
     stress: tuple[tuple[str, float], ...] = ()
     stand_ins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -111,6 +114,12 @@ def beside(module: types.ModuleType, path: str) -> types.ModuleType:
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded
+
+
+def uncast(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
+    """Run a model whose code casts to float32 on the way: without these casts, for float64's digits."""
+    with patch.object(torch.Tensor, "float", lambda value: value):
+        return model(image)
 
 
 def features_only(model: nn.Module, image: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -44,13 +44,14 @@ class Net(torch.nn.Module):
         self.blocks = torch.nn.Sequential(block(width), block(width))
         self.norm = torch.nn.BatchNorm2d(width)
         self.never = torch.nn.Linear(2, 2)
+        self.more = torch.nn.Parameter(torch.zeros(5))
         self.head = torch.nn.Linear(width, 5)
         self.register_buffer("index", torch.arange(width))
 
     def train(self, mode=True):
         super().train(mode)
         if not mode:  # as LeViT keeps its biases
-            self.kept = self.head.bias * 2
+            self.kept = self.head.bias * 2 + self.more.detach()
 
     def forward(self, x):
         x = self.norm(self.blocks(self.stem(x))[:, self.index])
@@ -112,7 +113,7 @@ def test_a_record_is_the_authors_model_on_the_weights_and_image_of_golden(clone,
     authors(stress=(("stem.weight", 3.0),))
     assert run("--authors", clone, "--records", tmp_path) == 0
     record = Record(str(tmp_path / "swin" / "net"))
-    assert record.meta["num_params"] == 3 * 8 * 16 + 8 + 2 * (8 * 8 * 9 + 8) + 2 * 8 + 2 * 2 + 2 + 8 * 5 + 5
+    assert record.meta["num_params"] == 3 * 8 * 16 + 8 + 2 * (8 * 8 * 9 + 8) + 2 * 8 + 2 * 2 + 2 + 8 * 5 + 5 + 5
     assert record.meta["unused_parameters"] == ["never.weight", "never.bias"]
     assert (record.meta["commit"], record.meta["license"]) == (git(clone, "rev-parse", "HEAD"), "MIT")
     assert record.meta["stand_ins"] == ["elsewhere"]
@@ -129,7 +130,9 @@ def test_a_record_is_the_authors_model_on_the_weights_and_image_of_golden(clone,
     mean, var, weight, bias = (state[f"norm.{n}"].double() for n in ("running_mean", "running_var", "weight", "bias"))
     x = torch.nn.functional.batch_norm(x, mean, var, weight, bias)
     head, bias = state["head.weight"].double(), state["head.bias"].double()
-    np.testing.assert_allclose(record.arrays["logits"], x.mean((2, 3)) @ head.T + 3 * bias, rtol=1e-12)
+    np.testing.assert_allclose(
+        record.arrays["logits"], x.mean((2, 3)) @ head.T + 3 * bias + state["more"].double(), rtol=1e-12
+    )
 
     stressed, state = record.state_dict(stress=True), record.state_dict()
     assert stressed.pop("stem.weight").equal(state.pop("stem.weight") * 3)
@@ -201,7 +204,7 @@ def test_a_model_that_is_not_the_records_is_refused(clone, authors, tmp_path, ca
     own = Record(str(tmp_path / "swin" / "net")).meta["num_params"]
     authors(kwargs={"width": 4})
     assert run("--authors", clone, "--records", tmp_path, "--check") == 1
-    assert re.search(rf"has 531 parameters, the record {own:,}", capsys.readouterr().err)
+    assert re.search(rf"has 536 parameters, the record {own:,}", capsys.readouterr().err)
     authors(features=("stem",))
     assert run("--authors", clone, "--records", tmp_path, "--check") == 1
     assert "the recipe gives logits, feat0, but not the record's feat1" in capsys.readouterr().err

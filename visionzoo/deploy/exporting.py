@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 import warnings
@@ -178,6 +179,8 @@ def export(
     Raises:
         UserError: the model cannot be exported so, or the file does not do what the model does.
     """
+    if str(path).encode(errors="replace") != os.fsencode(path):  # torch would abort
+        raise UserError(f"the name {path} is not UTF-8, which ONNX and torch's files need; name another --output")
     example = reference.images[0].new_zeros(shape.example())
     make_folder(path.parent)
     start = time.perf_counter()
@@ -187,6 +190,10 @@ def export(
             FORMATS[format].write(model, temporary, example, shape, input_name, list(output_names), opset)
         except UserError:
             raise
+        except OSError as failure:
+            if failure.errno is None:
+                raise UserError(f"cannot export to {format} for {shape}: {_reason(failure)}") from failure
+            raise UserError(f"cannot write {path}: {failure.strerror}") from failure
         except Exception as failure:  # torch's exporters raise whatever they stumble over
             raise UserError(f"cannot export to {format} for {shape}: {_reason(failure)}") from failure
         seconds = time.perf_counter() - start
@@ -250,7 +257,9 @@ _OWN_OPERATORS = (
 def _write_program(
     model: nn.Module, path: Path, example: Tensor, shape: Shape, input_name: str, output_names: list[str], opset: Any
 ) -> None:
-    torch.export.save(trace(model, example, shape), path)
+    content = io.BytesIO()  # torch ends the process where it writes to a disk that is full
+    torch.export.save(trace(model, example, shape), content)
+    path.write_bytes(content.getbuffer())
 
 
 def _load_program(path: Path) -> Callable[[Tensor], list[Tensor]]:

@@ -206,6 +206,7 @@ def _check_files(args: argparse.Namespace) -> None:
     if args.results_csv:
         check_table(Path(args.results_csv), COLUMNS)
     path = Path(args.results_file)
+    make_folder(path.parent)
     if args.results_file and path.exists() and _read(path) is None:
         raise UserError(f"--results-file {path} is there and no result of tools/eval.py; name another file")
 

@@ -17,7 +17,15 @@ import visionzoo  # noqa: F401  registers the zoo_* models
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.data import image_mode
 from visionzoo.engine.errors import UserError, closest
-from visionzoo.engine.recorded import DATA_CONFIG, Recorded, check_data_config, per_channel, read_recorded, take_model
+from visionzoo.engine.recorded import (
+    DATA_CONFIG,
+    Recorded,
+    check_data_config,
+    per_channel,
+    read_recorded,
+    recorded_beside,
+    take_model,
+)
 from visionzoo.models._checkpoint import load_weights, unwrap_state_dict
 from visionzoo.models._hub import READING, not_finite, published
 from visionzoo.models._licenses import NonCommercialError, check
@@ -250,7 +258,7 @@ def restore(args: argparse.Namespace) -> Trained:
         return _trained(args, model, per_channel(data_config(args, model)), found)
     args = argparse.Namespace(**vars(args))
     state = read_checkpoint(args.checkpoint)
-    found = read_recorded(state, args.checkpoint)
+    found = recorded_beside(args.checkpoint) or read_recorded(state, args.checkpoint)
     take_model(args, found, args.checkpoint)
     args.pretrained = False  # the weights come from the checkpoint
     model = build_model(args)

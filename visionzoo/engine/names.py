@@ -11,7 +11,8 @@ def read_class_map(path: str, root: str | None) -> dict[str, int]:
     Raises:
         UserError: as `read_names`; or a class is named twice, and would have two numbers.
     """
-    file = Path(path) if Path(path).exists() or not root else Path(root) / path
+    within = Path(root or "", path)
+    file = within if within.exists() and not Path(path).exists() else Path(path)
     names = read_names(file, "class map")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{file} names {', '.join(twice[:10])} twice; each class has one number")

@@ -6,10 +6,12 @@ address. Nothing else is taken: no number of processes, no device, no folder to 
 """
 
 import argparse
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -17,6 +19,7 @@ import timm
 from visionzoo.engine.data import MODES
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.flags import FILTERS
+from visionzoo.models._hub import published_by
 
 DATA_FLAGS = ("dataset", "data_dir", "val_data_dir", "val_split", "class_map", "input_key", "target_key")
 DATA_CONFIG = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
@@ -87,6 +90,35 @@ def read_recorded(state: Mapping[str, Any], where: str) -> Recorded:
             raise _damaged(where, "class_names", names)
         found.class_names = list(names)
     return found
+
+
+def recorded_beside(path: str | Path) -> Recorded | None:
+    """Return what the config.json says in the folder of a checkpoint, or beside its model.safetensors.
+
+    Returns:
+        None where there is none, or none of timm's.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    config = folder / "config.json"
+    if not config.is_file() or (folder != Path(path) and Path(path).name != "model.safetensors"):
+        return None
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+        if "architecture" not in content:
+            return None
+        cfg = {**content.get("pretrained_cfg", content), **content}
+        kwargs = content.get("model_args") or {}
+        taken = {key: value for key, value in kwargs.items() if not _names_weights(key, value)}
+        model = {"model": str(content["architecture"]), "num_classes": cfg.get("num_classes"), "model_kwargs": taken}
+        said = published_by(cfg)
+    except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
+        raise UserError(f"cannot read {config}: {type(error).__name__}: {error}; mend it, or move it away") from error
+    left_out = [f"model_args {key!r}" for key in kwargs if key not in taken]
+    data_config = check_data_config({key: cfg[key] for key in DATA_CONFIG if key in cfg}, str(config))
+    return Recorded(model, said["reading"], data_config, class_names=said["class_names"], left_out=left_out)
 
 
 def recorded_args(state: Mapping[str, Any]) -> dict[str, Any]:

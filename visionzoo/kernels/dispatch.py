@@ -32,6 +32,7 @@ OPERATIONS = (
 )
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 128
+MAX_NUMBERS = 2**31  # of one sample: kernels count inside of samples in 32 bits, over samples in 64
 MIN_CAPABILITY = (8, 0)  # compute capability; older GPUs have no bfloat16 matrix units
 MIN_TORCH = "2.7"  # comes with Triton 3.3, the oldest whose compiler takes all kernels
 
@@ -83,6 +84,7 @@ def choose(
     unsupported: str | None = None,
     avoid: str | None = None,
     max_width: int | None = MAX_HEAD_DIM,
+    max_numbers: int | None = MAX_NUMBERS,
 ) -> str:
     """Return "reference" or "triton" for one call of `operation`.
 
@@ -98,6 +100,7 @@ def choose(
         unsupported: what else the operation's kernels cannot do of this call; None for nothing.
         avoid: why "auto" takes the reference though the kernels can run, such as that they are the slower.
         max_width: largest last axis that they take; None for any.
+        max_numbers: most numbers of one sample of q or v that they take; None for any.
 
     Raises:
         ValueError: if the name is unknown, or triton was asked for by name and cannot run.
@@ -111,7 +114,7 @@ def choose(
     reason: str | None = "it was asked for by name"
     if backend != "reference":
         on_cpu = backend == "triton" and _interpreted()
-        reason = _why_not_here() or _why_not(q, v, max_width, on_cpu) or unsupported
+        reason = _why_not_here() or _why_not(q, v, max_width, on_cpu) or unsupported or _too_large(q, v, max_numbers)
         if backend == "triton" and reason is not None:
             asked = backend if by_name else scope.asked
             raise ValueError(f"{operation}: backend {asked!r} cannot run: {reason}")
@@ -163,6 +166,14 @@ def _why_not(q: Tensor, v: Tensor | None, max_width: int | None, on_cpu: bool) -
     if torch.version.hip is None and (capability := _capability(q.device)) < MIN_CAPABILITY:
         return f"its kernels need compute capability {MIN_CAPABILITY}, this GPU has {capability}"
     return None
+
+
+def _too_large(q: Tensor, v: Tensor | None, max_numbers: int | None) -> str | None:
+    """Say that a sample has more numbers than kernels can count; in compiled code they say so when they run."""
+    if max_numbers is None or torch.compiler.is_compiling():
+        return None
+    numbers = max(t.numel() // max(1, len(t)) for t in (q, v) if t is not None)
+    return None if numbers <= max_numbers else f"its kernels take up to {max_numbers} numbers a sample, got {numbers}"
 
 
 _capabilities: dict[int | None, tuple[int, int]] = {}  # asking costs some µs every time

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from timm.layers import DropPath, Mlp, register_notrace_function, register_notrace_module
+from timm.layers import DropPath, Mlp
 from timm.layers import LayerScale as TimmLayerScale
 from torch import Tensor, nn
 
 from visionzoo.kernels.precision import without_autocast
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
 from visionzoo.layers.norm import LayerNorm
+from visionzoo.layers.tracing import one_node
 
 
 class Block(nn.Module):
@@ -80,17 +81,17 @@ class Block(nn.Module):
         """Return x + drop_path(scale(branch)); the factors are multiplied first, so that each map is read once."""
         kept = None
         if self.training and isinstance(self.drop_path, DropPath):
-            kept = self.drop_path(branch.new_ones(branch.shape[0], *[1] * (branch.ndim - 1)))
+            kept = self.drop_path(branch.new_ones((branch.shape[0],) + (1,) * (branch.ndim - 1)))  # traceable by fx
         if isinstance(scale, LayerScale):
             return scale(branch, residual=x, factor=kept)
         branch = scale(branch)
         return x + branch if kept is None else add_scaled(x, branch, kept)
 
 
-@register_notrace_module  # it looks at the device
 class LayerScale(TimmLayerScale):
     """timm's `LayerScale`, which also adds: a learned factor for each channel."""
 
+    @one_node
     def forward(self, x: Tensor, residual: Tensor | None = None, factor: Tensor | None = None) -> Tensor:
         """Multiply [..., C] by the scale and by `factor`, where there is one, and add it to `residual`."""
         if residual is None:
@@ -98,7 +99,7 @@ class LayerScale(TimmLayerScale):
         return add_scaled(residual, x, self.gamma if factor is None else self.gamma * factor)
 
 
-@register_notrace_function  # it looks at the device
+@one_node  # it looks at the device
 def add_scaled(x: Tensor, branch: Tensor, factor: Tensor) -> Tensor:
     """Return x + branch · factor in one pass; autocast would cast in passes of its own."""
     with without_autocast(x.device):

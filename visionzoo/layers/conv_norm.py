@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from visionzoo.layers.nhwc import DepthwiseConvNHWC, on_nchw
-from visionzoo.layers.padding import pad_to_multiple
+from visionzoo.layers.padding import is_symbolic, pad_to_multiple
+from visionzoo.layers.tracing import one_node
 
 
 class ConvNorm(nn.Module):
@@ -28,6 +30,9 @@ class ConvNorm(nn.Module):
         norm_weight: initial value of the norm's weight; 0 lets a residual branch start as nothing.
         pad_to_stride: add zeros at the bottom and right of the convolution's input until the stride divides it, so
             that no row or column is lost (sizes are rounded up); else the remainder is dropped, as torch does.
+
+    Raises:
+        ValueError: in `forward`, if the map is smaller than the kernel.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class ConvNorm(nn.Module):
         pad_to_stride: bool = False,
     ):
         super().__init__()
+        self.kernel_size, self.padding = kernel_size, padding
         self.norm_first = norm_first
         self.pad_to_stride = to_2tuple(stride) if pad_to_stride else None
         self.conv = nn.Conv2d(in_dim, out_dim, kernel_size, stride, padding, groups=groups, bias=bias)
@@ -60,7 +66,7 @@ class ConvNorm(nn.Module):
             x = self._normalise(x)
         if self.pad_to_stride:
             x = pad_to_multiple(x, self.pad_to_stride)
-        x = on_nchw(self.conv, x)
+        x = on_nchw(self.conv, _check_size(x, self.kernel_size, self.padding))
         return x if self.norm_first else self._normalise(x)
 
     def _normalise(self, x: Tensor) -> Tensor:
@@ -71,6 +77,18 @@ class ConvNorm(nn.Module):
         if not self.norm_first:
             return [("conv", "norm")]
         return [] if self.pad_to_stride else [("norm", "conv")]
+
+
+@one_node
+def _check_size(x: Tensor, kernel_size: int, padding: int) -> Tensor:
+    # Under torch.compile a test on symbolic sizes would cost a recompilation; torch's own message must do there.
+    if not torch.compiler.is_compiling() and not is_symbolic(x) and min(x.shape[1:3]) + 2 * padding < kernel_size:
+        raise ValueError(
+            f"the image is too small for this model: a convolution with a kernel of {kernel_size} x {kernel_size} "
+            f"needs a map of at least {max(1, kernel_size - 2 * padding)} x {max(1, kernel_size - 2 * padding)}, and "
+            f"got one of {x.shape[1]} x {x.shape[2]}"
+        )
+    return x
 
 
 class DepthwiseConvNorm(nn.Module):

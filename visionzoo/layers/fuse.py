@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable
 from functools import partial
 from itertools import pairwise
@@ -10,9 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torchvision.ops import FrozenBatchNorm2d
 
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
+
+_logger = logging.getLogger(__name__)
 
 _TRAIN_THE_ORIGINAL = (
     "this model was fused for inference, its batch norms or position biases are folded into other tensors: train the "
@@ -41,14 +45,20 @@ def fuse(model: nn.Module) -> nn.Module:
     norm that comes before a convolution with zero padding stays: its shift is missing in the padding.
 
     Args:
-        model: any module; DDP, DataParallel and torch.compile around it are taken off.
+        model: any module; DDP, DataParallel and torch.compile around it are taken off. Hooks are copied with their
+            modules, but for those of folded norms, which a warning names.
+
+    Raises:
+        ValueError: if tensors are computed from others before every forward pass (pruning, weight_norm).
     """
     bare: Any = model
     while (compiled := hasattr(bare, "_orig_mod")) or isinstance(
         bare, nn.DataParallel | nn.parallel.DistributedDataParallel
     ):
         bare = bare._orig_mod if compiled else bare.module
+    _refuse_computed_weights(bare)
     fused: nn.Module = copy.deepcopy(bare).requires_grad_(False)
+    before = dict(fused.named_modules())
     for module in list(fused.modules()):
         for first, second in _pairs(module):
             _fold(module, first, second)
@@ -58,7 +68,32 @@ def fuse(model: nn.Module) -> nn.Module:
     for module in fused.modules():
         if any(map(_is_folded, module.modules())) and "train" not in vars(module):  # else it was fused before
             _set_in_stone(module)
+    after = dict(fused.named_modules())
+    hooked = [path for path, module in before.items() if after.get(path) is not module and _has_hooks(module)]
+    if hooked:
+        _logger.warning("fuse: hooks of %d folded norms are left out: %s", len(hooked), ", ".join(hooked))
     return fused
+
+
+def _refuse_computed_weights(model: nn.Module) -> None:
+    """Refuse modules whose tensors are computed from others before every forward: what is folded would be undone."""
+    computed = []
+    for path, module in model.named_modules():
+        own = module._parameters
+        names = [name for name in vars(module) if f"{name}_orig" in own or f"{name}_g" in own]  # pruned, normalised
+        names += module.parametrizations if parametrize.is_parametrized(module) else []  # type: ignore[arg-type]
+        computed += [f"{path}.{name}" if path else name for name in names]
+    if computed:
+        raise ValueError(
+            f"fuse: {len(computed)} tensors are computed from others in every forward pass (pruning, weight_norm, "
+            f"spectral_norm, parametrizations): {', '.join(computed[:4])}{', ...' if len(computed) > 4 else ''}. Make "
+            f"them permanent first, by torch.nn.utils.prune.remove, remove_weight_norm, remove_spectral_norm or "
+            f"parametrize.remove_parametrizations"
+        )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(value for name, value in vars(module).items() if name.endswith("_hooks"))
 
 
 def unfused_part(fused: nn.Module, state_dict: Iterable[str], prefix: str = "") -> str | None:

@@ -39,13 +39,14 @@ class BatchNormHead(nn.Module):
     def reset(self, num_classes: int, pool_type: str | None = None) -> None:
         """Replace the classifiers and, where `pool_type` is given, the pooling."""
         pool_type = self.global_pool.pool_type if pool_type is None else pool_type
+        like = next(self.parameters(), None)
         self.num_classes = num_classes
         self.global_pool = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
         dim = self.in_features * self.global_pool.feat_mult()
         self.norm, self.fc = _norm_linear(dim, num_classes)
         if self.distilled:
             self.norm_dist, self.fc_dist = _norm_linear(dim, num_classes)
-        self.train(self.training)
+        _adapt(self, like)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """[B, C, H, W] to [B, num_classes]; with `pre_logits` to pooled features [B, C].
@@ -72,6 +73,13 @@ class BatchNormHead(nn.Module):
     def fusible(self) -> list[tuple[str, str]]:
         """Names of the layers that follow each other directly in inference, for `visionzoo.fuse`."""
         return [("norm", "fc"), ("norm_dist", "fc_dist")] if self.distilled else [("norm", "fc")]
+
+
+def _adapt(head: nn.Module, like: nn.Parameter | None) -> None:
+    """Bring a head's new layers to the mode, device and dtype that it had; a head without parameters had none."""
+    if like is not None:
+        head.to(device=like.device, dtype=like.dtype)
+    head.train(head.training)
 
 
 def _norm_linear(dim: int, num_classes: int) -> tuple[nn.Module, nn.Module]:
@@ -130,6 +138,7 @@ class TokenHead(nn.Module):
                 f"TokenHead: a distilled head reads its two tokens, got global_pool={pool_type!r}; pass 'token', or "
                 f"distilled=False"
             )
+        like = next(self.parameters(), None)
         if pool_type != "map":
             self.attn_pool = None
         elif self.attn_pool is None:
@@ -138,7 +147,7 @@ class TokenHead(nn.Module):
         self.fc = _linear(self.in_features, num_classes)
         if self.distilled:
             self.fc_dist = _linear(self.in_features, num_classes)
-        self.train(self.training)
+        _adapt(self, like)
 
     def pool(self, x: Tensor) -> Tensor:
         """[B, P + N, C] to [B, C], or the tokens as they are where there is no pooling."""

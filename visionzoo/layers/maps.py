@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
+from visionzoo.layers.tracing import one_node
 
-@register_notrace_module  # shapes steer these layers (padding, regions), so torch.fx sees each as one node
+
 class MapLayer(nn.Module):
     """A layer of [B, H, W, C] maps; its `forward` begins with `check_input`.
 
@@ -19,6 +21,12 @@ class MapLayer(nn.Module):
     """
 
     ADAPTER = ""  # what puts it on [B, C, H, W], within visionzoo.layers
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let torch.fx see each such layer as one node: shapes steer them (padding, regions)."""
+        super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls):
+            cls.forward = one_node(cls.forward)  # type: ignore[method-assign]
 
     def __init__(self, dim: int):
         super().__init__()
@@ -62,7 +70,6 @@ class MapLayer(nn.Module):
             )
 
 
-@register_notrace_module  # it looks at the shape, as the layers do
 class AdapterNCHW(nn.Module):
     """A layer of [B, H, W, C] maps on [B, C, H, W] ones; its child has the name `ROLE`."""
 
@@ -72,6 +79,7 @@ class AdapterNCHW(nn.Module):
         super().__init__()
         self.add_module(self.ROLE, layer)
 
+    @one_node  # it looks at the shape, as the layers do
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, C', H', W'], of the same size but for mixers with a stride or an `out_dim`.
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from visionzoo.kernels import depthwise_conv, group_norm
+from visionzoo.layers.tracing import one_node
 
 
 def on_nchw(layer: nn.Module, x: Tensor) -> Tensor:
@@ -41,7 +41,6 @@ class OnNCHW(nn.Module):
         return on_nchw(self.layer, x)
 
 
-@register_notrace_module  # as torch.fx does with torch's own layers
 class DepthwiseConvNHWC(nn.Module):
     """Convolution of each channel of [B, H, W, C] with a kernel of its own, with zeros around the map.
 
@@ -76,6 +75,7 @@ class DepthwiseConvNHWC(nn.Module):
         if self.bias is not None:
             nn.init.uniform_(self.bias, -1 / self.kernel_size, 1 / self.kernel_size)
 
+    @one_node  # as torch's own layers are
     def forward(self, x: Tensor, residual: Tensor | None = None, regions: tuple[int, int] | None = None) -> Tensor:
         """Convolve a [B, H, W, C] map, or each of its regions by itself, and add `residual`, as `depthwise_conv`."""
         weight: Tensor = self.weight
@@ -90,7 +90,6 @@ class DepthwiseConvNHWC(nn.Module):
         return f"{self.dim}, {self.kernel_size}, bias={self.bias is not None}, heads={self.heads}"
 
 
-@register_notrace_module
 class GroupNorm1(nn.Module):
     """Group normalisation with one group: statistics over height, width and channels of each sample.
 
@@ -104,6 +103,7 @@ class GroupNorm1(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(dim))
 
+    @one_node  # as torch's own layers are
     def forward(self, x: Tensor) -> Tensor:
         """Normalise a [B, H, W, C] map."""
         return group_norm(x, self.weight, self.bias, eps=self.eps)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from visionzoo.kernels import layer_norm
+from visionzoo.layers.tracing import one_node
 
 
-@register_notrace_module  # as torch.fx does with torch's own layers
 class LayerNorm(nn.LayerNorm):
     """`nn.LayerNorm` of [..., C] over C, by `visionzoo.kernels.layer_norm`: faster for narrow rows on a GPU.
 
@@ -22,6 +21,7 @@ class LayerNorm(nn.LayerNorm):
     def __init__(self, dim: int, eps: float = 1e-5):
         super().__init__(dim, eps=eps)
 
+    @one_node  # as torch's own layers are
     def forward(self, x: Tensor) -> Tensor:
         """Normalise [..., C]."""
         return layer_norm(x, self.weight, self.bias, eps=self.eps)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import Parameter, signature
-from operator import attrgetter
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -56,8 +55,8 @@ def build_spec(kind: str, spec: Any, table: Mapping[str, Callable[..., Any]], *a
     constructor = table[name]
     parameters = list(signature(constructor).parameters.values())[len(args) :]
     takes = {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-    called: Callable[..., Any] = attrgetter("__init__")(constructor) if isinstance(constructor, type) else constructor
-    hints = get_type_hints(called)
+    called: Any = constructor
+    hints = get_type_hints(getattr(called, "__init__") if isinstance(called, type) else called)  # noqa: B009  mypy
     for key, value in options.items():
         if key not in takes:
             raise ValueError(

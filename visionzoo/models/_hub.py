@@ -5,6 +5,7 @@ Both load by timm: `timm.create_model("local-dir:FOLDER", pretrained=True)`, `ti
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from timm.models import save_for_hf
+import torch
+from timm.models import create_model, save_for_hf
 from torch import nn
 
 from visionzoo._version import __version__
@@ -52,6 +54,7 @@ def save_pretrained(
         ValueError: the folder holds files or is none, the weights are no numbers, or nobody says what their licence is.
     """
     folder = Path(folder)
+    model = _bare(model)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty, or no folder; name a new one")
     if not licence:
@@ -68,9 +71,17 @@ def save_pretrained(
     try:
         with TemporaryDirectory(dir=folder, prefix=".") as temporary:
             new = Path(temporary) / "model"
-            save_for_hf(model, str(new), model_args=dict(model_args or {}) or None, safe_serialization=True)
+            try:
+                save_for_hf(model, str(new), model_args=dict(model_args or {}) or None, safe_serialization=True)
+            except RuntimeError as error:  # two names of one tensor
+                words = " ".join(str(error).split())[:300]
+                raise ValueError(f"safetensors cannot keep these weights, untie them: {words}") from error
             config = json.loads((new / "config.json").read_text())
-            config.get("model_args", {}).pop("non_commercial", None)
+            for name in (
+                "non_commercial",
+                "num_classes",
+            ):  # classes stand beside, and count once
+                config.get("model_args", {}).pop(name, None)
             given = {name: value for name, value in (data_config or {}).items() if name in DATA_CONFIG}
             config["pretrained_cfg"] |= {**given, "license": licence}
             if reading:
@@ -83,6 +94,7 @@ def save_pretrained(
             (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
             card = model_card(config["architecture"], model, licence, source, measured or {}, config["pretrained_cfg"])
             (new / "README.md").write_text(card, encoding="utf-8")
+            _check_whole(model, new)
             for file in sorted(new.iterdir(), key=lambda file: file.name == "config.json"):
                 file.rename(folder / file.name)  # whole, and last what makes it a model to timm
     except BaseException:
@@ -92,9 +104,41 @@ def save_pretrained(
     return folder
 
 
+def _bare(model: nn.Module) -> nn.Module:
+    """Return a model without its wrappers, its weights contiguous, as safetensors needs them."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while isinstance(model, wrappers) or hasattr(model, "_orig_mod"):
+        inner = model.module if isinstance(model, wrappers) else model._orig_mod
+        assert isinstance(inner, nn.Module)
+        model = inner
+    if not (hasattr(model, "pretrained_cfg") and hasattr(model, "num_classes")):
+        raise ValueError(f"expected a model as timm.create_model gives it, got {type(model).__name__}")
+    if all(tensor.is_contiguous() for tensor in model.state_dict().values()):
+        return model
+    return copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+
+def _check_whole(model: nn.Module, folder: Path) -> None:
+    """Raise ValueError where the model that a folder describes would not take the weights that lie in it."""
+    with torch.device("meta"):
+        again = create_model(f"local-dir:{folder}", pretrained=False)
+    theirs, own = ({n: tuple(t.shape) for n, t in m.state_dict().items()} for m in (again, model))
+    if strangers := sorted(name for name in theirs.keys() | own.keys() if theirs.get(name) != own.get(name)):
+        raise ValueError(
+            f"{type(model).__name__} is not as it was built: {len(strangers)} tensors are other than its config.json "
+            f"says, such as {strangers[0]}. A model that was fused or cut cannot be loaded again: give the one before. "
+            "Arguments that it was built with go into model_args"
+        )
+
+
 def published(model: nn.Module) -> dict[str, Any]:
     """Return what the config.json says that a model was loaded by: `num_classes`, `class_names` and its `reading`."""
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
+    return published_by(cfg)
+
+
+def published_by(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the same of the config itself."""
     notes = dict(str(note).partition("=")[::2] for note in cfg.get("notes") or ())
     reading = {name: value if name == "input_img_mode" else True for name, value in notes.items() if name in READING}
     names = cfg.get("label_names")

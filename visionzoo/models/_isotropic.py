@@ -16,10 +16,10 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import Unpack
 
 from visionzoo.kernels.scope import keep_backend
-from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.heads import TokenHead
 from visionzoo.layers.mixers import build_mixer, resolve_mixers
 from visionzoo.layers.mixers.base import Mixer
+from visionzoo.layers.stem import ConvNormStem
 from visionzoo.layers.tokens import PrefixTokens, TokenBlock, TokenPositions, Tokens
 from visionzoo.models._contract import Contract, HeadOptions
 
@@ -67,7 +67,7 @@ class Isotropic(Contract):
         embed_dim: channels.
         patch_size: side of the patches in pixels. Images are padded with zeros to whole patches.
         img_size: pixels, or (height, width), that the table of positions is made for; others interpolate it.
-        stem: image [B, H, W, in_chans] to a map [B, H / patch_size, W / patch_size, embed_dim]; None for a convolution.
+        stem: image [B, in_chans, H, W] to a map [B, embed_dim, H / patch_size, W / patch_size]; None for a convolution.
         class_token: have a class token.
         dist_token: have a distillation token.
         reg_tokens: number of registers.
@@ -120,7 +120,7 @@ class Isotropic(Contract):
             raise ValueError(f"{type(self).__name__}: positions must be 'all', 'map' or 'none', got {positions=}")
         prefix = PrefixTokens(embed_dim, class_token=class_token, dist_token=dist_token, reg_tokens=reg_tokens)
         modules: dict[str, nn.Module] = {
-            "stem": stem or ConvNorm(in_chans, embed_dim, patch_size, patch_size, pad_to_stride=True)
+            "stem": stem or ConvNormStem(in_chans, embed_dim, patch_size, patch_size, pad_to_stride=True)
         }
         if positions != "none":
             modules["positions"] = TokenPositions(
@@ -153,7 +153,7 @@ class Isotropic(Contract):
 
     def begin(self, image: Tensor) -> Tokens:
         """Image [B, in_chans, H, W] to the tokens before the first block."""
-        tokens = Tokens.of(self.stem(image.permute(0, 2, 3, 1).contiguous()))
+        tokens = Tokens.of(self.stem(image).permute(0, 2, 3, 1))
         if self.prefix_at == 0:
             tokens = self.prefix(tokens) if self.num_prefix_tokens else tokens
         if hasattr(self, "positions"):

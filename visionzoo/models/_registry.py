@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -101,25 +101,26 @@ def _entry_point(name: str, model_cls: type[Contract], variant: Variant) -> Call
         accepted = kwargs.pop("non_commercial", False)
         gates = kwargs.pop("gates", None)
         _check_arguments(name, model_cls, kwargs)
-        _check_features(name, kwargs, () if model_cls.HEAD_INPUT == "NCHW" else None)
         if pretrained:
             _require_weights(name, variant, kwargs, accepted)
         if "mixers" in variant.kwargs:
             kwargs["mixers"] = combine_mixers(variant.kwargs["mixers"], kwargs.get("mixers"))
+        apart = {"flatten_sequential": True} if kwargs.get("feature_cls") in ("dict", "hook", "list") else {}
+
+        def build(**arguments: Any) -> nn.Module:
+            model = with_gates(model_cls, gates)(**arguments)
+            _check_features(name, model, kwargs)
+            return model
+
         with torch.device(device) if device is not None else nullcontext():
             model = build_model_with_cfg(
-                with_gates(model_cls, gates),
+                build,
                 name,
                 pretrained,
                 pretrained_filter_fn=filter_for_timm,
-                feature_cfg={
-                    "out_indices": model_cls.FEATURES,
-                    "feature_cls": FeatureGetter,
-                    "flatten_sequential": True,  # for the extractors that take a model apart
-                },
+                feature_cfg={"out_indices": model_cls.FEATURES, "feature_cls": FeatureGetter, **apart},
                 **{**variant.kwargs, **kwargs},
             )
-        _check_features(name, kwargs, model.modules())
         return model.to(dtype=dtype)
 
     create.__name__ = create.__qualname__ = name
@@ -136,18 +137,15 @@ class FeatureGetter(FeatureGetterNet):
         model.set_grad_checkpointing(enable)
 
 
-def _check_features(name: str, kwargs: Mapping[str, Any], parts: Iterable[nn.Module] | None) -> None:
+def _check_features(name: str, model: nn.Module, kwargs: Mapping[str, Any]) -> None:
     """Refuse extractors that take what a module returns where that is no map.
 
     Raises:
-        ValueError: if tokens pass between the parts (of all the family's models where None are given), and the
-            extractor is not timm's getter.
+        ValueError: if tokens pass between the model's parts, and the extractor is not timm's getter.
     """
     kind = kwargs.get("feature_cls") or "getter"
     getter = kind.lower() == "getter" if isinstance(kind, str) else issubclass(kind, FeatureGetterNet)
-    if not kwargs.get("features_only") or getter:
-        return
-    if parts is None or any(isinstance(part, TokenBlock) for part in parts):
+    if kwargs.get("features_only") and not getter and any(isinstance(m, TokenBlock) for m in model.modules()):
         raise ValueError(
             f"{name}: feature_cls={kind!r} takes what the modules return, which are tokens here, not maps "
             f"[B, C, H, W]; leave it out, or pass feature_cls='getter'"

@@ -39,8 +39,6 @@ class SwinTransformer(Pyramid):
         head: `num_classes`, `global_pool` and `drop_rate` of the head.
     """
 
-    DYNAMIC_SIZE = False
-
     CHECKPOINT_KEYS = {
         "authors": [
             (r"\.(relative_position_index|attn_mask)$", None),

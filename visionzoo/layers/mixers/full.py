@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionzoo.layers.attention import attend
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
 
@@ -51,7 +51,7 @@ class FullMixer(Mixer):
         self.check_input(x)
         # [B, H, W, G, D] -> [B, G, N, D]
         q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in self.split_heads(self.qkv(x)))
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        out = attend(q, k, v).transpose(1, 2).reshape(x.shape)
         if self.lepe is not None:
             out = self.lepe(x, residual=out)
         return self.proj(out)
