@@ -170,11 +170,16 @@ def test_of_equal_regions_an_exported_router_takes_the_first_too(format, tmp_pat
     assert file.error == 0
 
 
+class Mean(nn.Module):
+    def forward(self, image):
+        return image.mean((2, 3))
+
+
 @pytest.mark.parametrize("opset", [15, 17, 18, 20])
 def test_a_file_is_of_the_opset_that_was_asked_for_or_is_not_written(opset, tmp_path):
     import onnx
 
-    model, shape = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval(), Shape(1, (3, 2, 2))
+    model, shape = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.GELU(), Mean()).eval(), Shape(1, (3, 4, 4))
     try:
         export(model, tmp_path / "x.onnx", "onnx", shape, Reference.of(model, shape), opset=opset)
     except UserError as error:

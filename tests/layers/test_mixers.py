@@ -24,10 +24,13 @@ from visionzoo.models._registry import TINY
 SMALL = {  # options that suit tiny maps
     "halo": {"block_size": 4, "halo_size": 1},
     "cross_window": {"stripe_width": 2},
+    "embedding_free": {"reduction": 2},
+    "factorized": {"reduction": 2, "window_size": 3},
     "focused_linear": {"position_size": 3},
     "levit": {"map_size": 4},
     "neighborhood": {"kernel_size": 3, "dilation": 2},
     "spatial_reduction": {"reduction": 2, "pool_size": None},
+    "super_token": {"token_size": 2},
     "routed": {"regions": 2, "topk": 2},
     "window": {"window_size": 3},
 }
@@ -241,11 +244,24 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ({"type": "halo", "halo_size": -1}, r"halo_size not negative, got block_size=8, halo_size=-1"),
         ({"type": "halo", "stride": 3}, r"stride must be positive and divide block_size, got stride=3, block_size=8"),
         ({"type": "halo", "value_dim": 15}, r"num_heads must divide value_dim, got value_dim=15 and num_heads=2"),
+        ({"type": "clamped_linear", "min_denominator": 0}, r"min_denominator must be positive, got min_denominator=0"),
+        ({"type": "embedding_free", "isr": 0}, r"must be positive, got reduction=1 and isr=0"),
+        ({"type": "factorized", "window_size": 0}, r"must be positive, got reduction=1 and window_size=0"),
+        ({"type": "factorized", "reduction": 2, "num_heads": 8}, r"more channels, got dim=16 and num_heads=8"),
+        ({"type": "hilo", "window_size": 0}, r"window_size must be positive .*got window_size=0 and alpha=0.5"),
+        ({"type": "hilo", "alpha": 1.5}, r"alpha from 0 to 1, got window_size=2 and alpha=1.5"),
+        (
+            {"type": "large_kernel_ffn", "kernel_sizes": (7, 4)},
+            r"kernel_sizes\[1\] must be odd .*got kernel_sizes\[1\]=4",
+        ),
         ({"type": "levit", "map_size": 0}, r"must be positive, got key_dim=16, attn_ratio=2.0, map_size=0"),
         ({"type": "levit", "out_dim": 0}, r"must be positive, .*out_dim=0"),
         ({"type": "levit", "num_heads": 0}, r"num_heads must divide dim, got dim=16 and num_heads=0"),
         ({"type": "single_head", "partial_dim": 17}, r"partial_dim must be from 1 to dim=16, got partial_dim=17"),
         ({"type": "single_head", "qk_dim": 0}, r"qk_dim must be positive, got qk_dim=0"),
+        ({"type": "super_token", "token_size": 0}, r"must be positive, got token_size=0 and num_iterations=1"),
+        ({"type": "super_token", "num_iterations": 0}, r"must be positive, got token_size=8 and num_iterations=0"),
+        ({"type": "super_token", "refinement": "conv"}, r"unknown refinement='conv', expected one of \('attention', "),
         ({"type": "spatial_reduction", "reduction": 0}, r"expected a positive reduction.*reduction=0"),
         ({"type": "spatial_reduction", "reduction": 2, "pool_size": 7}, r"with reduction 1, got reduction=2"),
         ({"type": "full", "num_heads": 3}, r"num_heads must divide dim, got dim=16 and num_heads=3"),
@@ -256,7 +272,9 @@ def test_wrong_specs_are_named(spec, message):
         build_mixer(spec, 16, 2)
 
 
-@pytest.mark.parametrize("name", sorted(set(MIXERS) - {"pool", "single_head", "levit"}))  # their heads are free
+@pytest.mark.parametrize(
+    "name", sorted(set(MIXERS) - {"pool", "single_head", "levit", "large_kernel_ffn"})
+)  # their heads are free
 @pytest.mark.parametrize("num_heads", [3, 0, -2, 32])
 def test_heads_that_do_not_divide_the_channels_are_refused(name, num_heads):
     with pytest.raises(ValueError, match=f"num_heads must divide dim, got dim=16 and num_heads={num_heads}"):

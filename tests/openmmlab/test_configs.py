@@ -36,6 +36,12 @@ def test_the_configs_are_there():
         "halonet",
         "nat",
         "dinat",
+        "litv2",
+        "favit",
+        "eft",
+        "ffnet",
+        "l2vit",
+        "stvit",
     ):
         assert f"zoo-{family}" in names
 

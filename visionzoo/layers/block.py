@@ -10,7 +10,7 @@ from timm.layers import LayerScale as TimmLayerScale
 from torch import Tensor, nn
 
 from visionzoo.kernels.precision import without_autocast
-from visionzoo.layers.nhwc import DepthwiseConvNHWC
+from visionzoo.layers.nhwc import DepthwiseConvNHWC, on_nchw
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.tracing import one_node
 
@@ -29,6 +29,8 @@ class Block(nn.Module):
         mixer: token mixer, [B, H, W, C] to [B, H, W, C]; None leaves its branch out.
         mlp_ratio: hidden width of the MLP over `dim`.
         norm_layer: called with `dim`; `nn.Identity` where mixer and MLP normalise by themselves.
+        mlp_norm_layer: as `norm_layer`, where the MLP has another norm than the mixer, also a batch norm of
+            [B, C, H, W]; None for the same.
         act_layer: activation of the MLP.
         mlp_layer: called as timm's `Mlp`: (dim, hidden width, act_layer=..., drop=...).
         cpe_kernels: kernel sizes of `cpe1` and `cpe2`; None leaves one out.
@@ -45,6 +47,7 @@ class Block(nn.Module):
         *,
         mlp_ratio: float = 4.0,
         norm_layer: Callable[[int], nn.Module] = LayerNorm,
+        mlp_norm_layer: Callable[[int], nn.Module] | None = None,
         act_layer: type[nn.Module] = nn.GELU,
         mlp_layer: Callable[..., nn.Module] = Mlp,
         cpe_kernels: tuple[int | None, int | None] = (None, None),
@@ -61,7 +64,8 @@ class Block(nn.Module):
             self.norm1 = norm_layer(dim)
             self.mixer = mixer
             self.ls1 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
-        self.norm2 = norm_layer(dim)
+        self.norm2 = (mlp_norm_layer or norm_layer)(dim)
+        self.norm2_on_nchw = isinstance(self.norm2, nn.BatchNorm2d)  # or what others put in its place later
         self.mlp = mlp_layer(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=mlp_drop)
         self.branch_gate: nn.Module = nn.Identity()
         self.ls2 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
@@ -75,7 +79,13 @@ class Block(nn.Module):
             x = self._add(x, self.mixer(self.norm1(x)), self.ls1)
         if self.cpe2 is not None:
             x = self.cpe2(x, residual=x)
-        return self._add(x, self.branch_gate(self.mlp(self.norm2(x))), self.ls2)
+        return self._add(
+            x, self.branch_gate(self.mlp(on_nchw(self.norm2, x) if self.norm2_on_nchw else self.norm2(x))), self.ls2
+        )
+
+    def fusible(self) -> list[tuple[str, str]]:
+        """Names of the layers that follow each other directly, for `visionzoo.fuse`."""
+        return [("norm2", "mlp.fc1")] if self.norm2_on_nchw else []
 
     def _add(self, x: Tensor, branch: Tensor, scale: nn.Module) -> Tensor:
         """Return x + drop_path(scale(branch)); the factors are multiplied first, so that each map is read once."""
