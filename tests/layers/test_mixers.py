@@ -384,7 +384,10 @@ def test_under_a_scope_mixers_run_the_reference_alone(name, monkeypatch):
     assert {decision.backend for decision in decisions} <= {"reference"}
 
 
-@pytest.mark.parametrize("name", MIXERS)
+STOPPED = {"super_token"}  # no gradient passes through the memberships, so its gradient is not that of one function
+
+
+@pytest.mark.parametrize("name", sorted(set(MIXERS) - STOPPED))
 def test_second_derivatives_of_the_reference_are_those_of_differences(name):
     torch.manual_seed(0)
     mixer = build_mixer(_spec(name), 16, 2).double().eval()
@@ -407,6 +410,10 @@ def test_families_have_second_derivatives_under_the_reference(name):
     x = torch.randn(1, 3, 64, 64, requires_grad=True)
     with use_backend("reference"):
         grad = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)[0]
+        if not model.TWICE:
+            with pytest.raises(RuntimeError, match="derivative for .* is not implemented"):
+                grad.square().sum().backward()
+            return
         grad.square().sum().backward()
     assert x.grad.isfinite().all() and x.grad.abs().sum() > 0
 

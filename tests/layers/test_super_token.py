@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from golden import Record, relative_error
+from golden import Record, relative_error, sample
 
 from visionzoo.layers.mixers import SuperTokenMixer
 
@@ -15,11 +15,11 @@ def test_the_layer_is_the_authors_also_where_the_cells_do_not_divide_the_map():
     mixer = SuperTokenMixer(64, 2, token_size=4).double()
     mixer.load_state_dict({name: value.squeeze(-1).squeeze(-1) if value.ndim == 4 else value
                            for name, value in state.items()})  # fmt: skip
-    for key, seed, shape in (("out", 1, "input_shape"), ("out_pad", 2, "input_shape_pad")):
-        x = np.random.RandomState(seed).standard_normal(record.meta[shape]).astype(np.float32)
+    for key, seed, shape in (("out", 1, (1, 64, 28, 28)), ("out_pad", 2, (1, 64, 18, 26))):
+        x = np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
         out = mixer(torch.from_numpy(x).double().permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        rounding = 2 * record.meta["float32_error"][key]  # the record is float32
-        assert relative_error(out, record.arrays[key]) <= rounding
+        out = sample(out) if out.numel() > 16384 else out
+        assert relative_error(out, record.arrays[key]) <= record.tolerance()
 
 
 def _in_loops(x, cell, iterations):

@@ -3,11 +3,11 @@
 import timm
 import torch
 from quick import draw_weights, quick_model
+from timm.layers import SqueezeExcite
 from torch import nn
 
 import visionzoo
 from visionzoo.layers.conv_norm import BranchedDepthwiseConv, ResidualConvNorm
-from visionzoo.layers.nhwc import BatchNormNHWC, SqueezeExciteNHWC
 
 TINY = {"depths": (1, 2, 2, 1), "embed_dims": (8, 16, 32, 64), "stem_dim": 8}
 
@@ -20,7 +20,7 @@ def test_fused_branches_are_one_convolution_each():
     fused = visionzoo.fuse(model)
     assert all(fused.get_submodule(name).small is None for name in branched)
     assert fused.get_submodule(branched[0]).large.conv.weight.shape == (8, 1, 7, 7)
-    assert [name for name, module in fused.named_modules() if isinstance(module, BatchNormNHWC)] == ["norm"]
+    assert [name for name, module in fused.named_modules() if isinstance(module, nn.BatchNorm2d)] == ["norm"]
     image = torch.randn(1, 3, 64, 96)
     torch.testing.assert_close(fused(image), model(image), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(visionzoo.fuse(fused)(image), fused(image), rtol=0, atol=0)
@@ -32,7 +32,7 @@ def test_a_branch_sees_each_channel_with_several_kernels_and_the_residual_merges
     layers = nn.Sequential(BranchedDepthwiseConv(3, 6, 7, 2), ResidualConvNorm(6)).double()
     draw_weights(layers).eval()
     for module in layers.modules():
-        if isinstance(module, BatchNormNHWC):
+        if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
     x = torch.randn(1, 9, 10, 3, dtype=torch.float64)
@@ -54,7 +54,7 @@ def test_squeeze_and_excitation_is_in_every_second_block_and_last_norm_and_activ
         layer_norm_last=True,
         act_layers=(nn.ReLU,) * 4,
     )
-    excited = [[isinstance(block.cpe2, SqueezeExciteNHWC) for block in stage.blocks] for stage in model.stages]
+    excited = [[isinstance(block.cpe2, SqueezeExcite) for block in stage.blocks] for stage in model.stages]
     assert excited == [[False], [True, False], [True, False], [False]]
     assert isinstance(model.norm, nn.LayerNorm) and model.norm.eps == 1e-6
     blocks = [block for stage in model.stages for block in stage.blocks]

@@ -7,6 +7,7 @@ from quick import quick_model
 from torchvision.ops import deform_conv2d
 
 import visionzoo
+from visionzoo.layers.nhwc import on_nchw
 from visionzoo.models.litv2 import DeformableTokenMerge, displace
 
 TINY = {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 32), "num_heads": (1, 2, 2, 4)}
@@ -19,7 +20,7 @@ def test_taps_move_as_in_torchvisions_deformable_convolution(size):
     layer = DeformableTokenMerge(5, 6).double()
     offset = 2 * torch.randn(2, size[0] // 2, size[1] // 2, 8, dtype=torch.float64)  # also far out of the map
     conv = layer.merge.conv
-    out = conv(displace(x, offset))
+    out = on_nchw(conv, displace(x, offset))
     expected = deform_conv2d(
         x.permute(0, 3, 1, 2), offset.permute(0, 3, 1, 2), conv.weight, conv.bias, stride=2
     ).permute(0, 2, 3, 1)

@@ -14,6 +14,7 @@ from timm.utils import NativeScaler, unwrap_model
 from torch import nn
 
 from visionzoo.engine import sharding
+from visionzoo.engine.auxiliary import AuxiliaryTask
 from visionzoo.engine.checkpoints import (
     LAST,
     RECOVERY,
@@ -55,7 +56,7 @@ class Run:
 
     Attributes:
         epoch, batches_done: the epoch in progress and the batches done in it.
-        losses: sum of the losses of these batches' images, and their number.
+        losses: sum of the losses of these batches' images, their number, and the sums of the losses' parts by name.
         validated: whether there is a checkpoint with metric of just this place.
         reporter: the log, in the primary process only.
     """
@@ -96,7 +97,7 @@ class Run:
         self.scaler = NativeScaler(device=process.device.type) if needs_scaler else None
 
         self.epoch = self.batches_done = 0
-        self.losses: tuple[float, int] = (0.0, 0)
+        self.losses: tuple[float, int, dict[str, float]] = (0.0, 0, {})
         self.validated = False
         self.metric = ranking_metric(args) if self.val_set else "loss"
         self._claim: Claim | None = None
@@ -144,7 +145,7 @@ class Run:
 
     def next_epoch(self) -> None:
         """Begin the next epoch."""
-        self.epoch, self.batches_done, self.losses = self.epoch + 1, 0, (0.0, 0)
+        self.epoch, self.batches_done, self.losses = self.epoch + 1, 0, (0.0, 0, {})
 
     def say(self, text: str) -> None:
         """Print a line, in the primary process."""
@@ -252,7 +253,7 @@ class Run:
                 key, task_key = ("state_dict", "task_state")
             self._load(state[key], state.get(task_key), ema=True)
         if args.start_epoch is not None:
-            self.epoch, self.batches_done, self.losses = args.start_epoch, 0, (0.0, 0)
+            self.epoch, self.batches_done, self.losses = args.start_epoch, 0, (0.0, 0, {})
         if self.scheduler is not None and self.update:
             self.scheduler.step(self.epoch)
             self.scheduler.step_update(self.update)
@@ -275,8 +276,8 @@ class Run:
                 if self.scaler is not None and self.scaler.state_dict_key in state:
                     self.scaler.load_state_dict(state[self.scaler.state_dict_key])
             self.epoch, self.batches_done = progress(state)
-            loss, images = state.get("losses", self.losses)
-            self.losses = (float(loss), int(images))
+            loss, images, *parts = state.get("losses", self.losses)
+            self.losses = (float(loss), int(images), {name: float(v) for part in parts for name, v in part.items()})
         except KeyError as error:
             raise UserError(f"{path} lacks {error}; --no-resume-opt takes up its weights alone") from error
         except (RuntimeError, ValueError, TypeError) as error:
@@ -287,7 +288,7 @@ class Run:
                 f"{path} was written in mid-epoch with {batches_per_epoch} batches an epoch, now there are "
                 f"{len(self.loader)}: the epoch begins anew"
             )
-            self.batches_done, self.losses = 0, (0.0, 0)
+            self.batches_done, self.losses = 0, (0.0, 0, {})
         self.validated = "metric" in state  # else it was stopped before
         if self.batches_done >= batches_per_epoch and self.validated:
             self.next_epoch()
@@ -334,6 +335,9 @@ class Run:
         self.say(f"{args.model}: {parameters / 1e6:.2f} M parameters, {args.num_classes} classes, {self.data_config}")
         if teacher := teacher_name(args):
             self.say(f"distilling from {teacher} ({args.kd_distill_type})")
+        if isinstance(self.task, AuxiliaryTask):
+            weights = ", ".join(f"{name} (weight {weight:g})" for name, weight in self.task.weights.items())
+            self.say(f"learning beside logits: {weights}")
         validated = f"{len(self.val_set)} to validate on" if self.val_set else "no validation"
         devices = f"{self.process.world_size} x {self.process.device}"
         self.say(f"{len(self.train_set)} images to train on, {validated}; {devices}")

@@ -123,7 +123,10 @@ class Training:
         images = (run.batches_done - first) * args.batch_size * run.process.world_size
         row: dict[str, Any] = {}
         if (run.epoch + 1) % args.val_interval == 0 or run.epoch + 1 == run.num_epochs or run.at_max_steps:
-            row = {"epoch": run.epoch, "train_loss": run.losses[0] / max(run.losses[1], 1), **self._validate()}
+            total, count, parts = run.losses
+            row = {"epoch": run.epoch, "train_loss": total / max(count, 1)}
+            row |= {f"train_{name}": value / max(count, 1) for name, value in parts.items()}
+            row |= self._validate()
             row |= {"lr": run.lr, "images_per_second": images / seconds, "seconds": seconds}
             row |= {"waiting_seconds": self.waiting.seconds, **peak_memory(run.process.device)}
             if run.reporter:  # before the checkpoint: a row without one is dropped when the run goes on
@@ -199,8 +202,9 @@ class Training:
             if not self.losses.spoilt:
                 self.losses.expect()
                 with autocast(args, run.process.device), self._differentiable_twice():
-                    loss = task(images, targets)["loss"]
-                self.losses.add(loss, len(images), index)
+                    result = task(images, targets)
+                loss = result["loss"]
+                self.losses.add(result, len(images), index)
             if self.losses.spoilt:
                 self.losses.spoilt = not is_update
                 return
@@ -236,10 +240,10 @@ class Training:
         is_recovery = args.recovery_interval and update % args.recovery_interval == 0
         # fetching waits for the device, so on a GPU it is done now and then
         if is_recovery or run.process.device.type == "cpu" or update % args.log_interval == 0 or update <= 10:
-            loss = self.losses.fetch()
+            losses = self.losses.fetch()
             if run.reporter:
                 with self._last_good_told():
-                    run.reporter.step(update, run.epoch, loss=loss, lr=lr)
+                    run.reporter.step(update, run.epoch, losses=losses, lr=lr)
         if is_recovery:
             state = run.state()
             if run.process.is_primary:

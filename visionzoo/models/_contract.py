@@ -13,7 +13,7 @@ channels_last memory).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypedDict
 
@@ -22,6 +22,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
+from visionzoo.layers.outputs import Exit, Outputs, collect
 
 
 class HeadOptions(TypedDict, total=False):
@@ -59,6 +60,9 @@ class Contract(nn.Module):
     UNFOLDED = ""  # pattern of batch norms that `visionzoo.fuse` leaves, for no layer comes directly before them
     INIT_CONVS = False  # whether convolutions are initialised as linear layers are
     DYNAMIC_SIZE = True  # whether torch.export makes a program for images of any size
+    TWICE = True  # whether gradients have gradients under `use_backend("reference")`
+    AUXILIARY: Mapping[str, float] = {}  # weights of what `exits` yields, by name; modules inside have their terms' so
+    auxiliary = False  # whether a forward pass in training returns `Outputs`
 
     # Checkpoints of others that are the same network: origin -> [(pattern, replacement), ...] for re.sub, in order; the
     # replacement None leaves a tensor out that is not a weight (index tables, masks); a tuple of replacements cuts it
@@ -147,6 +151,14 @@ class Contract(nn.Module):
         """Turn the state after the last part into what `forward_features` returns and the head takes."""
         raise NotImplementedError
 
+    def exits(self, states: Sequence[Any], logits: Any) -> Iterable[Exit]:
+        """Yield what classifiers inside the model say, given the state after each part and the logits at the end.
+
+        Called in training only, where `set_auxiliary` asks for it; `AUXILIARY` has a weight for each exit. A target may
+        be made of the logits, detached: then the exit learns from the end of its own model.
+        """
+        return ()
+
     # -- forward ------------------------------------------------------------------------------------------------------
 
     @property
@@ -156,14 +168,24 @@ class Contract(nn.Module):
         return parts
 
     def forward(self, x: Tensor) -> Any:
-        """Image [B, in_chans, H, W] to logits [B, num_classes], or pooled features where num_classes is 0."""
-        return self.forward_head(self.forward_features(x))
+        """Image [B, in_chans, H, W] to logits [B, num_classes], or pooled features where num_classes is 0.
 
-    def forward_features(self, x: Tensor) -> Any:
-        """Image [B, in_chans, H, W] to the features that the head takes, normalised."""
+        In training `Outputs`, where `set_auxiliary` asks for them.
+        """
+        if not (self.training and self.auxiliary):
+            return self.forward_head(self.forward_features(x))
+        with collect() as terms:
+            states: list[Any] = []
+            logits = self.forward_head(self.forward_features(x, states))
+            return Outputs(logits, tuple(self.exits(states, logits)), terms)
+
+    def forward_features(self, x: Tensor, states: list[Any] | None = None) -> Any:
+        """Image [B, in_chans, H, W] to the features that the head takes, normalised; `states` keeps each part's state."""
         state = self.begin(x)
         for i in range(len(self.parts)):
             state = self.advance(i, state)
+            if states is not None:
+                states.append(state)
         return self.finish(state)
 
     def forward_head(self, x: Any, pre_logits: bool = False) -> Any:
@@ -284,6 +306,32 @@ class Contract(nn.Module):
             )
             raise ValueError(f"{type(self).__name__} has one classifier and cannot learn from a teacher's: {advice}")
         self.head.distilled_training = enable
+
+    def auxiliary_weights(self) -> dict[str, float]:
+        """Return the default weights in the loss of the model's exits and terms, by name, as `AUXILIARY` declares them.
+
+        Raises:
+            ValueError: if two modules declare different weights for one name.
+        """
+        weights: dict[str, float] = {}
+        for path, module in self.named_modules():
+            for name, weight in getattr(module, "AUXILIARY", {}).items():
+                if weights.setdefault(name, weight) != weight:
+                    raise ValueError(
+                        f"{type(self).__name__}: {name!r} has the weight {weights[name]} and in {path} {weight}; "
+                        "give both the same weight, or different names"
+                    )
+        return weights
+
+    def set_auxiliary(self, enable: bool = True) -> None:
+        """Let training mode return `visionzoo.layers.outputs.Outputs`: logits, exits and named terms of the loss.
+
+        Raises:
+            ValueError: if the model has neither exits nor terms.
+        """
+        if enable and not self.auxiliary_weights():
+            raise ValueError(f"{type(self).__name__} as built has no exits and no terms: it returns logits alone")
+        self.auxiliary = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that order parameters from input to output, for layer-wise learning-rate decay."""

@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from timm.layers import ClassifierHead, calculate_drop_path_rates
-from timm.models import checkpoint_seq
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from visionzoo.kernels.scope import keep_backend
 from visionzoo.layers.mixers import build_mixer
 from visionzoo.layers.nhwc import on_nhwc
+from visionzoo.layers.outputs import recomputed
 from visionzoo.models._contract import Contract, HeadOptions
 
 
@@ -44,7 +43,9 @@ class Stage(nn.Module):
     def forward_blocks(self, x: Tensor) -> Tensor:
         """Run the blocks, with gradient checkpointing where that is set."""
         if self.grad_checkpointing and self.training:
-            return checkpoint_seq([keep_backend(block) for block in self.blocks], x)
+            for block in self.blocks:
+                x = recomputed(block, x)
+            return x
         return self.blocks(x)
 
 

@@ -32,6 +32,7 @@ class FaViT(PyramidVisionTransformerV2):
         others: `in_chans`, `drop_path_rate`, and the head's, as `PyramidVisionTransformerV2` takes them.
     """
 
+    DYNAMIC_SIZE = False  # the number of windows steers the average over them
     CHECKPOINT_KEYS = {
         "authors": [
             (r"\.attn\.kv_g\.", ".mixer.global_kv."),

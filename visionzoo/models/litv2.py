@@ -25,6 +25,7 @@ from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.mlp import ConvMlp
 from visionzoo.layers.nhwc import on_nchw
 from visionzoo.layers.norm import LayerNorm
+from visionzoo.layers.padding import pad_to_size
 from visionzoo.layers.stem import ConvNormStem
 from visionzoo.layers.tracing import one_node
 from visionzoo.models._pyramid import Pyramid, build_stages
@@ -48,7 +49,8 @@ class DeformableTokenMerge(nn.Module):
         self.act = nn.GELU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, H, W, in_dim] to [B, ⌊H/2⌋, ⌊W/2⌋, out_dim]."""
+        """[B, H, W, in_dim] to [B, ⌊H/2⌋, ⌊W/2⌋, out_dim]; zeros beside a map of one row or column."""
+        x = pad_to_size(x, (2, 2))
         return self.act(self.merge(displace(x, on_nchw(self.offset, x))))
 
 
@@ -87,6 +89,7 @@ class LITv2(Pyramid):
         head: `num_classes`, `global_pool` and `drop_rate` of the head.
     """
 
+    TWICE = False  # torch's bilinear reading has no second derivative
     CHECKPOINT_KEYS = {
         "authors": [
             (r"^norm\d\.", None),
