@@ -54,7 +54,9 @@ def test_squeeze_and_excitation_is_in_every_second_block_and_last_norm_and_activ
         layer_norm_last=True,
         act_layers=(nn.ReLU,) * 4,
     )
-    excited = [[isinstance(block.cpe2, SqueezeExcite) for block in stage.blocks] for stage in model.stages]
+    excited = [
+        [isinstance(getattr(block.cpe2, "se", None), SqueezeExcite) for block in stage.blocks] for stage in model.stages
+    ]
     assert excited == [[False], [True, False], [True, False], [False]]
     assert isinstance(model.norm, nn.LayerNorm) and model.norm.eps == 1e-6
     blocks = [block for stage in model.stages for block in stage.blocks]

@@ -68,7 +68,7 @@ def auxiliary_weights(args: argparse.Namespace, model: Any) -> dict[str, float]:
         if name not in own:
             listed = ", ".join(f"{name}={weight:g}" for name, weight in own.items())
             raise UserError(
-                f"--aux-weight: {args.model} has no exit and no term {name!r}{closest(name, own) or '.'} It has {listed}"
+                f"--aux-weight: {args.model} has no exit or term {name!r}{closest(name, own) or '.'} It has {listed}"
             )
         try:
             own[name] = AMOUNT(str(weight))
