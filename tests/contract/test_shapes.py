@@ -19,6 +19,10 @@ EXPLAINED = {  # what else the family's docstring accounts for, with the number 
     ("zoo_favit_b1", "gmacs"),
     ("zoo_favit_b2", "params_m"),
     ("zoo_ffnet_1", "gmacs"),
+    ("zoo_inline_cswin_b", "params_m"),
+    ("zoo_inline_cswin_s", "params_m"),
+    ("zoo_inline_cswin_t", "params_m"),
+    ("zoo_inline_swin_t", "params_m"),
     ("zoo_davit_g", "gmacs"),
 }
 

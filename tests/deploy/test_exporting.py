@@ -34,6 +34,7 @@ SMALL = {
     "zoo_eft_t": FOUR,
     "zoo_ffnet_1": {"depths": [1] * 4, "embed_dims": [8, 16, 32, 64]},
     "zoo_l2vit_t": {**FOUR, "depths": [2, 1, 1, 1]},
+    "zoo_inline_swin_t": FOUR,
     "zoo_swin_t": {"depths": [2], "embed_dims": [16], "num_heads": [2]},
     "zoo_flatten_swin_t": FOUR,
     "zoo_halonet_26t": {"layout": ["c", "a"], "embed_dims": [16, 32], "mid_dims": [8, 16], "num_heads": [1, 2]},

@@ -42,6 +42,7 @@ WITHOUT_PAIRS = [
     "zoo_swin_t",
     "zoo_favit_b0",
     "zoo_eft_t",
+    "zoo_inline_swin_t",
 ]
 LEFT = {
     "zoo_ffnet_1": ["norm"],

@@ -52,7 +52,9 @@ def test_it_follows_the_definition_where_windows_do_not_divide_the_map(alpha, lo
         expected[..., place] = _attend(mixer.low_q(x)[0, ..., rows].reshape(20, 4), k, v).view(4, 5, 4)
     parts = expected.split([4 * high, 4 * low], dim=-1)
     projections = (mixer.high_proj, mixer.low_proj)
-    expected = torch.cat([proj(part) for proj, part in zip(projections, parts, strict=True) if proj is not None], dim=-1)
+    expected = torch.cat(
+        [proj(part) for proj, part in zip(projections, parts, strict=True) if proj is not None], dim=-1
+    )
     torch.testing.assert_close(mixer(x)[0], expected, rtol=1e-12, atol=1e-12)
 
 

@@ -27,6 +27,7 @@ SMALL = {  # options that suit tiny maps
     "embedding_free": {"reduction": 2},
     "factorized": {"reduction": 2, "window_size": 3},
     "focused_linear": {"position_size": 3},
+    "injective_linear": {"lepe_kernel": 3},
     "levit": {"map_size": 4},
     "neighborhood": {"kernel_size": 3, "dilation": 2},
     "spatial_reduction": {"reduction": 2},
@@ -60,6 +61,7 @@ FAMILIES = {
     "zoo_eft_t": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
     "zoo_ffnet_1": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 32, 64)},
     "zoo_l2vit_t": {"depths": (2, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
+    "zoo_inline_swin_t": {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
     "zoo_swin_t": {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
 }
 
@@ -270,7 +272,15 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ({"type": "factorized", "reduction": 2, "num_heads": 8}, r"more channels, got dim=16 and num_heads=8"),
         ({"type": "hilo", "window_size": 0}, r"window_size must be positive .*got window_size=0 and alpha=0.5"),
         ({"type": "hilo", "alpha": 1.5}, r"alpha from 0 to 1, got window_size=2 and alpha=1.5"),
-        ({"type": "large_kernel_ffn", "kernel_sizes": (7, 4)}, r"kernel_sizes\[1\] must be odd .*got kernel_sizes\[1\]=4"),
+        (
+            {"type": "injective_linear", "feature_map": "elu"},
+            r"unknown feature_map='elu', expected one of \('identity', ",
+        ),
+        ({"type": "injective_linear", "window_size": 4, "shift_size": 4}, r"got window_size=4 and shift_size=4"),
+        (
+            {"type": "large_kernel_ffn", "kernel_sizes": (7, 4)},
+            r"kernel_sizes\[1\] must be odd .*got kernel_sizes\[1\]=4",
+        ),
         ({"type": "levit", "map_size": 0}, r"must be positive, got key_dim=16, attn_ratio=2.0, map_size=0"),
         ({"type": "levit", "out_dim": 0}, r"must be positive, .*out_dim=0"),
         ({"type": "levit", "num_heads": 0}, r"num_heads must divide dim, got dim=16 and num_heads=0"),
@@ -289,7 +299,9 @@ def test_wrong_specs_are_named(spec, message):
         build_mixer(spec, 16, 2)
 
 
-@pytest.mark.parametrize("name", sorted(set(MIXERS) - {"pool", "single_head", "levit", "large_kernel_ffn"}))  # their heads are free
+@pytest.mark.parametrize(
+    "name", sorted(set(MIXERS) - {"pool", "single_head", "levit", "large_kernel_ffn"})
+)  # their heads are free
 @pytest.mark.parametrize("num_heads", [3, 0, -2, 32])
 def test_heads_that_do_not_divide_the_channels_are_refused(name, num_heads):
     with pytest.raises(ValueError, match=f"num_heads must divide dim, got dim=16 and num_heads={num_heads}"):

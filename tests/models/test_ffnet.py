@@ -48,7 +48,11 @@ def test_a_branch_sees_each_channel_with_several_kernels_and_the_residual_merges
 
 def test_squeeze_and_excitation_is_in_every_second_block_and_last_norm_and_activation_can_be_others():
     model = timm.create_model(
-        "zoo_ffnet_1", **TINY, squeeze_excite=(False, True, True, False), layer_norm_last=True, act_layers=(nn.ReLU,) * 4
+        "zoo_ffnet_1",
+        **TINY,
+        squeeze_excite=(False, True, True, False),
+        layer_norm_last=True,
+        act_layers=(nn.ReLU,) * 4,
     )
     excited = [[isinstance(block.cpe2, SqueezeExciteNHWC) for block in stage.blocks] for stage in model.stages]
     assert excited == [[False], [True, False], [True, False], [False]]

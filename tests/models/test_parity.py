@@ -21,6 +21,8 @@ MODELS = {  # record -> model
     "nat/dinats_tiny": "zoo_dinats_tiny",
     "nat/nat_mini": "zoo_nat_mini",
     "l2vit/l2vit_tiny": "zoo_l2vit_t",
+    "inline/inline_pvt_t": "zoo_inline_pvt_t",
+    "inline/inline_swin_t": "zoo_inline_swin_t",
     "levit/levit_128s": "zoo_levit_128s",
     "litv2/litv2_s": "zoo_litv2_s",
     "halonet/halonet26t": "zoo_halonet_26t",

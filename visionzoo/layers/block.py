@@ -21,7 +21,8 @@ class Block(nn.Module):
 
     Args:
         dim: channels C.
-        mixer: token mixer, [B, H, W, C] to [B, H, W, C]; None leaves its branch out.
+        mixer: token mixer, [B, H, W, C] to [B, H, W, C]; None leaves its branch out. One that `sees_input` gets the
+            map before `norm1` as well.
         mlp_ratio: hidden width of the MLP over `dim`.
         norm_layer: called with `dim`; `nn.Identity` where mixer and MLP normalise by themselves.
         mlp_norm_layer: as `norm_layer`, where the MLP has another norm than the mixer; None for the same.
@@ -56,6 +57,7 @@ class Block(nn.Module):
         if mixer is not None:
             self.norm1 = norm_layer(dim)
             self.mixer = mixer
+            self.mixer_sees_input = getattr(mixer, "sees_input", False)
             self.ls1 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
         self.norm2 = (mlp_norm_layer or norm_layer)(dim)
         self.mlp = mlp_layer(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=mlp_drop)
@@ -67,7 +69,8 @@ class Block(nn.Module):
         if self.cpe1 is not None:
             x = self.cpe1(x, residual=x)
         if self.mixer is not None:
-            x = self._add(x, self.mixer(self.norm1(x)), self.ls1)
+            y = self.norm1(x)
+            x = self._add(x, self.mixer(y, x) if self.mixer_sees_input else self.mixer(y), self.ls1)
         if self.cpe2 is not None:
             x = self.cpe2(x, residual=x)
         return self._add(x, self.mlp(self.norm2(x)), self.ls2)

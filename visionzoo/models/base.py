@@ -81,7 +81,9 @@ def build_stages(
     stages = []
     for i, dim in enumerate(embed_dims):
         blocks = [
-            turns[i][j % len(turns[i])](dim, build_mixer(mixers[i][j % len(mixers[i])], dim, num_heads[i]), drop_path=rates[i][j])
+            turns[i][j % len(turns[i])](
+                dim, build_mixer(mixers[i][j % len(mixers[i])], dim, num_heads[i]), drop_path=rates[i][j]
+            )
             for j in range(depths[i])
         ]
         stages.append(
@@ -222,7 +224,9 @@ class Backbone(nn.Module):
     def head_hidden_size(self) -> int:
         """Width of `forward_head(x, pre_logits=True)`: what the head pools, twice it where two poolings are joined."""
         pool: Any = getattr(self.head, "global_pool", None)
-        return getattr(self.head, "in_features", self.num_features) * (pool.feat_mult() if hasattr(pool, "feat_mult") else 1)
+        return getattr(self.head, "in_features", self.num_features) * (
+            pool.feat_mult() if hasattr(pool, "feat_mult") else 1
+        )
 
     # -- what others adapt --------------------------------------------------------------------------------------------
 

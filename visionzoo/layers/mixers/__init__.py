@@ -23,6 +23,7 @@ from visionzoo.layers.mixers.focused_linear import FocusedLinearMixer
 from visionzoo.layers.mixers.full import FullMixer
 from visionzoo.layers.mixers.halo import HaloMixer
 from visionzoo.layers.mixers.hilo import HiLoMixer
+from visionzoo.layers.mixers.injective_linear import InjectiveLinearMixer
 from visionzoo.layers.mixers.large_kernel_ffn import LargeKernelFfnMixer
 from visionzoo.layers.mixers.levit import LevitMixer
 from visionzoo.layers.mixers.linear import LinearMixer
@@ -46,6 +47,7 @@ __all__ = [
     "FullMixer",
     "HaloMixer",
     "HiLoMixer",
+    "InjectiveLinearMixer",
     "LargeKernelFfnMixer",
     "LevitMixer",
     "LinearMixer",
@@ -73,6 +75,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "full": FullMixer,
     "halo": HaloMixer,
     "hilo": HiLoMixer,
+    "injective_linear": InjectiveLinearMixer,
     "large_kernel_ffn": LargeKernelFfnMixer,
     "levit": LevitMixer,
     "linear": LinearMixer,

@@ -59,7 +59,9 @@ class FactorizedMixer(Mixer):
         self.dilations = (1, reduction) if reduction > 1 else (1,)
         self.width = 7 * dim // (8 * len(self.dilations)) // self.num_heads  # of a head of a local group
         if self.width == 0:
-            raise ValueError(f"FactorizedMixer: each head needs more channels, got {dim=} and num_heads={self.num_heads}")
+            raise ValueError(
+                f"FactorizedMixer: each head needs more channels, got {dim=} and num_heads={self.num_heads}"
+            )
         group = self.num_heads * self.width
         self.local_dim = len(self.dilations) * group
         self.global_dim = dim - self.local_dim
@@ -95,12 +97,19 @@ class FactorizedMixer(Mixer):
 
     def _attend_locally(self, i: int, q: Tensor, x: Tensor) -> Tensor:
         """Attend from [B, H, W, G, D] to the places of the windows of a map [B, H, W, G·D]."""
-        x = _windows(x, self.window_size, self.dilations[i]).unflatten(-1, (self.num_heads, -1))  # [B, h, w, h, w, G, D]
+        x = _windows(x, self.window_size, self.dilations[i]).unflatten(
+            -1, (self.num_heads, -1)
+        )  # [B, h, w, h, w, G, D]
         x = x.permute(0, 5, 2, 4, 1, 3, 6).flatten(4).flatten(2, 3)  # [B, G, w², windows · D]
         x = x.unflatten(3, (self.width, -1)).mean(4)  # stretches as long as there are windows, as released
         k, v = self.local_fc2[i](self.local_fc1[i](x)).chunk(2, dim=-1)
         places = v.transpose(1, 2).flatten(2).unflatten(1, (self.window_size, self.window_size))
-        v = self.local_conv[i](places, residual=places).flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        v = (
+            self.local_conv[i](places, residual=places)
+            .flatten(1, 2)
+            .unflatten(-1, (self.num_heads, -1))
+            .transpose(1, 2)
+        )
         out = F.scaled_dot_product_attention(q.flatten(1, 2).transpose(1, 2), k, v)
         return out.transpose(1, 2).flatten(2).unflatten(1, q.shape[1:3])
 
