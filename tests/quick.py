@@ -20,7 +20,7 @@ def no_initialisation():
     """Build modules with whatever memory holds."""
     names = ("uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_")
     with mock.patch.multiple(nn.init, **{name: lambda tensor, *args, **kwargs: tensor for name in names}), \
-            mock.patch("visionzoo.models.base.trunc_normal_", lambda tensor, **kwargs: tensor):  # fmt: skip
+            mock.patch("visionzoo.models._contract.trunc_normal_", lambda tensor, **kwargs: tensor):  # fmt: skip
         yield
 
 

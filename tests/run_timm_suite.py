@@ -15,7 +15,7 @@ from pathlib import Path
 import timm
 
 import visionzoo
-from visionzoo.models.registry import FAMILIES
+from visionzoo.models._registry import FAMILIES
 
 LEFT_OUT = "zoo_ and not torchscript and not pretrained"
 

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from safetensors import SafetensorError
 
 import visionzoo
 from visionzoo.engine import UserError, run_tool
-from visionzoo.engine.checkpoints import read_checkpoint, recorded_args
+from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.flags import COUNT
+from visionzoo.engine.recorded import read_recorded, recorded_beside
 
 
 def convert(args: argparse.Namespace) -> str:
@@ -27,12 +29,12 @@ def convert(args: argparse.Namespace) -> str:
     if not timm.is_model(args.model):
         raise ValueError(f"unknown model {args.model!r}; python tools/list_models.py lists them")
     state = read_checkpoint(args.checkpoint)
-    run = recorded_args(state)  # of our own training, empty for others' weights
-    run = run if run.get("model") == args.model else {}
+    found = recorded_beside(args.checkpoint) or read_recorded(state, str(args.checkpoint))
+    run = found.model if found.model.get("model") == args.model else {}
     model_args = {name: value for name in ("in_chans", "gp") if (value := run.get(name)) is not None}
     if "gp" in model_args:
         model_args["global_pool"] = model_args.pop("gp")
-    model_args |= run.get("model_kwargs") or {}
+    model_args |= run.get("model_kwargs", {})
     classes = args.num_classes or run.get("num_classes") or 1000
     model: Any = timm.create_model(args.model, num_classes=classes, **model_args)
     report = visionzoo.load_weights(model, state, use_ema=not args.no_ema)
@@ -40,14 +42,32 @@ def convert(args: argparse.Namespace) -> str:
         "licence": args.licence or ("" if run else model.pretrained_cfg["license"]),
         "source": args.source,
         "measured": _measured(args.measured),
-        "class_names": state.get("class_names") if run else None,
-        "data_config": state.get("data_config") if run else None,
+        "class_names": found.class_names if run else None,
+        "data_config": {**found.data_config, **found.images} if run else None,
         "model_args": model_args,
     }
-    visionzoo.save_pretrained(model, args.folder, **card)
-    if args.push:
-        print(visionzoo.push_to_hub(model, args.push, private=args.private, **card))
-    return str(report)
+    if args.push:  # first, so that a second try finds the folder as this one did
+        print(_push(model, args, card))
+    try:
+        visionzoo.save_pretrained(model, args.folder, **card)
+    except (OSError, SafetensorError) as error:  # the latter wraps what the system says of a full disk
+        raise UserError(f"cannot write {args.folder}: {getattr(error, 'strerror', None) or error}") from error
+    left_out = f"; not taken from its record: {', '.join(found.left_out)}" if run and found.left_out else ""
+    return f"{report}{left_out}"
+
+
+def _push(model: Any, args: argparse.Namespace, card: dict[str, Any]) -> str:
+    """Upload the model and return its address; whatever libraries for the network raise is told in words."""
+    try:
+        return visionzoo.push_to_hub(model, args.push, private=args.private, **card)
+    except Exception as error:
+        if isinstance(error, ValueError) and not type(error).__module__.startswith("huggingface_hub"):
+            raise  # of the model or its licence
+        text = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"cannot push to {args.push}: {type(error).__name__}: {text}; {args.folder} was not written. "
+            "`hf auth login` gives a token; without --push, the folder alone is written"
+        ) from error
 
 
 def _measured(path: Path | None) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import torch
 
 import visionzoo
 from visionzoo.engine import UserError, run_tool
-from visionzoo.engine.reporting import insert_between
-from visionzoo.models.registry import VARIANTS
+from visionzoo.engine.reporting import write_between
+from visionzoo.models._registry import VARIANTS
 
 BEGIN = "<!-- table of models: written by `make table`, from the registry -->"
 END = "<!-- end of the table of models -->"
@@ -68,7 +68,7 @@ def main() -> None:
             f"of a name needs stars around it, such as '*davit*'"
         )
     if args.write:
-        args.write.write_text(insert_between(args.write.read_text(), BEGIN, END, markdown(rows())))
+        write_between(args.write, BEGIN, END, markdown(rows()))
     else:
         print(markdown(table))
         print(f"\n{len(table)} models, visionzoo {visionzoo.__version__}")

@@ -7,10 +7,10 @@
 from visionzoo import models  # importing it registers the families
 from visionzoo._version import __version__
 from visionzoo.inference import optimize_for_inference
-from visionzoo.kernels import backends
+from visionzoo.kernels import backends, set_backend, use_backend
 from visionzoo.layers.fuse import fuse
-from visionzoo.models.checkpoint import LoadReport, load_weights
-from visionzoo.models.hub import push_to_hub, save_pretrained
+from visionzoo.models._checkpoint import LoadReport, load_weights
+from visionzoo.models._hub import push_to_hub, save_pretrained
 
 __all__ = [
     "LoadReport",
@@ -22,4 +22,6 @@ __all__ = [
     "optimize_for_inference",
     "push_to_hub",
     "save_pretrained",
+    "set_backend",
+    "use_backend",
 ]

@@ -20,8 +20,8 @@ def main() -> None:
     licence.add_argument("models", nargs="*", metavar="MODEL", help="names, of timm's models too (default: all zoo_*)")
     args = parser.parse_args()
 
-    from visionzoo.models.licences import describe  # after parsing, so that --help comes at once
-    from visionzoo.models.registry import VARIANTS
+    from visionzoo.models._licenses import describe  # after parsing, so that --help comes at once
+    from visionzoo.models._registry import VARIANTS
 
     try:
         print("\n".join(describe(name) for name in args.models or VARIANTS))

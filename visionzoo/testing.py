@@ -1,8 +1,9 @@
 """How close is close enough: comparing a kernel with float64, for the zoo's kernels and for yours.
 
 Tolerances come from the data. An implementation in float32 or lower may be at most twice as far from float64 as plain
-torch is in the same dtype on the same numbers: `compare_with_float64`. A test by such a bound has to refuse results
-that are wrong: `controls` makes some.
+torch is in the same dtype on the same numbers: `compare_with_float64`. References compute in float32 at least, while
+matrix units take factors in the dtype: a kernel that uses them is compared with its reference under `matrix_units`. A
+test by such a bound has to refuse results that are wrong: `controls` makes some.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Results = dict[str, Tensor]
 FACTOR = 2.0  # times the error of plain torch
@@ -107,6 +110,26 @@ def _unwritten(value: Tensor) -> Tensor:
     value = value.clone()
     value.view(-1)[-1] = torch.nan
     return value
+
+
+class matrix_units(TorchDispatchMode):
+    """Round the factors of matrix products to a dtype, forward and backward, and sum as before: as matrix units do.
+
+    Numbers that the dtype cannot hold stay as they are.
+    """
+
+    def __init__(self, dtype: torch.dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm):
+            args = [self._round(t) for t in args]
+        return func(*args, **(kwargs or {}))
+
+    def _round(self, factor: Tensor) -> Tensor:
+        rounded = factor.to(self.dtype).to(factor.dtype)
+        return torch.where(rounded.isinf(), factor, rounded)
 
 
 @contextmanager

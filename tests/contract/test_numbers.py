@@ -7,8 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from quick import MODELS, meta_model, quick_model
-from timm.models import get_notrace_functions, get_notrace_modules
-from torchvision.models.feature_extraction import NodePathTracer
 
 
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in MODELS])
@@ -35,13 +33,17 @@ def test_any_size_gives_maps_as_feature_info_says(run):
     model = meta_model(cfg["architecture"]) if device == "meta" else model
     for size in [cfg["input_size"][1:], (320, 256), (333, 251), (200, 333)]:
         last, maps = model.forward_intermediates(torch.zeros(1, 3, *size, device=device))
-        assert last.shape == maps[-1].shape
+        if model.HEAD_INPUT == "NCHW":
+            assert last.shape == maps[-1].shape
+        else:  # tokens: those of the map behind those that have no place on it
+            prefix = last.shape[1] - maps[-1][0, 0].numel()
+            assert 0 <= prefix <= 8 and last.shape[2] == maps[-1].shape[1]
         for m, info in zip(maps, model.feature_info, strict=True):
             assert m.shape[1] == info["num_chs"]
             for side, full in zip(m.shape[2:], size, strict=True):
                 low, high = math.floor(full / info["reduction"]), math.ceil(full / info["reduction"])
                 assert low <= side <= high, (size, m.shape, info)
-        if size == cfg["input_size"][1:]:
+        if size == cfg["input_size"][1:] and model.HEAD_INPUT == "NCHW":
             assert last.shape[1:] == (model.num_features, *cfg["pool_size"])
 
 
@@ -54,12 +56,20 @@ def test_parts_make_the_whole(run):
 @torch.no_grad()
 def test_any_features_come_alone_and_in_both_layouts(run):
     model, count = run.model, len(run.taps)
-    for indices in ([0], [1], [0, -1], list(range(1, count))):
+    for indices in ([0], [1], [0, -1], list(range(1, min(count, 4)))):
         maps = model.forward_intermediates(run.image, indices=indices, stop_early=True, intermediates_only=True)
         assert len(maps) == len(indices)
         assert all(torch.equal(m, run.taps[i]) for m, i in zip(maps, indices, strict=True))
     (nhwc,) = model.forward_intermediates(run.image, 1, norm=True, intermediates_only=True, output_fmt="NHWC")
-    assert torch.equal(nhwc.permute(0, 3, 1, 2), run.last)
+    if model.HEAD_INPUT == "NCHW":
+        assert torch.equal(nhwc.permute(0, 3, 1, 2), run.last)
+    else:
+        assert torch.equal(nhwc.flatten(1, 2), run.last[:, -nhwc[0, ..., 0].numel() :])
+    if "NLC" in model.FORMATS:
+        ((nlc, prefix),) = model.forward_intermediates(
+            run.image, 1, norm=True, intermediates_only=True, output_fmt="NLC", return_prefix_tokens=True
+        )
+        assert torch.equal(torch.cat([prefix, nlc], 1), run.last)
 
 
 @torch.no_grad()
@@ -70,9 +80,7 @@ def test_a_sample_depends_on_its_pixels_not_on_its_batch_or_layout(run):
 
 @torch.no_grad()
 def test_fx_graph_computes_the_same(run):
-    tracer = NodePathTracer(leaf_modules=get_notrace_modules(), autowrap_functions=get_notrace_functions())
-    graph = tracer.trace(run.model)
-    assert torch.equal(torch.fx.GraphModule(tracer.root, graph)(run.image), run.logits)
+    assert torch.equal(torch.fx.symbolic_trace(run.model)(run.image), run.logits)
 
 
 def test_all_parameters_learn_and_checkpointing_changes_no_gradient(run):
@@ -100,8 +108,19 @@ def test_all_parameters_learn_and_checkpointing_changes_no_gradient(run):
 @torch.no_grad()
 def test_pruned_model_gives_the_same_features_and_can_be_used(run):
     shared = {id(tensor): tensor for tensor in (*run.model.parameters(), *run.model.buffers())}
-    pruned = copy.deepcopy(run.model, shared)  # the copy shares the weights: the largest would not fit twice
+    pruned = copy.deepcopy(run.model, dict(shared))  # the copy shares the weights: the largest would not fit twice
     assert pruned.prune_intermediate_layers([1], prune_norm=True) == [1]
-    assert torch.equal(pruned.forward_features(run.image), run.taps[1])
+    (tap,) = pruned.forward_intermediates(run.image, [1], intermediates_only=True)
+    assert torch.equal(tap, run.taps[1])
+    if run.model.HEAD_INPUT == "NCHW":
+        assert torch.equal(pruned.forward_features(run.image), tap)
     assert len(list(pruned.parameters())) < len(list(run.model.parameters()))
-    assert len(run.model.stages) == len(run.taps)
+    assert len(run.model.parts) == len(run.taps)
+    pruned(run.image)  # without the later parts, norm and head
+    replaced = copy.deepcopy(run.model, dict(shared))
+    replaced.head = torch.nn.Identity()
+    assert torch.equal(replaced(run.image), run.last)
+    with pytest.raises(ValueError, match=r"head was replaced by a Identity.*reset_classifier"):
+        replaced.forward_head(run.last, pre_logits=True)
+    replaced.reset_classifier(7)
+    assert replaced(run.image).shape == (2, 7)

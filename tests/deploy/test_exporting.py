@@ -1,6 +1,8 @@
 """Exported files do what their models do, in torch and in onnxruntime, and wrong ones are refused."""
 
 import importlib.util
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,49 +13,21 @@ import visionzoo
 from visionzoo.deploy import FORMATS, Reference, Shape, export, exporting
 from visionzoo.deploy.sweep import randomise
 from visionzoo.engine import UserError
-from visionzoo.kernels import dispatch, route_regions
+from visionzoo.kernels import route_regions
 from visionzoo.layers.mixers import RoutedMixer, WindowMixer
-from visionzoo.models.registry import FAMILIES
+from visionzoo.models._registry import TINY
 
 if not importlib.util.find_spec("onnxscript"):
     pytest.skip('needs pip install "visionzoo[export]"', allow_module_level=True)
 
-TWO = {"depths": [1, 1], "embed_dims": [8, 16]}
-FOUR = {"depths": [1] * 4, "embed_dims": [8, 16, 16, 16], "num_heads": [1, 2, 2, 2]}
-SMALL = {
-    "zoo_biformer_t": {**TWO, "topks": [1, -2], "regions": 2},
-    "zoo_cswin_t": {**TWO, "num_heads": [2, 2], "stripe_widths": [1, 3]},
-    "zoo_davit_t": {**TWO, "num_heads": [1, 2]},
-    "zoo_nat_mini": {**FOUR, "kernel_size": 3},
-    "zoo_dinat_mini": {**TWO, "num_heads": [1, 2], "kernel_size": 3, "dilations": [[2], [1]]},
-    "zoo_pvt_t": FOUR,
-    "zoo_pvtv2_b2_li": FOUR,
-    "zoo_stvit_s": FOUR,
-    "zoo_litv2_s": FOUR,
-    "zoo_favit_b0": FOUR,
-    "zoo_eft_t": FOUR,
-    "zoo_ffnet_1": {"depths": [1] * 4, "embed_dims": [8, 16, 32, 64]},
-    "zoo_l2vit_t": {**FOUR, "depths": [2, 1, 1, 1]},
-    "zoo_inline_swin_t": FOUR,
-    "zoo_swin_t": {"depths": [2], "embed_dims": [16], "num_heads": [2]},
-    "zoo_flatten_swin_t": FOUR,
-    "zoo_halonet_26t": {"layout": ["c", "a"], "embed_dims": [16, 32], "mid_dims": [8, 16], "num_heads": [1, 2]},
-    "zoo_levit_128s": {"depths": [1, 1, 1], "embed_dims": [16, 24, 32], "num_heads": [1, 1, 1], "key_dim": 8},
-    "zoo_poolformer_s12": TWO,
-    "zoo_shvit_s1": {"depths": [1, 1, 1], "embed_dims": [16, 32, 32], "partial_dims": [0, 8, 8]},
-}
 SHAPE = Shape(1, (3, 64, 64))
 
 
 def tiny(name):
-    return randomise(quick_model(name, num_classes=10, **SMALL[name]), SHAPE)
+    return randomise(quick_model(name, num_classes=10, **TINY[name]), SHAPE)
 
 
-def test_every_family_is_exported_below():
-    assert all(any(name in SMALL for name in variants) for variants in FAMILIES.values())
-
-
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", TINY)
 def test_files_take_any_batch_and_give_the_models_logits(name, tmp_path):
     model = tiny(name)
     reference = Reference.of(model, SHAPE)
@@ -72,13 +46,23 @@ def test_files_take_any_batch_and_give_the_models_logits(name, tmp_path):
     assert axes == ["batch", 3, 64, 64] and (graph.input[0].name, graph.output[0].name) == ("image", "logits")
 
 
-@pytest.mark.parametrize("name", ["zoo_biformer_t", "zoo_dinat_mini", "zoo_poolformer_s12"])
-def test_files_take_any_size_where_the_model_can_be_traced_so(name, tmp_path):
-    model, shape = tiny(name), Shape(1, (3, 64, 64), dynamic_size=True)
+@pytest.mark.parametrize("name", TINY)
+def test_files_take_any_size_or_the_model_says_that_they_cannot(name, tmp_path):
+    model, shape = tiny(name), Shape(1, (3, 224, 224), dynamic_size=True)
     reference = Reference.of(model, shape)
-    assert [tuple(image.shape[2:]) for image in reference.images][2:] == [(128, 64), (37, 101), (48, 48)]
-    for format in ("pt2", "onnx"):
-        export(model, tmp_path / f"x{FORMATS[format].suffix}", format, shape, reference)
+    assert len({tuple(image.shape[2:]) for image in reference.images}) == 4
+    if model.DYNAMIC_SIZE:
+        export(model, tmp_path / "x.pt2", "pt2", shape, reference)
+    else:
+        with pytest.raises(UserError, match="size"):
+            export(model, tmp_path / "x.pt2", "pt2", shape, reference)
+
+
+def test_onnx_files_take_any_size(tmp_path):
+    shape = Shape(1, (3, 64, 64), dynamic_size=True)
+    for name in ("zoo_biformer_t", "zoo_dinat_mini", "zoo_poolformer_s12"):
+        model = tiny(name)
+        export(model, tmp_path / "x.onnx", "onnx", shape, Reference.of(model, shape))
 
 
 class TakesOneSize(nn.Module):
@@ -159,13 +143,13 @@ def test_programs_traced_with_many_windows_take_maps_of_one(tmp_path):
 
 @pytest.mark.parametrize("format", ["pt2", "onnx"])
 def test_kernels_asked_for_by_name_are_refused(format, monkeypatch, tmp_path):
-    monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "triton")
+    monkeypatch.setenv("VISIONZOO_BACKEND", "triton")
     if not torch.cuda.is_available():
         monkeypatch.setenv("TRITON_INTERPRET", "1")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, shape = Nhwc(RoutedMixer(32, 2, regions=2, topk=2)).to(device), Shape(1, (32, 4, 4))
     reference = Reference.of(model, shape)
-    with pytest.raises(UserError, match=r"Triton kernels by name \(.*visionzoo.*unset VISIONZOO_BACKEND"):
+    with pytest.raises(UserError, match=r"Triton kernels by name \(.*visionzoo.*VISIONZOO_BACKEND unset"):
         export(model, tmp_path / f"x{FORMATS[format].suffix}", format, shape, reference)
 
 
@@ -184,3 +168,57 @@ def test_of_equal_regions_an_exported_router_takes_the_first_too(format, tmp_pat
     assert len(reference.outputs[0][0].unique()) > 5
     file = export(Routes(), tmp_path / f"x{FORMATS[format].suffix}", format, Shape(1, (4, 16, 16)), reference)
     assert file.error == 0
+
+
+class Mean(nn.Module):
+    def forward(self, image):
+        return image.mean((2, 3))
+
+
+@pytest.mark.parametrize("opset", [15, 17, 18, 20])
+def test_a_file_is_of_the_opset_that_was_asked_for_or_is_not_written(opset, tmp_path):
+    import onnx
+
+    model, shape = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.GELU(), Mean()).eval(), Shape(1, (3, 4, 4))
+    try:
+        export(model, tmp_path / "x.onnx", "onnx", shape, Reference.of(model, shape), opset=opset)
+    except UserError as error:
+        assert opset < 18 and f"--opset {opset}: torch" in str(error) and "in opset 18" in str(error)
+        assert not list(tmp_path.iterdir())
+    else:
+        assert [entry.version for entry in onnx.load(tmp_path / "x.onnx").opset_import if not entry.domain] == [opset]
+
+
+def test_names_that_are_not_utf_8_are_refused_before_torch_aborts(tmp_path):
+    reference = Reference.of(nn.Flatten(), SHAPE)
+    path = tmp_path / os.fsdecode(b"caf\xe9") / "x.pt2"
+    with pytest.raises(UserError, match="is not UTF-8, which ONNX and torch's files need"):
+        export(nn.Flatten(), path, "pt2", SHAPE, reference)
+    for format in ("pt2", "onnx"):
+        export(nn.Flatten(), tmp_path / f"猫 é/x.{format}", format, SHAPE, reference)
+
+
+@pytest.mark.parametrize("opset", [18, 22, 23])
+def test_what_only_trains_is_in_no_file(opset, tmp_path):
+    import onnx
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten()).eval()
+    nn.init.normal_(model[1].bias)
+    shape = Shape(1, (3, 8, 8))
+    export(model, tmp_path / "x.onnx", "onnx", shape, Reference.of(model, shape), opset=opset)
+    graph = onnx.load(tmp_path / "x.onnx").graph
+    assert not {node.op_type for node in graph.node} & {"Dropout", "BatchNormalization"}
+    (bias,) = (node.input[2] for node in graph.node if node.op_type == "Conv")  # into which the norm was folded
+    assert [list(entry.dims) for entry in graph.initializer if entry.name == bias] == [[4]]
+    onnx.checker.check_model(str(tmp_path / "x.onnx"), full_check=True)
+
+
+def test_weights_beside_a_file_are_moved_and_replaced_with_it(tmp_path, monkeypatch):
+    save = torch.onnx.ONNXProgram.save
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.onnx.ONNXProgram, "save", lambda *args: save(*args, external_data=True))
+    model, shape = nn.Sequential(nn.Flatten(), nn.Linear(1200, 50)).eval(), Shape(1, (3, 20, 20))
+    reference = Reference.of(model, shape)
+    file = export(model, Path("a/x.onnx"), "onnx", shape, reference)
+    assert sorted(map(str, Path().rglob("*.*"))) == ["a/x.onnx", "a/x.onnx.data"] and file.megabytes > 0.2
+    assert reference.error_of(FORMATS["onnx"].load(file.path)) < 1e-5  # where it lies now

@@ -106,7 +106,7 @@ def test_a_run_with_orientation_evaluates_with_it(make_args, images, tmp_path, m
 
     monkeypatch.setattr("visionzoo.engine.images.to_mode", noted)
     train(make_args(apply_exif_orientation=True, max_steps=1))
-    flags = ["--checkpoint", str(tmp_path / "output/run/last.pth.tar"), "--device", "cpu", "-j", "0"]
+    flags = ["--checkpoint", str(tmp_path / "output/run/last.pth.tar"), "--recorded-data", "--device", "cpu", "-j", "0"]
     evaluate_checkpoint(eval_parser().parse(flags))
     assert all(seen) and len(seen) > 9 + 9
     seen.clear()

@@ -176,7 +176,7 @@ OTHERS = [
     ("eval", "--checkpoint o/good/last.pth.tar --data-dir strange", "not trained on: crimson"),
     ("eval", "--checkpoint vit.pth --data-dir d --img-size 64", "test_vit3 does not take images of 64 x 64 pixels"),
     ("predict", "d/train --checkpoint vit.pth --img-size 64", "test_vit3 does not take images of 64 x 64 pixels"),
-    ("eval", "--checkpoint o/good/last.pth.tar --split nope", "no 'nope' split in d"),
+    ("eval", "--checkpoint o/good/last.pth.tar --recorded-data --split nope", "no 'nope' split in d"),
     ("eval", "--checkpoint o/good/last.pth.tar --results-file file.txt/x.json", "cannot make the folder file.txt"),
     ("predict", "nowhere.png --checkpoint o/good/last.pth.tar", "no images at nowhere.png; known endings are"),
     ("predict", "file.txt --checkpoint o/good/last.pth.tar", "cannot use the image file.txt"),

@@ -73,15 +73,31 @@ def test_the_newest_sound_one_is_found_and_damaged_ones_are_named(tmp_path):
     assert [text.split(" ")[0] for text in said] == [
         str(tmp_path / n) for n in ("last.pth.tar", "checkpoint-2.pth.tar")
     ]
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    kept = folder.continue_from(path, found)
+    assert [file.name for file in kept] == ["last.pth.tar.unreadable", "checkpoint-2.pth.tar.unreadable"]
+    assert [file.read_bytes() for file in kept] == [before["last.pth.tar"], before["checkpoint-2.pth.tar"]]
+
+
+def test_checkpoints_that_cannot_be_read_are_not_absent(tmp_path):
+    folder = folder_with(tmp_path, [50.0, 60.0])
+    before = names(tmp_path)
     for file in tmp_path.iterdir():
         truncate(file, 0.1)
-    assert folder.newest(said.append) is None
+    with pytest.raises(UserError, match=r"not one of the 4 checkpoints in .* can be read.*last\.pth\.tar"):
+        folder.newest(pytest.fail)
+    assert names(tmp_path) == before
 
 
-def test_an_empty_folder_has_no_newest_and_leftovers_are_cleared(tmp_path):
+def test_an_empty_folder_has_no_newest_and_leftovers_of_checkpoints_alone_are_cleared(tmp_path):
     (tmp_path / ".last.pth.tar.123.tmp").write_bytes(b"half")
-    assert CheckpointFolder(tmp_path, keep=1, lower_is_better=False).newest(pytest.fail) is None
-    assert names(tmp_path) == []
+    (tmp_path / ".checkpoint-12.pth.tar.7.tmp").write_bytes(b"half")
+    (tmp_path / ".eval-last.json.123.tmp").write_bytes(b"of another command")
+    (tmp_path / ".notes.tmp").write_bytes(b"of an editor")
+    folder = CheckpointFolder(tmp_path, keep=1, lower_is_better=False)
+    assert folder.newest(pytest.fail) is None
+    folder.clear_leftovers()
+    assert names(tmp_path) == [".eval-last.json.123.tmp", ".notes.tmp"]
 
 
 def flip_a_bit(path):

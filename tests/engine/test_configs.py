@@ -13,7 +13,7 @@ from visionzoo.engine.distillation import make_task
 from visionzoo.engine.flags import compare_parser, train_parser
 from visionzoo.engine.models import Trained, build_model, data_config
 from visionzoo.engine.recipe import learning_rate, make_optimizer, make_scheduler
-from visionzoo.models.registry import VARIANTS
+from visionzoo.models._registry import VARIANTS
 
 FOLDER = Path(__file__).parents[2] / "configs" / "classification"
 COMPARISONS = sorted(FOLDER.glob("*_comparison.yaml"))

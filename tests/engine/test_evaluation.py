@@ -82,12 +82,12 @@ def test_images_that_the_sampler_repeats_count_once(monkeypatch):
 
 def test_a_checkpoint_alone_gives_what_its_run_reported(trained):
     folder, result = trained
-    last = evaluated("--checkpoint", folder / "last.pth.tar")
+    last = evaluated("--checkpoint", folder / "last.pth.tar", "--recorded-data")
     assert last["top1"] == pytest.approx(result["eval_top1"], abs=1e-3)
     assert last["loss"] == pytest.approx(result["eval_loss"], abs=1e-5)
     assert (last["images"], last["img_size"], last["model"]) == (9, 32, "zoo_biformer_t")
     assert json.loads((folder / "eval-last.json").read_text()) == last
-    raw = evaluated("--checkpoint", folder / "last.pth.tar", "--no-ema")
+    raw = evaluated("--checkpoint", folder / "last.pth.tar", "--no-ema", "--recorded-data")
     assert raw["top1"] == pytest.approx(result["raw_top1"], abs=1e-3)
     assert raw["loss"] != pytest.approx(last["loss"], abs=1e-6)
 
@@ -104,7 +104,7 @@ def test_flags_win_over_what_the_run_recorded(trained, tmp_path):
 
 def test_csv_has_timms_columns_and_grows_by_a_row(trained, tmp_path):
     for _ in range(2):
-        evaluated("--checkpoint", trained[0] / "last.pth.tar", "--results-csv", tmp_path / "r.csv")
+        evaluated("--checkpoint", trained[0] / "last.pth.tar", "--recorded-data", "--results-csv", tmp_path / "r.csv")
     with (tmp_path / "r.csv").open() as file:
         table = list(csv.DictReader(file))
     assert tuple(table[0]) == COLUMNS

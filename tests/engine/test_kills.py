@@ -73,6 +73,7 @@ def test_checkpoints_are_complete_after_a_kill_before_any_change_on_the_disk(tmp
             pass
         revive()
         folder = CheckpointFolder(path, keep=2, lower_is_better=False)
+        folder.clear_leftovers()
         first = 0
         if found := folder.newest(pytest.fail):
             file, state = found

@@ -3,22 +3,19 @@
 import math
 
 import pytest
-import timm
 import torch
-from engine.helpers import UPDATES, assert_same, learned, rows
+from engine.helpers import UPDATES, learned, rows
 from PIL import Image
-from torch import nn
 
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.evaluation import evaluate_checkpoint
 from visionzoo.engine.flags import eval_parser, predict_parser, train_parser
-from visionzoo.engine.models import prepare_compiler, synchronise_batch_norms
+from visionzoo.engine.models import prepare_compiler
 from visionzoo.engine.parallel import Process
 from visionzoo.engine.prediction import predict
 from visionzoo.engine.run import Run
 from visionzoo.engine.training import Training, train
-from visionzoo.layers.nhwc import BatchNormNHWC, SyncBatchNormNHWC
 
 CPU = Process(torch.device("cpu"))
 PLAIN = {"no_aug": True, "drop_path": 0.0, "epochs": 1}  # nothing random
@@ -159,21 +156,6 @@ def test_linear_probing_changes_the_classifier_alone(make_args, trained, tmp_pat
     assert sum(len(group["params"]) for group in run.optimizer.param_groups) == 2
 
 
-def test_batch_norms_over_the_last_axis_are_synchronised_over_the_last_axis():
-    model = timm.create_model("zoo_shvit_s1", num_classes=3)
-    expected = {name: type(module) for name, module in model.named_modules() if isinstance(module, BatchNormNHWC)}
-    assert expected
-    changed = synchronise_batch_norms(timm.create_model("zoo_shvit_s1", num_classes=3))
-    changed.load_state_dict(model.state_dict())
-    for name, module in changed.named_modules():
-        assert not isinstance(module, nn.BatchNorm2d)
-        if name in expected:
-            assert type(module) is SyncBatchNormNHWC
-    image = torch.randn(2, 3, 64, 64)  # one process: the statistics of its own maps
-    torch.testing.assert_close(changed.train()(image), model.train()(image))
-    assert_same(dict(changed.state_dict()), dict(model.state_dict()))
-
-
 def test_synchronised_batch_norm_without_gpus_is_refused(make_args):
     with pytest.raises(UserError, match="needs GPUs"):
         Run(make_args(sync_bn=True), Process(torch.device("cpu"), distributed=True))
@@ -238,7 +220,7 @@ def test_images_with_several_labels_are_learned_evaluated_and_predicted(make_arg
     assert result["best_metric"] > 90 and result["best_metric"] == max(float(row["eval_map"]) for row in table)
     assert "eval_top1" not in table[0] and float(table[-1]["raw_map"]) > 90
     best = str(tmp_path / "output/run/model_best.pth.tar")
-    args = eval_parser().parse(["--checkpoint", best, "--device", "cpu", "-j", "0", "-b", "5"])
+    args = eval_parser().parse(["--checkpoint", best, "--device", "cpu", "-j", "0", "-b", "5", "--recorded-data"])
     found = evaluate_checkpoint(args)
     assert found["map"] == pytest.approx(result["best_metric"], abs=1e-3) and "top1" not in found
     picture = str(labelled / "validation/pictures/2.png")

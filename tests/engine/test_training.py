@@ -21,6 +21,7 @@ from visionzoo.engine.recipe import learning_rate
 from visionzoo.engine.run import Run
 from visionzoo.engine.training import Training, train
 
+OTHER_WIDTH = {**TINY["model_kwargs"], "embed_dims": [8, 32]}
 POOLFORMER = {"model": "zoo_poolformer_s12", "model_kwargs": {"depths": [1, 1], "embed_dims": [8, 16]}}
 
 
@@ -254,9 +255,9 @@ def test_resume_auto_starts_where_there_is_nothing_yet(make_args, capsys):
     [
         ({}, "holds a run already; go on with it by --resume auto"),
         ({"resume": "auto", "experiment": ""}, "give the name"),
-        ({"resume": "{last}", **POOLFORMER}, "is a checkpoint of zoo_biformer_t"),
-        ({"resume": "{last}", "opt": "sgd"}, "was trained by opt='adamw', this run has 'sgd'"),
-        ({"resume": "{last}", "model_kwargs": {**TINY["model_kwargs"], "embed_dims": [8, 32]}}, "does not fit"),
+        ({"resume": "{last}", "experiment": "b", **POOLFORMER}, "is a checkpoint of zoo_biformer_t"),
+        ({"resume": "{last}", "experiment": "b", "opt": "sgd"}, "was trained by opt='adamw', this run has 'sgd'"),
+        ({"resume": "{last}", "experiment": "b", "model_kwargs": OTHER_WIDTH}, "does not fit"),
         ({"initial_checkpoint": "{last}", "experiment": "b", **POOLFORMER}, "cannot load"),
         ({"initial_checkpoint": "{args}", "experiment": "b"}, "args.yaml"),
         ({"experiment": "b", "num_classes": 10}, "num_classes is 10, the data set has 3 classes"),

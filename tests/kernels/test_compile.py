@@ -16,7 +16,7 @@ from visionzoo.kernels import dispatch
 
 @pytest.fixture(autouse=True)
 def _triton(monkeypatch):
-    monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "triton")
+    monkeypatch.setenv("VISIONZOO_BACKEND", "triton")
     torch._dynamo.reset()
 
 
@@ -97,7 +97,7 @@ def test_exported_calls_take_other_sizes(name):
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("name", KINDS)
 def test_auto_compiles_to_kernels_for_a_gpu_that_is_not_here_and_exports_to_plain_torch(name, strict, monkeypatch):
-    monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE)
+    monkeypatch.delenv("VISIONZOO_BACKEND")
     monkeypatch.setattr(dispatch, "_capabilities", {})
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     avoided = {"group_norm", "layer_norm"}  # plain norms are fused

@@ -6,14 +6,12 @@ import pytest
 import torch
 from kernels.calls import KINDS, SIZES, Call, Graphs, draw, operators
 
-from visionzoo.kernels import dispatch
-
 pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(autouse=True)
 def _triton(monkeypatch):
-    monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "triton")
+    monkeypatch.setenv("VISIONZOO_BACKEND", "triton")
     # torch 2.11 finds what it compiled under bfloat16 autocast in its cache for float16, where no cast tells them apart
     monkeypatch.setattr(torch._functorch.config, "enable_autograd_cache", False)
     torch._dynamo.reset()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from visionzoo.kernels import depthwise_conv, explain
-from visionzoo.layers.nhwc import ConvNHWC, DepthwiseConvNHWC
+from visionzoo.layers.nhwc import DepthwiseConvNHWC, on_nchw
 
 
 def _tensors(kernel=3, height=5, width=6, channels=4, dtype=torch.float64):
@@ -57,11 +57,15 @@ def test_gradients_are_those_of_finite_differences(regions):
 
 
 def test_is_the_convolution_of_torch_with_its_parameters():
-    own, theirs = DepthwiseConvNHWC(8, 5), ConvNHWC(8, 8, 5, padding=2, groups=8)
+    torch.manual_seed(0)
+    own = DepthwiseConvNHWC(8, 5)
+    torch.manual_seed(0)
+    theirs = torch.nn.Conv2d(8, 8, 5, padding=2, groups=8)
+    assert all(torch.equal(a, b) for a, b in zip(own.parameters(), theirs.parameters(), strict=True))
     theirs.load_state_dict(own.state_dict())
     x = torch.randn(2, 7, 6, 8)
-    torch.testing.assert_close(own(x), theirs(x))
-    torch.testing.assert_close(own(x, residual=x), x + theirs(x))
+    torch.testing.assert_close(own(x), on_nchw(theirs, x))
+    torch.testing.assert_close(own(x, residual=x), x + on_nchw(theirs, x))
 
 
 def test_autocast_casts_as_torch_does_and_keeps_a_wider_residual():

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from kernels.triton_checks import DEVICE
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
 from visionzoo.kernels import dispatch, routed_attention
+from visionzoo.kernels.operator import operator
 
 
 def _attention(q):
@@ -39,3 +41,32 @@ def test_an_old_torch_is_named(q, monkeypatch):
     with pytest.raises(ValueError, match=r"cannot run: its kernels need torch 2\.7 with its Triton, this is"):
         _attention(q)
     assert "torch 2.7" in dispatch.backends()["routed_attention"]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() == 1, reason="torch names no second GPU where there is one")
+@pytest.mark.parametrize(("current", "entered"), [(0, ["cuda:1"]), (1, [])])
+def test_kernels_are_launched_on_the_device_of_their_tensors(current, entered, monkeypatch):
+    seen, ran = [], []
+
+    class Device:
+        def __init__(self, device):
+            self.device = device
+
+        def __enter__(self):
+            seen.append(str(self.device))
+
+        def __exit__(self, *_):
+            ran.append("left")
+
+    def launch(x: torch.Tensor) -> torch.Tensor:
+        ran.append(x.device)
+        return x.new_empty(x.shape)
+
+    name = f"launched_on_{current}"
+    call = operator(name, fake=lambda x: x.new_empty(x.shape))(launch)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    with FakeTensorMode():
+        x = torch.empty(3, device="cuda:1")
+    call.launch(x)
+    assert seen == entered and ran == [torch.device("cuda:1"), *["left"] * len(entered)]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from golden import Record, relative_error
+from golden import Record, relative_error, sample
 
 from visionzoo.layers.mixers import SuperTokenMixer
 
@@ -18,8 +18,7 @@ def test_the_layer_is_the_authors_also_where_the_cells_do_not_divide_the_map():
     for key, seed, shape in (("out", 1, "input_shape"), ("out_pad", 2, "input_shape_pad")):
         x = np.random.RandomState(seed).standard_normal(record.meta[shape]).astype(np.float32)
         out = mixer(torch.from_numpy(x).double().permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        rounding = 2 * record.meta["float32_error"][key]  # the record is float32
-        assert relative_error(out, record.arrays[key]) <= rounding
+        assert relative_error(sample(out), record.arrays[key]) <= 1e-9
 
 
 def _in_loops(x, cell, iterations):

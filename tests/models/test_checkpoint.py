@@ -11,7 +11,8 @@ from quick import quick_model
 from safetensors.torch import save_file
 
 import visionzoo
-from visionzoo.models.checkpoint import read_checkpoint
+from visionzoo.models._checkpoint import read_checkpoint
+from visionzoo.models._registry import TINY
 
 NAME = "zoo_poolformer_s12"
 IMAGE = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -46,6 +47,22 @@ def test_a_detectors_backbone_is_taken_out_of_it(source, target):
     state |= {"neck.lateral.weight": torch.zeros(3), "bbox_head.fc.bias": torch.zeros(3)}
     report = visionzoo.load_weights(target, {"state_dict": state, "meta": {}})
     assert _same(source, target) and not report.unexpected
+    assert report.beside == ["neck.lateral.weight", "bbox_head.fc.bias"]
+
+
+@pytest.mark.parametrize("prefix", ["model.", "module.", "net.", "module.model.", "timm_model.", "model._orig_mod."])
+def test_what_lies_beside_the_wrapped_model_is_reported(source, target, prefix):
+    own = source.state_dict()
+    beside = {"criterion.weight": torch.ones(1000)} | {f"ema_model.{name}": value + 1 for name, value in own.items()}
+    state = {prefix + name: value for name, value in own.items()} | beside
+    report = visionzoo.load_weights(target, {"state_dict": state, "epoch": 3})
+    assert _same(source, target) and not report.missing and not report.unexpected
+    assert report.beside == list(beside) and f"{len(beside)} beside: criterion.weight, " in str(report)
+
+
+def test_a_name_that_wrappers_have_is_no_wrapper_where_most_lies_elsewhere(source, target):
+    report = visionzoo.load_weights(target, {**source.state_dict(), "model.x": torch.ones(1)}, strict=False)
+    assert _same(source, target) and report.unexpected == ["model.x"] and not report.beside
 
 
 def test_averaged_weights_win_unless_told_otherwise(source, target):
@@ -178,6 +195,83 @@ def test_first_convolution_is_adapted_to_the_image_channels_as_timm_does(source,
     expected = timm.models.adapt_input_conv(channels, source.stem.conv.weight.detach())
     assert torch.equal(target.stem.conv.weight, expected)
     assert report.adapted == [f"stem.conv.weight (3 to {channels} input channels)"]
+
+
+@pytest.mark.parametrize(("have", "want"), [(1, 3), (1, 4), (3, 1), (13, 1), (2, 1), (2, 4), (4, 12)])
+@torch.no_grad()
+def test_any_image_channels_become_any_others(have, want):
+    """Of a grey image, its channels alike, every count makes the same map where one count divides the other."""
+    source = quick_model(NAME, in_chans=have, depths=(1,) * 4).double()
+    target = quick_model(NAME, in_chans=want, depths=(1,) * 4).double()
+    report = visionzoo.load_weights(target, source.state_dict())
+    assert report.adapted == [f"stem.conv.weight ({have} to {want} input channels)"]
+    grey = torch.randn(1, 1, 64, 64, dtype=torch.float64)
+    expected = source(grey.expand(-1, have, -1, -1))
+    assert (target(grey.expand(-1, want, -1, -1)) - expected).norm() <= 1e-12 * expected.norm()
+
+
+@torch.no_grad()
+def test_fewer_of_many_channels_are_the_first_scaled():
+    source, target = (quick_model(NAME, in_chans=channels, depths=(1,) * 4) for channels in (13, 4))
+    visionzoo.load_weights(target, source.state_dict())
+    torch.testing.assert_close(target.stem.conv.weight, source.stem.conv.weight[:, :4] * (13 / 4))
+
+
+def _sparse(state):
+    state["norm.weight"] = state["norm.weight"].to_sparse()
+
+
+def _meta(state):
+    state["norm.weight"] = state["norm.weight"].to("meta")
+
+
+def _complex(state):
+    state["norm.weight"] = state["norm.weight"].to(torch.complex64)
+
+
+def _kernel(state):
+    state["stem.0.conv.weight"] = state["stem.0.conv.weight"][..., :1]
+
+
+def _flat_table(state):
+    state["stages.0.blocks.0.mixer.relative_position_bias.table"] = torch.zeros(7)
+
+
+def _flat_positions(state):
+    state["stem.1.table"] = torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        ("zoo_biformer_t", _sparse, r"without values that could be copied .*: norm\.weight"),
+        ("zoo_biformer_t", _meta, r"without values that could be copied .*: norm\.weight"),
+        ("zoo_biformer_t", _complex, r"without values that could be copied .*: norm\.weight"),
+        ("zoo_biformer_t", _kernel, r"other shapes than BiFormer: stem\.0\.conv\.weight"),
+        ("zoo_nat_mini", _flat_table, r"table \(7,\) cannot be brought to .*expected the offsets of a neighborhood"),
+        ("zoo_swin_t", _flat_table, r"table \(7,\) cannot be brought to .*expected the offsets in a square window"),
+        ("zoo_pvt_t", _flat_positions, r"stem\.1\.table \(3,\) cannot be brought to \(1, "),
+    ],
+    ids=["sparse", "meta", "complex", "kernel", "offsets", "window", "positions"],
+)
+@pytest.mark.parametrize("in_chans", [1, 3])
+def test_nothing_changes_where_loading_fails(name, spoil, message, in_chans):
+    state = quick_model(name, **TINY[name], in_chans=in_chans).state_dict()
+    spoil(state)
+    target = timm.create_model(name, **TINY[name])
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        visionzoo.load_weights(target, state, strict=False)
+    assert all(torch.equal(before[name], value) for name, value in target.state_dict().items())
+
+
+def test_a_model_on_the_meta_device_is_not_loaded_into(source):
+    with torch.device("meta"):
+        target = timm.create_model(NAME)
+    with pytest.raises(ValueError, match=r"132 of the 132 tensors of PoolFormer are on the meta device.*to_empty"):
+        visionzoo.load_weights(target, source.state_dict())
+    visionzoo.load_weights(target.to_empty(device="cpu").eval(), source.state_dict())
+    assert _same(source, target)
 
 
 def test_another_number_of_classes_needs_a_word(source):

@@ -45,28 +45,31 @@ def test_every_second_block_of_swin_has_shifted_windows():
 # -- PVT's class token ------------------------------------------------------------------------------------------------
 
 
-def test_mean_of_pvts_last_map_is_the_class_token():
+@torch.no_grad()
+def test_pvts_last_map_is_the_map_and_its_logits_are_of_the_class_token():
     model = draw_weights(timm.create_model("zoo_pvt_t", **TINY)).double().eval()
+    seen = []
+    model.norm.register_forward_hook(lambda module, args, out: seen.append((args[0], out)))  # [B, 1 + N, C]
     image = torch.randn(2, 3, 96, 64, dtype=torch.float64)
-    stage, seen = model.stages[3], []
-    stage.norm.register_forward_hook(lambda module, args, out: seen.append(out[:, 0]))  # [B, 1, 1 + N, C]
-    with torch.no_grad():
-        features = model.forward_features(image)
-    torch.testing.assert_close(features.mean((2, 3)), seen[0][:, 0], rtol=1e-12, atol=1e-12)
-    patches = features - features.mean((2, 3), keepdim=True)
-    own = seen[0][:, 1:] - seen[0][:, 1:].mean(1, keepdim=True)
-    torch.testing.assert_close(patches.flatten(2).mT, own, rtol=1e-12, atol=1e-12)
+    tokens, maps = model.forward_intermediates(image)
+    ((before, after),) = seen
+    assert torch.equal(maps[-1].flatten(2).mT, before[:, 1:]) and maps[-1].shape == (2, 32, 3, 2)
+    assert torch.equal(model.forward_head(tokens), model.head.fc(after[:, 0]))
+    (normed,) = model.forward_intermediates(image, [3], norm=True, intermediates_only=True)
+    assert torch.equal(normed.flatten(2).mT, after[:, 1:])
+    (pair,) = model.forward_intermediates(image, [3], return_prefix_tokens=True, intermediates_only=True)
+    assert torch.equal(pair[1], before[:, :1])
 
 
 def test_class_token_goes_with_global_attention_alone():
     has_token = {
-        mixers: hasattr(meta_model("zoo_pvt_t", mixers=mixers).stages[3], "cls_token")
+        mixers: hasattr(meta_model("zoo_pvt_t", mixers=mixers).stages[3], "prefix")
         for mixers in (None, ("pool", "pool", "pool", None), "pool")
     }
     assert list(has_token.values()) == [True, True, False]
     with pytest.raises(ValueError, match=r"class_token=True needs mixer 'spatial_reduction' with reduction 1"):
         meta_model("zoo_pvt_t", mixers="pool", class_token=True)
-    assert meta_model("zoo_pvt_t").no_weight_decay() == {"stages.3.cls_token"}
+    assert meta_model("zoo_pvt_t").no_weight_decay() == {"stages.3.prefix.cls_token", "stages.3.positions.table"}
 
 
 # -- tables of positions ----------------------------------------------------------------------------------------------
@@ -120,5 +123,5 @@ def test_parts_of_a_projection_are_joined_whatever_their_order_in_the_file():
     state = {name: value for name, value in model.state_dict().items() if name != mixer}
     theirs = {"block1.0.attn.kv.weight": torch.cat([k, v]), "block1.0.attn.q.weight": q}
     for order in (theirs, dict(reversed(theirs.items()))):
-        renamed = visionzoo.models.checkpoint.rename({**state, **order}, model)[0]
+        renamed = visionzoo.models._checkpoint.rename({**state, **order}, model)[0]
         assert torch.equal(renamed[mixer], model.state_dict()[mixer])

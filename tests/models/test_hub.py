@@ -13,9 +13,9 @@ import torch
 from timm.models import generate_default_cfgs
 
 import visionzoo
-from visionzoo.models import licences
-from visionzoo.models.licences import NonCommercialError, describe, is_non_commercial, weights_of
-from visionzoo.models.registry import VARIANTS
+from visionzoo.models import _licenses as licences
+from visionzoo.models._licenses import NonCommercialError, describe, is_non_commercial, weights_of
+from visionzoo.models._registry import VARIANTS
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"depths": [1, 1, 1, 1], "embed_dims": [8, 8, 16, 16]}
@@ -44,7 +44,11 @@ def test_a_folder_gives_the_same_logits_and_says_what_it_is(model, tmp_path):
     assert torch.equal(logits(model), logits(again))
     cfg = timm.data.resolve_data_config({}, model=again)
     assert {name: tuple(v) if isinstance(v := cfg[name], list) else v for name in data} == data
-    assert json.loads((folder / "config.json").read_text())["label_names"] == names
+    config = json.loads((folder / "config.json").read_text())
+    assert config["label_names"] == names and config["num_classes"] == 3
+    # transformers' TimmWrapper builds with both, and cannot when an argument comes twice
+    args = dict(num_classes=config["num_classes"], **config["model_args"])
+    assert timm.create_model(config["architecture"], **args).num_classes == 3
     card = (folder / "README.md").read_text()
     assert card.startswith("---\n") and "\nlicense: apache-2.0\n" in card
     for words in ("trained on three colours", "| top1 | 81.25 |", "## Measured", "77.2 % top-1", "2111.11418", "Use"):
@@ -73,6 +77,31 @@ def test_the_hub_gives_the_same_logits(model, tmp_path, monkeypatch):
     assert address.endswith("me/colours") and said == [(("me/colours",), {"private": True, "exist_ok": True})]
     again = timm.create_model("hf-hub:me/colours", pretrained=True).eval()
     assert torch.equal(logits(model), logits(again))
+
+
+WRAPPERS = [torch.compile, torch.nn.DataParallel, lambda model: model.to(memory_format=torch.channels_last)]
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_a_model_is_kept_without_its_wrappers_and_in_any_memory_format(model, tmp_path, wrap):
+    expected = logits(model)
+    visionzoo.save_pretrained(wrap(model), tmp_path / "m", **OWN, model_args={**SMALL, "in_chans": 1})
+    assert torch.equal(logits(timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()), expected)
+
+
+def test_what_could_not_be_loaded_again_is_not_written(tmp_path):
+    levit = timm.create_model("zoo_levit_128s", num_classes=3).eval()
+    tied = timm.create_model("test_convnext", num_classes=3)
+    tied.head.norm.bias = tied.head.norm.weight
+    for model, message in [
+        (visionzoo.fuse(levit), r"is not as it was built: \d+ tensors are other than its config.json says"),
+        (tied, "safetensors cannot keep these weights, untie them"),
+        (timm.create_model("test_convnext", features_only=True), "as timm.create_model gives it, got FeatureListNet"),
+        (torch.nn.Linear(2, 2), "as timm.create_model gives it, got Linear"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            visionzoo.save_pretrained(model, tmp_path / "m", licence="mit")
+    assert not (tmp_path / "m").exists()
 
 
 def test_a_pickle_in_a_folder_is_refused(model, tmp_path):

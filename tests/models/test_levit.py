@@ -31,7 +31,7 @@ def test_stress_record_would_notice_a_wrong_bias_table(stress_model, stage):
         side = model.stages[stage].blocks[-1].mixer.map_size[0]
         table.copy_(table.unflatten(1, (side, side)).transpose(1, 2).flatten(1))  # Δy for Δx
         error = relative_error(model(record.image()), record.arrays["stress_logits"])
-        assert error > 10 * record.tolerance(stress=True)
+        assert error > 10 * record.tolerance()
     finally:
         table.copy_(kept)
 

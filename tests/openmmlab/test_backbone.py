@@ -11,13 +11,14 @@ import torch
 
 pytest.importorskip("mmengine", reason='needs pip install "visionzoo[openmmlab]"')
 
+from mmengine.model import convert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 from timm.layers import LayerNorm2d
 from torch import nn
 
 from visionzoo.engine import UserError
-from visionzoo.models.registry import FAMILIES
+from visionzoo.models._registry import FAMILIES
 from visionzoo.openmmlab import ZooBackbone, feature_channels, feature_strides
 
 ONE_EACH = [names[0] for names in FAMILIES.values()]
@@ -126,8 +127,8 @@ def test_further_arguments_reach_the_model():
         ({"name": "zoo_biformr_s"}, "'zoo_biformr_s' is no model of the zoo; did you mean zoo_biformer_s"),
         ({"name": "resnet50"}, "'resnet50' is no model of the zoo"),
         ({"out_indices": (0, 4)}, "feature indices must be from -4 to 3"),
-        ({"out_indices": ()}, "out_indices must be numbers of stages, such as (1, 2, 3), got out_indices=()"),
-        ({"out_indices": 2}, "out_indices must be numbers of stages, such as (1, 2, 3), got out_indices=2"),
+        ({"out_indices": ()}, "out_indices must be numbers of stages or blocks, such as (1, 2, 3), got out_indices=()"),
+        ({"out_indices": 2}, "out_indices must be numbers of stages or blocks, such as (1, 2, 3), got out_indices=2"),
         ({"out_indices": (1, 1)}, "out_indices must be different stages, the first one first, got out_indices=(1, 1)"),
         ({"out_indices": (3, 0)}, "out_indices must be different stages, the first one first, got out_indices=(3, 0)"),
         ({"window": 3}, "zoo_davit_t cannot be built with"),
@@ -146,11 +147,15 @@ def test_wrong_arguments_are_named(options, message):
     assert message in str(caught.value)
 
 
-def test_synchronised_batch_norms_are_refused():
-    backbone = build("zoo_biformer_t")
-    backbone.model = nn.SyncBatchNorm.convert_sync_batchnorm(backbone.model)
-    with pytest.raises(ValueError, match="sync_bn: synchronised batch norm takes"):
-        backbone.train()
+def test_synchronised_batch_norms_compute_the_same():
+    backbone = build("zoo_biformer_t", norm_eval=True)
+    image = torch.randn(1, 3, 64, 64)
+    expected = backbone.train()(image)
+    changed = convert_sync_batchnorm(backbone).train()
+    kinds = {type(module).__name__ for module in changed.modules()}
+    assert "SyncBatchNorm" in kinds and "BatchNorm2d" not in kinds
+    for out, before in zip(changed(image), expected, strict=True):
+        torch.testing.assert_close(out, before)
 
 
 def checkpoint(tmp_path, wrap):
@@ -222,6 +227,19 @@ def test_a_pyramid_from_one_map():
     assert [tuple(x.shape) for x in outs] == [(1, 6, h, w) for h, w in ((32, 24), (16, 12), (8, 6), (4, 3), (2, 2))]
     with pytest.raises(ValueError, match=r"scales must be of 4, 2, 1 and 0.5, got scales=\(3,\)"):
         MODELS.build({"type": "SimplePyramid", "in_channels": 16, "scales": (3,)})
+
+
+def test_an_isotropic_backbone_gives_a_pyramid_and_freezes_its_first_blocks():
+    tiny = {"depth": 3, "local_depth": 2, "embed_dim": 16}
+    backbone = build("zoo_convit_t", out_indices=(2,), frozen_stages=1, **tiny).train()
+    neck = MODELS.build({"type": "SimplePyramid", "in_channels": backbone.out_channels[0], "out_channels": 6})
+    levels = neck(backbone(torch.randn(2, 3, 64, 96)))
+    assert [tuple(x.shape[2:]) for x in levels] == [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
+    sum(x.sum() for x in levels).backward()
+    model = backbone.model
+    frozen = {id(p) for part in (model.stem, model.positions, model.prefix, model.blocks[0]) for p in part.parameters()}
+    assert {id(p) for p in backbone.parameters() if p.grad is None} == frozen
+    assert feature_strides("zoo_convit_t", (0, 2), **tiny) == [16, 16]
 
 
 def optimizer(model, **paramwise):

@@ -14,7 +14,7 @@ from torch import nn
 from visionzoo.benchmark import rivals
 from visionzoo.benchmark.cases import Absent, Case, Measurement, Run, Settings, path, select
 from visionzoo.benchmark.contest import Contender, Contest
-from visionzoo.benchmark.memory import memory_cases, saved_bytes, step_case
+from visionzoo.benchmark.memory import biformer_builders, memory_cases, saved_bytes, step_case
 from visionzoo.benchmark.models import Mode, Pair, Twins, model_cases, pair_cases
 from visionzoo.benchmark.operations import attention_costs, operation_cases
 from visionzoo.benchmark.results import COLUMNS, Results, Row, read_rows
@@ -22,6 +22,7 @@ from visionzoo.benchmark.runner import run_cases
 from visionzoo.benchmark.targets import QUANTITIES, Target, judge, targets
 from visionzoo.benchmark.timing import Ceilings, Timing
 from visionzoo.engine import UserError
+from visionzoo.kernels import explain
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(CPU, batch=2, quick=True)
@@ -275,6 +276,18 @@ def test_a_training_step_says_what_it_must_hold():
     weights = sum(t.nbytes for t in build().state_dict().values())
     assert run.fixed_bytes == weights + 2 * 3 * 64 * 64 * 4
     assert run.held_bytes > run.fixed_bytes + sum(p.nbytes for p in build().parameters()) / 2  # weights in bfloat16
+
+
+def test_the_row_of_plain_torch_runs_nothing_else(monkeypatch):
+    monkeypatch.setenv("VISIONZOO_BACKEND", "triton")
+    tiny = {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "topks": (1, 2, 4, -2), "num_classes": 3}
+    monkeypatch.setattr(timm, "create_model", partial(timm.create_model, **tiny))
+    case = step_case(SETTINGS, "small", biformer_builders(2), (64, 64))
+    run = {m.implementation: m for m in case.measurements}["visionzoo-reference"].prepare()
+    with explain() as decisions:
+        run.call()
+    assert {d.operation for d in decisions} == {"depthwise_conv", "layer_norm", "route_regions", "routed_attention"}
+    assert {d.backend for d in decisions} == {"reference"}
 
 
 def test_saved_bytes_count_each_storage_once_and_only_what_is_kept():

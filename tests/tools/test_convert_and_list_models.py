@@ -11,6 +11,8 @@ import torch
 from golden import Record, relative_error
 from quick import MODELS
 
+from visionzoo.engine.reporting import insert_between
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -64,7 +66,7 @@ def test_the_readmes_table_is_the_registrys():
     """`make table` writes it anew."""
     tool = _module("list_models")
     text = (ROOT / "README.md").read_text()
-    assert tool.insert_between(text, tool.BEGIN, tool.END, tool.markdown(tool.rows())) == text
+    assert insert_between(text, tool.BEGIN, tool.END, tool.markdown(tool.rows())) == text
     assert len(tool.rows()) == len(MODELS)
 
 

@@ -17,7 +17,7 @@ def run(tmp_path_factory):
 
 def test_a_checkpoint_alone_is_evaluated(run, capsys):
     checkpoint = run / "o/e/model_best.pth.tar"
-    assert run_tool("eval", "--checkpoint", str(checkpoint), "--device", "cpu", "-j", "0") == 0
+    assert run_tool("eval", "--checkpoint", str(checkpoint), "--device", "cpu", "-j", "0", "--recorded-data") == 0
     result = json.loads((run / "o/e/eval-model_best.json").read_text())
     assert (result["model"], result["images"]) == ("test_convnext", 6)
     assert f'"top1": {result["top1"]}' in capsys.readouterr().out

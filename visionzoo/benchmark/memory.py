@@ -26,19 +26,38 @@ from visionzoo.benchmark.cases import Case, Measurement, Run, Settings
 from visionzoo.benchmark.models import autocast, storage_bytes, training_step
 from visionzoo.benchmark.operations import token_cases
 from visionzoo.benchmark.rivals import biformer_authors
+from visionzoo.kernels import use_backend
 
 
 def memory_cases(settings: Settings) -> list[Case]:
     """List all cases of memory; BiFormer-S with 7 regions a side as on ImageNet and with 16 as on COCO."""
     steps = []
     for regions in (16, 7):
-        builders = {
-            "visionzoo": partial(timm.create_model, "zoo_biformer_s", regions=regions),
-            "visionzoo-reference": partial(timm.create_model, "zoo_biformer_s", regions=regions, backend="reference"),
-            "authors": partial(_authors_biformer_s, regions),
-        }
+        builders = biformer_builders(regions)
         steps.append(step_case(settings, f"biformer_s-800x1333/regions-{regions}", builders, (800, 1333)))
     return [*steps, *token_cases(settings)]
+
+
+def biformer_builders(regions: int) -> dict[str, Callable[[], nn.Module]]:
+    """Return what builds BiFormer-S with that many regions a side: ours, ours in plain torch, the authors'."""
+    ours = partial(timm.create_model, "zoo_biformer_s", regions=regions)
+    return {
+        "visionzoo": ours,
+        "visionzoo-reference": lambda: _PlainTorch(ours()),
+        "authors": partial(_authors_biformer_s, regions),
+    }
+
+
+class _PlainTorch(nn.Module):
+    """A model all of whose operations run their references."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        with use_backend("reference"):
+            return self.model(x)
 
 
 def _authors_biformer_s(regions: int) -> nn.Module:

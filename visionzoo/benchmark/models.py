@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import visionzoo
 from visionzoo.benchmark.cases import Case, Measurement, Run, Settings
 from visionzoo.benchmark.rivals import biformer_authors
-from visionzoo.models.registry import FAMILIES, VARIANTS
+from visionzoo.models._registry import FAMILIES, VARIANTS
 from visionzoo.testing import relative_error
 
 OURS = "visionzoo"

@@ -13,6 +13,7 @@ from visionzoo.deploy.files import check_flags, shape_of, write_files
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.models import Trained, build_model, data_config, restore
 from visionzoo.engine.parallel import start_process
+from visionzoo.engine.recorded import per_channel
 
 
 def export_classifier(args: argparse.Namespace) -> list[Exported]:
@@ -27,21 +28,30 @@ def export_classifier(args: argparse.Namespace) -> list[Exported]:
     model = trained.model.to(device).eval()
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    name = safe_model_name(str(args.model or trained.args.get("model")).rpartition(":")[2].rstrip("/"))
+    name = safe_model_name(str(args.model or trained.args.get("model")).rstrip("/"))
     shape = shape_of(args, tuple(trained.data_config["input_size"]))
     description = {
         "model": args.model or trained.args.get("model"),
         "task": "classification",
         "preprocessing": {
             **{key: trained.data_config[key] for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")},
-            "channels": "RGB" if shape.size[0] == 3 else "L",
+            "channels": _channels(trained),
+            "upright": trained.upright,
             "range": "divide pixels by 255, subtract mean, divide by std",
         },
         "outputs": [{"name": "logits"}],
-        "activation": "sigmoid" if trained.args.get("multi_label") else "softmax",
+        "activation": "sigmoid" if trained.multi_label else "softmax",
         "class_names": trained.class_names,
     }
     return write_files(model, Path(args.output) / name, shape, description, args)
+
+
+def _channels(trained: Trained) -> str:
+    """Return PIL's mode of the images; their number where no mode has as many."""
+    try:
+        return trained.mode
+    except UserError:
+        return f"{trained.data_config['input_size'][0]} channels"
 
 
 def _build(args: argparse.Namespace) -> Trained:
@@ -54,4 +64,4 @@ def _build(args: argparse.Namespace) -> Trained:
     if args.checkpoint or args.pretrained:
         raise UserError("--random-weights beside --checkpoint or --pretrained; give one")
     model = build_model(args)
-    return Trained(model, data_config(args, model))
+    return Trained(model, per_channel(data_config(args, model)))

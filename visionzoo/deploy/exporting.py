@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 import warnings
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_leaves
 
+from visionzoo.engine.checkpoints import make_folder
 from visionzoo.engine.errors import UserError, require
 
 TOLERANCE = 1e-3  # largest error of an output; of outputs beyond 1 in proportion
@@ -177,15 +179,21 @@ def export(
     Raises:
         UserError: the model cannot be exported so, or the file does not do what the model does.
     """
+    if str(path).encode(errors="replace") != os.fsencode(path):  # torch would abort
+        raise UserError(f"the name {path} is not UTF-8, which ONNX and torch's files need; name another --output")
     example = reference.images[0].new_zeros(shape.example())
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     start = time.perf_counter()
-    with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder, _quiet():
+    with _temporary_folder(path.parent) as folder, _quiet():
         temporary = Path(folder) / path.name
         try:
             FORMATS[format].write(model, temporary, example, shape, input_name, list(output_names), opset)
         except UserError:
             raise
+        except OSError as failure:
+            if failure.errno is None:
+                raise UserError(f"cannot export to {format} for {shape}: {_reason(failure)}") from failure
+            raise UserError(f"cannot write {path}: {failure.strerror}") from failure
         except Exception as failure:  # torch's exporters raise whatever they stumble over
             raise UserError(f"cannot export to {format} for {shape}: {_reason(failure)}") from failure
         seconds = time.perf_counter() - start
@@ -200,9 +208,19 @@ def export(
                 f"exported to {format} for {shape}, but its outputs differ by {error:.1e} from the model's, which are "
                 f"up to {reference.scale:.3g} and differ by {spread:.2g} from image to image; nothing was written"
             )
-        for file in sorted(Path(folder).iterdir(), reverse=True):  # weights first
-            os.replace(file, path.with_name(file.name))
+        try:
+            for file in sorted(Path(folder).iterdir(), reverse=True):  # weights first
+                os.replace(file, path.with_name(file.name))
+        except OSError as failure:
+            raise UserError(f"cannot write {path}: {failure.strerror}") from failure
     return Exported(path, error, spread, [tuple(image.shape) for image in reference.images], seconds)
+
+
+def _temporary_folder(parent: Path) -> TemporaryDirectory[str]:
+    try:
+        return TemporaryDirectory(dir=parent, prefix=".export-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {parent}: {error.strerror}") from error
 
 
 def trace(model: nn.Module, example: Tensor, shape: Shape) -> ExportedProgram:
@@ -231,15 +249,17 @@ def _ones_are_not_special() -> AbstractContextManager[None]:
 
 
 _OWN_OPERATORS = (
-    "the model asks for Triton kernels by name ({}), which only run where visionzoo does; build it with backend='auto' "
-    "and unset VISIONZOO_BACKEND"
+    "the model asks for Triton kernels by name ({}), which only run where visionzoo does; export it outside of "
+    "visionzoo.use_backend('triton'), without visionzoo.set_backend and with VISIONZOO_BACKEND unset"
 )
 
 
 def _write_program(
     model: nn.Module, path: Path, example: Tensor, shape: Shape, input_name: str, output_names: list[str], opset: Any
 ) -> None:
-    torch.export.save(trace(model, example, shape), path)
+    content = io.BytesIO()  # torch ends the process where it writes to a disk that is full
+    torch.export.save(trace(model, example, shape), content)
+    path.write_bytes(content.getbuffer())
 
 
 def _load_program(path: Path) -> Callable[[Tensor], list[Tensor]]:
@@ -280,6 +300,12 @@ def _write_onnx(
         if "visionzoo" in (text := _last_words(error)):
             raise UserError(_OWN_OPERATORS.format(text)) from error
         raise
+    written = program.model.opset_imports[""]
+    if opset not in (None, written):
+        raise UserError(
+            f"--opset {opset}: torch {torch.__version__} writes this model in opset {written} and cannot turn it into "
+            f"{opset}; leave --opset out, or convert the file by onnx.version_converter"
+        )
     program.save(path)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Sequence
+from glob import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 import visionzoo
@@ -22,43 +25,90 @@ def write_files(
 ) -> list[Exported]:
     """Write a model in `args.format`, each next to the others as `stem` with a suffix, and its description as JSON.
 
+    Files of the same model and description in other formats stay, and stay described. Those of another one are replaced
+    with `args.overwrite` alone, all of them.
+
     Args:
         model: in eval mode, from images to tensors.
         stem: path of the files without a suffix.
         shape: of the images.
         description: what the JSON says of the model; its "outputs" name them in their order.
         args: the flags of `add_export_flags`.
+
+    Raises:
+        UserError: the model cannot be exported so, the files cannot be written, or others lie there.
     """
     try:
         reference = Reference.of(model, shape)
     except (AssertionError, RuntimeError, ValueError) as error:
         raise UserError(f"the model does not take images of {shape}: {error}") from error
-    if not args.no_fuse:
-        model = visionzoo.fuse(model)
-    files = []
-    for format in dict.fromkeys(args.format):
-        names = [output["name"] for output in description["outputs"]]
-        path = stem.with_name(stem.name + FORMATS[format].suffix)
-        files.append(export(model, path, format, shape, reference, output_names=names, opset=args.opset))
-        print(f"{format}: {files[-1]}")
     sizes: list[Any] = [shape.dynamic_axes.get(axis, size) for axis, size in enumerate((shape.batch, *shape.size))]
     outputs = [
         {**output, "shape": _shape(tensor.shape, shape)}
         for output, tensor in zip(description["outputs"], reference.outputs[0], strict=True)
     ]
     content = {
-        "visionzoo": visionzoo.__version__,
-        "versions": versions(),
         "input": {"name": "image", "shape": sizes, "dtype": "float32"},
         **description,
         "outputs": outputs,
-        "files": [{"file": file.path.name, "largest_error": file.error, "checked": file.checked} for file in files],
+        "weights": _digest(model),
     }
-    path = stem.with_name(stem.name + ".json")
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    described, others = _look_at(stem, content)
+    if others and not args.overwrite:
+        listed = ", ".join(path.name for path in others)
+        raise UserError(
+            f"{stem.parent} holds {listed} of another model, or of other weights or images; name another --output, or "
+            "pass --overwrite to replace them all"
+        )
+    if not args.no_fuse:
+        model = visionzoo.fuse(model)
+    files = []
+    for format in dict.fromkeys(args.format):
+        names = [output["name"] for output in description["outputs"]]
+        path = _with(stem, FORMATS[format].suffix)
+        files.append(export(model, path, format, shape, reference, output_names=names, opset=args.opset))
+        print(f"{format}: {files[-1]}")
+    new = [{"file": file.path.name, "largest_error": file.error, "checked": file.checked} for file in files]
+    kept = [entry for entry in described if entry["file"] not in {file.path.name for file in files}]
+    path = _with(stem, ".json")
+    whole = {"visionzoo": visionzoo.__version__, "versions": versions(), **content, "files": [*new, *kept]}
+    text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
+    for other in others:  # that the new export has not replaced
+        if other != path and not any(other.name.startswith(file.path.name) for file in files):
+            other.unlink()
+            print(f"{other} of the earlier export is removed")
     print(f"{path} says what goes in and comes out: {shape}")
     return files
+
+
+def _with(stem: Path, suffix: str) -> Path:
+    return stem.with_name(stem.name + suffix)
+
+
+def _look_at(stem: Path, content: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Path]]:
+    """Return what is described of files of the same export that are there, or which files of another one are."""
+    path = _with(stem, ".json")
+    patterns = [f"{escape(stem.name)}{format.suffix}*" for format in FORMATS.values()]  # weights beside ONNX too
+    there = [file for pattern in patterns for file in sorted(stem.parent.glob(pattern))]
+    if not path.exists():
+        return [], there
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        same = json.loads(json.dumps(content)).items() <= found.items()
+        described = [entry for entry in found["files"] if path.with_name(entry["file"]).exists()]
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):  # not of ours
+        return [], [path, *there]
+    return (described, []) if same else ([], [path, *there])
+
+
+def _digest(model: nn.Module) -> str:
+    """Return a checksum of a model's weights and their names."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def _shape(output: Sequence[int], shape: Shape) -> list[Any]:

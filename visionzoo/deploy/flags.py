@@ -22,6 +22,7 @@ def add_export_flags(parser: argparse.ArgumentParser, formats: tuple[str, ...] =
         f"(default: {' '.join(formats)})",
     )
     add("--output", default="output/export", metavar="DIR", help="folder for the files (default: output/export)")
+    add("--overwrite", action="store_true", help="replace files of another export under the same names")
     add("-b", "--batch-size", type=int, default=1, metavar="N", help="images of a batch with --static-batch")
     add("--static-batch", action="store_true", help="take batches of --batch-size alone (default: of any number)")
     add("--dynamic-size", action="store_true", help="take any height and width, where the model can be exported so")
@@ -37,6 +38,7 @@ def export_parser() -> Parser:
     add_export_flags(parser)
     add_model_flags(parser, model=None)
     add = parser.add_argument_group("weights").add_argument
+    add("--input-img-mode", metavar="MODE", help="PIL mode of the images, for the JSON (default: as in training)")
     add("--checkpoint", default="", metavar="FILE", help="weights; of a run of tools/train.py, the model too")
     add("--no-ema", action="store_true", help="use the trained weights, not their moving average")
     add("--random-weights", action="store_true", help="export without weights, to measure how fast it runs")

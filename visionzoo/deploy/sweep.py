@@ -8,7 +8,7 @@ import fnmatch
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from platform import python_version
 from tempfile import TemporaryDirectory
@@ -21,13 +21,14 @@ from torch import nn
 import visionzoo
 from visionzoo.deploy.exporting import FORMATS, Reference, Shape, export
 from visionzoo.deploy.files import check_flags, shape_of, versions
-from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import UserError, require
-from visionzoo.engine.reporting import insert_between
-from visionzoo.models.registry import VARIANTS
+from visionzoo.engine.outputs import add_rows, check_table
+from visionzoo.engine.reporting import write_between
+from visionzoo.models._registry import VARIANTS
 
 BEGIN = "<!-- table of exports: written by tools/export.py --all -->"
 END = "<!-- end of the table of exports -->"
+COLUMNS = ("model", "format", "input", "axes", "error", "spread", "seconds", "megabytes", "failure", "versions")
 HEADINGS = {"pt2": "torch.export", "onnx": "ONNX", "aoti": "AOTInductor"}
 
 
@@ -92,15 +93,13 @@ def sweep(args: argparse.Namespace) -> list[Row]:
         for row in new:
             bar.write(_line(row))
         rows += new
-        _append(new, table)
+        add_rows(table, COLUMNS, map(asdict, new))
     chosen = [row for row in rows if row.model in names]
     failed = [row for row in chosen if row.failure]
     print(f"{len(chosen) - len(failed)} of {len(chosen)} exports are what their models are; {table}")
     print(families(chosen))
     if args.write:
-        path = Path(args.write)
-        text = insert_between(path.read_text(encoding="utf-8"), BEGIN, END, markdown(rows))
-        write_atomically(path, lambda file: file.write(text.encode()))
+        write_between(Path(args.write), BEGIN, END, markdown(rows))
     return chosen
 
 
@@ -135,17 +134,21 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         UserError: it is another table.
     """
+    check_table(path, COLUMNS)
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != [field.name for field in fields(Row)]:
-            raise UserError(f"{path} has other columns than tools/export.py --all writes; name another --results-csv")
-        numbers = ("error", "spread", "seconds", "megabytes")
-        return [
-            Row(**{k: (float(v) if v else None) if k in numbers else v for k, v in line.items()})  # type: ignore[arg-type]
-            for line in reader
-        ]
+    numbers = ("error", "spread", "seconds", "megabytes")
+    rows = []
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        for number, line in enumerate(csv.DictReader(file), start=2):
+            try:
+                if len([value for value in line.values() if value is not None]) != len(COLUMNS) or None in line:
+                    raise ValueError(f"expected {len(COLUMNS)} entries")
+                values: dict[str, Any] = {k: (float(v) if v else None) if k in numbers else v for k, v in line.items()}
+                rows.append(Row(**values))
+            except (TypeError, ValueError) as error:
+                raise UserError(f"{path}, row {number}: {error}; mend it, or name another --results-csv") from error
+    return rows
 
 
 def randomise(model: nn.Module, shape: Shape) -> nn.Module:
@@ -211,16 +214,6 @@ def _row(model: str, format: str, input: str, axes: str, *, failure: str = "", *
     values: dict[str, Any] = dict.fromkeys(("error", "spread", "seconds", "megabytes"))
     values |= {key: float(f"{value:.4g}") for key, value in numbers.items()}
     return Row(model, format, input, axes, **values, failure=" ".join(failure.split()), versions=used)
-
-
-def _append(rows: list[Row], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
 
 
 def _line(row: Row) -> str:

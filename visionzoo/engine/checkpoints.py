@@ -4,20 +4,24 @@ A file has the entries of timm's training checkpoints (`epoch`, `arch`, `state_d
 `amp_scaler`, `args`, `metric`, `version`) and a few of ours.
 """
 
-import argparse
+import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
-import visionzoo.models.checkpoint
+import visionzoo.models._checkpoint
 from visionzoo.engine.errors import UserError
 
 LAST, BEST, RECOVERY = "last.pth.tar", "model_best.pth.tar", "recovery.pth.tar"
+NUMBERED = re.compile(r"checkpoint-(\d+)\.pth\.tar")
+LEFTOVER = re.compile(
+    r"\.(?:last|model_best|recovery|checkpoint-\d+)\.pth\.tar\.\d+\.tmp"
+)  # of a writer that was killed
 
 
 def make_folder(path: Path) -> None:
@@ -52,7 +56,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             raise
         raise UserError(f"cannot write {path}: {cause.strerror}; what was saved there before is intact") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where nothing can be removed either, the message is of the writing
+            temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -73,15 +78,24 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UserError: there is no file, it is damaged, it would run code when loaded, or it holds no mapping.
     """
     try:
-        return dict(visionzoo.models.checkpoint.read_checkpoint(path))
+        return dict(visionzoo.models._checkpoint.read_checkpoint(path))
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
-def recorded_args(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the flags of the training that wrote a checkpoint; none for weights alone."""
-    args = state.get("args") or {}
-    return dict(vars(args) if isinstance(args, argparse.Namespace) else args)  # timm's own holds a Namespace
+def checkpoint_names(folder: Path) -> list[str]:
+    """Return the names of the checkpoints in a folder, readable or not, those of timm's train script too.
+
+    Raises:
+        UserError: the folder is there and cannot be looked into.
+    """
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"cannot look into the folder {folder}: {error.strerror}") from error
+    return [name for name in names if name in (LAST, BEST, RECOVERY) or NUMBERED.fullmatch(name)]
 
 
 class CheckpointFolder:
@@ -93,6 +107,7 @@ class CheckpointFolder:
         self.sign = -1 if lower_is_better else 1
         self.kept: dict[int, float] = {}  # epoch -> metric
         self.best: tuple[int, float] | None = None  # epoch, metric
+        self.unreadable: list[str] = []
 
     def save(self, state: Mapping[str, Any], epoch: int, metric: float) -> None:
         """Write the checkpoint of an epoch that has ended, and drop the worst beyond `keep`.
@@ -111,13 +126,14 @@ class CheckpointFolder:
         last = self.folder / LAST
         content = {**state, "metric": metric, "best": self.best, "kept": self.kept}
         write_atomically(last, lambda file: torch.save(content, file))
-        if is_best:
-            _link(last, self.folder / BEST)
-        if epoch in self.kept:
-            _link(last, self._path(epoch))
-        for dropped in ranked[self.keep :]:
-            self._path(dropped).unlink(missing_ok=True)
-        (self.folder / RECOVERY).unlink(missing_ok=True)
+        with changing(self.folder):
+            if is_best:
+                _link(last, self.folder / BEST)
+            if epoch in self.kept:
+                _link(last, self._path(epoch))
+            for dropped in ranked[self.keep :]:
+                self._path(dropped).unlink(missing_ok=True)
+            (self.folder / RECOVERY).unlink(missing_ok=True)
 
     def save_recovery(self, state: Mapping[str, Any]) -> Path:
         """Write a checkpoint in mid-epoch; the next `save` removes it. Raises as `save`."""
@@ -127,47 +143,116 @@ class CheckpointFolder:
         write_atomically(path, lambda file: torch.save(content, file))
         return path
 
-    def continue_from(self, path: Path, state: Mapping[str, Any]) -> None:
-        """Take over the ranking that a checkpoint of this folder holds, and finish a `save` that a kill cut short."""
-        self.best = tuple(state["best"]) if state.get("best") else None
-        ranking, epoch = state.get("kept", {}), int(state.get("epoch", 0))
-        if "metric" in state:  # of an epoch that has ended: its other names may be missing, or an older file's
-            targets = [self.folder / BEST] if self.best and self.best[0] == epoch else []
-            targets += [self._path(epoch)] if epoch in ranking else []
-            for target in targets:
-                if not (target.exists() and target.samefile(path)):
-                    _link(path, target)
-            if path.name == LAST:
-                (self.folder / RECOVERY).unlink(missing_ok=True)
-        self.kept = {e: metric for e, metric in ranking.items() if self._path(e).exists()}
-        for dropped in set(self._epochs()) - set(ranking):
-            if dropped < epoch:  # later ones are not this run's to judge
-                self._path(dropped).unlink()
+    def continue_from(self, path: Path, state: Mapping[str, Any]) -> list[Path]:
+        """Take over the ranking that a checkpoint of this folder holds, and finish a `save` that a kill cut short.
+
+        Checkpoints that `newest` could not read keep their content under another name; these names are returned.
+        """
+        ranking = {int(epoch): float(metric) for epoch, metric in dict(state.get("kept") or {}).items()}
+        epoch = int(state.get("epoch", 0))
+        self.best = (int(state["best"][0]), float(state["best"][1])) if state.get("best") else None
+        with changing(self.folder):
+            aside = [_put_aside(self.folder / name) for name in self.unreadable]
+            self.unreadable = []
+            if "metric" in state:  # of an epoch that has ended: its other names may be missing, or an older file's
+                targets = [self.folder / BEST] if self.best and self.best[0] == epoch else []
+                targets += [self._path(epoch)] if epoch in ranking else []
+                for target in targets:
+                    if not (target.exists() and target.samefile(path)):
+                        _link(path, target)
+                if path.name == LAST:
+                    (self.folder / RECOVERY).unlink(missing_ok=True)
+            self.kept = {e: metric for e, metric in ranking.items() if self._path(e).exists()}
+            for dropped in set(self._epochs()) - set(ranking):
+                if dropped < epoch:  # later ones are not this run's to judge
+                    self._path(dropped).unlink()
+        return aside
 
     def newest(self, warn: Callable[[str], object]) -> tuple[Path, dict[str, Any]] | None:
-        """Return the newest sound checkpoint, or None without any; `warn` is told of each damaged one."""
-        if not self.folder.is_dir():
-            return None
-        for leftover in self.folder.glob(".*.tmp"):  # of a writer that was killed
-            leftover.unlink(missing_ok=True)
+        """Return the newest sound checkpoint, or None where there is no checkpoint; `warn` is told of damaged ones.
+
+        Raises:
+            UserError: there are checkpoints, and none of them can be read.
+        """
+        names = checkpoint_names(self.folder)
         numbered = [f"checkpoint-{epoch}.pth.tar" for epoch in sorted(self._epochs(), reverse=True)]
         sound: list[tuple[Path, dict[str, Any]]] = []
+        complaints: dict[str, str] = {}
         for name in (RECOVERY, LAST, *numbered, BEST):
             if sound and name not in (RECOVERY, LAST):
                 break
-            if (path := self.folder / name).exists():
+            if name in names:
                 try:
-                    sound.append((path, read_checkpoint(path)))
+                    sound.append((self.folder / name, read_checkpoint(self.folder / name)))
                 except UserError as error:
-                    warn(f"{error}; looking for an earlier one")
+                    complaints[name] = str(error)
+        if complaints and not sound:
+            first = next(iter(complaints.values()))
+            raise UserError(
+                f"not one of the {len(complaints)} checkpoints in {self.folder} can be read, and no run is begun anew "
+                f"over them; the first: {first} Or name another --experiment"
+            )
+        self.unreadable = list(complaints)
+        for complaint in complaints.values():
+            warn(f"{complaint} Looking for an earlier one")
         return max(sound, key=lambda found: progress(found[1]), default=None)
 
+    def check_newest(self, path: Path, state: Mapping[str, Any]) -> None:
+        """Refuse to go back to an earlier checkpoint, which would replace what came after it.
+
+        Raises:
+            UserError: the last one of the folder has come further than this one.
+        """
+        last = self.folder / LAST
+        if not last.exists() or last.samefile(path):
+            return
+        try:
+            furthest = progress(read_checkpoint(last))
+        except UserError:
+            self.unreadable = [LAST]
+            return
+        if furthest > progress(state):
+            raise UserError(
+                f"{path} is of epoch {progress(state)[0]}, and {last} of epoch {furthest[0]} would be replaced: go on "
+                "from that, or under another --experiment; --output and --experiment that name this folder replace it"
+            )
+
+    def clear_leftovers(self) -> None:
+        """Remove what a writer of this run's checkpoints left when it was killed; no other may be writing here."""
+        with changing(self.folder):
+            for path in self.folder.iterdir():
+                if LEFTOVER.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
+
     def _epochs(self) -> list[int]:
-        names = (re.fullmatch(r"checkpoint-(\d+)\.pth\.tar", path.name) for path in self.folder.iterdir())
-        return [int(match[1]) for match in names if match]
+        matches = (NUMBERED.fullmatch(name) for name in checkpoint_names(self.folder))
+        return [int(match[1]) for match in matches if match]
 
     def _path(self, epoch: int) -> Path:
         return self.folder / f"checkpoint-{epoch}.pth.tar"
+
+
+@contextlib.contextmanager
+def changing(folder: Path) -> Iterator[None]:
+    """Tell what the file system refuses as a UserError.
+
+    Raises:
+        UserError: it refuses a change in `folder`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot change {error.filename or folder}: {error.strerror}") from error
+
+
+def _put_aside(path: Path) -> Path:
+    """Rename a file that cannot be read and that the run would replace; return its new name."""
+    number, target = 0, path.with_name(f"{path.name}.unreadable")
+    while target.exists():
+        number += 1
+        target = path.with_name(f"{path.name}.unreadable-{number}")
+    path.rename(target)
+    return target
 
 
 def _check_numbers(state: Mapping[str, Any]) -> None:
@@ -177,6 +262,11 @@ def _check_numbers(state: Mapping[str, Any]) -> None:
         raise UserError(
             f"{len(spoilt)} tensors of the model hold NaN, such as {spoilt[0]}; no checkpoint is written of them"
         )
+
+
+def is_ours(state: Mapping[str, Any]) -> bool:
+    """Whether a run of ours wrote a checkpoint, not timm's script, whose files have the same names."""
+    return "batches_per_epoch" in state and "kept" in state
 
 
 def progress(state: Mapping[str, Any]) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.folders import find_split, look_at_classes, some
 from visionzoo.engine.images import CheckedImages, LabelCheck
 from visionzoo.engine.multilabel import TABLE, MultiLabelImages
+from visionzoo.engine.names import read_class_map
 
 EMBEDDED = ("visionzoo/digits",)
 READERS = ("torch", "hfds", "hfids", "tfds", "wds")  # timm's, by what stands before the / of --dataset
@@ -66,6 +67,8 @@ def open_split(
         root = find_split(root, split)
     if isinstance(class_map, str) and class_map and Path(class_map).suffix != ".txt":
         raise UserError(f"--class-map: expected a .txt of class names in the order of their numbers, got {class_map}")
+    if isinstance(class_map, str) and class_map:
+        class_map = read_class_map(class_map, root)
     checked = functools.partial(
         CheckedImages,
         mode=image_mode(args),

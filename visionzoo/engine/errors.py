@@ -34,7 +34,7 @@ def run_tool(main: Callable[[], object]) -> None:
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(1)
     except Interrupted as error:
         print(f"\n{error}", file=sys.stderr)
@@ -42,6 +42,14 @@ def run_tool(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         print("\nstopped by SIGINT", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+def printable(text: str) -> str:
+    r"""Return a text with escapes (`\x1b`, `\udce9`) for what would steer a terminal and what no terminal can show.
+
+    File names may hold both: codes that colour or clear the screen, and bytes that are not UTF-8. Ends of lines stay.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def closest(name: str, valid: Iterable[str]) -> str:

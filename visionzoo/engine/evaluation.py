@@ -1,8 +1,8 @@
 """Top-1, top-5 and loss over a data set, exact on any number of processes."""
 
 import argparse
-import csv
 import json
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed
+from timm.models import safe_model_name
 from torch import nn
 
 from visionzoo.engine.checkpoints import make_folder, write_atomically
@@ -22,13 +23,17 @@ from visionzoo.engine.data import (
     resolve_num_classes,
     with_same_classes,
 )
-from visionzoo.engine.errors import UserError, require
+from visionzoo.engine.errors import UserError, printable, require
 from visionzoo.engine.images import IGNORED, batches, loading_death
 from visionzoo.engine.models import autocast, prepare_compiler, restore, try_images
 from visionzoo.engine.multilabel import mean_average_precision
+from visionzoo.engine.outputs import add_rows, check_table, free_path
 from visionzoo.engine.parallel import Process, start_process
+from visionzoo.engine.recorded import take_data
 
 COLUMNS = ("model", "img_size", "top1", "top1_err", "top5", "top5_err", "param_count", "crop_pct", "interpolation")
+
+MEASURED = ("loss", "top1", "top1_err", "top5", "top5_err", "map", "images", "skipped_images")
 
 
 @dataclass(frozen=True)
@@ -118,8 +123,13 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
         UserError: the model, its weights or the data set are not there or do not fit.
     """
     process = start_process(args)
+    _check_files(args)
     trained = restore(args)
-    _take_data_flags(args, trained.args)
+    take_data(args, trained.recorded, args.checkpoint)
+    args.split = args.split or "validation"
+    args.input_size = list(trained.data_config["input_size"])
+    args.input_img_mode = trained.reading.get("input_img_mode")
+    args.multi_label, args.apply_exif_orientation = trained.multi_label, trained.upright
 
     def open_images(class_map: Any) -> Any:
         return open_split(
@@ -168,6 +178,9 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
         "images": metrics.count,
         "skipped_images": len(dataset.bad_names()) if hasattr(dataset, "bad_names") else 0,
         "checkpoint": args.checkpoint,
+        "averaged_weights": not args.no_ema,
+        "data": args.data_dir or args.dataset,
+        "split": args.split,
     }
     if process.is_primary:
         for note in getattr(dataset, "notes", []):
@@ -184,41 +197,50 @@ def _accuracy(metrics: Metrics) -> dict[str, float]:
     return {name: round(value, 4) for name, value in values.items()}
 
 
-def _take_data_flags(args: argparse.Namespace, run: dict[str, Any]) -> None:
-    """Fill data flags that were not given from the training run that made the checkpoint, else with defaults."""
-    if not (args.data_dir or args.dataset):
-        args.data_dir = run.get("val_data_dir") or run.get("data_dir")
-        for name in ("dataset", "class_map", "input_img_mode", "input_key", "target_key"):
-            setattr(args, name, getattr(args, name) or run.get(name) or getattr(args, name))
-        args.split = args.split or run.get("val_split")
-    args.split = args.split or "validation"
-    args.workers = run.get("workers", 4) if args.workers is None else args.workers
-    for name in ("multi_label", "apply_exif_orientation"):
-        setattr(args, name, getattr(args, name) or run.get(name, False))
-    for name in ("in_chans", "input_size"):
-        setattr(args, name, getattr(args, name) or run.get(name))
+def _check_files(args: argparse.Namespace) -> None:
+    """Refuse, before hours of work, to write over what is no earlier result.
+
+    Raises:
+        UserError: --results-file or --results-csv is another file.
+    """
+    if args.results_csv:
+        check_table(Path(args.results_csv), COLUMNS)
+    path = Path(args.results_file)
+    make_folder(path.parent)
+    if args.results_file and path.exists() and _read(path) is None:
+        raise UserError(f"--results-file {path} is there and no result of tools/eval.py; name another file")
 
 
 def _write(result: dict[str, Any], args: argparse.Namespace) -> None:
     text = json.dumps(result, indent=2)
     print(text)
     path = Path(args.results_file or _default_file(result, args.checkpoint))
+    if not args.results_file and _read(path) != _what(result):
+        path = free_path(path)
     make_folder(path.parent)
     write_atomically(path, lambda file: file.write(f"{text}\n".encode()))
-    print(f"written to {path}")
+    print(f"written to {printable(str(path))}")
     if args.results_csv:
-        table = Path(args.results_csv)
-        is_new = not table.exists()
-        make_folder(table.parent)
-        with table.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-            if is_new:
-                writer.writeheader()
-            writer.writerow(result)
+        add_rows(Path(args.results_csv), COLUMNS, [result])
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return what an earlier result says that it is of; None where there is none, or another file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return _what(content) if isinstance(content, dict) and {"model", "loss"} <= content.keys() else None
+
+
+def _what(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what was evaluated on what, without what came out."""
+    return {name: value for name, value in result.items() if name not in MEASURED}
 
 
 def _default_file(result: dict[str, Any], checkpoint: str) -> Path:
-    if checkpoint:
-        path = Path(checkpoint)
-        return path.with_name(f"eval-{path.name.partition('.')[0]}.json")
-    return Path("output/eval") / f"{result['model'].replace('/', '_')}-{result['img_size']}.json"
+    if not checkpoint:
+        return Path("output/eval") / f"{safe_model_name(result['model'])}-{result['img_size']}.json"
+    path = Path(checkpoint)
+    name = re.sub(r"(\.(pth|pt|bin|ckpt|safetensors))?(\.tar)?$", "", path.name)  # exp_v1.0.pth is not exp_v1.5.pth
+    return path.with_name(f"eval-{name}.json")

@@ -1,6 +1,7 @@
 """The flags of the tools: timm's names and defaults; what is ours alone is marked (visionzoo)."""
 
 import argparse
+from typing import Any
 
 from visionzoo.engine.options import KeyValues, Number, Parser
 
@@ -17,23 +18,29 @@ def _yes(group: argparse._ArgumentGroup, name: str, help: str) -> None:
     group.add_argument(name, action=action, default=False, help=help)
 
 
-def add_data_flags(parser: Parser, *, workers: int | None) -> None:
-    """Where the images come from; `workers` is the default number of loading processes."""
+def add_data_flags(parser: Parser) -> None:
+    """Where the images come from."""
     group = parser.add_argument_group("data")
     add = group.add_argument
     add("--data-dir", metavar="DIR", help="folder of splits of class folders, or a .tar of class folders")
     add("--dataset", metavar="NAME", default="", help="torch/..., hfds/..., wds/..., visionzoo/digits; empty: images")
     _yes(group, "--dataset-download", "let torch/ data sets download themselves")
     add("--class-map", metavar="FILE", default="", help="text file of class names in the order of their numbers")
-    add("--input-img-mode", help="PIL mode that images are converted to (default: RGB, or L with one channel)")
+    _mode(add)
     add("--input-key", help="column or file ending of the image in hfds/ and wds/ sets")
     add("--target-key", help="column or file ending of the class in hfds/ and wds/ sets")
     _yes(group, "--dataset-trust-remote-code", "let hfds/ sets run the code that they come with")
     _yes(group, "--skip-bad-images", "pass over unusable images and count them, instead of stopping (visionzoo)")
     _yes(group, "--apply-exif-orientation", "turn images as their EXIF says; else as stored, as in timm (visionzoo)")
-    add("-j", "--workers", type=WHOLE, default=workers, metavar="N", help="processes that load images")
+    add("-j", "--workers", type=WHOLE, default=4, metavar="N", help="processes that load images")
     _yes(group, "--multi-label", "any number of labels an image, from labels.csv in each split's folder (visionzoo)")
     _yes(group, "--pin-mem", "pin the memory that batches are loaded into")
+
+
+def _mode(add: Any) -> None:
+    """Add the mode of the images."""
+    help = "PIL mode that images are converted to (default: as in training, else RGB, or L with one channel)"
+    add("--input-img-mode", metavar="MODE", help=help)
 
 
 def add_model_flags(parser: Parser, *, model: str | None) -> None:
@@ -82,7 +89,7 @@ def train_parser() -> Parser:
     parser = Parser("%(prog)s [CONFIG] [flags]", about)
     parser.add_argument("config_file", nargs="?", metavar="CONFIG", help="YAML of flag names and values")
     parser.add_argument("-c", "--config", metavar="CONFIG", help="the same, as timm's train script takes it")
-    add_data_flags(parser, workers=4)
+    add_data_flags(parser)
     add_model_flags(parser, model="resnet50")
     add_device_flags(parser)
     for add_flags in (
@@ -286,16 +293,17 @@ def _run_flags(parser: Parser) -> None:
 
 def eval_parser() -> Parser:
     """Return the parser of tools/eval.py."""
-    about = "Evaluate a checkpoint (which knows its model and data set) or a pretrained model."
+    about = "Evaluate a checkpoint (which knows its model) or a pretrained model."
     parser = Parser("%(prog)s [flags]", about)
-    add_data_flags(parser, workers=None)
+    add_data_flags(parser)
     add_model_flags(parser, model=None)
     add_device_flags(parser)
     group = parser.add_argument_group("evaluation")
     add = group.add_argument
     add("--checkpoint", default="", metavar="FILE", help="weights; of a run of tools/train.py, the model too")
     _yes(group, "--no-ema", "use the trained weights, not their moving average (visionzoo)")
-    add("--split", default="", metavar="NAME", help="split (default: the run's validation split, else validation)")
+    _yes(group, "--recorded-data", "evaluate on the data set that the checkpoint says it was validated on (visionzoo)")
+    add("--split", default="", metavar="NAME", help="split (default: validation; the run's with --recorded-data)")
     add("--num-samples", type=COUNT, metavar="N", help="length of a streamed split")
     add("-b", "--batch-size", type=COUNT, default=256, metavar="N", help="images of a batch")
     add("--results-file", default="", metavar="FILE", help="JSON to write (default: beside the checkpoint)")
@@ -316,7 +324,9 @@ def predict_parser() -> Parser:
     _yes(group, "--no-ema", "use the trained weights, not their moving average (visionzoo)")
     add("--class-names", default="", metavar="FILE", help="text file of class names in order, or `imagenet`")
     add("--topk", type=COUNT, default=5, metavar="K", help="classes to show")
-    add("--output", default="output/predict", metavar="DIR", help="folder for the pictures and predictions.jsonl")
+    where = "folder for the pictures and predictions.jsonl (default: output/predict, numbered where that is taken)"
+    add("--output", default="", metavar="DIR", help=where)
+    _mode(add)
     _yes(group, "--apply-exif-orientation", "turn images as their EXIF says (as in the run where it was given)")
     _yes(group, "--skip-bad-images", "pass over unreadable images and count them, instead of stopping")
     return parser

@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,8 @@ def look_at_classes(args: argparse.Namespace, root: Path, class_map: Any, is_tra
         if _is_class(name) and not any(map(_is_class, subfolders)):
             leaves.add(name)
     notes = []
-    if isinstance(class_map, str) and class_map:
-        notes += _look_at_class_map(class_map, root, {name for name, count in counts.items() if count})
+    if class_map and args.class_map:
+        notes += _look_at_class_map(class_map, args.class_map, root, {name for name, count in counts.items() if count})
     pictures = {ending: count for ending, count in others.items() if ending in Image.registered_extensions()}
     if pictures:
         listed = ", ".join(f"{count} {ending}" for ending, count in sorted(pictures.items()))
@@ -84,21 +85,19 @@ def look_at_classes(args: argparse.Namespace, root: Path, class_map: Any, is_tra
     return class_map, notes
 
 
-def _look_at_class_map(path: str, root: Path, folders: set[str]) -> list[str]:
+def _look_at_class_map(class_map: Mapping[str, int], called: str, root: Path, folders: set[str]) -> list[str]:
     """Return words on the folders that timm passes over since a class map does not name them.
 
     Raises:
-        UserError: it names none of them, or it cannot be read.
+        UserError: it names none of them.
     """
-    try:
-        file = Path(path) if Path(path).exists() else root / path
-        names = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the class map {path}: {error}") from error
-    strangers = sorted(folders - {name.strip() for name in names})
+    strangers = sorted(folders - class_map.keys())
     if strangers and len(strangers) == len(folders):
-        raise UserError(f"{path} names none of the folders in {root}, which are {some(strangers)}")
-    return [f"{root}: {len(strangers)} folders are left out, {path} lacks {some(strangers)}"] if strangers else []
+        raise UserError(
+            f"{called} names none of the folders in {root}, which are {some(strangers)}; it names "
+            f"{some(list(class_map))}"
+        )
+    return [f"{root}: {len(strangers)} folders are left out, {called} lacks {some(strangers)}"] if strangers else []
 
 
 def _is_class(folder: str) -> bool:

@@ -14,7 +14,7 @@ from timm.data import ImageDataset
 from timm.data.auto_augment import NAME_TO_OP
 from torch.utils.data import Dataset, RandomSampler, get_worker_info
 
-from visionzoo.engine.errors import UnreadableImageError, UserError
+from visionzoo.engine.errors import UnreadableImageError, UserError, printable
 from visionzoo.engine.multilabel import MultiLabelImages
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -39,7 +39,10 @@ def to_mode(image: Image.Image, mode: str, *, upright: bool = False) -> Image.Im
         if not image.mode.startswith("I;16") and image.format not in SIXTEEN_BITS:
             raise ValueError(f"pixels of 32 bits ({image.mode}) have no agreed range; store 8 or 16 bits")
         turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))  # Pillow's convert would cut off at 255
-    return turned.convert(mode)
+    if turned.mode != mode:
+        return turned.convert(mode)
+    turned.load()  # convert would hold a second copy of a large picture
+    return turned
 
 
 class CheckedImages(Dataset):
@@ -134,7 +137,7 @@ class CheckedImages(Dataset):
             name = self.dataset.filename(index)
         elif isinstance(self.dataset, ImageDataset) and (found := self.dataset.filename(index)):
             name = str(Path(self.dataset.reader.root or "") / found)
-        return name.encode(errors="backslashreplace").decode() if name else f"number {index}"
+        return printable(name) if name else f"number {index}"
 
     def bad_names(self) -> list[str]:
         """Return the names of all bad images met so far."""

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,17 +11,26 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_data_config
-from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 import visionzoo  # noqa: F401  registers the zoo_* models
-from visionzoo.engine.checkpoints import read_checkpoint, recorded_args
+from visionzoo.engine.checkpoints import read_checkpoint
+from visionzoo.engine.data import image_mode
 from visionzoo.engine.errors import UserError, closest
-from visionzoo.layers.nhwc import BatchNormNHWC, SyncBatchNormNHWC
-from visionzoo.models.checkpoint import load_weights, unwrap_state_dict
-from visionzoo.models.licences import NonCommercialError, check
+from visionzoo.engine.recorded import (
+    DATA_CONFIG,
+    Recorded,
+    check_data_config,
+    per_channel,
+    read_recorded,
+    recorded_beside,
+    take_model,
+)
+from visionzoo.models._checkpoint import load_weights, unwrap_state_dict
+from visionzoo.models._hub import READING, not_finite, published
+from visionzoo.models._licenses import NonCommercialError, check
 
-DATA_CONFIG = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+NO_USE = "no image could be told by them: take an earlier checkpoint, or the file from where it is from"
 
 
 def autocast(args: argparse.Namespace, device: torch.device) -> torch.autocast:
@@ -61,8 +71,10 @@ def build_model(args: argparse.Namespace, **more: Any) -> nn.Module:
     except TypeError as error:  # an argument that the model does not have
         if args.model_kwargs:
             raise UserError(f"{args.model} does not take --model-kwargs {args.model_kwargs}: {error}") from error
-        if "unexpected keyword argument" not in str(error):
+        if "unexpected keyword argument" not in str(error) and is_local_name:
             raise
+        if not is_local_name:
+            raise _damaged(args.model, error) from error
         raise UserError(f"{args.model} does not take one of the flags: {error}") from error
     except (ValueError, AssertionError) as error:
         raise UserError(f"cannot build {args.model}: {error}") from error
@@ -73,6 +85,15 @@ def build_model(args: argparse.Namespace, **more: Any) -> nn.Module:
         if is_local_name and not pretrained:
             raise
         raise UserError(f"no weights for {args.model}{f' from {path}' if path else ''}: {error}") from error
+    except Exception as error:  # what lies in a folder or on a hub is anybody's
+        if is_local_name:
+            raise
+        raise _damaged(args.model, error) from error
+
+
+def _damaged(name: str, error: Exception) -> UserError:
+    text = str(error).strip().split("\n")[0]
+    return UserError(f"cannot load {name}, it is damaged or no model of timm's: {type(error).__name__}: {text}")
 
 
 def prepare_compiler(args: argparse.Namespace) -> None:
@@ -92,15 +113,6 @@ def prepare_compiler(args: argparse.Namespace) -> None:
             raise UserError(f"--torchcompile-mode: expected one of {', '.join(modes)}, got {args.torchcompile_mode!r}")
     if args.channels_last:
         torch._inductor.config.layout_optimization = False
-
-
-def synchronise_batch_norms(model: nn.Module) -> nn.Module:
-    """Let batch norms take their statistics from the maps of all processes, also those that see [B, H, W, C]."""
-    last = [name for name, module in model.named_modules() if isinstance(module, BatchNormNHWC)]
-    model = convert_sync_batchnorm(model)
-    for name in last:  # timm makes them torch's, which differ from ours in the axis alone
-        model.get_submodule(name).__class__ = SyncBatchNormNHWC
-    return model
 
 
 def data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
@@ -156,15 +168,21 @@ def try_images(model: nn.Module, name: str, input_size: Sequence[int], *, traini
         model.train(was_training)
 
 
-def load(model: nn.Module, source: Mapping[str, Any], where: str, *, use_ema: bool = True) -> None:
+def load(
+    model: nn.Module, source: Mapping[str, Any], where: str, *, use_ema: bool = True, new_gates: bool = False
+) -> None:
     """Load a checkpoint's weights; models that are timm's own are loaded by name.
+
+    With `new_gates` a model with gates also takes the checkpoint of one without, as `load_weights` says.
 
     Raises:
         UserError: the weights do not fit; it names `where` they come from and what does not fit.
     """
     try:
         if hasattr(model, "CHECKPOINT_KEYS"):
-            load_weights(model, source, use_ema=use_ema)
+            report = load_weights(model, source, use_ema=use_ema, new_gates=new_gates)
+            if report.missing:
+                print(f"{where}: {report}")
         else:
             model.load_state_dict(unwrap_state_dict(source, use_ema=use_ema))
     except (ValueError, RuntimeError) as error:
@@ -175,44 +193,92 @@ def load(model: nn.Module, source: Mapping[str, Any], where: str, *, use_ema: bo
 
 @dataclass
 class Trained:
-    """A model with its weights and what a run recorded about it."""
+    """A model with its weights and what is recorded of how it was trained.
+
+    Attributes:
+        model: with its weights.
+        data_config: input size, mean, std, crop and interpolation.
+        class_names: in the order of the logits, None where nothing names them.
+        args: flags of the training run as far as they may be taken, empty for other weights.
+        recorded: all that may be taken of them.
+        reading: which of `READING` are given or recorded: how image files are to be read and logits to be understood.
+    """
 
     model: nn.Module
     data_config: dict[str, Any]
     class_names: list[str] | None = None
-    args: dict[str, Any] = field(default_factory=dict)  # of the training run, empty for other weights
+    args: dict[str, Any] = field(default_factory=dict)
+    reading: dict[str, Any] = field(default_factory=dict)
+    recorded: Recorded = field(default_factory=Recorded)
 
     @property
     def num_classes(self) -> int:
         """The number of classes that the model tells apart."""
         return int(self.model.num_classes)  # type: ignore[arg-type]
 
+    @property
+    def mode(self) -> str:
+        """PIL's mode of the input images; raises UserError as `image_mode`."""
+        size = self.data_config["input_size"]
+        return image_mode(argparse.Namespace(input_size=size, input_img_mode=self.reading.get("input_img_mode")))
+
+    @property
+    def upright(self) -> bool:
+        """Whether images are turned as their EXIF orientation says."""
+        return bool(self.reading.get("apply_exif_orientation"))
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels, so that each logit has a sigmoid of its own."""
+        return bool(self.reading.get("multi_label"))
+
 
 def restore(args: argparse.Namespace) -> Trained:
-    """Build the model of `args.checkpoint`, or `args.model` where there is none; flags win over what a run recorded.
+    """Build the model of `args.checkpoint`, or `args.model` where there is none; flags win over what is recorded.
+
+    Recorded is in the checkpoint of a run, ours or of timm's script, and in the config.json of a folder or a hub's
+    repository (`local-dir:`, `hf-hub:`).
 
     Raises:
-        UserError: no model is given, or the weights do not fit it.
+        UserError: no model is given, or the weights do not fit it or are no numbers.
     """
     if not args.checkpoint:
         if args.model and not args.pretrained:
             raise UserError(f"{args.model} has no weights: give --checkpoint or --pretrained")
-        model = build_model(args)
-        return Trained(model, data_config(args, model))
+        model: Any = build_model(args)
+        own = published(model)
+        if model.num_classes != own["num_classes"]:
+            raise UserError(
+                f"the weights of {args.model} are of {own['num_classes']} classes, the model is asked to have "
+                f"{model.num_classes}: its classifier would be random; leave --num-classes out, or train one"
+            )
+        if ":" in args.model:  # of a folder or a hub: anybody's
+            check_data_config(model.pretrained_cfg, args.model)
+        found = Recorded(images=own["reading"], class_names=own["class_names"])
+        return _trained(args, model, per_channel(data_config(args, model)), found)
     args = argparse.Namespace(**vars(args))
     state = read_checkpoint(args.checkpoint)
-    run = recorded_args(state)
-    if args.model in (None, run.get("model")):  # else the architecture of the run says nothing about this one
-        for name in ("model", "model_kwargs", "num_classes", "in_chans", "gp"):
-            if getattr(args, name) in (None, {}):
-                setattr(args, name, run.get(name) or getattr(args, name))
+    found = recorded_beside(args.checkpoint) or read_recorded(state, args.checkpoint)
+    take_model(args, found, args.checkpoint)
     args.pretrained = False  # the weights come from the checkpoint
     model = build_model(args)
     load(model, state, args.checkpoint, use_ema=not args.no_ema)
-    recorded = dict(state.get("data_config") or {})
+    recorded = dict(found.data_config)
     if args.img_size or args.input_size:
         recorded.pop("input_size", None)
-    given = {name: value for name in DATA_CONFIG if (value := getattr(args, name, None))}
-    sizes = {"img_size": args.img_size, "in_chans": args.in_chans}
-    config = resolve_data_config({**sizes, **recorded, **given}, model=model)
-    return Trained(model, config, state.get("class_names"), run)
+    given = {name: value for name in (*DATA_CONFIG, "img_size", "in_chans") if (value := getattr(args, name, None))}
+    config = per_channel(resolve_data_config({**recorded, **given}, model=model))
+    if found.left_out:
+        print(f"{args.checkpoint}: not taken from its record: {', '.join(found.left_out)}", file=sys.stderr)
+    return _trained(args, model, config, found)
+
+
+def _trained(args: argparse.Namespace, model: nn.Module, config: dict[str, Any], found: Recorded) -> Trained:
+    source = args.checkpoint or args.model
+    if spoilt := not_finite(model):
+        raise UserError(f"{source}: {len(spoilt)} tensors hold NaN or infinite weights, such as {spoilt[0]}; {NO_USE}")
+    reading = {name: value for name in READING if (value := getattr(args, name, None) or found.images.get(name))}
+    names = found.class_names
+    if names and len(names) != model.num_classes:
+        raise UserError(f"{source} names {len(names)} classes, the model has {model.num_classes}; give the right one")
+    return Trained(model, config, names, {**found.model, **found.images}, reading, found)

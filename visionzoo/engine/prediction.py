@@ -1,24 +1,27 @@
 """The likeliest classes of single images, as pictures and as lines of JSON."""
 
 import argparse
-import glob
 import json
-from collections.abc import Iterator
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from timm.data import ImageNetInfo, create_transform
-from timm.data.readers.img_extensions import get_img_extensions
 
+from visionzoo.engine.charts import draw_prediction, is_picture, missing_fonts
 from visionzoo.engine.checkpoints import make_folder, write_atomically
-from visionzoo.engine.errors import UnreadableImageError, UserError, require
+from visionzoo.engine.errors import UnreadableImageError, UserError, printable, require
 from visionzoo.engine.images import UNREADABLE, to_mode
 from visionzoo.engine.models import autocast, restore, try_images
+from visionzoo.engine.names import read_names
+from visionzoo.engine.outputs import free_path
 from visionzoo.engine.parallel import start_process
+from visionzoo.engine.search import find_images
 
 LINES = "predictions.jsonl"
+DEFAULT = Path("output/predict")
 
 
 def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -30,23 +33,26 @@ def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
     process = start_process(args)
     tqdm = require("tqdm").tqdm
     require("matplotlib")
-    paths = list(find_images(args.images))
+    notes: list[str] = []
+    paths = list(dict.fromkeys(find_images(args.images, notes)))
+    _say(*notes)
     trained = restore(args)
     model = trained.model.to(process.device).eval()
     try_images(model, args.model or trained.args["model"], trained.data_config["input_size"])
     names = _names(args.class_names, trained.class_names, trained.num_classes)
     transform = create_transform(**trained.data_config, is_training=False)
-    upright = args.apply_exif_orientation or bool(trained.args.get("apply_exif_orientation"))
-    mode = "RGB" if trained.data_config["input_size"][0] == 3 else "L"
-    folder = Path(args.output)
+    mode = trained.mode
+    folder = Path(args.output or free_path(DEFAULT))  # as given, earlier predictions of other images stay in it
     make_folder(folder)
+    table = Predictions(folder)
 
     results: list[dict[str, Any]] = []
     skipped: list[str] = []
-    with (folder / LINES).open("w", encoding="utf-8") as lines:
+    undrawn: set[str] = set()
+    with table:
         for path in tqdm(paths, unit="image", disable=None):
             try:
-                image = _read(path, mode, upright)
+                image = _read(path, mode, trained.upright)
             except UnreadableImageError as error:
                 if not args.skip_bad_images:
                     raise
@@ -54,62 +60,107 @@ def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
                 continue
             with torch.inference_mode(), autocast(args, process.device):
                 logits = model(transform(image)[None].to(process.device))
-            scores = logits.float().sigmoid() if trained.args.get("multi_label") else logits.float().softmax(-1)
+            scores = logits.float().sigmoid() if trained.multi_label else logits.float().softmax(-1)
             top = scores[0].topk(min(args.topk, len(names)))
             classes = [
                 {"index": index, "name": names[index], "probability": round(probability, 6)}
                 for probability, index in zip(top.values.tolist(), top.indices.tolist(), strict=True)
             ]
-            picture = _free_name(folder, path, taken={result["picture"] for result in results})
-            draw_prediction(image, classes, picture)
+            picture = table.picture_of(path)
+            undrawn |= draw_prediction(image, classes, picture)
             results.append({"image": str(path), "picture": str(picture), "classes": classes})
-            lines.write(json.dumps(results[-1], ensure_ascii=False) + "\n")
-            lines.flush()
+            table.add(results[-1])
     for result in results[:10]:
         best = result["classes"][0]
-        print(f"{result['image']}: {best['name']} ({best['probability']:.1%}), {result['picture']}")
-    print(f"{len(results)} images classified, {folder / LINES}")
+        _say(f"{result['image']}: {best['name']} ({best['probability']:.1%}), {result['picture']}")
+    _say(f"{len(results)} images classified, {folder / LINES}")
+    if undrawn:
+        _say(missing_fonts(undrawn))
     if skipped:
-        print(f"{len(skipped)} unreadable images were passed over:", *skipped, sep="\n  ")
+        _say(f"{len(skipped)} unreadable images were passed over:", *skipped)
     return results
 
 
-def find_images(sources: list[str]) -> Iterator[Path]:
-    """Yield the image files of files, folders (searched to the bottom) and glob patterns, sorted within each.
+class Predictions:
+    """The pictures and lines of a folder, to which those of earlier calls belong too.
+
+    An image that is predicted again gets its picture and its line anew. Whatever else lies there stays.
 
     Raises:
-        UserError: one of them stands for no image.
+        UserError: there is another file in the place of `LINES`.
     """
-    endings = get_img_extensions(as_set=True)
-    for source in sources:
-        path = Path(source)
-        if path.is_file():
-            yield path
-            continue
-        found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(source, recursive=True))
-        files = sorted(file for file in found if file.suffix.lower() in endings and file.is_file())
-        if not files:
-            raise UserError(f"no images at {source}; known endings are {', '.join(sorted(endings))}")
-        yield from files
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LINES
+        self.lines = {} if not self.path.exists() else _read_lines(self.path)  # by the image
+        self._pictures = {self._place(line): image for image, line in self.lines.items()}
+        self._drawn: set[Path] = set()
+
+    def __enter__(self) -> None:
+        """Open the file, to which lines are added as they come."""
+        try:
+            self._file = self.path.open("a", encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}") from error
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close it; leave out what is no longer so."""
+        self._file.close()
+        if not self.lines:
+            self.path.unlink()
+        elif kind is None:
+            text = "".join(map(_line, self.lines.values())).encode(errors="backslashreplace")
+            write_atomically(self.path, lambda file: file.write(text))
+
+    def picture_of(self, image: Path) -> Path:
+        """Return where the picture of an image goes: its own name, with a number where something else lies there."""
+        path = self.path.with_name(f"{image.stem}.png")
+        known = self._pictures.items()
+        own = [place for place, of in known if of == _key(image) and is_picture(place)]
+        picture = free_path(path, self._drawn, own=own)
+        self._drawn.add(picture)
+        return picture
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Add the line of an image.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        self.lines.pop(_key(line["image"]), None)
+        self.lines[_key(line["image"])] = line
+        try:
+            self._file.write(_line(line))
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}") from error
+
+    def _place(self, line: dict[str, Any]) -> Path:
+        return self.path.with_name(Path(line["picture"]).name)
 
 
-def draw_prediction(image: Image.Image, classes: list[dict[str, Any]], path: Path) -> None:
-    """Write a picture of the image beside bars of its likeliest classes."""
-    from matplotlib.figure import Figure  # not pyplot: no display, no global state
+def _read_lines(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return {_key(line["image"]): line for line in lines if Path(line["picture"]).name}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} is there and holds other than predictions ({type(error).__name__}: {error}); move it, or name "
+            "another --output"
+        ) from error
 
-    figure = Figure(figsize=(8, 3.5), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
-    left.imshow(image, cmap="gray", interpolation="nearest" if max(image.size) < 100 else "antialiased")
-    left.axis("off")
-    labels = [f"{entry['name'][:40]}" for entry in classes]
-    bars = right.barh(range(len(classes)), [entry["probability"] for entry in classes])
-    right.bar_label(bars, [f"{entry['probability']:.1%}" for entry in classes], padding=3)
-    right.set_yticks(range(len(classes)), labels)
-    right.invert_yaxis()  # the likeliest on top
-    right.set_xlim(0, 1.2)
-    right.set_xticks([])
-    right.spines[["top", "right", "bottom"]].set_visible(False)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
+
+def _line(content: dict[str, Any]) -> str:
+    return json.dumps(content, ensure_ascii=False) + "\n"
+
+
+def _key(image: str | Path) -> str:
+    return os.path.abspath(image)
+
+
+def _say(*lines: str) -> None:
+    if lines:
+        print(*(printable(line) for line in lines), sep="\n  ")
 
 
 def _read(path: Path, mode: str, upright: bool) -> Image.Image:
@@ -122,24 +173,15 @@ def _read(path: Path, mode: str, upright: bool) -> Image.Image:
         ) from error
 
 
-def _free_name(folder: Path, image: Path, taken: set[str]) -> Path:
-    """Return where the picture of an image goes: its own name, numbered where another image has the same."""
-    path, number = folder / f"{image.stem}.png", 1
-    while str(path) in taken:
-        path, number = folder / f"{image.stem}-{number}.png", number + 1
-    return path
-
-
 def _names(given: str, recorded: list[str] | None, num_classes: int) -> list[str]:
     if given and given != "imagenet":
-        try:
-            names = Path(given).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read the class names {given}: {error}") from error
+        names = read_names(Path(given), "class names")
     elif recorded and not given:
         names = recorded
     elif num_classes == 1000 or given:
         info = ImageNetInfo()
+        if not given:
+            _say("the classes are called as ImageNet's, since there are a thousand and nothing names them")
         names = [info.index_to_description(index) for index in range(info.num_classes())]
     else:
         names = [f"class {index}" for index in range(num_classes)]

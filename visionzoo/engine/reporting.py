@@ -15,6 +15,7 @@ import torch
 from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.observation import peak_memory
+from visionzoo.engine.outputs import free_path
 
 CURVES, SUMMARY, LOG = "curves.png", "summary.csv", "log.txt"
 
@@ -33,8 +34,11 @@ class Reporter:
     ) -> None:
         self.folder = folder
         self._device = device
-        self.rows = [row for row in _read_rows(folder / SUMMARY) if int(row["epoch"]) < first_epoch]
         self._tqdm = require("tqdm").tqdm
+        rows, note = read_rows(folder / SUMMARY)
+        self.rows = [row for row in rows if int(row["epoch"]) < first_epoch]
+        if note:
+            self.say(note)
         require("matplotlib")  # now, not after days of training
         require("tensorboard")
         writer = require("torch.utils.tensorboard").SummaryWriter
@@ -123,11 +127,24 @@ class Reporter:
             self._wandb.log(values, step=update)
 
 
-def _read_rows(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path) -> tuple[list[dict[str, str]], str]:
+    """Return the rows of a summary.csv, and words on one that is no longer such a table: it gets another name."""
     if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        return [], ""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin it with a byte-order mark
+            rows = list(csv.DictReader(file, strict=True))
+        for row in rows:
+            int(row["epoch"])
+            [float(value) for value in row.values() if value]
+        if rows or path.stat().st_size < 3 or path.read_text(encoding="utf-8-sig").startswith("epoch"):
+            return rows, ""
+        reason = "it has no column epoch"
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    aside = free_path(path)
+    path.rename(aside)
+    return [], f"{path} was changed and can no longer be read ({reason}): it is kept as {aside}, the table begins anew"
 
 
 def _start_wandb(folder: Path, args: argparse.Namespace) -> Any:
@@ -158,6 +175,19 @@ def insert_between(text: str, begin: str, end: str, content: str) -> str:
         raise UserError(f"expected the lines {begin!r} and {end!r} around the place for what is written")
     head, rest = text.split(begin, 1)
     return f"{head}{begin}\n\n{content}\n\n{end}{rest.split(end, 1)[1]}"
+
+
+def write_between(path: Path, begin: str, end: str, content: str) -> None:
+    """Put `content` between two marks of a text file.
+
+    Raises:
+        UserError: a mark is missing, or the file cannot be read or written.
+    """
+    try:
+        text = insert_between(path.read_text(encoding="utf-8"), begin, end, content)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def draw_curves(rows: list[dict[str, str]], path: Path) -> None:

@@ -4,12 +4,11 @@ import argparse
 import math
 import shlex
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import safe_model_name
+from timm.layers import convert_sync_batchnorm
 from timm.utils import NativeScaler, unwrap_model
 from torch import nn
 
@@ -21,7 +20,6 @@ from visionzoo.engine.checkpoints import (
     make_folder,
     progress,
     read_checkpoint,
-    recorded_args,
     write_atomically,
 )
 from visionzoo.engine.data import (
@@ -40,13 +38,14 @@ from visionzoo.engine.models import (
     data_config,
     load,
     prepare_compiler,
-    synchronise_batch_norms,
     try_images,
 )
 from visionzoo.engine.observation import environment
+from visionzoo.engine.ownership import Claim, check_free, check_own, claim
 from visionzoo.engine.parallel import Process, launcher
 from visionzoo.engine.probing import freeze
 from visionzoo.engine.recipe import learning_rate, make_optimizer, make_scheduler, ranking_metric
+from visionzoo.engine.recorded import recorded_args
 from visionzoo.engine.reporting import Reporter
 
 
@@ -97,16 +96,17 @@ class Run:
         self.losses: tuple[float, int] = (0.0, 0)
         self.validated = False
         self.metric = ranking_metric(args) if self.val_set else "loss"
-        self.folder = _run_folder(args, self.data_config["input_size"][-1])
-        self.checkpoints = CheckpointFolder(
-            self.folder, keep=args.checkpoint_hist, lower_is_better=self.metric == "loss"
-        )
         self.reporter: Reporter | None = None
         self._said: list[str] = []  # before there is one
-        self._take_up()
-        self._wrap_model()
-        if process.is_primary:
-            self._start_report(lr_origin)
+        self._claim: Claim | None = None
+        try:
+            self._take_up(self._claim_folder())
+            self._wrap_model()
+            if process.is_primary:
+                self._start_report(lr_origin)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def update(self) -> int:
@@ -135,6 +135,11 @@ class Run:
         """The learning rate now, averaged over the parameter groups."""
         groups = self.optimizer.param_groups
         return sum(group["lr"] for group in groups) / len(groups)
+
+    def close(self) -> None:
+        """Give the folder back to others."""
+        if self._claim is not None:
+            self._claim.release()
 
     def next_epoch(self) -> None:
         """Begin the next epoch."""
@@ -170,6 +175,7 @@ class Run:
             "epoch": self.epoch,
             "batches_done": self.batches_done,
             "batches_per_epoch": len(self.loader),
+            "ranked_by": self.metric,
             "losses": self.losses,
             "arch": self.args.model,
             "args": self.recorded_args,
@@ -184,18 +190,61 @@ class Run:
             state[self.scaler.state_dict_key] = self.scaler.state_dict()
         return sharding.whole(state, keep=self.process.is_primary) if self.args.fsdp else state
 
-    def _take_up(self) -> None:
-        """Go on from --resume, if asked; then the moving average and the schedule stand where the run stands."""
-        args = self.args
-        state: dict[str, Any] = {}
-        path: str | None = args.resume
-        if args.resume == "auto":  # one process looks, since to look also clears away
-            found = self.checkpoints.newest(warn=self.say) if self.process.is_primary else None
-            path = self.process.told(str(found[0]) if found else None)
-            if not path:
+    def _claim_folder(self) -> tuple[Path, dict[str, Any]] | None:
+        """Make the run's folder its own and return what to go on from; the first process does, and tells the others.
+
+        Raises:
+            UserError: another run is there or at work there, or what is there cannot be read.
+        """
+        args, process = self.args, self.process
+        found: tuple[Path, dict[str, Any]] | None = None
+        refused: UserError | None = None
+        if args.resume not in ("", "auto"):
+            found = Path(args.resume), read_checkpoint(args.resume)
+        if process.is_primary:
+            try:
+                self._claim = claim(args, self.data_config["input_size"][-1], found)
+                found = self._found(self._claim, found)
+            except UserError as error:
+                refused = error
+        if said := process.told(str(refused) if refused else None):
+            raise UserError(said) from refused
+        self.folder = Path(str(process.told(str(self._claim.folder) if self._claim else None)))
+        path = process.told(str(found[0]) if found else None)
+        if not process.is_primary:
+            self.checkpoints = self._checkpoint_folder()
+            if path and not found:
+                found = Path(path), read_checkpoint(path)
+        return found
+
+    def _found(self, own: Claim, found: tuple[Path, dict[str, Any]] | None) -> tuple[Path, dict[str, Any]] | None:
+        """Return what to go on from, once the folder is found fit for it."""
+        args, self.folder = self.args, own.folder
+        self.checkpoints = self._checkpoint_folder()
+        if own.note:
+            self.say(own.note)
+        if args.resume == "auto":
+            found = self.checkpoints.newest(warn=self.say)
+            if not found:
                 self.say(f"no checkpoint in {self.folder}: starting from the beginning")
-        if path:
-            state = self._restore(Path(path), read_checkpoint(path))
+        if found and found[0].parent.resolve() == self.folder.resolve():
+            check_own(self.folder, *found, ranked_by=self.metric)
+            if args.resume != "auto" and not args.experiment:
+                self.checkpoints.check_newest(*found)
+        else:
+            check_free(self.folder)
+            if found and not args.experiment:
+                self.say(f"{found[0]} lies in no folder of a run of this tool: going on in {self.folder}")
+        self.checkpoints.clear_leftovers()
+        return found
+
+    def _checkpoint_folder(self) -> CheckpointFolder:
+        return CheckpointFolder(self.folder, keep=self.args.checkpoint_hist, lower_is_better=self.metric == "loss")
+
+    def _take_up(self, found: tuple[Path, dict[str, Any]] | None) -> None:
+        """Go on from `found`, if anything; then the moving average and the schedule stand where the run stands."""
+        args = self.args
+        state = self._restore(*found) if found else {}
         if args.model_ema and state:  # without averages of its own it starts at the weights
             key, task_key = ("state_dict_ema", "task_state_ema")
             if key not in state:
@@ -241,7 +290,8 @@ class Run:
             self.next_epoch()
         self.process.agree(0)  # all have read it
         if self.process.is_primary and path.parent.resolve() == self.folder.resolve():
-            self.checkpoints.continue_from(path, state)
+            for kept in self.checkpoints.continue_from(path, state):
+                self.say(f"what cannot be read is kept as {kept}")
         self.say(f"going on from {path} in epoch {self.epoch}, batch {self.batches_done}")
         return state
 
@@ -302,7 +352,7 @@ def _make_model(args: argparse.Namespace, process: Process) -> nn.Module:
         pretrained_cfg_overlay=overlay,
     )
     if args.initial_checkpoint:
-        load(model, read_checkpoint(args.initial_checkpoint), args.initial_checkpoint)
+        load(model, read_checkpoint(args.initial_checkpoint), args.initial_checkpoint, new_gates=True)
     if args.grad_checkpointing:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     if args.freeze:
@@ -310,23 +360,6 @@ def _make_model(args: argparse.Namespace, process: Process) -> nn.Module:
     if process.distributed and args.sync_bn:
         if process.device.type == "cpu":
             raise UserError("--sync-bn: torch's synchronised batch norm needs GPUs; leave it out on CPUs")
-        model = synchronise_batch_norms(model)
+        model = convert_sync_batchnorm(model)
     model.to(process.device)
     return model.to(memory_format=torch.channels_last) if args.channels_last else model
-
-
-def _run_folder(args: argparse.Namespace, size: int) -> Path:
-    """Return the run's folder: a resumed run stays in its own unless another is named.
-
-    Raises:
-        UserError: another run is there.
-    """
-    if args.resume == "auto" and not args.experiment:
-        raise UserError("--resume auto looks into the folder of --experiment NAME; give the name, or --resume FILE")
-    if args.resume not in ("", "auto") and not (args.output or args.experiment):
-        return Path(args.resume).parent
-    name = args.experiment or f"{datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(args.model)}-{size}"
-    folder = Path(args.output or "output/train") / name
-    if not args.resume and (folder / LAST).exists():
-        raise UserError(f"{folder} holds a run already; go on with it by --resume auto, or name another --experiment")
-    return folder

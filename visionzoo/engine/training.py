@@ -72,6 +72,7 @@ class Training:
                 if said := self.trace.close():
                     run.say(said)
                 run.reporter.close()
+            run.close()
 
     def _fit(self) -> dict[str, Any]:
         run = self.run

@@ -13,6 +13,7 @@ from visionzoo.kernels.linear_attention.api import linear_attention
 from visionzoo.kernels.neighborhood_attention.api import neighborhood_attention
 from visionzoo.kernels.region_routing.api import route_regions
 from visionzoo.kernels.routed_attention.api import routed_attention
+from visionzoo.kernels.scope import set_backend, use_backend
 
 __all__ = [
     "backends",
@@ -26,4 +27,6 @@ __all__ = [
     "neighborhood_attention",
     "route_regions",
     "routed_attention",
+    "set_backend",
+    "use_backend",
 ]

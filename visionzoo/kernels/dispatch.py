@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BACKENDS = ("auto", "reference", "triton")
-ENVIRONMENT_VARIABLE = "VISIONZOO_BACKEND"
+from visionzoo.kernels import scope
+from visionzoo.kernels.scope import BACKENDS
+
 OPERATIONS = (
     "channel_attention",
     "depthwise_conv",
@@ -31,6 +32,7 @@ OPERATIONS = (
 )
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 128
+MAX_NUMBERS = 2**31  # of one sample: kernels count inside of samples in 32 bits, over samples in 64
 MIN_CAPABILITY = (8, 0)  # compute capability; older GPUs have no bfloat16 matrix units
 MIN_TORCH = "2.7"  # comes with Triton 3.3, the oldest whose compiler takes all kernels
 
@@ -82,12 +84,13 @@ def choose(
     unsupported: str | None = None,
     avoid: str | None = None,
     max_width: int | None = MAX_HEAD_DIM,
+    max_numbers: int | None = MAX_NUMBERS,
 ) -> str:
     """Return "reference" or "triton" for one call of `operation`.
 
-    "auto" takes the environment variable VISIONZOO_BACKEND where that is set, and else falls back to the reference
-    where triton cannot run or is to be avoided, saying why once in the log (and to `explain`). Under torch.export it is
-    to be avoided: an exported program shall run where neither visionzoo nor Triton is.
+    "auto" takes what the surroundings ask for (`visionzoo.kernels.scope`). Where that is "auto" too, it falls back to
+    the reference where triton cannot run or is to be avoided, saying why once in the log (and to `explain`). Under
+    torch.export it is to be avoided: an exported program shall run where neither visionzoo nor Triton is.
 
     Args:
         operation: a name of `OPERATIONS`.
@@ -97,26 +100,30 @@ def choose(
         unsupported: what else the operation's kernels cannot do of this call; None for nothing.
         avoid: why "auto" takes the reference though the kernels can run, such as that they are the slower.
         max_width: largest last axis that they take; None for any.
+        max_numbers: most numbers of one sample of q or v that they take; None for any.
 
     Raises:
         ValueError: if the name is unknown, or triton was asked for by name and cannot run.
     """
-    asked = backend
-    if backend == "auto":
-        backend = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
-        asked = f"{ENVIRONMENT_VARIABLE}={backend}"
+    by_name = backend != "auto"
+    if not by_name:
+        backend = scope.backend
     if backend not in BACKENDS:
+        asked = backend if by_name else scope.asked
         raise ValueError(f"{operation}: unknown backend {asked!r}, expected one of {BACKENDS}")
     reason: str | None = "it was asked for by name"
     if backend != "reference":
         on_cpu = backend == "triton" and _interpreted()
-        reason = _why_not_here() or _why_not(q, v, max_width, on_cpu) or unsupported
+        reason = _why_not_here() or _why_not(q, v, max_width, on_cpu) or unsupported or _too_large(q, v, max_numbers)
         if backend == "triton" and reason is not None:
+            asked = backend if by_name else scope.asked
             raise ValueError(f"{operation}: backend {asked!r} cannot run: {reason}")
         if backend == "auto":
             reason = reason or avoid or _exporting()
     ran = "triton" if reason is None else "reference"
     if not torch.compiler.is_compiling():  # a log call would break the graph
+        if backend == "reference" and not by_name:
+            reason = f"{scope.asked} asks for it"
         for decisions in _listeners:
             decisions.append(Decision(operation, ran, tuple(q.shape), reason if ran == "reference" else None))
         if ran != backend and reason is not None and (operation, reason) not in _logged:
@@ -159,6 +166,14 @@ def _why_not(q: Tensor, v: Tensor | None, max_width: int | None, on_cpu: bool) -
     if torch.version.hip is None and (capability := _capability(q.device)) < MIN_CAPABILITY:
         return f"its kernels need compute capability {MIN_CAPABILITY}, this GPU has {capability}"
     return None
+
+
+def _too_large(q: Tensor, v: Tensor | None, max_numbers: int | None) -> str | None:
+    """Say that a sample has more numbers than kernels can count; in compiled code they say so when they run."""
+    if max_numbers is None or torch.compiler.is_compiling():
+        return None
+    numbers = max(t.numel() // max(1, len(t)) for t in (q, v) if t is not None)
+    return None if numbers <= max_numbers else f"its kernels take up to {max_numbers} numbers a sample, got {numbers}"
 
 
 _capabilities: dict[int | None, tuple[int, int]] = {}  # asking costs some µs every time

@@ -5,11 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from visionzoo.kernels.dispatch import MAX_NUMBERS
+
 
 def token_rows(x: Tensor) -> tuple[Tensor, int]:
     """Return [B, H, W, G, D] and the step from token to token, such that token t, head g is at t·step + g·D.
 
-    Maps and parts of projections lie like this and come back as they are; others are copied.
+    Maps and parts of projections lie like this and come back as they are; others are copied, as is what is so far apart
+    that its offsets take more than 32 bits.
+
+    Raises:
+        ValueError: if a sample's own numbers are too many for that.
     """
     x, step, head_step = head_rows(x)
     return (x, step) if head_step == x.shape[4] else (x.contiguous(), x.shape[3] * x.shape[4])
@@ -21,6 +27,7 @@ def head_rows(x: Tensor) -> tuple[Tensor, int, int]:
     Parts of heads lie like this too.
     """
     batch, height, width, heads, head_dim = x.shape
+    check_numbers("of a sample", height * width * heads * head_dim)
     if x.is_contiguous():  # the usual case, and cheap to tell
         return x, heads * head_dim, head_dim
     if width > 1:
@@ -31,9 +38,22 @@ def head_rows(x: Tensor) -> tuple[Tensor, int, int]:
         step = x.stride(0) if batch > 1 else heads * head_dim
     head_step = x.stride(3) if heads > 1 else head_dim
     expected = (height * width * step, width * step, step, head_step, 1)
-    if all(size == 1 or s == e for size, s, e in zip(x.shape, x.stride(), expected, strict=True)):
+    near = max(height * width * step, heads * head_step) <= MAX_NUMBERS
+    if near and all(size == 1 or s == e for size, s, e in zip(x.shape, x.stride(), expected, strict=True)):
         return x, step, head_step
     return x.contiguous(), heads * head_dim, head_dim
+
+
+def check_numbers(what: str, count: int) -> None:
+    """Check that a kernel can count so many numbers in 32 bits.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    if count > MAX_NUMBERS:
+        raise ValueError(
+            f"Triton kernels take up to {MAX_NUMBERS} numbers {what}, got {count}; use backend='reference'"
+        )
 
 
 def block_size(count: int, dtype: torch.dtype) -> int:

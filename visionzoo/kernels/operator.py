@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
 
 def operator(
@@ -17,6 +20,7 @@ def operator(
     fake: Callable[..., Any],
     save: Callable[..., None] | None = None,
     differentiate: Callable[..., Any] | None = None,
+    flops: Callable[..., int] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make an operator `visionzoo::name` of a function that launches kernels, for use as a decorator.
 
@@ -29,23 +33,34 @@ def operator(
         fake: returns outputs of the right shape and dtype without computing them.
         save: `setup_context` of the backward pass; None for an operator without gradient.
         differentiate: backward, called with the context and the gradients of the outputs.
+        flops: formula of `visionzoo.kernels.flops`; None for none that count.
     """
 
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(launch: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(launch)  # custom_op reads the annotations
+        def function(*inputs: Any) -> Any:
+            device = next(x.device for x in inputs if isinstance(x, Tensor))
+            if device.type != "cuda" or device.index == torch.cuda.current_device():
+                return launch(*inputs)
+            with torch.cuda.device(device):  # Triton launches on the current device, wherever the tensors are
+                return launch(*inputs)
+
         custom_op = torch.library.custom_op(f"visionzoo::{name}", function, mutates_args=())
         custom_op.register_fake(fake)
         if save is not None and differentiate is not None:
             custom_op.register_autograd(differentiate, setup_context=save)
+        packet = getattr(torch.ops.visionzoo, name)
+        if flops is not None:
+            register_flop_formula(packet)(flops)
         eager = None if save is None or differentiate is None else _autograd_function(function, save, differentiate)
 
         def call(*inputs: Any) -> Any:
             if eager is not None and forward_ad._current_level >= 0:
                 _refuse_tangents(name, inputs)
-            if (
-                torch.compiler.is_compiling()
-                or torch._C._len_torch_dispatch_stack()
-                or torch._C._are_functorch_transforms_active()
-            ):
+            if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+                return custom_op(*inputs)
+            if torch._C._len_torch_dispatch_stack():
+                _tell_counters(packet)
                 return custom_op(*inputs)
             tensors = [x for x in inputs if isinstance(x, Tensor)]
             if any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors):
@@ -54,10 +69,18 @@ def operator(
                 return eager.apply(*inputs)
             return function(*inputs)
 
-        call.custom_op = custom_op  # type: ignore[attr-defined]
+        call.custom_op, call.launch = custom_op, function  # type: ignore[attr-defined]
         return call
 
     return decorate
+
+
+def _tell_counters(packet: Any) -> None:
+    """Give an operator's formula to counters made before its file was imported: they copy what there is then."""
+    if (formula := flop_registry.get(packet)) is not None:
+        for mode in _get_current_dispatch_mode_stack():
+            if isinstance(counter := getattr(mode, "counter", None), FlopCounterMode):
+                counter.flop_registry.setdefault(packet, formula)
 
 
 def _autograd_function(function: Any, save: Any, differentiate: Any) -> Any:

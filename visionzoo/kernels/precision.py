@@ -9,12 +9,12 @@ import torch
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
     """Context in which matrix products keep the dtype of their inputs, also inside torch.autocast."""
-    # Asked by name: torch 2.11 cannot compile a call of torch.amp.is_autocast_available.
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+    return nullcontext() if autocast_dtype(device) is None else torch.autocast(device.type, enabled=False)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """Dtype that torch.autocast gives convolutions and matrix products on a device; None where it is off."""
+    # Asked by name: torch 2.11 cannot compile a call of torch.amp.is_autocast_available.
     if device.type == "meta" or not torch.is_autocast_enabled(device.type):
         return None
     return torch.get_autocast_dtype(device.type)

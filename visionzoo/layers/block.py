@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from timm.layers import DropPath, LayerScale, Mlp, register_notrace_function
+from timm.layers import DropPath, Mlp
+from timm.layers import LayerScale as TimmLayerScale
 from torch import Tensor, nn
 
 from visionzoo.kernels.precision import without_autocast
-from visionzoo.layers.nhwc import BatchNormNHWC, DepthwiseConvNHWC
+from visionzoo.layers.nhwc import DepthwiseConvNHWC, on_nchw
 from visionzoo.layers.norm import LayerNorm
+from visionzoo.layers.tracing import one_node
 
 
 class Block(nn.Module):
@@ -19,13 +21,17 @@ class Block(nn.Module):
     In order, each with its own residual: depthwise convolution `cpe1` (conditional position encoding, where the
     family has one), `mixer` after `norm1`, depthwise convolution `cpe2`, MLP after `norm2`.
 
+    `branch_gate` is a place for a gate of `dim` channels at the end of the MLP's branch, before its scale and the sum
+    (`visionzoo.models._gating` fills it).
+
     Args:
         dim: channels C.
         mixer: token mixer, [B, H, W, C] to [B, H, W, C]; None leaves its branch out. One that `sees_input` gets the
             map before `norm1` as well.
         mlp_ratio: hidden width of the MLP over `dim`.
         norm_layer: called with `dim`; `nn.Identity` where mixer and MLP normalise by themselves.
-        mlp_norm_layer: as `norm_layer`, where the MLP has another norm than the mixer; None for the same.
+        mlp_norm_layer: as `norm_layer`, where the MLP has another norm than the mixer, also a batch norm of
+            [B, C, H, W]; None for the same.
         act_layer: activation of the MLP.
         mlp_layer: called as timm's `Mlp`: (dim, hidden width, act_layer=..., drop=...).
         cpe_kernels: kernel sizes of `cpe1` and `cpe2`; None leaves one out.
@@ -52,6 +58,7 @@ class Block(nn.Module):
         mlp_drop: float = 0.0,
     ):
         super().__init__()
+        self.dim = dim
         self.cpe1, self.cpe2 = (cpe_layer(dim, kernel) if kernel else None for kernel in cpe_kernels)
         self.mixer: nn.Module | None = None
         if mixer is not None:
@@ -60,7 +67,9 @@ class Block(nn.Module):
             self.mixer_sees_input = getattr(mixer, "sees_input", False)
             self.ls1 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
         self.norm2 = (mlp_norm_layer or norm_layer)(dim)
+        self.norm2_on_nchw = isinstance(self.norm2, nn.BatchNorm2d)  # or what others put in its place later
         self.mlp = mlp_layer(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=mlp_drop)
+        self.branch_gate: nn.Module = nn.Identity()
         self.ls2 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
@@ -73,26 +82,37 @@ class Block(nn.Module):
             x = self._add(x, self.mixer(y, x) if self.mixer_sees_input else self.mixer(y), self.ls1)
         if self.cpe2 is not None:
             x = self.cpe2(x, residual=x)
-        return self._add(x, self.mlp(self.norm2(x)), self.ls2)
+        return self._add(
+            x, self.branch_gate(self.mlp(on_nchw(self.norm2, x) if self.norm2_on_nchw else self.norm2(x))), self.ls2
+        )
 
     def fusible(self) -> list[tuple[str, str]]:
         """Names of the layers that follow each other directly, for `visionzoo.fuse`."""
-        return [("norm2", "mlp.fc1")] if isinstance(self.norm2, BatchNormNHWC) else []
+        return [("norm2", "mlp.fc1")] if self.norm2_on_nchw else []
 
     def _add(self, x: Tensor, branch: Tensor, scale: nn.Module) -> Tensor:
         """Return x + drop_path(scale(branch)); the factors are multiplied first, so that each map is read once."""
-        factor = None
-        if isinstance(scale, LayerScale):
-            factor = scale.gamma
-        else:
-            branch = scale(branch)
+        kept = None
         if self.training and isinstance(self.drop_path, DropPath):
-            kept = self.drop_path(branch.new_ones(len(branch), 1, 1, 1))
-            factor = kept if factor is None else factor * kept
-        return x + branch if factor is None else add_scaled(x, branch, factor)
+            kept = self.drop_path(branch.new_ones((branch.shape[0],) + (1,) * (branch.ndim - 1)))  # traceable by fx
+        if isinstance(scale, LayerScale):
+            return scale(branch, residual=x, factor=kept)
+        branch = scale(branch)
+        return x + branch if kept is None else add_scaled(x, branch, kept)
 
 
-@register_notrace_function  # it looks at the device
+class LayerScale(TimmLayerScale):
+    """timm's `LayerScale`, which also adds: a learned factor for each channel."""
+
+    @one_node
+    def forward(self, x: Tensor, residual: Tensor | None = None, factor: Tensor | None = None) -> Tensor:
+        """Multiply [..., C] by the scale and by `factor`, where there is one, and add it to `residual`."""
+        if residual is None:
+            return super().forward(x)
+        return add_scaled(residual, x, self.gamma if factor is None else self.gamma * factor)
+
+
+@one_node  # it looks at the device
 def add_scaled(x: Tensor, branch: Tensor, factor: Tensor) -> Tensor:
     """Return x + branch · factor in one pass; autocast would cast in passes of its own."""
     with without_autocast(x.device):

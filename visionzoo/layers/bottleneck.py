@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers.base import Mixer
-from visionzoo.layers.nhwc import AvgPoolNHWC, BatchNormNHWC
+from visionzoo.layers.nhwc import on_nchw
 
 
 class Bottleneck(nn.Module):
@@ -18,6 +18,9 @@ class Bottleneck(nn.Module):
 
     Each convolution and the mixer is followed by a norm, and by the activation; the activation after the last comes
     after the sum with the shortcut. Where the shape changes the shortcut is a strided 1×1 convolution with norm.
+
+    `branch_gate` is a place for a gate of `dim` channels at the end of the branch, before the sum
+    (`visionzoo.models._gating` fills it).
 
     Args:
         in_dim: channels in.
@@ -29,7 +32,6 @@ class Bottleneck(nn.Module):
         groups: channel groups of the 3×3 convolution.
         gate: called with the channels of the 3×3 convolution's output, for a gate of these channels on [B, C, H, W]
             that follows it (timm's `SqueezeExcite` or `EcaModule`).
-        norm_layer: called with the channels it normalises.
         act_layer: activation.
         drop_path: probability in [0, 1) with which a sample skips the block in training.
 
@@ -47,12 +49,12 @@ class Bottleneck(nn.Module):
         stride: int = 1,
         groups: int = 1,
         gate: Callable[[int], nn.Module] | None = None,
-        norm_layer: Callable[[int], nn.Module] = BatchNormNHWC,
         act_layer: type[nn.Module] = nn.ReLU,
         drop_path: float = 0.0,
     ):
         super().__init__()
-        conv_norm = partial(ConvNorm, bias=False, norm_layer=norm_layer)
+        self.dim = out_dim
+        conv_norm = partial(ConvNorm, bias=False, norm_layer=nn.BatchNorm2d)
         self.shortcut = conv_norm(in_dim, out_dim, 1, stride) if stride > 1 or in_dim != out_dim else nn.Identity()
         self.conv1 = conv_norm(in_dim, mid_dim, 1)
         self.mixer = mixer
@@ -60,12 +62,13 @@ class Bottleneck(nn.Module):
             self.conv2 = conv_norm(mid_dim, mid_dim, 3, stride, 1, groups=groups)
             self.gate = gate(mid_dim) if gate else None
         elif mixer.stride in (1, stride):
-            self.pool = AvgPoolNHWC(stride, ceil_mode=True) if mixer.stride < stride else nn.Identity()
+            self.pool = nn.AvgPool2d(stride, ceil_mode=True) if mixer.stride < stride else nn.Identity()
             mid_dim = mixer.out_dim
-            self.norm2 = norm_layer(mid_dim)
+            self.norm2 = nn.BatchNorm2d(mid_dim)
         else:
             raise ValueError(f"Bottleneck: the mixer's stride must be 1 or {stride=}, got {mixer.stride}")
         self.conv3 = conv_norm(mid_dim, out_dim, 1)
+        self.branch_gate: nn.Module = nn.Identity()
         self.act = act_layer()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
@@ -76,7 +79,7 @@ class Bottleneck(nn.Module):
         if self.mixer is None:
             x = self.act(self.conv2(x))
             if self.gate is not None:
-                x = self.gate(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+                x = on_nchw(self.gate, x)
         else:
-            x = self.act(self.norm2(self.pool(self.mixer(x))))
-        return self.act(shortcut + self.drop_path(self.conv3(x)))
+            x = self.act(on_nchw(self.norm2, on_nchw(self.pool, self.mixer(x))))
+        return self.act(shortcut + self.drop_path(self.branch_gate(self.conv3(x))))

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-from visionzoo.layers.nhwc import BatchNormNHWC, ConvNHWC, DepthwiseConvNHWC
-from visionzoo.layers.padding import pad_to_multiple
+from visionzoo.layers.nhwc import DepthwiseConvNHWC, on_nchw
+from visionzoo.layers.padding import is_symbolic, pad_to_multiple
+from visionzoo.layers.tracing import one_node
 
 
 class ConvNorm(nn.Module):
@@ -25,11 +26,15 @@ class ConvNorm(nn.Module):
         padding: zeros on every side before the convolution.
         groups: channel groups of the convolution.
         bias: whether the convolution has a bias.
-        norm_layer: called with the channels it normalises; None for no normalisation.
+        norm_layer: called with the channels it normalises, for a norm of [B, H, W, C] or a batch norm of [B, C, H, W];
+            None for no normalisation.
         norm_first: normalise the input (`in_dim` channels) instead of the output.
         norm_weight: initial value of the norm's weight; 0 lets a residual branch start as nothing.
         pad_to_stride: add zeros at the bottom and right of the convolution's input until the stride divides it, so
             that no row or column is lost (sizes are rounded up); else the remainder is dropped, as torch does.
+
+    Raises:
+        ValueError: in `forward`, if the map is smaller than the kernel.
     """
 
     def __init__(
@@ -48,27 +53,44 @@ class ConvNorm(nn.Module):
         pad_to_stride: bool = False,
     ):
         super().__init__()
+        self.kernel_size, self.padding = kernel_size, padding
         self.norm_first = norm_first
         self.pad_to_stride = to_2tuple(stride) if pad_to_stride else None
-        self.conv = ConvNHWC(in_dim, out_dim, kernel_size, stride, padding, groups=groups, bias=bias)
+        self.conv = nn.Conv2d(in_dim, out_dim, kernel_size, stride, padding, groups=groups, bias=bias)
         self.norm = norm_layer(in_dim if norm_first else out_dim) if norm_layer else nn.Identity()
+        self.norm_on_nchw = isinstance(self.norm, nn.BatchNorm2d)  # or what others put in its place later
         if norm_weight != 1.0:
             nn.init.constant_(self.norm.get_parameter("weight"), norm_weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, in_dim] to [B, H', W', out_dim]."""
         if self.norm_first:
-            x = self.norm(x)
+            x = self._normalise(x)
         if self.pad_to_stride:
             x = pad_to_multiple(x, self.pad_to_stride)
-        x = self.conv(x)
-        return x if self.norm_first else self.norm(x)
+        x = on_nchw(self.conv, _check_size(x, self.kernel_size, self.padding))
+        return x if self.norm_first else self._normalise(x)
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        return on_nchw(self.norm, x) if self.norm_on_nchw else self.norm(x)
 
     def fusible(self) -> list[tuple[str, str]]:
         """Names of the layers that follow each other directly, for `visionzoo.fuse`."""
         if not self.norm_first:
             return [("conv", "norm")]
         return [] if self.pad_to_stride else [("norm", "conv")]
+
+
+@one_node
+def _check_size(x: Tensor, kernel_size: int, padding: int) -> Tensor:
+    # Under torch.compile a test on symbolic sizes would cost a recompilation; torch's own message must do there.
+    if not torch.compiler.is_compiling() and not is_symbolic(x) and min(x.shape[1:3]) + 2 * padding < kernel_size:
+        raise ValueError(
+            f"the image is too small for this model: a convolution with a kernel of {kernel_size} x {kernel_size} "
+            f"needs a map of at least {max(1, kernel_size - 2 * padding)} x {max(1, kernel_size - 2 * padding)}, and "
+            f"got one of {x.shape[1]} x {x.shape[2]}"
+        )
+    return x
 
 
 class DepthwiseConvNorm(nn.Module):
@@ -83,14 +105,14 @@ class DepthwiseConvNorm(nn.Module):
     def __init__(self, dim: int, kernel_size: int, *, norm_weight: float = 1.0):
         super().__init__()
         self.conv = DepthwiseConvNHWC(dim, kernel_size, bias=False)
-        self.norm = BatchNormNHWC(dim)
+        self.norm = nn.BatchNorm2d(dim)
         nn.init.constant_(self.norm.weight, norm_weight)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]; adds `residual`."""
         if isinstance(self.norm, nn.Identity):  # folded into the convolution, which can then add the residual
             return self.conv(x, residual=residual)
-        x = self.norm(self.conv(x))
+        x = on_nchw(self.norm, self.conv(x))
         return x if residual is None else residual + x
 
     def fusible(self) -> list[tuple[str, str]]:
@@ -118,11 +140,12 @@ class BranchedDepthwiseConv(nn.Module):
         super().__init__()
         if out_dim % in_dim:
             raise ValueError(f"BranchedDepthwiseConv: out_dim must be a multiple of in_dim, got {out_dim=}, {in_dim=}")
+        self.small: nn.Module | None
         self.large, self.small = (
             DepthwiseConvNorm(in_dim, kernel)
             if in_dim == out_dim and stride == 1
             else ConvNorm(
-                in_dim, out_dim, kernel, stride, kernel // 2, groups=in_dim, bias=False, norm_layer=BatchNormNHWC
+                in_dim, out_dim, kernel, stride, kernel // 2, groups=in_dim, bias=False, norm_layer=nn.BatchNorm2d
             )
             for kernel in (kernel_size, small_kernel)
         )
@@ -138,7 +161,7 @@ class BranchedDepthwiseConv(nn.Module):
             return
         large: Any = self.large.conv
         small: Any = self.small.conv
-        margin = (large.kernel_size[0] - small.kernel_size[0]) // 2
+        margin = (large.weight.shape[-1] - small.weight.shape[-1]) // 2
         large.weight += F.pad(small.weight, [margin] * 4)
         large.bias += small.bias
         self.small = None
@@ -153,7 +176,7 @@ class ResidualConvNorm(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.conv = ConvNorm(dim, dim, 1, bias=False, norm_layer=BatchNormNHWC, norm_first=True)
+        self.conv = ConvNorm(dim, dim, 1, bias=False, norm_layer=nn.BatchNorm2d, norm_first=True)
         self.merged = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -179,12 +202,12 @@ class LinearNorm(nn.Module):
     def __init__(self, in_dim: int, out_dim: int, *, norm_weight: float = 1.0):
         super().__init__()
         self.linear = nn.Linear(in_dim, out_dim, bias=False)
-        self.norm = BatchNormNHWC(out_dim)
+        self.norm = nn.BatchNorm2d(out_dim)
         nn.init.constant_(self.norm.weight, norm_weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, in_dim] to [B, H, W, out_dim]."""
-        return self.norm(self.linear(x))
+        return on_nchw(self.norm, self.linear(x))
 
     def fusible(self) -> list[tuple[str, str]]:
         """Names of the layers that follow each other directly, for `visionzoo.fuse`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable
 from functools import partial
 from itertools import pairwise
@@ -10,13 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torchvision.ops import FrozenBatchNorm2d
 
-from visionzoo.layers.nhwc import BatchNormNHWC, ConvNHWC
+from visionzoo.layers.nhwc import DepthwiseConvNHWC
+
+_logger = logging.getLogger(__name__)
 
 _TRAIN_THE_ORIGINAL = (
     "this model was fused for inference, its batch norms or position biases are folded into other tensors: train the "
     "model that was given to visionzoo.fuse (it was not changed), and fuse that again"
 )
+_LAYERS = nn.Conv2d | nn.Linear | DepthwiseConvNHWC
+_NORMS_OF_MAPS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)  # themselves: others have activations inside
 
 
 class Folded(nn.Identity):
@@ -40,14 +47,20 @@ def fuse(model: nn.Module) -> nn.Module:
     norm that comes before a convolution with zero padding stays: its shift is missing in the padding.
 
     Args:
-        model: any module; DDP, DataParallel and torch.compile around it are taken off.
+        model: any module; DDP, DataParallel and torch.compile around it are taken off. Hooks are copied with their
+            modules, but for those of folded norms, which a warning names.
+
+    Raises:
+        ValueError: if tensors are computed from others before every forward pass (pruning, weight_norm).
     """
     bare: Any = model
     while (compiled := hasattr(bare, "_orig_mod")) or isinstance(
         bare, nn.DataParallel | nn.parallel.DistributedDataParallel
     ):
         bare = bare._orig_mod if compiled else bare.module
+    _refuse_computed_weights(bare)
     fused: nn.Module = copy.deepcopy(bare).requires_grad_(False)
+    before = dict(fused.named_modules())
     for module in list(fused.modules()):
         for first, second in _pairs(module):
             _fold(module, first, second)
@@ -60,7 +73,32 @@ def fuse(model: nn.Module) -> nn.Module:
     for module in fused.modules():
         if any(map(_is_folded, module.modules())) and "train" not in vars(module):  # else it was fused before
             _set_in_stone(module)
+    after = dict(fused.named_modules())
+    hooked = [path for path, module in before.items() if after.get(path) is not module and _has_hooks(module)]
+    if hooked:
+        _logger.warning("fuse: hooks of %d folded norms are left out: %s", len(hooked), ", ".join(hooked))
     return fused
+
+
+def _refuse_computed_weights(model: nn.Module) -> None:
+    """Refuse modules whose tensors are computed from others before every forward: what is folded would be undone."""
+    computed = []
+    for path, module in model.named_modules():
+        own = module._parameters
+        names = [name for name in vars(module) if f"{name}_orig" in own or f"{name}_g" in own]  # pruned, normalised
+        names += module.parametrizations if parametrize.is_parametrized(module) else []  # type: ignore[arg-type]
+        computed += [f"{path}.{name}" if path else name for name in names]
+    if computed:
+        raise ValueError(
+            f"fuse: {len(computed)} tensors are computed from others in every forward pass (pruning, weight_norm, "
+            f"spectral_norm, parametrizations): {', '.join(computed[:4])}{', ...' if len(computed) > 4 else ''}. Make "
+            f"them permanent first, by torch.nn.utils.prune.remove, remove_weight_norm, remove_spectral_norm or "
+            f"parametrize.remove_parametrizations"
+        )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(value for name, value in vars(module).items() if name.endswith("_hooks"))
 
 
 def unfused_part(fused: nn.Module, state_dict: Iterable[str], prefix: str = "") -> str | None:
@@ -113,29 +151,23 @@ def _pairs(module: nn.Module) -> list[tuple[str, str]]:
         return [
             (first, second)
             for (first, a), (second, b) in pairwise(module.named_children())
-            if _same_channel_axis(a, b) or _same_channel_axis(b, a)
+            if any(isinstance(x, nn.Conv2d) and type(y) in _NORMS_OF_MAPS for x, y in ((a, b), (b, a)))
         ]
     return []
-
-
-def _same_channel_axis(layer: nn.Module, norm: nn.Module) -> bool:
-    if isinstance(norm, BatchNormNHWC):
-        return isinstance(layer, ConvNHWC | nn.Linear)
-    return isinstance(norm, nn.BatchNorm2d) and isinstance(layer, nn.Conv2d) and not isinstance(layer, ConvNHWC)
 
 
 def _fold(parent: nn.Module, first: str, second: str) -> None:
     """Fold one of two children of `parent` into the other where that is a batch norm and can be."""
     before, after = parent.get_submodule(first), parent.get_submodule(second)
-    if isinstance(before, nn.Conv2d | nn.Linear) and _has_statistics(after):
+    if isinstance(before, _LAYERS) and _has_statistics(after):
         scale, shift = _scale_and_shift(after)
         weight, bias = _double(before.weight), _double(before.bias)
         _set(before, weight * scale.view(-1, *[1] * (weight.ndim - 1)), shift if bias is None else bias * scale + shift)
         setattr(parent, second, Folded())
-    elif _has_statistics(before) and isinstance(after, nn.Conv2d | nn.Linear) and _without_padding(after):
+    elif _has_statistics(before) and isinstance(after, _LAYERS) and _without_padding(after):
         scale, shift = _scale_and_shift(before)
         weight, bias = _double(after.weight), _double(after.bias)
-        groups = after.groups if isinstance(after, nn.Conv2d) else 1
+        groups = len(scale) // weight.shape[1]
         # [in] -> [out, in / groups, 1, 1]: the input channels that each output channel sees
         scale, shift = (
             t.view(groups, -1).repeat_interleave(len(weight) // groups, dim=0).view(*weight.shape[:2], *trailing)
@@ -147,10 +179,12 @@ def _fold(parent: nn.Module, first: str, second: str) -> None:
 
 
 def _has_statistics(norm: nn.Module) -> bool:
-    return isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.running_mean is not None
+    return type(norm) in (nn.BatchNorm1d, *_NORMS_OF_MAPS) and norm.running_mean is not None
 
 
 def _without_padding(layer: nn.Module) -> bool:
+    if isinstance(layer, DepthwiseConvNHWC):
+        return layer.kernel_size == 1
     return not isinstance(layer, nn.Conv2d) or layer.padding == "valid" or layer.padding == (0, 0)
 
 

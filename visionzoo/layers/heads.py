@@ -1,12 +1,11 @@
-"""Classification heads that timm does not have, on [B, C, H, W] maps like timm's."""
+"""Classification heads that timm does not have: on [B, C, H, W] maps like timm's, and on tokens."""
 
 from __future__ import annotations
 
-from timm.layers import ClassifierHead, SelectAdaptivePool2d
+from timm.layers import AttentionPoolLatent, ClassifierHead, SelectAdaptivePool2d, global_pool_nlc
 from torch import Tensor, nn
 
 from visionzoo.layers.conv_norm import ConvNorm
-from visionzoo.layers.nhwc import BatchNormNHWC
 
 
 class BatchNormHead(nn.Module):
@@ -42,13 +41,14 @@ class BatchNormHead(nn.Module):
     def reset(self, num_classes: int, pool_type: str | None = None) -> None:
         """Replace the classifiers and, where `pool_type` is given, the pooling."""
         pool_type = self.global_pool.pool_type if pool_type is None else pool_type
+        like = next(self.parameters(), None)
         self.num_classes = num_classes
         self.global_pool = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
         dim = self.in_features * self.global_pool.feat_mult()
         self.norm, self.fc = _norm_linear(dim, num_classes)
         if self.distilled:
             self.norm_dist, self.fc_dist = _norm_linear(dim, num_classes)
-        self.train(self.training)
+        _adapt(self, like)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """[B, C, H, W] to [B, num_classes]; with `pre_logits` to pooled features [B, C].
@@ -77,6 +77,13 @@ class BatchNormHead(nn.Module):
         return [("norm", "fc"), ("norm_dist", "fc_dist")] if self.distilled else [("norm", "fc")]
 
 
+def _adapt(head: nn.Module, like: nn.Parameter | None) -> None:
+    """Bring a head's new layers to the mode, device and dtype that it had; a head without parameters had none."""
+    if like is not None:
+        head.to(device=like.device, dtype=like.dtype)
+    head.train(head.training)
+
+
 class ProjectionHead(ClassifierHead):
     """1×1 convolution with batch normalisation and activation, pooling, linear classifier.
 
@@ -100,7 +107,7 @@ class ProjectionHead(ClassifierHead):
         act_layer: type[nn.Module] = nn.SiLU,
     ):
         super().__init__(hidden_features, num_classes, pool_type, drop_rate)
-        self.proj = ConvNorm(in_features, hidden_features, 1, norm_layer=BatchNormNHWC)
+        self.proj = ConvNorm(in_features, hidden_features, 1, norm_layer=nn.BatchNorm2d)
         self.act = act_layer()
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -112,9 +119,93 @@ class ProjectionHead(ClassifierHead):
 
 
 def _norm_linear(dim: int, num_classes: int) -> tuple[nn.Module, nn.Module]:
+    return (nn.BatchNorm1d(dim) if num_classes else nn.Identity()), _linear(dim, num_classes)
+
+
+class TokenHead(nn.Module):
+    """Pooling of tokens, linear classifier; and a second classifier that learns from a teacher.
+
+    Args:
+        in_features: channels C.
+        num_classes: classes; 0 for pooled features.
+        pool_type: "token" (the first prefix token), "avg", "max" or "avgmax" over the map's tokens, "map" (attention
+            of a learned query, SigLIP's), or "" for none, with which every token is classified.
+        drop_rate: dropout probability before the classifiers.
+        prefix_tokens: how many tokens are not the map's.
+        distilled: have the second classifier, on the second prefix token (DeiT, arXiv:2012.12877). Its logits are
+            averaged with the first's, or returned beside them in training when `distilled_training` is set.
+        map_heads: heads of the attention of "map".
+    """
+
+    POOLS = ("token", "avg", "max", "avgmax", "map", "")
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        pool_type: str = "token",
+        drop_rate: float = 0.0,
+        *,
+        prefix_tokens: int = 1,
+        distilled: bool = False,
+        map_heads: int = 1,
+    ):
+        super().__init__()
+        self.in_features, self.prefix_tokens, self.map_heads = in_features, prefix_tokens, map_heads
+        self.distilled, self.distilled_training = distilled, False
+        self.pool_type = ""
+        self.attn_pool: nn.Module | None = None
+        self.drop = nn.Dropout(drop_rate)
+        self.reset(num_classes, pool_type)
+
+    def reset(self, num_classes: int, pool_type: str | None = None) -> None:
+        """Replace the classifiers and, where `pool_type` is given, the pooling.
+
+        Raises:
+            ValueError: if there is no such pooling, or no token for it.
+        """
+        pool_type = self.pool_type if pool_type is None else pool_type
+        if pool_type not in self.POOLS:
+            raise ValueError(f"TokenHead: global_pool must be one of {self.POOLS}, got {pool_type!r}")
+        if pool_type == "token" and not self.prefix_tokens:
+            raise ValueError("TokenHead: global_pool='token' needs a class token, and the model has none; pass 'avg'")
+        if self.distilled and pool_type not in ("token", ""):
+            raise ValueError(
+                f"TokenHead: a distilled head reads its two tokens, got global_pool={pool_type!r}; pass 'token', or "
+                f"distilled=False"
+            )
+        like = next(self.parameters(), None)
+        if pool_type != "map":
+            self.attn_pool = None
+        elif self.attn_pool is None:
+            self.attn_pool = AttentionPoolLatent(self.in_features, num_heads=self.map_heads, norm_layer=nn.LayerNorm)
+        self.pool_type, self.num_classes = pool_type, num_classes
+        self.fc = _linear(self.in_features, num_classes)
+        if self.distilled:
+            self.fc_dist = _linear(self.in_features, num_classes)
+        _adapt(self, like)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """[B, P + N, C] to [B, C], or the tokens as they are where there is no pooling."""
+        if self.attn_pool is not None:
+            return self.attn_pool(x[:, self.prefix_tokens :])
+        return global_pool_nlc(x, self.pool_type, self.prefix_tokens)
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """[B, P + N, C] to [B, num_classes]; with `pre_logits` to pooled features [B, C]."""
+        if not (self.distilled and self.pool_type):
+            x = self.pool(x)
+            return x if pre_logits or not self.num_classes else self.fc(self.drop(x))
+        if pre_logits or not self.num_classes:
+            return (x[:, 0] + x[:, 1]) / 2
+        logits, logits_dist = self.fc(self.drop(x[:, 0])), self.fc_dist(self.drop(x[:, 1]))
+        return (logits, logits_dist) if self.distilled_training and self.training else (logits + logits_dist) / 2
+
+
+def _linear(dim: int, num_classes: int) -> nn.Module:
     if not num_classes:
-        return nn.Identity(), nn.Identity()
+        return nn.Identity()
     linear = nn.Linear(dim, num_classes)
     nn.init.trunc_normal_(linear.weight, std=0.02)
     nn.init.zeros_(linear.bias)
-    return nn.BatchNorm1d(dim), linear
+    return linear

@@ -1,99 +1,95 @@
 """torch's NCHW layers on [B, H, W, C] maps, without copies.
 
-Inside the zoo every map is [B, H, W, C] and contiguous. Its NCHW permutation is then exactly torch's
-`channels_last` memory format, so these layers permute a view in, run torch's layer, and permute a view out.
-Depthwise convolutions have kernels of their own. Parameters keep torch's names and shapes.
+Inside stems and stages every map is [B, H, W, C] and contiguous. Its NCHW permutation is then exactly torch's
+`channels_last` memory format, so torch's own convolutions, batch norms and pools run on a permuted view: the module
+that owns such a layer calls it by `on_nchw`. The layer itself is torch's and sees [B, C, H, W], so that what others do
+with such layers stays right: synchronising and freezing norms, counting operations, adapters, hooks.
+
+Layers that take [B, H, W, C] themselves are classes of their own here, and none of torch's to `isinstance`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from timm.layers import SqueezeExcite, register_notrace_module
 from torch import Tensor, nn
 
 from visionzoo.kernels import depthwise_conv, group_norm
+from visionzoo.layers.tracing import one_node
 
 
-@register_notrace_module  # as torch.fx does with torch's own layers
-class ConvNHWC(nn.Conv2d):
-    """`nn.Conv2d` from [B, H, W, C_in] to [B, H', W', C_out]."""
+def on_nchw(layer: nn.Module, x: Tensor) -> Tensor:
+    """Run a layer that takes and gives [B, C, H, W] on a [B, H, W, C] map."""
+    return layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def on_nhwc(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Run what takes and gives [B, H, W, C] on a [B, C, H, W] map."""
+    return layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class OnNCHW(nn.Module):
+    """A layer without parameters that takes and gives [B, C, H, W], such as a pooling, among those of [B, H, W, C]."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve a [B, H, W, C_in] map."""
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        """[B, H, W, C] to [B, H', W', C']."""
+        return on_nchw(self.layer, x)
 
 
-@register_notrace_module
-class DepthwiseConvNHWC(ConvNHWC):
+class DepthwiseConvNHWC(nn.Module):
     """Convolution of each channel of [B, H, W, C] with a kernel of its own, with zeros around the map.
 
+    Its tensors have the names, shapes and initial values of `nn.Conv2d(dim, dim, kernel_size, groups=dim)`.
+
     Args:
-        dim: channels C.
+        dim: number of kernels; channels C, but for `heads`.
         kernel_size: side of the kernels, odd.
         bias: whether it has a bias.
-        backend: of `visionzoo.kernels.depthwise_conv`.
+        heads: groups of `dim` channels, of which each is convolved with the same kernels; C is heads · dim.
 
     Raises:
         ValueError: if the kernel is even or not positive.
     """
 
-    def __init__(self, dim: int, kernel_size: int, *, bias: bool = True, backend: str = "auto"):
+    bias: nn.Parameter | None
+
+    def __init__(self, dim: int, kernel_size: int, *, bias: bool = True, heads: int = 1):
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"DepthwiseConvNHWC: kernel_size must be odd and positive, got {kernel_size=}")
-        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=bias)
-        self.backend = backend
+        super().__init__()
+        self.dim = dim
+        self.kernel_size = kernel_size
+        self.heads = heads
+        self.weight = nn.Parameter(torch.empty(dim, 1, kernel_size, kernel_size))
+        self.register_parameter("bias", nn.Parameter(torch.empty(dim)) if bias else None)
+        self.reset_parameters()
 
+    def reset_parameters(self) -> None:
+        """Draw initial values as `nn.Conv2d` does."""
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -1 / self.kernel_size, 1 / self.kernel_size)
+
+    @one_node  # as torch's own layers are
     def forward(self, x: Tensor, residual: Tensor | None = None, regions: tuple[int, int] | None = None) -> Tensor:
         """Convolve a [B, H, W, C] map, or each of its regions by itself, and add `residual`, as `depthwise_conv`."""
-        return depthwise_conv(x, self.weight, self.bias, residual=residual, regions=regions, backend=self.backend)
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        if self.heads > 1:
+            weight = weight.repeat(self.heads, 1, 1, 1)
+            bias = None if bias is None else bias.repeat(self.heads)
+        return depthwise_conv(x, weight, bias, residual=residual, regions=regions)
+
+    def extra_repr(self) -> str:
+        """Show the arguments."""
+        return f"{self.dim}, {self.kernel_size}, bias={self.bias is not None}, heads={self.heads}"
 
 
-@register_notrace_module
-class BatchNormNHWC(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` over the last axis of [B, H, W, C]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise a [B, H, W, C] map."""
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
-@register_notrace_module
-class SyncBatchNormNHWC(nn.SyncBatchNorm):
-    """`nn.SyncBatchNorm` over the last axis of [B, H, W, C]: statistics of all processes' maps. Trains on GPUs only."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise a [B, H, W, C] map."""
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
-@register_notrace_module
-class SqueezeExciteNHWC(SqueezeExcite):
-    """timm's `SqueezeExcite` of [B, H, W, C]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale the channels of a [B, H, W, C] map."""
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
-@register_notrace_module
-class MaxPoolNHWC(nn.MaxPool2d):
-    """`nn.MaxPool2d` of [B, H, W, C]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Pool a [B, H, W, C] map."""
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
-@register_notrace_module
-class AvgPoolNHWC(nn.AvgPool2d):
-    """`nn.AvgPool2d` of [B, H, W, C]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Pool a [B, H, W, C] map."""
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
-@register_notrace_module
 class GroupNorm1(nn.Module):
     """Group normalisation with one group: statistics over height, width and channels of each sample.
 
@@ -107,6 +103,7 @@ class GroupNorm1(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(dim))
 
+    @one_node  # as torch's own layers are
     def forward(self, x: Tensor) -> Tensor:
         """Normalise a [B, H, W, C] map."""
         return group_norm(x, self.weight, self.bias, eps=self.eps)

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import register_notrace_function
 from torch import Tensor
 
+from visionzoo.layers.tracing import one_node
 
-@register_notrace_function
+
+@one_node
 def pad_to_multiple(x: Tensor, multiple: tuple[int, int], both_sides: bool = False) -> Tensor:
     """Add zeros at the bottom and right of a [B, H, W, C] map until `multiple` (height, width) divides it.
 
@@ -27,7 +28,7 @@ def pad_to_multiple(x: Tensor, multiple: tuple[int, int], both_sides: bool = Fal
     return x
 
 
-@register_notrace_function
+@one_node
 def crop(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     """Take off what was padded at the bottom and right of a [B, H, W, C] map of (height, width) = `size`."""
     if is_symbolic(x):  # a slice would tie the exported program to sizes that need no padding, or to those that do
@@ -40,7 +41,7 @@ def is_symbolic(x: Tensor) -> bool:
     return isinstance(x.shape[1], torch.SymInt) or isinstance(x.shape[2], torch.SymInt)
 
 
-@register_notrace_function
+@one_node
 def pad_to_size(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Add zeros at the bottom and right of a [B, H, W, C] map until it is at least `size` (height, width)."""
     if is_symbolic(x):

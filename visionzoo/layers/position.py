@@ -10,11 +10,12 @@ from math import isqrt
 
 import torch
 import torch.nn.functional as F
-from timm.layers import register_notrace_function, register_notrace_module, to_2tuple, trunc_normal_
+from timm.layers import to_2tuple, trunc_normal_
 from torch import Tensor, nn
 
+from visionzoo.layers.tracing import one_node
 
-@register_notrace_module  # it looks at the size of the map
+
 class PositionTable(nn.Module):
     """A learned vector for each position of a map, added to it; interpolated to maps of other sizes.
 
@@ -35,6 +36,7 @@ class PositionTable(nn.Module):
         if std:
             trunc_normal_(self.table, std=std)
 
+    @one_node  # it looks at the size of the map
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C], in x's dtype."""
         return x + resize_table(self.table, x.shape[1:3], self.mode).to(x.dtype)
@@ -112,6 +114,10 @@ class NeighborhoodBias(nn.Module):
         self.table = nn.Parameter(torch.zeros(num_heads, 2 * kernel_size[0] - 1, 2 * kernel_size[1] - 1))
         trunc_normal_(self.table, std=0.02)
 
+    def forward(self) -> Tensor:
+        """Return the table, as a copy: what keeps parameters elsewhere may take ours away after this."""
+        return self.table.clone()
+
     def fit_weight(self, name: str, weight: Tensor) -> Tensor:
         """Bring a checkpoint's table, of another kernel size, to the size of ours, bicubically as the authors did."""
         if weight.ndim != 3:
@@ -119,7 +125,7 @@ class NeighborhoodBias(nn.Module):
         return resize_table(weight.permute(1, 2, 0)[None], self.table.shape[1:], "bicubic")[0].permute(2, 0, 1)
 
 
-@register_notrace_function
+@one_node
 def resize_table(table: Tensor, size: tuple[int, int] | torch.Size, mode: str) -> Tensor:
     """Interpolate [1, h, w, C] to [1, H, W, C] with (H, W) = `size`, in float32 at least; the same table if it fits."""
     if not isinstance(size[0], torch.SymInt) and table.shape[1:3] == tuple(size):

@@ -5,10 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from visionzoo.layers.conv_norm import ConvNorm
-from visionzoo.layers.nhwc import BatchNormNHWC, MaxPoolNHWC
+from visionzoo.layers.nhwc import OnNCHW, on_nhwc
+
+
+class Stem(nn.ModuleList):
+    """Layers on [B, H, W, C] that in turn make the first map of an image; no `nn.Sequential`, which is cut anywhere."""
+
+    def __init__(self, *layers: nn.Module):
+        super().__init__(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Image [B, in_chans, H, W] to [B, C, H', W'], in channels_last memory."""
+        return on_nhwc(self.forward_map, x.contiguous(memory_format=torch.channels_last))
+
+    def forward_map(self, x: Tensor) -> Tensor:
+        """Image [B, H, W, in_chans] to [B, H', W', C]."""
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+class ConvNormStem(ConvNorm):
+    """A convolution and its norm that make the first map of an image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Image [B, in_chans, H, W] to [B, C, H', W'], in channels_last memory."""
+        return on_nhwc(super().forward, x.contiguous(memory_format=torch.channels_last))
 
 
 def conv_stem(
@@ -20,8 +46,8 @@ def conv_stem(
     *,
     last_act: bool = True,
     pool: bool = False,
-) -> nn.Sequential:
-    """Build a stem of batch-normalised convolutions: [B, H, W, in_chans] to [B, ⌈H/s⌉, ⌈W/s⌉, dims[-1]].
+) -> Stem:
+    """Build a stem of batch-normalised convolutions: [B, in_chans, H, W] to [B, dims[-1], ⌈H/s⌉, ⌈W/s⌉].
 
     Args:
         in_chans: image channels.
@@ -34,8 +60,8 @@ def conv_stem(
     """
     layers: list[nn.Module] = []
     for (in_dim, out_dim), stride in zip(pairwise((in_chans, *dims)), strides, strict=True):
-        conv = ConvNorm(in_dim, out_dim, kernel_size, stride, kernel_size // 2, bias=False, norm_layer=BatchNormNHWC)
+        conv = ConvNorm(in_dim, out_dim, kernel_size, stride, kernel_size // 2, bias=False, norm_layer=nn.BatchNorm2d)
         layers += [conv, act_layer()]
     if not last_act:
         layers.pop()
-    return nn.Sequential(*layers, *([MaxPoolNHWC(3, 2, 1)] if pool else []))
+    return Stem(*layers, *([OnNCHW(nn.MaxPool2d(3, 2, 1))] if pool else []))

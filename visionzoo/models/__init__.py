@@ -2,6 +2,7 @@
 
 from visionzoo.models import (
     biformer,
+    convit,
     cswin,
     davit,
     dinat,
@@ -25,6 +26,7 @@ from visionzoo.models import (
 
 __all__ = [
     "biformer",
+    "convit",
     "cswin",
     "davit",
     "dinat",

@@ -18,10 +18,11 @@ from torch import nn
 from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
-from visionzoo.layers.nhwc import BatchNormNHWC, DepthwiseConvNHWC
+from visionzoo.layers.nhwc import DepthwiseConvNHWC
 from visionzoo.layers.norm import LayerNorm
-from visionzoo.models.base import Backbone, build_stages
-from visionzoo.models.registry import Published, Variant, register_family
+from visionzoo.layers.stem import Stem
+from visionzoo.models._pyramid import Pyramid, build_stages
+from visionzoo.models._registry import Published, Variant, register_family
 
 FULL = -2  # in `topks`: the stage attends globally, as the authors write it
 
@@ -44,7 +45,7 @@ _BLOCK_KEYS = [
 ]
 
 
-class BiFormer(Backbone):
+class BiFormer(Pyramid):
     """BiFormer.
 
     Args:
@@ -57,11 +58,12 @@ class BiFormer(Backbone):
             convolution at the start of a block.
         mask_padding: leave padded tokens out of routing, attention and position term.
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
-        backend: of the kernels.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
-        head: `num_classes`, `global_pool` and `drop_rate` of `Backbone`.
+        head: `num_classes`, `global_pool` and `drop_rate` of the head.
     """
+
+    UNFOLDED = r"^norm$"  # before pooling: part of the features
 
     CHECKPOINT_KEYS = {
         "authors": [
@@ -89,21 +91,20 @@ class BiFormer(Backbone):
         swin_layout: bool = False,
         mask_padding: bool = False,
         mixers: Any = None,
-        backend: str = "auto",
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
         **head: Any,
     ):
-        routed = {"type": "routed", "regions": regions, "mask_padding": mask_padding, "backend": backend}
-        full = {"type": "full", "num_heads": 8, "lepe_kernel": 5, "backend": backend}
+        routed = {"type": "routed", "regions": regions, "mask_padding": mask_padding}
+        full = {"type": "full", "num_heads": 8, "lepe_kernel": 5}
         defaults = [[full if topk == FULL else {**routed, "topk": topk}] for topk in topks]
-        conv_norm = partial(ConvNorm, norm_layer=BatchNormNHWC)
+        conv_norm = partial(ConvNorm, norm_layer=nn.BatchNorm2d)
         if swin_layout:
-            stem = nn.Sequential(conv_norm(in_chans, embed_dims[0], 4, 4))
+            stem = Stem(conv_norm(in_chans, embed_dims[0], 4, 4))
             downsample = partial(conv_norm, kernel_size=2, stride=2, norm_first=True)
         else:
             half = embed_dims[0] // 2
-            stem = nn.Sequential(conv_norm(in_chans, half, 3, 2, 1), nn.GELU(), conv_norm(half, embed_dims[0], 3, 2, 1))
+            stem = Stem(conv_norm(in_chans, half, 3, 2, 1), nn.GELU(), conv_norm(half, embed_dims[0], 3, 2, 1))
             downsample = partial(conv_norm, kernel_size=3, stride=2, padding=1)
         super().__init__(
             stem=stem,
@@ -118,13 +119,12 @@ class BiFormer(Backbone):
                     mlp_ratio=mlp_ratio,
                     norm_layer=partial(LayerNorm, eps=1e-6),
                     cpe_kernels=(None if swin_layout else 3, None),
-                    cpe_layer=partial(DepthwiseConvNHWC, backend=backend),
+                    cpe_layer=DepthwiseConvNHWC,
                 ),
                 drop_path_rate=drop_path_rate,
             ),
             embed_dims=embed_dims,
-            reductions=[4 * 2**i for i in range(len(depths))],
-            norm=BatchNormNHWC(embed_dims[-1]),
+            norm=nn.BatchNorm2d(embed_dims[-1]),
             in_chans=in_chans,
             **head,
         )
@@ -147,10 +147,16 @@ VARIANTS = {
     ),
 }
 
+TINY = {
+    "zoo_biformer_t": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "regions": 2, "topks": (1, 2, 4, -2)},
+    "zoo_biformer_stl": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "regions": 2, "topks": (1, 2, 4, -2)},
+}
+
 register_family(
     __name__,
     BiFormer,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.0.conv",
     paper_ids="arXiv:2303.08810",
     origin_url="https://github.com/rayleizhu/BiFormer",

@@ -16,11 +16,12 @@ from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.norm import LayerNorm
-from visionzoo.models.base import Backbone, build_stages
-from visionzoo.models.registry import Published, Variant, register_family
+from visionzoo.layers.stem import ConvNormStem
+from visionzoo.models._pyramid import Pyramid, build_stages
+from visionzoo.models._registry import Published, Variant, register_family
 
 
-class CSWinTransformer(Backbone):
+class CSWinTransformer(Pyramid):
     """CSWin Transformer.
 
     Args:
@@ -31,10 +32,9 @@ class CSWinTransformer(Backbone):
         mlp_ratio: hidden width of the MLPs over the channels.
         qkv_bias: whether the projections to q, k, v have a bias.
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
-        backend: of the kernels.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
-        head: `num_classes`, `global_pool` and `drop_rate` of `Backbone`.
+        head: `num_classes`, `global_pool` and `drop_rate` of the head.
     """
 
     CHECKPOINT_KEYS = {
@@ -59,14 +59,13 @@ class CSWinTransformer(Backbone):
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         mixers: Any = None,
-        backend: str = "auto",
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
         **head: Any,
     ):
-        cross = {"type": "cross_window", "qkv_bias": qkv_bias, "backend": backend}
+        cross = {"type": "cross_window", "qkv_bias": qkv_bias}
         super().__init__(
-            stem=ConvNorm(in_chans, embed_dims[0], 7, 4, 2, norm_layer=LayerNorm),
+            stem=ConvNormStem(in_chans, embed_dims[0], 7, 4, 2, norm_layer=LayerNorm),
             stages=build_stages(
                 embed_dims,
                 depths,
@@ -77,7 +76,6 @@ class CSWinTransformer(Backbone):
                 drop_path_rate=drop_path_rate,
             ),
             embed_dims=embed_dims,
-            reductions=[4 * 2**i for i in range(len(depths))],
             norm=LayerNorm(embed_dims[-1]),
             in_chans=in_chans,
             **head,
@@ -103,7 +101,7 @@ _AT_384 = {"input_size": (3, 384, 384), "pool_size": (12, 12), "crop_pct": 1.0}
 VARIANTS = {
     "zoo_cswin_t": Variant(
         _size(64, (1, 2, 21, 1), (2, 4, 8, 16)),
-        Published(23, 4.3, 82.8, source=_README),
+        Published(23, 4.3, 82.8, source=_README, explained=("params_m",)),
         no_weights=_no_weights("tiny_224"),
     ),
     "zoo_cswin_s": Variant(
@@ -118,19 +116,26 @@ VARIANTS = {
         _AT_384,
         no_weights=_no_weights("base_384"),
     ),
-    "zoo_cswin_l": Variant(_LARGE, Published(173, 31.5, 86.5, source=_README_22K), no_weights=_no_weights("large_224")),
+    "zoo_cswin_l": Variant(
+        _LARGE,
+        Published(173, 31.5, 86.5, source=_README_22K, explained=("gmacs",)),
+        no_weights=_no_weights("large_224"),
+    ),
     "zoo_cswin_l_384": Variant(
         {**_LARGE, **_WIDE_STRIPES},
-        Published(173, 96.8, 87.5, 384, _README_22K),
+        Published(173, 96.8, 87.5, 384, _README_22K, explained=("gmacs",)),
         _AT_384,
         no_weights=_no_weights("large_384"),
     ),
 }
 
+TINY = {"zoo_cswin_t": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (2, 2, 4, 4)}}
+
 register_family(
     __name__,
     CSWinTransformer,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.conv",
     crop_pct=0.9,
     paper_ids="arXiv:2107.00652",

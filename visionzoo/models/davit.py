@@ -15,15 +15,15 @@ from functools import partial
 from typing import Any
 
 from timm.layers import LayerNorm2d, NormMlpClassifierHead
-from torch import nn
 
 from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
 from visionzoo.layers.norm import LayerNorm
-from visionzoo.models.base import Backbone, build_stages
-from visionzoo.models.registry import Published, Variant, register_family
+from visionzoo.layers.stem import ConvNormStem
+from visionzoo.models._pyramid import Pyramid, build_stages
+from visionzoo.models._registry import Published, Variant, register_family
 
 _MIXER_OF_PAIR = {"spatial_block": 0, "channel_block": 1, "0": 0, "1": 1}
 
@@ -33,7 +33,7 @@ def _flatten_pair(match) -> str:
     return f"stages.{stage}.blocks.{2 * int(pair) + _MIXER_OF_PAIR[half]}."
 
 
-class DaViT(Backbone):
+class DaViT(Pyramid):
     """DaViT.
 
     Args:
@@ -45,11 +45,12 @@ class DaViT(Backbone):
         qkv_bias: whether the projections to q, k, v have a bias.
         mask_padding: leave padded tokens out of window attention.
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
-        backend: of the kernels.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
-        head: `num_classes`, `global_pool` and `drop_rate` of `Backbone`.
+        head: `num_classes`, `global_pool` and `drop_rate` of the head.
     """
+
+    POOLS = ("", "avg", "max", "avgmax")  # the norm behind the pooling has the width of the map
 
     CHECKPOINT_KEYS = {
         "authors": [
@@ -82,7 +83,6 @@ class DaViT(Backbone):
         qkv_bias: bool = True,
         mask_padding: bool = False,
         mixers: Any = None,
-        backend: str = "auto",
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
         **head: Any,
@@ -92,11 +92,10 @@ class DaViT(Backbone):
             "window_size": window_size,
             "qkv_bias": qkv_bias,
             "mask_padding": mask_padding,
-            "backend": backend,
         }
-        channel = {"type": "channel", "qkv_bias": qkv_bias, "backend": backend}
+        channel = {"type": "channel", "qkv_bias": qkv_bias}
         super().__init__(
-            stem=ConvNorm(in_chans, embed_dims[0], 7, 4, 3, norm_layer=LayerNorm, pad_to_stride=True),
+            stem=ConvNormStem(in_chans, embed_dims[0], 7, 4, 3, norm_layer=LayerNorm, pad_to_stride=True),
             stages=build_stages(
                 embed_dims,
                 depths,
@@ -110,13 +109,11 @@ class DaViT(Backbone):
                     mlp_ratio=mlp_ratio,
                     norm_layer=LayerNorm,
                     cpe_kernels=(3, 3),
-                    cpe_layer=partial(DepthwiseConvNHWC, backend=backend),
+                    cpe_layer=DepthwiseConvNHWC,
                 ),
                 drop_path_rate=drop_path_rate,
             ),
             embed_dims=embed_dims,
-            reductions=[4 * 2**i for i in range(len(depths))],
-            norm=nn.Identity(),
             head_layer=partial(NormMlpClassifierHead, norm_layer=partial(LayerNorm2d, eps=1e-5)),
             in_chans=in_chans,
             **head,
@@ -141,15 +138,22 @@ VARIANTS = {
     "zoo_davit_t": Variant(_size(96, (2, 2, 6, 2)), Published(28.3, 4.5, 82.8, source=_README), _timm_weights("tiny")),
     "zoo_davit_s": Variant(_size(96, _SMALL), Published(49.7, 8.8, 84.2, source=_README), _timm_weights("small")),
     "zoo_davit_b": Variant(_size(128, _SMALL), Published(87.9, 15.5, 84.6, source=_README), _timm_weights("base")),
-    "zoo_davit_l": Variant(_size(192, _SMALL), Published(196.8, 103.0, 87.5, 384, _COPY), no_weights=_UNRELEASED),
+    "zoo_davit_l": Variant(
+        _size(192, _SMALL), Published(196.8, 103.0, 87.5, 384, _COPY, ("gmacs",)), no_weights=_UNRELEASED
+    ),
     "zoo_davit_h": Variant(_size(256, _SMALL), Published(348.9, 327.3, 90.2, 512, _COPY), no_weights=_UNRELEASED),
-    "zoo_davit_g": Variant(_size(384, _GIANT), Published(1406.0, 1022.0, 90.4, 512, _COPY), no_weights=_UNRELEASED),
+    "zoo_davit_g": Variant(
+        _size(384, _GIANT), Published(1406.0, 1022.0, 90.4, 512, _COPY, ("gmacs",)), no_weights=_UNRELEASED
+    ),
 }
+
+TINY = {"zoo_davit_t": {"depths": (2, 1, 1, 2), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)}}
 
 register_family(
     __name__,
     DaViT,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.conv",
     crop_pct=0.95,  # timm's; the authors evaluate at 0.9
     paper_ids="arXiv:2204.03645",

@@ -20,11 +20,11 @@ from typing import Any
 
 from torch import nn
 
-from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.patch_merge import PatchMerge
+from visionzoo.layers.stem import ConvNormStem
+from visionzoo.models._registry import Published, Variant, register_family
 from visionzoo.models.nat import NAT, size
-from visionzoo.models.registry import Published, Variant, register_family
 
 
 class DiNAT(NAT):
@@ -48,7 +48,7 @@ class DiNATs(NAT):
 
     @staticmethod
     def _stem(in_chans: int, dim: int) -> nn.Module:
-        return ConvNorm(in_chans, dim, 4, 4, norm_layer=LayerNorm, pad_to_stride=True)
+        return ConvNormStem(in_chans, dim, 4, 4, norm_layer=LayerNorm, pad_to_stride=True)
 
     @staticmethod
     def _downsample(in_dim: int, out_dim: int) -> nn.Module:
@@ -135,11 +135,23 @@ DINATS = {
     ),
 }
 
+TINY: dict[str, dict[str, Any]] = {
+    "zoo_dinats_tiny": {"depths": (2, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
+    "zoo_dinat_mini": {
+        "depths": (2, 1, 1, 1),
+        "embed_dims": (8, 16, 16, 24),
+        "num_heads": (1, 2, 2, 4),
+        "kernel_size": 3,
+        "dilations": ((1, 2), (1,), (2,), (1,)),
+    },
+}
+
 for _model, _variants, _first_conv in ((DiNAT, DINAT, "stem.0"), (DiNATs, DINATS, "stem.conv")):
     register_family(
         __name__,
         _model,
         _variants,
+        tiny=TINY,
         first_conv=_first_conv,
         paper_ids="arXiv:2209.15001",
         origin_url="https://github.com/SHI-Labs/Neighborhood-Attention-Transformer",

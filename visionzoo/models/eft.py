@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from visionzoo.layers.mixers import combine_mixers
+from visionzoo.models._registry import Variant, register_family
 from visionzoo.models.pvtv2 import PyramidVisionTransformerV2
-from visionzoo.models.registry import Variant, register_family
 
 
 class EmbeddingFreeTransformer(PyramidVisionTransformerV2):
@@ -80,10 +80,13 @@ VARIANTS = {
     ),
 }
 
+TINY = {"zoo_eft_t": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)}}
+
 register_family(
     __name__,
     EmbeddingFreeTransformer,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.conv",
     paper_ids="arXiv:2407.17261",
     origin_url="https://github.com/hyunwoo137/EDAFormer",

@@ -1,5 +1,6 @@
-"""FaViT: Factorization Vision Transformer, Modeling Long Range Dependency with Local Window Cost, AAAI 2024,
-https://arxiv.org/abs/2312.08614.
+"""FaViT: Factorization Vision Transformer, Modeling Long Range Dependency with Local Window Cost, AAAI 2024.
+
+Paper: https://arxiv.org/abs/2312.08614.
 
 Facts from https://github.com/q2479036243/FaViT at 529b46b, which states no licence; the code here is our own. PVTv2
 with factorized self-attention and other MLP ratios. Where a map is too small for the authors' reflection, it is
@@ -13,8 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from visionzoo.layers.mixers import combine_mixers
+from visionzoo.models._registry import Published, Variant, register_family
 from visionzoo.models.pvtv2 import PyramidVisionTransformerV2
-from visionzoo.models.registry import Published, Variant, register_family
 
 
 class FaViT(PyramidVisionTransformerV2):
@@ -73,17 +74,22 @@ _README = "README.md of q2479036243/FaViT"
 
 VARIANTS = {
     "zoo_favit_b0": Variant({"embed_dims": (32, 64, 128, 256)}, Published(3.4, 0.6, 71.5, source=_README)),
-    "zoo_favit_b1": Variant({}, Published(13, 2.4, 79.4, source=_README)),
-    "zoo_favit_b2": Variant({"depths": (2, 3, 18, 3)}, Published(24, 4.5, 82.3, source=_README)),
+    "zoo_favit_b1": Variant({}, Published(13, 2.4, 79.4, source=_README, explained=("gmacs",))),
+    "zoo_favit_b2": Variant(
+        {"depths": (2, 3, 18, 3)}, Published(24, 4.5, 82.3, source=_README, explained=("params_m",))
+    ),
     "zoo_favit_b3": Variant(
         {"depths": (2, 3, 14, 3), "embed_dims": (96, 192, 384, 768)}, Published(48, 8.5, 83.4, source=_README)
     ),
 }
 
+TINY = {"zoo_favit_b0": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)}}
+
 register_family(
     __name__,
     FaViT,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.conv",
     paper_ids="arXiv:2312.08614",
     origin_url="https://github.com/q2479036243/FaViT",

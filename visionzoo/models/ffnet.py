@@ -4,8 +4,8 @@ Facts from https://github.com/ysj9909/FFNet at f3c3e4c (Apache-2.0); the code he
 mixers are large depthwise convolutions in the form of an MLP. The models here are those that are trained;
 `visionzoo.fuse` makes one convolution of the two branches of each large kernel, of norms, and of the residual in the
 downsampling, as the authors' deployment does. The published parameters are of the fused networks; the first's 2.9 GMACs
-are 3.0 here, fused or not. Each stage's channels are a multiple of those of the stage before it. The models fine-tuned at 384 px are the same networks; for the fourth
-nothing else is published.
+are 3.0 here, fused or not. Each stage's channels are a multiple of those of the stage before it. The models fine-tuned
+at 384 px are the same networks; for the fourth nothing else is published.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from timm.layers import Mlp
+from timm.layers import Mlp, SqueezeExcite
 from torch import Tensor, nn
 
 from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import BranchedDepthwiseConv, DepthwiseConvNorm, ResidualConvNorm
 from visionzoo.layers.mixers import resolve_mixers
-from visionzoo.layers.nhwc import BatchNormNHWC, SqueezeExciteNHWC
+from visionzoo.layers.nhwc import on_nchw
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.stem import conv_stem
-from visionzoo.models.base import Backbone, build_stages
-from visionzoo.models.registry import Published, Variant, register_family
+from visionzoo.models._pyramid import Pyramid, build_stages
+from visionzoo.models._registry import Published, Variant, register_family
 
 
 class ConvFirstMlp(Mlp):
@@ -47,17 +47,18 @@ class ConvFirstMlp(Mlp):
         return super().forward(self.conv(x))
 
 
-class _SqueezeExciteAfterMixer(SqueezeExciteNHWC):
+class _SqueezeExciteAfterMixer(nn.Module):
     """In the place of `Block`'s second position encoding."""
 
     def __init__(self, dim: int, kernel_size: int):
-        super().__init__(dim, 0.25)
+        super().__init__()
+        self.se = SqueezeExcite(dim, 0.25)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        return super().forward(x)
+        return on_nchw(self.se, x)
 
 
-class FFNet(Backbone):
+class FFNet(Pyramid):
     """FFNet.
 
     Args:
@@ -75,10 +76,11 @@ class FFNet(Backbone):
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
-        head: `num_classes`, `global_pool` and `drop_rate` of `Backbone`.
+        head: `num_classes`, `global_pool` and `drop_rate` of the head.
     """
 
     INIT_CONVS = True
+    UNFOLDED = r"^norm$"  # before pooling: part of the features
     CHECKPOINT_KEYS = {
         "authors": [
             (r"^norm\d\.", None),  # of the maps, in their detection and segmentation backbones
@@ -89,7 +91,7 @@ class FFNet(Backbone):
             (r"\.token_mixer\.0\.layer_scale$", ".ls1.gamma"),
             (r"\.channel_mixer\.layer_scale$", ".ls2.gamma"),
             (r"\.token_mixer\.0\.main\.", ".mixer."),
-            (r"\.token_mixer\.1\.", ".cpe2."),
+            (r"\.token_mixer\.1\.", ".cpe2.se."),
             (r"\.channel_mixer\.main\.", ".mlp."),
             (r"\.fc\.c\.", ".fc.linear."),
             (r"\.(conv[12]?|downsample\.0)\.conv\.(c|bn)\.", r".\1.large.\2."),
@@ -148,8 +150,7 @@ class FFNet(Backbone):
                 drop_path_rate=drop_path_rate,
             ),
             embed_dims=embed_dims,
-            reductions=[4 * 2**i for i in range(len(depths))],
-            norm=LayerNorm(embed_dims[-1], eps=1e-6) if layer_norm_last else BatchNormNHWC(embed_dims[-1]),
+            norm=LayerNorm(embed_dims[-1], eps=1e-6) if layer_norm_last else nn.BatchNorm2d(embed_dims[-1]),
             in_chans=in_chans,
             **head,
         )
@@ -165,7 +166,7 @@ _WIDE = {"embed_dims": (96, 192, 384, 768), "layer_scale": 1e-6}
 VARIANTS = {
     "zoo_ffnet_1": Variant(
         {"mlp_kernels": (3, 3, 3, 3)},
-        Published(13.7, 2.9, 81.3, 256, _README),
+        Published(13.7, 2.9, 81.3, 256, _README, ("gmacs",)),
         no_weights=_no_weights("ffnet_1"),
     ),
     "zoo_ffnet_2": Variant(
@@ -187,10 +188,13 @@ VARIANTS = {
     ),
 }
 
+TINY = {"zoo_ffnet_1": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 32, 64)}}
+
 register_family(
     __name__,
     FFNet,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.0.conv",
     input_size=(3, 256, 256),
     pool_size=(8, 8),

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from visionzoo.models import cswin, pvt, pvtv2, swin
-from visionzoo.models.registry import Published, Variant, register_family
+from visionzoo.models._registry import Published, Variant, register_family
 
 QKV_IN_TWO = [
     (r"\.attn\.q\.(weight|bias)$", r".mixer.qkv.\1#0"),
@@ -150,6 +150,13 @@ CSWIN = {
     ),
 }
 
+TINY = {
+    "zoo_flatten_swin_t": {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
+    "zoo_flatten_pvt_t": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
+    "zoo_flatten_pvtv2_b0": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
+    "zoo_flatten_cswin_t": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (2, 2, 4, 4)},
+}
+
 for model_cls, variants, first_conv in (
     (FLattenPVT, PVT, "stem.0.conv"),
     (FLattenPVTv2, PVTV2, "stem.conv"),
@@ -160,6 +167,7 @@ for model_cls, variants, first_conv in (
         __name__,
         model_cls,
         variants,
+        tiny=TINY,
         first_conv=first_conv,
         paper_ids="arXiv:2308.00442",
         origin_url="https://github.com/LeapLabTHU/FLatten-Transformer",

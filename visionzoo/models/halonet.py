@@ -30,15 +30,14 @@ from torch import nn
 from visionzoo.layers.bottleneck import Bottleneck
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import HaloMixer, build_mixer, resolve_mixers
-from visionzoo.layers.nhwc import BatchNormNHWC
 from visionzoo.layers.stem import conv_stem
-from visionzoo.models.base import Backbone, Stage
-from visionzoo.models.registry import Published, Variant, register_family
+from visionzoo.models._pyramid import Pyramid, Stage
+from visionzoo.models._registry import Published, Variant, register_family
 
 GATES = {None: None, "eca": EcaModule, "se": SqueezeExcite}
 
 
-class HaloNet(Backbone):
+class HaloNet(Pyramid):
     """HaloNet: bottleneck blocks, some or all of them with halo attention in place of the 3×3 convolution.
 
     Args:
@@ -62,15 +61,17 @@ class HaloNet(Backbone):
         mask_padding: leave what is beyond the map out of attention.
         mixers: other token mixers for the attention blocks of some stages, see
             `visionzoo.layers.mixers.resolve_mixers`; average pooling follows where the block has a stride.
-        backend: of the kernels.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
-        head: `num_classes`, `global_pool` and `drop_rate` of `Backbone`.
+        head: `num_classes`, `global_pool` and `drop_rate` of the head.
 
     Raises:
         ValueError: if the stages' entries differ in number, the layout has other letters, the gate is unknown, or
             `mixers` names a stage without attention or the mixer "none".
     """
+
+    UNFOLDED = r"\.norm2$"  # behind attention, not behind its projection
+    DYNAMIC_SIZE = False
 
     CHECKPOINT_KEYS = {
         "timm": [
@@ -106,7 +107,6 @@ class HaloNet(Backbone):
         final_dim: int | None = None,
         mask_padding: bool = False,
         mixers: Any = None,
-        backend: str = "auto",
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
         **head: Any,
@@ -126,7 +126,6 @@ class HaloNet(Backbone):
             "head_dim": head_dim,
             "proj": False,
             "mask_padding": mask_padding,
-            "backend": backend,
         }
         own = [
             [{**halo, "value_dim": int(dim * value_ratio)}] if "a" in letters else []
@@ -166,7 +165,7 @@ class HaloNet(Backbone):
                 blocks.append(block)
                 in_dim = dim
             if final_dim is not None and i == len(layout) - 1:
-                final = ConvNorm(in_dim, final_dim, 1, bias=False, norm_layer=BatchNormNHWC)
+                final = ConvNorm(in_dim, final_dim, 1, bias=False, norm_layer=nn.BatchNorm2d)
                 blocks.append(nn.Sequential(final, act_layer()))
             stages.append(Stage(nn.Identity(), blocks))
         stem_strides = [2, *[1] * (len(stem_dims) - 1)]
@@ -176,8 +175,6 @@ class HaloNet(Backbone):
             stem=conv_stem(in_chans, stem_dims, stem_kernel, stem_strides, act_layer, pool=stem_pool),
             stages=stages,
             embed_dims=(*embed_dims[:-1], final_dim or embed_dims[-1]),
-            reductions=[4 * 2**i for i in range(len(layout))],
-            norm=nn.Identity(),
             in_chans=in_chans,
             **head,
         )
@@ -290,10 +287,29 @@ VARIANTS = {
     ),
 }
 
+TINY: dict[str, dict[str, Any]] = {
+    "zoo_halonet_h0": {
+        "layout": ("a",) * 4,
+        "embed_dims": (8, 16, 16, 24),
+        "mid_dims": (8, 8, 16, 16),
+        "num_heads": (1, 2, 2, 4),
+        "stem_dims": (8,),
+    },
+    "zoo_sehalonet_33ts": {
+        "layout": ("c", "c", "c", "ca"),
+        "embed_dims": (16, 16, 32, 32),
+        "mid_dims": (16, 16, 16, 16),
+        "stem_dims": (8, 16),
+        "num_heads": (1, 2, 2, 4),
+        "group_size": 8,
+    },
+}
+
 register_family(
     __name__,
     HaloNet,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.0.conv",
     paper_ids="arXiv:2103.12731",
     origin_url="https://github.com/huggingface/pytorch-image-models",

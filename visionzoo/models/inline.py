@@ -1,12 +1,12 @@
-"""InLine: Bridging the Divide, Reconsidering Softmax and Linear Attention, NeurIPS 2024, https://arxiv.org/abs/2412.06590.
+"""InLine: Bridging the Divide, Reconsidering Softmax and Linear Attention, https://arxiv.org/abs/2412.06590.
 
-Facts from https://github.com/LeapLabTHU/InLine at e463a6f, which states no licence (the files derived from Swin and
-CSWin keep the MIT notes of those); the code here is our own. Three other families of the zoo with injective linear
-attention: PVT in all stages, without class token, last norm and reduction; Swin in the first three stages (tiny), two
-(small), or two and two blocks of the third (base), the others with windows as in Swin; CSWin in the first two, with its
-own convolution of v besides the predicted one, whose kernels come from the map before the norm. Attention spans the
-whole map whatever its size; the authors' code has it inside windows of 56 where a map is larger, which
-`mixers={"type": "injective_linear", "window_size": 56}` gives. Of the published parameters Swin's 30 M (tiny) are
+NeurIPS 2024. Facts from https://github.com/LeapLabTHU/InLine at e463a6f, which states no licence (the files derived
+from Swin and CSWin keep the MIT notes of those); the code here is our own. Three other families of the zoo with
+injective linear attention: PVT in all stages, without class token, last norm and reduction; Swin in the first three
+stages (tiny), two (small), or two and two blocks of the third (base), the others with windows as in Swin; CSWin in the
+first two, with its own convolution of v besides the predicted one, whose kernels come from the map before the norm.
+Attention spans the whole map whatever its size; the authors' code has it inside windows of 56 where a map is larger,
+which `mixers={"type": "injective_linear", "window_size": 56}` gives. Of the published parameters Swin's 30 M (tiny) are
 29.2 M, CSWin's 25 M, 43 M and 96 M are 20.6 M, 33.0 M and 73.4 M, in the authors' own code with their configurations
 too. InLine-DeiT is not a pyramid.
 """
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from visionzoo.models import cswin, flatten, pvt, swin
-from visionzoo.models.registry import Published, Variant, register_family
+from visionzoo.models._registry import Published, Variant, register_family
 
 
 class InLinePVT(pvt.PyramidVisionTransformer):
@@ -72,7 +72,7 @@ PVT = {
 SWIN = {
     "zoo_inline_swin_t": Variant(
         _injective(swin.VARIANTS["zoo_swin_t"].kwargs, "IIIS"),
-        Published(30, 4.5, 82.4, source=_README),
+        Published(30, 4.5, 82.4, source=_README, explained=("params_m",)),
         no_weights=_CLOUD,
     ),
     "zoo_inline_swin_s": Variant(
@@ -96,22 +96,28 @@ _CSWIN_B, _CSWIN_B_384 = (
 CSWIN = {
     "zoo_inline_cswin_t": Variant(
         _injective({**cswin.VARIANTS["zoo_cswin_t"].kwargs, "depths": (2, 4, 18, 1)}, "IISS", **_CSWIN),
-        Published(25, 4.3, 83.2, source=_README),
+        Published(25, 4.3, 83.2, source=_README, explained=("params_m",)),
         no_weights=_CLOUD,
     ),
     "zoo_inline_cswin_s": Variant(
         _injective({**cswin.VARIANTS["zoo_cswin_s"].kwargs, "depths": (3, 6, 29, 2)}, "IISS", **_CSWIN),
-        Published(43, 6.8, 83.8, source=_README),
+        Published(43, 6.8, 83.8, source=_README, explained=("params_m",)),
         no_weights=_CLOUD,
     ),
     "zoo_inline_cswin_b": Variant(
         _injective(_CSWIN_B, "IISS", **_CSWIN),
-        Published(96, 14.9, 84.5, source=_README),
+        Published(96, 14.9, 84.5, source=_README, explained=("params_m",)),
         no_weights=_CLOUD,
     ),
     "zoo_inline_cswin_b_384": Variant(
         _injective(_CSWIN_B_384, "IISS", **_CSWIN), Published(size=384), _AT_384, no_weights=_NONE
     ),
+}
+
+TINY = {
+    "zoo_inline_swin_t": {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
+    "zoo_inline_pvt_t": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
+    "zoo_inline_cswin_t": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (2, 2, 4, 4)},
 }
 
 for model_cls, variants, first_conv in (
@@ -123,6 +129,7 @@ for model_cls, variants, first_conv in (
         __name__,
         model_cls,
         variants,
+        tiny=TINY,
         first_conv=first_conv,
         paper_ids="arXiv:2412.06590",
         origin_url="https://github.com/LeapLabTHU/InLine",

@@ -21,11 +21,12 @@ from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.mixers.clamped_linear import ClampedLinearMixer
-from visionzoo.layers.nhwc import BatchNormNHWC, DepthwiseConvNHWC
+from visionzoo.layers.nhwc import DepthwiseConvNHWC, on_nchw
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.padding import pad_to_multiple
-from visionzoo.models.base import Backbone, build_stages
-from visionzoo.models.registry import Published, Variant, register_family
+from visionzoo.layers.stem import Stem
+from visionzoo.models._pyramid import Pyramid, build_stages
+from visionzoo.models._registry import Published, Variant, register_family
 
 
 class LocalConcentration(nn.Module):
@@ -42,21 +43,21 @@ class LocalConcentration(nn.Module):
         self.norm = LayerNorm(dim)
         self.conv1 = DepthwiseConvNHWC(dim, kernel_size)
         self.act = nn.GELU()
-        self.bn = BatchNormNHWC(dim)
+        self.bn = nn.BatchNorm2d(dim)
         self.conv2 = DepthwiseConvNHWC(dim, kernel_size)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C], added to `residual`."""
-        return residual + self.drop_path(self.conv2(self.bn(self.act(self.conv1(self.norm(x))))))
+        return residual + self.drop_path(self.conv2(on_nchw(self.bn, self.act(self.conv1(self.norm(x))))))
 
 
-class PaddedStem(nn.Sequential):
+class PaddedStem(Stem):
     """Layers that quarter an image, after zeros at its bottom and right until 4 divides it."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward_map(self, x: Tensor) -> Tensor:
         """[B, H, W, in_chans] to [B, ⌈H/4⌉, ⌈W/4⌉, C]."""
-        return super().forward(pad_to_multiple(x, (4, 4)))
+        return super().forward_map(pad_to_multiple(x, (4, 4)))
 
 
 def _block(dim: int, mixer: nn.Module | None, *, drop_path: float, **options: Any) -> Block:
@@ -67,7 +68,7 @@ def _block(dim: int, mixer: nn.Module | None, *, drop_path: float, **options: An
     return block
 
 
-class L2ViT(Backbone):
+class L2ViT(Pyramid):
     """L²ViT.
 
     Args:
@@ -81,10 +82,11 @@ class L2ViT(Backbone):
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
-        head: `num_classes`, `global_pool` and `drop_rate` of `Backbone`.
+        head: `num_classes`, `global_pool` and `drop_rate` of the head.
     """
 
     INIT_CONVS = True
+    UNFOLDED = r"\.cpe2\.bn$"  # between an activation and a convolution that pads
     CHECKPOINT_KEYS = {
         "authors": [
             (r"^norm\d\.", None),
@@ -127,9 +129,9 @@ class L2ViT(Backbone):
         stem = PaddedStem(ConvNorm(in_chans, dim, 4, 4))
         if conv_stem:
             stem = PaddedStem(
-                ConvNorm(in_chans, dim // 2, 3, 2, 1, norm_layer=BatchNormNHWC),
+                ConvNorm(in_chans, dim // 2, 3, 2, 1, norm_layer=nn.BatchNorm2d),
                 nn.ReLU(),
-                ConvNorm(dim // 2, dim, 3, 2, 1, norm_layer=BatchNormNHWC),
+                ConvNorm(dim // 2, dim, 3, 2, 1, norm_layer=nn.BatchNorm2d),
             )
         stem.add_module("norm", LayerNorm(dim))
         super().__init__(
@@ -146,7 +148,6 @@ class L2ViT(Backbone):
                 drop_path_rate=drop_path_rate,
             ),
             embed_dims=embed_dims,
-            reductions=[4 * 2**i for i in range(len(depths))],
             norm=LayerNorm(embed_dims[-1]),
             in_chans=in_chans,
             **head,
@@ -181,10 +182,13 @@ VARIANTS = {
     ),
 }
 
+TINY = {"zoo_l2vit_t": {"depths": (2, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)}}
+
 register_family(
     __name__,
     L2ViT,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.0.conv",
     paper_ids="arXiv:2501.16182",
     origin_url="https://github.com/ChuanyangZheng/L2ViT",

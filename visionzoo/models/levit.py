@@ -21,11 +21,11 @@ from visionzoo.layers.heads import BatchNormHead
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.mixers.levit import LevitMixer
 from visionzoo.layers.stem import conv_stem
-from visionzoo.models.base import DistilledBackbone, build_stages
-from visionzoo.models.registry import Published, Variant, register_family
+from visionzoo.models._pyramid import Pyramid, build_stages
+from visionzoo.models._registry import Published, Variant, register_family
 
 
-class LeViT(DistilledBackbone):
+class LeViT(Pyramid):
     """LeViT.
 
     Args:
@@ -39,8 +39,10 @@ class LeViT(DistilledBackbone):
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
         in_chans: image channels.
         drop_path_rate: stochastic depth of every block; the authors train the largest with 0.1, the others with 0.
-        head: `num_classes`, `global_pool` and `drop_rate` of `Backbone`.
+        head: `num_classes`, `global_pool` and `drop_rate` of the head.
     """
+
+    FEATURES = 3
 
     def __init__(
         self,
@@ -95,8 +97,7 @@ class LeViT(DistilledBackbone):
                 block=lambda dim, mixer, drop_path: block(dim, mixer, drop_path=drop_path_rate),
             ),
             embed_dims=embed_dims,
-            reductions=[16 * 2**i for i in range(len(depths))],
-            norm=nn.Identity(),
+            reduction=16,
             head_layer=partial(BatchNormHead, distilled=distilled),
             in_chans=in_chans,
             **head,
@@ -184,11 +185,13 @@ VARIANTS = {
     ),
 }
 
+TINY = {"zoo_levit_128s": {"depths": (1, 1, 1), "embed_dims": (16, 16, 24), "num_heads": (1, 2, 3), "key_dim": 8}}
+
 register_family(
     __name__,
     LeViT,
     VARIANTS,
-    num_stages=3,
+    tiny=TINY,
     first_conv="stem.0.conv",
     classifier=("head.fc", "head.fc_dist"),
     pool_size=(4, 4),

@@ -17,21 +17,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import register_notrace_function
 from torch import Tensor, nn
 
 from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.mlp import ConvMlp
-from visionzoo.layers.nhwc import BatchNormNHWC, ConvNHWC
+from visionzoo.layers.nhwc import on_nchw
 from visionzoo.layers.norm import LayerNorm
-from visionzoo.models.base import Backbone, build_stages
-from visionzoo.models.registry import Published, Variant, register_family
+from visionzoo.layers.stem import ConvNormStem
+from visionzoo.layers.tracing import one_node
+from visionzoo.models._pyramid import Pyramid, build_stages
+from visionzoo.models._registry import Published, Variant, register_family
 
 
 class DeformableTokenMerge(nn.Module):
-    """Halve a map by a 2×2 convolution whose four taps move with the input, batch norm and GELU (LIT, arXiv:2105.14217).
+    """Halve a map by a 2×2 convolution whose taps move with the input, batch norm and GELU (LIT, arXiv:2105.14217).
 
     Args:
         in_dim: channels in.
@@ -40,18 +41,18 @@ class DeformableTokenMerge(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int):
         super().__init__()
-        self.offset = ConvNHWC(in_dim, 8, 2, 2)
+        self.offset = nn.Conv2d(in_dim, 8, 2, 2)
         nn.init.zeros_(self.offset.weight)
         nn.init.zeros_(self.offset.bias)  # type: ignore[arg-type]
-        self.merge = ConvNorm(in_dim, out_dim, 2, 2, norm_layer=BatchNormNHWC)
+        self.merge = ConvNorm(in_dim, out_dim, 2, 2, norm_layer=nn.BatchNorm2d)
         self.act = nn.GELU()
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, in_dim] to [B, ⌊H/2⌋, ⌊W/2⌋, out_dim]."""
-        return self.act(self.merge(displace(x, self.offset(x))))
+        return self.act(self.merge(displace(x, on_nchw(self.offset, x))))
 
 
-@register_notrace_function  # it looks at the size of the map
+@one_node  # it looks at the size of the map
 def displace(x: Tensor, offset: Tensor) -> Tensor:
     """Read a map [B, H, W, C] beside each token of its whole 2×2 patches, bilinearly, with zeros around the map.
 
@@ -68,7 +69,7 @@ def displace(x: Tensor, offset: Tensor) -> Tensor:
     return out.to(x.dtype).permute(0, 2, 3, 1).contiguous()
 
 
-class LITv2(Backbone):
+class LITv2(Pyramid):
     """LITv2.
 
     Args:
@@ -83,7 +84,7 @@ class LITv2(Backbone):
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
-        head: `num_classes`, `global_pool` and `drop_rate` of `Backbone`.
+        head: `num_classes`, `global_pool` and `drop_rate` of the head.
     """
 
     CHECKPOINT_KEYS = {
@@ -121,7 +122,7 @@ class LITv2(Backbone):
         hilo = {"type": "hilo", "alpha": alpha, "qkv_bias": qkv_bias}
         own = [[{**hilo, "window_size": size} if size else {"type": "none"}] for size in window_sizes]
         super().__init__(
-            stem=ConvNorm(in_chans, embed_dims[0], 4, 4, norm_layer=LayerNorm, pad_to_stride=True),
+            stem=ConvNormStem(in_chans, embed_dims[0], 4, 4, norm_layer=LayerNorm, pad_to_stride=True),
             stages=build_stages(
                 embed_dims,
                 depths,
@@ -132,7 +133,6 @@ class LITv2(Backbone):
                 drop_path_rate=drop_path_rate,
             ),
             embed_dims=embed_dims,
-            reductions=[4 * 2**i for i in range(len(depths))],
             norm=LayerNorm(embed_dims[-1]),
             in_chans=in_chans,
             **head,
@@ -156,10 +156,13 @@ VARIANTS = {
     ),
 }
 
+TINY = {"zoo_litv2_s": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)}}
+
 register_family(
     __name__,
     LITv2,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.conv",
     paper_ids="arXiv:2205.13213",
     origin_url="https://github.com/ziplab/LITv2",

@@ -12,18 +12,28 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
-from visionzoo.layers.nhwc import ConvNHWC
+from visionzoo.layers.nhwc import on_nchw
 from visionzoo.layers.norm import LayerNorm
-from visionzoo.models.base import Backbone, build_stages
-from visionzoo.models.registry import Published, Variant, register_family
+from visionzoo.layers.stem import Stem
+from visionzoo.models._pyramid import Pyramid, build_stages
+from visionzoo.models._registry import Published, Variant, register_family
 
 
-class NAT(Backbone):
+class ConvStem(Stem):
+    """A convolution, then one with a norm, that make the first map of an image."""
+
+    def forward_map(self, x: Tensor) -> Tensor:
+        """Image [B, H, W, in_chans] to [B, H', W', C]."""
+        first, second = self
+        return second(on_nchw(first, x))
+
+
+class NAT(Pyramid):
     """Neighborhood Attention Transformer.
 
     Args:
@@ -36,10 +46,9 @@ class NAT(Backbone):
         qkv_bias: whether the projections to q, k, v have a bias.
         layer_scale: initial value of the learned scales of both branches; None for no scales.
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
-        backend: of the kernels.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
-        head: `num_classes`, `global_pool` and `drop_rate` of `Backbone`.
+        head: `num_classes`, `global_pool` and `drop_rate` of the head.
 
     Raises:
         ValueError: if there is not one entry of dilations for each stage.
@@ -93,12 +102,11 @@ class NAT(Backbone):
         qkv_bias: bool = True,
         layer_scale: float | None = None,
         mixers: Any = None,
-        backend: str = "auto",
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
         **head: Any,
     ):
-        neighborhood = {"type": "neighborhood", "kernel_size": kernel_size, "qkv_bias": qkv_bias, "backend": backend}
+        neighborhood = {"type": "neighborhood", "kernel_size": kernel_size, "qkv_bias": qkv_bias}
         own = [[{**neighborhood, "dilation": dilation} for dilation in stage] for stage in dilations]
         super().__init__(
             stem=self._stem(in_chans, embed_dims[0]),
@@ -112,7 +120,6 @@ class NAT(Backbone):
                 drop_path_rate=drop_path_rate,
             ),
             embed_dims=embed_dims,
-            reductions=[4 * 2**i for i in range(len(depths))],
             norm=LayerNorm(embed_dims[-1]),
             in_chans=in_chans,
             **head,
@@ -120,8 +127,7 @@ class NAT(Backbone):
 
     @staticmethod
     def _stem(in_chans: int, dim: int) -> nn.Module:
-        first = ConvNHWC(in_chans, dim // 2, 3, 2, 1)
-        return nn.Sequential(first, ConvNorm(dim // 2, dim, 3, 2, 1, norm_layer=LayerNorm))
+        return ConvStem(nn.Conv2d(in_chans, dim // 2, 3, 2, 1), ConvNorm(dim // 2, dim, 3, 2, 1, norm_layer=LayerNorm))
 
     @staticmethod
     def _downsample(in_dim: int, out_dim: int) -> nn.Module:
@@ -160,10 +166,13 @@ VARIANTS = {
     ),
 }
 
+TINY = {"zoo_nat_mini": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)}}
+
 register_family(
     __name__,
     NAT,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.0",
     paper_ids="arXiv:2204.07143",
     origin_url="https://github.com/SHI-Labs/Neighborhood-Attention-Transformer",

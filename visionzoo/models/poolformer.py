@@ -15,11 +15,12 @@ from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.nhwc import GroupNorm1
-from visionzoo.models.base import Backbone, build_stages
-from visionzoo.models.registry import Published, Variant, register_family
+from visionzoo.layers.stem import ConvNormStem
+from visionzoo.models._pyramid import Pyramid, build_stages
+from visionzoo.models._registry import Published, Variant, register_family
 
 
-class PoolFormer(Backbone):
+class PoolFormer(Pyramid):
     """PoolFormer.
 
     Args:
@@ -31,7 +32,7 @@ class PoolFormer(Backbone):
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
-        head: `num_classes`, `global_pool` and `drop_rate` of `Backbone`.
+        head: `num_classes`, `global_pool` and `drop_rate` of the head.
     """
 
     CHECKPOINT_KEYS = {
@@ -62,7 +63,7 @@ class PoolFormer(Backbone):
         **head: Any,
     ):
         super().__init__(
-            stem=ConvNorm(in_chans, embed_dims[0], 7, 4, 2),
+            stem=ConvNormStem(in_chans, embed_dims[0], 7, 4, 2),
             stages=build_stages(
                 embed_dims,
                 depths,
@@ -73,7 +74,6 @@ class PoolFormer(Backbone):
                 drop_path_rate=drop_path_rate,
             ),
             embed_dims=embed_dims,
-            reductions=[4 * 2**i for i in range(len(depths))],
             norm=GroupNorm1(embed_dims[-1]),
             in_chans=in_chans,
             **head,
@@ -106,10 +106,13 @@ VARIANTS = {
     ),
 }
 
+TINY = {"zoo_poolformer_s12": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24)}}
+
 register_family(
     __name__,
     PoolFormer,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.conv",
     paper_ids="arXiv:2111.11418",
     origin_url="https://github.com/sail-sg/poolformer",

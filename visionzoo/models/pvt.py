@@ -4,30 +4,29 @@ Facts from https://github.com/whai362/PVT at 57e2dfa (Apache-2.0); the code here
 positions are made for 224 px and interpolated (bilinear) to other maps; rows and columns after the last whole patch are
 dropped; the last stage has a class token, and the last norm acts on it.
 
-Where we differ: this zoo's networks give maps, and pool them for the classifier. We add to the last map, normalised, at
-all its positions the difference between the class token and their mean, so that its mean is the class token and the
-logits are the authors'. `class_token=False` gives the network of the authors' detection and segmentation code instead,
-without class token and last norm; it takes the same checkpoints.
+Where we differ: with other mixers in the last stage there is no class token. `class_token=False` gives the network of
+the authors' detection and segmentation code, without class token and last norm; it takes the same checkpoints.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from math import isqrt
 from typing import Any
 
-import torch
-from timm.layers import to_2tuple, trunc_normal_
+from timm.layers import ClassifierHead, to_2tuple
 from torch import Tensor, nn
 
 from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
+from visionzoo.layers.heads import TokenHead
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.norm import LayerNorm
-from visionzoo.layers.position import PositionTable, resize_table
-from visionzoo.models.base import Backbone, Stage, build_stages
-from visionzoo.models.registry import Published, Variant, register_family
+from visionzoo.layers.position import PositionTable
+from visionzoo.layers.stem import Stem
+from visionzoo.layers.tokens import PrefixTokens, TokenBlock, TokenPositions, Tokens
+from visionzoo.models._pyramid import Pyramid, Stage, build_stages
+from visionzoo.models._registry import Published, Variant, register_family
 
 _KEYS: list[tuple[str, Any]] = [
     (r"^patch_embed1\.proj\.", "stem.0.conv."),
@@ -45,49 +44,27 @@ _KEYS: list[tuple[str, Any]] = [
 
 
 class ClassTokenStage(Stage):
-    """A stage whose blocks see a class token beside the map, and whose output's mean is that token.
+    """A stage whose blocks see a class token beside the map.
 
     Args:
         downsample: of a map [B, H, W, C_in] to [B, H', W', dim].
-        blocks: they get the token and the map as one row, [B, 1, 1 + N, C].
-        norm: of token and map after the blocks.
+        blocks: of `Tokens`.
         dim: channels.
         size: height and width of the table of positions.
     """
 
-    NO_WEIGHT_DECAY = ("cls_token",)
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], dim: int, size: tuple[int, int]):
+        super().__init__(downsample, blocks)
+        self.prefix = PrefixTokens(dim)
+        self.positions = TokenPositions(dim, size, prefix=1, mode="bilinear")
 
-    def __init__(
-        self, downsample: nn.Module, blocks: Sequence[nn.Module], norm: nn.Module, dim: int, size: tuple[int, int]
-    ):
-        super().__init__(downsample, blocks, norm)
-        self.size = size
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + size[0] * size[1], dim))
-        trunc_normal_(self.cls_token, std=0.02)
-        trunc_normal_(self.pos_embed, std=0.02)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, H, W, C_in] to [B, H', W', C]."""
-        x = self.downsample(x)
-        size = x.shape[1:3]
-        positions = resize_table(self.pos_embed[:, 1:].unflatten(1, self.size), size, "bilinear")
-        token = self.cls_token + self.pos_embed[:, :1]
-        x = torch.cat([token.expand(x.shape[0], -1, -1), (x + positions).flatten(1, 2)], dim=1)
-        x = self.norm(self.forward_blocks(x.unsqueeze(1))).squeeze(1)
-        token, x = x[:, :1], x[:, 1:]
-        return (x + (token - x.mean(1, keepdim=True))).unflatten(1, size)
-
-    def fit_weight(self, name: str, weight: Tensor) -> Tensor:
-        """Bring a checkpoint's positions [1, 1 + N, C], of token and square map, to the size of ours."""
-        if name != "pos_embed":
-            return weight
-        side = isqrt(weight.shape[1] - 1)
-        table = resize_table(weight[:, 1:].unflatten(1, (side, side)), self.size, "bilinear")
-        return torch.cat([weight[:, :1], table.flatten(1, 2)], dim=1)
+    def forward(self, x: Tensor) -> Any:
+        """[B, C_in, H, W] to `Tokens` of [B, H', W', C] and the class token."""
+        x = self.downsample(x.permute(0, 2, 3, 1))
+        return self.forward_blocks(self.positions(self.prefix(Tokens.of(x))))
 
 
-class PyramidVisionTransformer(Backbone):
+class PyramidVisionTransformer(Pyramid):
     """Pyramid Vision Transformer.
 
     Args:
@@ -103,7 +80,7 @@ class PyramidVisionTransformer(Backbone):
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
-        head: `num_classes`, `global_pool` and `drop_rate` of `Backbone`.
+        head: `num_classes`, `global_pool` and `drop_rate` of the head.
 
     Raises:
         ValueError: if there is to be a class token in a last stage whose mixer wants maps.
@@ -115,7 +92,11 @@ class PyramidVisionTransformer(Backbone):
             (r"^pos_embed4$", "stages.3.downsample.1.table"),
             (r"^(cls_token$|norm\.)", None),
         ],
-        "authors": [*_KEYS, (r"^(pos_embed)4$|^(cls_token)$|^(norm\.)", r"stages.3.\1\2\3")],
+        "authors": [
+            *_KEYS,
+            (r"^pos_embed4$", "stages.3.positions.table"),
+            (r"^cls_token$", "stages.3.prefix.cls_token"),
+        ],
     }
 
     def __init__(
@@ -154,32 +135,51 @@ class PyramidVisionTransformer(Backbone):
             )
         norm = partial(LayerNorm, eps=1e-6)
 
-        def embed(in_dim: int, dim: int, patch_size: int, size: tuple[int, int] | None) -> nn.Sequential:
+        def embed(in_dim: int, dim: int, patch_size: int, size: tuple[int, int] | None) -> list[nn.Module]:
             conv = ConvNorm(in_dim, dim, patch_size, patch_size, norm_layer=LayerNorm)
-            return nn.Sequential(conv, PositionTable(dim, size)) if size else nn.Sequential(conv)
+            return [conv, PositionTable(dim, size)] if size else [conv]
+
+        def downsample(in_dim: int, dim: int, size: tuple[int, int] | None) -> nn.Module:
+            return nn.Sequential(*embed(in_dim, dim, 2, size))
 
         stages = build_stages(
             embed_dims,
             depths,
             num_heads,
             stage_mixers,
-            downsample=[partial(embed, patch_size=2, size=size) for size in sizes[1:-1]]
-            + [partial(embed, patch_size=2, size=None if class_token else sizes[-1])],
-            block=[partial(Block, mlp_ratio=ratio, norm_layer=norm) for ratio in mlp_ratios],
+            downsample=[partial(downsample, size=size) for size in sizes[1:-1]]
+            + [partial(downsample, size=None if class_token else sizes[-1])],
+            block=[
+                partial(TokenBlock if class_token and i == len(depths) - 1 else Block, mlp_ratio=ratio, norm_layer=norm)
+                for i, ratio in enumerate(mlp_ratios)
+            ],
             drop_path_rate=drop_path_rate,
         )
         if class_token:
-            last, dim = stages[-1], embed_dims[-1]
-            stages[-1] = ClassTokenStage(last.downsample, list(last.blocks), norm(dim), dim, sizes[-1])
+            self.HEAD_INPUT, self.POOLS = "NLC", TokenHead.POOLS
+            stages[-1] = ClassTokenStage(stages[-1].downsample, list(stages[-1].blocks), embed_dims[-1], sizes[-1])
+            if head.get("global_pool") is None:
+                head["global_pool"] = "token"
         super().__init__(
-            stem=embed(in_chans, embed_dims[0], 4, sizes[0]),
+            stem=Stem(*embed(in_chans, embed_dims[0], 4, sizes[0])),
             stages=stages,
             embed_dims=embed_dims,
-            reductions=[4 * 2**i for i in range(len(depths))],
-            norm=nn.Identity(),
+            norm=norm(embed_dims[-1]) if class_token else None,
+            head_layer=TokenHead if class_token else ClassifierHead,
             in_chans=in_chans,
             **head,
         )
+
+    def read(self, i: int, state: Any, norm: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Return the map, and the class token of the last stage."""
+        if not isinstance(state, Tokens):
+            return super().read(i, state, norm)
+        tokens = state._replace(x=self.norm(state.x)) if norm else state
+        return tokens.map(), tokens.x[:, :1]
+
+    def finish(self, state: Any) -> Any:
+        """Normalise the last stage's tokens [B, 1 + N, C], or return the map [B, C, H, W] where there is no token."""
+        return self.norm(state.x) if isinstance(state, Tokens) else super().finish(state)
 
 
 _README = "README.md of whai362/PVT; GMACs: paper, table 2"
@@ -204,10 +204,13 @@ VARIANTS = {
     ),
 }
 
+TINY = {"zoo_pvt_t": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)}}
+
 register_family(
     __name__,
     PyramidVisionTransformer,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.0.conv",
     paper_ids="arXiv:2102.12122",
     origin_url="https://github.com/whai362/PVT",

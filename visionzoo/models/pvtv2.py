@@ -18,12 +18,14 @@ from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.mlp import ConvMlp
+from visionzoo.layers.nhwc import DepthwiseConvNHWC
 from visionzoo.layers.norm import LayerNorm
-from visionzoo.models.base import Backbone, build_stages
-from visionzoo.models.registry import Published, Variant, register_family
+from visionzoo.layers.stem import ConvNormStem
+from visionzoo.models._pyramid import Pyramid, build_stages
+from visionzoo.models._registry import Published, Variant, register_family
 
 
-class PyramidVisionTransformerV2(Backbone):
+class PyramidVisionTransformerV2(Pyramid):
     """PVTv2.
 
     Args:
@@ -38,7 +40,7 @@ class PyramidVisionTransformerV2(Backbone):
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
-        head: `num_classes`, `global_pool` and `drop_rate` of `Backbone`.
+        head: `num_classes`, `global_pool` and `drop_rate` of the head.
     """
 
     CHECKPOINT_KEYS = {
@@ -95,7 +97,7 @@ class PyramidVisionTransformerV2(Backbone):
         norm = partial(LayerNorm, eps=1e-6)
         mlp = partial(ConvMlp, first_act_layer=nn.ReLU if (linear if mlp_relu is None else mlp_relu) else None)
         super().__init__(
-            stem=ConvNorm(in_chans, embed_dims[0], 7, 4, 3, norm_layer=LayerNorm),
+            stem=ConvNormStem(in_chans, embed_dims[0], 7, 4, 3, norm_layer=LayerNorm),
             stages=build_stages(
                 embed_dims,
                 depths,
@@ -107,8 +109,6 @@ class PyramidVisionTransformerV2(Backbone):
                 drop_path_rate=drop_path_rate,
             ),
             embed_dims=embed_dims,
-            reductions=[4 * 2**i for i in range(len(depths))],
-            norm=nn.Identity(),
             in_chans=in_chans,
             **head,
         )
@@ -117,8 +117,9 @@ class PyramidVisionTransformerV2(Backbone):
         """Initialise as released: convolutions too, normal by their fan-out."""
         super().init_weights()
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+            if isinstance(module, nn.Conv2d | DepthwiseConvNHWC):
+                groups = getattr(module, "groups", len(module.weight))
+                fan_out = module.weight[0, 0].numel() * len(module.weight) // groups
                 nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -151,10 +152,16 @@ VARIANTS = {
     ),
 }
 
+TINY = {
+    "zoo_pvtv2_b0": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
+    "zoo_pvtv2_b2_li": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
+}
+
 register_family(
     __name__,
     PyramidVisionTransformerV2,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.conv",
     crop_pct=0.9,  # timm's; the authors evaluate at 0.875
     paper_ids="arXiv:2106.13797",

@@ -11,16 +11,17 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from timm.layers import SqueezeExcite
 from torch import Tensor, nn
 
 from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm, DepthwiseConvNorm, LinearNorm, LinearNormMlp
 from visionzoo.layers.heads import BatchNormHead
 from visionzoo.layers.mixers import resolve_mixers
-from visionzoo.layers.nhwc import BatchNormNHWC, SqueezeExciteNHWC
+from visionzoo.layers.nhwc import on_nchw
 from visionzoo.layers.stem import conv_stem
-from visionzoo.models.base import DistilledBackbone, build_stages
-from visionzoo.models.registry import Published, Variant, register_family
+from visionzoo.models._pyramid import Pyramid, build_stages
+from visionzoo.models._registry import Published, Variant, register_family
 
 
 class PatchMerging(nn.Module):
@@ -35,17 +36,17 @@ class PatchMerging(nn.Module):
         super().__init__()
         hidden = 4 * in_dim
         self.fc1 = LinearNorm(in_dim, hidden)
-        self.conv = ConvNorm(hidden, hidden, 3, 2, 1, groups=hidden, bias=False, norm_layer=BatchNormNHWC)
+        self.conv = ConvNorm(hidden, hidden, 3, 2, 1, groups=hidden, bias=False, norm_layer=nn.BatchNorm2d)
         self.act = nn.ReLU()
-        self.se = SqueezeExciteNHWC(hidden, rd_ratio=0.25)
+        self.se = SqueezeExcite(hidden, rd_ratio=0.25)
         self.fc2 = LinearNorm(hidden, out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, in_dim] to [B, ⌈H/2⌉, ⌈W/2⌉, out_dim]."""
-        return self.fc2(self.se(self.act(self.conv(self.act(self.fc1(x))))))
+        return self.fc2(on_nchw(self.se, self.act(self.conv(self.act(self.fc1(x))))))
 
 
-class SHViT(DistilledBackbone):
+class SHViT(Pyramid):
     """SHViT.
 
     Args:
@@ -58,8 +59,10 @@ class SHViT(DistilledBackbone):
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
-        head: `num_classes`, `global_pool` and `drop_rate` of `Backbone`.
+        head: `num_classes`, `global_pool` and `drop_rate` of the head.
     """
+
+    FEATURES = 3
 
     _COMMON_KEYS = [
         (r"^patch_embed\.(\d)\.c\.", r"stem.\1.conv."),
@@ -145,8 +148,7 @@ class SHViT(DistilledBackbone):
                 drop_path_rate=drop_path_rate,
             ),
             embed_dims=embed_dims,
-            reductions=[16 * 2**i for i in range(len(depths))],
-            norm=nn.Identity(),
+            reduction=16,
             head_layer=partial(BatchNormHead, distilled=distilled),
             in_chans=in_chans,
             **head,
@@ -181,11 +183,13 @@ VARIANTS = {
     ),
 }
 
+TINY = {"zoo_shvit_s1": {"depths": (1, 1, 1), "embed_dims": (16, 16, 24), "partial_dims": (0, 4, 6)}}
+
 register_family(
     __name__,
     SHViT,
     VARIANTS,
-    num_stages=3,
+    tiny=TINY,
     first_conv="stem.0.conv",
     pool_size=(4, 4),
     paper_ids="arXiv:2401.16456",

@@ -14,20 +14,32 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.heads import ProjectionHead
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.mlp import ConvMlp
-from visionzoo.layers.nhwc import BatchNormNHWC, ConvNHWC
 from visionzoo.layers.norm import LayerNorm
-from visionzoo.models.base import Backbone, build_stages
-from visionzoo.models.registry import Published, Variant, register_family
+from visionzoo.layers.stem import Stem
+from visionzoo.models._pyramid import Pyramid, build_stages
+from visionzoo.models._registry import Published, Variant, register_family
 
 
-class STViT(Backbone):
+class ActNormStem(Stem):
+    """Convolutions, each followed by its activation and batch norm; all take [B, C, H, W]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Image [B, in_chans, H, W] to [B, C, H', W'], in channels_last memory."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+class STViT(Pyramid):
     """STViT.
 
     Args:
@@ -43,9 +55,10 @@ class STViT(Backbone):
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
-        head: `num_classes`, `global_pool` and `drop_rate` of `Backbone`.
+        head: `num_classes`, `global_pool` and `drop_rate` of the head.
     """
 
+    UNFOLDED = r"^stem\.(2|5|8|11)$"  # before convolutions that pad
     CHECKPOINT_KEYS = {
         "authors": [
             (r"\.(un)?fold\.weights$", None),
@@ -90,7 +103,7 @@ class STViT(Backbone):
             Block,
             mlp_ratio=mlp_ratio,
             norm_layer=partial(LayerNorm, eps=1e-6),
-            mlp_norm_layer=BatchNormNHWC,
+            mlp_norm_layer=nn.BatchNorm2d,
             act_layer=nn.Identity,
             mlp_layer=partial(ConvMlp, first_act_layer=nn.GELU, residual=True),
             cpe_kernels=(3, None),
@@ -98,21 +111,19 @@ class STViT(Backbone):
         stem: list[nn.Module] = []
         stem_dims = (in_chans, embed_dims[0] // 2, embed_dims[0] // 2, embed_dims[0], embed_dims[0])
         for (in_dim, out_dim), stride in zip(pairwise(stem_dims), (2, 1, 2, 1), strict=True):
-            stem += [ConvNHWC(in_dim, out_dim, 3, stride, 1), nn.GELU(), BatchNormNHWC(out_dim)]
+            stem += [nn.Conv2d(in_dim, out_dim, 3, stride, 1), nn.GELU(), nn.BatchNorm2d(out_dim)]
         super().__init__(
-            stem=nn.Sequential(*stem),
+            stem=ActNormStem(*stem),
             stages=build_stages(
                 embed_dims,
                 depths,
                 num_heads,
                 resolve_mixers(own[: len(depths)], mixers),
-                downsample=partial(ConvNorm, kernel_size=3, stride=2, padding=1, norm_layer=BatchNormNHWC),
+                downsample=partial(ConvNorm, kernel_size=3, stride=2, padding=1, norm_layer=nn.BatchNorm2d),
                 block=[partial(block, layer_scale=scale) for scale in layer_scales],
                 drop_path_rate=drop_path_rate,
             ),
             embed_dims=embed_dims,
-            reductions=[4 * 2**i for i in range(len(depths))],
-            norm=nn.Identity(),
             head_layer=partial(ProjectionHead, hidden_features=projection),
             in_chans=in_chans,
             **head,
@@ -153,10 +164,13 @@ VARIANTS = {
     ),
 }
 
+TINY = {"zoo_stvit_s": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)}}
+
 register_family(
     __name__,
     STViT,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.0",
     paper_ids="arXiv:2211.11167",
     origin_url="https://github.com/hhb072/STViT",

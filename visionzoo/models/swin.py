@@ -14,15 +14,15 @@ from functools import partial
 from typing import Any
 
 from visionzoo.layers.block import Block
-from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.patch_merge import PatchMerge
-from visionzoo.models.base import Backbone, build_stages
-from visionzoo.models.registry import Published, Variant, register_family
+from visionzoo.layers.stem import ConvNormStem
+from visionzoo.models._pyramid import Pyramid, build_stages
+from visionzoo.models._registry import Published, Variant, register_family
 
 
-class SwinTransformer(Backbone):
+class SwinTransformer(Pyramid):
     """Swin Transformer.
 
     Args:
@@ -34,10 +34,9 @@ class SwinTransformer(Backbone):
         qkv_bias: whether the projections to q, k, v have a bias.
         mask_padding: leave padded tokens out of window attention.
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
-        backend: of the kernels.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
-        head: `num_classes`, `global_pool` and `drop_rate` of `Backbone`.
+        head: `num_classes`, `global_pool` and `drop_rate` of the head.
     """
 
     CHECKPOINT_KEYS = {
@@ -72,7 +71,6 @@ class SwinTransformer(Backbone):
         qkv_bias: bool = True,
         mask_padding: bool = False,
         mixers: Any = None,
-        backend: str = "auto",
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
         **head: Any,
@@ -83,11 +81,10 @@ class SwinTransformer(Backbone):
             "relative_position_bias": True,
             "qkv_bias": qkv_bias,
             "mask_padding": mask_padding,
-            "backend": backend,
         }
         shifted = {**window, "shift_size": None}  # by half a window
         super().__init__(
-            stem=ConvNorm(in_chans, embed_dims[0], 4, 4, norm_layer=LayerNorm, pad_to_stride=True),
+            stem=ConvNormStem(in_chans, embed_dims[0], 4, 4, norm_layer=LayerNorm, pad_to_stride=True),
             stages=build_stages(
                 embed_dims,
                 depths,
@@ -98,7 +95,6 @@ class SwinTransformer(Backbone):
                 drop_path_rate=drop_path_rate,
             ),
             embed_dims=embed_dims,
-            reductions=[4 * 2**i for i in range(len(depths))],
             norm=LayerNorm(embed_dims[-1]),
             in_chans=in_chans,
             **head,
@@ -146,10 +142,13 @@ VARIANTS = {
     ),
 }
 
+TINY = {"zoo_swin_t": {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)}}
+
 register_family(
     __name__,
     SwinTransformer,
     VARIANTS,
+    tiny=TINY,
     first_conv="stem.conv",
     crop_pct=0.9,  # timm's; the authors evaluate at 0.875
     paper_ids="arXiv:2103.14030",

@@ -16,9 +16,9 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from visionzoo.engine.errors import UserError, closest
-from visionzoo.models.checkpoint import load_weights
-from visionzoo.models.registry import VARIANTS
-from visionzoo.openmmlab.checkpoints import download
+from visionzoo.models._checkpoint import load_weights
+from visionzoo.models._registry import VARIANTS
+from visionzoo.openmmlab.checkpoints import download, read
 
 if "LN2d" not in MODELS.module_dict:
     MODELS.register_module("LN2d", module=LayerNorm2d)  # layer normalisation of the channels of [B, C, H, W]
@@ -79,11 +79,11 @@ class ZooBackbone(BaseModule):
         )
         if with_cp:
             self.model.set_grad_checkpointing(True)
-        stages = len(self.model.stages)
+        stages = len(self.model.parts)
         if not -1 <= frozen_stages <= stages:
             raise UserError(f"ZooBackbone: frozen_stages must be from -1 to {stages} for {name}, got {frozen_stages=}")
         self.norm_eval = norm_eval
-        self._frozen = [self.model.stem, *self.model.stages[:frozen_stages]] if frozen_stages >= 0 else []
+        self._frozen = self.model.first_layers(frozen_stages) if frozen_stages >= 0 else []
         for part in self._frozen:
             part.requires_grad_(False)
 
@@ -93,19 +93,9 @@ class ZooBackbone(BaseModule):
         return tuple(norm(feature) for norm, feature in zip(self.out_norms, maps, strict=True))
 
     def train(self, mode: bool = True) -> ZooBackbone:
-        """Set the mode, but leave frozen stages and, with `norm_eval`, batch norms in eval mode.
-
-        Raises:
-            UserError: if mmengine's `sync_bn` replaced batch norms of the backbone.
-        """
+        """Set the mode, but leave frozen stages and, with `norm_eval`, batch norms in eval mode."""
         super().train(mode)
         for module in self.model.modules():
-            if type(module).__name__ == "SyncBatchNorm":
-                raise UserError(
-                    f"sync_bn: synchronised batch norm takes [B, C, H, W], and the norms of {self.name} see "
-                    f"[B, H, W, C]; it would normalise the wrong axis. Remove `sync_bn` from the config; heads can "
-                    f"have norm_cfg=dict(type='SyncBN')."
-                )
             if mode and self.norm_eval and isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         for part in self._frozen:
@@ -141,7 +131,7 @@ class ZooBackbone(BaseModule):
                 ) from error
         if self.checkpoint.startswith(("http://", "https://")):
             return download(self.checkpoint, map_location="cpu")
-        return self.checkpoint
+        return read(self.checkpoint)  # mmengine's own logs among the weights are no code
 
     def _norms(self, out_norm: Any) -> Sequence[Any]:
         if out_norm is None or isinstance(out_norm, Mapping | str):
@@ -200,15 +190,15 @@ def create_getter(name: str, out_indices: Sequence[int] | None = None, **model: 
     if out_indices is not None:
         if not isinstance(out_indices, Sequence) or not out_indices:
             raise UserError(
-                f"ZooBackbone: out_indices must be numbers of stages, such as (1, 2, 3), got {out_indices=}"
+                f"ZooBackbone: out_indices must be numbers of stages or blocks, such as (1, 2, 3), got {out_indices=}"
             )
         model["out_indices"] = tuple(out_indices)
     try:
         getter: Any = timm.create_model(name, features_only=True, **model)
     except (TypeError, ValueError) as error:
         raise UserError(f"ZooBackbone: {name} cannot be built with {model}: {error}") from error
-    strides = getter.feature_info.reduction()
-    if out_indices is not None and (len(strides) != len(out_indices) or sorted(set(strides)) != strides):
+    found = list(getter.out_indices)
+    if out_indices is not None and (len(found) != len(out_indices) or sorted(set(found)) != found):
         raise UserError(f"ZooBackbone: out_indices must be different stages, the first one first, got {out_indices=}")
     return getter
 

@@ -22,7 +22,7 @@ def channel_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = 
         backend: "auto", "reference" or "triton".
 
     Returns:
-        [B, H, W, G, D] in q's dtype; products and softmax are float32 at least.
+        [B, H, W, G, D] in q's dtype; products, softmax and sums are float32 at least.
 
     Raises:
         ValueError: if shapes, dtypes, devices or backend are not as said.

@@ -10,12 +10,10 @@ from visionzoo.kernels.precision import without_autocast
 
 def forward(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
     """Attention of [B, H, W, G, D] as `channel_attention` says; batched matrix products copy what is not contiguous."""
-    size = q.shape[1:3]
-    q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # [B, G, N, D]
-    if k.dtype == torch.float16:  # sums over all tokens of large maps outgrow it
-        k, v = k.float(), v.float()
+    size, dtype = q.shape[1:3], q.dtype
+    accumulate = torch.promote_types(dtype, torch.float32)
+    q, k, v = (t.to(accumulate).flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # [B, G, N, D]
     with without_autocast(q.device):
         scores = (k * scale).transpose(-2, -1) @ v  # [B, G, D, D]
-    weights = scores.to(torch.promote_types(q.dtype, torch.float32)).softmax(dim=-1).to(q.dtype)
-    out = q @ weights.transpose(-2, -1)
-    return out.transpose(1, 2).unflatten(1, size)
+        out = q @ scores.softmax(dim=-1).transpose(-2, -1)
+    return out.transpose(1, 2).unflatten(1, size).to(dtype)

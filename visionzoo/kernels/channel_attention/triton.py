@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from visionzoo.kernels import flops
 from visionzoo.kernels.flash import load_rows, store_rows
 from visionzoo.kernels.launch import blocks, dot_precision, head_block, token_rows
 from visionzoo.kernels.operator import operator
@@ -44,7 +45,13 @@ def _differentiate_products(ctx, grad):
     return _mix(grad, y) if needs_x else None, _mix(grad.mT, x) if needs_y else None
 
 
-@operator("channel_products", fake=_products_fake, save=_save, differentiate=_differentiate_products)
+@operator(
+    "channel_products",
+    fake=_products_fake,
+    save=_save,
+    differentiate=_differentiate_products,
+    flops=flops.channel_products,
+)
 def _products(x: Tensor, y: Tensor) -> Tensor:
     """Σ x_nd · y_ne over the tokens n of [B, H, W, G, D] maps: [B, G, D, D] in float32."""
     call = _Call(x)
@@ -64,7 +71,7 @@ def _differentiate_mix(ctx, grad):
     return _products(grad, x) if needs_matrix else None, _mix(matrix.mT, grad) if needs_x else None
 
 
-@operator("channel_mix", fake=_mix_fake, save=_save, differentiate=_differentiate_mix)
+@operator("channel_mix", fake=_mix_fake, save=_save, differentiate=_differentiate_mix, flops=flops.channel_mix)
 def _mix(matrix: Tensor, x: Tensor) -> Tensor:
     """Σ matrix_de · x_ne over the channels e: [B, H, W, G, D] from [B, G, D, D] in float32 and x [B, H, W, G, D]."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)

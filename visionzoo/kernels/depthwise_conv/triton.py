@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from visionzoo.kernels import flops
 from visionzoo.kernels.launch import blocks, token_rows
 from visionzoo.kernels.operator import operator
 from visionzoo.kernels.precision import autocast_dtype
@@ -81,7 +82,7 @@ def _differentiate(ctx, grad):
     )
 
 
-@operator("depthwise_conv", fake=_convolve_fake, save=_save, differentiate=_differentiate)
+@operator("depthwise_conv", fake=_convolve_fake, save=_save, differentiate=_differentiate, flops=flops.depthwise_conv)
 def _convolve(
     x: Tensor,
     weight: Tensor,
@@ -103,7 +104,7 @@ def _convolve_backward_fake(grad, x, weight, add_x, regions, x_grad, weight_grad
     )
 
 
-@operator("depthwise_conv_backward", fake=_convolve_backward_fake)
+@operator("depthwise_conv_backward", fake=_convolve_backward_fake, flops=flops.depthwise_conv_backward)
 def _convolve_backward(
     grad: Tensor, x: Tensor, weight: Tensor, add_x: bool, regions: list[int], x_grad: bool, weight_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,4 +9,5 @@ from torch import Tensor
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, out_dtype: torch.dtype) -> Tensor:
     """Normalise [B, H, W, C] as `group_norm` says."""
-    return (F.layer_norm(x, x.shape[1:], eps=eps) * weight + bias).to(out_dtype)
+    accumulate = torch.promote_types(x.dtype, torch.float32)
+    return (F.layer_norm(x.to(accumulate), x.shape[1:], eps=eps) * weight + bias).to(out_dtype)

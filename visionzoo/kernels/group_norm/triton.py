@@ -214,9 +214,9 @@ def _grad_sum_kernel(
         grad_shift += grads
     grad_scale, grad_shift = tl.sum(grad_scale, 0), tl.sum(grad_shift, 0)
     c = tl.arange(0, BLOCK)
-    shares += tl.program_id(0) * channels + c
+    shares += tl.program_id(0).to(tl.int64) * channels + c
     tl.store(shares, grad_scale, mask=c < channels)
-    tl.store(shares + tl.num_programs(0) * channels, grad_shift, mask=c < channels)
+    tl.store(shares + tl.num_programs(0).to(tl.int64) * channels, grad_shift, mask=c < channels)
     scale = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32)
     _store_sums(grad_sums, b, first // part, tl.sum(grad_shift * scale, 0), tl.sum(grad_scale * scale, 0), MAX_PARTS)
 

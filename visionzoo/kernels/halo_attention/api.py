@@ -49,7 +49,7 @@ def halo_attention(
         backend: "auto", "reference" or "triton".
 
     Returns:
-        [B, ⌈H / stride⌉, ⌈W / stride⌉, G, V] in q's dtype; the softmax is float32 at least.
+        [B, ⌈H / stride⌉, ⌈W / stride⌉, G, V] in q's dtype; scores, softmax and sums are float32 at least.
 
     Raises:
         ValueError: if shapes, dtypes, sizes or backend are not as said.

@@ -1,4 +1,7 @@
-"""Specification of halo attention, in plain torch; runs in any floating dtype and under autograd."""
+"""Specification of halo attention, in plain torch; runs in any floating dtype and under autograd.
+
+All is computed in float32 at least, from one rounding of the inputs to one of the output.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visionzoo.kernels.precision import without_autocast
 from visionzoo.kernels.regions import from_regions, to_regions
 
 
@@ -23,6 +27,8 @@ def forward(
     mask_padding: bool,
 ) -> Tensor:
     """Attention of [B, H, W, G, D] tensors as `halo_attention` says; copies K and V of each block's window."""
+    dtype, accumulate = q.dtype, torch.promote_types(q.dtype, torch.float32)
+    q, k, v, rel_height, rel_width = (t.to(accumulate) for t in (q, k, v, rel_height, rel_width))
     height, width = k.shape[1:3]
     blocks = (-(-height // block_size), -(-width // block_size))
     side, window = block_size // stride, block_size + 2 * halo_size  # of a block's queries, of its keys
@@ -31,18 +37,18 @@ def forward(
     queries = to_regions(padded, blocks).transpose(2, 3)  # [B, R, G, side², D]
     keys, values = (_windows(t, blocks, block_size, halo_size) for t in (k, v))  # [B, R, G, D, window²]
 
-    accumulate = torch.promote_types(q.dtype, torch.float32)
     offset = torch.arange(window, device=q.device) - torch.arange(side, device=q.device)[:, None] + window - 1
     grid = queries.unflatten(3, (side, side))
-    vertical = torch.einsum("brgijd,iyd->brgijy", grid, rel_height[offset]).to(accumulate)
-    horizontal = torch.einsum("brgijd,jxd->brgijx", grid, rel_width[offset]).to(accumulate)
-    positions = (vertical.unsqueeze(-1) + horizontal.unsqueeze(-2)).flatten(5).flatten(3, 4)
-    scores = ((queries * scale) @ keys).to(accumulate) + positions  # [B, R, G, side², window²]
-    if mask_padding:
-        inside = _windows(k.new_ones(1, height, width, 1, 1), blocks, block_size, halo_size) > 0
-        scores = scores.masked_fill(~inside, torch.finfo(accumulate).min)
-    out = scores.softmax(-1).to(q.dtype) @ values.transpose(-2, -1)
-    return from_regions(out.transpose(2, 3), blocks, size)[:, : q.shape[1], : q.shape[2]]
+    with without_autocast(q.device):
+        vertical = torch.einsum("brgijd,iyd->brgijy", grid, rel_height[offset])
+        horizontal = torch.einsum("brgijd,jxd->brgijx", grid, rel_width[offset])
+        positions = (vertical.unsqueeze(-1) + horizontal.unsqueeze(-2)).flatten(5).flatten(3, 4)
+        scores = (queries * scale) @ keys + positions  # [B, R, G, side², window²]
+        if mask_padding:
+            inside = _windows(k.new_ones(1, height, width, 1, 1), blocks, block_size, halo_size) > 0
+            scores = scores.masked_fill(~inside, torch.finfo(accumulate).min)
+        out = scores.softmax(-1) @ values.transpose(-2, -1)
+    return from_regions(out.transpose(2, 3).to(dtype), blocks, size)[:, : q.shape[1], : q.shape[2]]
 
 
 def _windows(x: Tensor, blocks: tuple[int, int], block_size: int, halo_size: int) -> Tensor:

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from visionzoo.kernels import flops
 from visionzoo.kernels.flash import (
     LOG2_E,
     load_rows,
@@ -29,7 +30,7 @@ from visionzoo.kernels.flash import (
     store_rows,
 )
 from visionzoo.kernels.launch import block_size as rows_block
-from visionzoo.kernels.launch import blocks, dot_precision, head_block, head_rows
+from visionzoo.kernels.launch import blocks, check_numbers, dot_precision, head_block, head_rows
 from visionzoo.kernels.operator import operator
 
 _SIZES = ["height", "width", "programs"]  # vary with batch and image: the compiler must not look at their values
@@ -74,7 +75,7 @@ def _differentiate(ctx, grad, _grad_lse):
     return *grads, *grad_rel.unbind(), None, None, None, None, None
 
 
-@operator("halo_attention", fake=_attend_fake, save=_save, differentiate=_differentiate)
+@operator("halo_attention", fake=_attend_fake, save=_save, differentiate=_differentiate, flops=flops.halo_attention)
 def _attend(
     q: Tensor,
     k: Tensor,
@@ -101,7 +102,7 @@ def _attend_backward_fake(
     return *(t.new_empty(t.shape) for t in (q, k, v)), rel_height.new_empty((2, *rel_height.shape))
 
 
-@operator("halo_attention_backward", fake=_attend_backward_fake)
+@operator("halo_attention_backward", fake=_attend_backward_fake, flops=flops.backward(flops.halo_attention, 3))
 def _attend_backward(
     grad: Tensor,
     out: Tensor,
@@ -138,6 +139,7 @@ class _Call:
         batch, height, width, heads, head_dim = k.shape
         value_dim = v.shape[4]
         self.window, self.dtype = block_size + 2 * halo_size, q.dtype
+        check_numbers("of a sample's position terms", q.shape[1] * q.shape[2] * heads * 2 * self.window)
         self.arguments = (
             q, k, v, rel_height.contiguous(), rel_width.contiguous(), *q_steps, *k_steps, *v_steps, height, width, scale
         )  # fmt: skip

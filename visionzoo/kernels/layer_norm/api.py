@@ -45,7 +45,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5, ba
             f"{weight.dtype} on {weight.device} and {bias.dtype} on {bias.device}"
         )
     out_dtype = autocast_dtype(x.device) or x.dtype
-    if choose("layer_norm", backend, x, avoid=_slower(x), max_width=MAX_WIDTH) == "triton":
+    if choose("layer_norm", backend, x, avoid=_slower(x), max_width=MAX_WIDTH, max_numbers=None) == "triton":
         from visionzoo.kernels.layer_norm import triton
 
         return triton.forward(x, weight, bias, eps=eps, out_dtype=out_dtype)

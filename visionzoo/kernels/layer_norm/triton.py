@@ -108,7 +108,8 @@ def _backward_kernel(grad, x, weight, grad_x, parts, rows, width, eps, ROWS: tl.
     grad_scale = tl.zeros([BLOCK], tl.float32)
     grad_shift = tl.zeros([BLOCK], tl.float32)
     for block in range(program, tl.cdiv(rows, ROWS), programs):
-        row = block * ROWS + tl.arange(0, ROWS).to(tl.int64)
+        row = (program * 0).to(tl.int64) + block
+        row = row * ROWS + tl.arange(0, ROWS)
         at = row[:, None] * width + column[None, :]
         mask = (row < rows)[:, None] & (column < width)[None, :]
         normalized, factor = _normalized(tl.load(x + at, mask=mask, other=0.0).to(tl.float32), column, width, eps)

@@ -82,7 +82,7 @@ def linear_attention(
         "temperature": temperature,
         "eps": eps,
     }
-    if choose("linear_attention", backend, q) == "triton":
+    if choose("linear_attention", backend, q, v) == "triton":
         from visionzoo.kernels.linear_attention import triton
 
         return triton.forward(q, k, v, **arguments)

@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from visionzoo.kernels import flops
 from visionzoo.kernels.flash import LOG2_E, load_rows, store_rows
 from visionzoo.kernels.launch import blocks, dot_precision, head_block, token_rows
 from visionzoo.kernels.operator import operator
@@ -73,7 +74,7 @@ def _differentiate(ctx, grad, _grad_state):
     return *grads, grad_sharpness if ctx.needs_input_grad[3] else None, None, None, None
 
 
-@operator("linear_attention", fake=_attend_fake, save=_save, differentiate=_differentiate)
+@operator("linear_attention", fake=_attend_fake, save=_save, differentiate=_differentiate, flops=flops.linear_attention)
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, sharpness: Tensor | None, feature_map: str, factor: float, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -93,7 +94,7 @@ def _attend_backward_fake(grad, state, q, k, v, sharpness, feature_map, factor, 
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), grad_sharpness
 
 
-@operator("linear_attention_backward", fake=_attend_backward_fake)
+@operator("linear_attention_backward", fake=_attend_backward_fake, flops=flops.backward(flops.linear_attention, 2))
 def _attend_backward(
     grad: Tensor,
     state: Tensor,
@@ -511,13 +512,13 @@ def _sum_kernel(
     if normalise:
         for start in range(0, splits, BLOCK_S):
             s = start + tl.arange(0, BLOCK_S)
-            at = parts + (s * (G * STATE))[:, None] + (BLOCK_D + 1) * BLOCK_D + row[None, :]
+            at = parts + (s.to(tl.int64) * (G * STATE))[:, None] + (BLOCK_D + 1) * BLOCK_D + row[None, :]
             highest = tl.maximum(highest, tl.max(tl.load(at, mask=(s < splits)[:, None], other=-1e30), 0))
     products = tl.zeros([ROWS, BLOCK_D], tl.float32)
     totals = tl.zeros([ROWS], tl.float32)
     for start in range(0, splits, BLOCK_S):
         s = start + tl.arange(0, BLOCK_S)
-        part = parts + s * (G * STATE)
+        part = parts + s.to(tl.int64) * (G * STATE)
         inside = s < splits
         some = tl.load(part[:, None, None] + number[None, :, :], mask=inside[:, None, None], other=0.0)
         at = part[:, None] + BLOCK_D * BLOCK_D + row[None, :]

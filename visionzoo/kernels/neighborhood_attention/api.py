@@ -45,7 +45,7 @@ def neighborhood_attention(
         backend: "auto", "reference" or "triton".
 
     Returns:
-        [B, H, W, G, D] in q's dtype; scores and softmax are float32 at least.
+        [B, H, W, G, D] in q's dtype; scores, softmax and sums are float32 at least.
 
     Raises:
         ValueError: if shapes, dtypes, kernel, dilation, bias or backend are not as said.

@@ -2,7 +2,7 @@
 
 Neighbors share most of their neighborhoods. So the queries of a tile, half a kernel along each axis, attend together
 to the keys that their windows span, one and a half kernels along each axis, and a mask leaves to each query those in
-its window.
+its window. All is computed in float32 at least, from one rounding of the inputs to one of the output.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from visionzoo.kernels.precision import without_autocast
 
 
 def forward(
@@ -30,17 +32,20 @@ def forward(
     """
     rows = _tile(q.shape[1], kernel_size[0], dilation[0], q.device)
     columns = _tile(q.shape[2], kernel_size[1], dilation[1], q.device)
+    dtype, accumulate = q.dtype, torch.promote_types(q.dtype, torch.float32)
+    q, k, v = (t.to(accumulate) for t in (q, k, v))
     queries = _cut(q, rows.queries, columns.queries)  # [B, R, C, G, n, D] of R·C tiles with n queries
     keys, values = (_cut(t, rows.keys, columns.keys) for t in (k, v))  # [B, R, C, G, m, D] with m keys
-    accumulate = torch.promote_types(q.dtype, torch.float32)
-    scores = ((queries * scale) @ keys.transpose(-2, -1)).to(accumulate)  # [B, R, C, G, n, m]
+    with without_autocast(q.device):
+        scores = (queries * scale) @ keys.transpose(-2, -1)  # [B, R, C, G, n, m]
     if bias is not None:
         table = bias.to(accumulate).index_select(1, rows.offsets.flatten()).index_select(2, columns.offsets.flatten())
         table = table.unflatten(2, columns.offsets.shape).unflatten(1, rows.offsets.shape)
         scores = scores + table.permute(1, 4, 0, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)  # [R, C, G, n, m]
     seen = rows.seen[:, None, :, None, :, None] & columns.seen[None, :, None, :, None, :]
     seen = seen.flatten(4, 5).flatten(2, 3).unsqueeze(2)  # [R, C, 1, n, m]
-    out = scores.masked_fill(~seen, -torch.inf).softmax(-1).to(q.dtype) @ values
+    with without_autocast(q.device):
+        out = (scores.masked_fill(~seen, -torch.inf).softmax(-1) @ values).to(dtype)
     out = out.unflatten(4, (rows.queries.shape[1], columns.queries.shape[1])).permute(0, 1, 4, 2, 5, 3, 6)
     return out.flatten(3, 4).flatten(1, 2).index_select(1, rows.back).index_select(2, columns.back)
 

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from visionzoo.kernels import flops
 from visionzoo.kernels.flash import LOG2_E, load_rows, softmax_end, softmax_start, softmax_step, store_rows
 from visionzoo.kernels.launch import blocks, dot_precision, head_block, token_rows
 from visionzoo.kernels.operator import operator
@@ -57,7 +58,13 @@ def _differentiate(ctx, grad, _grad_lse):
     return *grads, grad_bias if bias_grad else None, None, None, None
 
 
-@operator("neighborhood_attention", fake=_attend_fake, save=_save, differentiate=_differentiate)
+@operator(
+    "neighborhood_attention",
+    fake=_attend_fake,
+    save=_save,
+    differentiate=_differentiate,
+    flops=flops.neighborhood_attention,
+)
 def _attend(
     q: Tensor,
     k: Tensor,
@@ -80,7 +87,9 @@ def _attend_backward_fake(grad, out, lse, q, k, v, bias, kernel_size, dilation, 
     return *(q.new_empty(q.shape) for _ in range(3)), grad_bias
 
 
-@operator("neighborhood_attention_backward", fake=_attend_backward_fake)
+@operator(
+    "neighborhood_attention_backward", fake=_attend_backward_fake, flops=flops.backward(flops.neighborhood_attention, 3)
+)
 def _attend_backward(
     grad: Tensor,
     out: Tensor,
@@ -104,7 +113,7 @@ def _attend_backward(
     grad_bias = q.new_empty(0)
     if bias_grad and bias is not None:
         batch, height, width, heads, _ = q.shape
-        programs = call.programs // batch * call.key_blocks
+        programs = max(1, call.programs // max(1, batch) * call.key_blocks)
         splits = min(batch, max(1, 1024 // programs))
         window = kernel_size[0] * kernel_size[1]
         parts = torch.empty((splits, heads, height * width, window), dtype=torch.float32, device=q.device)
@@ -442,5 +451,5 @@ def _bias_grad_kernel(
     seen = (window_y >= 0) & (window_y < KERNEL_H) & (window_x >= 0) & (window_x < KERNEL_W)
     seen = seen & m_inside[:, None] & inside[None, :]
     token = group_y * width + group_x + at
-    row = ((split * G + g) * (height * width) + token) * (KERNEL_H * KERNEL_W)
+    row = ((none + split * G + g) * (height * width) + token) * (KERNEL_H * KERNEL_W)  # in 64 bits, as samples are
     tl.store(parts + row[:, None] + window_y * KERNEL_W + window_x, accumulated, mask=seen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from visionzoo.kernels.precision import without_autocast
 from visionzoo.kernels.regions import to_regions, valid_tokens
 
 
@@ -21,7 +22,8 @@ def forward(
         valid = valid_tokens((q.shape[1], q.shape[2]), valid_size, regions, q.device)
         count = valid.sum(1).clamp(min=1)[:, None]  # a region of padding alone has mean 0
         q_mean, k_mean = ((t * valid[..., None]).sum(2) / count for t in (q_regions, k_regions))
-    scores = (q_mean * scale) @ k_mean.transpose(1, 2)
+    with without_autocast(q.device):
+        scores = (q_mean * scale) @ k_mean.transpose(1, 2)
     if valid_size is not None:
         scores = scores.masked_fill(~valid.any(1), -torch.inf)
     if torch.onnx.is_in_onnx_export():  # ONNX has no stable sort; of equals its TopK takes the first, too

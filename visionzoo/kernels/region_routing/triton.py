@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from visionzoo.kernels import flops
 from visionzoo.kernels.launch import block_size, blocks, head_block, token_rows
 from visionzoo.kernels.operator import operator
 
@@ -31,7 +32,7 @@ def _route_fake(q, k, regions, topk, scale, valid_size):
     return q.new_empty((q.shape[0], regions[0] * regions[1], topk), dtype=torch.int64)
 
 
-@operator("route_regions", fake=_route_fake)
+@operator("route_regions", fake=_route_fake, flops=flops.route_regions)
 def _route(q: Tensor, k: Tensor, regions: list[int], topk: int, scale: float, valid_size: list[int]) -> Tensor:
     """For each region the `topk` regions of the best scores, best first."""
     (q, q_step), (k, k_step) = token_rows(q), token_rows(k)

@@ -52,7 +52,7 @@ def routed_attention(
         backend: "auto", "reference" or "triton".
 
     Returns:
-        [B, H, W, G, D] in q's dtype; scores and softmax are float32 at least.
+        [B, H, W, G, D] in q's dtype; scores, softmax and sums are float32 at least.
 
     Raises:
         ValueError: if shapes, dtypes, regions, index, bias, segments, weights or backend are not as said.
@@ -97,7 +97,8 @@ def _check_index(index: Tensor, q: Tensor, count: int, check_values: bool) -> No
             f"routed_attention: index must hold integers on {q.device}, got {index.dtype} on {index.device}"
         )
     # values of meta and fake tensors cannot be looked at
-    if check_values and type(index) is Tensor and index.device.type != "meta" and not torch.compiler.is_compiling():
+    looks = type(index) is Tensor and index.device.type != "meta" and not torch.compiler.is_compiling()
+    if check_values and looks and index.numel():
         low, high = index.aminmax()
         if low < 0 or high >= count:
             raise ValueError(f"routed_attention: index must name regions 0 to {count - 1}, got {low} to {high}")

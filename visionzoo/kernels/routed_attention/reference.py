@@ -1,10 +1,14 @@
-"""Specification of routed attention, in plain torch; runs in any floating dtype and under autograd."""
+"""Specification of routed attention, in plain torch; runs in any floating dtype and under autograd.
+
+All is computed in float32 at least, from one rounding of the inputs to one of the output.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from visionzoo.kernels.precision import without_autocast
 from visionzoo.kernels.regions import from_regions, to_regions, valid_tokens
 
 
@@ -22,7 +26,9 @@ def forward(
     valid_size: tuple[int, int] | None,
 ) -> Tensor:
     """Attention of [B, H, W, G, D] tensors as `routed_attention` says; copies K and V once for each listed region."""
-    size = (q.shape[1], q.shape[2])
+    size, dtype = (q.shape[1], q.shape[2]), q.dtype
+    accumulate = torch.promote_types(dtype, torch.float32)
+    q, k, v = (t.to(accumulate) for t in (q, k, v))
     q_regions, k_regions, v_regions = (to_regions(t, regions).transpose(2, 3) for t in (q, k, v))  # [B, R, G, n, D]
     if index is not None:
         batch = torch.arange(q.shape[0], device=q.device)[:, None, None]
@@ -32,17 +38,16 @@ def forward(
             k_regions, v_regions = (t * weights.to(t.dtype)[..., None, None, None] for t in (k_regions, v_regions))
         k_regions, v_regions = (t.transpose(2, 3).flatten(3, 4) for t in (k_regions, v_regions))
     keep = _allowed(size, index, regions, segments, valid_size, q.device)
-    accumulate = torch.promote_types(q.dtype, torch.float32)
-    scores = (q_regions * scale) @ k_regions.transpose(-2, -1)  # [B, R, G, n, K·n]
-    scores = scores.to(accumulate)
-    if bias is not None:
-        scores = scores + bias.to(accumulate)
-    if keep is None:
-        weights = scores.softmax(-1)
-    else:  # the smallest finite score, not -inf: rows without any key must have finite gradients
-        weights = scores.masked_fill(~keep, torch.finfo(accumulate).min).softmax(-1).masked_fill(~keep, 0)
-    out = weights.to(q.dtype) @ v_regions
-    return from_regions(out.transpose(2, 3), regions, size)
+    with without_autocast(q.device):
+        scores = (q_regions * scale) @ k_regions.transpose(-2, -1)  # [B, R, G, n, K·n]
+        if bias is not None:
+            scores = scores + bias.to(accumulate)
+        if keep is None:
+            weights = scores.softmax(-1)
+        else:  # the smallest finite score, not -inf: rows without any key must have finite gradients
+            weights = scores.masked_fill(~keep, torch.finfo(accumulate).min).softmax(-1).masked_fill(~keep, 0)
+        out = weights @ v_regions
+    return from_regions(out.transpose(2, 3).to(dtype), regions, size)
 
 
 def _allowed(

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from visionzoo.kernels import flops
 from visionzoo.kernels.flash import (
     LOG2_E,
     load_rows,
@@ -25,7 +26,7 @@ from visionzoo.kernels.flash import (
     softmax_step,
     store_rows,
 )
-from visionzoo.kernels.launch import block_size, blocks, dot_precision, head_block, token_rows
+from visionzoo.kernels.launch import block_size, blocks, check_numbers, dot_precision, head_block, token_rows
 from visionzoo.kernels.operator import operator
 
 # arguments that vary with batch and image: the compiler must not look at their values
@@ -75,7 +76,7 @@ def _differentiate(ctx, grad, _grad_lse):
     return *grads, None, grad_bias if needs[4] else None, None, grad_weights if needs[6] else None, None, None, None
 
 
-@operator("routed_attention", fake=_attend_fake, save=_save, differentiate=_differentiate)
+@operator("routed_attention", fake=_attend_fake, save=_save, differentiate=_differentiate, flops=flops.routed_attention)
 def _attend(
     q: Tensor,
     k: Tensor,
@@ -106,7 +107,7 @@ def _attend_backward_fake(
     )
 
 
-@operator("routed_attention_backward", fake=_attend_backward_fake)
+@operator("routed_attention_backward", fake=_attend_backward_fake, flops=flops.backward(flops.routed_attention, 3))
 def _attend_backward(
     grad: Tensor,
     out: Tensor,
@@ -150,6 +151,7 @@ class _Call:
     def __init__(self, q, k, v, index, bias, segments, weights, regions, scale, valid_size):
         (q, q_step), (k, k_step), (v, v_step) = token_rows(q), token_rows(k), token_rows(v)
         batch, height, width, heads, head_dim = q.shape
+        check_numbers("of a bias", 0 if bias is None else bias.numel())
         rows, columns = regions
         self.device, self.batch = q.device, batch
         self.n, self.count = height // rows * (width // columns), rows * columns

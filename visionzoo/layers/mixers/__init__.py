@@ -8,8 +8,6 @@ so any family that is built from them takes another family's: `mixers=("pool", "
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
-from inspect import signature
 from itertools import cycle
 from typing import Any
 
@@ -21,6 +19,7 @@ from visionzoo.layers.mixers.embedding_free import EmbeddingFreeMixer
 from visionzoo.layers.mixers.factorized import FactorizedMixer
 from visionzoo.layers.mixers.focused_linear import FocusedLinearMixer
 from visionzoo.layers.mixers.full import FullMixer
+from visionzoo.layers.mixers.gated_positional import GatedPositionalMixer
 from visionzoo.layers.mixers.halo import HaloMixer
 from visionzoo.layers.mixers.hilo import HiLoMixer
 from visionzoo.layers.mixers.injective_linear import InjectiveLinearMixer
@@ -35,6 +34,7 @@ from visionzoo.layers.mixers.single_head import SingleHeadMixer
 from visionzoo.layers.mixers.spatial_reduction import SpatialReductionMixer
 from visionzoo.layers.mixers.super_token import SuperTokenMixer
 from visionzoo.layers.mixers.window import WindowMixer
+from visionzoo.layers.specs import Spec, build_spec, by_part, in_turn, read_spec
 
 __all__ = [
     "MIXERS",
@@ -45,6 +45,7 @@ __all__ = [
     "FactorizedMixer",
     "FocusedLinearMixer",
     "FullMixer",
+    "GatedPositionalMixer",
     "HaloMixer",
     "HiLoMixer",
     "InjectiveLinearMixer",
@@ -73,6 +74,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "factorized": FactorizedMixer,
     "focused_linear": FocusedLinearMixer,
     "full": FullMixer,
+    "gated_positional": GatedPositionalMixer,
     "halo": HaloMixer,
     "hilo": HiLoMixer,
     "injective_linear": InjectiveLinearMixer,
@@ -88,10 +90,8 @@ MIXERS: dict[str, type[Mixer]] = {
     "window": WindowMixer,
 }
 
-MixerSpec = str | Mapping[str, Any]  # a name of MIXERS or "none", or dict(type=name, **options)
 
-
-def build_mixer(spec: MixerSpec, dim: int, num_heads: int | None = None) -> Mixer | None:
+def build_mixer(spec: Spec, dim: int, num_heads: int | None = None) -> Mixer | None:
     """Build the mixer that `spec` names: a name of `MIXERS` or `dict(type=name, **options)`.
 
     "none" gives None: blocks without token mixing. `num_heads` holds where the options do not give one.
@@ -99,22 +99,14 @@ def build_mixer(spec: MixerSpec, dim: int, num_heads: int | None = None) -> Mixe
     Raises:
         ValueError: if the name is unknown, or an option is not one of the mixer's or not of its type.
     """
-    options = {"num_heads": num_heads, **_as_options(spec)}
-    name = options.pop("type")
-    if name == "none":
+    if read_spec("mixer", spec, MIXERS, ("none",))["type"] == "none":
         return None
-    parameters = signature(MIXERS[name]).parameters
-    for key, value in options.items():  # many would be met by the first image only, in torch's words
-        if isinstance(value, float) and key in parameters and "float" not in (kind := str(parameters[key].annotation)):
-            raise ValueError(f"mixer {name!r}: {key} must be {kind}, got {key}={value}")
-    try:
-        return MIXERS[name](dim, **options)
-    except TypeError as error:
-        raise ValueError(f"mixer {name!r} does not take these options: {options} ({error})") from error
+    mixer: Mixer = build_spec("mixer", spec, MIXERS, dim, num_heads=num_heads)
+    return mixer
 
 
 def resolve_mixers(
-    defaults: Sequence[Sequence[Mapping[str, Any]]], override: MixerSpec | Sequence[Any] | None
+    defaults: Sequence[Sequence[Mapping[str, Any]]], override: Spec | Sequence[Any] | None
 ) -> list[list[dict[str, Any]]]:
     """Say which mixers each stage has: the family's, or the caller's in their place.
 
@@ -129,17 +121,15 @@ def resolve_mixers(
         ValueError: if the number of entries is not that of the stages, or a name is unknown.
     """
     stages = []
-    for own, given in zip(defaults, _by_stage(override, len(defaults)), strict=True):
+    for own, given in zip(defaults, by_part("mixers", override, len(defaults)), strict=True):
         if given is None:
             stages.append([dict(spec) for spec in own])
             continue
-        specs: list[MixerSpec] = [given] if isinstance(given, str | Mapping) else list(given)
-        if not specs:
-            raise ValueError(f"mixers: a stage needs at least one mixer, got {given!r}")
+        specs = in_turn("mixers", given)
         options: dict[str, list[Mapping[str, Any]]] = {}
         for spec in own:
             options.setdefault(spec["type"], []).append(spec)
-        asked = [_as_options(spec) for spec in specs]
+        asked = [read_spec("mixer", spec, MIXERS, ("none",)) for spec in specs]
         if len(asked) == 1:
             asked = asked * len(options.get(asked[0]["type"], [None]))
         turns = {name: cycle(turn) for name, turn in options.items()}
@@ -148,7 +138,7 @@ def resolve_mixers(
 
 
 def combine_mixers(
-    own: Sequence[Sequence[Mapping[str, Any]] | None], override: MixerSpec | Sequence[Any] | None
+    own: Sequence[Sequence[Mapping[str, Any]] | None], override: Spec | Sequence[Any] | None
 ) -> list[Any]:
     """Lay a caller's `mixers` over those of a variant, stage by stage, as `resolve_mixers` does.
 
@@ -162,30 +152,7 @@ def combine_mixers(
     Raises:
         ValueError: if the number of entries is not that of the stages, or a name is unknown.
     """
-    stages = _by_stage(override, len(own))
+    stages = by_part("mixers", override, len(own))
     return [
         given if spec is None else resolve_mixers([spec], [given])[0] for spec, given in zip(own, stages, strict=True)
     ]
-
-
-def _by_stage(override: MixerSpec | Sequence[Any] | None, stages: int) -> Sequence[Any]:
-    if override is None or isinstance(override, str | Mapping):
-        return [override] * stages
-    if not isinstance(override, Sequence) or len(override) != stages:
-        raise ValueError(
-            f"mixers: expected one entry for each of the {stages} stages, got "
-            f"{len(override) if isinstance(override, Sequence) else type(override).__name__}: {override!r}"
-        )
-    return override
-
-
-def _as_options(spec: MixerSpec) -> dict[str, Any]:
-    options: dict[str, Any] = {"type": spec} if isinstance(spec, str) else dict(spec)
-    name = options.get("type")
-    if name not in MIXERS and name != "none":
-        close = get_close_matches(str(name), MIXERS, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(
-            f"unknown mixer {name!r}{hint}; expected a name of {sorted(MIXERS)}, or dict(type=name, **options)"
-        )
-    return options

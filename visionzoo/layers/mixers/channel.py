@@ -20,7 +20,6 @@ class ChannelMixer(Mixer):
         dim: channels C.
         num_heads: channel groups.
         qkv_bias: whether the projection to q, k, v has a bias.
-        backend: of `visionzoo.kernels.channel_attention`.
 
     Raises:
         ValueError: if the heads do not divide the channels.
@@ -30,14 +29,18 @@ class ChannelMixer(Mixer):
     torch.Size([1, 5, 7, 64])
     """
 
-    def __init__(self, dim: int, num_heads: int | None = None, *, qkv_bias: bool = True, backend: str = "auto"):
+    def __init__(self, dim: int, num_heads: int | None = None, *, qkv_bias: bool = True):
         super().__init__(dim, num_heads)
-        self.backend = backend
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
+
+    @property
+    def takes_prefix_tokens(self) -> bool:
+        """Yes: tokens are features here, however many."""
+        return True
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
         self.check_input(x)
-        out = channel_attention(*self.split_heads(self.qkv(x)), backend=self.backend)
+        out = channel_attention(*self.split_heads(self.qkv(x)))
         return self.proj(out.flatten(3))

@@ -25,7 +25,6 @@ class CrossWindowMixer(Mixer):
         num_heads: attention heads.
         stripe_width: width s of the stripes, in tokens; None for one window, the whole map.
         qkv_bias: whether the projection to q, k, v has a bias.
-        backend: of `visionzoo.kernels.routed_attention` and `depthwise_conv`.
 
     Raises:
         ValueError: if the width is not positive.
@@ -42,19 +41,17 @@ class CrossWindowMixer(Mixer):
         *,
         stripe_width: int | None = 7,
         qkv_bias: bool = True,
-        backend: str = "auto",
     ):
         super().__init__(dim, num_heads)
         if stripe_width is not None and stripe_width < 1:
             raise ValueError(f"CrossWindowMixer: stripe_width must be positive or None, got {stripe_width=}")
         self.stripe_width = stripe_width
-        self.backend = backend
         windows: list[tuple[int | None, int | None]] = [(None, stripe_width), (stripe_width, None)]
         horizontal = 0 if stripe_width is None else self.num_heads // 2 * self.head_dim
         self.branch_widths = [width for width in (dim - horizontal, horizontal) if width]
         self.windows = windows[: len(self.branch_widths)]
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.lepe = nn.ModuleList(DepthwiseConvNHWC(width, 3, backend=backend) for width in self.branch_widths)
+        self.lepe = nn.ModuleList(DepthwiseConvNHWC(width, 3) for width in self.branch_widths)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,7 +73,7 @@ class CrossWindowMixer(Mixer):
         tall, wide = q.shape[1:3]
         rows, columns = (tall // window[0] if window[0] else 1), (wide // window[1] if window[1] else 1)
         q, k, v_heads = (t.unflatten(-1, (-1, self.head_dim)) for t in (q, k, v))
-        out = routed_attention(q, k, v_heads, None, regions=(rows, columns), backend=self.backend).flatten(3)
+        out = routed_attention(q, k, v_heads, None, regions=(rows, columns)).flatten(3)
         out = lepe(v, residual=out, regions=None if window == (None, None) else (rows, columns))
         top, left = (tall - height) // 2, (wide - width) // 2
         return out[:, top : top + height, left : left + width]

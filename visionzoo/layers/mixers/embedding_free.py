@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionzoo.layers.attention import attend
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.padding import pad_to_size
 
@@ -49,5 +50,5 @@ class EmbeddingFreeMixer(Mixer):
             means = F.avg_pool2d(pad_to_size(x, (side, side)).permute(0, 3, 1, 2), side).permute(0, 2, 3, 1)
         heads = (self.num_heads, self.head_dim)
         q, kv = (t.unflatten(-1, heads).flatten(1, 2).transpose(1, 2) for t in (x, self.kv(means)))  # [B, G, N, D]
-        out = F.scaled_dot_product_attention(q, kv, kv)
+        out = attend(q, kv, kv)
         return self.proj(out.transpose(1, 2).reshape(x.shape))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
-from timm.layers import register_notrace_function
 from torch import Tensor, nn
 
+from visionzoo.layers.attention import attend
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.padding import pad_to_size
+from visionzoo.layers.tracing import one_node
 
 
 class FactorizedMixer(Mixer):
@@ -92,29 +94,24 @@ class FactorizedMixer(Mixer):
         x = self.sr(pad_to_size(x, (self.reduction, self.reduction)))
         k, v = self.global_kv(x).chunk(2, dim=-1)
         v = self.global_conv(v, residual=v)
-        out = F.scaled_dot_product_attention(*(t.flatten(1, 2).unsqueeze(1) for t in (q, k, v)))
+        out = attend(q.flatten(1, 2).unsqueeze(1), k.flatten(1, 2).unsqueeze(1), v.flatten(1, 2).unsqueeze(1))
         return out.squeeze(1).unflatten(1, q.shape[1:3])
 
     def _attend_locally(self, i: int, q: Tensor, x: Tensor) -> Tensor:
         """Attend from [B, H, W, G, D] to the places of the windows of a map [B, H, W, G·D]."""
-        x = _windows(x, self.window_size, self.dilations[i]).unflatten(
-            -1, (self.num_heads, -1)
-        )  # [B, h, w, h, w, G, D]
+        x = _windows(x, self.window_size, self.dilations[i])
+        x = x.unflatten(-1, (self.num_heads, -1))  # [B, h, w, h, w, G, D]
         x = x.permute(0, 5, 2, 4, 1, 3, 6).flatten(4).flatten(2, 3)  # [B, G, w², windows · D]
         x = x.unflatten(3, (self.width, -1)).mean(4)  # stretches as long as there are windows, as released
         k, v = self.local_fc2[i](self.local_fc1[i](x)).chunk(2, dim=-1)
         places = v.transpose(1, 2).flatten(2).unflatten(1, (self.window_size, self.window_size))
-        v = (
-            self.local_conv[i](places, residual=places)
-            .flatten(1, 2)
-            .unflatten(-1, (self.num_heads, -1))
-            .transpose(1, 2)
-        )
-        out = F.scaled_dot_product_attention(q.flatten(1, 2).transpose(1, 2), k, v)
+        v = self.local_conv[i](places, residual=places).flatten(1, 2)
+        v = v.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        out = attend(q.flatten(1, 2).transpose(1, 2), k, v)
         return out.transpose(1, 2).flatten(2).unflatten(1, q.shape[1:3])
 
 
-@register_notrace_function
+@one_node
 def _windows(x: Tensor, size: int, step: int) -> Tensor:
     """Cut a map [B, H, W, C] into windows [B, rows, size, columns, size, C] of tokens `step` apart, side by side.
 
@@ -125,7 +122,7 @@ def _windows(x: Tensor, size: int, step: int) -> Tensor:
         length = x.shape[axis]
         count = (length + span - 1) // span
         places = span * torch.arange(count, device=x.device)[:, None] + step * torch.arange(size, device=x.device)
-        period = torch.sym_max(1, 2 * (length - 1))
-        places = places.flatten() % period
-        x = x.index_select(axis, torch.minimum(places, period - places)).unflatten(axis, (-1, size))
+        period: Any = torch.sym_max(1, 2 * (length - 1))
+        back: Tensor = places.flatten() % period
+        x = x.index_select(axis, torch.minimum(back, period - back)).unflatten(axis, (-1, size))
     return x

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionzoo.kernels import depthwise_conv, linear_attention
+from visionzoo.kernels import linear_attention
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
 from visionzoo.layers.position import PositionTable
@@ -28,7 +28,6 @@ class FocusedLinearMixer(Mixer):
         lepe_kernel: kernel, odd, of a second depthwise convolution of v, with its own kernel for each channel
             (locally enhanced position encoding of CSWin); None for none.
         qkv_bias: whether the projection to q, k, v has a bias.
-        backend: of `visionzoo.kernels.linear_attention` and `depthwise_conv`.
 
     Raises:
         ValueError: if a kernel is even or a number not positive.
@@ -48,19 +47,17 @@ class FocusedLinearMixer(Mixer):
         position_size: int | tuple[int, int] | None = None,
         lepe_kernel: int | None = None,
         qkv_bias: bool = True,
-        backend: str = "auto",
     ):
         super().__init__(dim, num_heads)
         self.check_kernels(kernel_size=kernel_size, lepe_kernel=lepe_kernel)
         if focusing_factor <= 0:
             raise ValueError(f"FocusedLinearMixer: focusing_factor must be positive, got {focusing_factor=}")
         self.focusing_factor = focusing_factor
-        self.backend = backend
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.scale = nn.Parameter(torch.zeros(1, 1, dim))  # three axes as released, where weight decay acts on it
         self.position = None if position_size is None else PositionTable(dim, position_size, std=0.0, mode="bicubic")
-        self.dwc = DepthwiseConvNHWC(self.head_dim, kernel_size) if kernel_size else None
-        self.lepe = DepthwiseConvNHWC(dim, lepe_kernel, backend=backend) if lepe_kernel else None
+        self.dwc = DepthwiseConvNHWC(self.head_dim, kernel_size, heads=self.num_heads) if kernel_size else None
+        self.lepe = DepthwiseConvNHWC(dim, lepe_kernel) if lepe_kernel else None
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,12 +74,9 @@ class FocusedLinearMixer(Mixer):
             feature_map="focused",
             focusing_factor=self.focusing_factor,
             temperature=F.softplus(self.scale).view(heads),
-            backend=self.backend,
         ).flatten(3)
         if self.dwc is not None:
-            assert self.dwc.bias is not None
-            weight, bias = self.dwc.weight.repeat(self.num_heads, 1, 1, 1), self.dwc.bias.repeat(self.num_heads)
-            out = depthwise_conv(v, weight, bias, residual=out, backend=self.backend)
+            out = self.dwc(v, residual=out)
         if self.lepe is not None:
             out = self.lepe(v, residual=out)
         return self.proj(out)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionzoo.layers.attention import attend
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
 
@@ -18,7 +18,6 @@ class FullMixer(Mixer):
         qkv_bias: whether the projection to q, k, v has a bias.
         lepe_kernel: kernel of a depthwise convolution of the mixer's input, added before the output projection
             (locally enhanced position encoding); odd, or None for none.
-        backend: of `visionzoo.kernels.depthwise_conv`.
 
     Raises:
         ValueError: if the heads do not divide the channels, or the kernel is even.
@@ -35,20 +34,24 @@ class FullMixer(Mixer):
         *,
         qkv_bias: bool = False,
         lepe_kernel: int | None = None,
-        backend: str = "auto",
     ):
         super().__init__(dim, num_heads)
         self.check_kernels(lepe_kernel=lepe_kernel)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.lepe = DepthwiseConvNHWC(dim, lepe_kernel, backend=backend) if lepe_kernel else None
+        self.lepe = DepthwiseConvNHWC(dim, lepe_kernel) if lepe_kernel else None
         self.proj = nn.Linear(dim, dim)
+
+    @property
+    def takes_prefix_tokens(self) -> bool:
+        """Yes, but for the convolution of positions, which needs a map."""
+        return self.lepe is None
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
         self.check_input(x)
         # [B, H, W, G, D] -> [B, G, N, D]
         q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in self.split_heads(self.qkv(x)))
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        out = attend(q, k, v).transpose(1, 2).reshape(x.shape)
         if self.lepe is not None:
             out = self.lepe(x, residual=out)
         return self.proj(out)

@@ -30,7 +30,6 @@ class HaloMixer(Mixer):
         qkv_bias: whether the projections to q, k, v have a bias.
         proj: whether a linear layer back to C channels follows; without it the output has `value_dim` channels.
         mask_padding: leave what is beyond the map out of attention instead.
-        backend: of `visionzoo.kernels.halo_attention`.
 
     Raises:
         ValueError: if heads, blocks, rim or stride cannot be as said.
@@ -55,7 +54,6 @@ class HaloMixer(Mixer):
         qkv_bias: bool = False,
         proj: bool = True,
         mask_padding: bool = False,
-        backend: str = "auto",
     ):
         if head_dim is not None and head_dim < 1:
             raise ValueError(f"HaloMixer: head_dim must be positive, got {head_dim=}")
@@ -77,7 +75,6 @@ class HaloMixer(Mixer):
         self.halo_size = halo_size
         self.stride = stride
         self.mask_padding = mask_padding
-        self.backend = backend
         self.q = nn.Linear(dim, self.num_heads * self.head_dim, bias=qkv_bias)
         self.kv = nn.Linear(dim, self.num_heads * (self.head_dim + self.value_head_dim), bias=qkv_bias)
         offsets = 2 * (block_size + 2 * halo_size) - 1
@@ -109,6 +106,5 @@ class HaloMixer(Mixer):
             halo_size=self.halo_size,
             stride=self.stride,
             mask_padding=self.mask_padding,
-            backend=self.backend,
         )
         return self.proj(out.flatten(3))

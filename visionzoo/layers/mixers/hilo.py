@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionzoo.kernels import routed_attention
+from visionzoo.layers.attention import attend
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.padding import crop, pad_to_multiple
 
@@ -85,4 +86,4 @@ class HiLoMixer(Mixer):
             padded = F.avg_pool2d(padded.permute(0, 3, 1, 2), self.window_size).permute(0, 2, 3, 1)
         k, v = self.low_kv(padded).unflatten(-1, (2, -1, self.head_dim)).unbind(-3)
         q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # [B, G, N, D]
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).unflatten(1, x.shape[1:3])
+        return attend(q, k, v).transpose(1, 2).flatten(2).unflatten(1, x.shape[1:3])

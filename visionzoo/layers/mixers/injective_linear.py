@@ -67,7 +67,7 @@ class InjectiveLinearMixer(Mixer):
             raise ValueError(
                 f"InjectiveLinearMixer: unknown {feature_map=}, expected one of {tuple(self.FEATURE_MAPS)}"
             )
-        if window_size is not None and window_size < 1 or not 0 <= shift_size < (window_size or 1):
+        if (window_size is not None and window_size < 1) or not 0 <= shift_size < (window_size or 1):
             raise ValueError(
                 f"InjectiveLinearMixer: window_size must be positive or None and shift_size from 0 to below it, got "
                 f"{window_size=} and {shift_size=}"

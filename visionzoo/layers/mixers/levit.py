@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
+from visionzoo.layers.attention import attend
 from visionzoo.layers.conv_norm import LinearNorm
 from visionzoo.layers.mixers.base import Mixer
 
@@ -76,9 +77,7 @@ class LevitMixer(Mixer):
         self.act = act_layer()
         self.proj = LinearNorm(self.num_heads * self.head_dim, self.out_dim, norm_weight=0.0 if zero_init else 1.0)
         self.bias_table = nn.Parameter(torch.zeros(self.num_heads, self.map_size[0] * self.map_size[1]))
-        # Rows of a multiple of 16 numbers: of masks that lie otherwise attention makes a copy in every call.
-        offsets = F.pad(offset_index(self.map_size, stride), (0, -(self.map_size[0] * self.map_size[1]) % 16))
-        self.register_buffer("offsets", offsets, persistent=False)
+        self.register_buffer("offsets", self._offsets(), persistent=False)
         self.register_buffer("bias", None)  # see `precompute`
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,8 +94,17 @@ class LevitMixer(Mixer):
             k, v = self.kv(x).unflatten(-1, heads).split([self.key_dim, self.head_dim], dim=-1)
         q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # [B, G, N, D]
         bias = self._bias((x.shape[1], x.shape[2]), q.dtype)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], scale=self.key_dim**-0.5)
+        out = attend(q, k, v, bias=bias[None], scale=self.key_dim**-0.5)
         return self.proj(self.act(out.transpose(1, 2).flatten(2).unflatten(1, size)))
+
+    def init_non_persistent_buffers(self) -> None:
+        """Compute anew what no checkpoint holds, where timm and transformers built the model on the meta device."""
+        self.offsets.copy_(self._offsets(self.offsets.device))
+
+    def _offsets(self, device: torch.device | None = None) -> Tensor:
+        # Rows of a multiple of 16 numbers: of masks that lie otherwise attention makes a copy in every call.
+        index = offset_index(self.map_size, self.stride, device)
+        return F.pad(index, (0, -index.shape[1] % 16))
 
     @torch.no_grad()
     def precompute(self) -> None:
@@ -108,7 +116,11 @@ class LevitMixer(Mixer):
         if self.bias is not None and not isinstance(size[0], torch.SymInt) and size == self.map_size:
             bias = self.bias.to(dtype)
         elif not torch.compiler.is_compiling() and size == self.map_size:
-            bias = self.bias_table.to(dtype)[:, self.offsets]
+            table = self.bias_table.to(dtype)
+            if torch.is_grad_enabled():
+                bias = table[:, self.offsets]
+            else:  # a quarter of the time on CPUs; but its gradient does not repeat bit for bit on GPUs
+                bias = table.index_select(1, self.offsets.flatten()).unflatten(1, self.offsets.shape)
         else:  # Under torch.compile a test on symbolic sizes would cost a recompilation; resizing to itself is exact.
             table = self.bias_table.unflatten(1, self.map_size)
             table = F.interpolate(table[None], size=size, mode="bilinear", align_corners=True)[0]

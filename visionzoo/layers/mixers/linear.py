@@ -18,7 +18,6 @@ class LinearMixer(Mixer):
         num_heads: attention heads.
         feature_map: "relu", "elu" or "softmax", see `visionzoo.kernels.linear_attention`.
         qkv_bias: whether the projection to q, k, v has a bias.
-        backend: of `visionzoo.kernels.linear_attention`.
 
     Raises:
         ValueError: if the feature map is unknown.
@@ -37,19 +36,22 @@ class LinearMixer(Mixer):
         *,
         feature_map: str = "elu",
         qkv_bias: bool = True,
-        backend: str = "auto",
     ):
         super().__init__(dim, num_heads)
         if feature_map not in self.FEATURE_MAPS:
             raise ValueError(f"LinearMixer: unknown {feature_map=}, expected one of {self.FEATURE_MAPS}")
         self.feature_map = feature_map
-        self.backend = backend
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
+
+    @property
+    def takes_prefix_tokens(self) -> bool:
+        """Yes: any set of tokens will do."""
+        return True
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
         self.check_input(x)
         q, k, v = self.split_heads(self.qkv(x))
-        out = linear_attention(q, k, v, feature_map=self.feature_map, backend=self.backend)
+        out = linear_attention(q, k, v, feature_map=self.feature_map)
         return self.proj(out.flatten(3))

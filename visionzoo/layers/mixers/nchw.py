@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from timm.layers import register_notrace_module
-from torch import Tensor, nn
-
-from visionzoo.layers.mixers.base import Mixer
+from visionzoo.layers.maps import AdapterNCHW
 
 
-@register_notrace_module  # it looks at the shape, as the mixers do
-class MixerNCHW(nn.Module):
+class MixerNCHW(AdapterNCHW):
     """Any token mixer on [B, C, H, W] maps.
 
     A map in channels_last memory is taken as it is, any other is copied into that once; the output is in
@@ -25,19 +21,4 @@ class MixerNCHW(nn.Module):
     torch.Size([1, 64, 5, 7])
     """
 
-    def __init__(self, mixer: Mixer):
-        super().__init__()
-        self.mixer = mixer
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, C', H', W'], of the same size but for mixers with a stride or an `out_dim`.
-
-        Raises:
-            ValueError: if x is not such a map, or of another dtype than the weights.
-        """
-        if x.ndim != 4 or x.shape[1] != self.mixer.dim:
-            raise ValueError(
-                f"MixerNCHW: expected a map [B, C, H, W] with C = {self.mixer.dim}, got {tuple(x.shape)}; "
-                f"for maps [B, H, W, C] use the {type(self.mixer).__name__} itself"
-            )
-        return self.mixer(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
+    ROLE = "mixer"

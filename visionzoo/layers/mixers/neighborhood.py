@@ -26,7 +26,6 @@ class NeighborhoodMixer(Mixer):
         dilation: step d from neighbor to neighbor, or (vertical, horizontal).
         relative_position_bias: add a learned number for each offset between query and key and each head.
         qkv_bias: whether the projection to q, k, v has a bias.
-        backend: of `visionzoo.kernels.neighborhood_attention`.
 
     Raises:
         ValueError: if kernel or dilation are not positive.
@@ -45,7 +44,6 @@ class NeighborhoodMixer(Mixer):
         dilation: int | tuple[int, int] = 1,
         relative_position_bias: bool = True,
         qkv_bias: bool = True,
-        backend: str = "auto",
     ):
         super().__init__(dim, num_heads)
         self.kernel_size: tuple[int, int] = to_2tuple(kernel_size)
@@ -54,7 +52,6 @@ class NeighborhoodMixer(Mixer):
             raise ValueError(
                 f"NeighborhoodMixer: kernel_size and dilation must be positive, got {kernel_size=} and {dilation=}"
             )
-        self.backend = backend
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.relative_position_bias = (
             NeighborhoodBias(self.num_heads, self.kernel_size) if relative_position_bias else None
@@ -73,7 +70,6 @@ class NeighborhoodMixer(Mixer):
             v,
             kernel_size=self.kernel_size,
             dilation=self.dilation,
-            bias=None if self.relative_position_bias is None else self.relative_position_bias.table,
-            backend=self.backend,
+            bias=None if self.relative_position_bias is None else self.relative_position_bias(),
         ).flatten(3)
         return self.proj(crop(out, (height, width)))

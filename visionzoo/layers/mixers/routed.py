@@ -33,7 +33,6 @@ class RoutedMixer(Mixer):
         lepe_kernel: kernel of the depthwise convolution of v that is added before the output projection (locally
             enhanced position encoding); odd, or None for none.
         mask_padding: leave padded tokens out of means, attention and position term instead.
-        backend: of `visionzoo.kernels.route_regions`, `routed_attention` and `depthwise_conv`.
 
     Raises:
         ValueError: if the heads do not divide the channels, the kernel is even, or `topk` is more than the regions.
@@ -54,7 +53,6 @@ class RoutedMixer(Mixer):
         qkv_bias: bool = True,
         lepe_kernel: int | None = 5,
         mask_padding: bool = False,
-        backend: str = "auto",
     ):
         super().__init__(dim, num_heads)
         self.check_kernels(lepe_kernel=lepe_kernel)
@@ -69,9 +67,8 @@ class RoutedMixer(Mixer):
         self.topk = topk
         self.scale = dim**-0.5 if scale is None else scale
         self.mask_padding = mask_padding
-        self.backend = backend
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.lepe = DepthwiseConvNHWC(dim, lepe_kernel, backend=backend) if lepe_kernel else None
+        self.lepe = DepthwiseConvNHWC(dim, lepe_kernel) if lepe_kernel else None
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,7 +80,6 @@ class RoutedMixer(Mixer):
             "regions": self.regions,
             "scale": self.scale,
             "valid_size": (height, width) if self.mask_padding else None,
-            "backend": self.backend,
         }
         index = route_regions(q, k, topk=self.topk, **options)
         out = routed_attention(q, k, v, index, check_index=False, **options).flatten(3)

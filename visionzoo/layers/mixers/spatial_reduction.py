@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionzoo.layers.attention import attend
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.norm import LayerNorm
@@ -55,6 +56,11 @@ class SpatialReductionMixer(Mixer):
         self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
+    @property
+    def takes_prefix_tokens(self) -> bool:
+        """Yes, where keys are not reduced, which needs a map."""
+        return self.sr is None
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
         self.check_input(x)
@@ -62,7 +68,7 @@ class SpatialReductionMixer(Mixer):
         q = self.q(x).unflatten(-1, heads).flatten(1, 2).transpose(1, 2)  # [B, G, N, D]
         kv = self.kv(self._reduce(x)).unflatten(-1, (2, *heads)).flatten(1, 2)  # [B, N', 2, G, D]
         k, v = kv.transpose(1, 3).unbind(2)  # [B, G, N', D]
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = attend(q, k, v)
         return self.proj(out.transpose(1, 2).reshape(x.shape))
 
     def _reduce(self, x: Tensor) -> Tensor:

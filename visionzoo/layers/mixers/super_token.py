@@ -104,7 +104,9 @@ def _gather(pixels: Tensor, membership: Tensor) -> Tensor:
     parts = (membership.to(pixels.dtype).mT @ pixels).to(membership.dtype)  # [B, h, w, 9, C], for the 9 neighbours
     shares = membership.sum(3).unsqueeze(-1)  # [B, h, w, 9, 1]
     # what was given to the i-th neighbour comes from the place to which one is the (8 - i)-th
-    total, share = (sum(neighbours(part.select(3, i))[8 - i] for i in range(9)) for part in (parts, shares))
+    total, share = (
+        torch.stack([neighbours(part.select(3, i))[8 - i] for i in range(9)]).sum(0) for part in (parts, shares)
+    )
     return (total / (share + 1e-12)).to(pixels.dtype)
 
 

@@ -31,7 +31,6 @@ class WindowMixer(Mixer):
         relative_position_bias: add a learned number for each offset between query and key and each head.
         qkv_bias: whether the projection to q, k, v has a bias.
         mask_padding: leave padded tokens out of attention instead.
-        backend: of `visionzoo.kernels.routed_attention`.
 
     Raises:
         ValueError: if window or shift are not as said.
@@ -51,7 +50,6 @@ class WindowMixer(Mixer):
         relative_position_bias: bool = False,
         qkv_bias: bool = True,
         mask_padding: bool = False,
-        backend: str = "auto",
     ):
         super().__init__(dim, num_heads)
         if window_size < 1:
@@ -63,7 +61,6 @@ class WindowMixer(Mixer):
         self.window_size = window_size
         self.shift_size = shift_size
         self.mask_padding = mask_padding
-        self.backend = backend
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.relative_position_bias = (
             RelativePositionBias(self.num_heads, window_size) if relative_position_bias else None
@@ -89,7 +86,6 @@ class WindowMixer(Mixer):
             bias=None if self.relative_position_bias is None else self.relative_position_bias(),
             segments=self._segments(size, padded, shift, x.device) if any(shift) else None,
             valid_size=(height, width) if self.mask_padding and not any(shift) else None,
-            backend=self.backend,
         ).flatten(3)
         if any(shift):
             out = out.roll(shift, (1, 2))

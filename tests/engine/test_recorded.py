@@ -1,0 +1,170 @@
+"""What a checkpoint says about its training steers no later command beyond its model and the way images are read."""
+
+import argparse
+
+import pytest
+import timm
+import torch
+from engine.helpers import run_tool
+
+from visionzoo.engine.checkpoints import read_checkpoint
+from visionzoo.engine.errors import UserError
+from visionzoo.engine.evaluation import evaluate_checkpoint
+from visionzoo.engine.flags import eval_parser
+from visionzoo.engine.models import restore
+from visionzoo.engine.recorded import Recorded, read_recorded, take_data
+
+
+@pytest.fixture
+def altered(trained, tmp_path):
+    """Write a checkpoint of which the record says something else."""
+
+    def alter(state=(), **args):
+        content = read_checkpoint(trained[0] / "last.pth.tar")
+        content |= dict(state)
+        content["args"] = {**content["args"], **args}
+        path = tmp_path / "altered.pth.tar"
+        torch.save(content, path)
+        return str(path)
+
+    return alter
+
+
+def evaluated(*flags):
+    return evaluate_checkpoint(eval_parser().parse([*map(str, flags), "--device", "cpu"]))
+
+
+def test_the_recorded_data_set_is_shown_and_not_opened_without_a_flag(altered, images):
+    with pytest.raises(UserError) as error:
+        evaluated("--checkpoint", altered(val_split="secret"), "-j", 0)
+    assert f"data_dir={str(images)!r}, val_split='secret'" in str(error.value)
+    assert "pass --recorded-data" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"dataset": "wds/x", "data_dir": "pipe:touch {mark}; echo ", "val_split": "x-{{0..1}}.tar|10"},
+        {"dataset": "wds/x", "data_dir": "/data", "val_split": "a.tar::pipe:touch {mark}|10"},
+        {"dataset": "wds/x", "data_dir": "/data", "val_split": "{{pipe,x}}:touch {mark}|10"},
+        {"dataset": "wds/x", "data_dir": "http:x", "val_split": "a"},
+        {"dataset": "", "data_dir": "s3://bucket/x"},
+        {"dataset": "", "data_dir": "//server/share"},
+        {"dataset": "", "val_data_dir": "\\\\server\\share"},
+        {"dataset": "", "class_map": "https://x/y.txt"},
+    ],
+)
+@pytest.mark.parametrize("flags", [[], ["--recorded-data"]])
+def test_commands_and_addresses_of_a_record_are_never_followed(altered, tmp_path, monkeypatch, record, flags):
+    mark = tmp_path / "mark"
+    record = {key: value.format(mark=mark) for key, value in record.items()}
+    opened = []
+    monkeypatch.setattr("visionzoo.engine.data.create_dataset", lambda name, **kwargs: opened.append((name, kwargs)))
+    with pytest.raises(UserError) as error:
+        evaluated("--checkpoint", altered(**record), *flags)
+    assert ("a command or an address" in str(error.value)) == bool(flags)
+    assert not opened and not mark.exists()
+
+
+def test_plain_names_and_paths_are_taken_with_the_flag():
+    for record in (
+        {"dataset": "hfds/zh-plus/tiny-imagenet", "val_split": "valid[:10%]"},
+        {"dataset": "wds/x", "data_dir": "/data/shards", "val_split": "x-{000..012}.tar|5000"},
+        {"data_dir": "C:\\images", "val_split": "val"},
+        {"data_dir": "/data/run 3: new/images"},
+    ):
+        args = eval_parser().parse(["--recorded-data"])
+        take_data(args, Recorded(data=record), "x.pth")
+        assert {"dataset": args.dataset, "data_dir": args.data_dir, "val_split": args.split} == {
+            "dataset": "", "data_dir": None, "val_split": "", **record
+        }  # fmt: skip
+    with pytest.raises(UserError, match="give one"):
+        take_data(eval_parser().parse(["--recorded-data", "--data-dir", "x"]), Recorded(data=record), "x.pth")
+
+
+def test_processes_and_devices_of_a_record_are_not_taken(altered, images, monkeypatch):
+    seen = []
+    monkeypatch.setattr("visionzoo.engine.evaluation.eval_loader", lambda args, *_: seen.append(args))
+    path = altered(workers=1_000_000, device="cuda:7", dataset_trust_remote_code=True, dataset_download=True, seed=7)
+    with pytest.raises(TypeError):  # there is no loader
+        evaluated("--checkpoint", path, "--data-dir", images)
+    (args,) = seen
+    assert (args.workers, args.device, args.seed) == (4, "cpu", 42)
+    assert not args.dataset_trust_remote_code and not args.dataset_download
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"pretrained_cfg_overlay": {"url": "http://127.0.0.1:1/x"}},
+        {"pretrained_cfg": {"file": "/etc/passwd"}},
+        {"checkpoint_path": "/etc/passwd"},
+        {"cache_dir": "/tmp/x"},
+        {"non_commercial": True},
+        {"weight_init": "http://127.0.0.1:1/x"},
+        {"block": {"inner": {"hf_hub_id": "a/b"}}},
+        {"table": torch.zeros(1)},
+    ],
+    ids=lambda extra: next(iter(extra)),
+)
+def test_arguments_of_a_model_that_name_weights_are_left_out_in_words(altered, extra, monkeypatch, capsys, tmp_path):
+    kwargs = {"depths": [1, 1], "embed_dims": [8, 16], "topks": [1, -2], "regions": 2}
+    path = altered(model_kwargs={**kwargs, **extra})
+    asked = []
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **more: asked.append(more) or create(name, **more))
+    args = eval_parser().parse(["--checkpoint", path])
+    restore(args)
+    (name,) = extra
+    assert f"not taken from its record: model_kwargs '{name}'" in capsys.readouterr().err
+    assert run_tool("convert", "zoo_biformer_t", path, str(tmp_path / "folder"), "--licence", "mit") == 0
+    assert f"not taken from its record: model_kwargs '{name}'" in capsys.readouterr().out
+    for more in asked:
+        assert name not in more and {key: more[key] for key in kwargs} == kwargs
+
+
+@pytest.mark.parametrize("name", ["hf-hub:someone/something", "local-dir:/etc", "hf_hub:x/y"])
+def test_a_model_that_lies_elsewhere_is_looked_up_only_on_the_users_word(altered, name, monkeypatch):
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("looked up"))
+    with pytest.raises(UserError, match="name it yourself by --model"):
+        restore(eval_parser().parse(["--checkpoint", altered(model=name)]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"args": {"model": ["a"]}}, "records model=['a']"),
+        ({"args": {"num_classes": "many"}}, "records num_classes='many'"),
+        ({"args": {"num_classes": True}}, "records num_classes=True"),
+        ({"args": {"model_kwargs": "x"}}, "records model_kwargs='x'"),
+        ({"args": {"input_img_mode": "BGR;x"}}, "records input_img_mode='BGR;x'"),
+        ({"args": {"data_dir": 3}}, "records data_dir=3"),
+        ({"class_names": "abc"}, "records class_names='abc'"),
+        ({"class_names": [1, 2, 3]}, "records class_names=[1, 2, 3]"),
+        ({"data_config": {"input_size": (3, "big", 1)}}, "records input_size=(3, 'big', 1)"),
+        ({"data_config": {"mean": (0.5, float("nan"), 0.5)}}, "records mean="),
+        ({"data_config": {"input_size": (3, 32, 32), "std": (1.0, 1.0)}}, "records std=(1.0, 1.0)"),
+        ({"data_config": {"interpolation": "__class__"}}, "records interpolation='__class__'"),
+    ],
+)
+def test_a_damaged_record_is_named(change, message):
+    with pytest.raises(UserError) as error:
+        read_recorded(change, "x.pth")
+    assert message in str(error.value) and "x.pth" in str(error.value)
+
+
+def test_the_flags_of_timms_script_say_how_images_are_prepared():
+    flags = {"model": "resnet18", "img_size": 32, "mean": [0.1, 0.2, 0.3], "std": None, "crop_pct": 1.0, "workers": 9}
+    found = read_recorded({"args": argparse.Namespace(**flags, input_size=None, interpolation="")}, "x.pth")
+    assert found.data_config == {"mean": [0.1, 0.2, 0.3], "crop_pct": 1.0, "input_size": (3, 32, 32)}
+    assert found.model == {"model": "resnet18"} and not found.data
+
+
+@pytest.mark.parametrize("tool", ["eval", "predict", "export"])
+def test_no_command_follows_a_record_to_a_command(altered, images, tmp_path, tool, monkeypatch):
+    mark = tmp_path / "mark"
+    path = altered(dataset="wds/x", data_dir=f"pipe:touch {mark}; echo ", val_split="x-{0..1}.tar|10", workers=10**6)
+    monkeypatch.setattr("visionzoo.deploy.command.write_files", lambda *_: [])
+    flags = {"predict": [str(images / "validation/red"), "--output", str(tmp_path / "p")]}.get(tool, [])
+    assert run_tool(tool, *flags, "--checkpoint", path, "--device", "cpu") == (tool == "eval")
+    assert not mark.exists()

@@ -1,0 +1,84 @@
+"""The images that files, folders and patterns stand for."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from visionzoo.engine.charts import is_picture
+from visionzoo.engine.errors import UserError
+
+PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # what is taken from folders
+
+
+def find_images(sources: Sequence[str], notes: list[str] | None = None) -> Iterator[Path]:
+    """Yield the image files of files, folders (searched to the bottom) and glob patterns, sorted within each.
+
+    Args:
+        sources: names of them; a single file may be of any kind.
+        notes: gets words on what was found and not taken: pictures of earlier predictions, files of other kinds, links
+            by which images would be met again.
+
+    Raises:
+        UserError: one of them stands for no image, or a folder cannot be read.
+    """
+    notes = [] if notes is None else notes
+    for source in sources:
+        path = Path(source)
+        if path.is_file():
+            yield path
+            continue
+        links: list[str] = []
+        found = _walk(path, links) if path.is_dir() else _match(source)
+        files = sorted(file for file in found if file.suffix.lower() in PICTURES)
+        images = [file for file in files if not is_picture(file)]
+        other = Counter(file.suffix.lower() for file in found if file.suffix.lower() not in PICTURES)
+        other = Counter({ending: n for ending, n in other.items() if ending in Image.registered_extensions()})
+        passed = [f"{len(files) - len(images)} pictures of earlier predictions"] if len(images) < len(files) else []
+        passed += [f"{count} {ending}" for ending, count in sorted(other.items())]
+        passed += [f"the link {link}" for link in links]
+        if not images:
+            but = f" but {', '.join(passed)}" if passed else ""
+            raise UserError(f"no images at {source}{but}; known endings are {', '.join(PICTURES)}")
+        if passed:
+            notes.append(f"{source}: passed over are {', '.join(passed)}")
+        yield from images
+
+
+def _walk(root: Path, links: list[str]) -> list[Path]:
+    """Return the files of a folder and of those in it; links within it are noted, not followed."""
+
+    def stop(error: OSError) -> None:
+        raise UserError(
+            f"cannot look into the folder {error.filename}: {error.strerror}; name its files or leave it out"
+        )
+
+    files: list[Path] = []
+    top = os.path.realpath(root)
+    seen = {top}
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=stop):
+        for name in list(subfolders):
+            place = os.path.join(folder, name)
+            target = os.path.realpath(place)
+            within = os.path.commonpath((target, top)) in (target, top)  # in it, or above it
+            if os.path.islink(place) and (within or target in seen):
+                subfolders.remove(name)
+                links.append(place)
+            seen.add(target)
+        files += [Path(folder, name) for name in names]
+    return [file for file in files if file.is_file()]
+
+
+def _match(pattern: str) -> list[Path]:
+    """Return the files of a glob pattern; `**` follows no links, and only `.` finds hidden names, as in a shell."""
+    anchor = Path(pattern).anchor
+    parts = Path(pattern).parts[1:] if anchor else Path(pattern).parts
+    if not parts:
+        return []
+    found = Path(anchor or ".").glob(str(Path(*parts)))
+    hidden = any(part.startswith(".") and part != ".." for part in parts)
+    return [
+        file for file in found if file.is_file() and (hidden or not any(p[0] == "." and p != ".." for p in file.parts))
+    ]

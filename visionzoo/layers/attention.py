@@ -1,0 +1,39 @@
+"""Attention of all tokens to all, by torch's own function."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from visionzoo.kernels import scope
+from visionzoo.kernels.precision import without_autocast
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """Return `F.scaled_dot_product_attention`, or under `use_backend("reference")` the same from plain products.
+
+    Plain products have second derivatives and forward-mode ones; they hold all scores at once. On a CPU they serve
+    where values have a width of their own, too: torch has no fused kernel for that there, and what it does instead
+    looks three times through the scores for rows that see nothing.
+
+    Args:
+        q: queries [B, G, N, D].
+        k: keys [B, G, M, D].
+        v: values [B, G, M, V].
+        bias: added to the scaled scores, broadcast to [B, G, N, M]; None for none.
+        scale: of the scores; None means D^-½.
+
+    Returns:
+        [B, G, N, V] in q's dtype; scores, softmax and sums are float32 at least.
+    """
+    unfused = q.device.type == "cpu" and v.shape[-1] != q.shape[-1]
+    if scope.backend != "reference" and not unfused:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    dtype, accumulate = q.dtype, torch.promote_types(q.dtype, torch.float32)
+    q, k, v = (t.to(accumulate) for t in (q, k, v))
+    with without_autocast(q.device):
+        scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)
+        if bias is not None:
+            scores = scores + bias.to(accumulate)
+        return (scores.softmax(-1) @ v).to(dtype)

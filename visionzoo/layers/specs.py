@@ -1,0 +1,138 @@
+"""How layers are asked for: `"name"` or `dict(type="name", **options)`, one grammar for mixers, gates and alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from inspect import Parameter, signature
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+Spec = str | Mapping[str, Any]  # a name, or dict(type=name, **options)
+
+
+def read_spec(kind: str, spec: Any, table: Mapping[str, Any], others: Sequence[str] = ()) -> dict[str, Any]:
+    """Return a spec as `{"type": name, **options}`.
+
+    Args:
+        kind: what the table holds, for messages: "mixer", "gate".
+        spec: a name of the table or `dict(type=name, **options)`.
+        table: name -> constructor.
+        others: names beside those of the table.
+
+    Raises:
+        ValueError: if it is neither, or the name is unknown.
+    """
+    if not isinstance(spec, str | Mapping):
+        raise ValueError(f"{kind}: expected a name or dict(type=name, **options), got {spec!r}")
+    options: dict[str, Any] = {"type": spec} if isinstance(spec, str) else {"type": None, **spec}
+    name = options["type"]
+    if not isinstance(name, str) or (name not in table and name not in others):
+        names = sorted({*table, *others})
+        raise ValueError(
+            f"unknown {kind} {name!r}{_hint(name, names)}; expected a name of {names}, or dict(type=name, **options)"
+        )
+    return options
+
+
+def build_spec(kind: str, spec: Any, table: Mapping[str, Callable[..., Any]], *args: Any, **defaults: Any) -> Any:
+    """Build what a spec asks for: `table[name](*args, **{**defaults, **options})`.
+
+    Options must be parameters of the constructor and of the type that it states; a list stands for a tuple.
+
+    Args:
+        kind: what the table holds, for messages.
+        spec: as `read_spec` takes it.
+        table: name -> constructor.
+        args: leading arguments, which no option may name.
+        defaults: options where the spec gives none.
+
+    Raises:
+        ValueError: if the name or an option is unknown, an option has another type, or one is missing.
+    """
+    options = {**defaults, **read_spec(kind, spec, table)}
+    name = options.pop("type")
+    constructor = table[name]
+    parameters = list(signature(constructor).parameters.values())[len(args) :]
+    takes = {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    called: Any = constructor
+    hints = get_type_hints(getattr(called, "__init__") if isinstance(called, type) else called)  # noqa: B009  mypy
+    for key, value in options.items():
+        if key not in takes:
+            raise ValueError(
+                f"{kind} {name!r} does not take these options: {key}={value!r}{_hint(key, takes)}; "
+                f"it takes {', '.join(takes) or 'none'}"
+            )
+        if key in hints and not _fits(value, hints[key]):  # many would be met by the first image only, in torch's words
+            raise ValueError(f"{kind} {name!r}: {key} must be {_text(hints[key])}, got {key}={value!r}")
+    if missing := [p.name for p in takes.values() if p.default is Parameter.empty and p.name not in options]:
+        raise ValueError(f"{kind} {name!r} needs {', '.join(missing)}: pass dict(type={name!r}, {missing[0]}=...)")
+    return constructor(*args, **{key: tuple(v) if isinstance(v, list) else v for key, v in options.items()})
+
+
+def by_part(kind: str, override: Any, parts: int, of: str = "stages") -> Sequence[Any]:
+    """Return an entry for each part of a model: the one for all, or a sequence with one for each.
+
+    Args:
+        kind: name of the argument, for messages: "mixers", "gates".
+        override: None or a spec for all parts, or a sequence with an entry a part.
+        parts: number of parts.
+        of: what the model calls them.
+
+    Raises:
+        ValueError: if the number of entries is not that of the parts.
+    """
+    if override is None or isinstance(override, str | Mapping):
+        return [override] * parts
+    if not isinstance(override, Sequence) or len(override) != parts:
+        raise ValueError(
+            f"{kind}: expected one entry for each of the {parts} {of}, got "
+            f"{len(override) if isinstance(override, Sequence) else type(override).__name__}: {override!r}"
+        )
+    return override
+
+
+def in_turn(kind: str, entry: Any) -> list[Any]:
+    """Return what the blocks of a part take in turn: the one spec of its entry, or those of a sequence.
+
+    Raises:
+        ValueError: if it is neither, or an empty sequence.
+    """
+    if entry is None or isinstance(entry, str | Mapping):
+        return [entry]
+    if not isinstance(entry, Sequence) or not entry:
+        raise ValueError(f"{kind}: a stage needs at least one {kind.removesuffix('s')}, got {entry!r}")
+    return list(entry)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type, as far as plain values go; what else a hint may be fits anything."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, each) for each in args)
+    if origin is Literal:
+        return value in args
+    if hint is None or hint is NoneType:
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (bool, str):
+        return isinstance(value, hint)
+    if hint is tuple or origin is tuple:
+        if not isinstance(value, tuple | list):
+            return False
+        if len(args) == 2 and args[1] is ...:
+            args = (args[0],) * len(value)
+        return not args or (len(value) == len(args) and all(map(_fits, value, args)))
+    return True
+
+
+def _text(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+
+
+def _hint(name: Any, names: Iterable[str]) -> str:
+    close = get_close_matches(name, list(names), n=1) if isinstance(name, str) else []
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,166 @@
+"""Tokens of a map with prefix tokens (a class token and the like) before them, and the block that takes them."""
+
+from __future__ import annotations
+
+from math import isqrt
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from visionzoo.layers.block import Block
+from visionzoo.layers.mixers.base import Mixer
+from visionzoo.layers.position import resize_table
+
+
+class Tokens(NamedTuple):
+    """A map as tokens, with P prefix tokens before them."""
+
+    x: Tensor  # [B, P + H·W, C]
+    size: tuple[int, int]  # height and width of the map
+    prefix: int = 0  # P
+
+    @classmethod
+    def of(cls, x: Tensor) -> Tokens:
+        """Take a map [B, H, W, C]."""
+        return cls(x.flatten(1, 2), (x.shape[1], x.shape[2]))
+
+    def map(self) -> Tensor:
+        """Return the map alone: [B, H, W, C]."""
+        return self.x[:, self.prefix :].unflatten(1, self.size)
+
+    def with_map(self, x: Tensor) -> Tokens:
+        """Put another map [B, H, W, C] in place of this one, behind the same prefix tokens."""
+        x = x.flatten(1, 2)
+        return self._replace(x=torch.cat([self.x[:, : self.prefix], x], dim=1) if self.prefix else x)
+
+
+def mix_tokens(mixer: nn.Module, tokens: Tokens) -> Tensor:
+    """Return what a mixer of maps makes of tokens, [B, P + H·W, C].
+
+    Where the mixer has a place for prefix tokens (`Mixer.takes_prefix_tokens`), they take part like any other token.
+    Else it sees the map alone, and the prefix tokens get zeros: a residual branch leaves them as they are.
+    """
+    if not tokens.prefix:
+        return mixer(tokens.map()).flatten(1, 2)
+    if isinstance(mixer, Mixer) and mixer.takes_prefix_tokens:
+        return mixer(tokens.x.unsqueeze(1)).squeeze(1)
+    return F.pad(mixer(tokens.map()).flatten(1, 2), (0, 0, tokens.prefix, 0))
+
+
+class TokenBlock(Block):
+    """`Block` on `Tokens`; its convolutions `cpe1` and `cpe2` and its gate see the map alone."""
+
+    def forward(self, tokens: Tokens) -> Tokens:  # type: ignore[override]
+        """Take the tokens through the block; their number and size stay."""
+        if self.cpe1 is not None:
+            tokens = tokens.with_map(self.cpe1(x := tokens.map(), residual=x))
+        if self.mixer is not None:
+            mixed = mix_tokens(self.mixer, tokens._replace(x=self.norm1(tokens.x)))
+            tokens = tokens._replace(x=self._add(tokens.x, mixed, self.ls1))
+        if self.cpe2 is not None:
+            tokens = tokens.with_map(self.cpe2(x := tokens.map(), residual=x))
+        branch = tokens._replace(x=self.mlp(self.norm2(tokens.x)))
+        if not isinstance(self.branch_gate, nn.Identity):
+            branch = branch.with_map(self.branch_gate(branch.map()))
+        return tokens._replace(x=self._add(tokens.x, branch.x, self.ls2))
+
+
+class PrefixTokens(nn.Module):
+    """Learned tokens that are put before those of a map: class, distillation, registers, in this order.
+
+    Args:
+        dim: channels C.
+        class_token: have a class token.
+        dist_token: have a distillation token.
+        reg_tokens: number of registers.
+
+    >>> PrefixTokens(8, reg_tokens=4)(Tokens.of(torch.zeros(2, 3, 5, 8))).x.shape
+    torch.Size([2, 20, 8])
+    """
+
+    def __init__(self, dim: int, *, class_token: bool = True, dist_token: bool = False, reg_tokens: int = 0):
+        super().__init__()
+        counts = {"cls_token": int(class_token), "dist_token": int(dist_token), "reg_token": reg_tokens}
+        if reg_tokens < 0:
+            raise ValueError(f"PrefixTokens: reg_tokens must not be negative, got {reg_tokens=}")
+        self.names = tuple(name for name, count in counts.items() if count)
+        for name in self.names:
+            self.register_parameter(name, nn.Parameter(torch.zeros(1, counts[name], dim)))
+            trunc_normal_(self.get_parameter(name), std=0.02)
+        self.count = sum(counts.values())
+
+    @property
+    def NO_WEIGHT_DECAY(self) -> tuple[str, ...]:
+        """Names of the parameters, which weight decay would harm."""
+        return self.names
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        """Put the prefix tokens before those that are there."""
+        own = [getattr(self, name).expand(tokens.x.shape[0], -1, -1) for name in self.names]
+        return Tokens(torch.cat([*(t.to(tokens.x.dtype) for t in own), tokens.x], 1), tokens.size, self.count)
+
+
+class TokenPositions(nn.Module):
+    """A learned vector for each token, added to it; those of the map are interpolated to maps of other sizes.
+
+    Args:
+        dim: channels C.
+        size: height and width of the map that the table is made for.
+        prefix: prefix tokens that have vectors too; 0 leaves them without.
+        mode: of the interpolation, "bilinear" or "bicubic".
+    """
+
+    NO_WEIGHT_DECAY = ("table",)
+
+    def __init__(self, dim: int, size: tuple[int, int], *, prefix: int = 0, mode: str = "bicubic"):
+        super().__init__()
+        if min(size) < 1:
+            raise ValueError(f"TokenPositions: size must be positive, got {size=}")
+        self.size, self.prefix, self.mode = tuple(size), prefix, mode
+        self.table = nn.Parameter(torch.zeros(1, prefix + size[0] * size[1], dim))
+        trunc_normal_(self.table, std=0.02)
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        """Add the positions, in the tokens' dtype."""
+        table = self.resized(tokens.size).to(tokens.x.dtype)
+        if missing := tokens.prefix - self.prefix:
+            table = F.pad(table, (0, 0, missing, 0))
+        return tokens._replace(x=tokens.x + table)
+
+    def resized(self, size: tuple[int, int]) -> Tensor:
+        """Return the table [1, P + H·W, C] for a map of this size."""
+        return _resize(self.table, self.prefix, self.size, size, self.mode)
+
+    @torch.no_grad()
+    def set_size(self, size: tuple[int, int]) -> None:
+        """Make the table one for maps of this size."""
+        self.table = nn.Parameter(self.resized(size).clone(), requires_grad=self.table.requires_grad)
+        self.size = tuple(size)
+
+    def fit_weight(self, name: str, weight: Tensor) -> Tensor:
+        """Bring a checkpoint's table, of a square map with as many prefix tokens or none, to the size of ours.
+
+        Raises:
+            ValueError: if the table is not one of a square map.
+        """
+        for prefix in dict.fromkeys((self.prefix, 0, 1, 2)):
+            side = isqrt(weight.shape[1] - prefix)
+            if side * side == weight.shape[1] - prefix:
+                break
+        else:
+            raise ValueError(
+                f"{name}: expected positions [1, P + N, C] of a square map with {self.prefix} prefix tokens, got "
+                f"{tuple(weight.shape)}"
+            )
+        if prefix < self.prefix:  # the model's further prefix tokens start without position
+            weight, prefix = F.pad(weight, (0, 0, self.prefix - prefix, 0)), self.prefix
+        weight = weight[:, prefix - self.prefix :]
+        return _resize(weight, self.prefix, (side, side), self.size, self.mode)
+
+
+def _resize(table: Tensor, prefix: int, old: tuple[int, ...], new: tuple[int, ...], mode: str) -> Tensor:
+    on_map = resize_table(table[:, prefix:].unflatten(1, old), (new[0], new[1]), mode).flatten(1, 2)
+    return torch.cat([table[:, :prefix], on_map], 1) if prefix else on_map

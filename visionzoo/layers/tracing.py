@@ -1,0 +1,37 @@
+"""torch.fx sees what depends on shapes and devices as one node, whoever traces and whatever leaves they know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import Any, TypeVar
+
+from torch import nn
+from torch.fx import Proxy
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def one_node(function: F) -> F:
+    """Let a function, or a module's `forward`, be one node of a graph of torch.fx."""
+
+    @wraps(function)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        proxy = _first_proxy((*args, *kwargs.values()))
+        if proxy is None:
+            return function(*args, **kwargs)
+        if isinstance(module := args[0], nn.Module):
+            path = proxy.tracer.path_of_module(module)  # type: ignore[attr-defined]
+            return proxy.tracer.create_proxy("call_module", path, args[1:], kwargs)
+        return proxy.tracer.create_proxy("call_function", traced, args, kwargs)
+
+    return traced  # type: ignore[return-value]
+
+
+def _first_proxy(values: Iterable[Any]) -> Proxy | None:
+    for value in values:
+        if isinstance(value, Proxy):
+            return value
+        if isinstance(value, tuple) and (proxy := _first_proxy(value)) is not None:
+            return proxy
+    return None

@@ -1,0 +1,366 @@
+"""timm's model contract, written once, over a list of parts and whatever state passes between them.
+
+Letters of shapes, here and everywhere: B batch, H height, W width, C channels, N tokens, P prefix tokens (class token
+and the like), G heads, D head width.
+
+An image becomes a state (`begin`), the parts advance it (`advance`), a map is read from it (`read`), and the state at
+the end becomes what the head takes (`finish`). The state may be a map, a map with prefix tokens, two sets of tokens, or
+anything else that is a tensor or a (named) tuple of them. `Pyramid` and `Isotropic` are the two that families build on.
+Images come in as [B, C, H, W]; inside, maps are contiguous [B, H, W, C]; features leave as [B, C, H, W] (a view in
+channels_last memory).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, TypedDict
+
+from timm.layers import trunc_normal_
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from visionzoo.layers.nhwc import DepthwiseConvNHWC
+
+
+class HeadOptions(TypedDict, total=False):
+    """What every family takes for its head."""
+
+    num_classes: int  # classes; 0 for pooled features
+    global_pool: str  # timm's name of the pooling; "" for none
+    drop_rate: float  # dropout probability before the classifier
+
+
+class Contract(nn.Module):
+    """timm's interface over a list of parts.
+
+    Args:
+        stem: modules that an image passes before the parts, by name.
+        parts: modules that the state passes through; their outputs are the features.
+        norm: of the features after the last part; None where there is none.
+        feature_info: for each part what timm asks: `num_chs`, `reduction` (image size over map size).
+        num_features: channels that the head takes.
+        head_layer: called with (num_features, num_classes, pool_type=..., drop_rate=...), as timm's heads.
+        in_chans: image channels.
+        head: see `HeadOptions`.
+
+    Raises:
+        ValueError: if the head has no place for the pooling.
+    """
+
+    PARTS = "stages"  # name of the list of parts
+    UNITS: tuple[tuple[str, tuple[int, ...] | None], ...] = ()  # timm's patterns of layers that learn at one rate
+    FORMATS: tuple[str, ...] = ("NCHW", "NHWC")  # of features
+    HEAD_INPUT = "NCHW"  # what `forward_features` returns and the head takes; "NLC" for tokens
+    FEATURES = 4  # features_only gives the last so many where the caller names none
+    POOL = "avg"  # pooling where the caller names none
+    POOLS: tuple[str, ...] = ("", "avg", "max", "avgmax", "catavgmax")  # poolings that the head has a place for
+    UNFOLDED = ""  # pattern of batch norms that `visionzoo.fuse` leaves, for no layer comes directly before them
+    INIT_CONVS = False  # whether convolutions are initialised as linear layers are
+    DYNAMIC_SIZE = True  # whether torch.export makes a program for images of any size
+
+    # Checkpoints of others that are the same network: origin -> [(pattern, replacement), ...] for re.sub, in order; the
+    # replacement None leaves a tensor out that is not a weight (index tables, masks); a tuple of replacements cuts it
+    # into as many equal parts along its first axis; names that end in #0, #1, ... are parts, joined along theirs.
+    CHECKPOINT_KEYS: dict[str, list[tuple[str, Any]]] = {}
+
+    head: Any
+    norm: nn.Module
+    pretrained_cfg: dict[str, Any]  # set by timm
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Show the options of the head in the signature of a family that passes them on."""
+        super().__init_subclass__(**kwargs)
+        own = inspect.signature(cls.__init__)
+        options = {name: value.default for name, value in _HEAD_DEFAULTS.items()} | {"global_pool": cls.POOL}
+        shown = [p for p in list(own.parameters.values())[1:] if p.kind is not p.VAR_KEYWORD]
+        if len(shown) + 1 < len(own.parameters):
+            families = [base for base in cls.__mro__[1:] if "visionzoo.models._" not in base.__module__]
+            if families and issubclass(families[0], Contract):  # it is passed the rest
+                taken = inspect.signature(families[0]).parameters
+                shown += [parameter for name, parameter in taken.items() if name not in own.parameters]
+                options = {name: value for name, value in options.items() if name not in taken}
+            shown += [
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value)
+                for name, value in options.items()
+                if name not in own.parameters
+            ]
+        cls.__signature__ = own.replace(parameters=shown)  # type: ignore[attr-defined]
+
+    def __init__(
+        self,
+        *,
+        stem: Mapping[str, nn.Module],
+        parts: Sequence[nn.Module],
+        norm: nn.Module | None,
+        feature_info: Sequence[Mapping[str, Any]],
+        num_features: int,
+        head_layer: Callable[..., nn.Module],
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str | None = None,
+        drop_rate: float = 0.0,
+    ):
+        super().__init__()
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.num_features = num_features
+        self.feature_info = [{**info, "module": f"{self.PARTS}.{i}"} for i, info in enumerate(feature_info)]
+        self.stem_names = tuple(stem)
+        for name, module in stem.items():
+            self.add_module(name, module)
+        self.add_module(self.PARTS, nn.ModuleList(parts))
+        self.norm = norm or nn.Identity()
+        self.head_layer = partial(head_layer, num_features, drop_rate=drop_rate)
+        self.default_pool = self.POOL if global_pool is None else global_pool
+        self.head = self._make_head(num_classes, self.default_pool)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Initialise linear layers as the families here do (truncated normal of std 0.02, no bias); others as torch.
+
+        With `INIT_CONVS` convolutions too.
+        """
+        kinds = (nn.Linear, nn.Conv2d, DepthwiseConvNHWC) if self.INIT_CONVS else nn.Linear
+        for module in self.modules():
+            if isinstance(module, kinds):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    # -- what a base or a family says ---------------------------------------------------------------------------------
+
+    def begin(self, image: Tensor) -> Any:
+        """Image [B, in_chans, H, W] to the state before the first part."""
+        raise NotImplementedError
+
+    def advance(self, i: int, state: Any) -> Any:
+        """Take the state through part i."""
+        return self.parts[i](state)
+
+    def read(self, i: int, state: Any, norm: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Return the map [B, H, W, C] after part i and the prefix tokens [B, P, C], or None where there are none."""
+        raise NotImplementedError
+
+    def finish(self, state: Any) -> Any:
+        """Turn the state after the last part into what `forward_features` returns and the head takes."""
+        raise NotImplementedError
+
+    # -- forward ------------------------------------------------------------------------------------------------------
+
+    @property
+    def parts(self) -> nn.ModuleList | nn.Sequential:
+        """The modules whose outputs are the features."""
+        parts: nn.ModuleList | nn.Sequential = getattr(self, self.PARTS)
+        return parts
+
+    def forward(self, x: Tensor) -> Any:
+        """Image [B, in_chans, H, W] to logits [B, num_classes], or pooled features where num_classes is 0."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Any:
+        """Image [B, in_chans, H, W] to the features that the head takes, normalised."""
+        state = self.begin(x)
+        for i in range(len(self.parts)):
+            state = self.advance(i, state)
+        return self.finish(state)
+
+    def forward_head(self, x: Any, pre_logits: bool = False) -> Any:
+        """Features of `forward_features` to logits; with `pre_logits` to what the classifier would see.
+
+        Raises:
+            ValueError: if `pre_logits` is asked of a head that was replaced by another module.
+        """
+        if not pre_logits:
+            return self.head(x)
+        if not hasattr(self.head, "reset"):
+            raise ValueError(
+                f"forward_head: the head was replaced by a {type(self.head).__name__}, which has no pre_logits; call "
+                f"forward_features, or reset_classifier(num_classes) for a head of {type(self).__name__}"
+            )
+        return self.head(x, pre_logits=True)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        return_prefix_tokens: bool = False,
+    ) -> Any:
+        """Image [B, in_chans, H, W] to the outputs of the parts.
+
+        Args:
+            x: image.
+            indices: which parts: None all, an int the last so many, a sequence these (negative from the end).
+            norm: apply the model's last norm, where it fits.
+            stop_early: leave out parts after the last one asked for.
+            output_fmt: one of `FORMATS`: "NCHW", "NHWC" or, where there are tokens, "NLC" [B, N, C].
+            intermediates_only: return the list alone, not (features, list).
+            return_prefix_tokens: have (map, prefix tokens [B, P, C]) in the list, where the model has such tokens.
+
+        Raises:
+            ValueError: if the format is unknown or an index is out of range.
+        """
+        output_fmt = getattr(output_fmt, "value", output_fmt)
+        if output_fmt not in self.FORMATS:
+            raise ValueError(f"forward_intermediates: output_fmt must be one of {self.FORMATS}, got {output_fmt!r}")
+        take, last = self._take_indices(indices)
+        state = self.begin(x)
+        intermediates: list[Any] = []
+        for i in range(min(last + 1, len(self.parts)) if stop_early else len(self.parts)):
+            state = self.advance(i, state)
+            if i in take:
+                feature, prefix = self.read(i, state, norm)
+                if output_fmt == "NCHW":
+                    feature = feature.permute(0, 3, 1, 2)
+                elif output_fmt == "NLC":
+                    feature = feature.flatten(1, 2)
+                intermediates.append((feature, prefix) if return_prefix_tokens and prefix is not None else feature)
+        return intermediates if intermediates_only else (self.finish(state), intermediates)
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Width of `forward_head(x, pre_logits=True)`: what the head pools, twice it where two poolings are joined."""
+        pool: Any = getattr(self.head, "global_pool", None)
+        pooled = getattr(self.head, "in_features", self.num_features)
+        return pooled * (pool.feat_mult() if hasattr(pool, "feat_mult") else 1)
+
+    # -- what others adapt --------------------------------------------------------------------------------------------
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the parts that the features `indices` do not need, and the norm and head; return plain indices.
+
+        Raises:
+            ValueError: if an index is out of range.
+        """
+        take, last = self._take_indices(indices)
+        setattr(self, self.PARTS, self.parts[: last + 1])
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+            self.head = _NoHead()
+        return take
+
+    def get_classifier(self) -> Any:
+        """Return the last linear layer, both of a distilled head, or the module that replaced the head."""
+        if getattr(self.head, "distilled", False):
+            return self.head.fc, self.head.fc_dist
+        return getattr(self.head, "fc", self.head)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a new one; 0 classes for none, `global_pool=''` for no pooling.
+
+        Raises:
+            ValueError: if the head has no place for the pooling.
+        """
+        if global_pool is not None:
+            self._check_pool(global_pool)
+        if hasattr(self.head, "reset"):
+            self.head.reset(num_classes, global_pool)
+        else:  # replaced by hand
+            self.head = self._make_head(num_classes, self.default_pool if global_pool is None else global_pool)
+        self.num_classes = num_classes
+        parameter = next(self.parameters())
+        self.head.to(device=parameter.device, dtype=parameter.dtype)
+
+    def set_distilled_training(self, enable: bool = True) -> None:
+        """Let training mode return (logits, logits for the teacher's targets) instead of their mean.
+
+        Raises:
+            ValueError: if the head has one classifier only.
+        """
+        if enable and not getattr(self.head, "distilled", False):
+            advice = (
+                "build it with distilled=True"
+                if "distilled" in inspect.signature(type(self)).parameters
+                else ("models with a second one, such as LeViT's, have the option distilled=True")
+            )
+            raise ValueError(f"{type(self).__name__} has one classifier and cannot learn from a teacher's: {advice}")
+        self.head.distilled_training = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that order parameters from input to output, for layer-wise learning-rate decay."""
+        blocks: Any = rf"^{self.PARTS}\.(\d+)" if coarse else list(self.UNITS)
+        return {"stem": rf"^(?:{'|'.join(self.stem_names)})\b", "blocks": blocks}
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters of two axes and more that weight decay would harm, as their modules declare them."""
+        return {
+            f"{name}.{parameter}" if name else parameter
+            for name, module in self.named_modules()
+            for parameter in getattr(module, "NO_WEIGHT_DECAY", ())
+        }
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in the backward pass instead of keeping their activations."""
+        raise NotImplementedError
+
+    def first_layers(self, parts: int) -> list[nn.Module]:
+        """Return what an image passes until the end of the first `parts` parts, for freezing.
+
+        Raises:
+            ValueError: if the model has fewer parts.
+        """
+        if not 0 <= parts <= len(self.parts):
+            raise ValueError(f"{type(self).__name__} has {len(self.parts)} {self.PARTS}, got {parts=}")
+        return [*(getattr(self, name) for name in self.stem_names), *self.parts[:parts]]
+
+    def blocks_in_order(self) -> Iterator[nn.Module]:
+        """Yield the blocks of all parts, which sharding takes one by one."""
+        raise NotImplementedError
+
+    def absent(self) -> tuple[str, ...]:
+        """Beginnings of the names of tensors that the whole model has and this one was built or pruned without."""
+        names = [f"{self.PARTS}.{i}." for i in range(len(self.parts), len(self.feature_info))]
+        if not isinstance(getattr(self.head, "fc", None), nn.Linear | nn.Conv2d):
+            names.append("head.fc.")
+        if not hasattr(self.head, "fc_dist"):
+            names += ["head.norm_dist.", "head.fc_dist."]
+        names += [f"{part}." for part in ("norm", "head") if not getattr(self, part).state_dict()]
+        return tuple(names)
+
+    def _make_head(self, num_classes: int, global_pool: str) -> nn.Module:
+        self._check_pool(global_pool)
+        return self.head_layer(num_classes, pool_type=global_pool)
+
+    def _check_pool(self, global_pool: str) -> None:
+        if global_pool not in self.POOLS:
+            raise ValueError(f"{type(self).__name__} cannot have {global_pool=}, expected one of {self.POOLS}")
+
+    def _take_indices(self, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
+        try:
+            return feature_take_indices(
+                len(self.feature_info), indices if indices is None or isinstance(indices, int) else list(indices)
+            )
+        except AssertionError as error:
+            count = len(self.feature_info)
+            raise ValueError(
+                f"feature indices must be from {-count} to {count - 1} ({count} {self.PARTS}), got {indices!r}"
+            ) from error
+
+
+_HEAD_DEFAULTS = {
+    name: parameter
+    for name, parameter in inspect.signature(Contract.__init__).parameters.items()
+    if name in HeadOptions.__annotations__
+}
+
+
+class _NoHead(nn.Identity):
+    """In place of a pruned head."""
+
+    fc = None
+
+    def forward(self, x: Any, pre_logits: bool = False) -> Any:
+        return x
+
+    def reset(self, num_classes: int, global_pool: str | None = None) -> None:
+        if num_classes:
+            raise ValueError(f"the head of this model was pruned: cannot set {num_classes=}; build the model anew")

@@ -1,0 +1,235 @@
+"""Isotropic backbones: patches become tokens of one width, which stay as they are to the end.
+
+Such a backbone is `stem`, `positions`, `prefix`, `blocks`, `norm`, `head`; positions and prefix tokens are optional.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from timm.layers import calculate_drop_path_rates, to_2tuple
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from typing_extensions import Unpack
+
+from visionzoo.kernels.scope import keep_backend
+from visionzoo.layers.heads import TokenHead
+from visionzoo.layers.mixers import build_mixer, resolve_mixers
+from visionzoo.layers.mixers.base import Mixer
+from visionzoo.layers.stem import ConvNormStem
+from visionzoo.layers.tokens import PrefixTokens, TokenBlock, TokenPositions, Tokens
+from visionzoo.models._contract import Contract, HeadOptions
+
+_logger = logging.getLogger(__name__)
+
+
+def build_blocks(
+    dim: int,
+    num_heads: int | None,
+    own: Sequence[Mapping[str, Any]],
+    mixers: Any,
+    *,
+    block: Callable[..., nn.Module] = TokenBlock,
+    drop_path_rate: float = 0.0,
+) -> list[nn.Module]:
+    """Build the blocks of an isotropic backbone.
+
+    Args:
+        dim: channels.
+        num_heads: heads of mixers whose options give none.
+        own: for each block the spec of the family's mixer.
+        mixers: the caller's in their place: None, a spec for all blocks, or an entry for each block
+            (`visionzoo.layers.mixers.resolve_mixers`).
+        block: called with (dim, mixer, drop_path=rate).
+        drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
+
+    Raises:
+        ValueError: if a mixer is unknown, or `drop_path_rate` is no probability below 1.
+    """
+    if not 0 <= drop_path_rate < 1:
+        raise ValueError(f"drop_path_rate must be from 0 to below 1, got {drop_path_rate=}")
+    rates: Any = calculate_drop_path_rates(drop_path_rate, len(own))
+    specs = resolve_mixers([[spec] for spec in own], mixers)
+    return [
+        block(dim, build_mixer(turns[0], dim, num_heads), drop_path=rate)
+        for turns, rate in zip(specs, rates, strict=True)
+    ]
+
+
+class Isotropic(Contract):
+    """A backbone of one width: the state is `visionzoo.layers.tokens.Tokens`.
+
+    Args:
+        blocks: each takes and returns `Tokens`.
+        embed_dim: channels.
+        patch_size: side of the patches in pixels. Images are padded with zeros to whole patches.
+        img_size: pixels, or (height, width), that the table of positions is made for; others interpolate it.
+        stem: image [B, in_chans, H, W] to a map [B, embed_dim, H / patch_size, W / patch_size]; None for a convolution.
+        class_token: have a class token.
+        dist_token: have a distillation token.
+        reg_tokens: number of registers.
+        prefix_at: the block before which these tokens join; 0 for the first.
+        positions: which tokens have learned positions: "all", "map" or "none".
+        norm: of the tokens after the last block; None for none.
+        pos_drop_rate: dropout probability of the tokens before the first block.
+        head_layer: `visionzoo.layers.heads.TokenHead` or alike, on [B, P + N, C].
+        in_chans: image channels.
+        head: see `HeadOptions`. The pooling is "token" where there is a class token that some mixer takes in, and "avg"
+            elsewhere.
+
+    Raises:
+        ValueError: if the head is to read a class token that passes by all mixers.
+    """
+
+    PARTS = "blocks"
+    UNITS = ((r"^blocks\.(\d+)", None), (r"^norm", (99999,)))
+    FORMATS = ("NCHW", "NHWC", "NLC")
+    HEAD_INPUT = "NLC"
+    FEATURES = 3
+    POOL = "token"
+    POOLS = TokenHead.POOLS
+
+    stem: nn.Module
+    prefix: PrefixTokens
+    positions: TokenPositions
+    blocks: nn.ModuleList
+
+    def __init__(
+        self,
+        *,
+        blocks: Sequence[nn.Module],
+        embed_dim: int,
+        patch_size: int = 16,
+        img_size: int | tuple[int, int] = 224,
+        stem: nn.Module | None = None,
+        class_token: bool = True,
+        dist_token: bool = False,
+        reg_tokens: int = 0,
+        prefix_at: int = 0,
+        positions: str = "all",
+        norm: nn.Module | None = None,
+        pos_drop_rate: float = 0.0,
+        head_layer: Callable[..., nn.Module] = TokenHead,
+        in_chans: int = 3,
+        **head: Unpack[HeadOptions],
+    ):
+        if positions not in ("all", "map", "none"):
+            raise ValueError(f"{type(self).__name__}: positions must be 'all', 'map' or 'none', got {positions=}")
+        prefix = PrefixTokens(embed_dim, class_token=class_token, dist_token=dist_token, reg_tokens=reg_tokens)
+        modules: dict[str, nn.Module] = {
+            "stem": stem or ConvNormStem(in_chans, embed_dim, patch_size, patch_size, pad_to_stride=True)
+        }
+        if positions != "none":
+            modules["positions"] = TokenPositions(
+                embed_dim, _map_size(img_size, patch_size), prefix=prefix.count if positions == "all" else 0
+            )
+        if prefix.count:
+            modules["prefix"] = prefix
+        given = head.get("global_pool")
+        seen = _takes_prefix_tokens(type(self).__name__, blocks[prefix_at:], prefix.count)
+        if given == "token" and class_token and not seen:
+            raise ValueError(
+                f"{type(self).__name__}: the class token would never see the image, for none of the mixers has a place "
+                f"for tokens beside the map; pass global_pool='avg', or keep a mixer that has, such as 'full'"
+            )
+        if given is None:
+            head["global_pool"] = "token" if class_token and seen else "avg"
+        super().__init__(
+            stem=modules,
+            parts=blocks,
+            norm=norm,
+            feature_info=[{"num_chs": embed_dim, "reduction": patch_size}] * len(blocks),
+            num_features=embed_dim,
+            head_layer=partial(head_layer, prefix_tokens=prefix.count),
+            in_chans=in_chans,
+            **head,
+        )
+        self.patch_size, self.prefix_at, self.num_prefix_tokens = patch_size, prefix_at, prefix.count
+        self.pos_drop = nn.Dropout(pos_drop_rate)
+        self.grad_checkpointing = False
+
+    def begin(self, image: Tensor) -> Tokens:
+        """Image [B, in_chans, H, W] to the tokens before the first block."""
+        tokens = Tokens.of(self.stem(image).permute(0, 2, 3, 1))
+        if self.prefix_at == 0:
+            tokens = self.prefix(tokens) if self.num_prefix_tokens else tokens
+        if hasattr(self, "positions"):
+            tokens = self.positions(tokens)
+        return tokens._replace(x=self.pos_drop(tokens.x))
+
+    def advance(self, i: int, state: Any) -> Any:
+        """Take the tokens through block i."""
+        if i == self.prefix_at and i and self.num_prefix_tokens:
+            state = self.prefix(state)
+        if self.grad_checkpointing and self.training:
+            return checkpoint(keep_backend(self.blocks[i]), state, use_reentrant=False)
+        return super().advance(i, state)
+
+    def read(self, i: int, state: Any, norm: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Return the map and the prefix tokens, normalised on request."""
+        tokens = state._replace(x=self.norm(state.x)) if norm else state
+        return tokens.map(), tokens.x[:, : tokens.prefix] if tokens.prefix else None
+
+    def finish(self, state: Any) -> Any:
+        """Normalise the tokens: [B, P + N, C]."""
+        return self.norm(state.x)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the blocks that the features `indices` do not need, and the norm and head; return plain indices.
+
+        Prefix tokens go too where no block that is left takes them in.
+
+        Raises:
+            ValueError: if an index is out of range.
+        """
+        take = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        if prune_head and self.num_prefix_tokens and not _taking(self.blocks[self.prefix_at :]):
+            del self.prefix
+            self.num_prefix_tokens = 0
+            self.stem_names = tuple(name for name in self.stem_names if name != "prefix")
+        return take
+
+    def absent(self) -> tuple[str, ...]:
+        """Beginnings of the names of tensors that the whole model has and this one was built or pruned without."""
+        return super().absent() if self.num_prefix_tokens else (*super().absent(), "prefix.")
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Make the table of positions one for images of this size in pixels, so that none is interpolated for them."""
+        if hasattr(self, "positions"):
+            self.positions.set_size(_map_size(img_size, self.patch_size))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in the backward pass instead of keeping their activations."""
+        self.grad_checkpointing = enable
+
+    def blocks_in_order(self) -> Iterator[nn.Module]:
+        """Yield the blocks."""
+        yield from self.blocks
+
+
+def _takes_prefix_tokens(family: str, blocks: Sequence[nn.Module], count: int) -> bool:
+    """Whether prefix tokens meet the map's in some block; log which mixers they pass by."""
+    passed = sorted({type(mixer).__name__ for mixer in _mixers(blocks) if not mixer.takes_prefix_tokens})
+    if count and passed:
+        _logger.warning("%s: %d prefix tokens pass by %s unchanged", family, count, ", ".join(passed))
+    return not _mixers(blocks) or _taking(blocks)
+
+
+def _mixers(blocks: Iterable[nn.Module]) -> list[Mixer]:
+    return [module for block in blocks for module in block.modules() if isinstance(module, Mixer)]
+
+
+def _taking(blocks: Iterable[nn.Module]) -> bool:
+    return any(mixer.takes_prefix_tokens for mixer in _mixers(blocks))
+
+
+def _map_size(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
+    height, width = to_2tuple(img_size)
+    if min(height, width) < 1:
+        raise ValueError(f"img_size must be pixels or (height, width), got {img_size!r}")
+    return -(-height // patch_size), -(-width // patch_size)

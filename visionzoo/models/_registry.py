@@ -1,0 +1,187 @@
+"""From a family's table of variants to timm's registry."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from inspect import signature
+from typing import Any
+
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._builder import _resolve_pretrained_source, resolve_pretrained_cfg
+from timm.models._features import FeatureGetterNet
+from torch import nn
+
+from visionzoo.layers.mixers import combine_mixers
+from visionzoo.layers.tokens import TokenBlock
+from visionzoo.models._checkpoint import filter_for_timm
+from visionzoo.models._contract import Contract
+from visionzoo.models._gating import with_gates
+from visionzoo.models._licenses import check
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a paper or repository says of a variant; None where it says nothing."""
+
+    params_m: float | None = None  # parameters in millions
+    gmacs: float | None = None  # multiply-adds of one image at `size`, in billions
+    top1: float | None = None  # ImageNet-1k, per cent
+    size: int = 224  # pixels
+    source: str = ""
+    explained: tuple[str, ...] = ()  # which of the first two are not what the model has, as the docstring explains
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One published size of a family: its arguments, its published numbers, where its weights are."""
+
+    kwargs: Mapping[str, Any]
+    published: Published = Published()
+    weights: Mapping[str, Any] = field(default_factory=dict)  # entries of timm's PretrainedCfg; `tag` names them
+    no_weights: str = ""  # why there are none, for those who ask for them
+
+
+FAMILIES: dict[str, list[str]] = {}  # family -> its model names
+TINY: dict[str, Mapping[str, Any]] = {}  # model name -> arguments that make it small, for tests
+VARIANTS: dict[str, Variant] = {}  # model name -> variant, over all families
+
+
+def register_family(
+    module_name: str,
+    model_cls: type[Contract],
+    variants: Mapping[str, Variant],
+    *,
+    tiny: Mapping[str, Mapping[str, Any]],
+    **cfg: Any,
+) -> None:
+    """Register every variant of a family into timm, with its pretrained cfg.
+
+    Args:
+        module_name: `__name__` of the family's file; its last part is the family's name.
+        model_cls: built as `model_cls(**variant.kwargs, **caller's arguments)`.
+        variants: model name -> variant.
+        tiny: model names -> arguments that make them small, for the tests: one for each way that the family is built.
+        cfg: entries of timm's PretrainedCfg that all variants share; a variant's `weights` win.
+    """
+    module: Any = sys.modules[module_name]
+    cfgs: dict[str, Any] = {}
+    for name, variant in variants.items():
+        entries = {**_IMAGENET, **cfg, **variant.weights}
+        tag = entries.pop("tag", "")
+        cfgs[f"{name}.{tag}" if tag else name] = entries
+    module.default_cfgs = {**getattr(module, "default_cfgs", {}), **generate_default_cfgs(cfgs)}  # where timm looks
+    for name, variant in variants.items():
+        create = _entry_point(name, model_cls, variant)
+        create.__module__ = module_name
+        register_model(create)
+    FAMILIES.setdefault(module_name.rpartition(".")[2], []).extend(variants)
+    TINY.update({name: kwargs for name, kwargs in tiny.items() if name in variants})
+    VARIANTS.update(variants)
+
+
+_IMAGENET = {
+    "input_size": (3, 224, 224),
+    "pool_size": (7, 7),
+    "crop_pct": 0.875,
+    "interpolation": "bicubic",
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "num_classes": 1000,
+    "classifier": "head.fc",
+}
+
+
+def _entry_point(name: str, model_cls: type[Contract], variant: Variant) -> Callable[..., nn.Module]:
+    def create(pretrained: bool = False, device: Any = None, dtype: Any = None, **kwargs: Any) -> nn.Module:
+        accepted = kwargs.pop("non_commercial", False)
+        gates = kwargs.pop("gates", None)
+        _check_arguments(name, model_cls, kwargs)
+        if pretrained:
+            _require_weights(name, variant, kwargs, accepted)
+        if "mixers" in variant.kwargs:
+            kwargs["mixers"] = combine_mixers(variant.kwargs["mixers"], kwargs.get("mixers"))
+        apart = {"flatten_sequential": True} if kwargs.get("feature_cls") in ("dict", "hook", "list") else {}
+
+        def build(**arguments: Any) -> nn.Module:
+            model = with_gates(model_cls, gates)(**arguments)
+            _check_features(name, model, kwargs)
+            return model
+
+        with torch.device(device) if device is not None else nullcontext():
+            model = build_model_with_cfg(
+                build,
+                name,
+                pretrained,
+                pretrained_filter_fn=filter_for_timm,
+                feature_cfg={"out_indices": model_cls.FEATURES, "feature_cls": FeatureGetter, **apart},
+                **{**variant.kwargs, **kwargs},
+            )
+        return model.to(dtype=dtype)
+
+    create.__name__ = create.__qualname__ = name
+    create.__doc__ = f"{model_cls.__name__} with {', '.join(f'{k}={v}' for k, v in variant.kwargs.items())}."
+    return create
+
+
+class FeatureGetter(FeatureGetterNet):
+    """timm's feature extractor, `create_model(..., features_only=True)`, with what trainers ask of a model."""
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in the backward pass instead of keeping their activations."""
+        model: Any = self.model
+        model.set_grad_checkpointing(enable)
+
+
+def _check_features(name: str, model: nn.Module, kwargs: Mapping[str, Any]) -> None:
+    """Refuse extractors that take what a module returns where that is no map.
+
+    Raises:
+        ValueError: if tokens pass between the model's parts, and the extractor is not timm's getter.
+    """
+    kind = kwargs.get("feature_cls") or "getter"
+    getter = kind.lower() == "getter" if isinstance(kind, str) else issubclass(kind, FeatureGetterNet)
+    if kwargs.get("features_only") and not getter and any(isinstance(m, TokenBlock) for m in model.modules()):
+        raise ValueError(
+            f"{name}: feature_cls={kind!r} takes what the modules return, which are tokens here, not maps "
+            f"[B, C, H, W]; leave it out, or pass feature_cls='getter'"
+        )
+
+
+_BUILDER = {*signature(build_model_with_cfg).parameters, "features_only", "out_indices", "feature_cls", "pruned"}
+
+
+def _check_arguments(name: str, model_cls: type[Contract], kwargs: dict[str, Any]) -> None:
+    """Refuse arguments that neither the family nor timm's builder has; drop an image size that nothing depends on.
+
+    Raises:
+        TypeError: if there is one.
+        ValueError: if `img_size` is no size.
+    """
+    own = [*signature(model_cls).parameters, "gates"]  # the latter are not the family's, see `with_gates`
+    if "img_size" not in own and (size := kwargs.pop("img_size", None)) is not None:
+        sides = size if isinstance(size, Sequence) else (size,)
+        if len(sides) not in (1, 2) or not all(isinstance(side, int) and side > 0 for side in sides):
+            raise ValueError(f"{name}: img_size must be pixels or (height, width), got {size!r}")
+    for key in kwargs.keys() - own - _BUILDER:
+        close = get_close_matches(key, own, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise TypeError(f"{name}: {model_cls.__name__} has no argument {key!r}{hint}; it takes {', '.join(own)}")
+
+
+def _require_weights(name: str, variant: Variant, kwargs: Mapping[str, Any], accepted: bool) -> None:
+    cfg = resolve_pretrained_cfg(
+        name, pretrained_cfg=kwargs.get("pretrained_cfg"), pretrained_cfg_overlay=kwargs.get("pretrained_cfg_overlay")
+    )
+    if not _resolve_pretrained_source(cfg.to_dict())[0]:
+        raise RuntimeError(
+            f"No public weights are known for {name}: {variant.no_weights or 'none were published'}. If you have the "
+            f"authors' checkpoint, load it with visionzoo.load_weights(model, path), or turn it into a folder with "
+            f"tools/convert.py and use timm.create_model('local-dir:FOLDER', pretrained=True)."
+        )
+    if not cfg.file:  # else they are the caller's own
+        check(name, cfg.license, accepted=accepted)
