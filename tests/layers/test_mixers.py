@@ -27,6 +27,7 @@ SMALL = {  # options that suit tiny maps
     "embedding_free": {"reduction": 2},
     "factorized": {"reduction": 2, "window_size": 3},
     "focused_linear": {"position_size": 3},
+    "injective_linear": {"lepe_kernel": 3},
     "levit": {"map_size": 4},
     "neighborhood": {"kernel_size": 3, "dilation": 2},
     "spatial_reduction": {"reduction": 2, "pool_size": None},
@@ -250,6 +251,11 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ({"type": "factorized", "reduction": 2, "num_heads": 8}, r"more channels, got dim=16 and num_heads=8"),
         ({"type": "hilo", "window_size": 0}, r"window_size must be positive .*got window_size=0 and alpha=0.5"),
         ({"type": "hilo", "alpha": 1.5}, r"alpha from 0 to 1, got window_size=2 and alpha=1.5"),
+        (
+            {"type": "injective_linear", "feature_map": "elu"},
+            r"unknown feature_map='elu', expected one of \('identity', ",
+        ),
+        ({"type": "injective_linear", "window_size": 4, "shift_size": 4}, r"got window_size=4 and shift_size=4"),
         (
             {"type": "large_kernel_ffn", "kernel_sizes": (7, 4)},
             r"kernel_sizes\[1\] must be odd .*got kernel_sizes\[1\]=4",

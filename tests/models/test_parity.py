@@ -31,6 +31,8 @@ MODELS = {  # record -> model
     "l2vit/l2vit_base_384": "zoo_l2vit_b_384",
     "l2vit/l2vit_small": "zoo_l2vit_s",
     "l2vit/l2vit_tiny": "zoo_l2vit_t",
+    "inline/inline_pvt_t": "zoo_inline_pvt_t",
+    "inline/inline_swin_t": "zoo_inline_swin_t",
     "levit/levit_128s": "zoo_levit_128s",
     "litv2/litv2_b": "zoo_litv2_b",
     "litv2/litv2_b_384": "zoo_litv2_b",

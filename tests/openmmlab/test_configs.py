@@ -41,6 +41,7 @@ def test_the_configs_are_there():
         "eft",
         "ffnet",
         "l2vit",
+        "inline",
         "stvit",
     ):
         assert f"zoo-{family}" in names

@@ -26,7 +26,8 @@ class Block(nn.Module):
 
     Args:
         dim: channels C.
-        mixer: token mixer, [B, H, W, C] to [B, H, W, C]; None leaves its branch out.
+        mixer: token mixer, [B, H, W, C] to [B, H, W, C]; None leaves its branch out. One that `sees_input` gets the
+            map before `norm1` as well.
         mlp_ratio: hidden width of the MLP over `dim`.
         norm_layer: called with `dim`; `nn.Identity` where mixer and MLP normalise by themselves.
         mlp_norm_layer: as `norm_layer`, where the MLP has another norm than the mixer, also a batch norm of
@@ -63,6 +64,7 @@ class Block(nn.Module):
         if mixer is not None:
             self.norm1 = norm_layer(dim)
             self.mixer = mixer
+            self.mixer_sees_input = getattr(mixer, "sees_input", False)
             self.ls1 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
         self.norm2 = (mlp_norm_layer or norm_layer)(dim)
         self.norm2_on_nchw = isinstance(self.norm2, nn.BatchNorm2d)  # or what others put in its place later
@@ -76,7 +78,8 @@ class Block(nn.Module):
         if self.cpe1 is not None:
             x = self.cpe1(x, residual=x)
         if self.mixer is not None:
-            x = self._add(x, self.mixer(self.norm1(x)), self.ls1)
+            y = self.norm1(x)
+            x = self._add(x, self.mixer(y, x) if self.mixer_sees_input else self.mixer(y), self.ls1)
         if self.cpe2 is not None:
             x = self.cpe2(x, residual=x)
         return self._add(

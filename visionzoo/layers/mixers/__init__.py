@@ -22,6 +22,7 @@ from visionzoo.layers.mixers.full import FullMixer
 from visionzoo.layers.mixers.gated_positional import GatedPositionalMixer
 from visionzoo.layers.mixers.halo import HaloMixer
 from visionzoo.layers.mixers.hilo import HiLoMixer
+from visionzoo.layers.mixers.injective_linear import InjectiveLinearMixer
 from visionzoo.layers.mixers.large_kernel_ffn import LargeKernelFfnMixer
 from visionzoo.layers.mixers.levit import LevitMixer
 from visionzoo.layers.mixers.linear import LinearMixer
@@ -47,6 +48,7 @@ __all__ = [
     "GatedPositionalMixer",
     "HaloMixer",
     "HiLoMixer",
+    "InjectiveLinearMixer",
     "LargeKernelFfnMixer",
     "LevitMixer",
     "LinearMixer",
@@ -75,6 +77,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "gated_positional": GatedPositionalMixer,
     "halo": HaloMixer,
     "hilo": HiLoMixer,
+    "injective_linear": InjectiveLinearMixer,
     "large_kernel_ffn": LargeKernelFfnMixer,
     "levit": LevitMixer,
     "linear": LinearMixer,

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.mixers.full import FullMixer
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
-from visionzoo.layers.padding import crop, pad_to_multiple
-
-_NEIGHBOURS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]  # row by row
+from visionzoo.layers.padding import crop, neighbours, pad_to_multiple
 
 
 class SuperTokenMixer(Mixer):
@@ -84,13 +81,13 @@ class SuperTokenMixer(Mixer):
             for _ in range(self.num_iterations - 1):
                 membership = self._membership(pixels, _gather(pixels, membership))
         tokens = self.refine(_gather(pixels, membership))
-        out = membership.to(x.dtype) @ _neighbours(tokens)
+        out = membership.to(x.dtype) @ _around(tokens)
         out = out.unflatten(3, (height, width)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
         return crop(out, size).contiguous()
 
     def _membership(self, pixels: Tensor, tokens: Tensor) -> Tensor:
         """How far each of [B, h, w, s², C] belongs to the 9 tokens of [B, h, w, C] around it: [B, h, w, s², 9]."""
-        products = pixels @ _neighbours(tokens).mT * self.dim**-0.5
+        products = pixels @ _around(tokens).mT * self.dim**-0.5
         return products.to(torch.promote_types(products.dtype, torch.float32)).softmax(-1)
 
 
@@ -106,18 +103,13 @@ def _gather(pixels: Tensor, membership: Tensor) -> Tensor:
     """Mean of the pixels that belong to each token, [B, h, w, C]."""
     parts = (membership.to(pixels.dtype).mT @ pixels).to(membership.dtype)  # [B, h, w, 9, C], for the 9 neighbours
     shares = membership.sum(3).unsqueeze(-1)  # [B, h, w, 9, 1]
+    # what was given to the i-th neighbour comes from the place to which one is the (8 - i)-th
     total, share = (
-        torch.stack([_shift(part.select(3, i), -dy, -dx) for i, (dy, dx) in enumerate(_NEIGHBOURS)]).sum(0)
-        for part in (parts, shares)
+        torch.stack([neighbours(part.select(3, i))[8 - i] for i in range(9)]).sum(0) for part in (parts, shares)
     )
     return (total / (share + 1e-12)).to(pixels.dtype)
 
 
-def _neighbours(tokens: Tensor) -> Tensor:
+def _around(tokens: Tensor) -> Tensor:
     """[B, h, w, C] to [B, h, w, 9, C]: the 3×3 around each, with zeros around the map."""
-    return torch.stack([_shift(tokens, dy, dx) for dy, dx in _NEIGHBOURS], dim=3)
-
-
-def _shift(x: Tensor, dy: int, dx: int) -> Tensor:
-    """Move [B, h, w, C] by one at most, so that at (y, x) stands what was at (y + dy, x + dx); zeros come in."""
-    return F.pad(x, (0, 0, -dx, dx, -dy, dy))
+    return torch.stack(neighbours(tokens), dim=3)
