@@ -15,6 +15,12 @@ MODELS = {  # record -> model
     "convit/convit_base": "zoo_convit_b",
     "convit/convit_small": "zoo_convit_s",
     "convit/convit_tiny": "zoo_convit_t",
+    "cpvt/cpvt_base_gap_reconstruction": "zoo_cpvt_b_gap",
+    "cpvt/cpvt_small_gap_reconstruction": "zoo_cpvt_s_gap",
+    "cpvt/cpvt_tiny_gap_reconstruction": "zoo_cpvt_t_gap",
+    "cpvt/pcpvt_base_v0": "zoo_pcpvt_b",
+    "cpvt/pcpvt_large_v0": "zoo_pcpvt_l",
+    "cpvt/pcpvt_small_v0": "zoo_pcpvt_s",
     "cswin/cswin_t": "zoo_cswin_t",
     "davit/davit_tiny": "zoo_davit_t",
     "edaformer/eft_b": "zoo_eft_b",
@@ -71,6 +77,11 @@ RUNS = [(name, stress) for name in MODELS for stress in ((False, True) if "stres
 
 def _features(model, record):
     """Return what the head takes, and the features that are in the record."""
+    if record.meta["name"].endswith("gap_reconstruction"):  # the first is that before the position generator
+        before = []
+        model.blocks[0].peg.register_forward_pre_hook(lambda module, args: before.append(args[0].permute(0, 3, 1, 2)))
+        last, features = model.forward_intermediates(record.image(), [5, 11])
+        return last, before + features
     if record.meta["family"] not in TOKENS:
         return model.forward_intermediates(record.image())
     states = [model.begin(record.image())]

@@ -21,6 +21,7 @@ class Block(nn.Module):
     In order, each with its own residual: depthwise convolution `cpe1` (conditional position encoding, where the
     family has one), `mixer` after `norm1`, depthwise convolution `cpe2`, MLP after `norm2`.
 
+    `peg` is a place for a position generator after all of that (`visionzoo.models._positions` fills it), and
     `branch_gate` is a place for a gate of `dim` channels at the end of the MLP's branch, before its scale and the sum
     (`visionzoo.models._gating` fills it).
 
@@ -71,6 +72,7 @@ class Block(nn.Module):
         self.mlp = mlp_layer(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=mlp_drop)
         self.branch_gate: nn.Module = nn.Identity()
         self.ls2 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
+        self.peg: nn.Module = nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,9 +84,8 @@ class Block(nn.Module):
             x = self._add(x, self.mixer(y, x) if self.mixer_sees_input else self.mixer(y), self.ls1)
         if self.cpe2 is not None:
             x = self.cpe2(x, residual=x)
-        return self._add(
-            x, self.branch_gate(self.mlp(on_nchw(self.norm2, x) if self.norm2_on_nchw else self.norm2(x))), self.ls2
-        )
+        normalised = on_nchw(self.norm2, x) if self.norm2_on_nchw else self.norm2(x)
+        return self.peg(self._add(x, self.branch_gate(self.mlp(normalised)), self.ls2))
 
     def fusible(self) -> list[tuple[str, str]]:
         """Names of the layers that follow each other directly, for `visionzoo.fuse`."""

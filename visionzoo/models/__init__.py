@@ -3,6 +3,7 @@
 from visionzoo.models import (
     biformer,
     convit,
+    cpvt,
     cswin,
     davit,
     dinat,
@@ -16,6 +17,7 @@ from visionzoo.models import (
     levit,
     litv2,
     nat,
+    pcpvt,
     poolformer,
     pvt,
     pvtv2,
@@ -27,6 +29,7 @@ from visionzoo.models import (
 __all__ = [
     "biformer",
     "convit",
+    "cpvt",
     "cswin",
     "davit",
     "dinat",
@@ -40,6 +43,7 @@ __all__ = [
     "levit",
     "litv2",
     "nat",
+    "pcpvt",
     "poolformer",
     "pvt",
     "pvtv2",
