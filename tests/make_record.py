@@ -175,17 +175,11 @@ def felt(parameter: nn.Parameter, model: nn.Module, recipe: Recipe, image: torch
     """Say whether the outputs change with a parameter that no graph leads to (eval() may have kept a copy)."""
     value = parameter.data.clone()
     parameter.data.mul_(2).add_(1)
-    set_modes(model)
+    model.eval()
     changed = run(model, recipe, image)
     parameter.data.copy_(value)
-    set_modes(model)
-    return any(not changed[key].equal(output) for key, output in outputs.items())
-
-
-def set_modes(model: nn.Module):
-    """Set the model to inference by way of training: some compute from their parameters when eval() is called."""
-    model.train()
     model.eval()
+    return any(not changed[key].equal(output) for key, output in outputs.items())
 
 
 def run(model: nn.Module, recipe: Recipe, image: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -230,7 +224,7 @@ def make(recipe: Recipe, folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
         arrays = {}
         for prefix, factors in (("", ()), ("stress_", recipe.stress)) if recipe.stress else (("", ()),):
             load(model, state, factors)
-            set_modes(model)
+            model.eval()  # after filling: some models compute from their parameters here
             outputs = run(model, recipe, image)
             if not prefix:
                 used = reached([value for value in outputs.values() if value.is_floating_point()])

@@ -113,7 +113,10 @@ def _unwritten(value: Tensor) -> Tensor:
 
 
 class matrix_units(TorchDispatchMode):
-    """Round the factors of matrix products to a dtype, forward and backward, and sum as before: as matrix units do."""
+    """Round the factors of matrix products to a dtype, forward and backward, and sum as before: as matrix units do.
+
+    Numbers that the dtype cannot hold stay as they are.
+    """
 
     def __init__(self, dtype: torch.dtype):
         super().__init__()
@@ -121,8 +124,12 @@ class matrix_units(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func._overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm):
-            args = [t.to(self.dtype).to(t.dtype) for t in args]
+            args = [self._round(t) for t in args]
         return func(*args, **(kwargs or {}))
+
+    def _round(self, factor: Tensor) -> Tensor:
+        rounded = factor.to(self.dtype).to(factor.dtype)
+        return torch.where(rounded.isinf(), factor, rounded)
 
 
 @contextmanager

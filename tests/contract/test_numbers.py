@@ -66,11 +66,10 @@ def test_any_features_come_alone_and_in_both_layouts(run):
     else:
         assert torch.equal(nhwc.flatten(1, 2), run.last[:, -nhwc[0, ..., 0].numel() :])
     if "NLC" in model.FORMATS:
-        (tap,) = model.forward_intermediates(
+        ((nlc, prefix),) = model.forward_intermediates(
             run.image, 1, norm=True, intermediates_only=True, output_fmt="NLC", return_prefix_tokens=True
         )
-        assert isinstance(tap, tuple) == bool(model.num_prefix_tokens)
-        assert torch.equal(torch.cat(tap[::-1], 1) if model.num_prefix_tokens else tap, run.last)
+        assert torch.equal(torch.cat([prefix, nlc], 1), run.last)
 
 
 @torch.no_grad()

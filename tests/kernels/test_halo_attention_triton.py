@@ -27,11 +27,12 @@ def _case(name):
     def draw(*shape, std=1.0):
         return (std * torch.randn(*shape, generator=generator, dtype=torch.float64)).requires_grad_()
 
+    batch = 16 if size == (1, 2) else 2  # of few numbers the error is too much a matter of luck
     queries, rows = [-(-side // stride) for side in size], 2 * (block_size + 2 * halo_size) - 1
     tensors = {
-        "q": draw(2, *queries, heads, depth),
-        "k": draw(2, *size, heads, depth),
-        "v": draw(2, *size, heads, values),
+        "q": draw(batch, *queries, heads, depth),
+        "k": draw(batch, *size, heads, depth),
+        "v": draw(batch, *size, heads, values),
         "rel_height": draw(rows, depth, std=depth**-0.5),  # as HaloMixer draws them
         "rel_width": draw(rows, depth, std=depth**-0.5),
     }

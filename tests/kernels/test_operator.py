@@ -43,6 +43,7 @@ def test_an_old_torch_is_named(q, monkeypatch):
     assert "torch 2.7" in dispatch.backends()["routed_attention"]
 
 
+@pytest.mark.skipif(torch.cuda.device_count() == 1, reason="torch names no second GPU where there is one")
 @pytest.mark.parametrize(("current", "entered"), [(0, ["cuda:1"]), (1, [])])
 def test_kernels_are_launched_on_the_device_of_their_tensors(current, entered, monkeypatch):
     seen, ran = [], []

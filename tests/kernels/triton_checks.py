@@ -5,6 +5,8 @@ On a GPU the kernels run compiled, elsewhere in Triton's interpreter, which has 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 
 from visionzoo.testing import compare_with_float64, controls, matrix_units, poisoned_memory, run
@@ -13,17 +15,18 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" else [])
 
 
-def check_against_float64(operation, tensors, *, alike=(), **options):
+def check_against_float64(operation, tensors, *, alike=(), units=True, **options):
     """Outputs and gradients are as near to float64 as plain torch's, and the comparison refuses wrong ones.
 
     `tensors` hold float64 numbers that the dtype can represent; each result names what it belongs to. `alike` are the
-    wrong results that differ from right ones by less than they are rounded to, by the nature of the data.
+    wrong results that differ from right ones by less than they are rounded to, by the nature of the data. Without
+    `units` plain torch's products take their factors unrounded, which is the harder comparison.
     """
     for dtype in DTYPES:
         low = {name: _cast(t, dtype) for name, t in tensors.items()}
         same = {name: _cast(t, torch.float64) for name, t in low.items()}  # the numbers that the kernel sees
         exact = run(operation, same, backend="reference", **options)
-        with matrix_units(dtype):
+        with matrix_units(dtype) if units else nullcontext():
             plain = run(operation, low, backend="reference", **options)
         with poisoned_memory():
             fused = run(operation, low, backend="triton", **options)

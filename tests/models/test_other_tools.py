@@ -16,6 +16,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops import FrozenBatchNorm2d
 
 import visionzoo
+from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.tokens import TokenBlock
 from visionzoo.models._pyramid import Pyramid
 from visionzoo.models._registry import TINY
@@ -223,6 +224,14 @@ def test_images_of_a_few_pixels_give_numbers_or_a_message(name):
             assert torch.isfinite(model(_image(size))).all()
         except ValueError as error:
             assert "the image is too small for this model" in str(error)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"elementwise_affine": False}, {"bias": False}])
+def test_layer_norms_are_built_as_torchs(kwargs):
+    own, theirs = LayerNorm((5, 8), 1e-3, **kwargs), nn.LayerNorm((5, 8), 1e-3, **kwargs)
+    x = torch.randn(2, 5, 8)
+    torch.testing.assert_close(own(x), theirs(x))
+    torch.testing.assert_close(LayerNorm(8, **kwargs)(x), nn.LayerNorm(8, **kwargs)(x))
 
 
 # -- what users of timm reported ---------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ pytest.importorskip("mmdet", reason='needs pip install "visionzoo[openmmlab]"')
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from visionzoo.openmmlab.data import heads
+from visionzoo.openmmlab.configuring import heads
 
 SIDE = 64  # pixels
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -293,6 +294,244 @@ def test_py_configs_without_openmmlab_name_the_extra(monkeypatch, capsys):
     assert 'pip install "visionzoo[openmmlab]"' in capsys.readouterr().err
 
 
+def refused(capsys, tool, *argv):
+    """Run a tool that refuses; return its error."""
+    assert run_tool(tool, *map(str, argv)) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said[said.rindex("error: ") :]
+
+
+@pytest.fixture
+def renamed(detector, tmp_path):
+    """A function that writes the detector's checkpoint with other classes."""
+
+    def write(classes):
+        content = torch.load(detector / "epoch_1.pth", weights_only=False)
+        content["meta"]["dataset_meta"]["classes"] = tuple(classes)
+        torch.save(content, tmp_path / "renamed.pth")
+        return tmp_path / "renamed.pth"
+
+    return write
+
+
+def test_classes_in_another_order_are_refused_and_other_names_said(renamed, scenes, tmp_path, capsys):
+    few = ["--work-dir", tmp_path / "run", "--cfg-options", *DET_FEW]
+    path = renamed("1023456789")
+    for argv in (["eval", DETECTION, "--checkpoint", path, *few], ["train", DETECTION, "--resume", path, *few]):
+        said = refused(capsys, *argv)
+        assert "has the classes in another order than the config's data (0, 1)" in said
+        assert "classes of the checkpoint: 1, 0, 2" in said and "classes of the config: 0, 1, 2" in said
+    spoilt = ["optim_wrapper.optimizer.lr=x"]  # so that no training follows
+    assert run_tool("train", str(DETECTION), *map(str, few), f"load_from={path}", *spoilt) == 1
+    assert "in another order than the config's data: the head has to learn anew" in capsys.readouterr().err
+    path = renamed("abcdefghij")
+    assert run_tool("eval", str(DETECTION), "--checkpoint", str(path), *map(str, few)) == 0
+    assert "was trained with classes of other names" in capsys.readouterr().err
+
+
+def test_a_start_from_weights_of_which_none_fits_is_refused(scenes, tmp_path, capsys):
+    torch.save({"state_dict": {"other.weight": torch.ones(2)}}, tmp_path / "other.pth")
+    options = [*DET_FEW, f"load_from={tmp_path / 'other.pth'}"]
+    said = refused(capsys, "train", DETECTION, "--work-dir", tmp_path / "run", "--cfg-options", *options)
+    assert "not one of its weights fits the model, such as backbone.model." in said
+    assert not list(tmp_path.rglob("epoch_*"))
+
+
+@pytest.mark.parametrize(
+    ("option", "place"),
+    [
+        ("optim_wrapper.optimizer.lr=0.5", "optim_wrapper.optimizer.lr=0.5, there 0.001"),
+        ("optim_wrapper.optimizer.type=SGD", "optim_wrapper.optimizer.type='SGD', there 'AdamW'"),
+        ("train_dataloader.batch_size=3", "train_dataloader.batch_size=3, there 2"),
+        ("param_scheduler.0.end=7", "param_scheduler.0.end=7, there 50"),
+    ],
+)
+def test_a_resumed_training_refuses_what_it_would_not_use(option, place, detector, scenes, tmp_path, capsys):
+    flags = ["--work-dir", tmp_path, "--resume", detector / "epoch_1.pth", "--cfg-options", *DET_FEW, option]
+    said = refused(capsys, "train", DETECTION, *flags)
+    assert f"the config has changed: {place}" in said and "load_from=" in said
+
+
+def test_another_config_than_the_trainings_is_said(detector, scenes, tmp_path, capsys):
+    flags = ["--checkpoint", str(detector / "epoch_1.pth"), "--work-dir", str(tmp_path), "--cfg-options", *DET_FEW]
+    assert run_tool("eval", str(DETECTION), *flags) == 0
+    assert "another config" not in capsys.readouterr().err
+    assert run_tool("eval", str(DETECTION), *flags, "model.test_cfg.rcnn.nms.iou_threshold=0.3") == 0
+    assert "with another config: model.test_cfg.rcnn.nms.iou_threshold=0.3, there 0.5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("max_epochs=2", "max_epochs: nothing reads it, it is a variable of the config file alone; did you mean"),
+        ("root=/x", "root: nothing reads it"),
+        ("model.test_cfg.rcnn.score_thrr=0.1", "nothing reads 'score_thrr'; did you mean score_thr"),
+        ('a=[{"x":1,"y":[1,2]}]', "expected a value, or a list [A,B]"),
+        ("default_hooks.checkpoint.save_best=bbox_mAP", "CheckpointHook waits for the metric 'bbox_mAP', validation"),
+        ("val_evaluator.ann_file=nowhere.json", "nowhere.json"),
+        ("model.test_cfg.rcnn.max_per_img=x", "the first batch of val_dataloader cannot be validated"),
+    ],
+)
+def test_settings_that_would_fail_late_or_never_be_read_are_refused(option, message, scenes, tmp_path, capsys):
+    flags = ["--work-dir", tmp_path, "--cfg-options", *DET_FEW, option]
+    assert message in refused(capsys, "train", DETECTION, *flags)
+    assert not list(tmp_path.glob("*.pth"))
+
+
+def test_settings_that_mm_reads_are_taken_though_the_config_has_none(scenes):
+    from visionzoo.openmmlab.building import merge_options
+    from visionzoo.openmmlab.running import read_config
+
+    cfg = read_config(str(DETECTION))
+    options = {
+        "model.test_cfg.rpn.min_bbox_size": 1,
+        "model.train_cfg.rcnn.pos_weight": 2,
+        "auto_scale_lr.enable": True,
+    }
+    merge_options(cfg, {**options, "load_from": "x", "env_cfg.cudnn_benchmark": True, "sync_bn": "torch"})
+    assert cfg.model.test_cfg.rpn.min_bbox_size == 1 and cfg.sync_bn == "torch"
+
+
+def test_a_work_folder_that_cannot_be_made_is_named(scenes, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    said = refused(capsys, "train", DETECTION, "--work-dir", tmp_path / "file", "--cfg-options", *DET_FEW)
+    assert f"the work folder {tmp_path / 'file'} cannot be made" in said
+
+
+def test_the_mask_of_each_picture_has_its_name_also_with_a_threshold(segmentor, scenes, tmp_path):
+    from mmengine.config import Config
+
+    content = torch.load(segmentor / "iter_2.pth", weights_only=False)
+    names = [name for name in content["state_dict"] if "decode_head.conv_seg" in name]
+    content["state_dict"].update({name: content["state_dict"][name][:1] for name in names})
+    content["meta"]["dataset_meta"] = {"classes": ("ground", "crack"), "palette": [[0, 0, 0], [255, 0, 0]]}
+    torch.save(content, tmp_path / "binary.pth")
+    cfg = Config.fromfile(str(SEGMENTATION))
+    cfg.model.decode_head.update(num_classes=2, out_channels=1, threshold=0.4)
+    cfg.model.decode_head.loss_decode = {"type": "CrossEntropyLoss", "use_sigmoid": True}
+    cfg.dump(tmp_path / "binary.py")
+    pictures = [str(scenes / f"images/validation/000{i}.png") for i in range(2)]
+    flags = ["--checkpoint", str(tmp_path / "binary.pth"), "--output", str(tmp_path / "out")]
+    assert run_tool("predict", str(tmp_path / "binary.py"), *pictures, *flags) == 0
+    assert sorted(path.name for path in (tmp_path / "out/pred").iterdir()) == ["0000.png", "0001.png"]
+    mask = np.array(Image.open(tmp_path / "out/pred/0000.png"))
+    shares = json.loads((tmp_path / "out/preds/0000.json").read_text())["shares"]
+    assert mask.shape == (128, 128) and shares.get("crack", 0) == pytest.approx((mask == 1).mean())
+
+
+def test_a_threshold_is_part_of_what_an_export_says():
+    from types import SimpleNamespace
+
+    from visionzoo.openmmlab.export import _describe_segmentor
+
+    head = SimpleNamespace(out_channels=1, threshold=0.4, align_corners=False)
+    described = _describe_segmentor(SimpleNamespace(decode_head=head))
+    assert described["threshold"] == 0.4 and described["decode"].endswith("class 1 above the threshold, else class 0")
+    head.out_channels = 2
+    assert "threshold" not in _describe_segmentor(SimpleNamespace(decode_head=head))
+
+
+def test_mmengines_own_checkpoint_serves_as_a_backbones_weights(detector):
+    from mmengine.config import Config
+    from mmengine.registry import MODELS
+
+    cfg = Config.fromfile(str(detector / DETECTION.name)).model.backbone
+    cfg.init_cfg = {"type": "Pretrained", "checkpoint": str(detector / "epoch_1.pth")}
+    backbone = MODELS.build(cfg)
+    backbone.init_weights()
+    state = torch.load(detector / "epoch_1.pth", weights_only=False)["state_dict"]
+    for name, value in backbone.model.state_dict().items():
+        assert torch.equal(value, state[f"backbone.model.{name}"]), name
+
+
+def test_annotations_are_counted_from_one_for_cocos_metric(detector, scenes, tmp_path):
+    from mmengine.config import Config
+    from mmengine.registry import DefaultScope
+
+    from visionzoo.openmmlab.reading import CheckingRunner
+
+    content = json.loads((scenes / "detection/validation.json").read_text())
+    for shift in (0, 1):
+        for number, annotation in enumerate(content["annotations"]):
+            annotation["id"] = number + shift
+        (tmp_path / f"{shift}.json").write_text(json.dumps(content))
+    DefaultScope.get_instance("ids", scope_name="mmdet")
+    numbers = {category["id"]: number for number, category in enumerate(content["categories"])}
+    results = []
+    for shift in (0, 1):
+        cfg = Config.fromfile(str(DETECTION))
+        cfg.test_evaluator.update(ann_file=str(tmp_path / f"{shift}.json"), metric="bbox")
+        evaluator = CheckingRunner.build_evaluator(None, cfg.test_evaluator)
+        (metric,) = evaluator.metrics
+        metric.dataset_meta = {"classes": tuple("0123456789")}
+        for image in content["images"]:
+            boxes = [a for a in content["annotations"] if a["image_id"] == image["id"]]
+            found = {
+                "img_id": image["id"],
+                "bboxes": np.array([[*a["bbox"][:2], *np.add(a["bbox"][:2], a["bbox"][2:])] for a in boxes], float),
+                "scores": np.full(len(boxes), 0.9),
+                "labels": np.array([numbers[a["category_id"]] for a in boxes]),
+            }
+            metric.results.append(({"width": 128, "height": 128, "img_id": image["id"]}, found))
+        results.append(evaluator.evaluate(len(content["images"]))["coco/bbox_mAP"])
+    assert results[0] == results[1] > 0.9
+
+
+def test_a_batch_norm_of_one_value_is_one_message():
+    from mmengine.config import Config
+
+    from visionzoo.engine import UserError
+    from visionzoo.openmmlab.building import build
+
+    with pytest.raises(UserError, match=r"Set train_dataloader\.batch_size=2 or more"):
+        build(Config(), lambda: torch.nn.BatchNorm2d(3)(torch.ones(1, 3, 1, 1)))
+
+
+def test_pictures_of_one_name_in_two_folders_are_both_drawn(detector, scenes, tmp_path):
+    from mmengine.visualization import Visualizer
+
+    Visualizer._instance_dict.clear()  # mmengine draws with the last one made, be it that of a segmentor
+    content = json.loads((scenes / "detection/validation.json").read_text())
+    for number, image in enumerate(content["images"]):
+        name = f"{'ab'[number % 2]}/{number // 2}.png"
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(scenes / "images/validation" / image["file_name"], tmp_path / "images" / name)
+        image["file_name"] = name
+    (tmp_path / "v.json").write_text(json.dumps(content))
+    data = {"root": str(tmp_path), **{s: {"images": "images", "annotations": "v.json"} for s in ("train", "val")}}
+    (tmp_path / "data.yaml").write_text(json.dumps(data))
+    flags = ["--checkpoint", str(detector / "epoch_1.pth"), "--work-dir", str(tmp_path / "w"), "--show-dir"]
+    flags += [str(tmp_path / "show"), "--dataset", str(tmp_path / "data.yaml"), "--cfg-options", *DET_FEW]
+    assert run_tool("eval", str(DETECTION), *flags) == 0
+    drawn = {str(path.relative_to(tmp_path / "show")) for path in (tmp_path / "show").rglob("*.png")}
+    assert drawn == {"a/0.png", "a/1.png", "b/0.png", "b/1.png"}
+
+
+def test_sigterm_ends_training_in_one_message_and_its_loading_processes(scenes, tmp_path):
+    import signal
+
+    options = [*DET_FEW, "train_dataloader.num_workers=2", "train_cfg.max_epochs=1000", "train_cfg.val_interval=1000"]
+    command = [sys.executable, str(ROOT / "tools/train.py"), str(DETECTION), "--work-dir", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, "--cfg-options", *options], env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            while process.poll() is None and "Epoch(train)" not in (tmp_path / "log").read_text():
+                time.sleep(0.2)
+            process.send_signal(signal.SIGTERM)
+            code = process.wait(120)
+        finally:
+            process.kill()
+    said = (tmp_path / "log").read_text()
+    assert code == 128 + signal.SIGTERM, said[-2000:]
+    assert "stopped by SIGTERM; training goes on from the last checkpoint by --resume" in said.splitlines()[-1]
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # no process of the group is left
+
+
 def cut_short(folder):
     truncate(folder / "images/train/0002.png")
 
@@ -307,6 +546,12 @@ def smaller_mask(folder):
 
 def other_number(folder):
     Image.new("L", (128, 128), 77).save(folder / "annotations/train/0002.png")
+
+
+def read_few_masks(monkeypatch):
+    """Let the check before the first step read others than the one that is spoilt."""
+    monkeypatch.setattr("visionzoo.openmmlab.masks.MASKS_READ", 1)
+    monkeypatch.setattr("visionzoo.openmmlab.masks.MASKS_SEARCHED", 0)
 
 
 def sixteen_bits(folder):
@@ -347,7 +592,7 @@ def sixteen_bits(folder):
 def test_a_bad_file_stops_training_by_name(config, spoil, workers, message, scenes, tmp_path, capsys, monkeypatch):
     shutil.copytree(scenes, tmp_path / "data")
     spoil(tmp_path / "data")
-    monkeypatch.setattr("visionzoo.openmmlab.data.MASKS_READ", 1)  # the check before the first step reads others
+    read_few_masks(monkeypatch)
     options = [*(DET_FEW if config is DETECTION else SEG_FEW), f"train_dataloader.num_workers={workers}"]
     if config is SEGMENTATION:
         options += ["train_cfg.max_iters=4", "train_cfg.val_interval=4"]
@@ -366,7 +611,7 @@ def test_bad_files_are_passed_over_and_named_with_skip_bad_images(
 ):
     shutil.copytree(scenes, tmp_path / "data")
     spoil(tmp_path / "data")
-    monkeypatch.setattr("visionzoo.openmmlab.data.MASKS_READ", 1)
+    read_few_masks(monkeypatch)
     options = [*(DET_FEW if config is DETECTION else SEG_FEW), f"train_dataloader.num_workers={workers}"]
     if config is SEGMENTATION:
         options += ["train_cfg.max_iters=4", "train_cfg.val_interval=4"]

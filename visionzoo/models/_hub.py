@@ -77,10 +77,7 @@ def save_pretrained(
                 words = " ".join(str(error).split())[:300]
                 raise ValueError(f"safetensors cannot keep these weights, untie them: {words}") from error
             config = json.loads((new / "config.json").read_text())
-            for name in (
-                "non_commercial",
-                "num_classes",
-            ):  # classes stand beside, and count once
+            for name in ("non_commercial", "num_classes"):  # classes stand beside, and count once
                 config.get("model_args", {}).pop(name, None)
             given = {name: value for name, value in (data_config or {}).items() if name in DATA_CONFIG}
             config["pretrained_cfg"] |= {**given, "license": licence}

@@ -1,4 +1,4 @@
-"""Conditional positions (CPVT, arXiv:2102.10882) in any model: a position generator after blocks of the caller's choice.
+"""Conditional positions (CPVT, arXiv:2102.10882) in any model: position generators after blocks that the caller names.
 
 `visionzoo.layers.block.Block` offers the place as a child `peg`, an `nn.Identity` without one, and says its width in an
 attribute `dim`. Prefix tokens pass by the generator.
@@ -7,6 +7,7 @@ attribute `dim`. Prefix tokens pass by the generator.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from visionzoo.layers.position import PositionGenerator
 from visionzoo.models._contract import Contract
@@ -29,8 +30,9 @@ def add_position_generators(model: Contract, *, after: Collection[int] = (0,), k
     >>> [name for name, _ in model.named_parameters() if "stages.3.blocks.0.peg" in name]
     ['stages.3.blocks.0.peg.weight', 'stages.3.blocks.0.peg.bias']
     """
-    parts = [list(part.blocks) for part in model.parts] if hasattr(model.parts[0], "blocks") else [list(model.parts)]
-    chosen = []
+    rows: Any = model.parts
+    parts = [list(part.blocks) for part in rows] if hasattr(rows[0], "blocks") else [list(rows)]
+    chosen: list[Any] = []
     for blocks in parts:
         for i in after:
             if not 0 <= i < len(blocks) or not hasattr(blocks[i], "peg"):

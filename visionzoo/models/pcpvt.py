@@ -1,8 +1,8 @@
 """Twins-PCPVT: the pyramid of PVT with conditional positions, NeurIPS 2021, https://arxiv.org/abs/2104.13840.
 
-Facts from gvt.py of https://github.com/Meituan-AutoML/Twins at c1ff671 (Apache-2.0), where the class is CPVTV2; the code
-here is our own. As released: a position generator (CPVT, arXiv:2102.10882) follows the first block of each stage, in the
-place of PVT's tables and class token; the head pools the normalised map. Rows and columns after the last whole patch
+Facts from gvt.py of https://github.com/Meituan-AutoML/Twins at c1ff671 (Apache-2.0), where the class is CPVTV2; the
+code here is our own. As released: a position generator (CPVT, arXiv:2102.10882) follows the first block of each stage,
+in the place of PVT's tables and class token; the head pools the normalised map. Rows and columns after the last whole patch
 are dropped. The authors' own code has 3.8, 6.7 and 9.8 GMACs, attention's products counted, not the published 3.7, 6.4
 and 9.5.
 """
@@ -97,8 +97,12 @@ _README = "README.md of Meituan-AutoML/Twins"
 
 VARIANTS = {
     "zoo_pcpvt_s": Variant({}, Published(24.1, 3.7, 81.2, source=_README, explained=("gmacs",)), _weights("small")),
-    "zoo_pcpvt_b": Variant({"depths": (3, 4, 18, 3)}, Published(43.8, 6.4, 82.7, source=_README, explained=("gmacs",)), _weights("base")),
-    "zoo_pcpvt_l": Variant({"depths": (3, 8, 27, 3)}, Published(60.9, 9.5, 83.1, source=_README, explained=("gmacs",)), _weights("large")),
+    "zoo_pcpvt_b": Variant(
+        {"depths": (3, 4, 18, 3)}, Published(43.8, 6.4, 82.7, source=_README, explained=("gmacs",)), _weights("base")
+    ),
+    "zoo_pcpvt_l": Variant(
+        {"depths": (3, 8, 27, 3)}, Published(60.9, 9.5, 83.1, source=_README, explained=("gmacs",)), _weights("large")
+    ),
 }
 
 TINY = {"zoo_pcpvt_s": {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)}}

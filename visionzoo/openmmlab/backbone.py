@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from visionzoo.engine.errors import UserError, closest
 from visionzoo.models._checkpoint import load_weights
 from visionzoo.models._registry import VARIANTS
-from visionzoo.openmmlab.checkpoints import download
+from visionzoo.openmmlab.checkpoints import download, read
 
 if "LN2d" not in MODELS.module_dict:
     MODELS.register_module("LN2d", module=LayerNorm2d)  # layer normalisation of the channels of [B, C, H, W]
@@ -131,7 +131,7 @@ class ZooBackbone(BaseModule):
                 ) from error
         if self.checkpoint.startswith(("http://", "https://")):
             return download(self.checkpoint, map_location="cpu")
-        return self.checkpoint
+        return read(self.checkpoint)  # mmengine's own logs among the weights are no code
 
     def _norms(self, out_norm: Any) -> Sequence[Any]:
         if out_norm is None or isinstance(out_norm, Mapping | str):

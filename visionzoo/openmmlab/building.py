@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from importlib.util import find_spec
 from operator import itemgetter
 from pathlib import Path
 from traceback import walk_tb
@@ -23,6 +27,7 @@ def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
         UserError: if one has no place in it, or would put a single value where a part with keys is.
     """
     for key, value in options.items():
+        _check_read(cfg, key)
         there = dict(_parts(cfg)).get(key)
         if there and not isinstance(value, Mapping | list | tuple | None):
             raise UserError(f"--cfg-options {key}: expected a part with keys such as {', '.join(there)}, got {value!r}")
@@ -30,6 +35,59 @@ def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
             cfg.merge_from_dict({key: value})
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"--cfg-options {key}={value}: the config has no such place: {_said(error)}") from error
+
+
+def _check_read(cfg: Config, key: str) -> None:
+    """Refuse a key that nothing reads: a helper variable of a config file, or a name that no source of OpenMMLab has.
+
+    Raises:
+        UserError: it is none; with the closest that is.
+    """
+    first, *rest = key.split(".")
+    known = {*cfg, *inspect.signature(Runner).parameters}
+    if first not in known and (meant := closest(first, known)):
+        raise UserError(f"--cfg-options {first}: there is no such part of the config{meant}")
+    name = key.rpartition(".")[2]
+    if first not in READ and first not in _names_of_sources(cfg, ()):
+        paths = [*dict.fromkeys(f"{place}.{leaf}" for place, part in _parts(cfg) for leaf in part)]
+        of_name = [path for path in paths if path.split(".")[0] in READ and path.endswith(f".{name}")]
+        flag = {"data_root": "--data-root", "classes": "--classes"}.get(first)
+        meant = f"; did you mean {flag or ' or '.join(of_name[:4])}?" if flag or of_name else closest(first, READ)
+        raise UserError(f"--cfg-options {key}: nothing reads it, it is a variable of the config file alone{meant}")
+    parts = dict(_parts(cfg))
+    inside: Mapping[str, Any] = parts.get(key.rpartition(".")[0], {})
+    # these are called with their keys, and refuse what they do not know
+    strict = key.rpartition(".")[0] in ("randomness", "train_dataloader", "val_dataloader", "test_dataloader")
+    new = rest and not name.isdigit() and name not in inside
+    if new and not strict and "type" not in inside and name not in _names_of_sources(cfg):
+        near = closest(name, inside) or closest(name, get_close_matches(name, _names_of_sources(cfg), n=2, cutoff=0.85))
+        raise UserError(f"--cfg-options {key}: nothing reads {name!r}{near}")
+
+
+READ = (
+    *(name for name in inspect.signature(Runner).parameters if name != "cfg"),
+    "auto_scale_lr", "compile", "custom_imports", "env_cfg", "find_unused_parameters", "model_wrapper_cfg",
+    "sync_bn", "tta_model", "tta_pipeline",
+)  # fmt: skip  # what mmengine's Runner takes or asks the config for
+
+
+@functools.cache
+def _words(package: str) -> frozenset[str]:
+    found = find_spec(package)
+    places = [*(found.submodule_search_locations or [])] if found else []
+    files = [file for place in places for file in Path(place).rglob("*.py") if ".mim" not in file.parts]
+    if found and found.origin and not places:
+        files = [Path(found.origin)]
+    return frozenset(word for file in files for word in re.findall(r"[A-Za-z_]\w*", file.read_text(errors="replace")))
+
+
+def _names_of_sources(
+    cfg: Config, packages: Sequence[str] = ("mmengine", "mmcv", "mmdet", "mmseg", "visionzoo", "torch.optim")
+) -> frozenset[str]:
+    """Return every name in packages, and in those that a config imports; nothing can read what is not among them."""
+    own = (cfg.get("custom_imports") or {}).get("imports") or []
+    imported = {name.partition(".")[0] for name in ([own] if isinstance(own, str) else own)}
+    return frozenset().union(*map(_words, {*packages, *(imported - {"mmdet", "mmseg", "visionzoo"})}))
 
 
 def build(cfg: Config, step: Callable[[], Any]) -> Any:
@@ -43,6 +101,12 @@ def build(cfg: Config, step: Callable[[], Any]) -> Any:
     except UserError:
         raise
     except Exception as error:
+        if str(error).startswith("Expected more than 1 value per channel when training"):
+            raise UserError(
+                "a batch norm got one value a channel, of which it has no deviation: a head such as UPerNet's pools a "
+                "map to 1x1. Set train_dataloader.batch_size=2 or more (and train_dataloader.drop_last=True if one "
+                "image is left over), or another norm, such as norm_cfg of type GN"
+            ) from error
         frames = [*walk_tb(error.__traceback__)]
         parts = [part for frame, _ in frames if (part := _being_built(frame)) is not None]
         if parts:

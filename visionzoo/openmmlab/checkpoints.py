@@ -7,18 +7,21 @@ whole file unsafely. Here the few things that these objects consist of are allow
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mmengine.runner.checkpoint as mmengine_checkpoint
 import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
 from torch import nn
 
 from visionzoo.engine.errors import UserError
+from visionzoo.engine.folders import some
 from visionzoo.models._checkpoint import read_checkpoint
+from visionzoo.openmmlab.meta import checkpoint_classes, compare_classes, compare_model
 
 
 def install() -> None:
@@ -49,30 +52,80 @@ def read(file: Any, map_location: Any = None, weights_only: bool | None = None) 
             raise UserError(str(error)) from error
 
 
-def check_fit(model: nn.Module, path: str) -> None:
-    """Compare a detector's or segmentor's checkpoint with the model; mmengine would leave random what does not fit.
+def check_fit(model: nn.Module, path: str, cfg: Config, classes: Sequence[str] | None) -> list[str]:
+    """Compare a checkpoint with a detector or segmentor; mmengine would leave random what does not fit.
+
+    Args:
+        model: of the config.
+        path: of the checkpoint.
+        cfg: compared with the one that the checkpoint holds.
+        classes: of the config's data; None where the checkpoint's are taken.
+
+    Returns:
+        What is worth saying.
 
     Raises:
-        UserError: if weights are missing or have other shapes; with the names.
+        UserError: weights are missing or have other shapes, or classes are in another order; with the names.
     """
-    content = download(path, map_location="cpu") if path.startswith(("http://", "https://")) else read(path)
+    content = read_any(path)
+    missing, other, _ = compare_weights(model, content)
+    if missing or other:
+        names = checkpoint_classes(content)
+        raise UserError(
+            f"{path} does not fit the config: {len(missing)} weights are missing and {len(other)} have another shape, "
+            f"such as {', '.join([*other, *missing][:3])}. Use the config that the training wrote beside it"
+            + (f"; its classes are {', '.join(names[:100])}" if names else "")
+        )
+    return compare_classes(content, classes, path) + compare_model(content, cfg, path)
+
+
+def check_start(model: nn.Module, path: str, classes: Sequence[str] | None) -> list[str]:
+    """Say what a training takes from the checkpoint that it begins with (load_from): weights that fit, by name.
+
+    Raises:
+        UserError: nothing fits, so that training would begin with random weights.
+    """
+    content = read_any(path)
+    missing, other, fitting = compare_weights(model, content)
+    if not fitting:
+        raise UserError(
+            f"load_from={path}: not one of its weights fits the model, such as {some([*missing, *other], 3)}; for "
+            f"weights of a backbone alone set model.backbone.init_cfg.type=Pretrained and "
+            f"model.backbone.init_cfg.checkpoint={path}"
+        )
+    left = [*other, *missing]
+    notes = [f"load_from={path}: {len(fitting)} weights fit, {len(left)} stay random: {some(left, 3)}"] if left else []
+    heads_fit = checkpoint_classes(content) if not other else []
+    return notes + (compare_classes(content, classes, path, learning=True) if heads_fit else [])
+
+
+def compare_weights(model: nn.Module, content: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]]:
+    """Return which weights of a model a checkpoint lacks, which have another shape there, and which fit."""
     state = content.get("state_dict", content)
     state = {name.removeprefix("module."): value for name, value in state.items()}
     bare: Any = model.module if is_model_wrapper(model) else model
     expected = bare.state_dict()
     missing = [name for name in expected if name not in state]
+    there = [name for name in expected if name in state]
+    fitting = [name for name in there if getattr(state[name], "shape", None) == expected[name].shape]
     other = [
-        f"{name} {tuple(state[name].shape)} in place of {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in state and state[name].shape != value.shape
+        f"{name} {tuple(getattr(state[name], 'shape', ()))} in place of {tuple(expected[name].shape)}"
+        for name in there
+        if name not in set(fitting)
     ]
-    if missing or other:
-        classes = content.get("meta", {}).get("dataset_meta", {}).get("classes", ())
-        raise UserError(
-            f"{path} does not fit the config: {len(missing)} weights are missing and {len(other)} have another shape, "
-            f"such as {', '.join([*other, *missing][:3])}. Use the config that the training wrote beside it"
-            + (f"; its classes are {', '.join(classes[:100])}" if classes else "")
-        )
+    return missing, other, fitting
+
+
+def read_any(path: str) -> dict[str, Any]:
+    """Return the content of a checkpoint, of a path or an address.
+
+    Raises:
+        UserError: it cannot be read, or is no dictionary.
+    """
+    content = download(path, map_location="cpu") if path.startswith(("http://", "https://")) else read(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no checkpoint: expected a dictionary of weights, got {type(content).__name__}")
+    return content
 
 
 def download(

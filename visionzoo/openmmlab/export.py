@@ -16,8 +16,10 @@ from visionzoo.deploy.exporting import Exported
 from visionzoo.deploy.files import check_flags, shape_of, write_files
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.parallel import start_process
-from visionzoo.openmmlab.data import class_names, datasets
-from visionzoo.openmmlab.running import check_channels, read_config, require_checkpoint
+from visionzoo.openmmlab.building import merge_options
+from visionzoo.openmmlab.configuring import config_classes
+from visionzoo.openmmlab.meta import checkpoint_classes, compare_model
+from visionzoo.openmmlab.running import check_channels, read_config, require_checkpoint, say_notes
 
 
 class RawDetector(nn.Module):
@@ -56,7 +58,7 @@ def export_dense(args: argparse.Namespace) -> list[Exported]:
         raise UserError("which weights? give --checkpoint, or --random-weights to measure speed")
     cfg = read_config(args.config)
     if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+        merge_options(cfg, args.cfg_options)
     describe = _describer(cfg.model)
     if args.checkpoint:
         require_checkpoint(args.checkpoint)
@@ -65,19 +67,20 @@ def export_dense(args: argparse.Namespace) -> list[Exported]:
     device = start_process(args).device
     init_default_scope(cfg.default_scope)
     network = revert_sync_batchnorm(MODELS.build(cfg.model))
-    meta: Mapping[str, Any] = {}
+    content: Mapping[str, Any] = {}
     if args.checkpoint:
         try:
-            meta = load_checkpoint(network, args.checkpoint, map_location="cpu", strict=True).get("meta", {})
+            content = load_checkpoint(network, args.checkpoint, map_location="cpu", strict=True)
         except RuntimeError as error:
             raise UserError(f"{args.checkpoint} does not fit {args.config}: {error}") from error
+        say_notes(compare_model(content, cfg, args.checkpoint))
     network = network.to(device).eval()
     shape = shape_of(args, _input_size(args, cfg))
     description = {
         "model": Path(args.config).stem,
         "preprocessing": _preprocessing(cfg.model.data_preprocessor),
         **describe(network),
-        "class_names": _classes(meta, cfg),
+        "class_names": checkpoint_classes(content) or config_classes(cfg),
     }
     raw = RawDetector(network) if description["task"] == "detection" else RawSegmentor(network)
     return write_files(raw, Path(args.output) / Path(args.config).stem, shape, description, args)
@@ -126,11 +129,20 @@ def _describe_detector(detector: Any) -> dict[str, Any]:
 
 def _describe_segmentor(segmentor: Any) -> dict[str, Any]:
     head = segmentor.decode_head
+    resize = f"resize to the input bilinearly, align_corners={head.align_corners}, then "
+    if head.out_channels == 1:
+        return {
+            "task": "segmentation",
+            "outputs": [{"name": "logits"}],
+            "activation": "sigmoid of one channel",
+            "threshold": head.threshold,
+            "decode": f"{resize}sigmoid; class 1 above the threshold, else class 0",
+        }
     return {
         "task": "segmentation",
         "outputs": [{"name": "logits"}],
-        "activation": "sigmoid of one channel" if head.out_channels == 1 else "softmax over the channels",
-        "decode": f"resize to the input bilinearly, align_corners={head.align_corners}, then the largest channel",
+        "activation": "softmax over the channels",
+        "decode": f"{resize}the largest channel",
     }
 
 
@@ -153,16 +165,11 @@ def _input_size(args: argparse.Namespace, cfg: Any) -> tuple[int, int, int]:
     preprocessor = cfg.model.data_preprocessor
     if size := preprocessor.get("size"):  # of segmentors: (height, width)
         return 3, *size
-    scales = [step["scale"] for step in cfg.test_pipeline if step["type"] == "Resize" and "scale" in step]
+    scales = [
+        step["scale"] for step in cfg.test_dataloader.dataset.pipeline if step["type"] == "Resize" and "scale" in step
+    ]
     if not scales:
         raise UserError("the config does not say how large its images are: give --img-size or --input-size")
     divisor = preprocessor.get("pad_size_divisor", 1)
     width, height = (-(-side // divisor) * divisor for side in scales[0])
     return 3, height, width
-
-
-def _classes(meta: Mapping[str, Any], cfg: Any) -> list[str] | None:
-    of_checkpoint = meta.get("dataset_meta") or {}
-    if found := of_checkpoint.get("classes") or of_checkpoint.get("CLASSES"):
-        return list(found)
-    return next((names for _, dataset in datasets(cfg) if (names := class_names(dataset, cfg))), None)

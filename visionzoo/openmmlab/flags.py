@@ -21,7 +21,13 @@ class CfgOptions(DictAction):
         """
         if wrong := [value for value in values if "=" not in value]:
             raise UserError(f"{option_string}: expected KEY=VALUE, got {wrong[0]!r}; CONFIG.py comes before it")
-        super().__call__(parser, namespace, values, option_string)
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (RecursionError, AssertionError, ValueError) as error:
+            raise UserError(
+                f"{option_string} {' '.join(values)}: expected a value, or a list [A,B] or (A,B) of values; parts with "
+                f"keys are set one by one, KEY.NUMBER.NAME=VALUE"
+            ) from error
 
 
 def train_parser() -> argparse.ArgumentParser:
@@ -89,7 +95,7 @@ def _parser(usage: str, text: str) -> argparse.ArgumentParser:
 def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-root", help="folder of the data, in the layout that the config expects")
     parser.add_argument(
-        "--dataset", metavar="FILE.yaml", help="data of one's own; see visionzoo.openmmlab.data.use_dataset"
+        "--dataset", metavar="FILE.yaml", help="data of one's own; see visionzoo.openmmlab.configuring.use_dataset"
     )
     parser.add_argument("--classes", metavar="A,B,...", help="names of the classes; sets num_classes everywhere")
 

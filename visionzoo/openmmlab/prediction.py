@@ -10,12 +10,13 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 
 from visionzoo.engine.errors import UserError
 from visionzoo.openmmlab.building import build
 from visionzoo.openmmlab.checkpoints import check_fit
-from visionzoo.openmmlab.data import task_of
-from visionzoo.openmmlab.running import read_config, require_checkpoint
+from visionzoo.openmmlab.configuring import task_of
+from visionzoo.openmmlab.running import read_config, require_checkpoint, say_notes
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -49,7 +50,7 @@ def _detect(args: argparse.Namespace, cfg: Any, checkpoint: str, images: list[st
     from mmdet.apis import DetInferencer
 
     inferencer = build(cfg, lambda: DetInferencer(model=cfg, weights=checkpoint, device=args.device))
-    check_fit(inferencer.model, checkpoint)
+    say_notes(check_fit(inferencer.model, checkpoint, cfg, None))
     inferencer(images, out_dir=str(output), pred_score_thr=args.score_threshold, no_save_pred=False)
     names = inferencer.model.dataset_meta["classes"]
     paths = []
@@ -65,10 +66,13 @@ def _segment(args: argparse.Namespace, cfg: Any, checkpoint: str, images: list[s
     from mmseg.apis import MMSegInferencer
 
     inferencer = build(cfg, lambda: MMSegInferencer(model=cfg, weights=checkpoint, device=args.device))
-    check_fit(inferencer.model, checkpoint)
+    say_notes(check_fit(inferencer.model, checkpoint, cfg, None))
+    (output / "pred").mkdir(exist_ok=True)
     paths = []
     for image in images:
-        result = inferencer(image, out_dir=str(output))["predictions"]
+        sample = inferencer(image, out_dir=str(output), return_datasamples=True)
+        result = sample.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)  # a threshold's are floats
+        Image.fromarray(result).save(output / "pred" / f"{Path(image).stem}.png")
         labels, counts = np.unique(np.asarray(result), return_counts=True)
         names = inferencer.model.dataset_meta["classes"]
         shares = {names[label]: int(count) / np.size(result) for label, count in zip(labels, counts, strict=True)}

@@ -19,7 +19,7 @@ from PIL import Image
 
 from visionzoo.engine.errors import UnreadableImageError
 from visionzoo.engine.images import UNREADABLE
-from visionzoo.openmmlab.data import labels_above_8_bits
+from visionzoo.openmmlab.masks import labels_above_8_bits
 
 
 class CheckingRunner(Runner):
@@ -32,6 +32,17 @@ class CheckingRunner(Runner):
         for dataset in _base_datasets(loader):
             dataset.pipeline = CheckingPipeline(dataset, skip_bad=skip_bad)
         return loader
+
+    def build_evaluator(self, evaluator: Any) -> Any:
+        """Build what mmengine does; number annotations from 1, as COCO's metric takes id 0 for none."""
+        built = Runner.build_evaluator(self, evaluator)
+        for metric in built.metrics:
+            coco = getattr(metric, "_coco_api", None)
+            if coco is not None and any(type(key) is not int or key < 1 for key in coco.anns):
+                for number, annotation in enumerate(coco.dataset["annotations"], 1):
+                    annotation["id"] = number
+                coco.createIndex()
+        return built
 
 
 def _base_datasets(loader: Any) -> Iterator[BaseDataset]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import inspect
+import contextlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,22 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from visionzoo.engine.errors import UserError, closest, require
+from visionzoo.engine.errors import Interrupted, UserError, require
+from visionzoo.openmmlab import trial  # noqa: F401  # its hooks
 from visionzoo.openmmlab.backbone import feature_channels
 from visionzoo.openmmlab.building import build, merge_options
-from visionzoo.openmmlab.checkpoints import check_fit
-from visionzoo.openmmlab.data import check_data, task_of, use_classes, use_dataset, use_root
+from visionzoo.openmmlab.checkpoints import check_fit, check_start, read_any
+from visionzoo.openmmlab.configuring import (
+    config_classes,
+    datasets,
+    format_only,
+    task_of,
+    use_classes,
+    use_dataset,
+    use_root,
+)
+from visionzoo.openmmlab.data import check_data
+from visionzoo.openmmlab.meta import check_resumed
 from visionzoo.openmmlab.reading import CheckingRunner, without_traceback
 
 
@@ -45,18 +59,25 @@ def train(args: argparse.Namespace) -> Runner:
         if "auto_scale_lr" not in cfg:
             raise UserError("--auto-scale-lr: the config does not say for which batch size its learning rate is")
         cfg.auto_scale_lr.enable = True
-    _say_notes(check_data(cfg))
+    say_notes(check_data(cfg))
+    make_folder(cfg.work_dir)
     _log_to(cfg, args)
     # mmengine's checkpoints hold Python objects; at the end the last and the best are also written as tensors alone
     cfg.default_hooks.checkpoint.setdefault("published_keys", ["meta", "state_dict"])
     cfg.setdefault("custom_hooks", []).append({"type": "ProgressBarHook"})
+    cfg.custom_hooks.append({"type": "TrialValidationHook"})
     if args.skip_bad_images:
         cfg.skip_bad_images = True
         cfg.custom_hooks.append({"type": "SkippedImagesHook"})
     runner = build(cfg, lambda: CheckingRunner.from_cfg(cfg))
-    if cfg.get("resume") and (checkpoint := cfg.load_from or find_latest_checkpoint(cfg.work_dir)):
-        check_fit(runner.model, checkpoint)
-    without_traceback(lambda: build(cfg, runner.train))
+    if cfg.get("resume"):
+        if checkpoint := cfg.get("load_from") or find_latest_checkpoint(cfg.work_dir):
+            say_notes(check_fit(runner.model, checkpoint, cfg, config_classes(cfg)))
+            check_resumed(read_any(checkpoint), cfg, checkpoint)
+    elif cfg.get("load_from"):
+        say_notes(check_start(runner.model, require_checkpoint(cfg.load_from), config_classes(cfg)))
+    with stopping_at_once():
+        without_traceback(lambda: build(cfg, runner.train))
     return runner
 
 
@@ -72,14 +93,18 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
         folder = str(Path(args.show_dir).resolve())
         cfg.default_hooks.visualization.update(draw=True)
         if task_of(cfg) == "detection":
-            cfg.default_hooks.visualization.update(test_out_dir=folder)
+            cfg.default_hooks.visualization.update(type="FoldersVisualizationHook", test_out_dir=folder)
         else:  # mmseg's hook has no folder of its own, and draws every 50th picture
             cfg.default_hooks.visualization.update(interval=1)
             cfg.visualizer.update(save_dir=folder)
-    _say_notes(check_data(cfg, ["test_dataloader"]))
+    if format_only(cfg, "test_dataloader"):
+        leave_annotations_out(cfg)
+    say_notes(check_data(cfg, ["test_dataloader"]))
+    make_folder(cfg.work_dir)
     runner = build(cfg, lambda: CheckingRunner.from_cfg(cfg))
-    check_fit(runner.model, cfg.load_from)
-    metrics: dict[str, float] = without_traceback(lambda: build(cfg, runner.test))
+    say_notes(check_fit(runner.model, cfg.load_from, cfg, config_classes(cfg)))
+    with stopping_at_once():
+        metrics: dict[str, float] = without_traceback(lambda: build(cfg, runner.test))
     return metrics
 
 
@@ -87,10 +112,6 @@ def prepare(args: argparse.Namespace) -> Config:
     """Read a config and apply the flags that training and evaluation share."""
     cfg = read_config(args.config)
     if args.cfg_options:
-        known = {*cfg, *inspect.signature(Runner).parameters}
-        for name in (key.split(".")[0] for key in args.cfg_options):
-            if name not in known and (meant := closest(name, known)):
-                raise UserError(f"--cfg-options {name}: there is no such part of the config{meant}")
         merge_options(cfg, args.cfg_options)
     if args.data_root:
         use_root(cfg, args.data_root)
@@ -108,6 +129,50 @@ def prepare(args: argparse.Namespace) -> Config:
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or str(Path("work_dirs") / Path(args.config).stem)
     check_channels(cfg)
     return cfg
+
+
+def make_folder(path: str) -> None:
+    """Make the folder of logs and checkpoints.
+
+    Raises:
+        UserError: it cannot be made, or nothing can be written into it.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the work folder {path} cannot be made: {error}; name another by --work-dir") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"the work folder {path} cannot be written to; name another by --work-dir")
+
+
+def leave_annotations_out(cfg: Config) -> None:
+    """Let a segmentor's test images come without masks, as those of a test server do; mmdet's may anyhow."""
+    if task_of(cfg) == "segmentation":
+        for loader, dataset in datasets(cfg):
+            if loader == "test_dataloader":
+                dataset.pipeline = [step for step in dataset.pipeline if step["type"] != "LoadAnnotations"]
+
+
+@contextlib.contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """Let SIGTERM, by which schedulers end jobs, end a run as Ctrl-C does: its loading processes end with it.
+
+    Raises:
+        Interrupted: it came.
+    """
+    process = os.getpid()
+
+    def stop(number: int, _: object) -> None:
+        if os.getpid() != process:  # a loading process that has not set its own handlers yet
+            os._exit(128 + number)
+        raise Interrupted(number, "training goes on from the last checkpoint by --resume")
+
+    before = signal.signal(signal.SIGTERM, stop) if threading.current_thread() is threading.main_thread() else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _log_to(cfg: Config, args: argparse.Namespace) -> None:
@@ -201,7 +266,8 @@ class ProgressBarHook(Hook):
             self._bar.close()
 
 
-def _say_notes(notes: list[str]) -> None:
+def say_notes(notes: list[str]) -> None:
+    """Print what is worth saying, in the first process."""
     if int(os.environ.get("RANK", 0)) == 0:
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
