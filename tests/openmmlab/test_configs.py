@@ -43,6 +43,7 @@ def test_the_configs_are_there():
         "l2vit",
         "inline",
         "stvit",
+        "pcpvt",
     ):
         assert f"zoo-{family}" in names
 

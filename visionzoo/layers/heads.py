@@ -61,7 +61,10 @@ class BatchNormHead(nn.Module):
         if pre_logits or not self.num_classes:
             return x
         if not self.global_pool.pool_type:
-            raise ValueError(_needs_pooling(self))
+            raise ValueError(
+                f"BatchNormHead: a classifier needs pooling, got num_classes={self.num_classes} and "
+                f"global_pool=''; give a pooling type, such as 'avg', or num_classes=0"
+            )
         logits = self.fc(self.drop(self.norm(x)))
         if not self.distilled:
             return logits
@@ -73,69 +76,6 @@ class BatchNormHead(nn.Module):
     def fusible(self) -> list[tuple[str, str]]:
         """Names of the layers that follow each other directly in inference, for `visionzoo.fuse`."""
         return [("norm", "fc"), ("norm_dist", "fc_dist")] if self.distilled else [("norm", "fc")]
-
-
-class HiddenLayerHead(nn.Module):
-    """1×1 convolution with batch norm and ReLU, pooling, hidden layer with ReLU, linear classifier (MobileNetV3's).
-
-    Args:
-        in_features: channels C.
-        num_classes: classes; 0 for what the classifier would see.
-        pool_type: timm's pooling type, of those that keep the width; "" for none, with which there can be no
-            classifier, and maps leave as they came.
-        drop_rate: dropout probability before the classifier.
-        conv_dim: channels of the convolution.
-        hidden_size: width of the hidden layer.
-    """
-
-    global_pool: SelectAdaptivePool2d
-
-    def __init__(
-        self,
-        in_features: int,
-        num_classes: int,
-        pool_type: str = "avg",
-        drop_rate: float = 0.0,
-        *,
-        conv_dim: int,
-        hidden_size: int,
-    ):
-        super().__init__()
-        self.in_features = hidden_size  # of the classifier
-        self.conv = ConvNorm(in_features, conv_dim, 1, bias=False, norm_layer=nn.BatchNorm2d)
-        self.hidden = nn.Linear(conv_dim, hidden_size)
-        self.act = nn.ReLU()
-        self.drop = nn.Dropout(drop_rate)
-        self.reset(num_classes, pool_type)
-
-    def reset(self, num_classes: int, pool_type: str | None = None) -> None:
-        """Replace the classifier and, where `pool_type` is given, the pooling."""
-        pool_type = self.global_pool.pool_type if pool_type is None else pool_type
-        self.num_classes = num_classes
-        self.global_pool = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
-        self.fc = _linear(self.in_features, num_classes)
-        _adapt(self, self.hidden.weight)
-
-    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """[B, C, H, W] to [B, num_classes]; with `pre_logits` to [B, hidden_size].
-
-        Raises:
-            ValueError: if there are classes and no pooling.
-        """
-        if not self.global_pool.pool_type:
-            if pre_logits or not self.num_classes:
-                return x
-            raise ValueError(_needs_pooling(self))
-        x = self.global_pool(self.act(on_nhwc(self.conv, x)))
-        x = self.act(self.hidden(x))
-        return x if pre_logits or not self.num_classes else self.fc(self.drop(x))
-
-
-def _needs_pooling(head: BatchNormHead | HiddenLayerHead) -> str:
-    return (
-        f"{type(head).__name__}: a classifier needs pooling, got num_classes={head.num_classes} and global_pool=''; "
-        f"give a pooling type, such as 'avg', or num_classes=0"
-    )
 
 
 def _adapt(head: nn.Module, like: nn.Parameter | None) -> None:
@@ -177,6 +117,43 @@ class ProjectionHead(ClassifierHead):
             return x
         x = self.act(self.proj(x.permute(0, 2, 3, 1)))
         return super().forward(x.permute(0, 3, 1, 2), pre_logits)
+
+
+class HiddenLayerHead(ClassifierHead):
+    """1×1 convolution with batch norm and ReLU, pooling, hidden layer with ReLU, linear classifier (MobileNetV3's).
+
+    Args:
+        in_features: channels C.
+        num_classes: classes; 0 for what the classifier would see.
+        pool_type: timm's pooling type, of those that keep the width; "" for the map as it came, with which there can be
+            no classifier.
+        drop_rate: dropout probability before the classifier.
+        conv_features: channels of the convolution.
+        hidden_features: channels C' of the hidden layer.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        pool_type: str = "avg",
+        drop_rate: float = 0.0,
+        *,
+        conv_features: int,
+        hidden_features: int,
+    ):
+        super().__init__(hidden_features, num_classes, pool_type, drop_rate)
+        self.conv = ConvNorm(in_features, conv_features, 1, bias=False, norm_layer=nn.BatchNorm2d)
+        self.hidden = nn.Linear(conv_features, hidden_features)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """[B, C, H, W] to [B, num_classes]; with `pre_logits` to [B, C']."""
+        if not self.global_pool.pool_type:
+            return x
+        x = self.global_pool(self.act(on_nhwc(self.conv, x)))
+        x = self.drop(self.act(self.hidden(x)))
+        return x if pre_logits else self.fc(x)
 
 
 def _norm_linear(dim: int, num_classes: int) -> tuple[nn.Module, nn.Module]:

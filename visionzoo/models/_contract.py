@@ -246,7 +246,7 @@ class Contract(nn.Module):
 
     @property
     def head_hidden_size(self) -> int:
-        """Width of `forward_head(x, pre_logits=True)`: the head's `in_features`, twice it where two poolings are joined."""
+        """Width of `forward_head(x, pre_logits=True)`: what the head pools, twice it where two poolings are joined."""
         pool: Any = getattr(self.head, "global_pool", None)
         pooled = getattr(self.head, "in_features", self.num_features)
         return pooled * (pool.feat_mult() if hasattr(pool, "feat_mult") else 1)

@@ -132,14 +132,14 @@ class GhostBottleneck(nn.Module):
 def _halve(x: Tensor) -> Tensor:
     """Average pooling of [B, H, W, C] to [B, ⌊H/2⌋, ⌊W/2⌋, C], to one row or column at least."""
     kernel = (2, 2) if is_symbolic(x) else (min(2, x.shape[1]), min(2, x.shape[2]))
-    return on_nchw(partial(F.avg_pool2d, kernel_size=kernel, stride=kernel), x)
+    return F.avg_pool2d(x.permute(0, 3, 1, 2), kernel, kernel).permute(0, 2, 3, 1)
 
 
 @one_node  # it looks at the size of the map
 def _scale(x: Tensor, attention: Tensor) -> Tensor:
     """Multiply [B, H, W, C] by the sigmoid of a smaller map, whose values repeat."""
-    grow = partial(F.interpolate, size=tuple(x.shape[1:3]), mode="nearest")
-    return x * on_nchw(grow, attention.sigmoid())
+    grown = F.interpolate(attention.sigmoid().permute(0, 3, 1, 2), size=tuple(x.shape[1:3]), mode="nearest")
+    return x * grown.permute(0, 2, 3, 1)
 
 
 class GhostNetV2(Pyramid):
@@ -150,7 +150,7 @@ class GhostNetV2(Pyramid):
         layout: for each stage and block the side of the kernels, the channels in the middle and out, and whether
             there is squeeze-and-excitation. The first block of each stage but the first halves the map.
         plain: how many blocks come first without attention.
-        hidden_size: width of the head's hidden layer.
+        head_dim: channels of the head's hidden layer.
         mixers: other token mixers in attention for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
@@ -194,7 +194,7 @@ class GhostNetV2(Pyramid):
         width: float = 1.0,
         layout: Sequence[Sequence[tuple[int, int, int, bool]]] = LAYOUT,
         plain: int = 2,
-        hidden_size: int = 1280,
+        head_dim: int = 1280,
         mixers: Any = None,
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
@@ -214,7 +214,7 @@ class GhostNetV2(Pyramid):
         stem_dim = in_dim = make_divisible(16 * width, 4)
         stages, embed_dims = [], []
         for i, stage in enumerate(layout):
-            blocks, turns = [], cycle(specs[i] or [None])
+            blocks, turns = [], cycle(specs[i] or [{"type": "none"}])
             for j, (kernel_size, mid, out, squeeze) in enumerate(stage):
                 mid_dim, out_dim = make_divisible(mid * width, 4), make_divisible(out * width, 4)
                 block = GhostBottleneck(
@@ -236,7 +236,7 @@ class GhostNetV2(Pyramid):
             stages=stages,
             embed_dims=embed_dims,
             reduction=2,
-            head_layer=partial(HiddenLayerHead, conv_dim=mid_dim, hidden_size=hidden_size),
+            head_layer=partial(HiddenLayerHead, conv_features=mid_dim, hidden_features=head_dim),
             in_chans=in_chans,
             **head,
         )
@@ -261,7 +261,7 @@ TINY = {
             ((3, 32, 16, False),),
             ((5, 32, 24, True), (5, 32, 24, False)),
         ),
-        "hidden_size": 32,
+        "head_dim": 32,
     }
 }
 
