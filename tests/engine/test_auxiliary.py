@@ -2,6 +2,7 @@
 
 import json
 import math
+from unittest import mock
 
 import early_exit
 import pytest
@@ -64,8 +65,10 @@ def cross_entropy(logits, targets):
     return sum(terms) / len(terms)
 
 
-def test_training_lowers_exits_and_terms_and_logs_them(early, tmp_path, capsys):
-    result = train(early(epochs=8, lr=3e-3, aux_weight={"balance": 1}, log_interval=1))
+def test_training_lowers_exits_and_terms_and_logs_them(early, tmp_path, capsys, monkeypatch):
+    wandb = mock.Mock()
+    monkeypatch.setattr("visionzoo.engine.reporting._start_wandb", lambda *_: wandb)
+    result = train(early(epochs=8, lr=3e-3, aux_weight={"balance": 1}, log_interval=1, log_wandb=True))
     table = rows(tmp_path / "output/run")
     for row in table:
         assert_adds_up(row, {**WEIGHTS, "balance": 1.0})
@@ -75,7 +78,8 @@ def test_training_lowers_exits_and_terms_and_logs_them(early, tmp_path, capsys):
     assert result["best_metric"] > 60  # of three classes
     logged = scalars(tmp_path / "output/run")
     for name in PARTS:
-        assert len(logged[f"train/{name}"]) == 8 * UPDATES
+        sent = [call.args[0][f"train/{name}"] for call in wandb.log.call_args_list if f"train/{name}" in call.args[0]]
+        assert logged[f"train/{name}"] == pytest.approx(sent, rel=1e-5) and len(sent) == 8 * UPDATES
         assert logged[f"epoch/train_{name}"] == pytest.approx([float(row[f"train_{name}"]) for row in table], rel=1e-5)
     assert (
         "learning beside logits: early (weight 0.5), taught (weight 0.25), balance (weight 1)"
@@ -166,12 +170,12 @@ def test_what_is_evaluated_and_exported_gives_logits(early, tmp_path):
     data = ["--data-dir", str(early().data_dir), "-b", "9", "-j", "0", "--results-file", str(tmp_path / "r.json")]
     assert run_tool("eval", *flags, *data) == 0
     assert json.loads((tmp_path / "r.json").read_text())["top1"] == pytest.approx(result["eval_top1"], abs=0.01)
-    assert run_tool("export", *flags, "--formats", "pt2", "--output", str(tmp_path / "e")) == 0
+    assert run_tool("export", *flags, "--format", "pt2", "--output", str(tmp_path / "e")) == 0
 
 
 def train_early_exit(args):
     """In a process of its own, which has to know the family."""
-    assert early_exit.NAME == args.model
+    assert args.model == early_exit.NAME
     return train(args)
 
 
@@ -229,10 +233,10 @@ def test_a_teacher_takes_the_place_of_exits_and_terms_that_weigh_nothing(early, 
     assert {name for name in row if name.startswith("train_")} == {
         "train_loss",
         "train_task_loss",
-        "train_distill_loss",
+        "train_kd_loss",
     }
     assert float(row["train_loss"]) == pytest.approx(
-        float(row["train_task_loss"]) + float(row["train_distill_loss"]), rel=1e-4
+        float(row["train_task_loss"]) + float(row["train_kd_loss"]), rel=1e-4
     )
 
 

@@ -169,7 +169,7 @@ class Contract(nn.Module):
             return Outputs(logits, tuple(self.exits(states, logits)), terms)
 
     def forward_features(self, x: Tensor, states: list[Any] | None = None) -> Any:
-        """Image [B, in_chans, H, W] to the normalised features that the head takes; `states` keeps each part's state."""
+        """Image [B, in_chans, H, W] to the normalised features for the head; `states` keeps each part's state."""
         state = self.begin(x)
         for i in range(len(self.parts)):
             state = self.advance(i, state)
