@@ -151,13 +151,24 @@ def test_models_inside_models_keep_their_terms_apart(model, images):
 def test_threads_do_not_mix_their_terms(model, images):
     model.set_auxiliary()
     expected = balance_of(model, images)
-    found, barrier = [], threading.Barrier(2)
-    model.stages[0].register_forward_hook(lambda *_: (barrier.wait(30), None)[1])
-    threads = [threading.Thread(target=lambda: found.append(model(images).terms["balance"].item())) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    found, inside, done = [], threading.Event(), threading.Event()
+
+    def other():
+        found.append(model(images).terms["balance"].item())
+
+    def hook(*_):
+        if threading.current_thread() is thread:  # stands still after its first stage
+            inside.set()
+            done.wait(30)
+        else:
+            thread.start()
+            inside.wait(30)
+
+    thread = threading.Thread(target=other)
+    model.stages[0].register_forward_hook(hook)
+    found.append(model(images).terms["balance"].item())
+    done.set()
+    thread.join()
     assert found == pytest.approx([expected, expected], rel=1e-5) and not collecting()
 
 
