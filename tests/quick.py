@@ -40,6 +40,8 @@ def draw_weights(model: nn.Module) -> nn.Module:
         values = row.repeat(flat.numel() // len(row) + 1)[: flat.numel()]
         if parameter.ndim == 4 and parameter.shape[1] == 1:  # depthwise: a chain of them must not outgrow the rest
             flat.copy_(values * 0.1)
+        elif ".offset." in name:  # a deformable convolution that looks beyond the map would forget the image
+            flat.copy_(values * 0.01)
         elif parameter.ndim > 1:
             flat.copy_(values * parameter[0].numel() ** -0.5)
         else:

@@ -15,16 +15,45 @@ MODELS = {  # record -> model
     "convit/convit_base": "zoo_convit_b",
     "convit/convit_small": "zoo_convit_s",
     "convit/convit_tiny": "zoo_convit_t",
+    "cpvt/cpvt_base_gap_reconstruction": "zoo_cpvt_b_gap",
+    "cpvt/cpvt_small_gap_reconstruction": "zoo_cpvt_s_gap",
+    "cpvt/cpvt_tiny_gap_reconstruction": "zoo_cpvt_t_gap",
+    "cpvt/pcpvt_base_v0": "zoo_pcpvt_b",
+    "cpvt/pcpvt_large_v0": "zoo_pcpvt_l",
+    "cpvt/pcpvt_small_v0": "zoo_pcpvt_s",
     "cswin/cswin_t": "zoo_cswin_t",
     "davit/davit_tiny": "zoo_davit_t",
+    "edaformer/eft_b": "zoo_eft_b",
+    "edaformer/eft_t": "zoo_eft_t",
+    "favit/favit_b0": "zoo_favit_b0",
+    "favit/favit_b1": "zoo_favit_b1",
+    "favit/favit_b2": "zoo_favit_b2",
+    "favit/favit_b3": "zoo_favit_b3",
     "nat/dinat_mini": "zoo_dinat_mini",
     "nat/dinat_mini_padded": "zoo_dinat_mini",
     "nat/dinats_tiny": "zoo_dinats_tiny",
     "nat/nat_mini": "zoo_nat_mini",
+    "l2vit/l2vit_base": "zoo_l2vit_b",
+    "l2vit/l2vit_base_384": "zoo_l2vit_b_384",
+    "l2vit/l2vit_small": "zoo_l2vit_s",
+    "l2vit/l2vit_tiny": "zoo_l2vit_t",
+    "inline/inline_pvt_t": "zoo_inline_pvt_t",
+    "inline/inline_swin_t": "zoo_inline_swin_t",
     "levit/levit_128s": "zoo_levit_128s",
+    "litv2/litv2_b": "zoo_litv2_b",
+    "litv2/litv2_b_384": "zoo_litv2_b",
+    "litv2/litv2_m": "zoo_litv2_m",
+    "litv2/litv2_s": "zoo_litv2_s",
     "halonet/halonet26t": "zoo_halonet_26t",
     "poolformer/poolformer_s12": "zoo_poolformer_s12",
     "shvit/shvit_s1": "zoo_shvit_s1",
+    "stvit/stvit_base": "zoo_stvit_b",
+    "stvit/stvit_large": "zoo_stvit_l",
+    "stvit/stvit_small": "zoo_stvit_s",
+    "ffnet/ffnet_1": "zoo_ffnet_1",
+    "ffnet/ffnet_2": "zoo_ffnet_2",
+    "ffnet/ffnet_3": "zoo_ffnet_3",
+    "ffnet/ffnet_4": "zoo_ffnet_4",
     "flatten/flatten_cswin_t": "zoo_flatten_cswin_t",
     "flatten/flatten_pvt_t": "zoo_flatten_pvt_t",
     "flatten/flatten_pvtv2_b0": "zoo_flatten_pvtv2_b0",
@@ -48,6 +77,11 @@ RUNS = [(name, stress) for name in MODELS for stress in ((False, True) if "stres
 
 def _features(model, record):
     """Return what the head takes, and the features that are in the record."""
+    if record.meta["name"].endswith("gap_reconstruction"):  # the first is that before the position generator
+        before = []
+        model.blocks[0].peg.register_forward_pre_hook(lambda module, args: before.append(args[0].permute(0, 3, 1, 2)))
+        last, features = model.forward_intermediates(record.image(), [5, 11])
+        return last, before + features
     if record.meta["family"] not in TOKENS:
         return model.forward_intermediates(record.image())
     states = [model.begin(record.image())]

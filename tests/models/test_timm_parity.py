@@ -13,6 +13,9 @@ TWINS = {
     "zoo_convit_s": "convit_small",
     "zoo_davit_t": "davit_tiny",
     "zoo_davit_s": "davit_small",
+    "zoo_pcpvt_b": "twins_pcpvt_base",
+    "zoo_pcpvt_l": "twins_pcpvt_large",
+    "zoo_pcpvt_s": "twins_pcpvt_small",
     "zoo_poolformer_s12": "poolformer_s12",
     "zoo_shvit_s2": "shvit_s2",
     "zoo_pvtv2_b0": "pvt_v2_b0",
@@ -21,10 +24,13 @@ TWINS = {
 }
 LEVITS = {"zoo_levit_128s": ["levit_128s", "levit_conv_128s"], "zoo_levit_192": ["levit_192"]}
 # timm's Swin is built for one image size and pads after the shift, the authors and we before it: sizes without padding,
-# one of them with maps of one window in width alone
+# one of them with maps of one window in width alone; its Twins takes whole patches only
 SIZES = {
     "zoo_convit_t": [(224, 224), (160, 160)],
     "zoo_convit_s": [(224, 224), (160, 160)],
+    "zoo_pcpvt_b": [(224, 224), (160, 96)],
+    "zoo_pcpvt_l": [(224, 224), (160, 96)],
+    "zoo_pcpvt_s": [(224, 224), (160, 96)],
     "zoo_pvtv2_b2_li": [(129, 230)],
     "zoo_swin_t": [(224, 224), (448, 224)],
 }

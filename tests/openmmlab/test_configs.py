@@ -36,6 +36,13 @@ def test_the_configs_are_there():
         "halonet",
         "nat",
         "dinat",
+        "litv2",
+        "favit",
+        "eft",
+        "ffnet",
+        "l2vit",
+        "inline",
+        "stvit",
     ):
         assert f"zoo-{family}" in names
 

@@ -251,7 +251,8 @@ def _put_aside(path: Path) -> Path:
     while target.exists():
         number += 1
         target = path.with_name(f"{path.name}.unreadable-{number}")
-    path.rename(target)
+    with changing(path.parent):
+        path.rename(target)
     return target
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from timm.layers import AttentionPoolLatent, SelectAdaptivePool2d, global_pool_nlc
+from timm.layers import AttentionPoolLatent, ClassifierHead, SelectAdaptivePool2d, global_pool_nlc
 from torch import Tensor, nn
+
+from visionzoo.layers.conv_norm import ConvNorm
 
 
 class BatchNormHead(nn.Module):
@@ -80,6 +82,40 @@ def _adapt(head: nn.Module, like: nn.Parameter | None) -> None:
     if like is not None:
         head.to(device=like.device, dtype=like.dtype)
     head.train(head.training)
+
+
+class ProjectionHead(ClassifierHead):
+    """1×1 convolution with batch normalisation and activation, pooling, linear classifier.
+
+    Args:
+        in_features: channels C.
+        num_classes: classes; 0 for pooled features after the projection.
+        pool_type: timm's pooling type; "" for the map as it came, with which there can be no classifier.
+        drop_rate: dropout probability before the classifier.
+        hidden_features: channels C' of the projection.
+        act_layer: its activation.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        pool_type: str = "avg",
+        drop_rate: float = 0.0,
+        *,
+        hidden_features: int,
+        act_layer: type[nn.Module] = nn.SiLU,
+    ):
+        super().__init__(hidden_features, num_classes, pool_type, drop_rate)
+        self.proj = ConvNorm(in_features, hidden_features, 1, norm_layer=nn.BatchNorm2d)
+        self.act = act_layer()
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """[B, C, H, W] to [B, num_classes]; with `pre_logits` to pooled features [B, C']."""
+        if not self.global_pool.pool_type:
+            return x
+        x = self.act(self.proj(x.permute(0, 2, 3, 1)))
+        return super().forward(x.permute(0, 3, 1, 2), pre_logits)
 
 
 def _norm_linear(dim: int, num_classes: int) -> tuple[nn.Module, nn.Module]:

@@ -21,6 +21,7 @@ from timm.layers import trunc_normal_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from visionzoo.layers.nhwc import DepthwiseConvNHWC
 from visionzoo.layers.outputs import Exit, Outputs, collect
 
 
@@ -57,8 +58,9 @@ class Contract(nn.Module):
     POOL = "avg"  # pooling where the caller names none
     POOLS: tuple[str, ...] = ("", "avg", "max", "avgmax", "catavgmax")  # poolings that the head has a place for
     UNFOLDED = ""  # pattern of batch norms that `visionzoo.fuse` leaves, for no layer comes directly before them
+    INIT_CONVS = False  # whether convolutions are initialised as linear layers are
     DYNAMIC_SIZE = True  # whether torch.export makes a program for images of any size
-
+    TWICE = True  # whether gradients have gradients under `use_backend("reference")`
     AUXILIARY: Mapping[str, float] = {}  # weights of what `exits` yields, by name; modules inside have their terms' so
     auxiliary = False  # whether a forward pass in training returns `Outputs`
 
@@ -78,6 +80,11 @@ class Contract(nn.Module):
         options = {name: value.default for name, value in _HEAD_DEFAULTS.items()} | {"global_pool": cls.POOL}
         shown = [p for p in list(own.parameters.values())[1:] if p.kind is not p.VAR_KEYWORD]
         if len(shown) + 1 < len(own.parameters):
+            families = [base for base in cls.__mro__[1:] if "visionzoo.models._" not in base.__module__]
+            if families and issubclass(families[0], Contract):  # it is passed the rest
+                taken = inspect.signature(families[0]).parameters
+                shown += [parameter for name, parameter in taken.items() if name not in own.parameters]
+                options = {name: value for name, value in options.items() if name not in taken}
             shown += [
                 inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value)
                 for name, value in options.items()
@@ -115,9 +122,13 @@ class Contract(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Initialise linear layers as the families here do (truncated normal of std 0.02, no bias); others as torch."""
+        """Initialise linear layers as the families here do (truncated normal of std 0.02, no bias); others as torch.
+
+        With `INIT_CONVS` convolutions too.
+        """
+        kinds = (nn.Linear, nn.Conv2d, DepthwiseConvNHWC) if self.INIT_CONVS else nn.Linear
         for module in self.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, kinds):
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -169,7 +180,7 @@ class Contract(nn.Module):
             return Outputs(logits, tuple(self.exits(states, logits)), terms)
 
     def forward_features(self, x: Tensor, states: list[Any] | None = None) -> Any:
-        """Image [B, in_chans, H, W] to the normalised features for the head; `states` keeps each part's state."""
+        """Image [B, in_chans, H, W] to what the head takes, normalised; `states` keeps the state after each part."""
         state = self.begin(x)
         for i in range(len(self.parts)):
             state = self.advance(i, state)
@@ -235,9 +246,10 @@ class Contract(nn.Module):
 
     @property
     def head_hidden_size(self) -> int:
-        """Width of `forward_head(x, pre_logits=True)`: `num_features`, or twice that where two poolings are joined."""
+        """Width of `forward_head(x, pre_logits=True)`: what the head pools, twice it where two poolings are joined."""
         pool: Any = getattr(self.head, "global_pool", None)
-        return self.num_features * (pool.feat_mult() if hasattr(pool, "feat_mult") else 1)
+        pooled = getattr(self.head, "in_features", self.num_features)
+        return pooled * (pool.feat_mult() if hasattr(pool, "feat_mult") else 1)
 
     # -- what others adapt --------------------------------------------------------------------------------------------
 

@@ -96,7 +96,7 @@ def check_start(model: nn.Module, path: str, classes: Sequence[str] | None) -> l
     left = [*other, *missing]
     notes = [f"load_from={path}: {len(fitting)} weights fit, {len(left)} stay random: {some(left, 3)}"] if left else []
     heads_fit = checkpoint_classes(content) if not other else []
-    return notes + (compare_classes(content, classes, path) if heads_fit else [])
+    return notes + (compare_classes(content, classes, path, learning=True) if heads_fit else [])
 
 
 def compare_weights(model: nn.Module, content: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]]:

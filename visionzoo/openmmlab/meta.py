@@ -15,16 +15,19 @@ from visionzoo.engine.folders import some
 _NOT_COMPARED = ("train_cfg", "init_cfg", "pretrained", "loss", "_scope_", "drop", "with_cp", "frozen", "norm_eval")
 
 
-def compare_classes(content: Mapping[str, Any], classes: Sequence[str] | None, path: str) -> list[str]:
+def compare_classes(
+    content: Mapping[str, Any], classes: Sequence[str] | None, path: str, *, learning: bool = False
+) -> list[str]:
     """Compare the classes of a checkpoint with those of the config's data, name by name.
 
     Args:
         content: of the checkpoint.
         classes: of the config; None compares nothing.
         path: of the checkpoint, for the message.
+        learning: whether a training begins with the weights, and can learn another order.
 
     Returns:
-        A note where classes have other names.
+        A note where classes have other names, or another order that can be learnt.
 
     Raises:
         UserError: they have the same names in other places: every result would bear a wrong one.
@@ -34,6 +37,8 @@ def compare_classes(content: Mapping[str, Any], classes: Sequence[str] | None, p
         return []
     both = f"\n  classes of the checkpoint: {some(found, 100)}\n  classes of the config: {some(list(classes), 100)}"
     moved = [name for number, name in enumerate(classes) if name in found and found.index(name) != number]
+    if moved and learning:
+        return [f"{path} has the classes in another order than the config's data: the head has to learn anew{both}"]
     if moved:
         raise UserError(
             f"{path} has the classes in another order than the config's data ({some(moved)}): results would have wrong "

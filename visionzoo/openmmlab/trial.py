@@ -34,6 +34,7 @@ class TrialValidationHook(Hook):
         loop = runner.val_loop
         if loop is None or not len(loop.dataloader.dataset):
             return
+        runner.logger.info("one batch of validation is tried before the first step: its metrics are no result")
         training = runner.model.training
         with torch.random.fork_rng():
             try:
