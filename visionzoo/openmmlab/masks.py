@@ -106,9 +106,11 @@ def _count_pixels(
             break
         found = _mask_values(loader, path)
         if wrong := set(found) - allowed - {UNLABELLED}:
-            lossy = " (JPEG does not keep values: masks need PNG)" if path.suffix.lower() in (".jpg", ".jpeg") else ""
+            jpeg = path.suffix.lower() in (".jpg", ".jpeg")
+            lossy = " (JPEG does not keep values: masks need PNG)" if jpeg else ""
             raise UserError(
-                f"{loader}: {path} has the values {some([str(v) for v in sorted(wrong)], 20)}{lossy}, but there are {len(values)} classes and {start}, "
+                f"{loader}: {path} has the values {some([str(v) for v in sorted(wrong)], 20)}{lossy}, but there are "
+                f"{len(values)} classes and {start}, "
                 f"so 0 to {max(allowed)}, and {UNLABELLED} for unlabelled, were expected.\n"
                 f"  values of the mask: {some([str(value) for value in sorted(found)], 20)}\n  classes: {some(values, 100)}"
             )
