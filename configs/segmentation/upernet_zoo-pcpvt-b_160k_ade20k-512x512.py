@@ -12,7 +12,7 @@ from visionzoo.openmmlab import feature_channels
 
 backbone = "zoo_pcpvt_b"
 model = dict(
-    backbone=dict(name=backbone, drop_path_rate=0.3),
+    backbone=dict(name=backbone, drop_path_rate=0.2),
     decode_head=dict(in_channels=feature_channels(backbone)),
     auxiliary_head=dict(in_channels=feature_channels(backbone)[2]),
 )

@@ -279,7 +279,7 @@ def test_wrong_specs_are_named(spec, message):
 
 
 @pytest.mark.parametrize(
-    "name", sorted(set(MIXERS) - {"pool", "single_head", "levit", "large_kernel_ffn"})
+    "name", sorted(set(MIXERS) - {"pool", "single_head", "levit", "large_kernel_ffn", "decoupled_fc"})
 )  # their heads are free
 @pytest.mark.parametrize("num_heads", [3, 0, -2, 32])
 def test_heads_that_do_not_divide_the_channels_are_refused(name, num_heads):

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, SqueezeExcite, calculate_drop_path_rates, make_divisible
+from timm.layers import DropPath, HardSigmoid, SqueezeExcite, calculate_drop_path_rates, make_divisible
 from torch import Tensor, nn
 
 from visionzoo.layers.conv_norm import ConvNorm, DepthwiseConvNorm
@@ -108,7 +108,7 @@ class GhostBottleneck(nn.Module):
         self.mixer = mixer
         self.shrink = depthwise(mid_dim) if stride > 1 else nn.Identity()
         rd_channels = make_divisible(mid_dim / 4, 4)
-        self.squeeze = SqueezeExcite(mid_dim, rd_channels=rd_channels, gate_layer="hard_sigmoid") if squeeze else None
+        self.squeeze = SqueezeExcite(mid_dim, rd_channels=rd_channels, gate_layer=HardSigmoid) if squeeze else None
         self.ghost2 = GhostModule(mid_dim, out_dim, act=False)
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or in_dim != out_dim:
