@@ -25,6 +25,7 @@ WAYS = {
     "accumulated": {"batch_size": 4, "grad_accum_steps": 2},
     "averaged": {"model_ema": True, "model_ema_decay": 0.5},
     "bfloat16": {"amp": True, "amp_dtype": "bfloat16"},
+    "float16": {"amp": True, "amp_dtype": "float16"},
     "mixed": {"mixup": 0.5, "cutmix": 0.5, "smoothing": 0.1},
     "smoothed": {"smoothing": 0.1},
     "binary": {"bce_loss": True},
@@ -180,18 +181,20 @@ def train_early_exit(args):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, {"grad_accum_steps": 2}, {"fsdp": True}])
-def test_two_processes_share_exits_and_terms(early, tmp_path, changes):
-    args = early(batch_size=6, epochs=2, log_interval=1, **changes)
-    in_two_processes(train_early_exit, args)
-    folder = tmp_path / "output/run"
-    for row in rows(folder):
-        assert_adds_up(row)
-    before = Run(early(experiment="new"), Process(torch.device("cpu")))
-    before.reporter.close()
-    after = read_checkpoint(folder / "last.pth.tar")["state_dict"]
-    for name in ("early.fc.weight", "taught.fc.weight", "stages.0.blocks.0.mixer.choose.weight"):
-        assert not torch.equal(before.trainable.state_dict()[name], after[name])
+def test_two_processes_share_exits_and_terms_in_either_way(early, tmp_path):
+    """Terms leave the blocks beside what these return, which sharding must not miss in the backward pass."""
+    found = {}
+    for way in ("ddp", "fsdp"):
+        args = early(experiment=way, batch_size=3, grad_accum_steps=2, epochs=2, log_interval=1, fsdp=way == "fsdp")
+        args.aux_weight = {"balance": 3.0}
+        in_two_processes(train_early_exit, args)
+        for row in rows(tmp_path / "output" / way):
+            assert_adds_up(row, {**WEIGHTS, "balance": 3.0})
+        found[way] = scalars(tmp_path / "output" / way)
+    for name in ("loss", *PARTS):
+        values = found["ddp"][f"train/{name}"]
+        assert len(set(values)) == len(values) == 6
+        assert values == pytest.approx(found["fsdp"][f"train/{name}"], rel=1e-4), name
 
 
 @pytest.mark.parametrize(
