@@ -112,7 +112,8 @@ def _count_pixels(
                 f"{loader}: {path} has the values {some([str(v) for v in sorted(wrong)], 20)}{lossy}, but there are "
                 f"{len(values)} classes and {start}, "
                 f"so 0 to {max(allowed)}, and {UNLABELLED} for unlabelled, were expected.\n"
-                f"  values of the mask: {some([str(value) for value in sorted(found)], 20)}\n  classes: {some(values, 100)}"
+                f"  values of the mask: {some([str(value) for value in sorted(found)], 20)}\n"
+                f"  classes: {some(values, 100)}"
             )
         pixels += found
         read += 1
