@@ -178,8 +178,8 @@ def check_coco(
         notes.append(f"{loader}: {len(which)} boxes of {path} {reason}, {fate}: {some(which, 20)}")
     if beyond := [str(a["id"]) for a in counted if not reasons[a["id"]] and _is_beyond(a, images[a["image_id"]])]:
         notes.append(
-            f"{loader}: {len(beyond)} boxes of {path} reach more than a pixel beyond their image; bbox is [x, y, width, "
-            f"height], not two corners, in pixels of the stored size: {some(beyond, 20)}"
+            f"{loader}: {len(beyond)} boxes of {path} reach more than a pixel beyond their image; bbox is [x, y, "
+            f"width, height], not two corners, in pixels of the stored size: {some(beyond, 20)}"
         )
     crowds = len(listed) - len(counted) if evaluated else 0
     if crowds:
