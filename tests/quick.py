@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import visionzoo  # noqa: F401  registers the families
-from visionzoo.layers.conv_norm import LinearNorm
+from visionzoo.layers.conv_norm import ConvNorm, LinearNorm
 
 MODELS = timm.list_models("zoo_*")
 
@@ -33,6 +33,12 @@ def draw_weights(model: nn.Module) -> nn.Module:
     silu = any(isinstance(module, nn.SiLU) for module in model.modules())
     batch_norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
     gains = {f"{name}.weight": 1.3 if silu else 0.8 for name in batch_norms}
+    # Depthwise convolutions, kept small below, would make an image fade on paths that have no others around them.
+    gains |= {
+        f"{name}.norm.weight": 3.0
+        for name, module in model.named_modules()
+        if isinstance(module, ConvNorm) and module.conv.weight.shape[1] == 1 < module.conv.groups
+    }
     # Residual branches that nothing but their own norms holds back would grow until every softmax is hard.
     gains |= {f"{name}.norm.weight": 0.8 for name, module in model.named_modules() if isinstance(module, LinearNorm)}
     for name, parameter in model.named_parameters():
@@ -40,6 +46,8 @@ def draw_weights(model: nn.Module) -> nn.Module:
         values = row.repeat(flat.numel() // len(row) + 1)[: flat.numel()]
         if parameter.ndim == 4 and parameter.shape[1] == 1:  # depthwise: a chain of them must not outgrow the rest
             flat.copy_(values * 0.1)
+        elif ".offset." in name:  # a deformable convolution that looks beyond the map would forget the image
+            flat.copy_(values * 0.01)
         elif parameter.ndim > 1:
             flat.copy_(values * parameter[0].numel() ** -0.5)
         else:

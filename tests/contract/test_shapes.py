@@ -81,14 +81,14 @@ def test_classifier_can_be_replaced_and_removed(model):
 
 
 def test_poolings_work_where_the_family_has_them_and_are_refused_elsewhere(model):
-    features = _features(model)
+    features, width = _features(model), model.head_hidden_size
     try:
         for pool in ("", "avg", "max", "avgmax", "catavgmax", "token", "map", "avgg"):
             if pool in model.POOLS:
                 model.reset_classifier(0 if pool == "" else 7, pool)
                 pooled = model.forward_head(features, pre_logits=True).shape
                 assert pooled == (features.shape if pool == "" else (2, model.head_hidden_size))
-                assert model.head_hidden_size == model.num_features * (2 if pool == "catavgmax" else 1)
+                assert model.head_hidden_size == width * (2 if pool == "catavgmax" else 1)
                 if pool:
                     assert model.forward_head(features).shape == (2, 7)
                 continue

@@ -121,5 +121,13 @@ def test_flags_that_cannot_be_are_refused(flags, message):
 def test_tools_share_the_names_of_their_flags():
     parsers = (train_parser(), eval_parser(), predict_parser())
     train, test, predict = (set(vars(parser.parse_known_args(["x"])[0])) for parser in parsers)
-    assert test - train == {"checkpoint", "no_ema", "split", "num_samples", "results_file", "results_csv"}
+    assert test - train == {
+        "checkpoint",
+        "recorded_data",
+        "no_ema",
+        "split",
+        "num_samples",
+        "results_file",
+        "results_csv",
+    }
     assert predict - train == {"checkpoint", "no_ema", "images", "class_names", "topk"}

@@ -162,11 +162,13 @@ def stepped():
     return in_two_processes(every_family, [smallest(family) for family in FAMILIES])
 
 
+@pytest.mark.xdist_group("every family in two processes")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_pyramid_trains_without_looking_for_unused_parameters(stepped, family):
     assert [found[smallest(family), "pyramid_steps"] for found in stepped] == [[], []]
 
 
+@pytest.mark.xdist_group("every family in two processes")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_the_same_function_when_shared_out(stepped, family):
     for found in stepped:

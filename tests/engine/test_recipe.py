@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from engine.helpers import UPDATES, learned, rows
+from engine.helpers import TINY, UPDATES, learned, rows
 from PIL import Image
 
 from visionzoo.engine.checkpoints import read_checkpoint
@@ -142,6 +142,17 @@ def test_a_run_goes_on_at_another_resolution(make_args, tmp_path, model, kwargs)
     result = train(make_args(experiment="large", initial_checkpoint=start, **{**first, "img_size": 48}))
     assert math.isfinite(result["train_loss"])
     assert read_checkpoint(tmp_path / "output/large/last.pth.tar")["data_config"]["input_size"] == (3, 48, 48)
+
+
+def test_gates_are_added_to_a_trained_model(make_args, trained, tmp_path, capsys):
+    start = str(trained[0] / "model_best.pth.tar")
+    gated = {"model_kwargs": {**TINY["model_kwargs"], "gates": [{"type": "cbam", "reduction": 4}, "eca"]}}
+    train(make_args(initial_checkpoint=start, epochs=1, **gated))
+    assert "missing: stages.0.blocks.0.branch_gate." in capsys.readouterr().out
+    trained_names = last(tmp_path, "run")["state_dict"]
+    assert any(".branch_gate." in name for name in trained_names)
+    with pytest.raises(UserError, match="does not fit BiFormer"):
+        train(make_args(initial_checkpoint=start, epochs=1, model_kwargs={**gated["model_kwargs"], "topks": [1, 4]}))
 
 
 def test_linear_probing_changes_the_classifier_alone(make_args, trained, tmp_path):

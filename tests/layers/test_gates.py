@@ -92,7 +92,7 @@ def _gate_of(record, spec):
     parts = {}
     for name, value in record.state_dict().items():
         parts.setdefault(_our_name(kind, name), []).append(value)
-    dim = record.image().shape[1] if "input_shape" in record.meta else record.meta["kwargs"]["nf"]
+    dim = record.image().shape[1] if "input_shape" in record.meta else record.meta["constructor"]["nf"]
     gate = build_gate(spec, dim).double().eval()
     state = {
         name: (torch.cat(values) if values[0].ndim else values[0]).reshape(gate.state_dict()[name].shape)

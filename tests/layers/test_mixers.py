@@ -24,10 +24,14 @@ from visionzoo.models._registry import TINY
 SMALL = {  # options that suit tiny maps
     "halo": {"block_size": 4, "halo_size": 1},
     "cross_window": {"stripe_width": 2},
+    "embedding_free": {"reduction": 2},
+    "factorized": {"reduction": 2, "window_size": 3},
     "focused_linear": {"position_size": 3},
+    "injective_linear": {"lepe_kernel": 3},
     "levit": {"map_size": 4},
     "neighborhood": {"kernel_size": 3, "dilation": 2},
     "spatial_reduction": {"reduction": 2, "pool_size": None},
+    "super_token": {"token_size": 2},
     "routed": {"regions": 2, "topk": 2},
     "window": {"window_size": 3},
 }
@@ -241,11 +245,29 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ({"type": "halo", "halo_size": -1}, r"halo_size not negative, got block_size=8, halo_size=-1"),
         ({"type": "halo", "stride": 3}, r"stride must be positive and divide block_size, got stride=3, block_size=8"),
         ({"type": "halo", "value_dim": 15}, r"num_heads must divide value_dim, got value_dim=15 and num_heads=2"),
+        ({"type": "clamped_linear", "min_denominator": 0}, r"min_denominator must be positive, got min_denominator=0"),
+        ({"type": "embedding_free", "isr": 0}, r"must be positive, got reduction=1 and isr=0"),
+        ({"type": "factorized", "window_size": 0}, r"must be positive, got reduction=1 and window_size=0"),
+        ({"type": "factorized", "reduction": 2, "num_heads": 8}, r"more channels, got dim=16 and num_heads=8"),
+        ({"type": "hilo", "window_size": 0}, r"window_size must be positive .*got window_size=0 and alpha=0.5"),
+        ({"type": "hilo", "alpha": 1.5}, r"alpha from 0 to 1, got window_size=2 and alpha=1.5"),
+        (
+            {"type": "injective_linear", "feature_map": "elu"},
+            r"unknown feature_map='elu', expected one of \('identity', ",
+        ),
+        ({"type": "injective_linear", "window_size": 4, "shift_size": 4}, r"got window_size=4 and shift_size=4"),
+        (
+            {"type": "large_kernel_ffn", "kernel_sizes": (7, 4)},
+            r"kernel_sizes\[1\] must be odd .*got kernel_sizes\[1\]=4",
+        ),
         ({"type": "levit", "map_size": 0}, r"must be positive, got key_dim=16, attn_ratio=2.0, map_size=0"),
         ({"type": "levit", "out_dim": 0}, r"must be positive, .*out_dim=0"),
         ({"type": "levit", "num_heads": 0}, r"num_heads must divide dim, got dim=16 and num_heads=0"),
         ({"type": "single_head", "partial_dim": 17}, r"partial_dim must be from 1 to dim=16, got partial_dim=17"),
         ({"type": "single_head", "qk_dim": 0}, r"qk_dim must be positive, got qk_dim=0"),
+        ({"type": "super_token", "token_size": 0}, r"must be positive, got token_size=0 and num_iterations=1"),
+        ({"type": "super_token", "num_iterations": 0}, r"must be positive, got token_size=8 and num_iterations=0"),
+        ({"type": "super_token", "refinement": "conv"}, r"unknown refinement='conv', expected one of \('attention', "),
         ({"type": "spatial_reduction", "reduction": 0}, r"expected a positive reduction.*reduction=0"),
         ({"type": "spatial_reduction", "reduction": 2, "pool_size": 7}, r"with reduction 1, got reduction=2"),
         ({"type": "full", "num_heads": 3}, r"num_heads must divide dim, got dim=16 and num_heads=3"),
@@ -256,7 +278,9 @@ def test_wrong_specs_are_named(spec, message):
         build_mixer(spec, 16, 2)
 
 
-@pytest.mark.parametrize("name", sorted(set(MIXERS) - {"pool", "single_head", "levit"}))  # their heads are free
+@pytest.mark.parametrize(
+    "name", sorted(set(MIXERS) - {"pool", "single_head", "levit", "large_kernel_ffn", "decoupled_fc"})
+)  # their heads are free
 @pytest.mark.parametrize("num_heads", [3, 0, -2, 32])
 def test_heads_that_do_not_divide_the_channels_are_refused(name, num_heads):
     with pytest.raises(ValueError, match=f"num_heads must divide dim, got dim=16 and num_heads={num_heads}"):
@@ -366,7 +390,10 @@ def test_under_a_scope_mixers_run_the_reference_alone(name, monkeypatch):
     assert {decision.backend for decision in decisions} <= {"reference"}
 
 
-@pytest.mark.parametrize("name", MIXERS)
+STOPPED = {"super_token"}  # no gradient passes through the memberships, so its gradient is not that of one function
+
+
+@pytest.mark.parametrize("name", sorted(set(MIXERS) - STOPPED))
 def test_second_derivatives_of_the_reference_are_those_of_differences(name):
     torch.manual_seed(0)
     mixer = build_mixer(_spec(name), 16, 2).double().eval()
@@ -389,6 +416,10 @@ def test_families_have_second_derivatives_under_the_reference(name):
     x = torch.randn(1, 3, 64, 64, requires_grad=True)
     with use_backend("reference"):
         grad = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)[0]
+        if not model.TWICE:
+            with pytest.raises(RuntimeError, match=r"derivative for .* is not implemented"):
+                grad.square().sum().backward()
+            return
         grad.square().sum().backward()
     assert x.grad.isfinite().all() and x.grad.abs().sum() > 0
 

@@ -50,6 +50,20 @@ def test_it_is_the_model_of_the_zoo():
             assert torch.equal(ours, theirs)
 
 
+def test_gates_go_into_the_stages_that_are_built_and_keep_pretrained_weights(tmp_path):
+    torch.save(build().model.state_dict(), tmp_path / "weights.pth")
+    init_cfg = {"type": "Pretrained", "checkpoint": str(tmp_path / "weights.pth")}
+    backbone = build(gates=("eca", None, "triplet", None), out_indices=(1, 2), init_cfg=init_cfg)
+    backbone.init_weights()
+    gates = [name for name in backbone.model.state_dict() if ".branch_gate." in name]
+    assert any("stages.0" in name for name in gates) and any("stages.2" in name for name in gates)
+    for name, value in build().model.state_dict().items():
+        if name in backbone.model.state_dict():
+            assert torch.equal(backbone.model.state_dict()[name], value), name
+    with pytest.raises(UserError, match="unknown gate 'eka'"):
+        build(gates="eka")
+
+
 def test_subsets_of_stages_build_no_more_than_they_need():
     whole, part = build(), build(out_indices=(0, -2))
     assert part.out_indices == (0, 2) and len(part.model.stages) == 3

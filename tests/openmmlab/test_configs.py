@@ -37,6 +37,14 @@ def test_the_configs_are_there():
         "halonet",
         "nat",
         "dinat",
+        "litv2",
+        "favit",
+        "eft",
+        "ffnet",
+        "l2vit",
+        "inline",
+        "stvit",
+        "pcpvt",
     ):
         assert f"zoo-{family}" in names
 

@@ -72,6 +72,7 @@ class Recipe:
     constants: endings of the names of tensors that the model computes itself (index tables, masks); not filled.
     filled: endings of the names of other buffers that are filled by their names as parameters are.
     run: (model, image) -> named arrays, in place of `{"logits": model(image)}`.
+    gradients: `run` takes gradients, for which what a backward pass needs is kept.
     stress: factors of a second run with the parameters of these endings multiplied (see golden.py), and its arrays.
     stand_ins: modules that the file imports and that are replaced: their names and values. Names left out are accepted
         by the import and must not matter to the run.
@@ -91,6 +92,7 @@ class Recipe:
     constants: tuple[str, ...] = ()
     filled: tuple[str, ...] = ()
     run: Callable[[nn.Module, torch.Tensor], Mapping[str, torch.Tensor]] | None = None
+    gradients: bool = False
     stress: tuple[tuple[str, float], ...] = ()
     stand_ins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     packages: bool = False

@@ -164,6 +164,23 @@ def test_what_is_known_of_a_record_stays_and_its_numbers_are_never_replaced(clon
     assert path.with_suffix(".npz").read_bytes() == written
 
 
+def test_gradients_are_kept_where_a_recipe_takes_them(clone, authors, tmp_path):
+    def gradient(model, image):
+        weight = model.head.weight
+        return {"logits": (logits := model(image)), "grad": torch.autograd.grad(logits.sum(), weight)[0]}
+
+    authors(run=gradient, gradients=True)
+    assert run("--authors", clone, "--records", tmp_path) == 0
+    arrays = Record(str(tmp_path / "swin" / "net")).arrays
+    assert arrays["grad"].shape == (5, 8) and np.ptp(arrays["grad"], axis=0).max() == 0 < np.abs(arrays["grad"]).min()
+
+    zeros = {"run": lambda model, image: {key: value * 0 for key, value in gradient(model, image).items()}}
+    authors(gradients=True, **zeros)  # which have no relative error
+    (tmp_path / "zeros").mkdir()
+    for arguments in ((), ("--check",)):
+        assert run("--authors", clone, "--records", tmp_path / "zeros", *arguments) == 0
+
+
 def test_modules_of_the_clone_and_stand_ins_are_gone_afterwards(clone, authors, tmp_path):
     authors()
     before = set(sys.modules), list(sys.path), torch.get_default_dtype()

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import math
 import os
 import tarfile
 from collections.abc import Callable
@@ -9,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from timm.data import FastCollateMixup, IterableImageDataset, create_dataset, create_loader
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch.utils.data import IterableDataset
+from torchvision.datasets import ImageFolder
 
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.folders import find_split, look_at_classes, some
@@ -111,6 +115,8 @@ def open_split(
         raise UserError(f"no images in the {split!r} split of {name or root}")
     images = checked(dataset)
     images.notes = notes
+    if class_map and prefix == "torch":  # whose sets take none
+        images.renumber(class_map, name)
     return images
 
 
@@ -130,8 +136,8 @@ def class_names(dataset: Any) -> list[str] | None:
     """Return the names of the classes in the order of their numbers, or None where the data set has none."""
     inner = getattr(dataset, "dataset", dataset)
     reader = getattr(inner, "reader", inner)
-    for attribute in ("class_to_idx", "class_name_to_idx"):
-        if mapping := getattr(reader, attribute, None):
+    for owner, attribute in ((dataset, "class_to_idx"), (reader, "class_to_idx"), (reader, "class_name_to_idx")):
+        if mapping := getattr(owner, attribute, None):
             names = {index: str(name) for name, index in mapping.items()}
             return [names.get(index, str(index)) for index in range(max(names) + 1)]
     return None
@@ -151,6 +157,9 @@ def open_train_and_val(args: argparse.Namespace) -> tuple[Any, Any | None]:
         num_samples=args.train_num_samples,
         class_map=args.class_map,
     )
+    names = class_names(train)
+    if names and len(names) == 1 and not args.multi_label:
+        raise UserError(f"all training images are of one class, {names[0]!r}: there is nothing to tell apart")
     if not args.val_split:
         return train, None
 
@@ -165,13 +174,16 @@ def open_train_and_val(args: argparse.Namespace) -> tuple[Any, Any | None]:
         )
 
     val = open_val(args.class_map)
-    root = _root(train)
-    if root is not None and root == _root(val):
+    share, shared = same_images(args, train, val)
+    if share == 1:
         raise UserError(
-            f"training and validation would read the same images, {root}; give a data set with a folder a split, "
+            f"training and validation would read the same images, {shared}; give a data set with a folder a split, "
             "or --val-data-dir, or --val-split '' to do without validation"
         )
-    return train, with_same_classes(val, class_names(train), open_val)
+    val = with_same_classes(val, names, open_val)
+    if share:
+        val.notes.append(f"images to validate on are trained on too: {shared}")
+    return train, val
 
 
 def with_same_classes(dataset: Any, names: list[str] | None, reopen: Callable[[Any], Any]) -> Any:
@@ -213,8 +225,54 @@ def resolve_num_classes(given: int | None, names: list[str] | None) -> int | Non
     return len(names) if names else given
 
 
-def _root(dataset: Any) -> str | None:
-    return getattr(getattr(getattr(dataset, "dataset", None), "reader", None), "root", None)
+def same_images(args: argparse.Namespace, train: Any, val: Any) -> tuple[float, str]:
+    """Return the share of the images to validate on that are trained on too, and which they are, in words.
+
+    Folders and archives are the same by whichever path and link they are reached, images by links to them. At most a
+    thousand images are looked at.
+    """
+    one, other = _folder_or_archive(train), _folder_or_archive(val)
+    if one is None or other is None:
+        places = [(args.train_split, args.data_dir), (args.val_split, args.val_data_dir or args.data_dir)]
+        return (1, f"the split {args.val_split!r} of {args.dataset}") if places[0] == places[1] else (0, "")
+    if os.path.samefile(one, other):
+        return 1, one if one == other else f"{other}, which is {one}"
+    paths = [_paths(train), _paths(val)]
+    real = {folder: os.path.realpath(folder) for part in paths for folder in set(map(os.path.dirname, part))}
+    folders = [{real[folder] for folder in set(map(os.path.dirname, part))} for part in paths]
+    shown = paths[1][:: math.ceil(len(paths[1]) / 1000) or 1]
+    links = any(map(os.path.islink, shown + paths[0][:: math.ceil(len(paths[0]) / 1000) or 1]))
+    if not (links or folders[0] & folders[1]):
+        return 0, ""
+    known = {_real(path, real, links) for path in paths[0]}
+    both = [path for path in shown if _real(path, real, links) in known]
+    return len(both) / len(shown), f"{len(both)} of {len(shown)} that were looked at, such as {both[0]}" if both else ""
+
+
+def _real(path: str, folders: dict[str, str], links: bool) -> str:
+    if links and os.path.islink(path):
+        return os.path.realpath(path)
+    folder, name = os.path.split(path)
+    return os.path.join(folders[folder], name)
+
+
+def _paths(dataset: Any) -> list[str]:
+    """Return the image files of a folder; none of an archive."""
+    inner = getattr(dataset, "dataset", None)
+    if isinstance(inner, MultiLabelImages):
+        return [inner.filename(number) for number in range(len(inner))]
+    samples = getattr(getattr(inner, "reader", inner), "samples", [])
+    return [sample[0] for sample in samples if isinstance(sample[0], str)]
+
+
+def _folder_or_archive(dataset: Any) -> str | None:
+    """Return the folder of class folders, or the .tar, that a data set reads; None where it is another kind of set."""
+    inner = getattr(dataset, "dataset", None)
+    if isinstance(inner, MultiLabelImages):
+        return str(inner.folder)
+    reader: Any = getattr(inner, "reader", inner)
+    known = type(reader) is ImageFolder or isinstance(reader, (ReaderImageFolder, ReaderImageInTar))
+    return str(reader.root) if known else None
 
 
 def train_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, Any], process: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Training alone, or from a teacher: timm's tasks, with a teacher that is checked before the first step."""
+"""The task of a training: alone, with what a model returns beside logits, or from a teacher checked beforehand."""
 
 import argparse
 from typing import Any
@@ -13,6 +13,7 @@ from timm.task import (
 )
 from torch import Tensor, nn
 
+from visionzoo.engine.auxiliary import AuxiliaryTask, auxiliary_weights
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.models import Trained, restore
 from visionzoo.engine.recipe import make_loss
@@ -25,13 +26,16 @@ def make_task(
     class_names: list[str] | None,
     device: torch.device,
 ) -> TrainingTask:
-    """Return timm's task for a model on its device: classification, or distillation where `args` name a teacher.
+    """Return timm's task for a model on its device: distillation where `args` name a teacher, else classification.
 
     Raises:
         UserError: the teacher cannot be had, has other classes or does not take the images; or the model cannot learn
-            from a teacher in the way that is asked for.
+            from a teacher in the way that is asked for; or as `auxiliary_weights`.
     """
     loss = make_loss(args).to(device)
+    weights = auxiliary_weights(args, model)
+    if weights:
+        return AuxiliaryTask(model, loss, weights, device)
     if not (args.kd_model_name or args.kd_checkpoint):
         return ClassificationTask(model, loss, device=device, verbose=False)
     teacher = _make_teacher(args, data_config["input_size"][0])

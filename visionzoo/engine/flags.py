@@ -233,6 +233,8 @@ def _augmentation_flags(parser: Parser) -> None:
     _yes(group, "--bce-sum", "sum it over the classes")
     add("--bce-target-thresh", type=SHARE, metavar="X", help="make its soft targets 0 or 1 at this threshold")
     add("--bce-pos-weight", type=AMOUNT, metavar="X", help="weight of its positive targets")
+    help = "weights in the loss of a model's exits and terms, 0 and up (default: the model's) (visionzoo)"
+    add("--aux-weight", nargs="*", default={}, action=KeyValues, metavar="NAME=W", help=help)
     names = ("random", *FILTERS)
     add("--train-interpolation", default="random", choices=names, metavar="NAME", help="resizing of training images")
 

@@ -3,7 +3,7 @@
 import argparse
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +51,18 @@ def look_at_classes(args: argparse.Namespace, root: Path, class_map: Any, is_tra
     counts: Counter[str] = Counter()  # images of a class
     others: Counter[str] = Counter()  # pictures by their ending
     leaves: set[str] = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+    places: dict[str, list[str]] = {}  # folders with images of a class
+    notes: list[str] = []
+    for folder, subfolders, files in _walk(root, notes):
         endings = Counter(os.path.splitext(file)[1].lower() for file in files)
         name = "" if Path(folder) == root else os.path.basename(folder)
-        counts[name] += sum(endings[ending] for ending in wanted)
+        counts[name] += (count := sum(endings[ending] for ending in wanted))
+        if count and _is_class(name):
+            places.setdefault(name, []).append(folder)
         others += Counter({ending: count for ending, count in endings.items() if ending not in wanted})
         if _is_class(name) and not any(map(_is_class, subfolders)):
             leaves.add(name)
-    notes = []
+    notes += _look_at_names(root, places)
     if class_map and args.class_map:
         notes += _look_at_class_map(class_map, args.class_map, root, {name for name, count in counts.items() if count})
     pictures = {ending: count for ending, count in others.items() if ending in Image.registered_extensions()}
@@ -83,6 +87,48 @@ def look_at_classes(args: argparse.Namespace, root: Path, class_map: Any, is_tra
             raise UserError(f"{without}; add some, remove the folders, or pass --skip-bad-images{said}")
         notes.append(f"{without}: passed over")
     return class_map, notes
+
+
+def _walk(root: Path, notes: list[str]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk through the folders as timm does, along links; add to `notes` which are met twice.
+
+    Raises:
+        UserError: a link leads to a folder that it lies in, so that timm would read all of it again and again.
+    """
+    seen: dict[tuple[int, int], str] = {}
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        here = os.path.realpath(folder)
+        for name in subfolders:
+            path = os.path.join(folder, name)
+            target = os.path.realpath(path) if os.path.islink(path) else None
+            if target and os.path.commonpath([here, target]) == target:
+                raise UserError(
+                    f"{path} is a link to {target}, a folder that it lies in itself: all images would be read again "
+                    "and again; remove the link"
+                )
+        status = os.stat(folder)
+        first = seen.setdefault((status.st_dev, status.st_ino), folder)
+        if first != folder:
+            notes.append(f"{folder} is the same folder as {first}: its images are taken twice")
+        yield folder, subfolders, files
+
+
+def _look_at_names(root: Path, places: dict[str, list[str]]) -> list[str]:
+    """Return words on folders that are one class to timm since they have one name.
+
+    Raises:
+        UserError: all have the same, so that there would be one class.
+    """
+    shared = {name: folders for name, folders in places.items() if len(folders) > 1}
+    if shared and len(places) == 1:
+        ((name, folders),) = shared.items()
+        raise UserError(
+            f"the images in {root} lie in {len(folders)} folders that are all named {name!r} ({some(folders, 3)}), and "
+            f"would all be of one class {name!r}: a class is named by the folder right above its images. Move them up, "
+            f"out of {name!r}"
+        )
+    words = [f"{name!r} of {len(folders)} ({some(folders, 3)})" for name, folders in sorted(shared.items())]
+    return [f"{root}: folders of one name are one class: {some(words, 5)}"] if words else []
 
 
 def _look_at_class_map(class_map: Mapping[str, int], called: str, root: Path, folders: set[str]) -> list[str]:

@@ -56,6 +56,7 @@ class CheckedImages(Dataset):
     Attributes:
         num_classes: of the model, once that is known.
         notes: what was left out without a reason to stop.
+        class_to_idx: names and numbers of the classes where they are not the data set's own.
     """
 
     def __init__(
@@ -69,6 +70,8 @@ class CheckedImages(Dataset):
         self.upright = upright
         self.num_classes: int | None = None
         self.notes: list[str] = []
+        self.class_to_idx: dict[str, int] | None = None
+        self._numbers: dict[int, int] | None = None
         self.rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         self.transform: Any = None  # set by timm's create_loader
         # shared with the loading processes, which outlive an epoch
@@ -78,6 +81,19 @@ class CheckedImages(Dataset):
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def renumber(self, class_to_idx: dict[str, int], name: str) -> None:
+        """Give the classes other numbers than the data set, called `name`, does.
+
+        Raises:
+            UserError: its classes have no names, or others.
+        """
+        own = getattr(self.dataset, "class_to_idx", None)
+        if not own or (strangers := sorted(map(str, set(own) - set(class_to_idx)))):
+            what = f"has classes that are not in it: {', '.join(strangers[:10])}" if own else "has no names of classes"
+            raise UserError(f"{name} cannot be numbered by the class map, it {what}")
+        self.class_to_idx = dict(class_to_idx)
+        self._numbers = {number: class_to_idx[name] for name, number in own.items()}
 
     def set_epoch(self, epoch: int) -> None:
         """Announce the epoch whose images are read next."""
@@ -123,6 +139,8 @@ class CheckedImages(Dataset):
         if isinstance(target, np.ndarray):
             return target
         number = IGNORED if target is None else int(target)
+        if self._numbers is not None:
+            number = self._numbers.get(number, number)
         if self.num_classes is not None and not (number == IGNORED and not self.is_training):
             check_label(number, self.num_classes)
         return number

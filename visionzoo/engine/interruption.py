@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM between two updates instead of in the middle of one, and of all processes at the same one."""
+"""Signals that end a run: between two updates instead of in the middle of one, and of all processes at the same one."""
 
 import contextlib
 import os
@@ -11,7 +11,9 @@ from typing import Any
 from visionzoo.engine.errors import Interrupted
 from visionzoo.engine.parallel import Process, under_torchrun
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+if hasattr(signal, "SIGHUP"):
+    SIGNALS.append(signal.SIGHUP)  # of a terminal that was closed, or a connection that was lost
 
 
 class StopSignals:
@@ -37,7 +39,8 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
-            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            caught = [n for n in SIGNALS if n == signal.SIGINT or signal.getsignal(n) != signal.SIG_IGN]  # nohup
+            self._before = {number: signal.signal(number, self._handle) for number in caught}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,6 +1,7 @@
 """The losses of a run: fetched from the device now and then, and what is done where one is not finite."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from timm.utils import reduce_tensor
@@ -26,7 +27,8 @@ class Losses:
         self.run = run
         self.spoilt = False
         self.skipped = 0
-        self._pending: list[tuple[Tensor, int, int]] = []  # loss, images and number of a batch
+        self._pending: list[tuple[Tensor, int, int]] = []  # loss and its parts, images and number of a batch
+        self._parts: list[str] = []  # names of the parts
         self._averages: list[tuple[Tensor, Tensor]] = []  # of batch norms, and what they were before the batch
 
     def expect(self) -> None:
@@ -34,16 +36,23 @@ class Losses:
         if self.run.args.skip_nonfinite:
             self._averages = [(buffer, buffer.clone()) for buffer in self.run.trainable.buffers()]
 
-    def add(self, loss: Tensor, images: int, index: int) -> None:
-        """Keep the loss of a batch until it is fetched; set `spoilt` where --skip-nonfinite passes over it.
+    def add(self, result: Mapping[str, Tensor], images: int, index: int) -> None:
+        """Keep the losses of a batch until they are fetched; set `spoilt` where --skip-nonfinite passes over it.
+
+        Args:
+            result: of timm's task: `loss`, `output` and scalars that the loss is made of.
+            images: of the batch.
+            index: of the batch in the epoch.
 
         Raises:
             UserError: it is not finite, and more have been passed over than that allows.
         """
         run, allowed = self.run, self.run.args.skip_nonfinite
-        loss = loss.detach()
+        loss = result["loss"].detach()
         if not allowed or not run.process.agree(int(not loss.isfinite())):
-            self._pending.append((loss, images, index))
+            self._parts = [name for name in result if name not in ("loss", "output")]
+            values = torch.stack([loss, *(result[name].detach().to(loss) for name in self._parts)])
+            self._pending.append((values, images, index))
             return
         self.spoilt = True
         self.skipped += 1
@@ -54,30 +63,32 @@ class Losses:
         for buffer, before in self._averages:
             buffer.copy_(before)
 
-    def fetch(self) -> float:
-        """Add the losses since the last call to the run's, and return their mean.
+    def fetch(self) -> dict[str, float]:
+        """Add the losses since the last call to the run's; return the mean of `loss` and of its parts, by name.
 
         Raises:
             UserError: one is not finite.
         """
         run = self.run
         if not self._pending:
-            return math.nan
+            return {"loss": math.nan}
         losses = torch.stack([loss for loss, _, _ in self._pending]).double()
-        own = losses.tolist()
+        own = losses[:, 0].tolist()
         if run.process.distributed:
             losses = reduce_tensor(losses, run.process.world_size)
-        values, counts = losses.tolist(), [float(count) for _, count, _ in self._pending]
-        for value, mine, (_, _, index) in zip(values, own, self._pending, strict=True):
+        counts = [count for _, count, _ in self._pending]
+        for value, mine, (_, _, index) in zip(losses[:, 0].tolist(), own, self._pending, strict=True):
             if not math.isfinite(value):
                 where = self._where(mine, index)
                 raise UserError(
                     f"{where}. {ADVICE}, and --skip-nonfinite N leaves out N such updates. {run.last_good()}"
                 )
         self._pending = []
-        total, images = run.losses
-        run.losses = (total + sum(map(float.__mul__, values, counts)), images + int(sum(counts)))
-        return float(losses.mean())
+        total, images, parts = run.losses
+        added, *added_parts = (losses * losses.new_tensor(counts)[:, None]).sum(0).tolist()
+        parts = {name: parts.get(name, 0.0) + value for name, value in zip(self._parts, added_parts, strict=True)}
+        run.losses = (total + added, images + sum(counts), parts)
+        return dict(zip(("loss", *self._parts), losses.mean(0).tolist(), strict=True))
 
     def _where(self, value: float, index: int) -> str:
         """Return place and images of a loss that is not finite, of the first process that has one."""

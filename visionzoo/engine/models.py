@@ -1,9 +1,10 @@
 """Building a model from flags, and from a checkpoint that knows its own."""
 
 import argparse
+import contextlib
 import copy
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import visionzoo  # noqa: F401  registers the zoo_* models
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.data import image_mode
 from visionzoo.engine.errors import UserError, closest
+from visionzoo.engine.folders import some
 from visionzoo.engine.recorded import (
     DATA_CONFIG,
     Recorded,
@@ -26,7 +28,7 @@ from visionzoo.engine.recorded import (
     recorded_beside,
     take_model,
 )
-from visionzoo.models._checkpoint import load_weights, unwrap_state_dict
+from visionzoo.models._checkpoint import WeightsError, load_weights, unwrap_state_dict
 from visionzoo.models._hub import READING, not_finite, published
 from visionzoo.models._licenses import NonCommercialError, check
 
@@ -38,11 +40,13 @@ def autocast(args: argparse.Namespace, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=getattr(torch, args.amp_dtype), enabled=args.amp)
 
 
-def build_model(args: argparse.Namespace, **more: Any) -> nn.Module:
+def build_model(args: argparse.Namespace, *, say: Callable[[str], object] = print, **more: Any) -> nn.Module:
     """Create `args.model` by timm; `more` are further arguments of timm.create_model, None meaning unset.
 
+    `say` is told of tensors that weights lack beside the classifier's.
+
     Raises:
-        UserError: the name or an argument is unknown, or the published weights cannot be had.
+        UserError: the name or an argument is unknown, or the published weights cannot be had, or are of another model.
     """
     if not args.model:
         raise UserError("which model? give --model, or --checkpoint of a run of tools/train.py")
@@ -62,10 +66,16 @@ def build_model(args: argparse.Namespace, **more: Any) -> nn.Module:
     if accepted and args.model.startswith("zoo_"):
         arguments["non_commercial"] = True
     try:
-        model: Any = timm.create_model(args.model, pretrained=pretrained, **arguments)
+        with _loaded() as loaded:
+            model: Any = timm.create_model(args.model, pretrained=pretrained, **arguments)
         if pretrained and not path:
             check(args.model, model.pretrained_cfg.get("license"), accepted=accepted)
+        for module, result in loaded:
+            if module is model and (said := _lacking(model, result, path or args.model)):
+                say(said)
         return model
+    except UserError:
+        raise
     except NonCommercialError as error:
         raise UserError(str(error)) from error
     except TypeError as error:  # an argument that the model does not have
@@ -96,6 +106,44 @@ def _damaged(name: str, error: Exception) -> UserError:
     return UserError(f"cannot load {name}, it is damaged or no model of timm's: {type(error).__name__}: {text}")
 
 
+@contextlib.contextmanager
+def _loaded() -> Iterator[list[tuple[nn.Module, Any]]]:
+    """Keep what loading says within `with`: timm, which loads strictly only as many classes, does not pass it on."""
+    load: Any = nn.Module.load_state_dict
+    results: list[tuple[nn.Module, Any]] = []
+
+    def kept(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        result = load(module, *args, **kwargs)
+        results.append((module, result))
+        return result
+
+    nn.Module.load_state_dict = kept  # type: ignore
+    try:
+        yield results
+    finally:
+        nn.Module.load_state_dict = load  # type: ignore[method-assign]
+
+
+def _lacking(model: Any, result: Any, where: str) -> str | None:
+    """Return words on the tensors beside the classifier's that weights lacked.
+
+    Raises:
+        UserError: they lacked more than a tenth, so they are of another model, or of a part of it.
+    """
+    classifier = model.pretrained_cfg.get("classifier") or ()
+    classifiers = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
+    names = [name for name in model.state_dict() if not name.endswith(".num_batches_tracked")]
+    names = [name for name in names if not (classifiers and name.startswith(classifiers))]
+    missing = sorted(set(names) & set(result.missing_keys))
+    if len(missing) > 0.1 * len(names):
+        raise UserError(
+            f"{where} fits only {len(names) - len(missing)} of the {len(names)} tensors of the model beside its "
+            f"classifier; {some(missing, 3)} are not in it. It is of another model or a part of one: from it, training "
+            "would begin at random weights"
+        )
+    return f"{len(missing)} tensors are not in {where} and begin at random: {some(missing)}" if missing else None
+
+
 def prepare_compiler(args: argparse.Namespace) -> None:
     """Make torch.compile ready for --torchcompile; under --channels-last Inductor leaves memory formats as they are.
 
@@ -111,6 +159,9 @@ def prepare_compiler(args: argparse.Namespace) -> None:
         modes = list(torch._inductor.list_mode_options())
         if args.torchcompile_mode not in modes:
             raise UserError(f"--torchcompile-mode: expected one of {', '.join(modes)}, got {args.torchcompile_mode!r}")
+    checkpointing = "skip_fwd_side_effects_in_bwd_under_checkpoint"
+    if hasattr(torch._dynamo.config, checkpointing):  # a term that a block adds to the loss counts once
+        setattr(torch._dynamo.config, checkpointing, True)
     if args.channels_last:
         torch._inductor.config.layout_optimization = False
 
@@ -169,11 +220,18 @@ def try_images(model: nn.Module, name: str, input_size: Sequence[int], *, traini
 
 
 def load(
-    model: nn.Module, source: Mapping[str, Any], where: str, *, use_ema: bool = True, new_gates: bool = False
+    model: nn.Module,
+    source: Mapping[str, Any],
+    where: str,
+    *,
+    use_ema: bool = True,
+    new_gates: bool = False,
+    advice: str = "",
 ) -> None:
     """Load a checkpoint's weights; models that are timm's own are loaded by name.
 
-    With `new_gates` a model with gates also takes the checkpoint of one without, as `load_weights` says.
+    With `new_gates` a model with gates also takes the checkpoint of one without, as `load_weights` says. `advice` is
+    what a user of the command may do where the weights do not fit.
 
     Raises:
         UserError: the weights do not fit; it names `where` they come from and what does not fit.
@@ -186,7 +244,7 @@ def load(
         else:
             model.load_state_dict(unwrap_state_dict(source, use_ema=use_ema))
     except (ValueError, RuntimeError) as error:
-        text = str(error)
+        text = (error.fact if isinstance(error, WeightsError) else str(error)) + advice
         shown = text if len(text) < 1500 else f"{text[:800]} ... {text[-500:]}"  # torch names every tensor
         raise UserError(f"cannot load {where} into {type(model).__name__}: {shown}") from error
 

@@ -14,6 +14,9 @@ from visionzoo.engine.data import mixing
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.multilabel import MultiLabelLoss
 
+# What flags say to an optimizer, by its names; its other entries in a checkpoint are how far it has come.
+SETTINGS = ("lr", "initial_lr", "lr_scale", "weight_decay", "betas", "momentum", "eps")
+
 
 def make_loss(args: argparse.Namespace) -> nn.Module:
     """Return the training loss; mixed targets are smoothed already."""
@@ -34,7 +37,7 @@ def make_loss(args: argparse.Namespace) -> nn.Module:
 def learning_rate(args: argparse.Namespace, world_size: int) -> tuple[float, str]:
     """Return the learning rate and how it came about: --lr, or --lr-base scaled to the total batch."""
     total = args.batch_size * world_size * args.grad_accum_steps
-    if args.lr:
+    if args.lr is not None:
         return args.lr, f"lr {args.lr:g} as given, total batch {total}"
     ratio = total / args.lr_base_size
     scale = args.lr_base_scale or ("sqrt" if any(name in args.opt.lower() for name in ("ada", "lamb")) else "linear")
@@ -57,6 +60,24 @@ def make_optimizer(args: argparse.Namespace, model: nn.Module) -> Optimizer:
         return create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
     except (AssertionError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"cannot make the optimizer opt={args.opt!r}: {error}") from error
+
+
+def load_optimizer(
+    args: argparse.Namespace, optimizer: Optimizer, state: dict[str, Any], before: dict[str, Any]
+) -> None:
+    """Load an optimizer's state of a checkpoint; rates, decay and the like stay as this run was given them.
+
+    Args:
+        args: flags of this run.
+        optimizer: as made of them.
+        state: of `optimizer.state_dict()`, which holds the settings of the run that wrote it too.
+        before: flags of that run.
+    """
+    names = {*SETTINGS, *args.opt_kwargs, *(before.get("opt_kwargs") or {})}
+    own = [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
 
 
 def make_scheduler(

@@ -26,6 +26,20 @@ DATA_CONFIG = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_m
 NUMBERS = ("num_classes", "in_chans")
 SWITCHES = ("multi_label", "apply_exif_orientation")
 CROPS = ("center", "squash", "border")
+# Flags that say nothing of what is learned.
+OF_ONE_START = {
+    *("config", "device", "experiment", "log_interval", "no_resume_opt", "output", "pin_mem", "profile", "resume"),
+    *(
+        "max_steps",
+        "start_epoch",
+        "workers",
+        "log_wandb",
+        "wandb_project",
+        "wandb_tags",
+        "wandb_resume_id",
+        "recovery_interval",
+    ),
+}
 # Words of arguments that say where weights come from, or under which licence they are accepted.
 ELSEWHERE = {"pretrained", "checkpoint", "file", "url", "hub", "cache", "dir", "source", "load", "commercial"}
 
@@ -127,6 +141,38 @@ def recorded_args(state: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(args, argparse.Namespace):  # of timm's own
         return dict(vars(args))
     return dict(args) if isinstance(args, Mapping) else {}
+
+
+def compare_classes(recorded: Any, here: list[str] | None, where: str) -> None:
+    """Refuse to go on from a checkpoint of other classes, or of the same ones in another order.
+
+    Raises:
+        UserError: the first class that differs is named.
+    """
+    if not recorded or not here or list(recorded) == here:
+        return
+    counts = f"{where} is of {len(recorded)} classes, the data set has {len(here)}"
+    if len(recorded) == len(here):
+        number = next(i for i, (one, other) in enumerate(zip(recorded, here, strict=True)) if one != other)
+        counts = f"class number {number} is {recorded[number]!r} in {where} and {here[number]!r} in the data set"
+    raise UserError(
+        f"{counts}; name the folders as they were, or number them by --class-map. Another run may start from these "
+        "weights by --pretrained-path"
+    )
+
+
+def changed_settings(state: Mapping[str, Any], args: Mapping[str, Any], data_config: Mapping[str, Any]) -> list[str]:
+    """Return the settings of a run that are not those of the checkpoint it goes on from, each as `name: old -> new`."""
+
+    def plain(value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else value or None  # timm's script has None for our '' and 0
+
+    before = {name: value for name, value in recorded_args(state).items() if name not in OF_ONE_START}
+    pairs = [(name, before[name], args[name]) for name in args if name in before]
+    prepared = state.get("data_config") or {}
+    pairs += [(name, prepared[name], data_config[name]) for name in data_config if name in prepared]
+    changed = {name: f"{name} {old!r} -> {new!r}" for name, old, new in pairs if plain(old) != plain(new)}
+    return list(changed.values())
 
 
 def take_model(args: argparse.Namespace, recorded: Recorded, where: str) -> None:

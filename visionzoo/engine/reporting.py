@@ -6,6 +6,7 @@ import csv
 import io
 import sys
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -64,13 +65,13 @@ class Reporter:
         """Move the bar."""
         self._bar.update(images)
 
-    def step(self, update: int, epoch: int, *, loss: float, lr: float) -> None:
-        """Show the values of an update, and log them every --log-interval and after the first."""
+    def step(self, update: int, epoch: int, *, losses: Mapping[str, float], lr: float) -> None:
+        """Show the loss of an update, and log it and its parts every --log-interval and after the first."""
         self._bar.set_description(f"epoch {epoch}", refresh=False)
-        self._bar.set_postfix_str(f"loss {loss:.4g}, lr {lr:.3g}", refresh=False)
+        self._bar.set_postfix_str(f"loss {losses['loss']:.4g}, lr {lr:.3g}", refresh=False)
         if self._last_step is None or update - self._last_step[0] >= self._log_interval:
             now = (update, self._bar.n, time.perf_counter())
-            values = {"train/loss": loss, "train/lr": lr}
+            values = {**{f"train/{name}": loss for name, loss in losses.items()}, "train/lr": lr}
             if self._last_step is not None:
                 images, seconds = now[1] - self._last_step[1], now[2] - self._last_step[2]
                 values["train/images_per_second"] = images / seconds

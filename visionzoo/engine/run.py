@@ -4,6 +4,7 @@ import argparse
 import math
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from timm.utils import NativeScaler, unwrap_model
 from torch import nn
 
 from visionzoo.engine import sharding
+from visionzoo.engine.auxiliary import AuxiliaryTask
 from visionzoo.engine.checkpoints import (
     LAST,
     RECOVERY,
@@ -44,8 +46,8 @@ from visionzoo.engine.observation import environment
 from visionzoo.engine.ownership import Claim, check_free, check_own, claim
 from visionzoo.engine.parallel import Process, launcher
 from visionzoo.engine.probing import freeze
-from visionzoo.engine.recipe import learning_rate, make_optimizer, make_scheduler, ranking_metric
-from visionzoo.engine.recorded import recorded_args
+from visionzoo.engine.recipe import learning_rate, load_optimizer, make_optimizer, make_scheduler, ranking_metric
+from visionzoo.engine.recorded import changed_settings, compare_classes, recorded_args
 from visionzoo.engine.reporting import Reporter
 
 
@@ -54,7 +56,7 @@ class Run:
 
     Attributes:
         epoch, batches_done: the epoch in progress and the batches done in it.
-        losses: sum of the losses of these batches' images, and their number.
+        losses: sum of the losses of these batches' images, their number, and the sums of the losses' parts by name.
         validated: whether there is a checkpoint with metric of just this place.
         reporter: the log, in the primary process only.
     """
@@ -69,7 +71,9 @@ class Run:
         self.train_set, self.val_set = open_train_and_val(args)
         self.class_names = class_names(self.train_set)
         args.num_classes = resolve_num_classes(args.num_classes, self.class_names)
-        model = _make_model(args, process)
+        self.reporter: Reporter | None = None
+        self._said: list[str] = []  # before there is one
+        model = _make_model(args, process, self.say)
         args.num_classes = model.num_classes
         for dataset in (self.train_set, self.val_set):
             check_labels(dataset, args.num_classes)
@@ -93,11 +97,9 @@ class Run:
         self.scaler = NativeScaler(device=process.device.type) if needs_scaler else None
 
         self.epoch = self.batches_done = 0
-        self.losses: tuple[float, int] = (0.0, 0)
+        self.losses: tuple[float, int, dict[str, float]] = (0.0, 0, {})
         self.validated = False
         self.metric = ranking_metric(args) if self.val_set else "loss"
-        self.reporter: Reporter | None = None
-        self._said: list[str] = []  # before there is one
         self._claim: Claim | None = None
         try:
             self._take_up(self._claim_folder())
@@ -143,7 +145,7 @@ class Run:
 
     def next_epoch(self) -> None:
         """Begin the next epoch."""
-        self.epoch, self.batches_done, self.losses = self.epoch + 1, 0, (0.0, 0)
+        self.epoch, self.batches_done, self.losses = self.epoch + 1, 0, (0.0, 0, {})
 
     def say(self, text: str) -> None:
         """Print a line, in the primary process."""
@@ -234,7 +236,7 @@ class Run:
         else:
             check_free(self.folder)
             if found and not args.experiment:
-                self.say(f"{found[0]} lies in no folder of a run of this tool: going on in {self.folder}")
+                self.say(f"what lies beside {found[0]} stays as it is: going on in {self.folder}")
         self.checkpoints.clear_leftovers()
         return found
 
@@ -251,7 +253,7 @@ class Run:
                 key, task_key = ("state_dict", "task_state")
             self._load(state[key], state.get(task_key), ema=True)
         if args.start_epoch is not None:
-            self.epoch, self.batches_done, self.losses = args.start_epoch, 0, (0.0, 0)
+            self.epoch, self.batches_done, self.losses = args.start_epoch, 0, (0.0, 0, {})
         if self.scheduler is not None and self.update:
             self.scheduler.step(self.epoch)
             self.scheduler.step_update(self.update)
@@ -262,18 +264,20 @@ class Run:
             raise UserError(f"{path} is a checkpoint of {arch}, this run is of {args.model}")
         if "state_dict" not in state or "epoch" not in state:
             raise UserError(f"{path} holds no training state; to start from its weights use --initial-checkpoint")
+        compare_classes(state.get("class_names"), self.class_names, str(path))
         opt = recorded_args(state).get("opt", args.opt)
         if opt != args.opt and not args.no_resume_opt:  # torch would load its state all the same
             raise UserError(f"{path} was trained by opt={opt!r}, this run has {args.opt!r}; or pass --no-resume-opt")
         try:
             self._load(state["state_dict"], state.get("task_state"))
             if not args.no_resume_opt:
-                self.optimizer.load_state_dict(sharding.optimizer_shares(state["optimizer"], self.optimizer))
+                shares = sharding.optimizer_shares(state["optimizer"], self.optimizer)
+                load_optimizer(args, self.optimizer, shares, recorded_args(state))
                 if self.scaler is not None and self.scaler.state_dict_key in state:
                     self.scaler.load_state_dict(state[self.scaler.state_dict_key])
             self.epoch, self.batches_done = progress(state)
-            loss, images = state.get("losses", self.losses)
-            self.losses = (float(loss), int(images))
+            loss, images, *parts = state.get("losses", self.losses)
+            self.losses = (float(loss), int(images), {name: float(v) for part in parts for name, v in part.items()})
         except KeyError as error:
             raise UserError(f"{path} lacks {error}; --no-resume-opt takes up its weights alone") from error
         except (RuntimeError, ValueError, TypeError) as error:
@@ -284,7 +288,7 @@ class Run:
                 f"{path} was written in mid-epoch with {batches_per_epoch} batches an epoch, now there are "
                 f"{len(self.loader)}: the epoch begins anew"
             )
-            self.batches_done, self.losses = 0, (0.0, 0)
+            self.batches_done, self.losses = 0, (0.0, 0, {})
         self.validated = "metric" in state  # else it was stopped before
         if self.batches_done >= batches_per_epoch and self.validated:
             self.next_epoch()
@@ -293,6 +297,8 @@ class Run:
             for kept in self.checkpoints.continue_from(path, state):
                 self.say(f"what cannot be read is kept as {kept}")
         self.say(f"going on from {path} in epoch {self.epoch}, batch {self.batches_done}")
+        if changes := changed_settings(state, self.recorded_args, self.data_config):
+            self.say(f"other than in {path}, and from here on: {', '.join(changes)}")
         return state
 
     def _load(self, weights: dict[str, Any], task_state: dict[str, Any] | None, *, ema: bool = False) -> None:
@@ -329,6 +335,9 @@ class Run:
         self.say(f"{args.model}: {parameters / 1e6:.2f} M parameters, {args.num_classes} classes, {self.data_config}")
         if teacher := teacher_name(args):
             self.say(f"distilling from {teacher} ({args.kd_distill_type})")
+        if isinstance(self.task, AuxiliaryTask):
+            weights = ", ".join(f"{name} (weight {weight:g})" for name, weight in self.task.weights.items())
+            self.say(f"learning beside logits: {weights}")
         validated = f"{len(self.val_set)} to validate on" if self.val_set else "no validation"
         devices = f"{self.process.world_size} x {self.process.device}"
         self.say(f"{len(self.train_set)} images to train on, {validated}; {devices}")
@@ -340,10 +349,11 @@ class Run:
         self.say(f"run folder {self.folder}")
 
 
-def _make_model(args: argparse.Namespace, process: Process) -> nn.Module:
+def _make_model(args: argparse.Namespace, process: Process, say: Callable[[str], object]) -> nn.Module:
     overlay = {"file": args.pretrained_path, "num_classes": -1} if args.pretrained_path else None  # -1: adapt the head
     model = build_model(
         args,
+        say=say,
         drop_rate=args.drop,
         drop_path_rate=args.drop_path,
         drop_block_rate=args.drop_block,
@@ -352,7 +362,9 @@ def _make_model(args: argparse.Namespace, process: Process) -> nn.Module:
         pretrained_cfg_overlay=overlay,
     )
     if args.initial_checkpoint:
-        load(model, read_checkpoint(args.initial_checkpoint), args.initial_checkpoint, new_gates=True)
+        advice = " (--pretrained-path takes all but the classifier, where the classes differ)"
+        source = read_checkpoint(args.initial_checkpoint)
+        load(model, source, args.initial_checkpoint, new_gates=True, advice=advice)
     if args.grad_checkpointing:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     if args.freeze:

@@ -9,12 +9,14 @@ import contextlib
 import math
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import torch.distributed
 from timm.utils import dispatch_clip_grad, distribute_bn
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import IterableDataset
 
 from visionzoo.engine.checkpoints import BEST
@@ -52,6 +54,7 @@ class Training:
         self.run = run
         self.stop = StopSignals(run.process)
         self.losses = Losses(run)
+        self.second_order = bool(getattr(run.optimizer, "is_second_order", False))
         self.waiting = Waiting()
         self.trace = Trace(run.folder / TRACE, run.args.profile if run.process.is_primary else 0, run.process.device)
 
@@ -99,7 +102,12 @@ class Training:
         run = self.run
         if isinstance(error, RuntimeError) and self.stop.received is not None:
             # loading processes and peers get the signal too, and their end is an error here
-            return Interrupted(self.stop.received, f"go on with: {run.resume_command()}")
+            return Interrupted(self.stop.received, f"nothing saved. {run.last_good()}")
+        if isinstance(error, RuntimeError) and "derivative for" in str(error) and self.second_order:
+            return UserError(
+                f"--opt {run.args.opt} needs second derivatives, which a part of {run.args.model} has not: {error}. "
+                "Another --opt does not need them"
+            )
         if died := loading_death(error):
             return UserError(f"{died}. {run.last_good()}")
         return error
@@ -115,7 +123,10 @@ class Training:
         images = (run.batches_done - first) * args.batch_size * run.process.world_size
         row: dict[str, Any] = {}
         if (run.epoch + 1) % args.val_interval == 0 or run.epoch + 1 == run.num_epochs or run.at_max_steps:
-            row = {"epoch": run.epoch, "train_loss": run.losses[0] / max(run.losses[1], 1), **self._validate()}
+            total, count, parts = run.losses
+            row = {"epoch": run.epoch, "train_loss": total / max(count, 1)}
+            row |= {f"train_{name}": value / max(count, 1) for name, value in parts.items()}
+            row |= self._validate()
             row |= {"lr": run.lr, "images_per_second": images / seconds, "seconds": seconds}
             row |= {"waiting_seconds": self.waiting.seconds, **peak_memory(run.process.device)}
             if run.reporter:  # before the checkpoint: a row without one is dropped when the run goes on
@@ -190,14 +201,14 @@ class Training:
         with contextlib.nullcontext() if is_update else task.no_sync():
             if not self.losses.spoilt:
                 self.losses.expect()
-                with autocast(args, run.process.device):
-                    loss = task(images, targets)["loss"]
-                self.losses.add(loss, len(images), index)
+                with autocast(args, run.process.device), self._differentiable_twice():
+                    result = task(images, targets)
+                loss = result["loss"]
+                self.losses.add(result, len(images), index)
             if self.losses.spoilt:
                 self.losses.spoilt = not is_update
                 return
             clipped = task.get_clip_parameters(exclude_head=args.clip_mode == "agc")
-            second_order = getattr(run.optimizer, "is_second_order", False)
             if run.scaler is not None:
                 run.scaler(
                     loss / group,
@@ -205,15 +216,19 @@ class Training:
                     clip_grad=args.clip_grad,
                     clip_mode=args.clip_mode,
                     parameters=clipped,
-                    create_graph=second_order,
+                    create_graph=self.second_order,
                     need_update=is_update,
                 )
                 return
-            (loss / group).backward(create_graph=second_order)
+            (loss / group).backward(create_graph=self.second_order)
         if is_update:
             if args.clip_grad is not None:
                 dispatch_clip_grad(clipped, args.clip_grad, mode=args.clip_mode)
             run.optimizer.step()
+
+    def _differentiable_twice(self) -> AbstractContextManager[None]:
+        """Let attention have second derivatives, where the optimizer takes them: torch's fused ones have none."""
+        return sdpa_kernel(SDPBackend.MATH) if self.second_order else contextlib.nullcontext()
 
     def _after_update(self) -> None:
         run, args = self.run, self.run.args
@@ -225,10 +240,10 @@ class Training:
         is_recovery = args.recovery_interval and update % args.recovery_interval == 0
         # fetching waits for the device, so on a GPU it is done now and then
         if is_recovery or run.process.device.type == "cpu" or update % args.log_interval == 0 or update <= 10:
-            loss = self.losses.fetch()
+            losses = self.losses.fetch()
             if run.reporter:
                 with self._last_good_told():
-                    run.reporter.step(update, run.epoch, loss=loss, lr=lr)
+                    run.reporter.step(update, run.epoch, losses=losses, lr=lr)
         if is_recovery:
             state = run.state()
             if run.process.is_primary:

@@ -10,7 +10,7 @@ from timm.layers import LayerScale as TimmLayerScale
 from torch import Tensor, nn
 
 from visionzoo.kernels.precision import without_autocast
-from visionzoo.layers.nhwc import DepthwiseConvNHWC
+from visionzoo.layers.nhwc import DepthwiseConvNHWC, on_nchw
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.tracing import one_node
 
@@ -21,14 +21,18 @@ class Block(nn.Module):
     In order, each with its own residual: depthwise convolution `cpe1` (conditional position encoding, where the
     family has one), `mixer` after `norm1`, depthwise convolution `cpe2`, MLP after `norm2`.
 
+    `peg` is a place for a position generator after all of that (`visionzoo.models._positions` fills it), and
     `branch_gate` is a place for a gate of `dim` channels at the end of the MLP's branch, before its scale and the sum
     (`visionzoo.models._gating` fills it).
 
     Args:
         dim: channels C.
-        mixer: token mixer, [B, H, W, C] to [B, H, W, C]; None leaves its branch out.
+        mixer: token mixer, [B, H, W, C] to [B, H, W, C]; None leaves its branch out. One that `sees_input` gets the
+            map before `norm1` as well.
         mlp_ratio: hidden width of the MLP over `dim`.
         norm_layer: called with `dim`; `nn.Identity` where mixer and MLP normalise by themselves.
+        mlp_norm_layer: as `norm_layer`, where the MLP has another norm than the mixer, also a batch norm of
+            [B, C, H, W]; None for the same.
         act_layer: activation of the MLP.
         mlp_layer: called as timm's `Mlp`: (dim, hidden width, act_layer=..., drop=...).
         cpe_kernels: kernel sizes of `cpe1` and `cpe2`; None leaves one out.
@@ -45,6 +49,7 @@ class Block(nn.Module):
         *,
         mlp_ratio: float = 4.0,
         norm_layer: Callable[[int], nn.Module] = LayerNorm,
+        mlp_norm_layer: Callable[[int], nn.Module] | None = None,
         act_layer: type[nn.Module] = nn.GELU,
         mlp_layer: Callable[..., nn.Module] = Mlp,
         cpe_kernels: tuple[int | None, int | None] = (None, None),
@@ -60,11 +65,14 @@ class Block(nn.Module):
         if mixer is not None:
             self.norm1 = norm_layer(dim)
             self.mixer = mixer
+            self.mixer_sees_input = getattr(mixer, "sees_input", False)
             self.ls1 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
-        self.norm2 = norm_layer(dim)
+        self.norm2 = (mlp_norm_layer or norm_layer)(dim)
+        self.norm2_on_nchw = isinstance(self.norm2, nn.BatchNorm2d)  # or what others put in its place later
         self.mlp = mlp_layer(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=mlp_drop)
         self.branch_gate: nn.Module = nn.Identity()
         self.ls2 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
+        self.peg: nn.Module = nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,10 +80,16 @@ class Block(nn.Module):
         if self.cpe1 is not None:
             x = self.cpe1(x, residual=x)
         if self.mixer is not None:
-            x = self._add(x, self.mixer(self.norm1(x)), self.ls1)
+            y = self.norm1(x)
+            x = self._add(x, self.mixer(y, x) if self.mixer_sees_input else self.mixer(y), self.ls1)
         if self.cpe2 is not None:
             x = self.cpe2(x, residual=x)
-        return self._add(x, self.branch_gate(self.mlp(self.norm2(x))), self.ls2)
+        normalised = on_nchw(self.norm2, x) if self.norm2_on_nchw else self.norm2(x)
+        return self.peg(self._add(x, self.branch_gate(self.mlp(normalised)), self.ls2))
+
+    def fusible(self) -> list[tuple[str, str]]:
+        """Names of the layers that follow each other directly, for `visionzoo.fuse`."""
+        return [("norm2", "mlp.fc1")] if self.norm2_on_nchw else []
 
     def _add(self, x: Tensor, branch: Tensor, scale: nn.Module) -> Tensor:
         """Return x + drop_path(scale(branch)); the factors are multiplied first, so that each map is read once."""

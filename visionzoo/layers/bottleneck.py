@@ -20,7 +20,8 @@ class Bottleneck(nn.Module):
     after the sum with the shortcut. Where the shape changes the shortcut is a strided 1×1 convolution with norm.
 
     `branch_gate` is a place for a gate of `dim` channels at the end of the branch, before the sum
-    (`visionzoo.models._gating` fills it).
+    (`visionzoo.models._gating` fills it), `peg` one for a position generator at the block's end
+    (`visionzoo.models._positions`).
 
     Args:
         in_dim: channels in.
@@ -69,6 +70,7 @@ class Bottleneck(nn.Module):
             raise ValueError(f"Bottleneck: the mixer's stride must be 1 or {stride=}, got {mixer.stride}")
         self.conv3 = conv_norm(mid_dim, out_dim, 1)
         self.branch_gate: nn.Module = nn.Identity()
+        self.peg: nn.Module = nn.Identity()
         self.act = act_layer()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
@@ -82,4 +84,4 @@ class Bottleneck(nn.Module):
                 x = on_nchw(self.gate, x)
         else:
             x = self.act(on_nchw(self.norm2, on_nchw(self.pool, self.mixer(x))))
-        return self.act(shortcut + self.drop_path(self.branch_gate(self.conv3(x))))
+        return self.peg(self.act(shortcut + self.drop_path(self.branch_gate(self.conv3(x)))))

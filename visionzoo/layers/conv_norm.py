@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
@@ -116,6 +118,76 @@ class DepthwiseConvNorm(nn.Module):
     def fusible(self) -> list[tuple[str, str]]:
         """Names of the layers that follow each other directly, for `visionzoo.fuse`."""
         return [("conv", "norm")]
+
+
+class BranchedDepthwiseConv(nn.Module):
+    """Sum of two depthwise convolutions, a large and a small one, each with batch norm; one convolution when fused.
+
+    From RepVGG (arXiv:2101.03697), on [B, H, W, C] maps.
+
+    Args:
+        in_dim: channels in.
+        out_dim: channels out, a multiple of `in_dim`: so many kernels see each channel.
+        kernel_size: side of the large kernels, odd.
+        stride: step of the kernels; the map shrinks by it, rounded up.
+        small_kernel: side of the small kernels, odd and not above `kernel_size`.
+
+    Raises:
+        ValueError: if `in_dim` does not divide `out_dim`.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, kernel_size: int, stride: int = 1, *, small_kernel: int = 3):
+        super().__init__()
+        if out_dim % in_dim:
+            raise ValueError(f"BranchedDepthwiseConv: out_dim must be a multiple of in_dim, got {out_dim=}, {in_dim=}")
+        self.small: nn.Module | None
+        self.large, self.small = (
+            DepthwiseConvNorm(in_dim, kernel)
+            if in_dim == out_dim and stride == 1
+            else ConvNorm(
+                in_dim, out_dim, kernel, stride, kernel // 2, groups=in_dim, bias=False, norm_layer=nn.BatchNorm2d
+            )
+            for kernel in (kernel_size, small_kernel)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, in_dim] to [B, H', W', out_dim]."""
+        out = self.large(x)
+        return out if self.small is None else out + self.small(x)
+
+    def merge_branches(self) -> None:
+        """Add the small kernels to the large ones, once their norms are folded (`visionzoo.fuse`)."""
+        if self.small is None:
+            return
+        large: Any = self.large.conv
+        small: Any = self.small.conv
+        margin = (large.weight.shape[-1] - small.weight.shape[-1]) // 2
+        large.weight += F.pad(small.weight, [margin] * 4)
+        large.bias += small.bias
+        self.small = None
+
+
+class ResidualConvNorm(nn.Module):
+    """A map plus its 1×1 convolution after batch norm; one convolution when fused. On [B, H, W, C] maps.
+
+    Args:
+        dim: channels C.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.conv = ConvNorm(dim, dim, 1, bias=False, norm_layer=nn.BatchNorm2d, norm_first=True)
+        self.merged = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] to [B, H, W, C]."""
+        return self.conv(x) if self.merged else x + self.conv(x)
+
+    def merge_branches(self) -> None:
+        """Add the identity to the convolution, once its norm is folded (`visionzoo.fuse`)."""
+        if not self.merged:
+            self.conv.conv.weight += torch.eye(self.conv.conv.out_channels).to(self.conv.conv.weight)[..., None, None]
+        self.merged = True
 
 
 class LinearNorm(nn.Module):

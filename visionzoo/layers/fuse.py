@@ -41,6 +41,8 @@ def fuse(model: nn.Module) -> nn.Module:
     Position biases that are looked up in a table are looked up once (modules with a method `precompute`, which keep
     them in a buffer `bias`).
 
+    Branches that are linear then become one convolution (modules with a method `merge_branches`).
+
     Folded are the pairs of the zoo's layers (modules with a method `fusible`) and neighbours in an `nn.Sequential`. A
     norm that comes before a convolution with zero padding stays: its shift is missing in the padding.
 
@@ -64,6 +66,9 @@ def fuse(model: nn.Module) -> nn.Module:
             _fold(module, first, second)
         if callable(precompute := getattr(module, "precompute", None)):
             precompute()
+    for module in list(fused.modules()):  # now that branches hold no norms
+        if callable(merge_branches := getattr(module, "merge_branches", None)):
+            merge_branches()
     fused.eval()
     for module in fused.modules():
         if any(map(_is_folded, module.modules())) and "train" not in vars(module):  # else it was fused before
@@ -153,7 +158,7 @@ def _pairs(module: nn.Module) -> list[tuple[str, str]]:
 
 def _fold(parent: nn.Module, first: str, second: str) -> None:
     """Fold one of two children of `parent` into the other where that is a batch norm and can be."""
-    before, after = getattr(parent, first), getattr(parent, second)
+    before, after = parent.get_submodule(first), parent.get_submodule(second)
     if isinstance(before, _LAYERS) and _has_statistics(after):
         scale, shift = _scale_and_shift(after)
         weight, bias = _double(before.weight), _double(before.bias)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from timm.layers import AttentionPoolLatent, SelectAdaptivePool2d, global_pool_nlc
+from timm.layers import AttentionPoolLatent, ClassifierHead, SelectAdaptivePool2d, global_pool_nlc
 from torch import Tensor, nn
+
+from visionzoo.layers.conv_norm import ConvNorm
+from visionzoo.layers.nhwc import on_nhwc
 
 
 class BatchNormHead(nn.Module):
@@ -80,6 +83,77 @@ def _adapt(head: nn.Module, like: nn.Parameter | None) -> None:
     if like is not None:
         head.to(device=like.device, dtype=like.dtype)
     head.train(head.training)
+
+
+class ProjectionHead(ClassifierHead):
+    """1×1 convolution with batch normalisation and activation, pooling, linear classifier.
+
+    Args:
+        in_features: channels C.
+        num_classes: classes; 0 for pooled features after the projection.
+        pool_type: timm's pooling type; "" for the map as it came, with which there can be no classifier.
+        drop_rate: dropout probability before the classifier.
+        hidden_features: channels C' of the projection.
+        act_layer: its activation.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        pool_type: str = "avg",
+        drop_rate: float = 0.0,
+        *,
+        hidden_features: int,
+        act_layer: type[nn.Module] = nn.SiLU,
+    ):
+        super().__init__(hidden_features, num_classes, pool_type, drop_rate)
+        self.proj = ConvNorm(in_features, hidden_features, 1, norm_layer=nn.BatchNorm2d)
+        self.act = act_layer()
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """[B, C, H, W] to [B, num_classes]; with `pre_logits` to pooled features [B, C']."""
+        if not self.global_pool.pool_type:
+            return x
+        x = self.act(self.proj(x.permute(0, 2, 3, 1)))
+        return super().forward(x.permute(0, 3, 1, 2), pre_logits)
+
+
+class HiddenLayerHead(ClassifierHead):
+    """1×1 convolution with batch norm and ReLU, pooling, hidden layer with ReLU, linear classifier (MobileNetV3's).
+
+    Args:
+        in_features: channels C.
+        num_classes: classes; 0 for what the classifier would see.
+        pool_type: timm's pooling type, of those that keep the width; "" for the map as it came, with which there can be
+            no classifier.
+        drop_rate: dropout probability before the classifier.
+        conv_features: channels of the convolution.
+        hidden_features: channels C' of the hidden layer.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        pool_type: str = "avg",
+        drop_rate: float = 0.0,
+        *,
+        conv_features: int,
+        hidden_features: int,
+    ):
+        super().__init__(hidden_features, num_classes, pool_type, drop_rate)
+        self.conv = ConvNorm(in_features, conv_features, 1, bias=False, norm_layer=nn.BatchNorm2d)
+        self.hidden = nn.Linear(conv_features, hidden_features)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """[B, C, H, W] to [B, num_classes]; with `pre_logits` to [B, C']."""
+        if not self.global_pool.pool_type:
+            return x
+        x = self.global_pool(self.act(on_nhwc(self.conv, x)))
+        x = self.drop(self.act(self.hidden(x)))
+        return x if pre_logits else self.fc(x)
 
 
 def _norm_linear(dim: int, num_classes: int) -> tuple[nn.Module, nn.Module]:

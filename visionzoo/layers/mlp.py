@@ -16,6 +16,7 @@ class ConvMlp(nn.Module):
         act_layer: activation.
         drop: dropout probability after the activation and at the end.
         first_act_layer: activation before the convolution; None for none.
+        residual: add the convolution's input to its output (STViT, arXiv:2211.11167).
     """
 
     def __init__(
@@ -26,10 +27,12 @@ class ConvMlp(nn.Module):
         act_layer: type[nn.Module] = nn.GELU,
         drop: float = 0.0,
         first_act_layer: type[nn.Module] | None = None,
+        residual: bool = False,
     ):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.act1 = first_act_layer() if first_act_layer else nn.Identity()
+        self.residual = residual
         self.dwconv = DepthwiseConvNHWC(hidden_dim, 3)
         self.act = act_layer()
         self.fc2 = nn.Linear(hidden_dim, dim)
@@ -37,5 +40,6 @@ class ConvMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
-        x = self.act(self.dwconv(self.act1(self.fc1(x))))
+        x = self.act1(self.fc1(x))
+        x = self.act(self.dwconv(x, residual=x if self.residual else None))
         return self.drop(self.fc2(self.drop(x)))

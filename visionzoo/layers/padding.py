@@ -51,3 +51,12 @@ def pad_to_size(x: Tensor, size: tuple[int, int]) -> Tensor:
     bottom, right = max(0, size[0] - x.shape[1]), max(0, size[1] - x.shape[2])
     # Under torch.compile this test makes a graph of its own for maps that are too small; others shall not pay for it.
     return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x
+
+
+def neighbours(x: Tensor) -> list[Tensor]:
+    """Nine maps like [B, H, W, C]: at each place what stands at the 3×3 around it, row by row, with zeros around x.
+
+    They are views of one copy.
+    """
+    padded = F.pad(x, (0, 0, 1, 1, 1, 1))
+    return [padded[:, dy : dy + x.shape[1], dx : dx + x.shape[2]] for dy in range(3) for dx in range(3)]

@@ -1,4 +1,4 @@
-"""Learned tables of positions, absolute and relative, for maps of any size.
+"""Learned tables of positions, absolute and relative, and positions from the map itself, for maps of any size.
 
 `fit_weight` of a table turns the one of a checkpoint, which may be of another size, into its own;
 `visionzoo.load_weights` calls it.
@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from timm.layers import to_2tuple, trunc_normal_
 from torch import Tensor, nn
 
+from visionzoo.kernels import depthwise_conv
+from visionzoo.layers.nhwc import DepthwiseConvNHWC
 from visionzoo.layers.tracing import one_node
 
 
@@ -53,6 +55,40 @@ class PositionTable(nn.Module):
                 raise ValueError(f"{name}: expected the positions of a square map, got {tuple(weight.shape)}")
             weight = weight[:, class_tokens:].unflatten(1, (side, side))
         return resize_table(weight, self.table.shape[1:3], self.mode)
+
+
+class PositionGenerator(DepthwiseConvNHWC):
+    """Positions that are read from the map (PEG of CPVT, arXiv:2102.10882): a depthwise convolution, added to the map.
+
+    Tokens learn where they are from the zeros around the map, whatever its size. `visionzoo.models._positions` puts it
+    into the blocks of any model.
+
+    Args:
+        dim: channels C.
+        kernel_size: side of the kernels, odd.
+
+    Raises:
+        ValueError: if the kernel is even or not positive.
+
+    >>> PositionGenerator(8)(torch.zeros(2, 5, 7, 8)).shape
+    torch.Size([2, 5, 7, 8])
+    """
+
+    NO_WEIGHT_DECAY = ("weight",)
+
+    def __init__(self, dim: int, kernel_size: int = 3):
+        super().__init__(dim, kernel_size)
+
+    def reset_parameters(self) -> None:
+        """Draw initial values as released: normal with variance 2 / kernel_size², no bias."""
+        nn.init.normal_(self.weight, std=2**0.5 / self.kernel_size)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    @one_node  # as torch's own layers are
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """[B, H, W, C] to [B, H, W, C]."""
+        return depthwise_conv(x, self.weight, self.bias, residual=x)
 
 
 class RelativePositionBias(nn.Module):

@@ -51,7 +51,7 @@ def mix_tokens(mixer: nn.Module, tokens: Tokens) -> Tensor:
 
 
 class TokenBlock(Block):
-    """`Block` on `Tokens`; its convolutions `cpe1` and `cpe2` and its gate see the map alone."""
+    """`Block` on `Tokens`; its convolutions `cpe1` and `cpe2`, its `peg` and its gate see the map alone."""
 
     def forward(self, tokens: Tokens) -> Tokens:  # type: ignore[override]
         """Take the tokens through the block; their number and size stay."""
@@ -65,7 +65,8 @@ class TokenBlock(Block):
         branch = tokens._replace(x=self.mlp(self.norm2(tokens.x)))
         if not isinstance(self.branch_gate, nn.Identity):
             branch = branch.with_map(self.branch_gate(branch.map()))
-        return tokens._replace(x=self._add(tokens.x, branch.x, self.ls2))
+        tokens = tokens._replace(x=self._add(tokens.x, branch.x, self.ls2))
+        return tokens if isinstance(self.peg, nn.Identity) else tokens.with_map(self.peg(tokens.map()))
 
 
 class PrefixTokens(nn.Module):

@@ -53,6 +53,18 @@ class LoadReport:
         return "; ".join(lines)
 
 
+class WeightsError(ValueError):
+    """Weights that do not fit a model.
+
+    Attributes:
+        fact: the message without its advice, which is for callers of `load_weights`.
+    """
+
+    def __init__(self, fact: str, advice: str) -> None:
+        super().__init__(f"{fact} {advice}")
+        self.fact = fact
+
+
 def load_weights(
     model: nn.Module,
     source: Mapping[str, Any] | str | Path,
@@ -121,17 +133,18 @@ def load_weights(
     count = len(own) - (len(gates) if ungated else 0)
     found = count - len(missing)
     if found < 0.9 * count and not allow_partial:
-        raise ValueError(
+        raise WeightsError(
             f"{where} fits only {found} of the {count} tensors of {type(backbone).__name__} (less than 90 %), so it "
-            f"is probably a checkpoint of another model. {report}. Pass allow_partial=True to load it all the same."
+            f"is probably a checkpoint of another model. {report}.",
+            "Pass allow_partial=True to load it all the same.",
         )
     if strict and (missing or report.unexpected or (ungated and not new_gates)):
-        advice = "Pass strict=False to load what fits."
+        what, advice = "", "Pass strict=False to load what fits."
         if ungated and not missing and not report.unexpected:
             advice = "Only the gates are missing: pass new_gates=True to keep their initial values, and train them."
         elif any(f".{PLACE}." in name for name in report.unexpected):
-            advice = "The checkpoint is of a model with gates: build it with the same gates=. " + advice
-        raise ValueError(f"{where} does not fit {type(backbone).__name__}. {report}. {advice}")
+            what = " The checkpoint is of a model with gates: build it with the same gates=."
+        raise WeightsError(f"{where} does not fit {type(backbone).__name__}. {report}.{what}", advice)
     if unreadable := [name for name in report.loaded if not _is_plain(state[name])]:
         raise ValueError(
             f"{where} has tensors without values that could be copied (on the meta device, sparse, quantized or "
@@ -362,9 +375,9 @@ def _adapt(
             kept.add(name)
             report.adapted.append(f"{name} ({have[0]} classes in the checkpoint, left at its initial values)")
         elif other_classes:
-            raise ValueError(
-                f"{where} has {have[0]} classes, the model {want[0]}. Build the model with num_classes={have[0]}, or "
-                f"pass strict=False to keep the model's own classifier."
+            raise WeightsError(
+                f"{where} has {have[0]} classes, the model {want[0]}.",
+                f"Build the model with num_classes={have[0]}, or pass strict=False to keep the model's own classifier.",
             )
         else:
             wrong.append(f"{name} {have} instead of {want}")

@@ -13,13 +13,16 @@ channels_last memory).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypedDict
 
 from timm.layers import trunc_normal_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
+
+from visionzoo.layers.nhwc import DepthwiseConvNHWC
+from visionzoo.layers.outputs import Exit, Outputs, collect
 
 
 class HeadOptions(TypedDict, total=False):
@@ -55,7 +58,11 @@ class Contract(nn.Module):
     POOL = "avg"  # pooling where the caller names none
     POOLS: tuple[str, ...] = ("", "avg", "max", "avgmax", "catavgmax")  # poolings that the head has a place for
     UNFOLDED = ""  # pattern of batch norms that `visionzoo.fuse` leaves, for no layer comes directly before them
+    INIT_CONVS = False  # whether convolutions are initialised as linear layers are
     DYNAMIC_SIZE = True  # whether torch.export makes a program for images of any size
+    TWICE = True  # whether gradients have gradients under `use_backend("reference")`
+    AUXILIARY: Mapping[str, float] = {}  # weights of what `exits` yields, by name; modules inside have their terms' so
+    auxiliary = False  # whether a forward pass in training returns `Outputs`
 
     # Checkpoints of others that are the same network: origin -> [(pattern, replacement), ...] for re.sub, in order; the
     # replacement None leaves a tensor out that is not a weight (index tables, masks); a tuple of replacements cuts it
@@ -73,6 +80,11 @@ class Contract(nn.Module):
         options = {name: value.default for name, value in _HEAD_DEFAULTS.items()} | {"global_pool": cls.POOL}
         shown = [p for p in list(own.parameters.values())[1:] if p.kind is not p.VAR_KEYWORD]
         if len(shown) + 1 < len(own.parameters):
+            families = [base for base in cls.__mro__[1:] if "visionzoo.models._" not in base.__module__]
+            if families and issubclass(families[0], Contract):  # it is passed the rest
+                taken = inspect.signature(families[0]).parameters
+                shown += [parameter for name, parameter in taken.items() if name not in own.parameters]
+                options = {name: value for name, value in options.items() if name not in taken}
             shown += [
                 inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value)
                 for name, value in options.items()
@@ -110,9 +122,13 @@ class Contract(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Initialise linear layers as the families here do (truncated normal of std 0.02, no bias); others as torch."""
+        """Initialise linear layers as the families here do (truncated normal of std 0.02, no bias); others as torch.
+
+        With `INIT_CONVS` convolutions too.
+        """
+        kinds = (nn.Linear, nn.Conv2d, DepthwiseConvNHWC) if self.INIT_CONVS else nn.Linear
         for module in self.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, kinds):
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -135,6 +151,14 @@ class Contract(nn.Module):
         """Turn the state after the last part into what `forward_features` returns and the head takes."""
         raise NotImplementedError
 
+    def exits(self, states: Sequence[Any], logits: Any) -> Iterable[Exit]:
+        """Yield what classifiers inside the model say, given the state after each part and the logits at the end.
+
+        Called in training only, where `set_auxiliary` asks for it; `AUXILIARY` has a weight for each exit. A target may
+        be made of the logits, detached: then the exit learns from the end of its own model.
+        """
+        return ()
+
     # -- forward ------------------------------------------------------------------------------------------------------
 
     @property
@@ -144,14 +168,24 @@ class Contract(nn.Module):
         return parts
 
     def forward(self, x: Tensor) -> Any:
-        """Image [B, in_chans, H, W] to logits [B, num_classes], or pooled features where num_classes is 0."""
-        return self.forward_head(self.forward_features(x))
+        """Image [B, in_chans, H, W] to logits [B, num_classes], or pooled features where num_classes is 0.
 
-    def forward_features(self, x: Tensor) -> Any:
-        """Image [B, in_chans, H, W] to the features that the head takes, normalised."""
+        In training `Outputs`, where `set_auxiliary` asks for them.
+        """
+        if not (self.training and self.auxiliary):
+            return self.forward_head(self.forward_features(x))
+        with collect() as terms:
+            states: list[Any] = []
+            logits = self.forward_head(self.forward_features(x, states))
+            return Outputs(logits, tuple(self.exits(states, logits)), terms)
+
+    def forward_features(self, x: Tensor, states: list[Any] | None = None) -> Any:
+        """Image [B, in_chans, H, W] to what the head takes, normalised; `states` keeps the state after each part."""
         state = self.begin(x)
         for i in range(len(self.parts)):
             state = self.advance(i, state)
+            if states is not None:
+                states.append(state)
         return self.finish(state)
 
     def forward_head(self, x: Any, pre_logits: bool = False) -> Any:
@@ -212,9 +246,10 @@ class Contract(nn.Module):
 
     @property
     def head_hidden_size(self) -> int:
-        """Width of `forward_head(x, pre_logits=True)`: `num_features`, or twice that where two poolings are joined."""
+        """Width of `forward_head(x, pre_logits=True)`: what the head pools, twice it where two poolings are joined."""
         pool: Any = getattr(self.head, "global_pool", None)
-        return self.num_features * (pool.feat_mult() if hasattr(pool, "feat_mult") else 1)
+        pooled = getattr(self.head, "in_features", self.num_features)
+        return pooled * (pool.feat_mult() if hasattr(pool, "feat_mult") else 1)
 
     # -- what others adapt --------------------------------------------------------------------------------------------
 
@@ -271,6 +306,32 @@ class Contract(nn.Module):
             )
             raise ValueError(f"{type(self).__name__} has one classifier and cannot learn from a teacher's: {advice}")
         self.head.distilled_training = enable
+
+    def auxiliary_weights(self) -> dict[str, float]:
+        """Return the default weights in the loss of the model's exits and terms, by name, as `AUXILIARY` declares them.
+
+        Raises:
+            ValueError: if two modules declare different weights for one name.
+        """
+        weights: dict[str, float] = {}
+        for path, module in self.named_modules():
+            for name, weight in getattr(module, "AUXILIARY", {}).items():
+                if weights.setdefault(name, weight) != weight:
+                    raise ValueError(
+                        f"{type(self).__name__}: {name!r} has the weight {weights[name]} and in {path} {weight}; "
+                        "give both the same weight, or different names"
+                    )
+        return weights
+
+    def set_auxiliary(self, enable: bool = True) -> None:
+        """Let training mode return `visionzoo.layers.outputs.Outputs`: logits, exits and named terms of the loss.
+
+        Raises:
+            ValueError: if the model has neither exits nor terms.
+        """
+        if enable and not self.auxiliary_weights():
+            raise ValueError(f"{type(self).__name__} as built has no exits and no terms: it returns logits alone")
+        self.auxiliary = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that order parameters from input to output, for layer-wise learning-rate decay."""

@@ -12,13 +12,12 @@ from typing import Any
 
 from timm.layers import calculate_drop_path_rates, to_2tuple
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from typing_extensions import Unpack
 
-from visionzoo.kernels.scope import keep_backend
 from visionzoo.layers.heads import TokenHead
 from visionzoo.layers.mixers import build_mixer, resolve_mixers
 from visionzoo.layers.mixers.base import Mixer
+from visionzoo.layers.outputs import recomputed
 from visionzoo.layers.stem import ConvNormStem
 from visionzoo.layers.tokens import PrefixTokens, TokenBlock, TokenPositions, Tokens
 from visionzoo.models._contract import Contract, HeadOptions
@@ -128,6 +127,8 @@ class Isotropic(Contract):
             )
         if prefix.count:
             modules["prefix"] = prefix
+        if not class_token:
+            self.POOLS = tuple(pool for pool in self.POOLS if pool != "token")
         given = head.get("global_pool")
         seen = _takes_prefix_tokens(type(self).__name__, blocks[prefix_at:], prefix.count)
         if given == "token" and class_token and not seen:
@@ -165,7 +166,7 @@ class Isotropic(Contract):
         if i == self.prefix_at and i and self.num_prefix_tokens:
             state = self.prefix(state)
         if self.grad_checkpointing and self.training:
-            return checkpoint(keep_backend(self.blocks[i]), state, use_reentrant=False)
+            return recomputed(self.blocks[i], state)
         return super().advance(i, state)
 
     def read(self, i: int, state: Any, norm: bool = False) -> tuple[Tensor, Tensor | None]:

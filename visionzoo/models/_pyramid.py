@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from timm.layers import ClassifierHead, calculate_drop_path_rates
-from timm.models import checkpoint_seq
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from visionzoo.kernels.scope import keep_backend
 from visionzoo.layers.mixers import build_mixer
 from visionzoo.layers.nhwc import on_nhwc
+from visionzoo.layers.outputs import recomputed
 from visionzoo.models._contract import Contract, HeadOptions
 
 
@@ -44,7 +43,9 @@ class Stage(nn.Module):
     def forward_blocks(self, x: Tensor) -> Tensor:
         """Run the blocks, with gradient checkpointing where that is set."""
         if self.grad_checkpointing and self.training:
-            return checkpoint_seq([keep_backend(block) for block in self.blocks], x)
+            for block in self.blocks:
+                x = recomputed(block, x)
+            return x
         return self.blocks(x)
 
 
@@ -55,7 +56,7 @@ def build_stages(
     mixers: Sequence[Sequence[Mapping[str, Any]]],
     *,
     downsample: Callable[[int, int], nn.Module] | Sequence[Callable[[int, int], nn.Module]],
-    block: Callable[..., nn.Module] | Sequence[Callable[..., nn.Module]],
+    block: Callable[..., nn.Module] | Sequence[Callable[..., nn.Module] | Sequence[Callable[..., nn.Module]]],
     stage_norm: Callable[[int], nn.Module] | None = None,
     drop_path_rate: float = 0.0,
 ) -> list[Stage]:
@@ -67,7 +68,8 @@ def build_stages(
         num_heads: heads for each stage's mixers where their options give none.
         mixers: for each stage the specs that its blocks take in turn (`visionzoo.layers.mixers.resolve_mixers`).
         downsample: called with (channels in, channels out) for every stage but the first; or one such for each of them.
-        block: called with (channels, mixer, drop_path=rate); or one such for each stage.
+        block: called with (channels, mixer, drop_path=rate); or for each stage one such, or several that its blocks
+            take in turn.
         stage_norm: called with the channels, for a norm at the end of each stage; None for none.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
 
@@ -82,12 +84,14 @@ def build_stages(
     if not 0 <= drop_path_rate < 1:
         raise ValueError(f"drop_path_rate must be from 0 to below 1, got {drop_path_rate=}")
     rates: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
-    block = [block] * len(depths) if callable(block) else block
+    turns = [[one] if callable(one) else one for one in ([block] * len(depths) if callable(block) else block)]
     downsample = [downsample] * (len(depths) - 1) if callable(downsample) else downsample
     stages = []
     for i, dim in enumerate(embed_dims):
         blocks = [
-            block[i](dim, build_mixer(mixers[i][j % len(mixers[i])], dim, num_heads[i]), drop_path=rates[i][j])
+            turns[i][j % len(turns[i])](
+                dim, build_mixer(mixers[i][j % len(mixers[i])], dim, num_heads[i]), drop_path=rates[i][j]
+            )
             for j in range(depths[i])
         ]
         stages.append(
@@ -108,7 +112,8 @@ class Pyramid(Contract):
         stages: each maps [B, C, H, W] to [B, C', H', W'].
         embed_dims: channels of each stage's output.
         reduction: image size over the first stage's map size; every further stage doubles it.
-        norm: of the last map, [B, H, W, C]; None where the family normalises after pooling.
+        norm: of the last map, [B, H, W, C], or a batch norm of [B, C, H, W]; None where the family normalises after
+            pooling.
         head_layer: timm's `ClassifierHead`, `NormMlpClassifierHead` or alike, on [B, C, H, W].
         in_chans: image channels.
         head: see `HeadOptions`.
@@ -147,6 +152,7 @@ class Pyramid(Contract):
             **head,
         )
         self.stages = nn.Sequential(*stages)  # as they are called
+        self.norm_on_nchw = isinstance(self.norm, nn.BatchNorm2d)  # or what others put in its place later
 
     def begin(self, image: Tensor) -> Any:
         """Image [B, in_chans, H, W] to the stem's map [B, C, H', W']."""
@@ -162,8 +168,8 @@ class Pyramid(Contract):
         return self.normalise(state)
 
     def normalise(self, x: Tensor) -> Tensor:
-        """Apply the last norm, which takes [B, H, W, C], to a map [B, C, H, W]."""
-        return on_nhwc(self.norm, x)
+        """Apply the last norm to a map [B, C, H, W]."""
+        return self.norm(x) if self.norm_on_nchw else on_nhwc(self.norm, x)
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True

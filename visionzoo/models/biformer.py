@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
@@ -128,10 +128,6 @@ class BiFormer(Pyramid):
             in_chans=in_chans,
             **head,
         )
-
-    def normalise(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to the same."""
-        return self.norm(x)
 
 
 _README = "README.md of rayleizhu/BiFormer"

@@ -17,7 +17,7 @@ from typing import Any
 from visionzoo.models import cswin, pvt, pvtv2, swin
 from visionzoo.models._registry import Published, Variant, register_family
 
-_QKV_IN_TWO = [
+QKV_IN_TWO = [
     (r"\.attn\.q\.(weight|bias)$", r".mixer.qkv.\1#0"),
     (r"\.attn\.kv\.(weight|bias)$", r".mixer.qkv.\1#1"),
 ]
@@ -29,7 +29,7 @@ class FLattenPVT(pvt.PyramidVisionTransformer):
 
     CHECKPOINT_KEYS = {
         "authors": [
-            *_QKV_IN_TWO,
+            *QKV_IN_TWO,
             _POSITION,
             *pvt.PyramidVisionTransformer.CHECKPOINT_KEYS["authors, without class token"],
         ]
@@ -40,7 +40,7 @@ class FLattenPVTv2(pvtv2.PyramidVisionTransformerV2):
     """PVTv2 with focused linear attention."""
 
     CHECKPOINT_KEYS = {
-        "authors": [*_QKV_IN_TWO, _POSITION, *pvtv2.PyramidVisionTransformerV2.CHECKPOINT_KEYS["authors"]]
+        "authors": [*QKV_IN_TWO, _POSITION, *pvtv2.PyramidVisionTransformerV2.CHECKPOINT_KEYS["authors"]]
     }
 
 

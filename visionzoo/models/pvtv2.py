@@ -34,7 +34,8 @@ class PyramidVisionTransformerV2(Pyramid):
         num_heads: heads for each stage.
         mlp_ratios: hidden width of the MLPs over the channels, for each stage.
         reductions: side of the patches that attention's keys come from, for each stage.
-        linear: the layout of PVTv2-B2-Linear: keys from a map pooled to 7×7, an activation more in the MLPs.
+        linear: the layout of PVTv2-B2-Linear: keys from a map pooled to 7×7, a ReLU before the MLPs' convolutions.
+        mlp_relu: whether the MLPs have that ReLU; None means as `linear` says.
         qkv_bias: whether the projections to q, k, v have a bias.
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
         in_chans: image channels.
@@ -76,6 +77,7 @@ class PyramidVisionTransformerV2(Pyramid):
         mlp_ratios: Sequence[float] = (8.0, 8.0, 4.0, 4.0),
         reductions: Sequence[int] = (8, 4, 2, 1),
         linear: bool = False,
+        mlp_relu: bool | None = None,
         qkv_bias: bool = True,
         mixers: Any = None,
         in_chans: int = 3,
@@ -93,7 +95,7 @@ class PyramidVisionTransformerV2(Pyramid):
             for ratio in reductions
         ]
         norm = partial(LayerNorm, eps=1e-6)
-        mlp = partial(ConvMlp, first_act_layer=nn.ReLU if linear else None)
+        mlp = partial(ConvMlp, first_act_layer=nn.ReLU if (linear if mlp_relu is None else mlp_relu) else None)
         super().__init__(
             stem=ConvNormStem(in_chans, embed_dims[0], 7, 4, 3, norm_layer=LayerNorm),
             stages=build_stages(

@@ -106,7 +106,8 @@ def _count_pixels(
             break
         found = _mask_values(loader, path)
         if wrong := set(found) - allowed - {UNLABELLED}:
-            lossy = " (JPEG does not keep values: masks need PNG)" if path.suffix.lower() in (".jpg", ".jpeg") else ""
+            jpeg = path.suffix.lower() in (".jpg", ".jpeg")
+            lossy = " (JPEG does not keep values: masks need PNG)" if jpeg else ""
             raise UserError(
                 f"{loader}: {path} has the values {_values(wrong)}{lossy}, but there are {len(values)} classes and "
                 f"{start}, so 0 to {max(allowed)}, and {UNLABELLED} for unlabelled, were expected.\n"

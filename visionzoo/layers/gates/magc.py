@@ -1,8 +1,8 @@
 """Multi-aspect global context (MASTER, Lu et al., arXiv:1910.02562): what each group of channels gathers, for all.
 
-Facts from model/context_block.py of https://github.com/wenwenyu/MASTER-pytorch at 8728c61 (MIT licence), a
-reimplementation that the paper's authors point to; the code here is our own. Its argument `att_scale` never acts (it is
-set to False after it is read), so there is none here.
+Facts from model/context_block.py of https://github.com/wenwenyu/MASTER-pytorch at 7fe140f (MIT licence), which calls
+itself a reimplementation, different from the authors' own unpublished one; the code here is our own. Its argument
+`att_scale` is ignored (always False), so there is none here.
 """
 
 from __future__ import annotations

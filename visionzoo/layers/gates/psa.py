@@ -1,6 +1,6 @@
 """Polarized self-attention (Liu et al., arXiv:2107.00782), parallel and sequential.
 
-Facts from semantic-segmentation/network/PSA.py of https://github.com/DeLightCMU/PSA at 20e307a (MIT licence); the code
+Facts from semantic-segmentation/network/PSA.py of https://github.com/DeLightCMU/PSA at 20e307a (Apache-2.0); the code
 here is our own. As there, no softmax is taken over the channels of the spatial query, which the paper's formula has.
 """
 

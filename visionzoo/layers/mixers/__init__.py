@@ -13,11 +13,18 @@ from typing import Any
 
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.mixers.channel import ChannelMixer
+from visionzoo.layers.mixers.clamped_linear import ClampedLinearMixer
 from visionzoo.layers.mixers.cross_window import CrossWindowMixer
+from visionzoo.layers.mixers.decoupled_fc import DecoupledFcMixer
+from visionzoo.layers.mixers.embedding_free import EmbeddingFreeMixer
+from visionzoo.layers.mixers.factorized import FactorizedMixer
 from visionzoo.layers.mixers.focused_linear import FocusedLinearMixer
 from visionzoo.layers.mixers.full import FullMixer
 from visionzoo.layers.mixers.gated_positional import GatedPositionalMixer
 from visionzoo.layers.mixers.halo import HaloMixer
+from visionzoo.layers.mixers.hilo import HiLoMixer
+from visionzoo.layers.mixers.injective_linear import InjectiveLinearMixer
+from visionzoo.layers.mixers.large_kernel_ffn import LargeKernelFfnMixer
 from visionzoo.layers.mixers.levit import LevitMixer
 from visionzoo.layers.mixers.linear import LinearMixer
 from visionzoo.layers.mixers.nchw import MixerNCHW
@@ -26,17 +33,25 @@ from visionzoo.layers.mixers.pool import PoolMixer
 from visionzoo.layers.mixers.routed import RoutedMixer
 from visionzoo.layers.mixers.single_head import SingleHeadMixer
 from visionzoo.layers.mixers.spatial_reduction import SpatialReductionMixer
+from visionzoo.layers.mixers.super_token import SuperTokenMixer
 from visionzoo.layers.mixers.window import WindowMixer
 from visionzoo.layers.specs import Spec, build_spec, by_part, in_turn, read_spec
 
 __all__ = [
     "MIXERS",
     "ChannelMixer",
+    "ClampedLinearMixer",
     "CrossWindowMixer",
+    "DecoupledFcMixer",
+    "EmbeddingFreeMixer",
+    "FactorizedMixer",
     "FocusedLinearMixer",
     "FullMixer",
     "GatedPositionalMixer",
     "HaloMixer",
+    "HiLoMixer",
+    "InjectiveLinearMixer",
+    "LargeKernelFfnMixer",
     "LevitMixer",
     "LinearMixer",
     "Mixer",
@@ -46,6 +61,7 @@ __all__ = [
     "RoutedMixer",
     "SingleHeadMixer",
     "SpatialReductionMixer",
+    "SuperTokenMixer",
     "WindowMixer",
     "build_mixer",
     "combine_mixers",
@@ -54,11 +70,18 @@ __all__ = [
 
 MIXERS: dict[str, type[Mixer]] = {
     "channel": ChannelMixer,
+    "clamped_linear": ClampedLinearMixer,
     "cross_window": CrossWindowMixer,
+    "decoupled_fc": DecoupledFcMixer,
+    "embedding_free": EmbeddingFreeMixer,
+    "factorized": FactorizedMixer,
     "focused_linear": FocusedLinearMixer,
     "full": FullMixer,
     "gated_positional": GatedPositionalMixer,
     "halo": HaloMixer,
+    "hilo": HiLoMixer,
+    "injective_linear": InjectiveLinearMixer,
+    "large_kernel_ffn": LargeKernelFfnMixer,
     "levit": LevitMixer,
     "linear": LinearMixer,
     "neighborhood": NeighborhoodMixer,
@@ -66,6 +89,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "routed": RoutedMixer,
     "single_head": SingleHeadMixer,
     "spatial_reduction": SpatialReductionMixer,
+    "super_token": SuperTokenMixer,
     "window": WindowMixer,
 }
 

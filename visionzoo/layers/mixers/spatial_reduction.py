@@ -9,6 +9,7 @@ from visionzoo.layers.attention import attend
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.norm import LayerNorm
+from visionzoo.layers.padding import pad_to_size
 
 
 class SpatialReductionMixer(Mixer):
@@ -76,7 +77,4 @@ class SpatialReductionMixer(Mixer):
         if self.pool_size is not None:
             x = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), self.pool_size).permute(0, 2, 3, 1)
             return F.gelu(self.sr(x))
-        bottom, right = (max(0, self.reduction - size) for size in x.shape[1:3])
-        if bottom or right:
-            x = F.pad(x, (0, 0, 0, right, 0, bottom))
-        return self.sr(x)
+        return self.sr(pad_to_size(x, (self.reduction, self.reduction)))

@@ -1,0 +1,20 @@
+"""Semantic FPN, 80,000 iterations, LITv2-S.
+
+Paper: LITv2, arXiv:2205.13213.
+Settings: segmentation/configs/litv2 of ziplab/LITv2 at 7501c86.
+Published: mIoU 44.3. Not run here.
+Hardware: 8 GPUs × 2 images.
+Command: torchrun --nproc-per-node 8 tools/train.py
+    configs/segmentation/semantic-fpn_zoo-litv2-s_80k_ade20k-512x512.py
+"""
+
+_base_ = "_base_/semantic-fpn_80k.py"
+from visionzoo.openmmlab import feature_channels
+
+backbone = "zoo_litv2_s"
+model = dict(
+    backbone=dict(name=backbone, drop_path_rate=0.2, pretrained=False, out_norm=dict(type="LN2d")),
+    neck=dict(in_channels=feature_channels(backbone)),
+)
+optim_wrapper = dict(optimizer=dict(lr=1e-4, weight_decay=1e-4))
+train_dataloader = dict(batch_size=2)

@@ -1,0 +1,19 @@
+"""UPerNet, InLine-Swin-T.
+
+Paper: InLine, arXiv:2412.06590.
+Settings: no code published; those of the host, configs/swin of Swin-Transformer-Semantic-Segmentation at 87e6f90.
+Published: in the paper, not in the authors' repository. Not run here.
+Hardware: 8 GPUs × 2 images.
+Command: torchrun --nproc-per-node 8 tools/train.py
+    configs/segmentation/upernet_zoo-inline-swin-t_160k_ade20k-512x512.py
+"""
+
+_base_ = "_base_/upernet_160k.py"
+from visionzoo.openmmlab import feature_channels
+
+backbone = "zoo_inline_swin_t"
+model = dict(
+    backbone=dict(name=backbone, drop_path_rate=0.3, pretrained=False, out_norm=dict(type="LN2d")),
+    decode_head=dict(in_channels=feature_channels(backbone)),
+    auxiliary_head=dict(in_channels=feature_channels(backbone)[2]),
+)

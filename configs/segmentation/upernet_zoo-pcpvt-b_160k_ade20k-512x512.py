@@ -1,0 +1,18 @@
+"""UPerNet, Twins-PCPVT-B.
+
+Paper: Twins, arXiv:2104.13840.
+Settings: segmentation/configs of Meituan-AutoML/Twins at c1ff671.
+Published: mIoU 47.1, 48.4 with test-time augmentation. Not run here.
+Hardware: 8 GPUs × 2 images.
+Command: torchrun --nproc-per-node 8 tools/train.py configs/segmentation/upernet_zoo-pcpvt-b_160k_ade20k-512x512.py
+"""
+
+_base_ = "_base_/upernet_160k.py"
+from visionzoo.openmmlab import feature_channels
+
+backbone = "zoo_pcpvt_b"
+model = dict(
+    backbone=dict(name=backbone, drop_path_rate=0.2),
+    decode_head=dict(in_channels=feature_channels(backbone)),
+    auxiliary_head=dict(in_channels=feature_channels(backbone)[2]),
+)

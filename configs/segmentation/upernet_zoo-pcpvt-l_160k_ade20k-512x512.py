@@ -1,0 +1,19 @@
+"""UPerNet, Twins-PCPVT-L.
+
+Paper: Twins, arXiv:2104.13840.
+Settings: segmentation/configs of Meituan-AutoML/Twins at c1ff671, whose class does not
+    read the drop path of 0.3 that the config gives.
+Published: mIoU 48.6, 49.8 with test-time augmentation. Not run here.
+Hardware: 8 GPUs × 2 images.
+Command: torchrun --nproc-per-node 8 tools/train.py configs/segmentation/upernet_zoo-pcpvt-l_160k_ade20k-512x512.py
+"""
+
+_base_ = "_base_/upernet_160k.py"
+from visionzoo.openmmlab import feature_channels
+
+backbone = "zoo_pcpvt_l"
+model = dict(
+    backbone=dict(name=backbone, drop_path_rate=0.2),
+    decode_head=dict(in_channels=feature_channels(backbone)),
+    auxiliary_head=dict(in_channels=feature_channels(backbone)[2]),
+)
