@@ -13,6 +13,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 from openmmlab.shrink import inputs, load_small
 
+from visionzoo.openmmlab.building import unread
 from visionzoo.openmmlab.running import check_channels
 
 FOLDER = Path(__file__).parents[2] / "configs"
@@ -53,6 +54,7 @@ def test_a_config_steps_and_predicts(path):
     torch.manual_seed(0)
     cfg = load_small(str(path))
     check_channels(cfg)
+    assert unread(cfg) == []
     data = inputs(cfg)
     with no_initialisation():
         model = MODELS.build(cfg.model)

@@ -214,6 +214,15 @@ def test_annotations_that_cannot_be_used_are_named(pets, tmp_path, change, messa
         (lambda c: c["annotations"][0].update(bbox=[2, 3, 0.5, 9]), "1 boxes of .* are smaller than a pixel, .*: 1"),
         (lambda c: c["annotations"][1].update(bbox=[900, 3, 9, 9]), "1 boxes of .* are outside of their image, .*: 2"),
         (lambda c: c["annotations"][1].update(area=0), '1 boxes of .*train.json have "area": 0 or less, .*: 2'),
+        (
+            lambda c: c["images"][1].update(file_name="0.jpg"),
+            r"1 images of .* are listed under several ids, .*: 0\.jpg",
+        ),
+        (
+            lambda c: c["annotations"].append({**c["annotations"][1], "id": 9}),
+            "1 annotations of .* repeat another.*: 9",
+        ),
+        (lambda c: c["annotations"][0].update(bbox=[20, 9, 40, 30]), "1 boxes of .* reach more than a pixel.*: 1"),
     ],
 )
 def test_annotations_that_mmdet_leaves_out_are_counted(pets, tmp_path, change, note):
@@ -242,6 +251,12 @@ def sixteen_bits(path):
     Image.fromarray(pixels).save(path)
 
 
+def as_tiff(path, dtype, label):
+    pixels = np.zeros((32, 48), dtype)
+    pixels[4:8] = label
+    Image.fromarray(pixels).save(path, format="TIFF")
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
@@ -250,6 +265,9 @@ def sixteen_bits(path):
         (lambda path: Image.new("RGB", (48, 32)).save(path), r"the mask .*0\.png has 3 channels \(RGB\)"),
         (sixteen_bits, r"the mask .*0\.png has the labels 256, 300, mmseg reads masks of 8 bits alone \(256 as 0\)"),
         (lambda path: path.unlink(), r"1 masks are missing, the first is .*0\.png"),
+        (lambda path: as_tiff(path, np.int32, -100), r"the mask .* has the labels -100, .* \(-100 as 156\)"),
+        (lambda path: as_tiff(path, np.float32, np.nan), "the mask .* has the labels nan, mmseg reads masks of 8 bits"),
+        (lambda path: as_tiff(path, np.float32, 0.5), r"the mask .* has the labels 0\.5, .* \(0\.5 as 0\)"),
     ],
 )
 def test_masks_that_cannot_be_used_are_named(pets, tmp_path, write, message):
@@ -438,6 +456,37 @@ def test_evaluation_says_what_the_metric_counts(pets, tmp_path):
     assert "1 boxes of" in note and "are outside of their image, which the metric counts as objects to be found" in note
     edited(tmp_path / "val.json", lambda c: [a.update(iscrowd=1) for a in c["annotations"]])
     with pytest.raises(UserError, match="leaves nothing to evaluate"):
+        check_data(cfg)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (
+            {"size": [16, 48], "counts": [0, 768]},
+            r"of the size \[16, 48\] over 768 pixels; its image 0\.jpg has \[32, 48\]",
+        ),
+        ({"size": [32, 48], "counts": [0, 99]}, r"of the size \[32, 48\] over 99 pixels.*1536 pixels"),
+    ],
+)
+def test_run_lengths_are_those_of_their_image(pets, tmp_path, mask, message):
+    edited(tmp_path / "train.json", lambda c: c["annotations"][0].update(segmentation=mask))
+    cfg = load(CASCADE)
+    use_dataset(cfg, pets())
+    with pytest.raises(UserError, match=message):
+        check_data(cfg)
+    whole = {"size": [32, 48], "counts": [0, 1536]}
+    edited(tmp_path / "train.json", lambda c: c["annotations"][0].update(segmentation=whole))
+    assert notes(cfg) == []
+
+
+def test_names_with_backslashes_say_what_to_write(pets, tmp_path):
+    edited(tmp_path / "val.json", lambda c: c["images"][0].update(file_name="..\\upload\\0.jpg"))
+    cfg = load(RETINANET)
+    use_dataset(cfg, pets())
+    with pytest.raises(
+        UserError, match=r"1 images are missing.*write names with /, relative to the folder, such as 0\.jpg"
+    ):
         check_data(cfg)
 
 

@@ -393,6 +393,27 @@ def test_settings_that_mm_reads_are_taken_though_the_config_has_none(scenes):
     assert cfg.model.test_cfg.rpn.min_bbox_size == 1 and cfg.sync_bn == "torch"
 
 
+def test_what_a_config_file_sets_and_nothing_reads_is_said(tmp_path, capsys):
+    from visionzoo.openmmlab.running import read_config
+
+    path = tmp_path / "own.py"
+    path.write_text(
+        f"_base_ = {str(DETECTION)!r}\nside = 64\nmax_epochs = side\noptim_wraper = {{}}\n"
+        "model = dict(test_cfg=dict(rcnn=dict(score_thrr=0.1)), train_cfg=dict(rpn=dict(pos_weight=2)))\n"
+    )
+    cfg = read_config(str(path))
+    assert capsys.readouterr().err.splitlines() == [
+        f"note: {path}: nothing reads max_epochs, it is a variable of this file alone; did you mean "
+        "train_cfg.max_epochs?",
+        f"note: {path}: nothing reads optim_wraper, it is a variable of this file alone; did you mean optim_wrapper?",
+        f"note: {path}: nothing reads model.test_cfg.rcnn.score_thrr; did you mean score_thr?",
+    ]
+    del cfg.model.test_cfg.rcnn["score_thrr"]
+    cfg.dump(tmp_path / "dumped.py")  # with every variable, as training writes it
+    read_config(str(tmp_path / "dumped.py"))
+    assert capsys.readouterr().err == ""
+
+
 def test_a_work_folder_that_cannot_be_made_is_named(scenes, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     said = refused(capsys, "train", DETECTION, "--work-dir", tmp_path / "file", "--cfg-options", *DET_FEW)

@@ -58,7 +58,7 @@ def __getattr__(name: str) -> list[dict[str, Tensor]]:
 
 def collecting() -> bool:
     """Whether a model collects terms now, so that one that is costly to compute can be left out where none does."""
-    return bool(_this.collections)
+    return len(_this.collections) > 0  # torch.compile before 2.14 takes no bool of a list
 
 
 def add_term(name: str, value: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
 import re
@@ -49,24 +50,81 @@ def _check_read(cfg: Config, key: str) -> None:
         raise UserError(f"--cfg-options {first}: there is no such part of the config{meant}")
     name = key.rpartition(".")[2]
     if first not in READ and first not in _names_of_sources(cfg, ()):
-        paths = [*dict.fromkeys(f"{place}.{leaf}" for place, part in _parts(cfg) for leaf in part)]
-        of_name = [path for path in paths if path.split(".")[0] in READ and path.endswith(f".{name}")]
-        flag = {"data_root": "--data-root", "classes": "--classes"}.get(first)
-        meant = f"; did you mean {flag or ' or '.join(of_name[:4])}?" if flag or of_name else closest(first, READ)
-        raise UserError(f"--cfg-options {key}: nothing reads it, it is a variable of the config file alone{meant}")
-    parts = dict(_parts(cfg))
-    inside: Mapping[str, Any] = parts.get(key.rpartition(".")[0], {})
-    # these are called with their keys, and refuse what they do not know
-    strict = key.rpartition(".")[0] in ("randomness", "train_dataloader", "val_dataloader", "test_dataloader")
-    new = rest and not name.isdigit() and name not in inside
-    if new and not strict and "type" not in inside and name not in _names_of_sources(cfg):
-        near = closest(name, inside) or closest(name, get_close_matches(name, _names_of_sources(cfg), n=2, cutoff=0.85))
+        raise UserError(
+            f"--cfg-options {key}: nothing reads it, it is a variable of the config file alone"
+            f"{_meant(cfg, first, name)}"
+        )
+    place = key.rpartition(".")[0]
+    inside: Mapping[str, Any] = dict(_parts(cfg)).get(place, {})
+    if rest and name not in inside and _is_unread(place, inside, name, _names_of_sources(cfg)):
+        near = _near(name, inside, _names_of_sources(cfg))
         raise UserError(f"--cfg-options {key}: nothing reads {name!r}{near}")
+
+
+def unread(cfg: Config) -> list[str]:
+    """Name what a config file sets and nothing reads: variables of its own, and keys that no source of OpenMMLab has.
+
+    OpenMMLab's own configs have some, such as settings of its earlier versions, so that it is no error.
+    """
+    notes = [
+        f"{cfg.filename}: nothing reads {name}, it is a variable of this file alone{_meant(cfg, name, name)}"
+        for name in _unread_variables(cfg)
+    ]
+    sources = _names_of_sources(cfg)
+    for place, part in _parts(cfg):
+        if _READ_INSIDE & {*place.split(".")}:
+            wrong = [name for name in part if _is_unread(place, part, name, sources)]
+            notes += [f"{cfg.filename}: nothing reads {place}.{name}{_near(name, part, sources)}" for name in wrong]
+    return notes
+
+
+# parts that OpenMMLab reads itself; others may be handed on whole, to detectron2 or diffusers
+_READ_INSIDE = {
+    "auto_scale_lr", "data_prefix", "env_cfg", "filter_cfg", "paramwise_cfg", "test_cfg", "train_cfg", "val_cfg",
+}  # fmt: skip
+
+
+def _meant(cfg: Config, variable: str, name: str) -> str:
+    """Say which flag, or which places of the config, have the name of a variable that nothing reads."""
+    paths = [*dict.fromkeys(f"{place}.{leaf}" for place, part in _parts(cfg) for leaf in part)]
+    of_name = [path for path in paths if path.split(".")[0] in READ and path.endswith(f".{name}")]
+    flag = {"data_root": "--data-root", "classes": "--classes"}.get(variable)
+    return f"; did you mean {flag or ' or '.join(of_name[:4])}?" if flag or of_name else closest(variable, READ)
+
+
+def _unread_variables(cfg: Config) -> list[str]:
+    """Return the variables that a file of Python sets and neither it nor the Runner uses."""
+    path = Path(cfg.filename or "")
+    if path.suffix != ".py":
+        return []
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    used = {node.id for node in names if isinstance(node.ctx, ast.Load)}
+    targets = [target for line in tree.body if isinstance(line, ast.Assign) for target in line.targets]
+    assigned = [target.id for target in targets if isinstance(target, ast.Name)]
+    inherits = "_base_" in assigned or "read_base" in used
+    if not inherits and not used & {*assigned}:
+        return []  # as mmengine writes it into the work folder: every variable is in its places already
+    known = {*READ, "_base_"}
+    return [name for name in dict.fromkeys(assigned) if name not in used | known and not name.startswith("__")]
+
+
+def _is_unread(place: str, part: Mapping[str, Any], name: Any, sources: frozenset[str]) -> bool:
+    """Whether no source has a key's name; parts with a type, and those called with their keys, refuse by themselves."""
+    strict = place in ("randomness", "train_dataloader", "val_dataloader", "test_dataloader")
+    free = {"custom_keys", "init_kwargs", "metainfo"} & {*place.split(".")}  # names of parameters, and of users' choice
+    a_name = isinstance(name, str) and name.isidentifier()
+    return a_name and not strict and not free and "type" not in part and name not in sources
+
+
+def _near(name: str, part: Mapping[str, Any], sources: frozenset[str]) -> str:
+    others = [other for other in part if isinstance(other, str) and other != name]
+    return closest(name, others) or closest(name, get_close_matches(name, sources, n=2, cutoff=0.85))
 
 
 READ = (
     *(name for name in inspect.signature(Runner).parameters if name != "cfg"),
-    "auto_scale_lr", "compile", "custom_imports", "env_cfg", "find_unused_parameters", "model_wrapper_cfg",
+    "auto_scale_lr", "compile", "custom_imports", "find_unused_parameters", "model_wrapper_cfg",
     "sync_bn", "tta_model", "tta_pipeline",
 )  # fmt: skip  # what mmengine's Runner takes or asks the config for
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +109,9 @@ def _count_pixels(
             jpeg = path.suffix.lower() in (".jpg", ".jpeg")
             lossy = " (JPEG does not keep values: masks need PNG)" if jpeg else ""
             raise UserError(
-                f"{loader}: {path} has the values {some([str(v) for v in sorted(wrong)], 20)}{lossy}, but there are "
-                f"{len(values)} classes and {start}, "
-                f"so 0 to {max(allowed)}, and {UNLABELLED} for unlabelled, were expected.\n"
-                f"  values of the mask: {some([str(value) for value in sorted(found)], 20)}\n"
-                f"  classes: {some(values, 100)}"
+                f"{loader}: {path} has the values {_values(wrong)}{lossy}, but there are {len(values)} classes and "
+                f"{start}, so 0 to {max(allowed)}, and {UNLABELLED} for unlabelled, were expected.\n"
+                f"  values of the mask: {_values(found)}\n  classes: {some(values, 100)}"
             )
         pixels += found
         read += 1
@@ -134,6 +132,11 @@ def _count_pixels(
             f"{loader}: {len(absent)} of {len(classes)} classes have no pixel in {whole}: {some(absent)}{hint}"
         )
     return lines
+
+
+def _values(values: Iterable[int]) -> str:
+    """Return the first of a mask's values in their order."""
+    return f"[{some([str(value) for value in sorted(values)], 20)}]"
 
 
 def require_files(loader: str, paths: Sequence[Path], what: str) -> None:

@@ -22,7 +22,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from visionzoo.engine.errors import Interrupted, UserError, require
 from visionzoo.openmmlab import trial  # noqa: F401  # its hooks
 from visionzoo.openmmlab.backbone import feature_channels
-from visionzoo.openmmlab.building import build, merge_options
+from visionzoo.openmmlab.building import build, merge_options, unread
 from visionzoo.openmmlab.checkpoints import check_fit, check_start, read_any
 from visionzoo.openmmlab.configuring import (
     config_classes,
@@ -188,7 +188,7 @@ def _log_to(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def read_config(path: str) -> Config:
-    """Read a config file.
+    """Read a config file, and say what it sets that nothing reads.
 
     Raises:
         UserError: if there is none, it cannot be read, or it is no config of a model.
@@ -201,6 +201,7 @@ def read_config(path: str) -> Config:
         raise UserError(f"the config {path} cannot be read: {error}") from error
     if "model" not in cfg or "default_scope" not in cfg:
         raise UserError(f"{path} is no config of a detector or segmentor: it has no model or no default_scope")
+    say_notes(unread(cfg))
     return cfg
 
 
