@@ -151,7 +151,7 @@ def test_gates_are_added_to_a_trained_model(make_args, trained, tmp_path, capsys
     assert "missing: stages.0.blocks.0.branch_gate." in capsys.readouterr().out
     trained_names = last(tmp_path, "run")["state_dict"]
     assert any(".branch_gate." in name for name in trained_names)
-    with pytest.raises(UserError, match="Pass strict=False"):
+    with pytest.raises(UserError, match="does not fit BiFormer"):
         train(make_args(initial_checkpoint=start, epochs=1, model_kwargs={**gated["model_kwargs"], "topks": [1, 4]}))
 
 

@@ -85,7 +85,7 @@ def test_every_way_of_loading_prepares_images_alike(tmp_path, mode):
         own = -np.mean([np.log(each[NAMES.index(right)]) for each, right in zip(numbers, truth, strict=True)])
         assert own == pytest.approx(loss, abs=1e-4)  # predict and eval see the same
         trained = restore(export_parser().parse(flags))
-        assert trained.mode == mode and trained.data_config["input_size"] == (MODES[mode], 32, 32)
+        assert trained.mode == mode and tuple(trained.data_config["input_size"]) == (MODES[mode], 32, 32)
         found[name] = numbers
     for name, numbers in found.items():
         for one, other in zip(numbers, found["run"], strict=True):

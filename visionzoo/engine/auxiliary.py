@@ -66,10 +66,8 @@ def auxiliary_weights(args: argparse.Namespace, model: Any) -> dict[str, float]:
         if not own:
             raise UserError(f"--aux-weight {name}={weight}: {args.model} as built has no exits and no terms")
         if name not in own:
-            listed = ", ".join(f"{name}={weight:g}" for name, weight in own.items())
-            raise UserError(
-                f"--aux-weight: {args.model} has no exit or term {name!r}{closest(name, own) or '.'} It has {listed}"
-            )
+            near, listed = closest(name, own), ", ".join(own)
+            raise UserError(f"--aux-weight: {args.model} has no exit and no term {name!r}{near or ';'} it has {listed}")
         try:
             own[name] = AMOUNT(str(weight))
         except (argparse.ArgumentTypeError, ValueError) as error:

@@ -20,7 +20,7 @@ from visionzoo.engine.errors import UserError
 LAST, BEST, RECOVERY = "last.pth.tar", "model_best.pth.tar", "recovery.pth.tar"
 NUMBERED = re.compile(r"checkpoint-(\d+)\.pth\.tar")
 LEFTOVER = re.compile(
-    r"\.(?:last|model_best|recovery|checkpoint-\d+)\.pth\.tar\.\d+\.tmp"
+    r"\.(?:(?:last|model_best|recovery|checkpoint-\d+)\.pth\.tar|summary\.csv|curves\.png|args\.yaml)\.\d+\.tmp"
 )  # of a writer that was killed
 
 

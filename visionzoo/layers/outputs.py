@@ -69,7 +69,7 @@ def add_term(name: str, value: Tensor) -> None:
 
     Args:
         name: of the term, as in the log.
-        value: scalar, not weighted; a mean over the images of the batch.
+        value: scalar, not weighted; a mean over the images of the batch. It is kept in float32 at least.
 
     Raises:
         ValueError: if the value is no scalar.
@@ -85,6 +85,7 @@ def add_term(name: str, value: Tensor) -> None:
     if value.dim() != 0:
         raise ValueError(f"add_term: expected a scalar for {name!r}, got shape {tuple(value.shape)}; take its mean")
     terms = _this.collections[-1]
+    value = value.to(torch.promote_types(value.dtype, torch.float32))
     terms[name] = terms[name] + value if name in terms else value
 
 

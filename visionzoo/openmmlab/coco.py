@@ -159,10 +159,10 @@ def check_coco(
     of_class = {category["id"]: category["name"] for category in content["categories"] if category["name"] in classes}
     listed = [a for a in content["annotations"] if a["category_id"] in of_class and a["image_id"] in images]
     evaluated = loader != "train_dataloader"
-    notes = _unused(loader, path, content, images, of_class)
+    notes = _unused(loader, path, content, images, of_class) + _repeated(loader, path, content, listed)
     reasons = {a["id"]: _why_not_learnt(a, images[a["image_id"]]) for a in listed}
     if loads_masks(dataset):
-        notes += _check_segmentations(loader, path, [a for a in listed if evaluated or not reasons[a["id"]]])
+        notes += _check_segmentations(loader, path, [a for a in listed if evaluated or not reasons[a["id"]]], images)
     if evaluated:
         if lacking := [str(a["id"]) for a in listed if "iscrowd" not in a]:
             raise UserError(f'{path}: COCO\'s metric needs "iscrowd": 0 or 1 in annotations: {some(lacking, 20)}')
@@ -176,6 +176,11 @@ def check_coco(
     for reason in dict.fromkeys(odd.values()):
         which = [str(key) for key, found in odd.items() if found == reason]
         notes.append(f"{loader}: {len(which)} boxes of {path} {reason}, {fate}: {some(which, 20)}")
+    if beyond := [str(a["id"]) for a in counted if not reasons[a["id"]] and _is_beyond(a, images[a["image_id"]])]:
+        notes.append(
+            f"{loader}: {len(beyond)} boxes of {path} reach more than a pixel beyond their image; bbox is [x, y, "
+            f"width, height], not two corners, in pixels of the stored size: {some(beyond, 20)}"
+        )
     crowds = len(listed) - len(counted) if evaluated else 0
     if crowds:
         notes.append(f"{loader}: {crowds} annotations of {path} are crowds (iscrowd: 1): not to be found")
@@ -205,7 +210,8 @@ def _check_names(loader: str, path: Path, classes: list[str], annotated: list[st
         raise UserError(
             f"{loader}: {len(missing)} of {len(classes)} classes are not among the annotated categories "
             f"({some(missing, 100)}); they would never be learnt, or all of AP be 0.{both}\nName your classes by "
-            f"--classes a,b,c, or give the data by --dataset FILE.yaml."
+            f"--classes a,b,c, or give the data by --dataset FILE.yaml. A class that this split alone lacks needs its "
+            f"category there, without annotations."
         )
     if [name for name in annotated if name in classes] != classes:
         raise UserError(
@@ -224,6 +230,36 @@ def _unused(
         ],
     }
     return [f"{loader}: {len(which)} {kind} in {path}: {some(which, 20)}" for kind, which in what.items() if which]
+
+
+def _repeated(loader: str, path: Path, content: Mapping[str, Any], listed: Sequence[Any]) -> list[str]:
+    """Name images that are listed under several ids, and annotations that are there twice."""
+    names = Counter(image["file_name"] for image in content["images"])
+    notes = []
+    if images := [name for name, count in names.items() if count > 1]:
+        notes.append(
+            f"{loader}: {len(images)} images of {path} are listed under several ids, each with annotations of its own, "
+            f"and the objects of the others are background there: {some(images, 20)}"
+        )
+    seen: set[tuple[Any, ...]] = set()
+    repeated = []
+    for a in listed:
+        # instances may share a box, hardly a mask too
+        key = (a["image_id"], a["category_id"], *a["bbox"], json.dumps(a.get("segmentation")))
+        if key in seen:
+            repeated.append(str(a["id"]))
+        seen.add(key)
+    if repeated:
+        notes.append(
+            f"{loader}: {len(repeated)} annotations of {path} repeat another of the same image, category, box and "
+            f"mask; each counts as an object of its own: {some(repeated, 20)}"
+        )
+    return notes
+
+
+def _is_beyond(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> bool:
+    x, y, width, height = annotation["bbox"]
+    return min(x, y) < -1 or x + width > image["width"] + 1 or y + height > image["height"] + 1
 
 
 def _why_not_learnt(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> str:
@@ -262,7 +298,9 @@ def loads_masks(dataset: Mapping[str, Any]) -> bool:
     return any(transform.get("with_mask") for transform in dataset.get("pipeline", []))
 
 
-def _check_segmentations(loader: str, path: Path, annotations: Sequence[dict[str, Any]]) -> list[str]:
+def _check_segmentations(
+    loader: str, path: Path, annotations: Sequence[dict[str, Any]], images: Mapping[Any, Mapping[str, Any]]
+) -> list[str]:
     _check_entries(path, "annotations", annotations, {"id": _ID, "segmentation": _MASK})
     if without := [str(a["id"]) for a in annotations if not a.get("segmentation")]:
         raise UserError(
@@ -270,6 +308,17 @@ def _check_segmentations(loader: str, path: Path, annotations: Sequence[dict[str
             f"detector learns masks: {some(without, 20)}. Add polygons, or take a detector of boxes alone, such as "
             f"RetinaNet."
         )
+    for a in annotations:
+        image, mask = images[a["image_id"]], a["segmentation"]
+        if isinstance(mask, list):
+            continue
+        size = [image["height"], image["width"]]
+        pixels = sum(mask["counts"]) if isinstance(mask["counts"], list) else math.prod(size)
+        if mask["size"] != size or pixels != math.prod(size):
+            raise UserError(
+                f"{loader}: annotation {a['id']} of {path} has run lengths of the size {mask['size']} over {pixels} "
+                f"pixels; its image {image['file_name']} has {size} (height, width), {math.prod(size)} pixels"
+            )
     polygons = [a for a in annotations if isinstance(a["segmentation"], list)]
     short = [str(a["id"]) for a in polygons if any(len(p) < 6 or len(p) % 2 for p in a["segmentation"])]
     if not short:

@@ -106,10 +106,13 @@ def _count_pixels(
             break
         found = _mask_values(loader, path)
         if wrong := set(found) - allowed - {UNLABELLED}:
+            jpeg = path.suffix.lower() in (".jpg", ".jpeg")
+            lossy = " (JPEG does not keep values: masks need PNG)" if jpeg else ""
             raise UserError(
-                f"{loader}: {path} has the values {sorted(wrong)}, but there are {len(values)} classes and {start}, "
+                f"{loader}: {path} has the values {some([str(v) for v in sorted(wrong)], 20)}{lossy}, but there are "
+                f"{len(values)} classes and {start}, "
                 f"so 0 to {max(allowed)}, and {UNLABELLED} for unlabelled, were expected.\n"
-                f"  values of the mask: {sorted(found)}\n  classes: {some(values, 100)}"
+                f"  values of the mask: {some([str(value) for value in sorted(found)], 20)}\n  classes: {some(values, 100)}"
             )
         pixels += found
         read += 1
@@ -137,7 +140,11 @@ def require_files(loader: str, paths: Sequence[Path], what: str) -> None:
     there = {folder: set(os.listdir(folder)) if folder.is_dir() else set() for folder in {p.parent for p in paths}}
     absent = [path for path in paths if path.name not in there[path.parent]]
     if absent:
-        raise UserError(f"{loader}: {len(absent)} {what} are missing, the first is {absent[0]}")
+        inner = absent[0].name.rpartition("\\")[2]
+        hint = ""
+        if inner != absent[0].name:
+            hint = f". Its name has the \\ of Windows: write names with /, relative to the folder, such as {inner}"
+        raise UserError(f"{loader}: {len(absent)} {what} are missing, the first is {absent[0]}{hint}")
 
 
 def _files(folder: Path, suffix: str | None = None) -> list[str]:
@@ -157,24 +164,27 @@ def _mask_values(loader: str, path: Path) -> Counter[int]:
             f"{loader}: the mask {path} has {pixels.shape[2]} channels ({mask.mode}); expected one, whose values are "
             f"class numbers (colours have to be turned into these)"
         )
-    if wrong := labels_above_8_bits(pixels):
+    if wrong := labels_beyond_8_bits(pixels):
         raise UserError(f"{loader}: the mask {path} {wrong}")
     values, counts = np.unique(pixels, return_counts=True)
     return Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))
 
 
-def labels_above_8_bits(pixels: np.ndarray) -> str:
+def labels_beyond_8_bits(pixels: np.ndarray) -> str:
     """Say which labels of a mask mmseg would turn into others, as it keeps the last 8 bits; nothing if there are none.
 
     Args:
-        pixels: of the mask, in as many bits as the file has.
+        pixels: of the mask, in as many bits as the file has, or in floating point.
     """
-    wrong = np.unique(pixels[pixels > UNLABELLED]).tolist()
-    if not wrong:
+    with np.errstate(invalid="ignore"):
+        read = pixels.astype(np.uint8)
+    differ = pixels != read
+    wrong, first = np.unique(pixels[differ], return_index=True)
+    if not wrong.size:
         return ""
     return (
-        f"has the labels {some([str(label) for label in wrong])}, mmseg reads masks of 8 bits alone ({wrong[0]} "
-        f"as {wrong[0] % 256}); expected class numbers up to 254, and {UNLABELLED} for unlabelled"
+        f"has the labels {some([str(label) for label in wrong.tolist()])}, mmseg reads masks of 8 bits alone "
+        f"({wrong[0]} as {read[differ][first[0]]}); expected class numbers up to 254, and {UNLABELLED} for unlabelled"
     )
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from visionzoo.engine.errors import UnreadableImageError
 from visionzoo.engine.images import UNREADABLE
-from visionzoo.openmmlab.masks import labels_above_8_bits
+from visionzoo.openmmlab.masks import labels_beyond_8_bits
 
 
 class CheckingRunner(Runner):
@@ -129,7 +129,7 @@ class CheckingPipeline(Compose):
             raise _unusable(path, f"the mask has the shape {labels.shape}, its image {_pixels(data['ori_shape'])}")
         if path and Path(path).is_file():  # else it is on a server
             with Image.open(path) as mask:
-                if mask.mode.startswith("I") and (wider := labels_above_8_bits(np.asarray(mask))):
+                if mask.mode[0] in "IF" and (wider := labels_beyond_8_bits(np.asarray(mask))):
                     raise _unusable(path, f"the mask {wider}")
         if self.num_classes is not None:
             wrong = np.unique(labels[(labels >= self.num_classes) & (labels != self.ignore_index)])
