@@ -129,8 +129,6 @@ class Isotropic(Contract):
             modules["prefix"] = prefix
         if not class_token:
             self.POOLS = tuple(pool for pool in self.POOLS if pool != "token")
-        if not class_token:
-            self.POOLS = tuple(pool for pool in self.POOLS if pool != "token")
         given = head.get("global_pool")
         seen = _takes_prefix_tokens(type(self).__name__, blocks[prefix_at:], prefix.count)
         if given == "token" and class_token and not seen:
