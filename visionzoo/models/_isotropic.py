@@ -89,7 +89,7 @@ class Isotropic(Contract):
     HEAD_INPUT = "NLC"
     FEATURES = 3
     POOL = "token"
-    POOLS = TokenHead.POOLS
+    POOLS: tuple[str, ...] = TokenHead.POOLS
 
     stem: nn.Module
     prefix: PrefixTokens

@@ -160,6 +160,7 @@ class GhostNetV2(Pyramid):
         ValueError: if `mixers` names a stage without attention.
     """
 
+    FEATURES = 5
     POOLS = ("", "avg", "max", "avgmax")
 
     CHECKPOINT_KEYS = {
