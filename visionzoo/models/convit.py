@@ -108,7 +108,7 @@ def _weights(size: str) -> dict[str, Any]:
     return {"tag": "fb_in1k", "hf_hub_id": f"timm/convit_{size}.fb_in1k"}
 
 
-_PAPER = "paper"
+_PAPER = "paper, not checked against its text"
 
 VARIANTS = {
     "zoo_convit_t": Variant({}, Published(params_m=6.0, gmacs=1.0, top1=73.1, source=_PAPER), _weights("tiny")),

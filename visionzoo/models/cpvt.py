@@ -107,7 +107,12 @@ _PUBLISHED = {  # millions of parameters, top-1 with class token and without
 VARIANTS = {
     f"zoo_cpvt_{size}{'' if token else '_gap'}": Variant(
         {**_SIZES[size], **({} if token else {"class_token": False})},
-        Published(params, None, with_token if token else without, source="paper, tables 2 and 4"),
+        Published(
+            params,
+            None,
+            with_token if token else without,
+            source="paper, as quoted by others, not checked against its text",
+        ),
         no_weights=_NO_WEIGHTS,
     )
     for token in (True, False)
