@@ -11,6 +11,7 @@ if not torch.cuda.is_available():  # before anything imports triton
 
 def pytest_addoption(parser):
     parser.addoption("--gpu", action="store_true", help="refuse to start where not every test can run on a GPU")
+    parser.addoption("--every-size", action="store_true", help="also test models of every size where a small one is tested")
 
 
 def pytest_configure(config):
@@ -21,7 +22,11 @@ def pytest_configure(config):
             raise pytest.UsageError("--gpu: TRITON_INTERPRET=1 would interpret the kernels; unset it")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--every-size"):  # pytest counts them as deselected
+        large = [item for item in items if item.get_closest_marker("every_size")]
+        items[:] = [item for item in items if not item.get_closest_marker("every_size")]
+        config.hook.pytest_deselected(items=large)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -5,14 +5,25 @@ from __future__ import annotations
 from contextlib import contextmanager
 from unittest import mock
 
+import pytest
 import timm
 import torch
 from torch import nn
 
 import visionzoo  # noqa: F401  registers the families
 from visionzoo.layers.conv_norm import ConvNorm, LinearNorm
+from visionzoo.models._registry import TINY
 
 MODELS = timm.list_models("zoo_*")
+# Arguments of `quick_model` and `meta_model`: a small form for each way in which models are built, which stands for all
+# sizes, and with --every-size every model as it is published.
+FORMS = [
+    *(pytest.param((name, kwargs), id=f"{name}-tiny", marks=pytest.mark.xdist_group(name)) for name, kwargs in TINY.items()),
+    *(
+        pytest.param((name, {}), id=name, marks=(pytest.mark.every_size, pytest.mark.xdist_group(name)))
+        for name in MODELS
+    ),
+]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What every model computes is consistent with itself: one build a model, real numbers, a small image."""
+"""What every model computes is consistent with itself: one build a form, real numbers, a small image."""
 
 import copy
 import math
@@ -6,13 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from quick import MODELS, meta_model, quick_model
+from quick import FORMS, meta_model, quick_model
 
 
-@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in MODELS])
+@pytest.fixture(scope="module", params=FORMS)
 def run(request):
     """Build a model and run it once on two images: what every test below compares with."""
-    model = quick_model(request.param, num_classes=5)
+    name, kwargs = request.param
+    model = quick_model(name, num_classes=5, **kwargs)
     image = torch.randn(2, 3, 72, 40, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         last, taps = model.forward_intermediates(image)

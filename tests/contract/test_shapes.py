@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from quick import MODELS, meta_model
+from quick import FORMS, MODELS, meta_model
 from timm.models import group_parameters
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -113,7 +113,10 @@ def test_multiply_adds_and_parameters_are_the_published(model, monkeypatch):
 
     monkeypatch.setattr("visionzoo.layers.mixers.neighborhood.neighborhood_attention", neighborhood_attention)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.empty(1, 3, published.size, published.size, device="meta"))
+        last, maps = model.forward_intermediates(torch.empty(1, 3, published.size, published.size, device="meta"))
+        model.forward_head(last)
+    for m, info in zip(maps, model.feature_info, strict=True):
+        assert m.shape[1] == info["num_chs"] and published.size / info["reduction"] - m.shape[2] in (0, 0.5, -0.5)
     counted = {
         "gmacs": (counter.get_total_flops() / 2 + sum(multiply_adds)) / 1e9,
         "params_m": sum(p.numel() for p in model.parameters()) / 1e6,
@@ -127,22 +130,24 @@ def test_multiply_adds_and_parameters_are_the_published(model, monkeypatch):
         assert agrees or f"{value:.1f}" in str(sys.modules[type(model).__module__].__doc__)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_features_only_has_no_dead_parameters(name):
-    channels = [info["num_chs"] for info in meta_model(name).feature_info]
+@pytest.mark.parametrize("form", FORMS)
+def test_features_only_has_no_dead_parameters(form):
+    name, kwargs = form
+    channels = [info["num_chs"] for info in meta_model(name, **kwargs).feature_info]
     for index, channel in enumerate(channels):
-        getter = meta_model(name, features_only=True, out_indices=(index,))
+        getter = meta_model(name, **kwargs, features_only=True, out_indices=(index,))
         assert getter.feature_info.channels() == [channel]
         needed = {*getter.model.stem_names} | {f"{getter.model.PARTS}.{i}" for i in range(index + 1)}
         for parameter, _ in getter.model.named_parameters():
             assert parameter.split(".")[0] in needed or ".".join(parameter.split(".")[:2]) in needed, parameter
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_any_image_channels_and_classes(name):
+@pytest.mark.parametrize("form", FORMS)
+def test_any_image_channels_and_classes(form):
+    name, kwargs = form
     first = None
     for channels, classes in [(3, 1000), (1, 1000), (4, 0), (10, 2)]:
-        model = meta_model(name, in_chans=channels, num_classes=classes)
+        model = meta_model(name, **kwargs, in_chans=channels, num_classes=classes)
         first = first or model.stem(_image((64, 64), channels)).shape
         assert model.stem(_image((64, 64), channels)).shape == first
         features = _features(model)

@@ -85,7 +85,12 @@ DENSE = {  # record of the authors' backbone for detection or segmentation -> mo
 }
 
 
-RUNS = [(name, stress) for name in MODELS for stress in ((False, True) if "stress" in Record(name).meta else (False,))]
+RUNS = [
+    pytest.param(name, stress, marks=[pytest.mark.every_size] if record.meta["num_params"] > 3e7 else [])
+    for name in MODELS
+    for record in [Record(name)]
+    for stress in ((False, True) if "stress" in record.meta else (False,))
+]
 
 
 def _features(model, record):

@@ -38,7 +38,12 @@ SIZES = {
     "zoo_pvtv2_b2_li": [(129, 230)],
     "zoo_swin_t": [(224, 224), (448, 224)],
 }
-RUNS = [(name, size) for name in TWINS for size in SIZES.get(name, [(224, 224), (129, 230)])]
+LARGE = {"zoo_davit_s", "zoo_ghostnetv2_130", "zoo_ghostnetv2_160", "zoo_pcpvt_b", "zoo_pcpvt_l"}  # of the same build
+RUNS = [
+    pytest.param(name, size, marks=[pytest.mark.every_size] if name in LARGE else [])
+    for name in TWINS
+    for size in SIZES.get(name, [(224, 224), (129, 230)])
+]
 OTHER_HEAD = {"zoo_poolformer_s12"}  # timm pools before the last norm, the authors and we norm before pooling
 
 
