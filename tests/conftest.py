@@ -11,7 +11,7 @@ if not torch.cuda.is_available():  # before anything imports triton
 
 def pytest_addoption(parser):
     parser.addoption("--gpu", action="store_true", help="refuse to start where not every test can run on a GPU")
-    parser.addoption("--every-size", action="store_true", help="also test models of every size where a small one is tested")
+    parser.addoption("--full", action="store_true", help="also run what smaller tests stand for")
 
 
 def pytest_configure(config):
@@ -23,10 +23,10 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--every-size"):  # pytest counts them as deselected
-        large = [item for item in items if item.get_closest_marker("every_size")]
-        items[:] = [item for item in items if not item.get_closest_marker("every_size")]
-        config.hook.pytest_deselected(items=large)
+    if not config.getoption("--full"):  # pytest counts them as deselected
+        left_out = [item for item in items if item.get_closest_marker("full")]
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left_out)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

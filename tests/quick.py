@@ -16,13 +16,13 @@ from visionzoo.models._registry import TINY
 
 MODELS = timm.list_models("zoo_*")
 # Arguments of `quick_model` and `meta_model`: a small form for each way in which models are built, which stands for all
-# sizes, and with --every-size every model as it is published.
+# sizes, and with --full every model as it is published.
 FORMS = [
-    *(pytest.param((name, kwargs), id=f"{name}-tiny", marks=pytest.mark.xdist_group(name)) for name, kwargs in TINY.items()),
     *(
-        pytest.param((name, {}), id=name, marks=(pytest.mark.every_size, pytest.mark.xdist_group(name)))
-        for name in MODELS
+        pytest.param((name, kwargs), id=f"{name}-tiny", marks=pytest.mark.xdist_group(name))
+        for name, kwargs in TINY.items()
     ),
+    *(pytest.param((name, {}), id=name, marks=(pytest.mark.full, pytest.mark.xdist_group(name))) for name in MODELS),
 ]
 
 

@@ -14,18 +14,34 @@ from visionzoo.deploy import FORMATS, Reference, Shape, export, exporting
 from visionzoo.deploy.sweep import randomise
 from visionzoo.engine import UserError
 from visionzoo.kernels import route_regions
-from visionzoo.layers.mixers import RoutedMixer, WindowMixer
+from visionzoo.layers.mixers import MIXERS, RoutedMixer, WindowMixer, build_mixer
 from visionzoo.models._registry import FAMILIES, TINY
 
 if not importlib.util.find_spec("onnxscript"):
     pytest.skip('needs pip install "visionzoo[export]"', allow_module_level=True)
 
 ONE_EACH = [next(name for name in TINY if name in names) for names in FAMILIES.values()]
+SOME = ("zoo_biformer_t", "zoo_convit_t", "zoo_levit_128s", "zoo_swin_t")  # of the rest the mixers, unless --full
+ONE_EACH = [pytest.param(name, marks=[] if name in SOME else [pytest.mark.full]) for name in ONE_EACH]
 SHAPE = Shape(1, (3, 64, 64))
 
 
 def tiny(name):
     return randomise(quick_model(name, num_classes=10, **TINY[name]), SHAPE)
+
+
+@pytest.mark.parametrize("name", ONE_EACH)
+def test_programs_take_any_batch_and_size_or_the_model_says_that_they_cannot(name, tmp_path):
+    model, shape = tiny(name), Shape(1, (3, 224, 224), dynamic_size=True)
+    reference = Reference.of(model, shape)
+    assert len({tuple(image.shape[2:]) for image in reference.images}) == 4 and reference.spread > 0.05
+    fused = visionzoo.fuse(model)
+    if model.DYNAMIC_SIZE:
+        file = export(fused, tmp_path / "x.pt2", "pt2", shape, reference)
+        assert file.error < 1e-4 * reference.spread
+    else:
+        with pytest.raises(UserError, match="size"):
+            export(fused, tmp_path / "x.pt2", "pt2", shape, reference)
 
 
 @pytest.mark.parametrize("name", ONE_EACH)
@@ -47,23 +63,27 @@ def test_files_take_any_batch_and_give_the_models_logits(name, tmp_path):
     assert axes == ["batch", 3, 64, 64] and (graph.input[0].name, graph.output[0].name) == ("image", "logits")
 
 
-@pytest.mark.parametrize("name", ONE_EACH)
-def test_files_take_any_size_or_the_model_says_that_they_cannot(name, tmp_path):
-    model, shape = tiny(name), Shape(1, (3, 224, 224), dynamic_size=True)
+class Nhwc(nn.Module):
+    def __init__(self, mixer):
+        super().__init__()
+        self.mixer = mixer
+
+    def forward(self, image):
+        return self.mixer(image.permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_every_mixer_is_written_in_onnx(name, tmp_path):
+    model, shape = randomise(Nhwc(build_mixer(name, 16, 2)).eval(), Shape(1, (16, 16, 16))), Shape(1, (16, 16, 16))
     reference = Reference.of(model, shape)
-    assert len({tuple(image.shape[2:]) for image in reference.images}) == 4
-    if model.DYNAMIC_SIZE:
-        export(model, tmp_path / "x.pt2", "pt2", shape, reference)
-    else:
-        with pytest.raises(UserError, match="size"):
-            export(model, tmp_path / "x.pt2", "pt2", shape, reference)
+    assert export(model, tmp_path / "x.onnx", "onnx", shape, reference).error < 1e-4 * reference.spread
 
 
-def test_onnx_files_take_any_size(tmp_path):
-    shape = Shape(1, (3, 64, 64), dynamic_size=True)
-    for name in ("zoo_biformer_t", "zoo_dinat_mini", "zoo_poolformer_s12"):
-        model = tiny(name)
-        export(model, tmp_path / "x.onnx", "onnx", shape, Reference.of(model, shape))
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["zoo_biformer_t", "zoo_dinat_mini", "zoo_poolformer_s12"])
+def test_onnx_files_take_any_size(name, tmp_path):
+    model, shape = tiny(name), Shape(1, (3, 64, 64), dynamic_size=True)
+    export(model, tmp_path / "x.onnx", "onnx", shape, Reference.of(model, shape))
 
 
 class TakesOneSize(nn.Module):
@@ -123,15 +143,6 @@ def test_without_a_compiler_it_is_said_what_is_missing(monkeypatch, tmp_path):
     message = r"finds no compiler \(.*no-such-compiler.*install one .*--format onnx pt2"
     with missing, pytest.raises(UserError, match=message):
         export(nn.Flatten(), tmp_path / "x.aoti.pt2", "aoti", SHAPE, Reference.of(nn.Flatten(), SHAPE))
-
-
-class Nhwc(nn.Module):
-    def __init__(self, mixer):
-        super().__init__()
-        self.mixer = mixer
-
-    def forward(self, image):
-        return self.mixer(image.permute(0, 2, 3, 1))
 
 
 def test_programs_traced_with_many_windows_take_maps_of_one(tmp_path):

@@ -40,7 +40,7 @@ SIZES = {
 }
 LARGE = {"zoo_davit_s", "zoo_ghostnetv2_130", "zoo_ghostnetv2_160", "zoo_pcpvt_b", "zoo_pcpvt_l"}  # of the same build
 RUNS = [
-    pytest.param(name, size, marks=[pytest.mark.every_size] if name in LARGE else [])
+    pytest.param(name, size, marks=[pytest.mark.full] if name in LARGE else [])
     for name in TWINS
     for size in SIZES.get(name, [(224, 224), (129, 230)])
 ]
