@@ -35,7 +35,6 @@ class EmbeddingFreeTransformer(PyramidVisionTransformerV2):
         ValueError: if `isr` has not one entry for each stage.
     """
 
-    DYNAMIC_SIZE = False  # keys are pooled to whole patches
     CHECKPOINT_KEYS = {
         "authors": [(r"\.attn\.sr\.", ".mixer.kv."), *PyramidVisionTransformerV2.CHECKPOINT_KEYS["authors"]]
     }

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
@@ -89,7 +90,7 @@ class LITv2(Pyramid):
         head: `num_classes`, `global_pool` and `drop_rate` of the head.
     """
 
-    TWICE = False  # torch's bilinear reading has no second derivative
+    TWICE = TorchVersion(torch.__version__) >= "2.14"  # 2.11 has no second derivative of bilinear reading
     CHECKPOINT_KEYS = {
         "authors": [
             (r"^norm\d\.", None),
