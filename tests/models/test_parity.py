@@ -74,9 +74,15 @@ MODELS = {  # record -> model
     "pvt/pvt_t": "zoo_pvt_t",
     "pvtv2/pvtv2_b0": "zoo_pvtv2_b0",
     "swin/swin_t": "zoo_swin_t",
+    "tnt/tnt_b": "zoo_tnt_b",
+    "tnt/tnt_s": "zoo_tnt_s",
 }
 TOKENS = {  # family of isotropic records -> the recorded features, of the states after all blocks and the end
     "convit": lambda states, last: [states[0].x, states[9].x, states[11].x, last],
+    "tnt": lambda states, last: [
+        *(t for i in (0, 11) for t in (states[i].pixels.flatten(1, 2), states[i].tokens.x)),
+        last,
+    ],
 }
 DENSE = {  # record of the authors' backbone for detection or segmentation -> model, arguments
     "cswin/cswin_t_dense": ("zoo_cswin_t", {}),

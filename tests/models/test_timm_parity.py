@@ -24,6 +24,8 @@ TWINS = {
     "zoo_pvtv2_b0": "pvt_v2_b0",
     "zoo_pvtv2_b2_li": "pvt_v2_b2_li",
     "zoo_swin_t": "swin_tiny_patch4_window7_224",
+    "zoo_tnt_b": "tnt_b_patch16_224",
+    "zoo_tnt_s": "tnt_s_patch16_224",
 }
 OTHER_FEATURES = {name for name in TWINS if "ghostnet" in name}  # timm takes them elsewhere, and before the last conv
 LEVITS = {"zoo_levit_128s": ["levit_128s", "levit_conv_128s"], "zoo_levit_192": ["levit_192"]}
@@ -37,6 +39,8 @@ SIZES = {
     "zoo_pcpvt_s": [(224, 224), (160, 96)],
     "zoo_pvtv2_b2_li": [(129, 230)],
     "zoo_swin_t": [(224, 224), (448, 224)],
+    "zoo_tnt_b": [(224, 224), (160, 96)],
+    "zoo_tnt_s": [(224, 224), (160, 96)],
 }
 RUNS = [(name, size) for name in TWINS for size in SIZES.get(name, [(224, 224), (129, 230)])]
 OTHER_HEAD = {"zoo_poolformer_s12"}  # timm pools before the last norm, the authors and we norm before pooling
@@ -44,9 +48,10 @@ OTHER_HEAD = {"zoo_poolformer_s12"}  # timm pools before the last norm, the auth
 
 @pytest.mark.parametrize(("name", "size"), RUNS)
 def test_timm_weights_give_timm_outputs(name, size):
-    built_for = {"img_size": size if "swin" in name else size[0]} if "swin" in name or "convit" in name else {}
+    family = name.split("_")[1]
+    built_for = {"convit": {"img_size": size[0]}, "swin": {"img_size": size}, "tnt": {"img_size": size}}.get(family, {})
     theirs = timm.create_model(TWINS[name], **built_for)
-    ours = timm.create_model(name, **(built_for if "convit" in name else {}))
+    ours = timm.create_model(name, **({} if family == "swin" else built_for))
     _check_twin(theirs, ours, size, name not in OTHER_HEAD, name not in OTHER_FEATURES)
 
 
@@ -107,6 +112,7 @@ def test_every_weight_on_timms_hub_is_a_timm_model_with_our_tensors(name):
     theirs = timm.create_model(twin, device="meta").state_dict()
     ours = timm.create_model(name, device="meta")
     renamed, names = visionzoo.models._checkpoint.rename(theirs, ours)
+    assert not visionzoo.models._checkpoint.fit_tables(renamed, ours)  # tables are laid out anew, none is resized
     own = ours.state_dict()
     assert names in ("timm", "authors")  # timm may have kept the authors' names
     assert {key: value.shape for key, value in renamed.items()} == {key: value.shape for key, value in own.items()}

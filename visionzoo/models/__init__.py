@@ -25,6 +25,7 @@ from visionzoo.models import (
     shvit,
     stvit,
     swin,
+    tnt,
 )
 
 __all__ = [
@@ -52,4 +53,5 @@ __all__ = [
     "shvit",
     "stvit",
     "swin",
+    "tnt",
 ]

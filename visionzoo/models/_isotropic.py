@@ -154,7 +154,10 @@ class Isotropic(Contract):
 
     def begin(self, image: Tensor) -> Tokens:
         """Image [B, in_chans, H, W] to the tokens before the first block."""
-        tokens = Tokens.of(self.stem(image).permute(0, 2, 3, 1))
+        return self.join(Tokens.of(self.stem(image).permute(0, 2, 3, 1)))
+
+    def join(self, tokens: Tokens) -> Tokens:
+        """Join the map's tokens with the prefix tokens, where these come before the first block, and add positions."""
         if self.prefix_at == 0:
             tokens = self.prefix(tokens) if self.num_prefix_tokens else tokens
         if hasattr(self, "positions"):
