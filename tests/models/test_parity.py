@@ -21,6 +21,17 @@ MODELS = {  # record -> model
     "cpvt/pcpvt_base_v0": "zoo_pcpvt_b",
     "cpvt/pcpvt_large_v0": "zoo_pcpvt_l",
     "cpvt/pcpvt_small_v0": "zoo_pcpvt_s",
+    "crossvit/crossvit_15": "zoo_crossvit_15",
+    "crossvit/crossvit_15_dagger": "zoo_crossvit_15_dagger",
+    "crossvit/crossvit_15_dagger_384": "zoo_crossvit_15_dagger_384",
+    "crossvit/crossvit_18": "zoo_crossvit_18",
+    "crossvit/crossvit_18_dagger": "zoo_crossvit_18_dagger",
+    "crossvit/crossvit_18_dagger_384": "zoo_crossvit_18_dagger_384",
+    "crossvit/crossvit_9": "zoo_crossvit_9",
+    "crossvit/crossvit_9_dagger": "zoo_crossvit_9_dagger",
+    "crossvit/crossvit_base": "zoo_crossvit_b",
+    "crossvit/crossvit_small": "zoo_crossvit_s",
+    "crossvit/crossvit_tiny": "zoo_crossvit_t",
     "cswin/cswin_t": "zoo_cswin_t",
     "davit/davit_tiny": "zoo_davit_t",
     "ghostnetv2/ghostnetv2_100": "zoo_ghostnetv2_100",
@@ -79,6 +90,7 @@ MODELS = {  # record -> model
 }
 TOKENS = {  # family of isotropic records -> the recorded features, of the states after all blocks and the end
     "convit": lambda states, last: [states[0].x, states[9].x, states[11].x, last],
+    "crossvit": lambda states, last: [tokens.map().permute(0, 3, 1, 2) for state in states for tokens in state],
     "tnt": lambda states, last: [
         *(t for i in (0, 11) for t in (states[i].pixels.flatten(1, 2), states[i].tokens.x)),
         last,

@@ -11,6 +11,9 @@ import visionzoo
 TWINS = {
     "zoo_convit_t": "convit_tiny",
     "zoo_convit_s": "convit_small",
+    "zoo_crossvit_18_dagger_384": "crossvit_18_dagger_408",
+    "zoo_crossvit_9_dagger": "crossvit_9_dagger_240",
+    "zoo_crossvit_t": "crossvit_tiny_240",
     "zoo_davit_t": "davit_tiny",
     "zoo_davit_s": "davit_small",
     "zoo_ghostnetv2_100": "ghostnetv2_100",
@@ -34,6 +37,9 @@ LEVITS = {"zoo_levit_128s": ["levit_128s", "levit_conv_128s"], "zoo_levit_192": 
 SIZES = {
     "zoo_convit_t": [(224, 224), (160, 160)],
     "zoo_convit_s": [(224, 224), (160, 160)],
+    "zoo_crossvit_18_dagger_384": [(408, 408)],
+    "zoo_crossvit_9_dagger": [(240, 240), (480, 240)],
+    "zoo_crossvit_t": [(240, 240), (480, 240)],
     "zoo_pcpvt_b": [(224, 224), (160, 96)],
     "zoo_pcpvt_l": [(224, 224), (160, 96)],
     "zoo_pcpvt_s": [(224, 224), (160, 96)],
@@ -43,13 +49,14 @@ SIZES = {
     "zoo_tnt_s": [(224, 224), (160, 96)],
 }
 RUNS = [(name, size) for name in TWINS for size in SIZES.get(name, [(224, 224), (129, 230)])]
+FIXED = {"convit", "crossvit", "swin", "tnt"}  # families that timm builds for one size
 OTHER_HEAD = {"zoo_poolformer_s12"}  # timm pools before the last norm, the authors and we norm before pooling
 
 
 @pytest.mark.parametrize(("name", "size"), RUNS)
 def test_timm_weights_give_timm_outputs(name, size):
     family = name.split("_")[1]
-    built_for = {"convit": {"img_size": size[0]}, "swin": {"img_size": size}, "tnt": {"img_size": size}}.get(family, {})
+    built_for = {"img_size": size[0] if family == "convit" else size} if family in FIXED else {}
     theirs = timm.create_model(TWINS[name], **built_for)
     ours = timm.create_model(name, **({} if family == "swin" else built_for))
     _check_twin(theirs, ours, size, name not in OTHER_HEAD, name not in OTHER_FEATURES)

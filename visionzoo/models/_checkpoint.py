@@ -359,15 +359,16 @@ def _drop_absent_parts(state: dict[str, Tensor], model: Contract, report: LoadRe
 def _adapt(
     state: dict[str, Tensor], model: Contract, own: dict[str, Tensor], report: LoadReport, strict: bool, where: str
 ) -> set[str]:
-    """Fit the first convolution to the input channels and refuse other shapes; return what the model keeps as it is."""
-    first_conv = f"{model.pretrained_cfg['first_conv']}.weight"
-    classifier = model.pretrained_cfg["classifier"]
-    classifiers = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
+    """Fit first convolutions to the input channels and refuse other shapes; return what the model keeps as it is."""
+    first_convs, classifiers = (
+        tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+        for names in (model.pretrained_cfg["first_conv"], model.pretrained_cfg["classifier"])
+    )
     wrong, kept = [], set()
     for name in [name for name in state if name in own and state[name].shape != own[name].shape]:
         have, want = tuple(state[name].shape), tuple(own[name].shape)
         other_classes = name.startswith(classifiers) and have[0] != want[0] and have[1:] == want[1:]
-        if name == first_conv and have[0] == want[0] and have[2:] == want[2:]:
+        if name.startswith(first_convs) and have[0] == want[0] and have[2:] == want[2:]:
             state[name] = _adapt_channels(state[name], want[1])
             report.adapted.append(f"{name} ({have[1]} to {want[1]} input channels)")
         elif other_classes and not strict:
