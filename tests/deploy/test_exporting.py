@@ -28,7 +28,7 @@ def tiny(name):
     return randomise(quick_model(name, num_classes=10, **TINY[name]), SHAPE)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", ONE_EACH)
 def test_files_take_any_batch_and_give_the_models_logits(name, tmp_path):
     model = tiny(name)
     reference = Reference.of(model, SHAPE)

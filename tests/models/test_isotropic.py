@@ -54,6 +54,16 @@ def test_a_class_token_that_nothing_takes_in_is_said_and_not_read(caplog):
     assert _model(mixers=(*["window"] * (SMALL["depth"] - 1), None)).head.pool_type == "token"
 
 
+def test_a_mixer_of_tokens_only_says_why_it_does_not_fit_a_pyramid(monkeypatch):
+    class Reading(MIXERS["full"]):
+        needs_prefix_tokens = True
+
+    monkeypatch.setitem(MIXERS, "reading", Reading)
+    assert _model(mixers="reading").head.pool_type == "token"
+    with pytest.raises(ValueError, match=r"mixer 'reading' works on tokens beside a map.*isotropic family"):
+        timm.create_model("zoo_swin_t", mixers="reading")
+
+
 @torch.no_grad()
 def test_classes_come_from_the_token_and_registers_change_them():
     image = torch.randn(2, 3, 48, 40)

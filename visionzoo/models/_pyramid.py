@@ -74,7 +74,8 @@ def build_stages(
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
 
     Raises:
-        ValueError: if the sequences differ in length, or `drop_path_rate` is no probability below 1.
+        ValueError: if the sequences differ in length, `drop_path_rate` is no probability below 1, or a mixer is one of
+            tokens only.
     """
     if not len(embed_dims) == len(depths) == len(num_heads) == len(mixers):
         raise ValueError(
@@ -90,7 +91,7 @@ def build_stages(
     for i, dim in enumerate(embed_dims):
         blocks = [
             turns[i][j % len(turns[i])](
-                dim, build_mixer(mixers[i][j % len(mixers[i])], dim, num_heads[i]), drop_path=rates[i][j]
+                dim, _mixer_of_maps(mixers[i][j % len(mixers[i])], dim, num_heads[i]), drop_path=rates[i][j]
             )
             for j in range(depths[i])
         ]
@@ -102,6 +103,16 @@ def build_stages(
             )
         )
     return stages
+
+
+def _mixer_of_maps(spec: Mapping[str, Any], dim: int, num_heads: int | None) -> nn.Module | None:
+    mixer = build_mixer(spec, dim, num_heads)
+    if mixer is not None and mixer.needs_prefix_tokens:
+        raise ValueError(
+            f"mixer {spec['type']!r} works on tokens beside a map, such as a class token, and a pyramid has none; use "
+            f"it in an isotropic family, such as zoo_convit_t"
+        )
+    return mixer
 
 
 class Pyramid(Contract):
