@@ -3,6 +3,8 @@
 Facts from https://github.com/IBM/CrossViT at 3f7ab77 (Apache-2.0); the code here is our own. As released the branch of
 small patches sees the image and the one of large patches the image made smaller, by bicubic interpolation; the models
 named after 224 take 240 pixels and make 224 of them, those of 384 take 408. The classifier's mean is one of logits.
+A fusion is one attention; more of them, which the authors' code can build and no released model has, would follow on
+the token alone, and are left out, as are `qk_scale` and dropout other than that of the classifiers.
 Where we differ: images of any size and shape are taken, the second view has the same proportion to the first, and
 positions are interpolated; the authors resize every image to the two squares that the model is built for.
 """
@@ -230,6 +232,7 @@ class CrossViT(Contract):
             (r"^pos_embed[._](\d)$", r"positions.\1.table"),
             (r"^cls_token[._](\d)$", r"prefix.\1.cls_token"),
             (r"^(blocks\.\d+)\.blocks\.", r"\1.branches."),
+            (r"\.fusion\.(\d)\.0\.", r".fusion.\1."),  # depths [.., .., 1], the same as [.., .., 0]
             (r"\.projs\.(\d)\.", r".fusion.\1.enter."),
             (r"\.revert_projs\.(\d)\.", r".fusion.\1.leave."),
             (r"\.fusion\.(\d)\.norm1\.", r".fusion.\1.norm."),

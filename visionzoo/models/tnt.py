@@ -2,7 +2,8 @@
 
 Facts from https://github.com/huawei-noah/Efficient-AI-Backbones (tnt_pytorch) at f90e129 (Apache-2.0); the code here is
 our own. As released each patch is convolved by itself, with zeros around it, and its pixels see no other patch's. The
-authors' parameter `outer_tokens`, which nothing reads, is left out. timm's `tnt_s_legacy_patch16_224` is another
+authors' parameter `outer_tokens`, which nothing reads, is left out, and so are their arguments `qk_scale` and dropout
+other than that of the classifier, which no released model sets. timm's `tnt_s_legacy_patch16_224` is another
 network: it convolves the whole image. Where we differ: images of any size and shape are taken, padded to whole patches
 and with positions interpolated.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from timm.layers import Mlp
 from torch import Tensor, nn
 
 from visionzoo.layers.block import Block
@@ -92,6 +94,27 @@ class PixelStem(nn.Module):
         return pixels.unflatten(0, x.shape[:3])
 
 
+class SqueezeExciteMlp(Mlp):
+    """MLP whose output is added to itself times factors for each channel, from its mean over all tokens.
+
+    Args:
+        dim: channels C.
+        hidden: width of the MLP; that of the factors' own layers is C / 4.
+        options: see timm's `Mlp`.
+    """
+
+    def __init__(self, dim: int, hidden: int, **options: Any):
+        super().__init__(dim, hidden, **options)
+        self.excite = nn.Sequential(
+            LayerNorm(dim), nn.Linear(dim, dim // 4), nn.ReLU(), nn.Linear(dim // 4, dim), nn.Tanh()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, P + N, C] to [B, P + N, C]."""
+        x = super().forward(x)
+        return x + self.excite(x.mean(1, keepdim=True)) * x
+
+
 class TNTBlock(TokenBlock):
     """Block of the pixels, what it adds to the tokens, block of the tokens.
 
@@ -127,6 +150,7 @@ class TNT(Isotropic):
         inner_stride: image pixels to a side of one of a patch's pixels.
         mlp_ratio: hidden width of the MLPs over the channels.
         qkv_bias: whether the projections to q, k, v have a bias.
+        squeeze_excite: weigh the output of the tokens' MLPs, see `SqueezeExciteMlp` (the authors' `se`, unreleased).
         patch_size: side of the patches in image pixels.
         img_size: image size in pixels, or (height, width), for which the table of positions is made.
         class_token: have a class token.
@@ -157,6 +181,7 @@ class TNT(Isotropic):
             (r"\.inner_attn\.", ".inner.mixer."),
             (r"\.outer_(norm\d|mlp)\.", r".\1."),
             (r"\.outer_attn\.", ".mixer."),
+            (r"\.se_layer\.fc\.", ".mlp.excite."),
             *_SHARED,
         ],
         "timm": [
@@ -188,6 +213,7 @@ class TNT(Isotropic):
         inner_stride: int = 4,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = False,
+        squeeze_excite: bool = False,
         patch_size: int = 16,
         img_size: int | tuple[int, int] = 224,
         class_token: bool = True,
@@ -210,6 +236,7 @@ class TNT(Isotropic):
                 mixer,
                 inner=Block(inner_dim, pixels, **options),  # type: ignore[arg-type]
                 to_tokens=PixelsToTokens(side * side, inner_dim, dim),
+                mlp_layer=SqueezeExciteMlp if squeeze_excite else Mlp,
                 **options,
             )
 
