@@ -11,6 +11,7 @@ import visionzoo
 from visionzoo.engine import UserError, run_tool
 from visionzoo.engine.reporting import write_between
 from visionzoo.models._registry import VARIANTS
+from visionzoo.text import markdown_table
 
 BEGIN = "<!-- table of models: written by `make table`, from the registry -->"
 END = "<!-- end of the table of models -->"
@@ -44,8 +45,7 @@ def rows(pattern: str = "*", only_weights: bool = False) -> list[tuple[str, ...]
 
 def markdown(table: list[tuple[str, ...]]) -> str:
     """Lay the rows out as a Markdown table."""
-    lines = [HEADER, tuple("---" for _ in HEADER), *table]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(HEADER, table)
 
 
 def _number(value: float | None) -> str:

@@ -21,6 +21,18 @@ def run(request):
     return SimpleNamespace(model=model, image=image, last=last, taps=taps, logits=logits)
 
 
+def _same(out, expected):
+    """Whether tensors, or those of all branches, are equal."""
+    if isinstance(expected, tuple):
+        return len(out) == len(expected) and all(map(torch.equal, out, expected))
+    return torch.equal(out, expected)
+
+
+def _last(run):
+    """Return the features that the last of all maps is of."""
+    return run.last[-1] if isinstance(run.last, tuple) else run.last
+
+
 def _close(out, expected, rtol=1e-4):
     assert torch.isfinite(expected).all()
     assert (out - expected).norm() <= rtol * expected.norm()
@@ -37,8 +49,11 @@ def test_any_size_gives_maps_as_feature_info_says(run):
         if model.HEAD_INPUT == "NCHW":
             assert last.shape == maps[-1].shape
         else:  # tokens: those of the map behind those that have no place on it
-            prefix = last.shape[1] - maps[-1][0, 0].numel()
-            assert 0 <= prefix <= 8 and last.shape[2] == maps[-1].shape[1]
+            streams = last if isinstance(last, tuple) else (last,)
+            assert len(streams) == model.BRANCHES and len(maps) % model.BRANCHES == 0
+            for tokens, m in zip(streams, maps[model.num_parts - 1 :: model.num_parts], strict=True):
+                prefix = tokens.shape[1] - m[0, 0].numel()
+                assert 0 <= prefix <= 8 and tokens.shape[2] == m.shape[1]
         for m, info in zip(maps, model.feature_info, strict=True):
             assert m.shape[1] == info["num_chs"]
             for side, full in zip(m.shape[2:], size, strict=True):
@@ -50,7 +65,7 @@ def test_any_size_gives_maps_as_feature_info_says(run):
 
 @torch.no_grad()
 def test_parts_make_the_whole(run):
-    assert torch.equal(run.model.forward_features(run.image), run.last)
+    assert _same(run.model.forward_features(run.image), run.last)
     assert torch.equal(run.model(run.image), run.logits)
 
 
@@ -65,14 +80,14 @@ def test_any_features_come_alone_and_in_both_layouts(run):
     if model.HEAD_INPUT == "NCHW":
         assert torch.equal(nhwc.permute(0, 3, 1, 2), run.last)
     else:
-        assert torch.equal(nhwc.flatten(1, 2), run.last[:, -nhwc[0, ..., 0].numel() :])
+        assert torch.equal(nhwc.flatten(1, 2), _last(run)[:, -nhwc[0, ..., 0].numel() :])
     if "NLC" in model.FORMATS:
         (tokens,) = model.forward_intermediates(
             run.image, 1, norm=True, intermediates_only=True, output_fmt="NLC", return_prefix_tokens=True
         )
         assert isinstance(tokens, tuple) == bool(model.num_prefix_tokens)
         whole = torch.cat([tokens[1], tokens[0]], 1) if isinstance(tokens, tuple) else tokens
-        assert torch.equal(whole, run.last)
+        assert torch.equal(whole, _last(run))
 
 
 @torch.no_grad()
@@ -118,11 +133,11 @@ def test_pruned_model_gives_the_same_features_and_can_be_used(run):
     if run.model.HEAD_INPUT == "NCHW":
         assert torch.equal(pruned.forward_features(run.image), tap)
     assert len(list(pruned.parameters())) < len(list(run.model.parameters()))
-    assert len(run.model.parts) == len(run.taps)
+    assert len(run.model.parts) * run.model.BRANCHES == len(run.taps)
     pruned(run.image)  # without the later parts, norm and head
     replaced = copy.deepcopy(run.model, dict(shared))
     replaced.head = torch.nn.Identity()
-    assert torch.equal(replaced(run.image), run.last)
+    assert _same(replaced(run.image), run.last)
     with pytest.raises(ValueError, match=r"head was replaced by a Identity.*reset_classifier"):
         replaced.forward_head(run.last, pre_logits=True)
     replaced.reset_classifier(7)

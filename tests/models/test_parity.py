@@ -21,6 +21,18 @@ MODELS = {  # record -> model
     "cpvt/pcpvt_base_v0": "zoo_pcpvt_b",
     "cpvt/pcpvt_large_v0": "zoo_pcpvt_l",
     "cpvt/pcpvt_small_v0": "zoo_pcpvt_s",
+    "crossvit/crossvit_15": "zoo_crossvit_15",
+    "crossvit/crossvit_15_dagger": "zoo_crossvit_15_dagger",
+    "crossvit/crossvit_15_dagger_384": "zoo_crossvit_15_dagger_384",
+    "crossvit/crossvit_18": "zoo_crossvit_18",
+    "crossvit/crossvit_18_dagger": "zoo_crossvit_18_dagger",
+    "crossvit/crossvit_18_dagger_384": "zoo_crossvit_18_dagger_384",
+    "crossvit/crossvit_9": "zoo_crossvit_9",
+    "crossvit/crossvit_9_dagger": "zoo_crossvit_9_dagger",
+    "crossvit/crossvit_base": "zoo_crossvit_b",
+    "crossvit/crossvit_options": "zoo_crossvit_t",
+    "crossvit/crossvit_small": "zoo_crossvit_s",
+    "crossvit/crossvit_tiny": "zoo_crossvit_t",
     "cswin/cswin_t": "zoo_cswin_t",
     "davit/davit_tiny": "zoo_davit_t",
     "ghostnetv2/ghostnetv2_100": "zoo_ghostnetv2_100",
@@ -74,9 +86,44 @@ MODELS = {  # record -> model
     "pvt/pvt_t": "zoo_pvt_t",
     "pvtv2/pvtv2_b0": "zoo_pvtv2_b0",
     "swin/swin_t": "zoo_swin_t",
+    "tnt/tnt_b": "zoo_tnt_b",
+    "tnt/tnt_options": "zoo_tnt_s",
+    "tnt/tnt_s": "zoo_tnt_s",
 }
 TOKENS = {  # family of isotropic records -> the recorded features, of the states after all blocks and the end
     "convit": lambda states, last: [states[0].x, states[9].x, states[11].x, last],
+    "crossvit": lambda states, last: [tokens.map().permute(0, 3, 1, 2) for state in states for tokens in state],
+    "tnt": lambda states, last: [
+        *(t for i in (0, -1) for t in (states[i].pixels.flatten(1, 2), states[i].tokens.x)),
+        last,
+    ],
+}
+OPTIONS = {  # record that is not of a published model -> arguments
+    "crossvit/crossvit_options": {
+        "num_classes": 10,
+        "img_size": 48,
+        "view_ratio": (2, 3),
+        "depths": ((2, 1), (1, 3)),
+        "embed_dims": (16, 24),
+        "num_heads": (2, 3),
+        "mlp_ratios": (2.0, 3.0),
+        "qkv_bias": False,
+        "conv_stem": True,
+    },
+    "tnt/tnt_options": {
+        "num_classes": 10,
+        "img_size": (16, 24),
+        "patch_size": 8,
+        "embed_dim": 24,
+        "inner_dim": 12,
+        "depth": 2,
+        "num_heads": 3,
+        "inner_heads": 2,
+        "mlp_ratio": 3.0,
+        "qkv_bias": True,
+        "inner_stride": 3,
+        "squeeze_excite": True,
+    },
 }
 DENSE = {  # record of the authors' backbone for detection or segmentation -> model, arguments
     "cswin/cswin_t_dense": ("zoo_cswin_t", {}),
@@ -112,7 +159,7 @@ def _features(model, record):
 @pytest.mark.parametrize(("record_name", "stress"), RUNS)
 def test_logits_and_features_are_the_authors(record_name, stress):
     record = Record(record_name)
-    model = timm.create_model(MODELS[record_name]).double().eval()
+    model = timm.create_model(MODELS[record_name], **OPTIONS.get(record_name, {})).double().eval()
     visionzoo.load_weights(model, record.state_dict(stress))
     with torch.no_grad():
         last, features = _features(model, record)
@@ -146,7 +193,7 @@ def test_maps_of_any_size_are_those_of_the_authors_dense_backbone(record_name):
 @pytest.mark.parametrize("record_name", MODELS)
 def test_parameter_count_is_the_authors(record_name):
     with torch.device("meta"):
-        model = timm.create_model(MODELS[record_name])
+        model = timm.create_model(MODELS[record_name], **OPTIONS.get(record_name, {}))
     meta = Record(record_name).meta
     unused = sum(math.prod(shape) for name, shape, _ in meta["state"] if name in meta.get("unused_parameters", ()))
     assert sum(p.numel() for p in model.parameters()) == meta["num_params"] - unused

@@ -1,9 +1,11 @@
 """CrossViT, at the resolutions that the authors' main.py feeds."""
 
+from functools import partial
 from math import isqrt
 
 from timm.layers import Mlp
 from timm.models.vision_transformer import Block as TimmBlock
+from torch import nn
 
 from . import Recipe, Source
 
@@ -23,14 +25,15 @@ def patches(output, image):
     return output[:, 1:].transpose(1, 2).unflatten(2, (side, side))
 
 
-def model(factory, side=240, batch=2):
-    """Return the recipe of a model: after each of three multi-scale blocks the map of both branches."""
+def model(factory, side=240, batch=2, blocks=3, **kwargs):
+    """Return the recipe of a model: after each multi-scale block the map of both branches."""
     return Recipe(
         CROSSVIT,
         "models/crossvit.py",
         factory,
+        kwargs,
         image=(batch, 3, side, side),
-        features=tuple(f"blocks.{block}:{branch}" for block in range(3) for branch in range(2)),
+        features=tuple(f"blocks.{block}:{branch}" for block in range(blocks) for branch in range(2)),
         layout=patches,
         stand_ins={"timm.models.vision_transformer": {"Mlp": Mlp, "Block": Block}},
     )
@@ -40,3 +43,18 @@ RECIPES = {
     f"crossvit_{size}": model(f"crossvit_{size}_224")
     for size in ("tiny", "small", "base", "9", "15", "18", "9_dagger", "15_dagger", "18_dagger")
 } | {f"crossvit_{size}_dagger_384": model(f"crossvit_{size}_dagger_384", side=408, batch=1) for size in ("15", "18")}
+RECIPES["crossvit_options"] = model(
+    "VisionTransformer",
+    side=48,
+    blocks=2,
+    img_size=[48, 32],
+    patch_size=[12, 16],
+    num_classes=10,
+    embed_dim=[16, 24],
+    depth=[[2, 1, 1], [1, 3, 1]],
+    num_heads=[2, 3],
+    mlp_ratio=[2.0, 3.0, 4.0],
+    qkv_bias=False,
+    norm_layer=partial(nn.LayerNorm, eps=1e-6),
+    multi_conv=True,
+)

@@ -30,6 +30,7 @@ from visionzoo.engine.parallel import Process, start_process
 from visionzoo.engine.reporting import insert_between
 from visionzoo.engine.run import Run
 from visionzoo.engine.training import Training
+from visionzoo.text import markdown_table
 
 RESULTS, PICTURE = "results.csv", "results.png"
 NOT_OF_THE_RECIPE = {"models", "write", "config", "output", "experiment", "resume", "workers", "model", "model_kwargs"}
@@ -207,13 +208,13 @@ def _write_rows(rows: list[Row], path: Path) -> None:
 
 def table(rows: list[Row]) -> str:
     """Lay results out as a Markdown table."""
-    lines = [[title for title, _ in COLUMNS.values()], ["---"] + ["---:"] * (len(COLUMNS) - 1)]
+    lines = []
     for row in rows:
         line = [f"`{row['model']}`"]
         for name, (_, digits) in list(COLUMNS.items())[1:]:
             line.append("—" if row[name] is None else f"{row[name]:,.{digits}f}")
         lines.append(line)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table([title for title, _ in COLUMNS.values()], lines, numbers=True)
 
 
 def section(rows: list[Row], args: argparse.Namespace, name: str) -> str:

@@ -10,6 +10,7 @@ from visionzoo.benchmark.results import Row, read_rows
 from visionzoo.benchmark.targets import Verdict, judge, targets
 from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import UserError, require
+from visionzoo.text import markdown_table
 
 SUITES = ("operations", "models", "memory")
 REPORT = "report.md"
@@ -62,7 +63,7 @@ def _environments(rows: Sequence[Row]) -> list[str]:
 
 def aims_table(verdicts: Iterable[Verdict]) -> str:
     """Lay out targets and what was measured as Markdown; targets of which no side was measured are left out."""
-    lines = [("Case", "What", "Quantity", "Aim", "Measured", "", "Replayed")]
+    lines = []
     for verdict in verdicts:
         target = verdict.target
         if verdict.met is None and verdict.reason == f"{target.ours} not measured":
@@ -72,14 +73,13 @@ def aims_table(verdicts: Iterable[Verdict]) -> str:
         word = {None: "not measured", True: "met", False: "**missed**"}[verdict.met]
         replayed = _number(verdict.replayed, ".3g")
         lines.append((target.case, target.measure, quantity, f"{target.aim:g}", measured, word, replayed))
-    return _markdown(lines)
+    return markdown_table(("Case", "What", "Quantity", "Aim", "Measured", "", "Replayed"), lines)
 
 
 def results_table(rows: Iterable[Row]) -> str:
     """Lay out rows as Markdown."""
-    lines = [
-        ("Case", "Implementation", "What", "ms", "Replayed ms", "img/s", "Floor ms", "Peak MiB", "Error", "Remark")
-    ]
+    header = ("Case", "Implementation", "What", "ms", "Replayed ms", "img/s", "Floor ms", "Peak MiB", "Error", "Remark")
+    lines = []
     for row in rows:
         error = "" if row.error is None else f"{row.error:.1e}" + ("" if row.agrees else " **differs**")
         time = "" if row.median_ms is None else f"{row.median_ms:.4g} ({row.low_ms:.4g} to {row.high_ms:.4g})"
@@ -97,18 +97,11 @@ def results_table(rows: Iterable[Row]) -> str:
                 row.reason,
             )
         )
-    return _markdown(lines)
+    return markdown_table(header, lines)
 
 
 def _number(value: float | None, style: str) -> str:
     return "" if value is None else format(value, style)
-
-
-def _markdown(lines: Sequence[tuple[str, ...]]) -> str:
-    rule = tuple("---" for _ in lines[0])
-    return "\n".join(
-        f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in (lines[0], rule, *lines[1:])
-    )
 
 
 def draw_operations(rows: Sequence[Row]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.outputs import add_rows, check_table
 from visionzoo.engine.reporting import write_between
 from visionzoo.models._registry import VARIANTS
+from visionzoo.text import markdown_table
 
 BEGIN = "<!-- table of exports: written by tools/export.py --all -->"
 END = "<!-- end of the table of exports -->"
@@ -108,13 +109,13 @@ def markdown(rows: list[Row]) -> str:
     columns = list(dict.fromkeys((row.format, row.axes) for row in rows))
     found = {(row.model, row.format, row.axes): row for row in rows}
     header = ["Model", "Input", *(f"{HEADINGS[format]}, dynamic {axes or 'nothing'}" for format, axes in columns)]
-    lines = [header, ["---"] * len(header)]
+    lines = []
     for model in [name for name in VARIANTS if name in {row.model for row in rows}]:
         own = [found.get((model, *column)) for column in columns]
         size = next(row.input for row in own if row)
         lines.append([f"`{model}`", size, *("—" if row is None else _cell(row) for row in own)])
     said = sorted({row.versions for row in rows})
-    return "\n".join([*(f"Measured with {line}." for line in said), "", *(f"| {' | '.join(line)} |" for line in lines)])
+    return "\n".join([*(f"Measured with {line}." for line in said), "", markdown_table(header, lines)])
 
 
 def families(rows: list[Row]) -> str:
@@ -222,4 +223,4 @@ def _line(row: Row) -> str:
 
 
 def _cell(row: Row) -> str:
-    return f"no: {row.failure.replace('|', '/')}" if row.failure else f"{row.error:.1e} of {row.spread:.2g}"
+    return f"no: {row.failure}" if row.failure else f"{row.error:.1e} of {row.spread:.2g}"

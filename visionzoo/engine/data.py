@@ -16,10 +16,11 @@ from torch.utils.data import IterableDataset
 from torchvision.datasets import ImageFolder
 
 from visionzoo.engine.errors import UserError, require
-from visionzoo.engine.folders import find_split, look_at_classes, some
+from visionzoo.engine.folders import find_split, look_at_classes
 from visionzoo.engine.images import CheckedImages, LabelCheck
 from visionzoo.engine.multilabel import TABLE, MultiLabelImages
 from visionzoo.engine.names import read_class_map
+from visionzoo.text import some
 
 EMBEDDED = ("visionzoo/digits",)
 READERS = ("torch", "hfds", "hfids", "tfds", "wds")  # timm's, by what stands before the / of --dataset

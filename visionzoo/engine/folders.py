@@ -12,6 +12,7 @@ from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key
 
 from visionzoo.engine.errors import UserError
+from visionzoo.text import some
 
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -149,8 +150,3 @@ def _look_at_class_map(class_map: Mapping[str, int], called: str, root: Path, fo
 def _is_class(folder: str) -> bool:
     """Whether a folder of that name is a class: not the split's own, nor one that an editor or a system has hidden."""
     return bool(folder) and not folder.startswith(".")
-
-
-def some(names: list[str], limit: int = 10) -> str:
-    """Return the first of some names, and how many more there are."""
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

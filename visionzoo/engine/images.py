@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, RandomSampler, get_worker_info
 
 from visionzoo.engine.errors import UnreadableImageError, UserError, printable
 from visionzoo.engine.multilabel import MultiLabelImages
+from visionzoo.text import some
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 NONE = "not one image of the data set can be used"
@@ -90,7 +91,7 @@ class CheckedImages(Dataset):
         """
         own = getattr(self.dataset, "class_to_idx", None)
         if not own or (strangers := sorted(map(str, set(own) - set(class_to_idx)))):
-            what = f"has classes that are not in it: {', '.join(strangers[:10])}" if own else "has no names of classes"
+            what = f"has classes that are not in it: {some(strangers)}" if own else "has no names of classes"
             raise UserError(f"{name} cannot be numbered by the class map, it {what}")
         self.class_to_idx = dict(class_to_idx)
         self._numbers = {number: class_to_idx[name] for name, number in own.items()}

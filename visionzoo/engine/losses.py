@@ -10,6 +10,7 @@ from torch import Tensor
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.images import batch_names
 from visionzoo.engine.run import Run
+from visionzoo.text import some
 
 ADVICE = "A lower --lr, --clip-grad 1 or --amp-dtype bfloat16 may help"
 NAMES = 8  # of a batch's images in a message
@@ -95,8 +96,7 @@ class Losses:
         run, said = self.run, None
         if not math.isfinite(value):
             names = batch_names(run.loader, run.args.seed, run.epoch, index)
-            listed = ", ".join(names[:NAMES]) + (f" and {len(names) - NAMES} more" if len(names) > NAMES else "")
             update = run.epoch * run.updates_per_epoch + index // run.args.grad_accum_steps + 1
-            images = f" (images {listed})" if names else ""
+            images = f" (images {some(names, NAMES)})" if names else ""
             said = f"the loss is {value} in epoch {run.epoch}, batch {index}, update {update}{images}"
         return str(run.process.told(said))

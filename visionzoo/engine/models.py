@@ -18,7 +18,6 @@ import visionzoo  # noqa: F401  registers the zoo_* models
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.data import image_mode
 from visionzoo.engine.errors import UserError, closest
-from visionzoo.engine.folders import some
 from visionzoo.engine.recorded import (
     DATA_CONFIG,
     Recorded,
@@ -31,6 +30,7 @@ from visionzoo.engine.recorded import (
 from visionzoo.models._checkpoint import WeightsError, load_weights, unwrap_state_dict
 from visionzoo.models._hub import READING, not_finite, published
 from visionzoo.models._licenses import NonCommercialError, check
+from visionzoo.text import some
 
 NO_USE = "no image could be told by them: take an earlier checkpoint, or the file from where it is from"
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from visionzoo.engine.errors import UserError, require
+from visionzoo.text import some
 
 TABLE = "labels.csv"
 
@@ -40,8 +41,8 @@ class MultiLabelImages(Dataset):
         self.class_to_idx = dict(class_to_idx or {name: number for number, name in enumerate(sorted(found))})
         if strangers := sorted(found - set(self.class_to_idx)):
             raise UserError(
-                f"{folder / TABLE}: labels that were not trained on: {', '.join(strangers[:10])}; trained on were "
-                f"{', '.join(list(self.class_to_idx)[:10])}"
+                f"{folder / TABLE}: labels that were not trained on: {some(strangers)}; trained on were "
+                f"{some(self.class_to_idx)}"
             )
 
     def __len__(self) -> int:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from visionzoo.engine.errors import UserError
+from visionzoo.text import some
 
 
 def read_class_map(path: str, root: str | None) -> dict[str, int]:
@@ -15,7 +16,7 @@ def read_class_map(path: str, root: str | None) -> dict[str, int]:
     file = within if within.exists() and not Path(path).exists() else Path(path)
     names = read_names(file, "class map")
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"{file} names {', '.join(twice[:10])} twice; each class has one number")
+        raise UserError(f"{file} names {some(twice)} twice; each class has one number")
     return {name: number for number, name in enumerate(names)}
 
 

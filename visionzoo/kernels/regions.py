@@ -6,26 +6,6 @@ import torch
 from torch import Tensor
 
 
-def check_regions(operation: str, q: Tensor, k: Tensor, regions: tuple[int, int] | int) -> tuple[int, int]:
-    """Return `regions` as (vertical, horizontal) after checking it, q and k.
-
-    Raises:
-        ValueError: if q and k are not [B, H, W, G, D] of one shape, dtype and device, or the regions do not divide
-            the map.
-    """
-    if q.ndim != 5 or q.shape != k.shape:
-        raise ValueError(
-            f"{operation}: q and k must be [B, H, W, G, D] of one shape, got {tuple(q.shape)} and {tuple(k.shape)}"
-        )
-    if q.dtype != k.dtype or q.device != k.device:
-        raise ValueError(
-            f"{operation}: q and k must share dtype and device, got {q.dtype} on {q.device} and {k.dtype} on {k.device}"
-        )
-    if not q.is_floating_point():
-        raise ValueError(f"{operation}: q must be floating point, got {q.dtype}")
-    return check_grid(operation, regions, (q.shape[1], q.shape[2]))
-
-
 def check_grid(operation: str, regions: tuple[int, int] | int, size: tuple[int, int]) -> tuple[int, int]:
     """Return `regions` per side as (vertical, horizontal) after checking that they divide a map of (height, width).
 

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from visionzoo.kernels import scope
 from visionzoo.kernels.precision import without_autocast
+from visionzoo.layers.tracing import one_node
 
 
+@one_node  # it looks at the device and at widths
 def attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
     """Return `F.scaled_dot_product_attention`, or under `use_backend("reference")` the same from plain products.
 

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from torchvision.ops import FrozenBatchNorm2d
 
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
+from visionzoo.text import some
 
 _logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def _refuse_computed_weights(model: nn.Module) -> None:
     if computed:
         raise ValueError(
             f"fuse: {len(computed)} tensors are computed from others in every forward pass (pruning, weight_norm, "
-            f"spectral_norm, parametrizations): {', '.join(computed[:4])}{', ...' if len(computed) > 4 else ''}. Make "
+            f"spectral_norm, parametrizations): {some(computed, 4)}. Make "
             f"them permanent first, by torch.nn.utils.prune.remove, remove_weight_norm, remove_spectral_norm or "
             f"parametrize.remove_parametrizations"
         )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, signature
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from visionzoo.text import did_you_mean
 
 Spec = str | Mapping[str, Any]  # a name, or dict(type=name, **options)
 
@@ -30,7 +31,8 @@ def read_spec(kind: str, spec: Any, table: Mapping[str, Any], others: Sequence[s
     if not isinstance(name, str) or (name not in table and name not in others):
         names = sorted({*table, *others})
         raise ValueError(
-            f"unknown {kind} {name!r}{_hint(name, names)}; expected a name of {names}, or dict(type=name, **options)"
+            f"unknown {kind} {name!r}{did_you_mean(name, names)}; expected a name of {names}, or dict(type=name, "
+            f"**options)"
         )
     return options
 
@@ -60,7 +62,7 @@ def build_spec(kind: str, spec: Any, table: Mapping[str, Callable[..., Any]], *a
     for key, value in options.items():
         if key not in takes:
             raise ValueError(
-                f"{kind} {name!r} does not take these options: {key}={value!r}{_hint(key, takes)}; "
+                f"{kind} {name!r} does not take these options: {key}={value!r}{did_you_mean(key, takes)}; "
                 f"it takes {', '.join(takes) or 'none'}"
             )
         if key in hints and not _fits(value, hints[key]):  # many would be met by the first image only, in torch's words
@@ -131,8 +133,3 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _text(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
-
-
-def _hint(name: Any, names: Iterable[str]) -> str:
-    close = get_close_matches(name, list(names), n=1) if isinstance(name, str) else []
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -4,6 +4,7 @@ from visionzoo.models import (
     biformer,
     convit,
     cpvt,
+    crossvit,
     cswin,
     davit,
     dinat,
@@ -25,12 +26,14 @@ from visionzoo.models import (
     shvit,
     stvit,
     swin,
+    tnt,
 )
 
 __all__ = [
     "biformer",
     "convit",
     "cpvt",
+    "crossvit",
     "cswin",
     "davit",
     "dinat",
@@ -52,4 +55,5 @@ __all__ = [
     "shvit",
     "stvit",
     "swin",
+    "tnt",
 ]

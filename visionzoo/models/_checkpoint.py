@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from visionzoo.layers.fuse import fuse, unfused_part
 from visionzoo.models._contract import Contract
 from visionzoo.models._gating import PLACE, gate_tensors, keep_gates
+from visionzoo.text import some
 
 _logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class LoadReport:
         lines = [f"{len(self.loaded)} tensors loaded ({self.names} names)"]
         for title in ("missing", "unexpected", "adapted", "dropped", "beside"):
             if entries := getattr(self, title):
-                lines.append(f"{len(entries)} {title}: {_shorten(entries)}")
+                lines.append(f"{len(entries)} {title}: {some(entries)}")
         return "; ".join(lines)
 
 
@@ -102,7 +103,7 @@ def load_weights(
     if on_meta := [name for name, tensor in own.items() if tensor.is_meta]:
         raise ValueError(
             f"{len(on_meta)} of the {len(own)} tensors of {type(backbone).__name__} are on the meta device, where "
-            f"nothing can be loaded ({_shorten(on_meta, 2)}): call model.to_empty(device='cpu') first, or load before "
+            f"nothing can be loaded ({some(on_meta, 2)}): call model.to_empty(device='cpu') first, or load before "
             f"the weights are offloaded"
         )
     where = "the given state_dict" if isinstance(source, Mapping) else str(source)
@@ -124,7 +125,7 @@ def load_weights(
     report.unexpected = [name for name in state if name not in own]
     if report.unexpected and (folded := set(report.unexpected) & fuse(backbone).state_dict().keys()):
         raise ValueError(
-            f"{where} is of a model that was fused for inference ({_shorten(sorted(folded), 2)} are of folding), which "
+            f"{where} is of a model that was fused for inference ({some(sorted(folded), 2)} are of folding), which "
             f"cannot be undone: give the weights of the model that was fused, or load these into visionzoo.fuse(model)"
         )
     gates = gate_tensors(backbone)
@@ -148,7 +149,7 @@ def load_weights(
     if unreadable := [name for name in report.loaded if not _is_plain(state[name])]:
         raise ValueError(
             f"{where} has tensors without values that could be copied (on the meta device, sparse, quantized or "
-            f"complex): {_shorten(unreadable)}. Convert them to plain ones first."
+            f"complex): {some(unreadable)}. Convert them to plain ones first."
         )
     backbone.load_state_dict(state, strict=False)
     for module in backbone.modules():  # where it was built on the meta device
@@ -237,7 +238,7 @@ def unwrap_state_dict(checkpoint: Mapping[str, Any], *, use_ema: bool = True) ->
     """
     tensors, beside = _unwrap_tensors(checkpoint, use_ema)
     if beside:
-        _logger.warning("%d tensors beside the model are left out: %s", len(beside), _shorten(beside))
+        _logger.warning("%d tensors beside the model are left out: %s", len(beside), some(beside))
     return tensors
 
 
@@ -256,7 +257,7 @@ def _unwrap_tensors(checkpoint: Mapping[str, Any], use_ema: bool) -> tuple[dict[
         if isinstance(name, str) and isinstance(value, Tensor)
     }
     if not tensors:
-        raise ValueError(f"the checkpoint holds no tensors; its entries are {_shorten(list(map(str, checkpoint)))}")
+        raise ValueError(f"the checkpoint holds no tensors; its entries are {some(checkpoint)}")
     beside: list[str] = []
     stripped = True
     while stripped:
@@ -359,15 +360,16 @@ def _drop_absent_parts(state: dict[str, Tensor], model: Contract, report: LoadRe
 def _adapt(
     state: dict[str, Tensor], model: Contract, own: dict[str, Tensor], report: LoadReport, strict: bool, where: str
 ) -> set[str]:
-    """Fit the first convolution to the input channels and refuse other shapes; return what the model keeps as it is."""
-    first_conv = f"{model.pretrained_cfg['first_conv']}.weight"
-    classifier = model.pretrained_cfg["classifier"]
-    classifiers = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
+    """Fit first convolutions to the input channels and refuse other shapes; return what the model keeps as it is."""
+    first_convs, classifiers = (
+        tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+        for names in (model.pretrained_cfg["first_conv"], model.pretrained_cfg["classifier"])
+    )
     wrong, kept = [], set()
     for name in [name for name in state if name in own and state[name].shape != own[name].shape]:
         have, want = tuple(state[name].shape), tuple(own[name].shape)
         other_classes = name.startswith(classifiers) and have[0] != want[0] and have[1:] == want[1:]
-        if name == first_conv and have[0] == want[0] and have[2:] == want[2:]:
+        if name.startswith(first_convs) and have[0] == want[0] and have[2:] == want[2:]:
             state[name] = _adapt_channels(state[name], want[1])
             report.adapted.append(f"{name} ({have[1]} to {want[1]} input channels)")
         elif other_classes and not strict:
@@ -383,7 +385,7 @@ def _adapt(
             wrong.append(f"{name} {have} instead of {want}")
     if wrong:
         raise ValueError(
-            f"{where} has tensors of other shapes than {type(model).__name__}: {_shorten(wrong)}. "
+            f"{where} has tensors of other shapes than {type(model).__name__}: {some(wrong)}. "
             f"It is probably a checkpoint of another variant."
         )
     return kept
@@ -406,10 +408,6 @@ def _is_plain(tensor: Tensor) -> bool:
 
 def _squeezed(tensor: Tensor) -> list[int]:
     return [size for size in tensor.shape if size != 1]
-
-
-def _shorten(entries: list[str], most: int = 8) -> str:
-    return ", ".join(entries[:most]) + (f", and {len(entries) - most} more" if len(entries) > most else "")
 
 
 def _first_line(error: Exception) -> str:

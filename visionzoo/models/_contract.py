@@ -40,7 +40,8 @@ class Contract(nn.Module):
         stem: modules that an image passes before the parts, by name.
         parts: modules that the state passes through; their outputs are the features.
         norm: of the features after the last part; None where there is none.
-        feature_info: for each part what timm asks: `num_chs`, `reduction` (image size over map size).
+        feature_info: for each feature what timm asks: `num_chs`, `reduction` (image size over map size). There is one
+            for each part, or as many for each; then those of the first kind of all parts come first, and so on.
         num_features: channels that the head takes.
         head_layer: called with (num_features, num_classes, pool_type=..., drop_rate=...), as timm's heads.
         in_chans: image channels.
@@ -54,7 +55,8 @@ class Contract(nn.Module):
     UNITS: tuple[tuple[str, tuple[int, ...] | None], ...] = ()  # timm's patterns of layers that learn at one rate
     FORMATS: tuple[str, ...] = ("NCHW", "NHWC")  # of features
     HEAD_INPUT = "NCHW"  # what `forward_features` returns and the head takes; "NLC" for tokens
-    FEATURES = 4  # features_only gives the last so many where the caller names none
+    BRANCHES = 1  # how many such, in a tuple where there are several
+    FEATURES: int | tuple[int, ...] = 4  # features_only gives the last so many, or these, where the caller names none
     POOL = "avg"  # pooling where the caller names none
     POOLS: tuple[str, ...] = ("", "avg", "max", "avgmax", "catavgmax")  # poolings that the head has a place for
     UNFOLDED = ""  # pattern of batch norms that `visionzoo.fuse` leaves, for no layer comes directly before them
@@ -110,7 +112,10 @@ class Contract(nn.Module):
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.num_features = num_features
-        self.feature_info = [{**info, "module": f"{self.PARTS}.{i}"} for i, info in enumerate(feature_info)]
+        self.num_parts = len(parts)  # before any is pruned
+        self.feature_info = [
+            {**info, "module": f"{self.PARTS}.{i % self.num_parts}"} for i, info in enumerate(feature_info)
+        ]
         self.stem_names = tuple(stem)
         for name, module in stem.items():
             self.add_module(name, module)
@@ -144,7 +149,7 @@ class Contract(nn.Module):
         return self.parts[i](state)
 
     def read(self, i: int, state: Any, norm: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Return the map [B, H, W, C] after part i and the prefix tokens [B, P, C], or None where there are none."""
+        """Return feature i, a map [B, H, W, C] of the state after its part, and the prefix tokens [B, P, C] or None."""
         raise NotImplementedError
 
     def finish(self, state: Any) -> Any:
@@ -213,11 +218,11 @@ class Contract(nn.Module):
         intermediates_only: bool = False,
         return_prefix_tokens: bool = False,
     ) -> Any:
-        """Image [B, in_chans, H, W] to the outputs of the parts.
+        """Image [B, in_chans, H, W] to the features of the parts, in their order in `feature_info`.
 
         Args:
             x: image.
-            indices: which parts: None all, an int the last so many, a sequence these (negative from the end).
+            indices: which features: None all, an int the last so many, a sequence these (negative from the end).
             norm: apply the model's last norm, where it fits.
             stop_early: leave out parts after the last one asked for.
             output_fmt: one of `FORMATS`: "NCHW", "NHWC" or, where there are tokens, "NLC" [B, N, C].
@@ -232,16 +237,19 @@ class Contract(nn.Module):
             raise ValueError(f"forward_intermediates: output_fmt must be one of {self.FORMATS}, got {output_fmt!r}")
         take, last = self._take_indices(indices)
         state = self.begin(x)
-        intermediates: list[Any] = []
-        for i in range(min(last + 1, len(self.parts)) if stop_early else len(self.parts)):
-            state = self.advance(i, state)
-            if i in take:
+        found: dict[int, Any] = {}
+        for part in range(min(last + 1, len(self.parts)) if stop_early else len(self.parts)):
+            state = self.advance(part, state)
+            for i in range(part, len(self.feature_info), self.num_parts):
+                if i not in take:
+                    continue
                 feature, prefix = self.read(i, state, norm)
                 if output_fmt == "NCHW":
                     feature = feature.permute(0, 3, 1, 2)
                 elif output_fmt == "NLC":
                     feature = feature.flatten(1, 2)
-                intermediates.append((feature, prefix) if return_prefix_tokens and prefix is not None else feature)
+                found[i] = (feature, prefix) if return_prefix_tokens and prefix is not None else feature
+        intermediates = [found[i] for i in sorted(found)]
         return intermediates if intermediates_only else (self.finish(state), intermediates)
 
     @property
@@ -366,7 +374,7 @@ class Contract(nn.Module):
 
     def absent(self) -> tuple[str, ...]:
         """Beginnings of the names of tensors that the whole model has and this one was built or pruned without."""
-        names = [f"{self.PARTS}.{i}." for i in range(len(self.parts), len(self.feature_info))]
+        names = [f"{self.PARTS}.{i}." for i in range(len(self.parts), self.num_parts)]
         if not isinstance(getattr(self.head, "fc", None), nn.Linear | nn.Conv2d):
             names.append("head.fc.")
         if not hasattr(self.head, "fc_dist"):
@@ -383,15 +391,18 @@ class Contract(nn.Module):
             raise ValueError(f"{type(self).__name__} cannot have {global_pool=}, expected one of {self.POOLS}")
 
     def _take_indices(self, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
+        """Return the features as plain numbers, and the last part that they need."""
         try:
-            return feature_take_indices(
+            take, _ = feature_take_indices(
                 len(self.feature_info), indices if indices is None or isinstance(indices, int) else list(indices)
             )
         except AssertionError as error:
             count = len(self.feature_info)
+            what = self.PARTS if count == self.num_parts else "features"
             raise ValueError(
-                f"feature indices must be from {-count} to {count - 1} ({count} {self.PARTS}), got {indices!r}"
+                f"feature indices must be from {-count} to {count - 1} ({count} {what}), got {indices!r}"
             ) from error
+        return take, max(i % self.num_parts for i in take)
 
 
 _HEAD_DEFAULTS = {

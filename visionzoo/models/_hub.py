@@ -19,6 +19,7 @@ from torch import nn
 
 from visionzoo._version import __version__
 from visionzoo.models._registry import VARIANTS
+from visionzoo.text import markdown_table
 
 DATA_CONFIG = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 READING = ("input_img_mode", "apply_exif_orientation", "multi_label")  # of config.json in the notes, as NAME=VALUE
@@ -188,9 +189,9 @@ def model_card(
         papers = [papers] if isinstance(papers, str) else papers
         links = (f"https://arxiv.org/abs/{p.removeprefix('arXiv:')}" if "arXiv" in p else p for p in papers)
         facts["Paper"] = ", ".join(links)
-    lines = [*head, *_table(("", ""), facts), ""]
+    lines = [*head, _table(("", ""), facts), ""]
     if measured:
-        lines += ["## Measured with these weights", "", *_table(("Metric", "Value"), measured), ""]
+        lines += ["## Measured with these weights", "", _table(("Metric", "Value"), measured), ""]
     published = VARIANTS[name].published if name in VARIANTS else None
     if published and published.top1 is not None:
         lines += [
@@ -206,10 +207,5 @@ def model_card(
     return "\n".join([*lines, "## Use", "", "```python", *use, "```", ""])
 
 
-def _table(header: tuple[str, str], rows: Mapping[str, Any]) -> list[str]:
-    values = (f"{value:g}" if isinstance(value, float) else str(value) for value in rows.values())
-    return [
-        f"| {header[0]} | {header[1]} |",
-        "| --- | --- |",
-        *(f"| {key} | {value} |" for key, value in zip(rows, values, strict=True)),
-    ]
+def _table(header: tuple[str, str], rows: Mapping[str, Any]) -> str:
+    return markdown_table(header, [(key, f"{v:g}" if isinstance(v, float) else v) for key, v in rows.items()])

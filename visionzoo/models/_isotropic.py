@@ -123,14 +123,14 @@ class Isotropic(Contract):
         }
         if positions != "none":
             modules["positions"] = TokenPositions(
-                embed_dim, _map_size(img_size, patch_size), prefix=prefix.count if positions == "all" else 0
+                embed_dim, map_size(img_size, patch_size), prefix=prefix.count if positions == "all" else 0
             )
         if prefix.count:
             modules["prefix"] = prefix
         if not class_token:
             self.POOLS = tuple(pool for pool in self.POOLS if pool != "token")
         given = head.get("global_pool")
-        seen = _takes_prefix_tokens(type(self).__name__, blocks[prefix_at:], prefix.count)
+        seen = takes_prefix_tokens(type(self).__name__, blocks[prefix_at:], prefix.count)
         if given == "token" and class_token and not seen:
             raise ValueError(
                 f"{type(self).__name__}: the class token would never see the image, for none of the mixers has a place "
@@ -154,7 +154,10 @@ class Isotropic(Contract):
 
     def begin(self, image: Tensor) -> Tokens:
         """Image [B, in_chans, H, W] to the tokens before the first block."""
-        tokens = Tokens.of(self.stem(image).permute(0, 2, 3, 1))
+        return self.join(Tokens.of(self.stem(image).permute(0, 2, 3, 1)))
+
+    def join(self, tokens: Tokens) -> Tokens:
+        """Join the map's tokens with the prefix tokens, where these come before the first block, and add positions."""
         if self.prefix_at == 0:
             tokens = self.prefix(tokens) if self.num_prefix_tokens else tokens
         if hasattr(self, "positions"):
@@ -189,7 +192,7 @@ class Isotropic(Contract):
             ValueError: if an index is out of range.
         """
         take = super().prune_intermediate_layers(indices, prune_norm, prune_head)
-        if prune_head and self.num_prefix_tokens and not _taking(self.blocks[self.prefix_at :]):
+        if prune_head and self.num_prefix_tokens and not has_place_for_prefix_tokens(self.blocks[self.prefix_at :]):
             del self.prefix
             self.num_prefix_tokens = 0
             self.stem_names = tuple(name for name in self.stem_names if name != "prefix")
@@ -202,7 +205,7 @@ class Isotropic(Contract):
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Make the table of positions one for images of this size in pixels, so that none is interpolated for them."""
         if hasattr(self, "positions"):
-            self.positions.set_size(_map_size(img_size, self.patch_size))
+            self.positions.set_size(map_size(img_size, self.patch_size))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of keeping their activations."""
@@ -213,23 +216,29 @@ class Isotropic(Contract):
         yield from self.blocks
 
 
-def _takes_prefix_tokens(family: str, blocks: Sequence[nn.Module], count: int) -> bool:
+def takes_prefix_tokens(family: str, blocks: Sequence[nn.Module], count: int) -> bool:
     """Whether prefix tokens meet the map's in some block; log which mixers they pass by."""
     passed = sorted({type(mixer).__name__ for mixer in _mixers(blocks) if not mixer.takes_prefix_tokens})
     if count and passed:
         _logger.warning("%s: %d prefix tokens pass by %s unchanged", family, count, ", ".join(passed))
-    return not _mixers(blocks) or _taking(blocks)
+    return not _mixers(blocks) or has_place_for_prefix_tokens(blocks)
 
 
 def _mixers(blocks: Iterable[nn.Module]) -> list[Mixer]:
     return [module for block in blocks for module in block.modules() if isinstance(module, Mixer)]
 
 
-def _taking(blocks: Iterable[nn.Module]) -> bool:
+def has_place_for_prefix_tokens(blocks: Iterable[nn.Module]) -> bool:
+    """Whether any mixer of these blocks takes in tokens that are not the map's."""
     return any(mixer.takes_prefix_tokens for mixer in _mixers(blocks))
 
 
-def _map_size(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
+def map_size(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Return height and width of the map of patches, the last ones padded, of an image of this size in pixels.
+
+    Raises:
+        ValueError: if it is no size.
+    """
     height, width = to_2tuple(img_size)
     if min(height, width) < 1:
         raise ValueError(f"img_size must be pixels or (height, width), got {img_size!r}")

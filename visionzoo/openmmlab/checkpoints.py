@@ -19,9 +19,9 @@ from mmengine.model import is_model_wrapper
 from torch import nn
 
 from visionzoo.engine.errors import UserError
-from visionzoo.engine.folders import some
 from visionzoo.models._checkpoint import read_checkpoint
 from visionzoo.openmmlab.meta import checkpoint_classes, compare_classes, compare_model
+from visionzoo.text import some
 
 
 def install() -> None:
@@ -73,8 +73,8 @@ def check_fit(model: nn.Module, path: str, cfg: Config, classes: Sequence[str] |
         names = checkpoint_classes(content)
         raise UserError(
             f"{path} does not fit the config: {len(missing)} weights are missing and {len(other)} have another shape, "
-            f"such as {', '.join([*other, *missing][:3])}. Use the config that the training wrote beside it"
-            + (f"; its classes are {', '.join(names[:100])}" if names else "")
+            f"such as {some([*other, *missing], 3)}. Use the config that the training wrote beside it"
+            + (f"; its classes are {some(names, 100)}" if names else "")
         )
     return compare_classes(content, classes, path) + compare_model(content, cfg, path)
 

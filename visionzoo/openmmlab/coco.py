@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from visionzoo.engine.errors import UserError
-from visionzoo.engine.folders import some
 from visionzoo.openmmlab.masks import require_files
+from visionzoo.text import some
 
 
 class Field(NamedTuple):

@@ -10,11 +10,11 @@ from mmengine.config import Config
 from PIL import Image
 
 from visionzoo.engine.errors import UserError
-from visionzoo.engine.folders import some
 from visionzoo.engine.images import UNREADABLE
 from visionzoo.openmmlab.coco import check_coco
 from visionzoo.openmmlab.configuring import LOADERS, class_names, datasets, format_only, heads, own_classes
 from visionzoo.openmmlab.masks import check_masks
+from visionzoo.text import some
 
 IMAGES_OPENED = 500  # of each split, for their headers
 ORIENTATION = 0x0112  # EXIF's tag

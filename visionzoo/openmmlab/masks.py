@@ -13,8 +13,8 @@ from mmengine.fileio import list_dir_or_file
 from PIL import Image
 
 from visionzoo.engine.errors import UserError
-from visionzoo.engine.folders import some
 from visionzoo.engine.images import UNREADABLE
+from visionzoo.text import some
 
 UNLABELLED = 255  # in masks; mmseg's ignore_index
 MASKS_READ = 50  # of each split

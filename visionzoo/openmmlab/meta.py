@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.config import Config
 
 from visionzoo.engine.errors import UserError
-from visionzoo.engine.folders import some
+from visionzoo.text import some
 
 # what training alone reads, or where weights came from
 _NOT_COMPARED = ("train_cfg", "init_cfg", "pretrained", "loss", "_scope_", "drop", "with_cp", "frozen", "norm_eval")

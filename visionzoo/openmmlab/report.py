@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
+from visionzoo.text import markdown_table
+
 COLUMNS = {
     "coco/bbox_mAP": "box AP",
     "coco/bbox_mAP_50": "box AP50",
@@ -26,21 +28,16 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return a Markdown table of metrics on the training images, and what they were measured with."""
     versions = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "timm")}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
-    lines = [
-        f"{device}, Python {platform.python_version()}, " + ", ".join(f"{k} {v}" for k, v in versions.items()) + ".",
-        "",
-        f"| run | {' | '.join(COLUMNS.values())} | last loss logged | of update | seconds |",
-        f"| --- |{' --- |' * (len(COLUMNS) + 3)}",
-    ]
+    measured = f"{device}, Python {platform.python_version()}, " + ", ".join(f"{k} {v}" for k, v in versions.items())
+    lines = []
     for row in rows:
         values = [
             f"{row[key]:.3f}" if "coco" in key else f"{row[key]:.1f}" if key in row else "" for key in _present(row)
         ]
-        lines.append(
-            f"| `{row['run']}` | {' | '.join(values)} | {row.get('loss', float('nan')):.3f} | "
-            f"{row.get('update', '')} | {row['seconds']:.0f} |"
-        )
-    return "\n".join(lines) + "\n"
+        last = [f"{row.get('loss', float('nan')):.3f}", row.get("update", ""), f"{row['seconds']:.0f}"]
+        lines.append([f"`{row['run']}`", *values, *last])
+    header = ["run", *COLUMNS.values(), "last loss logged", "of update", "seconds"]
+    return f"{measured}.\n\n{markdown_table(header, lines)}\n"
 
 
 def _present(row: Mapping[str, Any]) -> list[str]:

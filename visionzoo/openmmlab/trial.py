@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 
 from visionzoo.engine.errors import UserError, closest
-from visionzoo.engine.folders import some
+from visionzoo.text import some
 
 
 @HOOKS.register_module()

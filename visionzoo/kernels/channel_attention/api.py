@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from visionzoo.kernels.channel_attention import reference
+from visionzoo.kernels.checks import check_qkv
 from visionzoo.kernels.dispatch import choose
 
 
@@ -27,14 +28,7 @@ def channel_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = 
     Raises:
         ValueError: if shapes, dtypes, devices or backend are not as said.
     """
-    if q.ndim != 5 or not q.is_floating_point():
-        raise ValueError(f"channel_attention: q must be floating point [B, H, W, G, D], got {q.dtype} {tuple(q.shape)}")
-    for name, t in (("k", k), ("v", v)):
-        if t.shape != q.shape or t.dtype != q.dtype or t.device != q.device:
-            raise ValueError(
-                f"channel_attention: {name} must be like q {tuple(q.shape)} {q.dtype} on {q.device}, "
-                f"got {tuple(t.shape)} {t.dtype} on {t.device}"
-            )
+    check_qkv("channel_attention", q, k, v)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if choose("channel_attention", backend, q) == "triton":
         from visionzoo.kernels.channel_attention import triton

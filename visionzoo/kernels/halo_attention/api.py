@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from visionzoo.kernels.checks import check_qkv
 from visionzoo.kernels.dispatch import choose
 from visionzoo.kernels.halo_attention import reference
 
@@ -95,11 +96,7 @@ def _check_sizes(block_size: int, halo_size: int, stride: int) -> None:
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, stride: int) -> None:
-    if q.ndim != 5 or k.ndim != 5 or v.ndim != 5:
-        raise ValueError(
-            f"halo_attention: q, k and v must be [B, H, W, G, D], got {tuple(q.shape)}, {tuple(k.shape)} and "
-            f"{tuple(v.shape)}"
-        )
+    check_qkv("halo_attention", q, k, v, share="BG")
     batch, height, width, heads, depth = k.shape
     expected = (batch, -(-height // stride), -(-width // stride), heads, depth)
     if q.shape != expected:
@@ -109,9 +106,4 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, stride: int) -> None:
     if v.shape[:4] != k.shape[:4]:
         raise ValueError(
             f"halo_attention: v must be like k {tuple(k.shape)} but for the last axis, got {tuple(v.shape)}"
-        )
-    if not q.is_floating_point() or not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device:
-        raise ValueError(
-            f"halo_attention: q, k and v must share a floating dtype and a device, got {q.dtype} on {q.device}, "
-            f"{k.dtype} on {k.device} and {v.dtype} on {v.device}"
         )

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from visionzoo.kernels.checks import check_qkv
 from visionzoo.kernels.dispatch import choose
 from visionzoo.kernels.linear_attention import reference
 
@@ -49,16 +50,9 @@ def linear_attention(
     Raises:
         ValueError: if shapes, dtypes, names or numbers are not as said.
     """
-    if q.ndim != 5 or k.ndim != 5 or k.shape != v.shape or (q.shape[0], *q.shape[3:]) != (k.shape[0], *k.shape[3:]):
-        raise ValueError(
-            f"linear_attention: q must be [B, H, W, G, D], k and v [B, H', W', G, D] with the same B, G and D, "
-            f"got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
-        )
-    if not (q.dtype == k.dtype == v.dtype and q.device == k.device == v.device and q.is_floating_point()):
-        raise ValueError(
-            f"linear_attention: q, k and v must share a floating dtype and a device, got {q.dtype} on {q.device}, "
-            f"{k.dtype} on {k.device} and {v.dtype} on {v.device}"
-        )
+    check_qkv("linear_attention", q, k, v, share="BGD")
+    if k.shape != v.shape:
+        raise ValueError(f"linear_attention: v must be like k {tuple(k.shape)}, got {tuple(v.shape)}")
     if feature_map not in FEATURE_MAPS:
         raise ValueError(f"linear_attention: unknown {feature_map=}, expected one of {FEATURE_MAPS}")
     if focusing_factor <= 0 or eps < 0:

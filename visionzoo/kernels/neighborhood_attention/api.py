@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from visionzoo.kernels.checks import check_qkv
 from visionzoo.kernels.dispatch import choose
 from visionzoo.kernels.neighborhood_attention import reference
 
@@ -51,7 +52,7 @@ def neighborhood_attention(
         ValueError: if shapes, dtypes, kernel, dilation, bias or backend are not as said.
     """
     kernel, step = _pair("kernel_size", kernel_size), _pair("dilation", dilation)
-    _check_tensors(q, k, v)
+    check_qkv("neighborhood_attention", q, k, v)
     for axis, side, length, stride in zip(("height", "width"), q.shape[1:3], kernel, step, strict=True):
         if length * stride > side:
             raise ValueError(
@@ -76,19 +77,6 @@ def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
             f"neighborhood_attention: {name} must be a positive integer or (vertical, horizontal), got {value!r}"
         )
     return pair
-
-
-def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
-    if q.ndim != 5 or not q.shape == k.shape == v.shape:
-        raise ValueError(
-            f"neighborhood_attention: q, k and v must be [B, H, W, G, D] of one shape, got {tuple(q.shape)}, "
-            f"{tuple(k.shape)} and {tuple(v.shape)}"
-        )
-    if not q.is_floating_point() or not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device:
-        raise ValueError(
-            f"neighborhood_attention: q, k and v must share a floating dtype and a device, got {q.dtype} on "
-            f"{q.device}, {k.dtype} on {k.device} and {v.dtype} on {v.device}"
-        )
 
 
 def _check_bias(bias: Tensor, q: Tensor, kernel: tuple[int, int]) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from visionzoo.kernels.checks import check_qkv
 from visionzoo.kernels.dispatch import choose
 from visionzoo.kernels.region_routing import reference
-from visionzoo.kernels.regions import check_regions, check_valid_size
+from visionzoo.kernels.regions import check_grid, check_valid_size
 
 MAX_REGIONS = 1024  # of the Triton kernels: a region's scores with all others are held at once
 
@@ -43,7 +44,8 @@ def route_regions(
     Raises:
         ValueError: if shapes, dtypes, regions, topk or backend are not as said.
     """
-    regions = check_regions("route_regions", q, k, regions)
+    check_qkv("route_regions", q, k)
+    regions = check_grid("route_regions", regions, (q.shape[1], q.shape[2]))
     check_valid_size("route_regions", q, valid_size)
     if not 1 <= topk <= regions[0] * regions[1]:
         raise ValueError(f"route_regions: topk must be from 1 to {regions[0] * regions[1]} regions, got {topk=}")

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visionzoo.kernels.checks import check_qkv
 from visionzoo.kernels.dispatch import choose
-from visionzoo.kernels.regions import check_regions, check_valid_size
+from visionzoo.kernels.regions import check_grid, check_valid_size
 from visionzoo.kernels.routed_attention import reference
 
 
@@ -57,13 +58,9 @@ def routed_attention(
     Raises:
         ValueError: if shapes, dtypes, regions, index, bias, segments, weights or backend are not as said.
     """
-    regions = check_regions("routed_attention", q, k, regions)
+    check_qkv("routed_attention", q, k, v)
+    regions = check_grid("routed_attention", regions, (q.shape[1], q.shape[2]))
     check_valid_size("routed_attention", q, valid_size)
-    if v.shape != q.shape or v.dtype != q.dtype or v.device != q.device:
-        raise ValueError(
-            f"routed_attention: v must be like q {tuple(q.shape)} {q.dtype} on {q.device}, "
-            f"got {tuple(v.shape)} {v.dtype} on {v.device}"
-        )
     if index is not None:
         _check_index(index, q, regions[0] * regions[1], check_index)
     if bias is not None:

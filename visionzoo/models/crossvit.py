@@ -1,0 +1,488 @@
+"""CrossViT: Cross-Attention Multi-Scale Vision Transformer for Image Classification, ICCV 2021, arXiv:2103.14899.
+
+Facts from https://github.com/IBM/CrossViT at 3f7ab77 (Apache-2.0); the code here is our own. As released the branch of
+small patches sees the image and the one of large patches the image made smaller, by bicubic interpolation; the models
+named after 224 take 240 pixels and make 224 of them, those of 384 take 408. The classifier's mean is one of logits.
+A fusion is one attention; more of them, which the authors' code can build and no released model has, would follow on
+the token alone, and are left out, as are `qk_scale` and dropout other than that of the classifiers.
+Where we differ: images of any size and shape are taken, the second view has the same proportion to the first, and
+positions are interpolated; the authors resize every image to the two squares that the model is built for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, calculate_drop_path_rates, to_2tuple
+from torch import Tensor, nn
+
+from visionzoo.layers.attention import attend
+from visionzoo.layers.conv_norm import ConvNorm
+from visionzoo.layers.heads import TokenHead
+from visionzoo.layers.mixers import build_mixer, resolve_mixers
+from visionzoo.layers.nhwc import on_nhwc
+from visionzoo.layers.norm import LayerNorm
+from visionzoo.layers.outputs import recomputed
+from visionzoo.layers.padding import pad_to_multiple
+from visionzoo.layers.stem import ConvNormStem, Stem
+from visionzoo.layers.tokens import PrefixTokens, TokenBlock, TokenPositions, Tokens
+from visionzoo.layers.tracing import one_node
+from visionzoo.models._contract import Contract
+from visionzoo.models._isotropic import Isotropic, has_place_for_prefix_tokens, map_size, takes_prefix_tokens
+from visionzoo.models._registry import Published, Variant, register_family
+
+_Norm = partial(LayerNorm, eps=1e-6)
+_CONVS = {12: ((4, 3), (3, 0), (1, 1)), 16: ((4, 3), (2, 1), (2, 1))}  # strides and paddings of a patch's convolutions
+
+
+def view_size(size: tuple[int, int], ratio: tuple[int, int]) -> tuple[int, int]:
+    """Multiply height and width by the fraction `ratio`, rounded to the nearest."""
+    above, below = ratio
+    return (size[0] * above + below // 2) // below, (size[1] * above + below // 2) // below
+
+
+@one_node  # it looks at the size of the image
+def resize_view(image: Tensor, ratio: tuple[int, int]) -> Tensor:
+    """Resize an image [B, C, H, W] by the fraction `ratio` (bicubic), in float32 at least."""
+    if ratio[0] == ratio[1]:
+        return image
+    size = view_size((image.shape[2], image.shape[3]), ratio)
+    wide = image.to(torch.promote_types(image.dtype, torch.float32))
+    return F.interpolate(wide, size=size, mode="bicubic", align_corners=False).to(image.dtype)
+
+
+class BranchStems(nn.ModuleList):
+    """A stem for each branch, on its own view of the image, padded with zeros to whole patches.
+
+    Args:
+        stems: [B, in_chans, H, W] to a map [B, C, H', W'] each.
+        patch_sizes: side of the patches of each.
+        ratios: size of each view over that of the image, as fractions.
+    """
+
+    def __init__(self, stems: Sequence[nn.Module], patch_sizes: Sequence[int], ratios: Sequence[tuple[int, int]]):
+        super().__init__(stems)
+        self.patch_sizes, self.ratios = tuple(patch_sizes), tuple(ratios)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Image [B, in_chans, H, W] to a map [B, C, H', W'] for each branch."""
+        maps = []
+        for stem, side, ratio in zip(self, self.patch_sizes, self.ratios, strict=True):
+            pad = partial(pad_to_multiple, multiple=(side, side))
+            maps.append(stem(on_nhwc(pad, resize_view(image, ratio))))
+        return tuple(maps)
+
+    def map_sizes(self, img_size: int | tuple[int, int]) -> list[tuple[int, int]]:
+        """Return height and width of each branch's map of an image of this size in pixels."""
+        size = to_2tuple(img_size)
+        return [
+            map_size(view_size(size, ratio), side) for ratio, side in zip(self.ratios, self.patch_sizes, strict=True)
+        ]
+
+
+class ClassTokenFusion(nn.Module):
+    """A branch's class token attends to another branch's map, in that branch's width.
+
+    Args:
+        dim: channels C of the token.
+        other_dim: channels C' of the other branch.
+        num_heads: attention heads.
+        qkv_bias: whether the projections to q, k, v have a bias.
+        drop_path: probability with which a sample skips the attention in training.
+    """
+
+    def __init__(self, dim: int, other_dim: int, num_heads: int, *, qkv_bias: bool = True, drop_path: float = 0.0):
+        super().__init__()
+        self.num_heads = num_heads
+        self.enter = nn.Sequential(_Norm(dim), nn.GELU(), nn.Linear(dim, other_dim))
+        self.norm = _Norm(other_dim)
+        self.q = nn.Linear(other_dim, other_dim, bias=qkv_bias)
+        self.kv = nn.Linear(other_dim, 2 * other_dim, bias=qkv_bias)
+        self.proj = nn.Linear(other_dim, other_dim)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.leave = nn.Sequential(_Norm(other_dim), nn.GELU(), nn.Linear(other_dim, dim))
+
+    def forward(self, own: Tokens, other: Tokens) -> Tokens:
+        """Return `own` with another class token; its map stays."""
+        token = self.enter(own.x[:, :1])
+        x = self.norm(torch.cat([token, other.x[:, other.prefix :]], 1))
+        q = self.q(x[:, :1]).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        k, v = self.kv(x).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # [B, G, 1 + N, D]
+        token = token + self.drop_path(self.proj(attend(q, k, v).transpose(1, 2).flatten(2)))
+        return own._replace(x=torch.cat([self.leave(token), own.x[:, 1:]], 1))
+
+
+class MultiScaleBlock(nn.Module):
+    """Blocks of each branch by itself, then the fusion of their class tokens, each with what was before any.
+
+    Args:
+        branches: blocks of each branch.
+        fusion: of each branch's class token with the other's map.
+    """
+
+    def __init__(self, branches: Sequence[Sequence[nn.Module]], fusion: Sequence[nn.Module]):
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Sequential(*blocks) for blocks in branches)
+        self.fusion = nn.ModuleList(fusion)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Blocks of the branches, one branch after the other."""
+        return [block for branch in self.branches for block in branch.children()]
+
+    def forward(self, state: tuple[Tokens, ...]) -> tuple[Tokens, ...]:
+        """Take the tokens of the branches through the block; their numbers and sizes stay."""
+        state = tuple(branch(tokens) for branch, tokens in zip(self.branches, state, strict=True))
+        return tuple(
+            fuse(state[i], state[1 - i]) if isinstance(fuse, ClassTokenFusion) else state[i]  # else it was pruned
+            for i, fuse in enumerate(self.fusion)
+        )
+
+
+class BranchHead(nn.ModuleList):
+    """A `TokenHead` for each branch; logits are their mean, pooled features are joined.
+
+    Args:
+        in_features: channels of all branches together.
+        num_classes: classes; 0 for pooled features.
+        pool_type: see `TokenHead`; "" for none, with which there can be no classifier.
+        drop_rate: dropout probability before the classifiers.
+        dims: channels of each branch.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        pool_type: str = "token",
+        drop_rate: float = 0.0,
+        *,
+        dims: Sequence[int],
+    ):
+        super().__init__(TokenHead(dim, num_classes, pool_type, drop_rate) for dim in dims)
+        self.in_features, self.num_classes, self.pool_type = in_features, num_classes, pool_type
+
+    def reset(self, num_classes: int, pool_type: str | None = None) -> None:
+        """Replace the classifiers and, where `pool_type` is given, the pooling."""
+        for head in self:
+            head.reset(num_classes, pool_type)  # type: ignore[operator]
+        self.num_classes, self.pool_type = num_classes, self.pool_type if pool_type is None else pool_type
+
+    def forward(self, x: tuple[Tensor, ...], pre_logits: bool = False) -> Any:
+        """Tokens [B, P + N, C] of each branch to [B, num_classes]; with `pre_logits` to joined features [B, ΣC].
+
+        Raises:
+            ValueError: if there are classes and no pooling.
+        """
+        out = tuple(head(tokens, pre_logits) for head, tokens in zip(self, x, strict=True))
+        if not self.pool_type:
+            if self.num_classes and not pre_logits:
+                raise ValueError(
+                    f"BranchHead: branches differ in tokens, a classifier needs pooling; got num_classes="
+                    f"{self.num_classes} and global_pool=''; give a pooling, such as 'token', or num_classes=0"
+                )
+            return out
+        return torch.cat(out, 1) if pre_logits or not self.num_classes else sum(out) / len(out)
+
+
+class CrossViT(Contract):
+    """CrossViT.
+
+    Features are, as timm's, the maps of the branch of small patches after each multi-scale block, then those of the
+    branch of large patches. Where `features_only` takes none of a later block, class tokens after the last block that
+    is left are not fused.
+
+    Args:
+        depths: for each multi-scale block the blocks of either branch.
+        embed_dims: channels of either branch.
+        num_heads: attention heads of either branch.
+        mlp_ratios: hidden width of the MLPs of either branch over its channels.
+        qkv_bias: whether the projections to q, k, v have a bias.
+        patch_sizes: side of the patches of either branch in pixels of its view.
+        view_ratio: size of the second branch's view over the image's, a fraction.
+        conv_stem: make patches by three convolutions, not one (the models with a dagger).
+        img_size: image size in pixels, or (height, width), for which the tables of positions are made.
+        mixers: other token mixers for some multi-scale blocks, an entry for each, see
+            `visionzoo.layers.mixers.resolve_mixers`; the blocks of either branch take them in turn.
+        in_chans: image channels.
+        drop_path_rate: stochastic depth of the last block.
+        head: `num_classes`, `global_pool` and `drop_rate` of the head.
+
+    Raises:
+        ValueError: if arguments are not for two branches, there are no three convolutions for a patch size, or a rate
+            is no probability.
+    """
+
+    PARTS = "blocks"
+    UNITS = Isotropic.UNITS
+    FORMATS = Isotropic.FORMATS
+    HEAD_INPUT = "NLC"
+    BRANCHES = 2
+    FEATURES = (2, 5)
+    POOL = "token"
+    POOLS = TokenHead.POOLS
+    CHECKPOINT_KEYS = {
+        "authors": [
+            (r"^patch_embed\.(\d)\.proj\.(weight|bias)$", r"stem.\1.conv.\2"),
+            (r"^patch_embed\.(\d)\.proj\.(\d)\.", r"stem.\1.\2.conv."),
+            (r"^pos_embed[._](\d)$", r"positions.\1.table"),
+            (r"^cls_token[._](\d)$", r"prefix.\1.cls_token"),
+            (r"^(blocks\.\d+)\.blocks\.", r"\1.branches."),
+            (r"\.fusion\.(\d)\.0\.", r".fusion.\1."),  # depths [.., .., 1], the same as [.., .., 0]
+            (r"\.projs\.(\d)\.", r".fusion.\1.enter."),
+            (r"\.revert_projs\.(\d)\.", r".fusion.\1.leave."),
+            (r"\.fusion\.(\d)\.norm1\.", r".fusion.\1.norm."),
+            (r"\.fusion\.(\d)\.attn\.wq\.", r".fusion.\1.q."),
+            (r"\.fusion\.(\d)\.attn\.wk\.(.*)$", r".fusion.\1.kv.\2#0"),
+            (r"\.fusion\.(\d)\.attn\.wv\.(.*)$", r".fusion.\1.kv.\2#1"),
+            (r"\.fusion\.(\d)\.attn\.", r".fusion.\1."),
+            (r"\.attn\.", ".mixer."),
+            (r"^head\.(\d)\.(weight|bias)$", r"head.\1.fc.\2"),
+        ],
+    }
+
+    stem: nn.Module
+    positions: nn.ModuleList
+    prefix: nn.ModuleList
+    blocks: nn.ModuleList
+
+    def __init__(
+        self,
+        *,
+        depths: Sequence[Sequence[int]] = ((1, 4), (1, 4), (1, 4)),
+        embed_dims: Sequence[int] = (96, 192),
+        num_heads: Sequence[int] = (3, 3),
+        mlp_ratios: Sequence[float] = (4.0, 4.0),
+        qkv_bias: bool = True,
+        patch_sizes: Sequence[int] = (12, 16),
+        view_ratio: tuple[int, int] = (14, 15),
+        conv_stem: bool = False,
+        img_size: int | tuple[int, int] = 240,
+        mixers: Any = None,
+        in_chans: int = 3,
+        drop_path_rate: float = 0.0,
+        **head: Any,
+    ):
+        given = {"embed_dims": embed_dims, "num_heads": num_heads, "mlp_ratios": mlp_ratios, "patch_sizes": patch_sizes}
+        given |= {f"depths[{i}]": pair for i, pair in enumerate(depths)}
+        for name, value in given.items():
+            if len(value) != 2 or min(value) <= 0:
+                raise ValueError(f"CrossViT: {name} must be a positive number for each of 2 branches, got {value!r}")
+        if len(view_ratio) != 2 or min(view_ratio) < 1:
+            raise ValueError(f"CrossViT: view_ratio must be a fraction, such as (14, 15), got {view_ratio=}")
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate must be from 0 to below 1, got {drop_path_rate=}")
+        rates: Any = calculate_drop_path_rates(drop_path_rate, [max(pair) for pair in depths], stagewise=True)
+        specs = resolve_mixers([[{"type": "full", "qkv_bias": qkv_bias}]] * len(depths), mixers)
+        parts = []
+        for pair, turns, drops in zip(depths, specs, rates, strict=True):
+            branches = [
+                [
+                    TokenBlock(
+                        dim,
+                        build_mixer(turns[j % len(turns)], dim, heads),
+                        mlp_ratio=ratio,
+                        norm_layer=_Norm,
+                        drop_path=drops[j],
+                    )
+                    for j in range(depth)
+                ]
+                for depth, dim, heads, ratio in zip(pair, embed_dims, num_heads, mlp_ratios, strict=True)
+            ]
+            fusion = [
+                ClassTokenFusion(
+                    embed_dims[i], embed_dims[1 - i], num_heads[1 - i], qkv_bias=qkv_bias, drop_path=drops[-1]
+                )
+                for i in (0, 1)
+            ]
+            parts.append(MultiScaleBlock(branches, fusion))
+        takes_prefix_tokens("CrossViT", parts, 1)  # it says by which mixers class tokens pass; the fusion takes them in
+        ratios = ((1, 1), (view_ratio[0], view_ratio[1]))
+        make: Callable[..., nn.Module] = _conv_stem if conv_stem else _patch_stem
+        stems = [make(in_chans, dim, side) for dim, side in zip(embed_dims, patch_sizes, strict=True)]
+        stem = BranchStems(stems, patch_sizes, ratios)
+        positions = [
+            TokenPositions(dim, size, prefix=1) for dim, size in zip(embed_dims, stem.map_sizes(img_size), strict=True)
+        ]
+        reductions = [round(side * below / above) for side, (above, below) in zip(patch_sizes, ratios, strict=True)]
+        super().__init__(
+            stem={
+                "stem": stem,
+                "positions": nn.ModuleList(positions),
+                "prefix": nn.ModuleList(PrefixTokens(dim) for dim in embed_dims),
+            },
+            parts=parts,
+            norm=nn.ModuleList(_Norm(dim) for dim in embed_dims),
+            feature_info=[
+                {"num_chs": dim, "reduction": reduction}
+                for dim, reduction in zip(embed_dims, reductions, strict=True)
+                for _ in depths
+            ],
+            num_features=sum(embed_dims),
+            head_layer=partial(BranchHead, dims=embed_dims),
+            in_chans=in_chans,
+            **head,
+        )
+        self.num_prefix_tokens = 1
+        self.grad_checkpointing = False
+        self.pruned: list[str] = []
+
+    def begin(self, image: Tensor) -> Any:
+        """Image [B, in_chans, H, W] to the tokens of both branches before the first block."""
+        maps = zip(self.stem(image), self.prefix, self.positions, strict=True)
+        return tuple(positions(prefix(Tokens.of(x.permute(0, 2, 3, 1)))) for x, prefix, positions in maps)
+
+    def advance(self, i: int, state: Any) -> Any:
+        """Take the tokens of both branches through multi-scale block i."""
+        if self.grad_checkpointing and self.training:
+            return recomputed(self.blocks[i], state)
+        return super().advance(i, state)
+
+    def read(self, i: int, state: Any, norm: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Return the map and the class token of the branch that feature i is of, normalised on request."""
+        branch = i // self.num_parts
+        tokens = self._normalise(branch, state[branch]) if norm else state[branch]
+        return tokens.map(), tokens.x[:, : tokens.prefix] if tokens.prefix else None
+
+    def finish(self, state: Any) -> Any:
+        """Normalise the tokens: [B, 1 + N, C] for each branch."""
+        return tuple(self._normalise(branch, tokens).x for branch, tokens in enumerate(state))
+
+    def _normalise(self, branch: int, tokens: Tokens) -> Tokens:
+        norm = self.norm[branch] if isinstance(self.norm, nn.ModuleList) else self.norm
+        return tokens._replace(x=norm(tokens.x))
+
+    def get_classifier(self) -> Any:
+        """Return the last linear layer of each branch, or the module that replaced the head."""
+        return tuple(head.fc for head in self.head) if isinstance(self.head, BranchHead) else super().get_classifier()
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what the features `indices` do not need, and the norm and head; return plain indices.
+
+        With the head goes what only class tokens or maps need that no feature depends on: the last fusion, and blocks,
+        stem and norm of a branch.
+
+        Raises:
+            ValueError: if an index is out of range.
+        """
+        take = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        if not prune_head:
+            return take
+        maps: set[int] = set()  # branches whose map is needed after a part, and those whose class token is
+        tokens: set[int] = set()
+        for part in range(len(self.blocks) - 1, -1, -1):
+            block: Any = self.blocks[part]
+            maps |= {0, 1} if tokens else {i // self.num_parts for i in take if i % self.num_parts == part}
+            self._drop(f"blocks.{part}.fusion", {0, 1} - tokens)
+            self._drop(f"blocks.{part}.branches", {0, 1} - maps)
+            tokens |= {branch for branch in maps if has_place_for_prefix_tokens(block.branches[branch].children())}
+        self._drop("stem", {0, 1} - maps)
+        self._drop("positions", {0, 1} - maps)
+        self._drop("prefix", {0, 1} - tokens)
+        if isinstance(self.norm, nn.ModuleList):
+            self._drop("norm", {0, 1} - {i // self.num_parts for i in take})
+        return take
+
+    def _drop(self, path: str, branches: set[int]) -> None:
+        for branch in sorted(branches):
+            self.pruned.append(f"{path}.{branch}.")
+            self.set_submodule(f"{path}.{branch}", nn.Identity())
+
+    def absent(self) -> tuple[str, ...]:
+        """Beginnings of the names of tensors that the whole model has and this one was built or pruned without."""
+        return (*super().absent(), *self.pruned)
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Make the tables of positions those for images of this size in pixels, so that none is interpolated."""
+        stem: Any = self.stem
+        for positions, size in zip(self.positions, stem.map_sizes(img_size), strict=True):
+            positions.set_size(size)  # type: ignore[operator]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute multi-scale blocks in the backward pass instead of keeping their activations."""
+        self.grad_checkpointing = enable
+
+    def blocks_in_order(self) -> Iterator[nn.Module]:
+        """Yield the blocks of all multi-scale blocks, those of one branch after those of the other."""
+        for part in self.blocks:
+            yield from part.blocks  # type: ignore[union-attr, misc]
+
+
+def _patch_stem(in_chans: int, dim: int, side: int) -> nn.Module:
+    return ConvNormStem(in_chans, dim, side, side)
+
+
+def _conv_stem(in_chans: int, dim: int, side: int) -> nn.Module:
+    if side not in _CONVS:
+        raise ValueError(f"CrossViT: conv_stem=True needs patch_sizes of {sorted(_CONVS)}, got {side}")
+    layers: list[nn.Module] = []
+    dims = (in_chans, dim // 4, dim // 2, dim)
+    for i, (stride, padding) in enumerate(_CONVS[side]):
+        layers += [ConvNorm(dims[i], dims[i + 1], 3 if i else 7, stride, padding), nn.ReLU()]
+    return Stem(*layers[:-1])
+
+
+_PAPER = "paper, not checked against its text"
+_SIZES: dict[str, dict[str, Any]] = {
+    "t": {},
+    "s": {"embed_dims": (192, 384), "num_heads": (6, 6)},
+    "b": {"embed_dims": (384, 768), "num_heads": (12, 12)},
+    "9": {"embed_dims": (128, 256), "num_heads": (4, 4), "depths": ((1, 3),) * 3, "mlp_ratios": (3.0, 3.0)},
+    "15": {"embed_dims": (192, 384), "num_heads": (6, 6), "depths": ((1, 5),) * 3, "mlp_ratios": (3.0, 3.0)},
+    "18": {"embed_dims": (224, 448), "num_heads": (7, 7), "depths": ((1, 6),) * 3, "mlp_ratios": (3.0, 3.0)},
+}
+_PUBLISHED = {  # millions of parameters, GMACs, top-1
+    "t": (6.9, 1.6, 73.4),
+    "s": (26.7, 5.6, 81.0),
+    "b": (104.7, 21.2, 82.2),
+    "9": (8.6, 1.8, 73.9),
+    "15": (27.4, 5.8, 81.5),
+    "18": (43.3, 9.0, 82.5),
+    "9_dagger": (8.8, 2.0, 77.1),
+    "15_dagger": (28.2, 6.1, 82.3),
+    "18_dagger": (44.3, 9.5, 82.8),
+    "15_dagger_384": (28.5, 21.4, 83.5),
+    "18_dagger_384": (44.6, 32.4, 83.9),
+}
+
+
+def _variant(name: str) -> Variant:
+    size, *more = name.split("_")
+    kwargs, side = dict(_SIZES[size]), 240
+    weights: dict[str, Any] = {"tag": "in1k"}
+    if "dagger" in more:
+        kwargs["conv_stem"] = True
+        weights["first_conv"] = ("stem.0.0.conv", "stem.1.0.conv")
+    if "384" in more:
+        side = 408
+        kwargs |= {"img_size": side, "view_ratio": (16, 17)}
+        weights["crop_pct"] = 1.0
+    theirs = {"t": "tiny", "s": "small", "b": "base"}.get(size, size) + ("_dagger" if "dagger" in more else "")
+    weights |= {"hf_hub_id": f"timm/crossvit_{theirs}_{side}.in1k", "input_size": (3, side, side)}
+    params, gmacs, top1 = _PUBLISHED[name]
+    return Variant(kwargs, Published(params, gmacs, top1, size=side, source=_PAPER), weights)
+
+
+VARIANTS = {f"zoo_crossvit_{name}": _variant(name) for name in _PUBLISHED}
+
+_TINY = {"depths": ((1, 2), (1, 1), (1, 1)), "embed_dims": (16, 24), "num_heads": (2, 2)}
+TINY = {"zoo_crossvit_t": _TINY, "zoo_crossvit_9_dagger": _TINY}
+
+register_family(
+    __name__,
+    CrossViT,
+    VARIANTS,
+    tiny=TINY,
+    first_conv=("stem.0.conv", "stem.1.conv"),
+    classifier=("head.0.fc", "head.1.fc"),
+    pool_size=None,
+    paper_ids="arXiv:2103.14899",
+    origin_url="https://github.com/IBM/CrossViT",
+    license="apache-2.0",
+)
