@@ -17,6 +17,7 @@ from visionzoo.models import (
     l2vit,
     levit,
     litv2,
+    moh_vit,
     nat,
     pcpvt,
     poolformer,
@@ -25,6 +26,7 @@ from visionzoo.models import (
     shvit,
     stvit,
     swin,
+    transnext,
 )
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "l2vit",
     "levit",
     "litv2",
+    "moh_vit",
     "nat",
     "pcpvt",
     "poolformer",
@@ -52,4 +55,5 @@ __all__ = [
     "shvit",
     "stvit",
     "swin",
+    "transnext",
 ]
