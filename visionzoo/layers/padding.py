@@ -53,10 +53,18 @@ def pad_to_size(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x
 
 
-def neighbours(x: Tensor, side: int = 3) -> list[Tensor]:
-    """side² maps like [B, H, W, C]: at each place what stands around it, row by row, with zeros around x; odd `side`.
+def neighbours(x: Tensor) -> list[Tensor]:
+    """Nine maps like [B, H, W, C]: at each place what stands at the 3×3 around it, row by row, with zeros around x.
 
     They are views of one copy.
     """
-    padded = F.pad(x, (0, 0, *[side // 2] * 4))
-    return [padded[:, dy : dy + x.shape[1], dx : dx + x.shape[2]] for dy in range(side) for dx in range(side)]
+    padded = F.pad(x, (0, 0, 1, 1, 1, 1))
+    return [padded[:, dy : dy + x.shape[1], dx : dx + x.shape[2]] for dy in range(3) for dx in range(3)]
+
+
+def windows(x: Tensor, side: int) -> Tensor:
+    """[B, H, W, C] to [B, H, W, C, side, side]: the odd window around each place, with zeros around x.
+
+    It is a view of one copy.
+    """
+    return F.pad(x, (0, 0, *[side // 2] * 4)).unfold(1, side, 1).unfold(2, side, 1)

@@ -15,7 +15,7 @@ from visionzoo.layers.attention import attend
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.nhwc import on_nchw
 from visionzoo.layers.norm import LayerNorm
-from visionzoo.layers.padding import neighbours
+from visionzoo.layers.padding import is_symbolic, windows
 from visionzoo.layers.pooling import pool_cells
 from visionzoo.layers.position import ContinuousPositionBias
 
@@ -135,28 +135,28 @@ class AggregatedMixer(Mixer):
         inside = (rows[:, None, :, None] & columns[None, :, None, :]).flatten(2)  # [H, W, k²]
         scaled = self._scale(q, (inside.sum(-1) + cells[0] * cells[1]).float()[..., None, None])
         with without_autocast(x.device):
-            # A product with each neighbour in turn: the views share one copy of the keys, where unfold would make k².
-            scores = [(scaled * near.unflatten(3, q.shape[3:])).sum(-1) for near in neighbours(k, window)]
-            in_window = torch.stack(scores, -1) + self.window_bias.to(wide)  # [B, H, W, G, k²]
+            # No matrix products: these would keep k² copies of the keys and values for the backward pass.
+            near = windows(k, window).unflatten(3, q.shape[3:])  # [B, H, W, G, D, k, k]
+            in_window = (scaled[..., None, None] * near).sum(4).flatten(4) + self.window_bias.to(wide)
             in_window = in_window.masked_fill(~inside[:, :, None], -torch.inf)
-            queries, of_window = (_heads_first(t) for t in (scaled, in_window))
-            of_cells = queries @ _heads_first(pooled_k).transpose(-2, -1) + bias.to(wide)  # [B, G, N, M]
+            of_window = _heads_first(in_window)  # [B, G, N, k²]
+            of_cells = _heads_first(scaled) @ _heads_first(pooled_k).transpose(-2, -1) + bias.to(wide)  # [B, G, N, M]
             weights = torch.cat([of_window, of_cells], -1).softmax(-1)
-            of_window, of_cells = weights.split([window**2, weights.shape[-1] - window**2], -1)
+            of_window, of_cells = weights[..., : window**2], weights[..., window**2 :]
             out = of_cells @ _heads_first(pooled_v.to(wide))
             further = _heads_first(q) @ self.window_tokens.to(wide) + self.window_offset.to(wide)[:, None]
             out, of_window = (t.transpose(1, 2).unflatten(1, size) for t in (out, of_window + further))
-            for weight, near in zip(of_window.split(1, -1), neighbours(v.to(wide), window), strict=True):
-                out = out + weight * near.unflatten(3, q.shape[3:])
+            near = windows(v.to(wide), window).unflatten(3, q.shape[3:])
+            out = out + (of_window.unflatten(-1, (1, window, window)) * near).sum((-2, -1))
         return out.to(dtype)
 
     def _cells(self, x: Tensor) -> tuple[Any, Any]:
         """How many cells a map has along each axis."""
-        sides: tuple[Any, Any] = (x.shape[1], x.shape[2])
-        if self.pool_size is not None:
-            height, width = (torch.sym_min(side, self.pool_size) for side in sides)
-        else:
-            height, width = (torch.sym_max(side // self.reduction, 1) for side in sides)
+        lower, upper = (torch.sym_min, torch.sym_max) if is_symbolic(x) else (min, max)  # these say less to a compiler
+        height, width = (
+            upper(side // self.reduction, 1) if self.pool_size is None else lower(side, self.pool_size)
+            for side in x.shape[1:3]
+        )
         return height, width
 
 
