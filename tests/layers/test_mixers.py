@@ -263,7 +263,10 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
             r"kernel_sizes\[1\] must be odd .*got kernel_sizes\[1\]=4",
         ),
         ({"type": "aggregated", "window_size": 4}, r"window_size must be odd and positive, got window_size=4"),
-        ({"type": "aggregated", "reduction": 0}, r"must be positive where they are given, got reduction=0, pool_size=N"),
+        (
+            {"type": "aggregated", "reduction": 0},
+            r"must be positive where they are given, got reduction=0, pool_size=N",
+        ),
         ({"type": "aggregated", "pool_size": 0}, r"got reduction=4, pool_size=0 and map_size=None"),
         ({"type": "aggregated", "map_size": (7, 0)}, r"pool_size=None and map_size=\(7, 0\)"),
         ({"type": "mixture_of_heads", "shared_heads": 3}, r"got num_heads=2, shared_heads=3 and routed_heads="),

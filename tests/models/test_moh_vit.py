@@ -26,7 +26,7 @@ def test_terms_are_means_over_the_layers_that_route():
     assert model.auxiliary_weights() == {"balance": 0.01, "busiest_head": 0.0}
     model.set_auxiliary()
     terms = model(torch.randn(2, 3, 64, 64)).terms
-    assert 0.5 < terms["balance"] < 2 and 2 / 4 <= terms["busiest_head"] <= 1  # of three or four heads two are taken
+    assert 1.8 < terms["balance"] < 2.6 and 2 / 4 <= terms["busiest_head"] <= 1  # of three or four heads two are taken
     dense = timm.create_model(name, num_classes=3, mixers="aggregated", **tiny)
     assert dense.auxiliary_weights() == {}
 

@@ -202,7 +202,9 @@ class ContinuousPositionBias(nn.Module):
         # Where the cells divide the map all their centres are whole tokens apart: half of the offsets do not occur.
         whole = not isinstance(length, torch.SymInt) and length % count == 0
         step, longest = (2, 2 * length - length // count - 1) if whole else (1, 2 * length - 2)
-        distance = torch.arange(-longest, longest + 1, step, device=weight.device).float() / 2  # as released, in float32
+        distance = (
+            torch.arange(-longest, longest + 1, step, device=weight.device).float() / 2
+        )  # as released, in float32
         distance = distance / (unit - 1 if isinstance(unit, torch.SymInt) else max(unit - 1, 1)) * 8
         seen = torch.sign(distance) * torch.log2(distance.abs() + 1) / 3
         return seen.to(weight.dtype), (twice + longest) // step

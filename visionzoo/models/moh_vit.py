@@ -1,9 +1,9 @@
 """MoH-ViT: Multi-Head Attention as Mixture-of-Head Attention, 2024, https://arxiv.org/abs/2410.11842.
 
 Facts from https://github.com/SkyworkAI/MoH at 2cefd57 (Apache-2.0); the code here is our own. A TransNeXt whose tokens
-weigh attention's heads and take some only; the number in a name is the share of heads that they take, in per cent. Every
-head is computed for every token, as released, so that the multiply-adds are TransNeXt's. The published variants are
-these four; there is no tiny one.
+weigh attention's heads and take some only; the number in a name is the share of heads that they take, in per cent.
+Every head is computed for every token, as released, so that the multiply-adds are TransNeXt's. These four variants were
+published; there is no tiny one. The authors' code takes images of one size only, ours of any, as TransNeXt does.
 
 In training with `set_auxiliary` the model returns `balance`, the authors' loss, and `busiest_head`, the share of tokens
 that take the most taken head, both as means over the layers that route. `head_shares` gives the shares of all heads.

@@ -1,10 +1,10 @@
 """TransNeXt: Robust Foveal Visual Perception for Vision Transformers, CVPR 2024, https://arxiv.org/abs/2311.17132.
 
-Facts from https://github.com/DaiShiResearch/TransNeXt at c8a9974 (Apache-2.0); the code here is our own. The backbone is
-PVTv2's with aggregated attention and gated MLPs; images may have any size. On maps of other sizes than in training the
-biases of positions are computed from the offsets, as the authors' dense models do with `is_extrapolation=True`; with
-False, which is their default there, they interpolate those of the training size. Micro's 2.6 GMACs are published as
-2.7: products with a window are no matrix products here, and are not counted.
+Facts from https://github.com/DaiShiResearch/TransNeXt at c8a9974 (Apache-2.0); the code here is our own. The backbone
+is PVTv2's with aggregated attention and gated MLPs; images may have any size. On maps of other sizes than in training
+the biases of positions are computed from the offsets, as the authors' dense models do with `is_extrapolation=True`;
+with False, their default there, they interpolate those of the training size. Micro's 2.6 GMACs are published as 2.7:
+products with a window are no matrix products here, and are not counted.
 """
 
 from __future__ import annotations
@@ -116,32 +116,33 @@ def size(name: str) -> dict[str, Any]:
     }
 
 
-def _weights(name: str, *, file: str = "", **cfg: Any) -> dict[str, Any]:
-    return {"tag": "in1k", "hf_hub_id": f"DaiShiResearch/transnext-{name}", **cfg}
+def _variant(name: str, published: Published, weights: str, **changed: Any) -> Variant:
+    side = published.size
+    cfg: dict[str, Any] = {"input_size": (3, side, side), "pool_size": (side // 32, side // 32)}
+    if side == 384:
+        changed, cfg = {"pretrain_size": 224, **changed}, {**cfg, "crop_pct": 1.0, "crop_mode": "squash"}
+    return Variant(
+        {**size(name), "img_size": side, **changed},
+        published,
+        cfg,
+        no_weights=f"the authors' are at https://huggingface.co/DaiShiResearch/transnext-{weights}",
+    )
 
 
 _README = "README.md of DaiShiResearch/TransNeXt"
 
 VARIANTS = {
-    "zoo_transnext_micro": Variant(size("micro"), Published(12.8, 2.7, 82.5, source=_README, explained=("gmacs",))),
-    "zoo_transnext_micro_aaaa": Variant(
-        {**size("micro"), "reductions": (16, 8, 4, 2), "img_size": 256},
-        Published(13.1, 3.3, 82.6, 256, source=_README),
-        {"input_size": (3, 256, 256), "pool_size": (8, 8)},
+    "zoo_transnext_micro": _variant(
+        "micro", Published(12.8, 2.7, 82.5, source=_README, explained=("gmacs",)), "micro-224-1k"
     ),
-    "zoo_transnext_tiny": Variant(size("tiny"), Published(28.2, 5.7, 84.0, source=_README)),
-    "zoo_transnext_small": Variant(size("small"), Published(49.7, 10.3, 84.7, source=_README)),
-    "zoo_transnext_small_384": Variant(
-        {**size("small"), "img_size": 384, "pretrain_size": 224},
-        Published(49.7, 32.1, 86.0, 384, source=_README),
-        {"input_size": (3, 384, 384), "pool_size": (12, 12)},
+    "zoo_transnext_micro_aaaa": _variant(
+        "micro", Published(13.1, 3.3, 82.6, 256, _README), "micro-AAAA-256-1k", reductions=(16, 8, 4, 2)
     ),
-    "zoo_transnext_base": Variant(size("base"), Published(89.7, 18.4, 84.8, source=_README)),
-    "zoo_transnext_base_384": Variant(
-        {**size("base"), "img_size": 384, "pretrain_size": 224},
-        Published(89.7, 56.3, 86.2, 384, source=_README),
-        {"input_size": (3, 384, 384), "pool_size": (12, 12)},
-    ),
+    "zoo_transnext_tiny": _variant("tiny", Published(28.2, 5.7, 84.0, source=_README), "tiny-224-1k"),
+    "zoo_transnext_small": _variant("small", Published(49.7, 10.3, 84.7, source=_README), "small-224-1k"),
+    "zoo_transnext_small_384": _variant("small", Published(49.7, 32.1, 86.0, 384, _README), "small-384-1k-ft-1k"),
+    "zoo_transnext_base": _variant("base", Published(89.7, 18.4, 84.8, source=_README), "base-224-1k"),
+    "zoo_transnext_base_384": _variant("base", Published(89.7, 56.3, 86.2, 384, _README), "base-384-1k-ft-1k"),
 }
 
 _SMALL = {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)}

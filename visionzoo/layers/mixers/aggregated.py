@@ -51,8 +51,6 @@ class AggregatedMixer(Mixer):
     torch.Size([1, 5, 7, 64])
     """
 
-    NO_WEIGHT_DECAY = ("query_embedding", "window_bias")
-
     def __init__(
         self,
         dim: int,
@@ -75,13 +73,16 @@ class AggregatedMixer(Mixer):
         self.window_size, self.reduction, self.pool_size = window_size, reduction, pool_size
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
         self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
+        self.NO_WEIGHT_DECAY: tuple[str, ...] = ("query_embedding",)
         self.query_embedding = nn.Parameter(torch.zeros(self.num_heads, self.head_dim))
-        self.temperature = nn.Parameter(torch.full((self.num_heads,), math.log(math.expm1(1 / 0.24))))  # before softplus
+        # softplus turns it into 1 / 0.24
+        self.temperature = nn.Parameter(torch.full((self.num_heads,), math.log(math.expm1(1 / 0.24))))
         self.position_bias = ContinuousPositionBias(self.num_heads)
         self.proj = nn.Linear(dim, dim)
         trunc_normal_(self.query_embedding, std=0.02)
         self.pooled = reduction > 1 or pool_size is not None
         if self.pooled:
+            self.NO_WEIGHT_DECAY += ("window_bias",)
             self.sr = nn.Conv2d(dim, dim, 1)
             self.norm = LayerNorm(dim)
             self.window_bias = nn.Parameter(torch.zeros(self.num_heads, window_size**2))
@@ -102,7 +103,7 @@ class AggregatedMixer(Mixer):
         return heads
 
     def _keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit keys and values of a map, both [B, H, W, G, D]."""
+        """Return unit keys and values of a map, both [B, H, W, G, D]."""
         k, v = self.kv(x).unflatten(-1, (2, self.num_heads, self.head_dim)).unbind(-3)
         return _unit(k), v
 

@@ -13,11 +13,11 @@ class HeadRouter(nn.Module):
     """How much each head counts for each token: all shared heads, and the most fitting of the others.
 
     The gates of the shared heads are a softmax times their number. Those of the others are a softmax of which the
-    `routed_heads` largest are kept, divided by their sum and multiplied by their number. Where there are both kinds, two
-    more numbers, a softmax times 2, weigh one kind against the other. Softmax is float32 at least.
+    `routed_heads` largest are kept, divided by their sum and multiplied by their number. Where there are both kinds,
+    two more numbers, a softmax times 2, weigh one kind against the other. Softmax is float32 at least.
 
-    A model that collects terms (`visionzoo.layers.outputs`) gets `balance`, the loss that spreads tokens over heads: 1
-    where each is chosen equally often; and `busiest_head`, the share of tokens that the most chosen head has.
+    A model that collects terms (`visionzoo.layers.outputs`) gets `balance`, the loss that spreads tokens over heads,
+    `routed_heads` where all are taken equally often; and `busiest_head`, the share of tokens that take the most taken.
 
     Args:
         dim: channels C.
