@@ -22,6 +22,7 @@ from visionzoo.layers.mixers import (
 from visionzoo.models._registry import TINY
 
 SMALL = {  # options that suit tiny maps
+    "aggregated": {"pool_size": 2},
     "halo": {"block_size": 4, "halo_size": 1},
     "cross_window": {"stripe_width": 2},
     "embedding_free": {"reduction": 2},
@@ -29,6 +30,7 @@ SMALL = {  # options that suit tiny maps
     "focused_linear": {"position_size": 3},
     "injective_linear": {"lepe_kernel": 3},
     "levit": {"map_size": 4},
+    "mixture_of_heads": {"reduction": 1},
     "neighborhood": {"kernel_size": 3, "dilation": 2},
     "spatial_reduction": {"reduction": 2, "pool_size": None},
     "super_token": {"token_size": 2},
@@ -268,6 +270,17 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
             {"type": "large_kernel_ffn", "kernel_sizes": (7, 4)},
             r"kernel_sizes\[1\] must be odd .*got kernel_sizes\[1\]=4",
         ),
+        ({"type": "aggregated", "window_size": 4}, r"window_size must be odd and positive, got window_size=4"),
+        (
+            {"type": "aggregated", "reduction": 0},
+            r"must be positive where they are given, got reduction=0, pool_size=N",
+        ),
+        ({"type": "aggregated", "pool_size": 0}, r"got reduction=4, pool_size=0 and map_size=None"),
+        ({"type": "aggregated", "map_size": (7, 0)}, r"pool_size=None and map_size=\(7, 0\)"),
+        ({"type": "mixture_of_heads", "shared_heads": 3}, r"got num_heads=2, shared_heads=3 and routed_heads="),
+        ({"type": "mixture_of_heads", "shared_heads": -1}, r"expected shared_heads from 0 .*shared_heads=-1"),
+        ({"type": "mixture_of_heads", "routed_heads": 0}, r"got num_heads=2, shared_heads=1 and routed_heads=0"),
+        ({"type": "mixture_of_heads", "routed_heads": 2}, r"got num_heads=2, shared_heads=1 and routed_heads=2"),
         ({"type": "levit", "map_size": 0}, r"must be positive, got key_dim=16, attn_ratio=2.0, map_size=0"),
         ({"type": "levit", "out_dim": 0}, r"must be positive, .*out_dim=0"),
         ({"type": "levit", "num_heads": 0}, r"num_heads must divide dim, got dim=16 and num_heads=0"),

@@ -45,6 +45,7 @@ def test_the_configs_are_there():
         "inline",
         "stvit",
         "pcpvt",
+        "transnext",
     ):
         assert f"zoo-{family}" in names
 

@@ -17,6 +17,8 @@ class ConvMlp(nn.Module):
         drop: dropout probability after the activation and at the end.
         first_act_layer: activation before the convolution; None for none.
         residual: add the convolution's input to its output (STViT, arXiv:2211.11167).
+        gated: have a second map, which is not convolved, multiply the activation's; both of ⌊2·hidden_dim / 3⌋ channels
+            (convolutional GLU of TransNeXt, arXiv:2311.17132).
     """
 
     def __init__(
@@ -28,9 +30,12 @@ class ConvMlp(nn.Module):
         drop: float = 0.0,
         first_act_layer: type[nn.Module] | None = None,
         residual: bool = False,
+        gated: bool = False,
     ):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.gated = gated
+        hidden_dim = 2 * hidden_dim // 3 if gated else hidden_dim
+        self.fc1 = nn.Linear(dim, 2 * hidden_dim if gated else hidden_dim)
         self.act1 = first_act_layer() if first_act_layer else nn.Identity()
         self.residual = residual
         self.dwconv = DepthwiseConvNHWC(hidden_dim, 3)
@@ -41,5 +46,6 @@ class ConvMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
         x = self.act1(self.fc1(x))
+        x, gate = x.chunk(2, dim=-1) if self.gated else (x, None)
         x = self.act(self.dwconv(x, residual=x if self.residual else None))
-        return self.drop(self.fc2(self.drop(x)))
+        return self.drop(self.fc2(self.drop(x if gate is None else x * gate)))

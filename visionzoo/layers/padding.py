@@ -60,3 +60,11 @@ def neighbours(x: Tensor) -> list[Tensor]:
     """
     padded = F.pad(x, (0, 0, 1, 1, 1, 1))
     return [padded[:, dy : dy + x.shape[1], dx : dx + x.shape[2]] for dy in range(3) for dx in range(3)]
+
+
+def windows(x: Tensor, side: int) -> Tensor:
+    """[B, H, W, C] to [B, H, W, C, side, side]: the odd window around each place, with zeros around x.
+
+    It is a view of one copy.
+    """
+    return F.pad(x, (0, 0, *[side // 2] * 4)).unfold(1, side, 1).unfold(2, side, 1)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from visionzoo.kernels import depthwise_conv
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
+from visionzoo.layers.pooling import cells as cells_of
 from visionzoo.layers.tracing import one_node
 
 
@@ -159,6 +160,54 @@ class NeighborhoodBias(nn.Module):
         if weight.ndim != 3:
             raise ValueError(f"{name}: expected the offsets of a neighborhood [G, h, w], got {tuple(weight.shape)}")
         return resize_table(weight.permute(1, 2, 0)[None], self.table.shape[1:], "bicubic")[0].permute(2, 0, 1)
+
+
+class ContinuousPositionBias(nn.Module):
+    """A bias for each offset between query and key and each head, which an MLP computes (TransNeXt, arXiv:2311.17132).
+
+    Keys are the tokens of a map, or cells of it, whose places are their centres. The MLP sees the offset along each
+    axis, sign(d)·log2(1 + |d|) / 3 with d = 8 for the longest one of a map of `unit` size; maps may have any size.
+
+    Args:
+        num_heads: heads G.
+        hidden_dim: channels of the MLP between its layers.
+    """
+
+    NO_WEIGHT_DECAY = ("fc1.weight", "fc2.weight")
+
+    def __init__(self, num_heads: int, hidden_dim: int = 512):
+        super().__init__()
+        self.fc1 = nn.Linear(2, hidden_dim)
+        self.act = nn.ReLU()
+        self.fc2 = nn.Linear(hidden_dim, num_heads)
+
+    def forward(self, size: tuple[int, int], cells: tuple[int, int], unit: tuple[int, int]) -> Tensor:
+        """Bias [G, H·W, h·w] of the tokens of a map of (H, W) = `size` and of its (h, w) = `cells` cells.
+
+        The MLP runs once for each offset, not for each pair.
+        """
+        axes = [self._offsets(*lengths) for lengths in zip(size, cells, unit, strict=True)]
+        (rows, at_row), (columns, at_column) = axes
+        offsets = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)
+        table = self.fc2(self.act(self.fc1(offsets))).permute(2, 0, 1)
+        bias = table.index_select(1, at_row.flatten()).index_select(2, at_column.flatten())  # [G, H·h, W·w]
+        bias = bias.unflatten(2, at_column.shape).unflatten(1, at_row.shape)
+        return bias.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+    def _offsets(self, length: int, count: int, unit: int) -> tuple[Tensor, Tensor]:
+        """Offsets along an axis as the MLP sees them, and which of them each query [length] has to each key [count]."""
+        weight = self.fc1.weight
+        first, end = cells_of(length, count, weight.device)
+        twice = 2 * torch.arange(length, device=weight.device)[:, None] - (first + end - 1)  # in half tokens
+        # Where the cells divide the map all their centres are whole tokens apart: half of the offsets do not occur.
+        whole = not isinstance(length, torch.SymInt) and length % count == 0
+        step, longest = (2, 2 * length - length // count - 1) if whole else (1, 2 * length - 2)
+        distance = (
+            torch.arange(-longest, longest + 1, step, device=weight.device).float() / 2
+        )  # as released, in float32
+        distance = distance / (unit - 1 if isinstance(unit, torch.SymInt) else max(unit - 1, 1)) * 8
+        seen = torch.sign(distance) * torch.log2(distance.abs() + 1) / 3
+        return seen.to(weight.dtype), (twice + longest) // step
 
 
 @one_node

@@ -18,6 +18,7 @@ from visionzoo.models import (
     l2vit,
     levit,
     litv2,
+    moh_vit,
     nat,
     pcpvt,
     poolformer,
@@ -27,6 +28,7 @@ from visionzoo.models import (
     stvit,
     swin,
     tnt,
+    transnext,
 )
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "l2vit",
     "levit",
     "litv2",
+    "moh_vit",
     "nat",
     "pcpvt",
     "poolformer",
@@ -56,4 +59,5 @@ __all__ = [
     "stvit",
     "swin",
     "tnt",
+    "transnext",
 ]

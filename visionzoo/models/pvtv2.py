@@ -36,6 +36,7 @@ class PyramidVisionTransformerV2(Pyramid):
         reductions: side of the patches that attention's keys come from, for each stage.
         linear: the layout of PVTv2-B2-Linear: keys from a map pooled to 7×7, a ReLU before the MLPs' convolutions.
         mlp_relu: whether the MLPs have that ReLU; None means as `linear` says.
+        mlp_gated: whether a second map gates the MLPs' convolved one (TransNeXt).
         qkv_bias: whether the projections to q, k, v have a bias.
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
         in_chans: image channels.
@@ -78,6 +79,7 @@ class PyramidVisionTransformerV2(Pyramid):
         reductions: Sequence[int] = (8, 4, 2, 1),
         linear: bool = False,
         mlp_relu: bool | None = None,
+        mlp_gated: bool = False,
         qkv_bias: bool = True,
         mixers: Any = None,
         in_chans: int = 3,
@@ -95,7 +97,8 @@ class PyramidVisionTransformerV2(Pyramid):
             for ratio in reductions
         ]
         norm = partial(LayerNorm, eps=1e-6)
-        mlp = partial(ConvMlp, first_act_layer=nn.ReLU if (linear if mlp_relu is None else mlp_relu) else None)
+        relu = nn.ReLU if (linear if mlp_relu is None else mlp_relu) else None
+        mlp = partial(ConvMlp, first_act_layer=relu, gated=mlp_gated)
         super().__init__(
             stem=ConvNormStem(in_chans, embed_dims[0], 7, 4, 3, norm_layer=LayerNorm),
             stages=build_stages(

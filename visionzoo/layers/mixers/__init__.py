@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
+from visionzoo.layers.mixers.aggregated import AggregatedMixer
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.mixers.channel import ChannelMixer
 from visionzoo.layers.mixers.clamped_linear import ClampedLinearMixer
@@ -27,6 +28,7 @@ from visionzoo.layers.mixers.injective_linear import InjectiveLinearMixer
 from visionzoo.layers.mixers.large_kernel_ffn import LargeKernelFfnMixer
 from visionzoo.layers.mixers.levit import LevitMixer
 from visionzoo.layers.mixers.linear import LinearMixer
+from visionzoo.layers.mixers.mixture_of_heads import MixtureOfHeadsMixer
 from visionzoo.layers.mixers.nchw import MixerNCHW
 from visionzoo.layers.mixers.neighborhood import NeighborhoodMixer
 from visionzoo.layers.mixers.pool import PoolMixer
@@ -39,6 +41,7 @@ from visionzoo.layers.specs import Spec, build_spec, by_part, in_turn, read_spec
 
 __all__ = [
     "MIXERS",
+    "AggregatedMixer",
     "ChannelMixer",
     "ClampedLinearMixer",
     "CrossWindowMixer",
@@ -56,6 +59,7 @@ __all__ = [
     "LinearMixer",
     "Mixer",
     "MixerNCHW",
+    "MixtureOfHeadsMixer",
     "NeighborhoodMixer",
     "PoolMixer",
     "RoutedMixer",
@@ -69,6 +73,7 @@ __all__ = [
 ]
 
 MIXERS: dict[str, type[Mixer]] = {
+    "aggregated": AggregatedMixer,
     "channel": ChannelMixer,
     "clamped_linear": ClampedLinearMixer,
     "cross_window": CrossWindowMixer,
@@ -84,6 +89,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "large_kernel_ffn": LargeKernelFfnMixer,
     "levit": LevitMixer,
     "linear": LinearMixer,
+    "mixture_of_heads": MixtureOfHeadsMixer,
     "neighborhood": NeighborhoodMixer,
     "pool": PoolMixer,
     "routed": RoutedMixer,

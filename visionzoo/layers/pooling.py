@@ -1,0 +1,32 @@
+"""Means over the cells of a map, whose number need not divide the map's sides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def cells(length: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cut `length` places into `count` cells, which may overlap by one: first place and end of each, [count].
+
+    They are those of torch's adaptive pooling.
+    """
+    index = torch.arange(count, device=device)
+    return index * length // count, ((index + 1) * length + count - 1) // count
+
+
+def pool_cells(x: Tensor, size: tuple[Any, Any]) -> Tensor:
+    """Mean of each cell of a [B, H, W, C] map, for (h, w) = `size` cells: [B, h, w, C].
+
+    It is `F.adaptive_avg_pool2d` as two matrix products: sizes may be symbols, and gradients repeat on a GPU.
+    """
+    rows, columns = (_shares(x, axis, count) for axis, count in ((1, size[0]), (2, size[1])))
+    return columns @ (rows @ x.flatten(2)).unflatten(2, (x.shape[2], x.shape[3]))
+
+
+def _shares(x: Tensor, axis: int, count: int) -> Tensor:
+    first, end = (edge[:, None] for edge in cells(x.shape[axis], count, x.device))
+    place = torch.arange(x.shape[axis], device=x.device)
+    return ((place >= first) & (place < end)).to(x.dtype) / (end - first).to(x.dtype)
