@@ -71,12 +71,18 @@ MODELS = {  # record -> model
     "flatten/flatten_pvt_t": "zoo_flatten_pvt_t",
     "flatten/flatten_pvtv2_b0": "zoo_flatten_pvtv2_b0",
     "flatten/flatten_swin_t": "zoo_flatten_swin_t",
+    "flowformer/flowformer": "zoo_flowformer",
+    "flowformer/flowformer_tiny": "zoo_flowformer",
     "pvt/pvt_t": "zoo_pvt_t",
     "pvtv2/pvtv2_b0": "zoo_pvtv2_b0",
     "swin/swin_t": "zoo_swin_t",
 }
-TOKENS = {  # family of isotropic records -> the recorded features, of the states after all blocks and the end
+ARGUMENTS = {  # of the models of some records
+    "flowformer/flowformer_tiny": {"embed_dims": (24, 48, 96, 192), "depths": (1, 1, 2, 1)},
+}
+TOKENS = {  # family whose records hold tokens -> the recorded features, of the states after all blocks and the end
     "convit": lambda states, last: [states[0].x, states[9].x, states[11].x, last],
+    "flowformer": lambda states, last: [state.flatten(2).mT for state in (*states, last)],
 }
 DENSE = {  # record of the authors' backbone for detection or segmentation -> model, arguments
     "cswin/cswin_t_dense": ("zoo_cswin_t", {}),
@@ -107,7 +113,7 @@ def _features(model, record):
 @pytest.mark.parametrize(("record_name", "stress"), RUNS)
 def test_logits_and_features_are_the_authors(record_name, stress):
     record = Record(record_name)
-    model = timm.create_model(MODELS[record_name]).double().eval()
+    model = timm.create_model(MODELS[record_name], **ARGUMENTS.get(record_name, {})).double().eval()
     visionzoo.load_weights(model, record.state_dict(stress))
     with torch.no_grad():
         last, features = _features(model, record)
@@ -141,7 +147,7 @@ def test_maps_of_any_size_are_those_of_the_authors_dense_backbone(record_name):
 @pytest.mark.parametrize("record_name", MODELS)
 def test_parameter_count_is_the_authors(record_name):
     with torch.device("meta"):
-        model = timm.create_model(MODELS[record_name])
+        model = timm.create_model(MODELS[record_name], **ARGUMENTS.get(record_name, {}))
     meta = Record(record_name).meta
     unused = sum(math.prod(shape) for name, shape, _ in meta["state"] if name in meta.get("unused_parameters", ()))
     assert sum(p.numel() for p in model.parameters()) == meta["num_params"] - unused

@@ -18,6 +18,7 @@ from visionzoo.layers.mixers.cross_window import CrossWindowMixer
 from visionzoo.layers.mixers.decoupled_fc import DecoupledFcMixer
 from visionzoo.layers.mixers.embedding_free import EmbeddingFreeMixer
 from visionzoo.layers.mixers.factorized import FactorizedMixer
+from visionzoo.layers.mixers.flow import FlowMixer
 from visionzoo.layers.mixers.focused_linear import FocusedLinearMixer
 from visionzoo.layers.mixers.full import FullMixer
 from visionzoo.layers.mixers.gated_positional import GatedPositionalMixer
@@ -45,6 +46,7 @@ __all__ = [
     "DecoupledFcMixer",
     "EmbeddingFreeMixer",
     "FactorizedMixer",
+    "FlowMixer",
     "FocusedLinearMixer",
     "FullMixer",
     "GatedPositionalMixer",
@@ -75,6 +77,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "decoupled_fc": DecoupledFcMixer,
     "embedding_free": EmbeddingFreeMixer,
     "factorized": FactorizedMixer,
+    "flow": FlowMixer,
     "focused_linear": FocusedLinearMixer,
     "full": FullMixer,
     "gated_positional": GatedPositionalMixer,
