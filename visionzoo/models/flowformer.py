@@ -100,7 +100,7 @@ VARIANTS = {
     )
 }
 
-TINY = {"zoo_flowformer": {"depths": (1, 1), "embed_dims": (8, 16), "num_heads": (2, 4)}}
+TINY = {"zoo_flowformer": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (2, 2, 4, 4)}}
 
 register_family(
     __name__,
