@@ -71,6 +71,10 @@ MODELS = {  # record -> model
     "flatten/flatten_pvt_t": "zoo_flatten_pvt_t",
     "flatten/flatten_pvtv2_b0": "zoo_flatten_pvtv2_b0",
     "flatten/flatten_swin_t": "zoo_flatten_swin_t",
+    "fcaformer/fcaformer_l1": "zoo_fcaformer_l1",
+    "fcaformer/fcaformer_l2": "zoo_fcaformer_l2",
+    "fcaformer/fcaformer_l3": "zoo_fcaformer_l3",
+    "fcaformer/fcaformer_l4": "zoo_fcaformer_l4",
     "flowformer/flowformer": "zoo_flowformer",
     "flowformer/flowformer_tiny": "zoo_flowformer",
     "pvt/pvt_t": "zoo_pvt_t",
@@ -101,6 +105,13 @@ def _features(model, record):
         model.blocks[0].peg.register_forward_pre_hook(lambda module, args: before.append(args[0].permute(0, 3, 1, 2)))
         last, features = model.forward_intermediates(record.image(), [5, 11])
         return last, before + features
+    if record.meta["family"] == "fcaformer":  # the stem's map, then layers that end with what our stages begin with
+        taps = []
+        for module in (model.stem, *(stage.downsample for stage in model.stages[1:])):
+            module.register_forward_hook(lambda module, args, out: taps.append(out))
+        last = model.forward_features(record.image())
+        maps = [out.permute(0, 3, 1, 2) for out in taps[1:]]
+        return last, [taps[0], *maps[:2], *(x.flatten(2).mT for x in (maps[2], last))]
     if record.meta["family"] not in TOKENS:
         return model.forward_intermediates(record.image())
     states = [model.begin(record.image())]

@@ -81,11 +81,20 @@ class Block(nn.Module):
         """[B, H, W, C] to [B, H, W, C]."""
         if self.cpe1 is not None:
             x = self.cpe1(x, residual=x)
-        if self.mixer is not None:
-            y = self.norm1(x)
-            x = self._add(x, self.mixer(y, x) if self.mixer_sees_input else self.mixer(y), self.ls1)
+        x = self.mix_tokens(x)
         if self.cpe2 is not None:
             x = self.cpe2(x, residual=x)
+        return self.mix_channels(x)
+
+    def mix_tokens(self, x: Tensor, *beside: Tensor) -> Tensor:
+        """Add the mixer's branch to [B, H, W, C]; `beside` is what the mixer takes besides the map."""
+        if self.mixer is None:
+            return x
+        y = self.norm1(x)
+        return self._add(x, self.mixer(y, x) if self.mixer_sees_input else self.mixer(y, *beside), self.ls1)
+
+    def mix_channels(self, x: Tensor) -> Tensor:
+        """Add the MLP's branch to [B, H, W, C]."""
         normalised = on_nchw(self.norm2, x) if self.norm2_on_nchw else self.norm2(x)
         return self.peg(self._add(x, self.branch_gate(self.mlp(normalised)), self.ls2))
 

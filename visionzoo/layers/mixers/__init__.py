@@ -20,6 +20,7 @@ from visionzoo.layers.mixers.embedding_free import EmbeddingFreeMixer
 from visionzoo.layers.mixers.factorized import FactorizedMixer
 from visionzoo.layers.mixers.flow import FlowMixer
 from visionzoo.layers.mixers.focused_linear import FocusedLinearMixer
+from visionzoo.layers.mixers.forward_cross import ForwardCrossMixer
 from visionzoo.layers.mixers.full import FullMixer
 from visionzoo.layers.mixers.gated_positional import GatedPositionalMixer
 from visionzoo.layers.mixers.halo import HaloMixer
@@ -48,6 +49,7 @@ __all__ = [
     "FactorizedMixer",
     "FlowMixer",
     "FocusedLinearMixer",
+    "ForwardCrossMixer",
     "FullMixer",
     "GatedPositionalMixer",
     "HaloMixer",
@@ -79,6 +81,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "factorized": FactorizedMixer,
     "flow": FlowMixer,
     "focused_linear": FocusedLinearMixer,
+    "forward_cross": ForwardCrossMixer,
     "full": FullMixer,
     "gated_positional": GatedPositionalMixer,
     "halo": HaloMixer,
