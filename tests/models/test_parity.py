@@ -90,6 +90,7 @@ TOKENS = {  # family whose records hold tokens -> the recorded features, of the 
 }
 DENSE = {  # record of the authors' backbone for detection or segmentation -> model, arguments
     "cswin/cswin_t_dense": ("zoo_cswin_t", {}),
+    "fcaformer/fcaformer_l1_dense": ("zoo_fcaformer_l1", {}),
     "pvt/pvt_t_dense": ("zoo_pvt_t", {"class_token": False}),
     "swin/swin_t_dense": ("zoo_swin_t", {}),
 }
