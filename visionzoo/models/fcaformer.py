@@ -7,8 +7,7 @@ px are cut into windows of that size, in which whole blocks run; zeros fill them
 ..., at the bottom and right for blocks 1, 3, .... Where we differ: each stage begins with the downsampling that the
 authors' layers end with, so that features are those of their detectors, though without the 1×1 convolutions and norms
 that follow there; the tables of positions and the factors of cross tokens are kept from weight decay. L0, of DeiT's
-form, is not released. L3 and L4 have 6.5 and 14.2 GMACs, not the published 6.7 and 14.5, which count queries that the
-authors' code projects from cross tokens and does not use.
+form, is not released.
 """
 
 from __future__ import annotations
@@ -229,11 +228,11 @@ VARIANTS = {
     ),
     "zoo_fcaformer_l3": Variant(
         {"depths": (3, 6, 12, 3), "embed_dims": (96, 192, 320, 512), "num_heads": (0, 0, 10, 16)},
-        Published(28, 6.7, 84.2, source=_README, explained=("gmacs",)),
+        Published(28, 6.7, 84.2, source=_README),
     ),
     "zoo_fcaformer_l4": Variant(
         {"depths": (3, 6, 12, 3), "embed_dims": (128, 256, 512, 768), "num_heads": (0, 0, 16, 24)},
-        Published(66, 14.5, 84.9, source=_README, explained=("gmacs",)),
+        Published(66, 14.5, 84.9, source=_README),
     ),
 }
 

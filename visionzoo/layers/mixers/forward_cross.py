@@ -61,17 +61,14 @@ class ForwardCrossMixer(OffsetBiasMixer):
         given = 0 if cross is None else cross.shape[1]
         if given != self.cross_tokens:
             raise ValueError(f"ForwardCrossMixer: expected {self.cross_tokens} cross tokens, got {given}")
-        # [B, H, W, G, D] -> [B, G, N, D]
-        q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in self.split_heads(self.qkv(x)))
+        tokens = x.flatten(1, 2)
+        if cross is not None:
+            tokens = torch.cat([tokens, self.cross_norm(cross * self.cross_scale)], 1)
+        count = x.shape[1] * x.shape[2]
+        q, k, v = (t.transpose(1, 2) for t in self.split_heads(self.qkv(tokens)))  # [B, G, N + M, D]
         bias = self.offset_bias((x.shape[1], x.shape[2]), q.dtype)[None]
         if cross is not None:
-            weight, shift = self.qkv.weight[self.dim :], self.qkv.bias
-            tokens = self.cross_norm(cross * self.cross_scale)
-            pairs = nn.functional.linear(tokens, weight, None if shift is None else shift[self.dim :])
-            # [B, M, 2·C] -> [2, B, G, M, D]
-            more_k, more_v = pairs.unflatten(-1, (2, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
-            k, v = torch.cat([k, more_k], 2), torch.cat([v, more_v], 2)
-            cross_bias = self.cross_bias.to(q.dtype).expand(-1, -1, q.shape[2], -1)
+            cross_bias = self.cross_bias.to(q.dtype).expand(-1, -1, count, -1)
             bias = torch.cat([bias, cross_bias], 3)
-        out = attend(q, k, v, bias=bias)
+        out = attend(q[:, :, :count], k, v, bias=bias)
         return self.proj(out.transpose(1, 2).reshape(x.shape))
