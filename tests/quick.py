@@ -48,7 +48,8 @@ def draw_weights(model: nn.Module) -> nn.Module:
     gains |= {
         f"{name}.norm.weight": 3.0
         for name, module in model.named_modules()
-        if isinstance(module, ConvNorm) and module.conv.weight.shape[1] == 1 < module.conv.groups
+        if (isinstance(module, ConvNorm) and module.conv.weight.shape[1] == 1 < module.conv.groups)
+        or name.endswith(".local_conv")
     }
     # Residual branches that nothing but their own norms holds back would grow until every softmax is hard.
     gains |= {f"{name}.norm.weight": 0.8 for name, module in model.named_modules() if isinstance(module, LinearNorm)}

@@ -7,7 +7,8 @@ import torch
 from quick import draw_weights
 from torch import nn
 
-from visionzoo.layers.mixers.levit import LevitMixer, offset_index
+from visionzoo.layers.mixers.levit import LevitMixer
+from visionzoo.layers.mixers.offset_bias import offset_index
 
 
 def _mixer(**options):
@@ -79,7 +80,7 @@ def _bias(table, size, stride=1):
     """[G, query y, query x, key y, key x] of a mixer with this table."""
     mixer = LevitMixer(12, len(table), key_dim=4, map_size=table.shape[1:], stride=stride)
     mixer.bias_table = nn.Parameter(table.flatten(1))
-    bias = mixer._bias(size, table.dtype).detach()
+    bias = mixer.offset_bias(size, table.dtype).detach()
     return bias.reshape(len(table), *(-(-n // stride) for n in size), *size)
 
 

@@ -23,6 +23,7 @@ from visionzoo.models._registry import TINY
 
 SMALL = {  # options that suit tiny maps
     "aggregated": {"pool_size": 2},
+    "forward_cross": {"map_size": 4},
     "halo": {"block_size": 4, "halo_size": 1},
     "cross_window": {"stripe_width": 2},
     "embedding_free": {"reduction": 2},
@@ -259,6 +260,8 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ({"type": "embedding_free", "isr": 0}, r"must be positive, got reduction=1 and isr=0"),
         ({"type": "factorized", "window_size": 0}, r"must be positive, got reduction=1 and window_size=0"),
         ({"type": "factorized", "reduction": 2, "num_heads": 8}, r"more channels, got dim=16 and num_heads=8"),
+        ({"type": "forward_cross", "map_size": 0}, r"ForwardCrossMixer: map_size must be positive, got map_size=0"),
+        ({"type": "forward_cross", "cross_tokens": -1}, r"must not be negative, got cross_tokens=-1"),
         ({"type": "hilo", "window_size": 0}, r"window_size must be positive .*got window_size=0 and alpha=0.5"),
         ({"type": "hilo", "alpha": 1.5}, r"alpha from 0 to 1, got window_size=2 and alpha=1.5"),
         (
@@ -433,8 +436,8 @@ def test_second_derivatives_of_the_reference_are_those_of_differences(name):
 
 @pytest.mark.parametrize("name", TINY)
 def test_families_have_second_derivatives_under_the_reference(name):
-    model = timm.create_model(name, num_classes=3, **TINY[name]).eval()
-    x = torch.randn(1, 3, 64, 64, requires_grad=True)
+    model = timm.create_model(name, num_classes=3, **TINY[name]).double().eval()  # float32 would lose what fades
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64, requires_grad=True)
     with use_backend("reference"):
         grad = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)[0]
         if not model.TWICE:

@@ -87,6 +87,12 @@ MODELS = {  # record -> model
     "flatten/flatten_pvt_t": "zoo_flatten_pvt_t",
     "flatten/flatten_pvtv2_b0": "zoo_flatten_pvtv2_b0",
     "flatten/flatten_swin_t": "zoo_flatten_swin_t",
+    "fcaformer/fcaformer_l1": "zoo_fcaformer_l1",
+    "fcaformer/fcaformer_l2": "zoo_fcaformer_l2",
+    "fcaformer/fcaformer_l3": "zoo_fcaformer_l3",
+    "fcaformer/fcaformer_l4": "zoo_fcaformer_l4",
+    "flowformer/flowformer": "zoo_flowformer",
+    "flowformer/flowformer_tiny": "zoo_flowformer",
     "pvt/pvt_t": "zoo_pvt_t",
     "pvtv2/pvtv2_b0": "zoo_pvtv2_b0",
     "swin/swin_t": "zoo_swin_t",
@@ -94,15 +100,17 @@ MODELS = {  # record -> model
     "tnt/tnt_options": "zoo_tnt_s",
     "tnt/tnt_s": "zoo_tnt_s",
 }
-TOKENS = {  # family of isotropic records -> the recorded features, of the states after all blocks and the end
+TOKENS = {  # family whose records hold tokens -> the recorded features, of the states after all blocks and the end
     "convit": lambda states, last: [states[0].x, states[9].x, states[11].x, last],
     "crossvit": lambda states, last: [tokens.map().permute(0, 3, 1, 2) for state in states for tokens in state],
     "tnt": lambda states, last: [
         *(t for i in (0, -1) for t in (states[i].pixels.flatten(1, 2), states[i].tokens.x)),
         last,
     ],
+    "flowformer": lambda states, last: [state.flatten(2).mT for state in (*states, last)],
 }
 OPTIONS = {  # record that is not of a published model -> arguments
+    "flowformer/flowformer_tiny": {"embed_dims": (24, 48, 96, 192), "depths": (1, 1, 2, 1)},
     "crossvit/crossvit_options": {
         "num_classes": 10,
         "img_size": 48,
@@ -131,6 +139,7 @@ OPTIONS = {  # record that is not of a published model -> arguments
 }
 DENSE = {  # record of the authors' backbone for detection or segmentation -> model, arguments
     "cswin/cswin_t_dense": ("zoo_cswin_t", {}),
+    "fcaformer/fcaformer_l1_dense": ("zoo_fcaformer_l1", {}),
     "pvt/pvt_t_dense": ("zoo_pvt_t", {"class_token": False}),
     "swin/swin_t_dense": ("zoo_swin_t", {}),
 }
@@ -151,6 +160,13 @@ def _features(model, record):
         model.blocks[0].peg.register_forward_pre_hook(lambda module, args: before.append(args[0].permute(0, 3, 1, 2)))
         last, features = model.forward_intermediates(record.image(), [5, 11])
         return last, before + features
+    if record.meta["family"] == "fcaformer":  # the stem's map, then layers that end with what our stages begin with
+        taps = []
+        for module in (model.stem, *(stage.downsample for stage in model.stages[1:])):
+            module.register_forward_hook(lambda module, args, out: taps.append(out))
+        last = model.forward_features(record.image())
+        maps = [out.permute(0, 3, 1, 2) for out in taps[1:]]
+        return last, [taps[0], *maps[:2], *(x.flatten(2).mT for x in (maps[2], last))]
     if record.meta["family"] not in TOKENS:
         return model.forward_intermediates(record.image())
     states = [model.begin(record.image())]

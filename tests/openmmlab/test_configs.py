@@ -39,6 +39,7 @@ def test_the_configs_are_there():
         "dinat",
         "litv2",
         "favit",
+        "fcaformer",
         "eft",
         "ffnet",
         "l2vit",

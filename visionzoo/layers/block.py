@@ -37,7 +37,8 @@ class Block(nn.Module):
         mlp_layer: called as timm's `Mlp`: (dim, hidden width, act_layer=..., drop=...).
         cpe_kernels: kernel sizes of `cpe1` and `cpe2`; None leaves one out.
         cpe_layer: their layer, called as `DepthwiseConvNHWC`: (dim, kernel size), then (map, residual=map).
-        layer_scale: initial value of the learned per-channel scale of both branches; None for no scale.
+        layer_scale: initial value of the learned per-channel scale of both branches, or one for the mixer's and one for
+            the MLP's; None for no scale.
         drop_path: probability in [0, 1) with which a sample skips a branch in training.
         mlp_drop: dropout probability inside the MLP.
     """
@@ -54,24 +55,25 @@ class Block(nn.Module):
         mlp_layer: Callable[..., nn.Module] = Mlp,
         cpe_kernels: tuple[int | None, int | None] = (None, None),
         cpe_layer: Callable[..., nn.Module] = DepthwiseConvNHWC,
-        layer_scale: float | None = None,
+        layer_scale: float | tuple[float | None, float | None] | None = None,
         drop_path: float = 0.0,
         mlp_drop: float = 0.0,
     ):
         super().__init__()
         self.dim = dim
+        scales = layer_scale if isinstance(layer_scale, tuple) else (layer_scale, layer_scale)
+        ls1, self.ls2 = (nn.Identity() if scale is None else LayerScale(dim, scale) for scale in scales)
         self.cpe1, self.cpe2 = (cpe_layer(dim, kernel) if kernel else None for kernel in cpe_kernels)
         self.mixer: nn.Module | None = None
         if mixer is not None:
             self.norm1 = norm_layer(dim)
             self.mixer = mixer
             self.mixer_sees_input = getattr(mixer, "sees_input", False)
-            self.ls1 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
+            self.ls1 = ls1
         self.norm2 = (mlp_norm_layer or norm_layer)(dim)
         self.norm2_on_nchw = isinstance(self.norm2, nn.BatchNorm2d)  # or what others put in its place later
         self.mlp = mlp_layer(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=mlp_drop)
         self.branch_gate: nn.Module = nn.Identity()
-        self.ls2 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
         self.peg: nn.Module = nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
@@ -79,11 +81,20 @@ class Block(nn.Module):
         """[B, H, W, C] to [B, H, W, C]."""
         if self.cpe1 is not None:
             x = self.cpe1(x, residual=x)
-        if self.mixer is not None:
-            y = self.norm1(x)
-            x = self._add(x, self.mixer(y, x) if self.mixer_sees_input else self.mixer(y), self.ls1)
+        x = self.mix_tokens(x)
         if self.cpe2 is not None:
             x = self.cpe2(x, residual=x)
+        return self.mix_channels(x)
+
+    def mix_tokens(self, x: Tensor, *beside: Tensor) -> Tensor:
+        """Add the mixer's branch to [B, H, W, C]; `beside` is what the mixer takes besides the map."""
+        if self.mixer is None:
+            return x
+        y = self.norm1(x)
+        return self._add(x, self.mixer(y, x) if self.mixer_sees_input else self.mixer(y, *beside), self.ls1)
+
+    def mix_channels(self, x: Tensor) -> Tensor:
+        """Add the MLP's branch to [B, H, W, C]."""
         normalised = on_nchw(self.norm2, x) if self.norm2_on_nchw else self.norm2(x)
         return self.peg(self._add(x, self.branch_gate(self.mlp(normalised)), self.ls2))
 

@@ -12,10 +12,10 @@ from visionzoo.layers.tracing import one_node
 
 
 @one_node
-def pad_to_multiple(x: Tensor, multiple: tuple[int, int], both_sides: bool = False) -> Tensor:
+def pad_to_multiple(x: Tensor, multiple: tuple[int, int], both_sides: bool = False, at_start: bool = False) -> Tensor:
     """Add zeros at the bottom and right of a [B, H, W, C] map until `multiple` (height, width) divides it.
 
-    With `both_sides` half of them, rounded down, come at the top and left.
+    With `both_sides` half of them, rounded down, come at the top and left; with `at_start` all do.
     """
     # Written with the quotients, which the regions' sizes are, so that symbolic sizes simplify.
     height, width = x.shape[1], x.shape[2]
@@ -23,17 +23,37 @@ def pad_to_multiple(x: Tensor, multiple: tuple[int, int], both_sides: bool = Fal
     right = (width + multiple[1] - 1) // multiple[1] * multiple[1] - width
     # Under torch.compile a test on symbolic sizes would cost a recompilation; padding by nothing costs nothing there.
     if torch.compiler.is_compiling() or bottom or right:
-        top, left = (bottom // 2, right // 2) if both_sides else (0, 0)
+        top, left = (bottom // 2, right // 2) if both_sides else (bottom, right) if at_start else (0, 0)
         x = F.pad(x, (0, 0, left, right - left, top, bottom - top))
     return x
 
 
 @one_node
-def crop(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Take off what was padded at the bottom and right of a [B, H, W, C] map of (height, width) = `size`."""
+def crop(x: Tensor, size: tuple[int, int] | torch.Size, at_start: bool = False) -> Tensor:
+    """Take off what was padded at the bottom and right of a [B, H, W, C] map of (height, width) = `size`.
+
+    With `at_start` it was padded at the top and left.
+    """
     if is_symbolic(x):  # a slice would tie the exported program to sizes that need no padding, or to those that do
-        return F.pad(x, (0, 0, 0, size[1] - x.shape[2], 0, size[0] - x.shape[1]))
+        bottom, right = size[0] - x.shape[1], size[1] - x.shape[2]
+        return F.pad(x, (0, 0, right, 0, bottom, 0) if at_start else (0, 0, 0, right, 0, bottom))
+    if at_start:
+        return x[:, x.shape[1] - size[0] :, x.shape[2] - size[1] :]
     return x[:, : size[0], : size[1]]
+
+
+@one_node
+def to_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
+    """Cut a map [B, H, W, C], of whole windows of h rows and w columns, into these: [B·H/h·W/w, h, w, C]."""
+    rows, columns = x.shape[1] // window[0], x.shape[2] // window[1]
+    return x.unflatten(2, (columns, window[1])).unflatten(1, (rows, window[0])).transpose(2, 3).flatten(0, 2)
+
+
+@one_node
+def from_windows(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Join windows [B·H/h·W/w, h, w, C] to the map [B, H, W, C] that they were cut from; `size` is (H, W)."""
+    rows, columns = size[0] // x.shape[1], size[1] // x.shape[2]
+    return x.unflatten(0, (-1, rows, columns)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
 def is_symbolic(x: Tensor) -> bool:

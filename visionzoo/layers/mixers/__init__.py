@@ -19,7 +19,9 @@ from visionzoo.layers.mixers.cross_window import CrossWindowMixer
 from visionzoo.layers.mixers.decoupled_fc import DecoupledFcMixer
 from visionzoo.layers.mixers.embedding_free import EmbeddingFreeMixer
 from visionzoo.layers.mixers.factorized import FactorizedMixer
+from visionzoo.layers.mixers.flow import FlowMixer
 from visionzoo.layers.mixers.focused_linear import FocusedLinearMixer
+from visionzoo.layers.mixers.forward_cross import ForwardCrossMixer
 from visionzoo.layers.mixers.full import FullMixer
 from visionzoo.layers.mixers.gated_positional import GatedPositionalMixer
 from visionzoo.layers.mixers.halo import HaloMixer
@@ -48,7 +50,9 @@ __all__ = [
     "DecoupledFcMixer",
     "EmbeddingFreeMixer",
     "FactorizedMixer",
+    "FlowMixer",
     "FocusedLinearMixer",
+    "ForwardCrossMixer",
     "FullMixer",
     "GatedPositionalMixer",
     "HaloMixer",
@@ -80,7 +84,9 @@ MIXERS: dict[str, type[Mixer]] = {
     "decoupled_fc": DecoupledFcMixer,
     "embedding_free": EmbeddingFreeMixer,
     "factorized": FactorizedMixer,
+    "flow": FlowMixer,
     "focused_linear": FocusedLinearMixer,
+    "forward_cross": ForwardCrossMixer,
     "full": FullMixer,
     "gated_positional": GatedPositionalMixer,
     "halo": HaloMixer,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from visionzoo.kernels.precision import without_autocast
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
-from visionzoo.layers.padding import crop, neighbours, pad_to_multiple
+from visionzoo.layers.padding import crop, from_windows, neighbours, pad_to_multiple, to_windows
 
 
 class InjectiveLinearMixer(Mixer):
@@ -92,17 +92,10 @@ class InjectiveLinearMixer(Mixer):
         if self.window_size is None:
             return self.proj(self._attend(x, source))
         size = x.shape[1:3]
-        window = [min(self.window_size, length) for length in size]
+        window = (min(self.window_size, size[0]), min(self.window_size, size[1]))
         shift = [self.shift_size if length > self.window_size else 0 for length in size]
-        x, source = (
-            pad_to_multiple(t, (window[0], window[1])).roll((-shift[0], -shift[1]), (1, 2)) for t in (x, source)
-        )
-        # [B, H, W, C] -> [B · windows, h, w, C] and back
-        rows, columns = x.shape[1] // window[0], x.shape[2] // window[1]
-        x, source = (
-            t.unflatten(2, (columns, -1)).unflatten(1, (rows, -1)).transpose(2, 3).flatten(0, 2) for t in (x, source)
-        )
-        out = self._attend(x, source).unflatten(0, (-1, rows, columns)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        x, source = (pad_to_multiple(t, window).roll((-shift[0], -shift[1]), (1, 2)) for t in (x, source))
+        out = from_windows(self._attend(to_windows(x, window), to_windows(source, window)), x.shape[1:3])
         return self.proj(crop(out.roll((shift[0], shift[1]), (1, 2)), size))
 
     def _attend(self, x: Tensor, source: Tensor) -> Tensor:
