@@ -60,6 +60,8 @@ MODELS = {  # record -> model
     "halonet/halonet26t": "zoo_halonet_26t",
     "poolformer/poolformer_s12": "zoo_poolformer_s12",
     "shvit/shvit_s1": "zoo_shvit_s1",
+    "spectformer/spectformer_h_l": "zoo_spectformer_h_l",
+    "spectformer/spectformer_h_s": "zoo_spectformer_h_s",
     "stvit/stvit_base": "zoo_stvit_b",
     "stvit/stvit_large": "zoo_stvit_l",
     "stvit/stvit_small": "zoo_stvit_s",

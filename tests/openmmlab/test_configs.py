@@ -45,6 +45,7 @@ def test_the_configs_are_there():
         "inline",
         "stvit",
         "pcpvt",
+        "spectformer",
     ):
         assert f"zoo-{family}" in names
 

@@ -23,6 +23,7 @@ from visionzoo.models import (
     pvt,
     pvtv2,
     shvit,
+    spectformer,
     stvit,
     swin,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "pvt",
     "pvtv2",
     "shvit",
+    "spectformer",
     "stvit",
     "swin",
 ]

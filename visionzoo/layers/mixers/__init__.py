@@ -33,6 +33,7 @@ from visionzoo.layers.mixers.pool import PoolMixer
 from visionzoo.layers.mixers.routed import RoutedMixer
 from visionzoo.layers.mixers.single_head import SingleHeadMixer
 from visionzoo.layers.mixers.spatial_reduction import SpatialReductionMixer
+from visionzoo.layers.mixers.spectral_gate import SpectralGateMixer
 from visionzoo.layers.mixers.super_token import SuperTokenMixer
 from visionzoo.layers.mixers.window import WindowMixer
 from visionzoo.layers.specs import Spec, build_spec, by_part, in_turn, read_spec
@@ -61,6 +62,7 @@ __all__ = [
     "RoutedMixer",
     "SingleHeadMixer",
     "SpatialReductionMixer",
+    "SpectralGateMixer",
     "SuperTokenMixer",
     "WindowMixer",
     "build_mixer",
@@ -89,6 +91,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "routed": RoutedMixer,
     "single_head": SingleHeadMixer,
     "spatial_reduction": SpatialReductionMixer,
+    "spectral_gate": SpectralGateMixer,
     "super_token": SuperTokenMixer,
     "window": WindowMixer,
 }
