@@ -10,6 +10,9 @@ from golden import Record, relative_error, sample
 import visionzoo
 
 MODELS = {  # record -> model
+    "affnet/affnet": "zoo_affnet",
+    "affnet/affnet_et": "zoo_affnet_et",
+    "affnet/affnet_et_relu_ln": "zoo_affnet_et",
     "biformer/biformer_tiny": "zoo_biformer_t",
     "biformer/biformer_small": "zoo_biformer_s",
     "convit/convit_base": "zoo_convit_b",
@@ -77,6 +80,9 @@ MODELS = {  # record -> model
     "pvtv2/pvtv2_b0": "zoo_pvtv2_b0",
     "swin/swin_t": "zoo_swin_t",
 }
+ARGUMENTS = {  # record -> what the model is built with
+    "affnet/affnet_et_relu_ln": {"norm_layer": "layer_norm", "act_layer": "relu"},
+}
 TOKENS = {  # family of isotropic records -> the recorded features, of the states after all blocks and the end
     "convit": lambda states, last: [states[0].x, states[9].x, states[11].x, last],
 }
@@ -109,7 +115,7 @@ def _features(model, record):
 @pytest.mark.parametrize(("record_name", "stress"), RUNS)
 def test_logits_and_features_are_the_authors(record_name, stress):
     record = Record(record_name)
-    model = timm.create_model(MODELS[record_name]).double().eval()
+    model = timm.create_model(MODELS[record_name], **ARGUMENTS.get(record_name, {})).double().eval()
     visionzoo.load_weights(model, record.state_dict(stress))
     with torch.no_grad():
         last, features = _features(model, record)

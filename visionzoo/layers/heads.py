@@ -101,6 +101,7 @@ class ProjectionHead(ClassifierHead):
         drop_rate: dropout probability before the classifier.
         hidden_features: channels C' of the projection.
         act_layer: its activation.
+        bias: whether its convolution has a bias.
     """
 
     def __init__(
@@ -112,9 +113,10 @@ class ProjectionHead(ClassifierHead):
         *,
         hidden_features: int,
         act_layer: type[nn.Module] = nn.SiLU,
+        bias: bool = True,
     ):
         super().__init__(hidden_features, num_classes, pool_type, drop_rate)
-        self.proj = ConvNorm(in_features, hidden_features, 1, norm_layer=nn.BatchNorm2d)
+        self.proj = ConvNorm(in_features, hidden_features, 1, bias=bias, norm_layer=nn.BatchNorm2d)
         self.act = act_layer()
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:

@@ -1,6 +1,7 @@
 """The families; importing this registers them into timm."""
 
 from visionzoo.models import (
+    affnet,
     biformer,
     convit,
     cpvt,
@@ -29,6 +30,7 @@ from visionzoo.models import (
 )
 
 __all__ = [
+    "affnet",
     "biformer",
     "convit",
     "cpvt",

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
+from visionzoo.layers.mixers.adaptive_fourier import AdaptiveFourierMixer
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.mixers.channel import ChannelMixer
 from visionzoo.layers.mixers.clamped_linear import ClampedLinearMixer
@@ -40,6 +41,7 @@ from visionzoo.layers.specs import Spec, build_spec, by_part, in_turn, read_spec
 
 __all__ = [
     "MIXERS",
+    "AdaptiveFourierMixer",
     "ChannelMixer",
     "ClampedLinearMixer",
     "CrossWindowMixer",
@@ -71,6 +73,7 @@ __all__ = [
 ]
 
 MIXERS: dict[str, type[Mixer]] = {
+    "adaptive_fourier": AdaptiveFourierMixer,
     "channel": ChannelMixer,
     "clamped_linear": ClampedLinearMixer,
     "cross_window": CrossWindowMixer,
