@@ -46,6 +46,7 @@ def test_the_configs_are_there():
         "stvit",
         "pcpvt",
         "spectformer",
+        "affnet",
     ):
         assert f"zoo-{family}" in names
 
