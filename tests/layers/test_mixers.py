@@ -219,7 +219,7 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("poool", r"unknown mixer 'poool' \(did you mean 'pool'\?\); expected a name of \['channel', "),
+        ("poool", r"unknown mixer 'poool' \(did you mean 'pool'\?\); expected a name of \['adaptive_fourier', "),
         ({"window_size": 7}, r"unknown mixer None; expected a name of"),
         ({"type": "pool", "pool_size": 3.0}, r"mixer 'pool': pool_size must be int, got pool_size=3.0"),
         ({"type": "window", "num_heads": 2.0}, r"mixer 'window': num_heads must be int \| None, got num_heads=2.0"),
@@ -256,6 +256,9 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ({"type": "halo", "halo_size": -1}, r"halo_size not negative, got block_size=8, halo_size=-1"),
         ({"type": "halo", "stride": 3}, r"stride must be positive and divide block_size, got stride=3, block_size=8"),
         ({"type": "halo", "value_dim": 15}, r"num_heads must divide value_dim, got value_dim=15 and num_heads=2"),
+        ({"type": "adaptive_fourier", "num_blocks": 3}, r"num_blocks must divide dim, got dim=16 and num_blocks=3"),
+        ({"type": "adaptive_fourier", "threshold": -0.1}, r"threshold must not be negative, got threshold=-0.1"),
+        ({"type": "spectral_gate", "map_size": (0, 4)}, r"map_size must be positive, got map_size=\(0, 4\)"),
         ({"type": "clamped_linear", "min_denominator": 0}, r"min_denominator must be positive, got min_denominator=0"),
         ({"type": "embedding_free", "isr": 0}, r"must be positive, got reduction=1 and isr=0"),
         ({"type": "factorized", "window_size": 0}, r"must be positive, got reduction=1 and window_size=0"),

@@ -10,6 +10,9 @@ from golden import Record, relative_error, sample
 import visionzoo
 
 MODELS = {  # record -> model
+    "affnet/affnet": "zoo_affnet",
+    "affnet/affnet_et": "zoo_affnet_et",
+    "affnet/affnet_et_relu_ln": "zoo_affnet_et",
     "biformer/biformer_tiny": "zoo_biformer_t",
     "biformer/biformer_small": "zoo_biformer_s",
     "convit/convit_base": "zoo_convit_b",
@@ -76,6 +79,8 @@ MODELS = {  # record -> model
     "halonet/halonet26t": "zoo_halonet_26t",
     "poolformer/poolformer_s12": "zoo_poolformer_s12",
     "shvit/shvit_s1": "zoo_shvit_s1",
+    "spectformer/spectformer_h_l": "zoo_spectformer_h_l",
+    "spectformer/spectformer_h_s": "zoo_spectformer_h_s",
     "stvit/stvit_base": "zoo_stvit_b",
     "stvit/stvit_large": "zoo_stvit_l",
     "stvit/stvit_small": "zoo_stvit_s",
@@ -110,6 +115,7 @@ TOKENS = {  # family whose records hold tokens -> the recorded features, of the 
     "flowformer": lambda states, last: [state.flatten(2).mT for state in (*states, last)],
 }
 OPTIONS = {  # record that is not of a published model -> arguments
+    "affnet/affnet_et_relu_ln": {"norm_layer": "layer_norm", "act_layer": "relu"},
     "flowformer/flowformer_tiny": {"embed_dims": (24, 48, 96, 192), "depths": (1, 1, 2, 1)},
     "crossvit/crossvit_options": {
         "num_classes": 10,

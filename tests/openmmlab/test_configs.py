@@ -47,6 +47,8 @@ def test_the_configs_are_there():
         "stvit",
         "pcpvt",
         "transnext",
+        "spectformer",
+        "affnet",
     ):
         assert f"zoo-{family}" in names
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
+import torch
 from timm.layers import AttentionPoolLatent, ClassifierHead, SelectAdaptivePool2d, global_pool_nlc
+from timm.models.volo import ClassBlock
 from torch import Tensor, nn
 
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.nhwc import on_nhwc
+from visionzoo.layers.norm import LayerNorm
 
 
 class BatchNormHead(nn.Module):
@@ -95,6 +101,7 @@ class ProjectionHead(ClassifierHead):
         drop_rate: dropout probability before the classifier.
         hidden_features: channels C' of the projection.
         act_layer: its activation.
+        bias: whether its convolution has a bias.
     """
 
     def __init__(
@@ -106,9 +113,10 @@ class ProjectionHead(ClassifierHead):
         *,
         hidden_features: int,
         act_layer: type[nn.Module] = nn.SiLU,
+        bias: bool = True,
     ):
         super().__init__(hidden_features, num_classes, pool_type, drop_rate)
-        self.proj = ConvNorm(in_features, hidden_features, 1, norm_layer=nn.BatchNorm2d)
+        self.proj = ConvNorm(in_features, hidden_features, 1, bias=bias, norm_layer=nn.BatchNorm2d)
         self.act = act_layer()
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -154,6 +162,61 @@ class HiddenLayerHead(ClassifierHead):
         x = self.global_pool(self.act(on_nhwc(self.conv, x)))
         x = self.drop(self.act(self.hidden(x)))
         return x if pre_logits else self.fc(x)
+
+
+class ClassAttentionHead(ClassifierHead):
+    """A class token that starts as the pooled map and attends to all tokens, norm, linear classifier.
+
+    A second classifier, of every token, adds half its largest logit of each class (LV-ViT, arXiv:2104.10858).
+
+    Args:
+        in_features: channels C.
+        num_classes: classes; 0 for the normalised class token.
+        pool_type: timm's pooling type, of those that keep the width, that makes the class token; "" for the map as it
+            came, with which there can be no classifier.
+        drop_rate: dropout probability before the classifiers.
+        num_heads: heads of the attention.
+        mlp_ratio: hidden width of the MLP after it, over C.
+        token_label: have the classifier of tokens.
+        eps: of the norms.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        pool_type: str = "avg",
+        drop_rate: float = 0.0,
+        *,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        token_label: bool = True,
+        eps: float = 1e-6,
+    ):
+        super().__init__(in_features, num_classes, pool_type, drop_rate)
+        norm_layer: Any = partial(LayerNorm, eps=eps)
+        self.block = ClassBlock(in_features, num_heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=norm_layer)
+        self.norm = norm_layer(in_features)
+        self.fc_aux = _linear(in_features, num_classes) if token_label else None
+
+    def reset(self, num_classes: int, pool_type: str | None = None) -> None:  # type: ignore[override]
+        """Replace the classifiers and, where `pool_type` is given, the pooling."""
+        super().reset(num_classes, pool_type)
+        if self.fc_aux is not None:
+            self.fc_aux = _linear(self.in_features, num_classes)
+            _adapt(self, self.norm.weight)
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """[B, C, H, W] to [B, num_classes]; with `pre_logits` to the class token [B, C]."""
+        if not self.global_pool.pool_type:
+            return x
+        tokens = torch.cat([self.global_pool(x).unsqueeze(1), x.flatten(2).mT], 1)
+        tokens = self.drop(self.norm(self.block(tokens)))
+        token = tokens[:, 0]
+        if pre_logits or isinstance(self.fc, nn.Identity):
+            return token
+        logits = self.fc(token)
+        return logits if self.fc_aux is None else logits + 0.5 * self.fc_aux(tokens[:, 1:]).amax(1)
 
 
 def _norm_linear(dim: int, num_classes: int) -> tuple[nn.Module, nn.Module]:

@@ -211,10 +211,13 @@ class ContinuousPositionBias(nn.Module):
 
 
 @one_node
-def resize_table(table: Tensor, size: tuple[int, int] | torch.Size, mode: str) -> Tensor:
+def resize_table(
+    table: Tensor, size: tuple[int, int] | torch.Size, mode: str, *, align_corners: bool = False
+) -> Tensor:
     """Interpolate [1, h, w, C] to [1, H, W, C] with (H, W) = `size`, in float32 at least; the same table if it fits."""
     if not isinstance(size[0], torch.SymInt) and table.shape[1:3] == tuple(size):
         return table
     accumulate = torch.promote_types(table.dtype, torch.float32)
-    out = F.interpolate(table.permute(0, 3, 1, 2).to(accumulate), size=tuple(size), mode=mode, align_corners=False)
+    table_nchw = table.permute(0, 3, 1, 2).to(accumulate)
+    out = F.interpolate(table_nchw, size=tuple(size), mode=mode, align_corners=align_corners)
     return out.permute(0, 2, 3, 1).to(table.dtype)

@@ -1,6 +1,7 @@
 """The families; importing this registers them into timm."""
 
 from visionzoo.models import (
+    affnet,
     biformer,
     convit,
     cpvt,
@@ -27,6 +28,7 @@ from visionzoo.models import (
     pvt,
     pvtv2,
     shvit,
+    spectformer,
     stvit,
     swin,
     tnt,
@@ -34,6 +36,7 @@ from visionzoo.models import (
 )
 
 __all__ = [
+    "affnet",
     "biformer",
     "convit",
     "cpvt",
@@ -60,6 +63,7 @@ __all__ = [
     "pvt",
     "pvtv2",
     "shvit",
+    "spectformer",
     "stvit",
     "swin",
     "tnt",

@@ -119,13 +119,18 @@ class PyramidVisionTransformerV2(Pyramid):
     def init_weights(self) -> None:
         """Initialise as released: convolutions too, normal by their fan-out."""
         super().init_weights()
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | DepthwiseConvNHWC):
-                groups = getattr(module, "groups", len(module.weight))
-                fan_out = module.weight[0, 0].numel() * len(module.weight) // groups
-                nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_by_fan_out(self)
+
+
+def init_by_fan_out(model: nn.Module) -> None:
+    """Draw the weights of all convolutions normally, with the variance 2 / fan-out; no bias."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | DepthwiseConvNHWC):
+            groups = getattr(module, "groups", len(module.weight))
+            fan_out = module.weight[0, 0].numel() * len(module.weight) // groups
+            nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def _weights(size: str) -> dict[str, Any]:

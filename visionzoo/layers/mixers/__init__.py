@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
+from visionzoo.layers.mixers.adaptive_fourier import AdaptiveFourierMixer
 from visionzoo.layers.mixers.aggregated import AggregatedMixer
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.mixers.channel import ChannelMixer
@@ -37,12 +38,14 @@ from visionzoo.layers.mixers.pool import PoolMixer
 from visionzoo.layers.mixers.routed import RoutedMixer
 from visionzoo.layers.mixers.single_head import SingleHeadMixer
 from visionzoo.layers.mixers.spatial_reduction import SpatialReductionMixer
+from visionzoo.layers.mixers.spectral_gate import SpectralGateMixer
 from visionzoo.layers.mixers.super_token import SuperTokenMixer
 from visionzoo.layers.mixers.window import WindowMixer
 from visionzoo.layers.specs import Spec, build_spec, by_part, in_turn, read_spec
 
 __all__ = [
     "MIXERS",
+    "AdaptiveFourierMixer",
     "AggregatedMixer",
     "ChannelMixer",
     "ClampedLinearMixer",
@@ -69,6 +72,7 @@ __all__ = [
     "RoutedMixer",
     "SingleHeadMixer",
     "SpatialReductionMixer",
+    "SpectralGateMixer",
     "SuperTokenMixer",
     "WindowMixer",
     "build_mixer",
@@ -78,6 +82,7 @@ __all__ = [
 
 MIXERS: dict[str, type[Mixer]] = {
     "aggregated": AggregatedMixer,
+    "adaptive_fourier": AdaptiveFourierMixer,
     "channel": ChannelMixer,
     "clamped_linear": ClampedLinearMixer,
     "cross_window": CrossWindowMixer,
@@ -101,6 +106,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "routed": RoutedMixer,
     "single_head": SingleHeadMixer,
     "spatial_reduction": SpatialReductionMixer,
+    "spectral_gate": SpectralGateMixer,
     "super_token": SuperTokenMixer,
     "window": WindowMixer,
 }
