@@ -1,4 +1,4 @@
-# `make demo`, `demo-detection` and `demo-segmentation` train, evaluate and draw predictions; `make test` runs the whole CPU
+# `make demo`, `demo-detection` and `demo-segmentation` train, evaluate and draw predictions; `make test` runs the CPU
 # suite; `make check` lints and types. Each installs what it needs into .venv first.
 
 PYTHON ?= python3
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO := output/demo
 WORKERS ?= 2
 
-.PHONY: install demo demo-detection demo-segmentation test test-gpu test-timm check format table bench clean
+.PHONY: install demo demo-detection demo-segmentation test test-full test-gpu test-timm check format table bench clean
 
 install: $(VENV)/installed
 
@@ -45,6 +45,10 @@ demo-detection demo-segmentation: install
 # One thread a worker: the workers share the cores.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+# Also what smaller tests stand for: models of every size, exports and mixers in every family; hours on two cores.
+test-full: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --full -n $(WORKERS) --dist loadgroup
 
 # The whole suite on a GPU, with compiled kernels; refuses to start without one.
 test-gpu: install
