@@ -14,6 +14,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from visionzoo.kernels import dispatch
 
 
+def _unless_full(*left_out):
+    """Kinds of calls, of which some run with --full only: others reach the same operators."""
+    marks = {name: [pytest.mark.full] if name in left_out else [] for name in KINDS}
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=marks[name]) for name in KINDS])
+
+
+SAME_OPERATORS = ("windows with bias and segments", "halo with stride, masked")
+FEW = _unless_full(*SAME_OPERATORS, "linear", "neighborhood with bias", "channels", "layer norm", "group norm")
+
+
 @pytest.fixture(autouse=True)
 def _triton(monkeypatch):
     monkeypatch.setenv("VISIONZOO_BACKEND", "triton")
@@ -37,7 +47,7 @@ class _Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", KINDS)
+@_unless_full(*SAME_OPERATORS)
 def test_operators_and_their_backward_are_what_torch_expects_of_operators(name):
     call, x = Call(KINDS[name], DEVICE), draw(SIZES[0], DEVICE)
     with _Recorder() as recorder:
@@ -53,7 +63,7 @@ def test_operators_and_their_backward_are_what_torch_expects_of_operators(name):
         torch.library.opcheck(func, args)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@FEW
 def test_under_autocast_compiled_calls_and_their_gradients_are_the_eager_ones(name):
     call, x = Call(KINDS[name], DEVICE), draw(SIZES[0], DEVICE)
     results = []
@@ -67,7 +77,7 @@ def test_under_autocast_compiled_calls_and_their_gradients_are_the_eager_ones(na
         torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@FEW
 def test_ten_sizes_take_at_most_three_compilations(name):
     graphs = Graphs("aot_eager")
     with FakeTensorMode():
@@ -81,7 +91,7 @@ def test_ten_sizes_take_at_most_three_compilations(name):
     assert all(found == KINDS[name].operators for found in graphs.operators)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@FEW
 def test_exported_calls_take_other_sizes(name):
     call = Call(KINDS[name], DEVICE)
     auto = torch.export.Dim.AUTO
