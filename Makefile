@@ -52,7 +52,7 @@ test-full: install
 
 # The whole suite on a GPU, with compiled kernels; refuses to start without one.
 test-gpu: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --gpu -n $(WORKERS) --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --gpu --full -n $(WORKERS) --dist loadgroup
 
 # timm's own model tests, those of the installed release, over every zoo_* model; takes about an hour on two cores.
 test-timm: install

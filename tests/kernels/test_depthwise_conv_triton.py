@@ -33,7 +33,9 @@ CASES = {  # kernel, height, width, channels, batch
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.full] if n in ("seven", "the largest kernel") else []) for n in CASES]
+)
 def test_is_as_exact_as_plain_torch(name):
     check_against_float64(depthwise_conv, _case(*CASES[name]))
 
