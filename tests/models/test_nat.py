@@ -145,5 +145,5 @@ def test_weights_with_other_heads_are_refused():
 
 
 def test_a_stage_without_dilations_is_named():
-    with pytest.raises(ValueError, match="3 stages of mixers"):
+    with pytest.raises(ValueError, match=r"one entry for each stage, got .*dilations=\(\(1,\), \(1,\), \(1,\)\)"):
         timm.create_model("zoo_dinat_mini", dilations=((1,), (1,), (1,)))

@@ -1,6 +1,5 @@
 """TNT: pixels see their own patch alone, and tokens see them."""
 
-import pytest
 import timm
 import torch
 from quick import draw_weights
@@ -35,9 +34,3 @@ def test_tables_of_both_kinds_are_fitted():
     assert torch.equal(own, table.permute(0, 2, 3, 1))
     assert torch.equal(source.stem.positions.fit_weight("table", table.flatten(2).transpose(1, 2)), own)
     assert positions.fit_weight("table", table).shape == (1, 8, 8, 8)
-
-
-def test_wrong_sides_are_refused():
-    for wrong in ({"patch_size": 0}, {"inner_stride": 0}):
-        with pytest.raises(ValueError, match="TNT: patch_size and inner_stride must be positive, got patch_size="):
-            _model(**wrong)

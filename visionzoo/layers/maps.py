@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
+from visionzoo.layers.arguments import check_arguments
 from visionzoo.layers.tracing import one_node
 
 
@@ -27,6 +30,17 @@ class MapLayer(nn.Module):
         super().__init_subclass__(**kwargs)
         if "forward" in vars(cls):
             cls.forward = one_node(cls.forward)  # type: ignore[method-assign]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Check the arguments before anything is built of them.
+
+        Raises:
+            TypeError: if the class has no argument of a name.
+            ValueError: if one is of another type than the constructor states.
+        """
+        names = [name for name, p in signature(cls).parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        check_arguments(cls, dict(zip(names, args, strict=False)) | kwargs)
+        return super().__new__(cls)
 
     def __init__(self, dim: int):
         super().__init__()

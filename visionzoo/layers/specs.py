@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, signature
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
+from visionzoo.layers.arguments import fits, type_text
 from visionzoo.text import did_you_mean
 
 Spec = str | Mapping[str, Any]  # a name, or dict(type=name, **options)
@@ -65,8 +65,8 @@ def build_spec(kind: str, spec: Any, table: Mapping[str, Callable[..., Any]], *a
                 f"{kind} {name!r} does not take these options: {key}={value!r}{did_you_mean(key, takes)}; "
                 f"it takes {', '.join(takes) or 'none'}"
             )
-        if key in hints and not _fits(value, hints[key]):  # many would be met by the first image only, in torch's words
-            raise ValueError(f"{kind} {name!r}: {key} must be {_text(hints[key])}, got {key}={value!r}")
+        if key in hints and not fits(value, hints[key]):  # many would be met by the first image only, in torch's words
+            raise ValueError(f"{kind} {name!r}: {key} must be {type_text(hints[key])}, got {key}={value!r}")
     if missing := [p.name for p in takes.values() if p.default is Parameter.empty and p.name not in options]:
         raise ValueError(f"{kind} {name!r} needs {', '.join(missing)}: pass dict(type={name!r}, {missing[0]}=...)")
     return constructor(*args, **{key: tuple(v) if isinstance(v, list) else v for key, v in options.items()})
@@ -105,31 +105,3 @@ def in_turn(kind: str, entry: Any) -> list[Any]:
     if not isinstance(entry, Sequence) or not entry:
         raise ValueError(f"{kind}: a stage needs at least one {kind.removesuffix('s')}, got {entry!r}")
     return list(entry)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type, as far as plain values go; what else a hint may be fits anything."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        return any(_fits(value, each) for each in args)
-    if origin is Literal:
-        return value in args
-    if hint is None or hint is NoneType:
-        return value is None
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (bool, str):
-        return isinstance(value, hint)
-    if hint is tuple or origin is tuple:
-        if not isinstance(value, tuple | list):
-            return False
-        if len(args) == 2 and args[1] is ...:
-            args = (args[0],) * len(value)
-        return not args or (len(value) == len(args) and all(map(_fits, value, args)))
-    return True
-
-
-def _text(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)

@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypedDict
 
-from timm.layers import trunc_normal_
+from timm.layers import calculate_drop_path_rates, trunc_normal_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
+from typing_extensions import Self
 
+from visionzoo.layers.arguments import check_arguments
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
 from visionzoo.layers.outputs import Exit, Outputs, collect
 
@@ -93,6 +95,20 @@ class Contract(nn.Module):
                 if name not in own.parameters
             ]
         cls.__signature__ = own.replace(parameters=shown)  # type: ignore[attr-defined]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Check the arguments by name before anything is built of them.
+
+        Raises:
+            TypeError: if the class has no argument of a name.
+            ValueError: if one is of another type than the constructor states, or a number out of its range.
+        """
+        check_arguments(cls, kwargs)
+        for name, (fits, range_) in _RANGES.items():
+            value = kwargs.get(name)
+            if not all(map(fits, value if isinstance(value, Sequence) else () if value is None else (value,))):
+                raise ValueError(f"{cls.__name__}: {name} must be {range_}, got {name}={value!r}")
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -405,6 +421,28 @@ class Contract(nn.Module):
         return take, max(i % self.num_parts for i in take)
 
 
+def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
+    """Return the stochastic depth of each block of each part, which rises linearly from 0 at the first.
+
+    Args:
+        last: of the last block.
+        depths: blocks of each part.
+
+    Raises:
+        ValueError: if it is no probability below 1.
+    """
+    if not 0 <= last < 1:
+        raise ValueError(f"drop_path_rate must be from 0 to below 1, got drop_path_rate={last}")
+    rates: Any = calculate_drop_path_rates(last, list(depths), stagewise=True)
+    return rates
+
+
+_SIZES = ("in_chans", "patch_size", "depth", "embed_dim", "embed_dims", "inner_dim", "inner_stride")
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {  # of arguments that many families have
+    **dict.fromkeys(_SIZES, (lambda x: x >= 1, "1 or more")),
+    **dict.fromkeys(("num_classes", "mlp_ratio", "mlp_ratios"), (lambda x: x >= 0, "0 or more")),
+    "drop_rate": (lambda x: 0 <= x <= 1, "from 0 to 1"),
+}
 _HEAD_DEFAULTS = {
     name: parameter
     for name, parameter in inspect.signature(Contract.__init__).parameters.items()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from timm.layers import calculate_drop_path_rates, to_2tuple
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -20,7 +20,7 @@ from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.outputs import recomputed
 from visionzoo.layers.stem import ConvNormStem
 from visionzoo.layers.tokens import PrefixTokens, TokenBlock, TokenPositions, Tokens
-from visionzoo.models._contract import Contract, HeadOptions
+from visionzoo.models._contract import Contract, HeadOptions, drop_path_rates
 
 _logger = logging.getLogger(__name__)
 
@@ -48,9 +48,7 @@ def build_blocks(
     Raises:
         ValueError: if a mixer is unknown, or `drop_path_rate` is no probability below 1.
     """
-    if not 0 <= drop_path_rate < 1:
-        raise ValueError(f"drop_path_rate must be from 0 to below 1, got {drop_path_rate=}")
-    rates: Any = calculate_drop_path_rates(drop_path_rate, len(own))
+    (rates,) = drop_path_rates(drop_path_rate, [len(own)])
     specs = resolve_mixers([[spec] for spec in own], mixers)
     return [
         block(dim, build_mixer(turns[0], dim, num_heads), drop_path=rate)

@@ -6,16 +6,17 @@ A pyramid is `stem`, `stages`, `norm`, `head`, and a stage is `downsample`, `blo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from inspect import signature
 from typing import Any
 
-from timm.layers import ClassifierHead, calculate_drop_path_rates
+from timm.layers import ClassifierHead
 from torch import Tensor, nn
-from typing_extensions import Unpack
+from typing_extensions import Self, Unpack
 
 from visionzoo.layers.mixers import build_mixer
 from visionzoo.layers.nhwc import on_nhwc
 from visionzoo.layers.outputs import recomputed
-from visionzoo.models._contract import Contract, HeadOptions
+from visionzoo.models._contract import Contract, HeadOptions, drop_path_rates
 
 
 class Stage(nn.Module):
@@ -82,9 +83,7 @@ def build_stages(
             f"expected one entry for each stage, got embed_dims={tuple(embed_dims)}, depths={tuple(depths)}, "
             f"num_heads={tuple(num_heads)} and {len(mixers)} stages of mixers"
         )
-    if not 0 <= drop_path_rate < 1:
-        raise ValueError(f"drop_path_rate must be from 0 to below 1, got {drop_path_rate=}")
-    rates: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+    rates = drop_path_rates(drop_path_rate, depths)
     turns = [[one] if callable(one) else one for one in ([block] * len(depths) if callable(block) else block)]
     downsample = [downsample] * (len(depths) - 1) if callable(downsample) else downsample
     stages = []
@@ -115,6 +114,18 @@ def _mixer_of_maps(spec: Mapping[str, Any], dim: int, num_heads: int | None) -> 
     return mixer
 
 
+def doubling(width: int, depths: Sequence[int], num_heads: Sequence[int] | None = None) -> dict[str, Any]:
+    """Return `depths`, `embed_dims` and `num_heads` of a pyramid whose channels double from stage to stage.
+
+    Args:
+        width: channels of the first stage.
+        depths: blocks of each stage.
+        num_heads: heads of each stage; None for heads of 32 channels.
+    """
+    embed_dims = tuple(width * 2**i for i in range(len(depths)))
+    return {"depths": depths, "embed_dims": embed_dims, "num_heads": num_heads or tuple(d // 32 for d in embed_dims)}
+
+
 class Pyramid(Contract):
     """A hierarchical backbone: the state is a map [B, C, H, W], a view in channels_last memory.
 
@@ -139,6 +150,23 @@ class Pyramid(Contract):
 
     stem: nn.Module
     stages: nn.Sequential
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Check the arguments by name, and that sequences have an entry for each stage.
+
+        Raises:
+            TypeError: if the class has no argument of a name.
+            ValueError: if one is of another type than the constructor states, or sequences differ in length that the
+                family's defaults have in one.
+        """
+        model = super().__new__(cls, **kwargs)
+        own = {name: p.default for name, p in signature(cls).parameters.items() if isinstance(p.default, tuple)}
+        stages = len(own.get("depths", ()))
+        lengths = {name: len(kwargs.get(name, own[name])) for name in own if len(own[name]) == stages}
+        if len(set(lengths.values())) > 1 or 0 in lengths.values():
+            each = ", ".join(f"{name}={tuple(kwargs.get(name, own[name]))}" for name in lengths)
+            raise ValueError(f"{cls.__name__}: expected one entry for each stage, got {each}")
+        return model
 
     def __init__(
         self,

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from inspect import signature
 from typing import Any
 
@@ -16,6 +15,7 @@ from timm.models._builder import _resolve_pretrained_source, resolve_pretrained_
 from timm.models._features import FeatureGetterNet
 from torch import nn
 
+from visionzoo.layers.arguments import check_arguments
 from visionzoo.layers.mixers import combine_mixers
 from visionzoo.layers.tokens import TokenBlock
 from visionzoo.models._checkpoint import filter_for_timm
@@ -160,17 +160,15 @@ def _check_arguments(name: str, model_cls: type[Contract], kwargs: dict[str, Any
 
     Raises:
         TypeError: if there is one.
-        ValueError: if `img_size` is no size.
+        ValueError: if a value is of another type than the family states, or `img_size` is no size.
     """
-    own = [*signature(model_cls).parameters, "gates"]  # the latter are not the family's, see `with_gates`
+    own = signature(model_cls).parameters
     if "img_size" not in own and (size := kwargs.pop("img_size", None)) is not None:
         sides = size if isinstance(size, Sequence) else (size,)
         if len(sides) not in (1, 2) or not all(isinstance(side, int) and side > 0 for side in sides):
             raise ValueError(f"{name}: img_size must be pixels or (height, width), got {size!r}")
-    for key in kwargs.keys() - own - _BUILDER:
-        close = get_close_matches(key, own, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise TypeError(f"{name}: {model_cls.__name__} has no argument {key!r}{hint}; it takes {', '.join(own)}")
+    given = {key: value for key, value in kwargs.items() if key in own or key not in _BUILDER}
+    check_arguments(model_cls, given, where=f"{name}: ", also=["gates"])  # which are not the family's, see `with_gates`
 
 
 def _require_weights(name: str, variant: Variant, kwargs: Mapping[str, Any], accepted: bool) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, calculate_drop_path_rates, to_2tuple
+from timm.layers import DropPath, to_2tuple
 from torch import Tensor, nn
 
 from visionzoo.layers.attention import attend
@@ -31,7 +31,7 @@ from visionzoo.layers.padding import pad_to_multiple
 from visionzoo.layers.stem import ConvNormStem, Stem
 from visionzoo.layers.tokens import PrefixTokens, TokenBlock, TokenPositions, Tokens
 from visionzoo.layers.tracing import one_node
-from visionzoo.models._contract import Contract
+from visionzoo.models._contract import Contract, drop_path_rates
 from visionzoo.models._isotropic import Isotropic, has_place_for_prefix_tokens, map_size, takes_prefix_tokens
 from visionzoo.models._registry import Published, Variant, register_family
 
@@ -274,9 +274,7 @@ class CrossViT(Contract):
                 raise ValueError(f"CrossViT: {name} must be a positive number for each of 2 branches, got {value!r}")
         if len(view_ratio) != 2 or min(view_ratio) < 1:
             raise ValueError(f"CrossViT: view_ratio must be a fraction, such as (14, 15), got {view_ratio=}")
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate must be from 0 to below 1, got {drop_path_rate=}")
-        rates: Any = calculate_drop_path_rates(drop_path_rate, [max(pair) for pair in depths], stagewise=True)
+        rates = drop_path_rates(drop_path_rate, [max(pair) for pair in depths])
         specs = resolve_mixers([[{"type": "full", "qkv_bias": qkv_bias}]] * len(depths), mixers)
         parts = []
         for pair, turns, drops in zip(depths, specs, rates, strict=True):

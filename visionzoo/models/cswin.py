@@ -17,7 +17,7 @@ from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.stem import ConvNormStem
-from visionzoo.models._pyramid import Pyramid, build_stages
+from visionzoo.models._pyramid import Pyramid, build_stages, doubling
 from visionzoo.models._registry import Published, Variant, register_family
 
 
@@ -82,10 +82,6 @@ class CSWinTransformer(Pyramid):
         )
 
 
-def _size(width: int, depths: Sequence[int], num_heads: Sequence[int]) -> dict[str, Any]:
-    return {"depths": depths, "embed_dims": tuple(width * 2**i for i in range(4)), "num_heads": num_heads}
-
-
 def _no_weights(name: str) -> str:
     url = "https://github.com/microsoft/CSWin-Transformer/releases/download/v0.1.0"
     return f"timm has none; the authors' are at {url}/cswin_{name}.pth"
@@ -94,18 +90,18 @@ def _no_weights(name: str) -> str:
 _README = "README.md of microsoft/CSWin-Transformer"
 _README_22K = f"{_README}, pre-trained on ImageNet-22K"
 _DEPTHS = (2, 4, 32, 2)
-_BASE, _LARGE = _size(96, _DEPTHS, (4, 8, 16, 32)), _size(144, _DEPTHS, (6, 12, 24, 24))
+_BASE, _LARGE = doubling(96, _DEPTHS, (4, 8, 16, 32)), doubling(144, _DEPTHS, (6, 12, 24, 24))
 _WIDE_STRIPES = {"stripe_widths": (1, 2, 12, None)}
 _AT_384 = {"input_size": (3, 384, 384), "pool_size": (12, 12), "crop_pct": 1.0}
 
 VARIANTS = {
     "zoo_cswin_t": Variant(
-        _size(64, (1, 2, 21, 1), (2, 4, 8, 16)),
+        doubling(64, (1, 2, 21, 1), (2, 4, 8, 16)),
         Published(23, 4.3, 82.8, source=_README, explained=("params_m",)),
         no_weights=_no_weights("tiny_224"),
     ),
     "zoo_cswin_s": Variant(
-        _size(64, _DEPTHS, (2, 4, 8, 16)),
+        doubling(64, _DEPTHS, (2, 4, 8, 16)),
         Published(35, 6.9, 83.6, source=_README),
         no_weights=_no_weights("small_224"),
     ),

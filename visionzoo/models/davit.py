@@ -22,7 +22,7 @@ from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.stem import ConvNormStem
-from visionzoo.models._pyramid import Pyramid, build_stages
+from visionzoo.models._pyramid import Pyramid, build_stages, doubling
 from visionzoo.models._registry import Published, Variant, register_family
 
 _MIXER_OF_PAIR = {"spatial_block": 0, "channel_block": 1, "0": 0, "1": 1}
@@ -120,11 +120,6 @@ class DaViT(Pyramid):
         )
 
 
-def _size(width: int, depths: Sequence[int]) -> dict[str, Any]:
-    embed_dims = tuple(width * 2**i for i in range(4))
-    return {"depths": depths, "embed_dims": embed_dims, "num_heads": tuple(dim // 32 for dim in embed_dims)}
-
-
 def _timm_weights(size: str) -> dict[str, Any]:
     return {"tag": "msft_in1k", "hf_hub_id": f"timm/davit_{size}.msft_in1k"}
 
@@ -135,15 +130,17 @@ _UNRELEASED = "the authors did not release their classification weights of this 
 _SMALL, _GIANT = (2, 2, 18, 2), (2, 2, 24, 6)
 
 VARIANTS = {
-    "zoo_davit_t": Variant(_size(96, (2, 2, 6, 2)), Published(28.3, 4.5, 82.8, source=_README), _timm_weights("tiny")),
-    "zoo_davit_s": Variant(_size(96, _SMALL), Published(49.7, 8.8, 84.2, source=_README), _timm_weights("small")),
-    "zoo_davit_b": Variant(_size(128, _SMALL), Published(87.9, 15.5, 84.6, source=_README), _timm_weights("base")),
-    "zoo_davit_l": Variant(
-        _size(192, _SMALL), Published(196.8, 103.0, 87.5, 384, _COPY, ("gmacs",)), no_weights=_UNRELEASED
+    "zoo_davit_t": Variant(
+        doubling(96, (2, 2, 6, 2)), Published(28.3, 4.5, 82.8, source=_README), _timm_weights("tiny")
     ),
-    "zoo_davit_h": Variant(_size(256, _SMALL), Published(348.9, 327.3, 90.2, 512, _COPY), no_weights=_UNRELEASED),
+    "zoo_davit_s": Variant(doubling(96, _SMALL), Published(49.7, 8.8, 84.2, source=_README), _timm_weights("small")),
+    "zoo_davit_b": Variant(doubling(128, _SMALL), Published(87.9, 15.5, 84.6, source=_README), _timm_weights("base")),
+    "zoo_davit_l": Variant(
+        doubling(192, _SMALL), Published(196.8, 103.0, 87.5, 384, _COPY, ("gmacs",)), no_weights=_UNRELEASED
+    ),
+    "zoo_davit_h": Variant(doubling(256, _SMALL), Published(348.9, 327.3, 90.2, 512, _COPY), no_weights=_UNRELEASED),
     "zoo_davit_g": Variant(
-        _size(384, _GIANT), Published(1406.0, 1022.0, 90.4, 512, _COPY, ("gmacs",)), no_weights=_UNRELEASED
+        doubling(384, _GIANT), Published(1406.0, 1022.0, 90.4, 512, _COPY, ("gmacs",)), no_weights=_UNRELEASED
     ),
 }
 

@@ -23,8 +23,9 @@ from torch import nn
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.patch_merge import PatchMerge
 from visionzoo.layers.stem import ConvNormStem
+from visionzoo.models._pyramid import doubling
 from visionzoo.models._registry import Published, Variant, register_family
-from visionzoo.models.nat import NAT, size
+from visionzoo.models.nat import NAT
 
 
 class DiNAT(NAT):
@@ -68,25 +69,27 @@ _README_22K = f"{_README}, pre-trained on ImageNet-22K"
 _DEEP, _SWIN_DEEP = (3, 4, 18, 5), (2, 2, 18, 2)
 _AT_224, _AT_384 = ((1, 8), (1, 4), (1, 2), (1,)), ((1, 13), (1, 6), (1, 3), (1,))
 _CFG_384 = {"input_size": (3, 384, 384), "pool_size": (12, 12), "crop_pct": 1.0}
-_LARGE = {**size(192, _DEEP), "mlp_ratio": 2.0}
-_LARGE_S = {**size(192, _SWIN_DEEP), "mlp_ratio": 4.0}
+_LARGE = {**doubling(192, _DEEP), "mlp_ratio": 2.0}
+_LARGE_S = {**doubling(192, _SWIN_DEEP), "mlp_ratio": 4.0}
 
 DINAT = {
     "zoo_dinat_mini": Variant(
-        {**size(64, (3, 4, 6, 5)), "dilations": _AT_224},
+        {**doubling(64, (3, 4, 6, 5)), "dilations": _AT_224},
         Published(20, 2.7, 81.8, source=_README),
         _weights("mini-in1k-224"),
     ),
     "zoo_dinat_tiny": Variant(
-        {**size(64, _DEEP), "dilations": _AT_224}, Published(28, 4.3, 82.7, source=_README), _weights("tiny-in1k-224")
+        {**doubling(64, _DEEP), "dilations": _AT_224},
+        Published(28, 4.3, 82.7, source=_README),
+        _weights("tiny-in1k-224"),
     ),
     "zoo_dinat_small": Variant(
-        {**size(96, _DEEP), "mlp_ratio": 2.0, "dilations": _AT_224},
+        {**doubling(96, _DEEP), "mlp_ratio": 2.0, "dilations": _AT_224},
         Published(51, 7.8, 83.8, source=_README),
         _weights("small-in1k-224"),
     ),
     "zoo_dinat_base": Variant(
-        {**size(128, _DEEP), "mlp_ratio": 2.0, "layer_scale": 1e-5, "dilations": _AT_224},
+        {**doubling(128, _DEEP), "mlp_ratio": 2.0, "layer_scale": 1e-5, "dilations": _AT_224},
         Published(90, 13.7, 84.4, source=_README),
         _weights("base-in1k-224"),
     ),
@@ -108,17 +111,17 @@ DINAT = {
 }
 DINATS = {
     "zoo_dinats_tiny": Variant(
-        {**size(96, (2, 2, 6, 2)), "mlp_ratio": 4.0, "dilations": _AT_224},
+        {**doubling(96, (2, 2, 6, 2)), "mlp_ratio": 4.0, "dilations": _AT_224},
         Published(28, 4.5, 81.8, source=_README),
         no_weights=_no_weights("tiny_in1k_224"),
     ),
     "zoo_dinats_small": Variant(
-        {**size(96, _SWIN_DEEP), "mlp_ratio": 4.0, "dilations": _AT_224},
+        {**doubling(96, _SWIN_DEEP), "mlp_ratio": 4.0, "dilations": _AT_224},
         Published(50, 8.7, 83.5, source=_README),
         no_weights=_no_weights("small_in1k_224"),
     ),
     "zoo_dinats_base": Variant(
-        {**size(128, _SWIN_DEEP), "mlp_ratio": 4.0, "dilations": _AT_224},
+        {**doubling(128, _SWIN_DEEP), "mlp_ratio": 4.0, "dilations": _AT_224},
         Published(88, 15.4, 83.8, source=_README),
         no_weights=_no_weights("base_in1k_224"),
     ),

@@ -2,8 +2,8 @@
 
 Facts from ghostnetv2_pytorch of https://github.com/huawei-noah/Efficient-AI-Backbones at f90e129 (no license in that
 folder, so only facts are taken; timm states Apache-2.0 for the weights); the code here is our own. Where we differ:
-maps are halved for attention also where they have one row or column; the features are the ends of the stages, where
-timm takes the first block of each and its stem before the norm; the 1×1 convolution after the last stage is the head's.
+maps are halved for attention also where they have one row or column; the 1×1 convolution after the last stage is the
+head's.
 `mixers` replace the two convolutions that mix attention's tokens; with "none" a block is that of the first GhostNet.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, HardSigmoid, SqueezeExcite, calculate_drop_path_rates, make_divisible
+from timm.layers import DropPath, HardSigmoid, SqueezeExcite, make_divisible
 from torch import Tensor, nn
 
 from visionzoo.layers.conv_norm import ConvNorm, DepthwiseConvNorm
@@ -26,6 +26,7 @@ from visionzoo.layers.nhwc import on_nchw
 from visionzoo.layers.padding import is_symbolic
 from visionzoo.layers.stem import conv_stem
 from visionzoo.layers.tracing import one_node
+from visionzoo.models._contract import drop_path_rates
 from visionzoo.models._pyramid import Pyramid, Stage
 from visionzoo.models._registry import Published, Variant, register_family
 
@@ -145,6 +146,9 @@ def _scale(x: Tensor, attention: Tensor) -> Tensor:
 class GhostNetV2(Pyramid):
     """GhostNetV2.
 
+    Features are the ends of the five stages, the authors' blocks 0, 2, 4, 6 and 8, at 1/2 to 1/32 of the image. timm's
+    `features_only` takes its stem's convolution before the norm and the first block of each later stage instead.
+
     Args:
         width: what all numbers of channels are multiplied by.
         layout: for each stage and block the side of the kernels, the channels in the middle and out, and whether
@@ -211,7 +215,7 @@ class GhostNetV2(Pyramid):
                     f"GhostNetV2: mixers stand in attention, and the blocks of stage {i} have none; expected None "
                     f"there, got {mixers=}"
                 )
-        rates: Any = calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)
+        rates = drop_path_rates(drop_path_rate, depths)
         stem_dim = in_dim = make_divisible(16 * width, 4)
         stages, embed_dims = [], []
         for i, stage in enumerate(layout):

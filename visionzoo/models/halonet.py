@@ -24,13 +24,14 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
-from timm.layers import EcaModule, SqueezeExcite, calculate_drop_path_rates, get_act_layer
+from timm.layers import EcaModule, SqueezeExcite, get_act_layer
 from torch import nn
 
 from visionzoo.layers.bottleneck import Bottleneck
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import HaloMixer, build_mixer, resolve_mixers
 from visionzoo.layers.stem import conv_stem
+from visionzoo.models._contract import drop_path_rates
 from visionzoo.models._pyramid import Pyramid, Stage
 from visionzoo.models._registry import Published, Variant, register_family
 
@@ -144,7 +145,7 @@ class HaloNet(Pyramid):
                     f"are the letter 'c' of layout={tuple(layout)}"
                 )
         act_layer = get_act_layer(act)
-        rates: Any = calculate_drop_path_rates(drop_path_rate, [len(letters) for letters in layout], stagewise=True)
+        rates = drop_path_rates(drop_path_rate, [len(letters) for letters in layout])
         stages, in_dim = [], stem_dims[-1]
         for i, (dim, mid_dim) in enumerate(zip(embed_dims, mid_dims, strict=True)):
             blocks: list[nn.Module] = []

@@ -25,7 +25,7 @@ from visionzoo.layers.nhwc import DepthwiseConvNHWC, on_nchw
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.padding import pad_to_multiple
 from visionzoo.layers.stem import Stem
-from visionzoo.models._pyramid import Pyramid, build_stages
+from visionzoo.models._pyramid import Pyramid, build_stages, doubling
 from visionzoo.models._registry import Published, Variant, register_family
 
 
@@ -160,7 +160,7 @@ def _no_weights(size: str) -> str:
 
 
 _README = "readme.md of ChuanyangZheng/L2ViT"
-_BASE = {"depths": (2, 2, 18, 2), "embed_dims": (128, 256, 512, 1024), "num_heads": (4, 8, 16, 32)}
+_BASE = doubling(128, (2, 2, 18, 2))
 
 VARIANTS = {
     "zoo_l2vit_t": Variant(

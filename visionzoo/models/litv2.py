@@ -29,7 +29,7 @@ from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.padding import pad_to_size
 from visionzoo.layers.stem import ConvNormStem
 from visionzoo.layers.tracing import one_node
-from visionzoo.models._pyramid import Pyramid, build_stages
+from visionzoo.models._pyramid import Pyramid, build_stages, doubling
 from visionzoo.models._registry import Published, Variant, register_family
 
 
@@ -154,7 +154,7 @@ VARIANTS = {
     "zoo_litv2_s": Variant({}, Published(28, 3.7, 82.0, source=_README), no_weights=_no_weights("s")),
     "zoo_litv2_m": Variant({"depths": _DEEP}, Published(49, 7.5, 83.3, source=_README), no_weights=_no_weights("m")),
     "zoo_litv2_b": Variant(
-        {"depths": _DEEP, "embed_dims": (128, 256, 512, 1024), "num_heads": (4, 8, 16, 32)},
+        doubling(128, _DEEP),
         Published(87, 13.2, 83.6, source=_README),
         no_weights=_no_weights("b"),
     ),

@@ -20,7 +20,7 @@ from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.nhwc import on_nchw
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.stem import Stem
-from visionzoo.models._pyramid import Pyramid, build_stages
+from visionzoo.models._pyramid import Pyramid, build_stages, doubling
 from visionzoo.models._registry import Published, Variant, register_family
 
 
@@ -134,12 +134,6 @@ class NAT(Pyramid):
         return ConvNorm(in_dim, out_dim, 3, 2, 1, bias=False, norm_layer=LayerNorm)
 
 
-def size(width: int, depths: Sequence[int]) -> dict[str, Any]:
-    """Arguments of a model whose stages start `width` channels wide and whose heads are 32 wide."""
-    embed_dims = tuple(width * 2**i for i in range(4))
-    return {"depths": depths, "embed_dims": embed_dims, "num_heads": tuple(dim // 32 for dim in embed_dims)}
-
-
 def _weights(name: str) -> dict[str, Any]:
     return {"tag": "shi_in1k", "hf_hub_id": f"shi-labs/nat-{name}-in1k-224"}
 
@@ -152,15 +146,17 @@ _README = "NAT.md of SHI-Labs/Neighborhood-Attention-Transformer"
 _DEEP = (3, 4, 18, 5)
 
 VARIANTS = {
-    "zoo_nat_mini": Variant(size(64, (3, 4, 6, 5)), Published(20, 2.7, 81.8, source=_README), _weights("mini")),
-    "zoo_nat_tiny": Variant(size(64, _DEEP), Published(28, 4.3, 83.2, source=_README), no_weights=_no_weights("tiny")),
+    "zoo_nat_mini": Variant(doubling(64, (3, 4, 6, 5)), Published(20, 2.7, 81.8, source=_README), _weights("mini")),
+    "zoo_nat_tiny": Variant(
+        doubling(64, _DEEP), Published(28, 4.3, 83.2, source=_README), no_weights=_no_weights("tiny")
+    ),
     "zoo_nat_small": Variant(
-        {**size(96, _DEEP), "mlp_ratio": 2.0, "layer_scale": 1e-5},
+        {**doubling(96, _DEEP), "mlp_ratio": 2.0, "layer_scale": 1e-5},
         Published(51, 7.8, 83.7, source=_README),
         no_weights=_no_weights("small"),
     ),
     "zoo_nat_base": Variant(
-        {**size(128, _DEEP), "mlp_ratio": 2.0, "layer_scale": 1e-5},
+        {**doubling(128, _DEEP), "mlp_ratio": 2.0, "layer_scale": 1e-5},
         Published(90, 13.7, 84.3, source=_README),
         _weights("base"),
     ),

@@ -18,7 +18,7 @@ from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.patch_merge import PatchMerge
 from visionzoo.layers.stem import ConvNormStem
-from visionzoo.models._pyramid import Pyramid, build_stages
+from visionzoo.models._pyramid import Pyramid, build_stages, doubling
 from visionzoo.models._registry import Published, Variant, register_family
 
 
@@ -101,11 +101,6 @@ class SwinTransformer(Pyramid):
         )
 
 
-def _size(width: int, depths: Sequence[int]) -> dict[str, Any]:
-    embed_dims = tuple(width * 2**i for i in range(4))
-    return {"depths": depths, "embed_dims": embed_dims, "num_heads": tuple(dim // 32 for dim in embed_dims)}
-
-
 def _weights(name: str, tag: str = "ms_in1k") -> dict[str, Any]:
     return {"tag": tag, "hf_hub_id": f"timm/swin_{name}.{tag}"}
 
@@ -117,26 +112,26 @@ _AT_384 = {"input_size": (3, 384, 384), "pool_size": (12, 12), "crop_pct": 1.0}
 
 VARIANTS = {
     "zoo_swin_t": Variant(
-        _size(96, (2, 2, 6, 2)), Published(28, 4.5, 81.2, source=_README), _weights("tiny_patch4_window7_224")
+        doubling(96, (2, 2, 6, 2)), Published(28, 4.5, 81.2, source=_README), _weights("tiny_patch4_window7_224")
     ),
     "zoo_swin_s": Variant(
-        _size(96, _SMALL), Published(50, 8.7, 83.2, source=_README), _weights("small_patch4_window7_224")
+        doubling(96, _SMALL), Published(50, 8.7, 83.2, source=_README), _weights("small_patch4_window7_224")
     ),
     "zoo_swin_b": Variant(
-        _size(128, _SMALL), Published(88, 15.4, 83.5, source=_README), _weights("base_patch4_window7_224")
+        doubling(128, _SMALL), Published(88, 15.4, 83.5, source=_README), _weights("base_patch4_window7_224")
     ),
     "zoo_swin_b_384": Variant(
-        {**_size(128, _SMALL), "window_size": 12},
+        {**doubling(128, _SMALL), "window_size": 12},
         Published(88, 47.1, 84.5, 384, _README),
         {**_weights("base_patch4_window12_384"), **_AT_384},
     ),
     "zoo_swin_l": Variant(
-        _size(192, _SMALL),
+        doubling(192, _SMALL),
         Published(197, 34.5, 86.3, source=_README_22K),
         _weights("large_patch4_window7_224", "ms_in22k_ft_in1k"),
     ),
     "zoo_swin_l_384": Variant(
-        {**_size(192, _SMALL), "window_size": 12},
+        {**doubling(192, _SMALL), "window_size": 12},
         Published(197, 103.9, 87.3, 384, _README_22K),
         {**_weights("large_patch4_window12_384", "ms_in22k_ft_in1k"), **_AT_384},
     ),

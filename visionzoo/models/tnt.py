@@ -223,8 +223,6 @@ class TNT(Isotropic):
         drop_path_rate: float = 0.0,
         **head: Any,
     ):
-        if patch_size < 1 or inner_stride < 1:
-            raise ValueError(f"TNT: patch_size and inner_stride must be positive, got {patch_size=}, {inner_stride=}")
         stem = PixelStem(in_chans, embed_dim, inner_dim, patch_size, inner_stride)
 
         def block(dim: int, mixer: nn.Module, *, drop_path: float) -> TNTBlock:
