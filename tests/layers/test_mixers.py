@@ -22,7 +22,7 @@ from visionzoo.layers.mixers import (
 from visionzoo.models._registry import TINY
 
 SMALL = {  # options that suit tiny maps
-    "aggregated": {"pool_size": 2},
+    "aggregated": {"pool_size": 1},
     "halo": {"block_size": 4, "halo_size": 1},
     "cross_window": {"stripe_width": 2},
     "embedding_free": {"reduction": 2},
@@ -210,7 +210,7 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("poool", r"unknown mixer 'poool' \(did you mean 'pool'\?\); expected a name of \['channel', "),
+        ("poool", r"unknown mixer 'poool' \(did you mean 'pool'\?\); expected a name of \['aggregated', "),
         ({"window_size": 7}, r"unknown mixer None; expected a name of"),
         ({"type": "pool", "pool_size": 3.0}, r"mixer 'pool': pool_size must be int, got pool_size=3.0"),
         ({"type": "window", "num_heads": 2.0}, r"mixer 'window': num_heads must be int \| None, got num_heads=2.0"),

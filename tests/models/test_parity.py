@@ -78,6 +78,7 @@ MODELS = {  # record -> model
     "pvt/pvt_t": "zoo_pvt_t",
     "pvtv2/pvtv2_b0": "zoo_pvtv2_b0",
     "swin/swin_t": "zoo_swin_t",
+    "transnext/transnext_micro": "zoo_transnext_micro",
 }
 TOKENS = {  # family of isotropic records -> the recorded features, of the states after all blocks and the end
     "convit": lambda states, last: [states[0].x, states[9].x, states[11].x, last],
