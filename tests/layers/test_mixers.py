@@ -22,7 +22,7 @@ from visionzoo.layers.mixers import (
 from visionzoo.models._registry import TINY
 
 SMALL = {  # options that suit tiny maps
-    "aggregated": {"pool_size": 2},
+    "aggregated": {"pool_size": 1},
     "forward_cross": {"map_size": 4},
     "halo": {"block_size": 4, "halo_size": 1},
     "cross_window": {"stripe_width": 2},

@@ -73,8 +73,6 @@ MODELS = {  # record -> model
     "litv2/litv2_m": "zoo_litv2_m",
     "litv2/litv2_s": "zoo_litv2_s",
     "moh/moh_vit_b_50": "zoo_moh_vit_b_50",
-    "moh/moh_vit_b_75": "zoo_moh_vit_b_75",
-    "moh/moh_vit_s_75": "zoo_moh_vit_s_75",
     "moh/moh_vit_s_80": "zoo_moh_vit_s_80",
     "halonet/halonet26t": "zoo_halonet_26t",
     "poolformer/poolformer_s12": "zoo_poolformer_s12",
@@ -104,6 +102,8 @@ MODELS = {  # record -> model
     "tnt/tnt_b": "zoo_tnt_b",
     "tnt/tnt_options": "zoo_tnt_s",
     "tnt/tnt_s": "zoo_tnt_s",
+    "transnext/transnext_micro": "zoo_transnext_micro",
+    "transnext/transnext_micro_aaaa": "zoo_transnext_micro_aaaa",
 }
 TOKENS = {  # family whose records hold tokens -> the recorded features, of the states after all blocks and the end
     "convit": lambda states, last: [states[0].x, states[9].x, states[11].x, last],

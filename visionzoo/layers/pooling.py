@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -17,10 +15,10 @@ def cells(length: int, count: int, device: torch.device) -> tuple[Tensor, Tensor
     return index * length // count, ((index + 1) * length + count - 1) // count
 
 
-def pool_cells(x: Tensor, size: tuple[Any, Any]) -> Tensor:
+def pool_cells(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Mean of each cell of a [B, H, W, C] map, for (h, w) = `size` cells: [B, h, w, C].
 
-    It is `F.adaptive_avg_pool2d` as two matrix products: sizes may be symbols, and gradients repeat on a GPU.
+    It is `F.adaptive_avg_pool2d` as two matrix products, so that gradients repeat on a GPU.
     """
     rows, columns = (_shares(x, axis, count) for axis, count in ((1, size[0]), (2, size[1])))
     return columns @ (rows @ x.flatten(2)).unflatten(2, (x.shape[2], x.shape[3]))

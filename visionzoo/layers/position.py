@@ -200,7 +200,7 @@ class ContinuousPositionBias(nn.Module):
         first, end = cells_of(length, count, weight.device)
         twice = 2 * torch.arange(length, device=weight.device)[:, None] - (first + end - 1)  # in half tokens
         # Where the cells divide the map all their centres are whole tokens apart: half of the offsets do not occur.
-        whole = not isinstance(length, torch.SymInt) and length % count == 0
+        whole = length % count == 0
         step, longest = (2, 2 * length - length // count - 1) if whole else (1, 2 * length - 2)
         distance = (
             torch.arange(-longest, longest + 1, step, device=weight.device).float() / 2

@@ -42,6 +42,7 @@ class TransNeXt(PyramidVisionTransformerV2):
         ValueError: if a size is too small for the number of stages.
     """
 
+    DYNAMIC_SIZE = False  # the number of cells depends on the size
     MIXER = "aggregated"
     CHECKPOINT_KEYS = {
         "authors": [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -151,11 +150,15 @@ class AggregatedMixer(Mixer):
             out = out + (of_window.unflatten(-1, (1, window, window)) * near).sum((-2, -1))
         return out.to(dtype)
 
-    def _cells(self, x: Tensor) -> tuple[Any, Any]:
+    def _cells(self, x: Tensor) -> tuple[int, int]:
         """How many cells a map has along each axis."""
-        lower, upper = (torch.sym_min, torch.sym_max) if is_symbolic(x) else (min, max)  # these say less to a compiler
+        if is_symbolic(x):
+            raise ValueError(
+                f"{type(self).__name__}: torch.export cannot make a program for maps of any size where the number of "
+                f"cells depends on the size; export it for one image size"
+            )
         height, width = (
-            upper(side // self.reduction, 1) if self.pool_size is None else lower(side, self.pool_size)
+            max(side // self.reduction, 1) if self.pool_size is None else min(side, self.pool_size)
             for side in x.shape[1:3]
         )
         return height, width
