@@ -22,6 +22,7 @@ from visionzoo.layers.mixers.focused_linear import FocusedLinearMixer
 from visionzoo.layers.mixers.full import FullMixer
 from visionzoo.layers.mixers.gated_positional import GatedPositionalMixer
 from visionzoo.layers.mixers.halo import HaloMixer
+from visionzoo.layers.mixers.hashed_linear import HashedLinearMixer
 from visionzoo.layers.mixers.hilo import HiLoMixer
 from visionzoo.layers.mixers.injective_linear import InjectiveLinearMixer
 from visionzoo.layers.mixers.large_kernel_ffn import LargeKernelFfnMixer
@@ -49,6 +50,7 @@ __all__ = [
     "FullMixer",
     "GatedPositionalMixer",
     "HaloMixer",
+    "HashedLinearMixer",
     "HiLoMixer",
     "InjectiveLinearMixer",
     "LargeKernelFfnMixer",
@@ -79,6 +81,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "full": FullMixer,
     "gated_positional": GatedPositionalMixer,
     "halo": HaloMixer,
+    "hashed_linear": HashedLinearMixer,
     "hilo": HiLoMixer,
     "injective_linear": InjectiveLinearMixer,
     "large_kernel_ffn": LargeKernelFfnMixer,
