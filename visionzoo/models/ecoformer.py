@@ -4,9 +4,9 @@ Facts from https://github.com/ziplab/EcoFormer at a277f9e (Apache-2.0); the code
 the zoo, PVTv2 and Twins-PCPVT (whose frame Twins-SVT shares), with linear attention between binary codes in all stages
 but the last, which has softmax attention of all tokens. As released: keys are not reduced, and Twins-SVT has neither
 windows nor strides. The `_msa` forms, with softmax attention everywhere, are what training begins with: their
-checkpoints load into the others, whose shared queries and keys take the weights of the queries. What is missing then
-are the hash functions, which `tools/fit_hashes.py` fits; a model without has random ones. Tokens without length are
-hashed as zeros here, where the authors divide by zero.
+checkpoints load into the others, whose shared queries and keys take the weights of the queries, and those of PVTv2 and
+Twins load into them, without the reduction of keys. `tools/fit_hashes.py` fits the hash functions; before that they are
+random. Tokens without length are hashed as zeros here, where the authors divide by zero.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from visionzoo.models import pcpvt, pvtv2
+from visionzoo.models._contract import Contract
 from visionzoo.models._registry import Published, Variant, register_family
 
 _HASHED = [
@@ -30,22 +31,33 @@ _FROM_SOFTMAX = [
 ]
 
 
+_FROM_REDUCED = [
+    (r"\.mixer\.sr\.", None),
+    (r"\.mixer\.q\.(weight|bias)$", r".mixer.qkv.\1#0"),
+    (r"\.mixer\.kv\.(weight|bias)$", r".mixer.qkv.\1#1"),
+]
+
+
+def _keys(host: type[Contract]) -> dict[str, list[tuple[str, Any]]]:
+    """Say how the authors' names, those of the softmax form and, for that form, those of the host become ours."""
+    reduced = {"visionzoo": [], **host.CHECKPOINT_KEYS}
+    return {
+        "authors": [*_HASHED, *host.CHECKPOINT_KEYS["authors"]],
+        "softmax form": _FROM_SOFTMAX,
+        **{f"host, {names}": [*table, *_FROM_REDUCED] for names, table in reduced.items()},
+    }
+
+
 class EcoFormerPVTv2(pvtv2.PyramidVisionTransformerV2):
     """PVTv2 with hashed linear attention."""
 
-    CHECKPOINT_KEYS = {
-        "authors": [*_HASHED, *pvtv2.PyramidVisionTransformerV2.CHECKPOINT_KEYS["authors"]],
-        "softmax form": _FROM_SOFTMAX,
-    }
+    CHECKPOINT_KEYS = _keys(pvtv2.PyramidVisionTransformerV2)
 
 
 class EcoFormerTwins(pcpvt.ConditionalPyramid):
     """Twins with hashed linear attention."""
 
-    CHECKPOINT_KEYS = {
-        "authors": [*_HASHED, *pcpvt.ConditionalPyramid.CHECKPOINT_KEYS["authors"]],
-        "softmax form": _FROM_SOFTMAX,
-    }
+    CHECKPOINT_KEYS = _keys(pcpvt.ConditionalPyramid)
 
 
 def _softmax(host: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,8 @@ class HashedLinearMixer(Mixer):
         with without_autocast(x.device):
             # [B, H, W, C] -> [B, G, N, D]
             qk, values = (
-                t.unflatten(-1, (self.num_heads, self.head_dim)).flatten(1, 2).transpose(1, 2).to(dtype) for t in (qk, v)
+                t.unflatten(-1, (self.num_heads, self.head_dim)).flatten(1, 2).transpose(1, 2).to(dtype)
+                for t in (qk, v)
             )
             codes = self.hash(F.normalize(qk, dim=-1))
             constant = self.hash.num_bits + 1
