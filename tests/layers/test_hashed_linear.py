@@ -71,9 +71,7 @@ def test_fitted_codes_tell_which_tokens_are_alike_better_than_random_ones_on_oth
     functions = KernelHash(2, 8, num_bits=8, num_anchors=20)
     random = hash_error(functions(others), *pairs)
     bits = []
-    before, after = fit_hash(
-        functions, seen, neighbors=5, steps=30, generator=generator, advance=lambda: bits.append(1)
-    )
+    before, after = fit_hash(functions, seen, neighbors=5, steps=30, advance=lambda: bits.append(1))
     assert len(bits) == 8
     assert after == pytest.approx(hash_error(functions(seen), *nearest_and_furthest(seen, 5)))
     assert after < 0.9 * before

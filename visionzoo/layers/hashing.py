@@ -67,7 +67,6 @@ def fit_hash(
     neighbors: int = 10,
     steps: int = 100,
     learning_rate: float = 0.02,
-    generator: torch.Generator | None = None,
     advance: Callable[[], object] = lambda: None,
 ) -> tuple[float, float]:
     """Fit hash functions to tokens, so that the codes of those that are alike agree (as EcoFormer's authors do).
@@ -85,7 +84,6 @@ def fit_hash(
         neighbors: tokens that are most and that are least like another, of each so many; at most half of a map.
         steps: of SGD for each bit.
         learning_rate: of SGD with Nesterov momentum 0.9.
-        generator: on the CPU, of the choice of anchors.
         advance: is called after each bit.
 
     Returns:
@@ -102,7 +100,7 @@ def fit_hash(
         )
     if not tokens.isfinite().all():
         raise ValueError("the tokens hold NaN or infinite values; nothing can be fitted to them")
-    order = torch.randperm(batch * count, generator=generator)[: functions.num_anchors].to(tokens.device)
+    order = torch.randperm(batch * count)[: functions.num_anchors].to(tokens.device)
     functions.anchor.copy_(tokens.transpose(0, 1).flatten(1, 2)[:, order])
     kernels = functions.kernels(tokens)
     functions.mean.copy_(kernels.mean((0, 2), keepdim=True))

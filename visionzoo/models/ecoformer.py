@@ -77,6 +77,8 @@ _SVT_S = {
     "num_heads": (2, 4, 8, 16),
     "mlp_ratios": (4.0, 4.0, 4.0, 4.0),
 }
+_SVT_B = {**_SVT_S, "depths": (2, 2, 18, 2), "embed_dims": (96, 192, 384, 768), "num_heads": (3, 6, 12, 24)}
+_SVT_L = {**_SVT_B, "embed_dims": (128, 256, 512, 1024), "num_heads": (4, 8, 16, 32)}
 _README = "README.md of ziplab/EcoFormer; multiply-adds: its additions"
 _NONE = "none were published"
 
@@ -113,6 +115,9 @@ TWINS = {
     "zoo_ecoformer_twins_svt_s": Variant(
         _hashed(_SVT_S), Published(gmacs=2.81, top1=80.22, source=_README), no_weights=_no_weights("twins_svt_s")
     ),
+    "zoo_ecoformer_twins_svt_b": Variant(_hashed(_SVT_B), no_weights=_NONE),
+    "zoo_ecoformer_twins_svt_l": Variant(_hashed(_SVT_L), no_weights=_NONE),
+    "zoo_ecoformer_twins_pcpvt_s": Variant(_hashed(pcpvt.VARIANTS["zoo_pcpvt_s"].kwargs), no_weights=_NONE),
     "zoo_ecoformer_twins_svt_s_msa": Variant(_softmax(_SVT_S), no_weights=_NONE),
 }
 
