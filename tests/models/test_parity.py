@@ -26,6 +26,7 @@ MODELS = {  # record -> model
     "ghostnetv2/ghostnetv2_100": "zoo_ghostnetv2_100",
     "ghostnetv2/ghostnetv2_130": "zoo_ghostnetv2_130",
     "ghostnetv2/ghostnetv2_160": "zoo_ghostnetv2_160",
+    "ecoformer/alt_gvt_small_ecoformer": "zoo_ecoformer_twins_svt_s",
     "ecoformer/pvt_v2_b0_ecoformer": "zoo_ecoformer_pvtv2_b0",
     "ecoformer/pvt_v2_b0_ecoformer_hash": "zoo_ecoformer_pvtv2_b0",
     "edaformer/eft_b": "zoo_eft_b",

@@ -84,6 +84,8 @@ SOFTMAX = {f"pvt_v2_{size}_msa": pvtv2(size) for size in ("b0", "b1", "b2", "b3"
     "alt_gvt_small_msa": twins("alt_gvt_small", 2, 2, 10, 4)
 }
 
-RECIPES = {name: model(host) for name, host in (HOSTS | SOFTMAX).items()} | {
-    f"{name}_hash": model(host, set_hash=True) for name, host in HOSTS.items()
-}
+RECIPES = (
+    {name: model(host) for name, host in HOSTS.items()}
+    | {f"{name}_hash": model(host, set_hash=True) for name, host in HOSTS.items()}
+    | {name: model(host, attn_type="msa") for name, host in SOFTMAX.items()}
+)
