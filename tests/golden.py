@@ -26,8 +26,12 @@ class Record:
             self.arrays = {key: arrays[key] for key in arrays.files}
 
     def state_dict(self, stress: bool = False) -> dict[str, torch.Tensor]:
-        """Fill every tensor by its name; constants (index tables, masks) are the model's own business."""
+        """Fill every tensor by its name, but for those that the record holds, as `state:<name>`.
+
+        Constants (index tables, masks) are the model's own business.
+        """
         values = {name: fill(name, shape) for name, shape, kind in self.meta["state"] if kind != "const"}
+        values |= {key[6:]: value for key, value in self.arrays.items() if key.startswith("state:")}
         for name, _, kind in self.meta["state"] if stress else ():
             factor = next((f for suffix, f in self.meta["stress"]["factors"] if name.endswith(suffix)), None)
             if kind == "param" and factor is not None:

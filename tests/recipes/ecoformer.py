@@ -1,4 +1,4 @@
-"""EcoFormer in PVTv2: binary codes of queries and keys from hash functions that training learns once.
+"""EcoFormer in PVTv2 and Twins: binary codes of queries and keys from hash functions that training learns once.
 
 `*_hash` have anchors and means as training sets them (from the golden image), so that codes differ between tokens; both
 are kept in the record as `state:<name>`. With the plain fill most bits of a code are the same for all tokens.
@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import torch
 from golden import fill
 
-from . import Recipe, Source, tokens, uncast
+from . import Recipe, Source, stages, tokens, uncast
 
 ECOFORMER = Source("https://github.com/ziplab/EcoFormer", "a277f9e8c75655814d25016f61ffba290bad68cf", "Apache-2.0")
 HASH = ("ksh.anchor", "ksh.mvec")
@@ -47,15 +47,12 @@ def trained(model):
     model.set_retrain_resume()
 
 
-def model(size, set_hash=False):
-    """Return the recipe of a model, with the arguments of configs/pvt_v2."""
-    args = SimpleNamespace(attn_type="ecoformer", nbits=16, m=25, k=300, topk=10)
+def model(host, set_hash=False, attn_type="ecoformer"):
+    """Return the recipe of a model, with the arguments of configs/pvt_v2 and of the command in twins/README.md."""
+    args = SimpleNamespace(attn_type=attn_type, nbits=16, m=25, k=300, topk=10)
     return Recipe(
         ECOFORMER,
-        "pvt_v2.py",
-        f"pvt_v2_{size}",
-        root="pvt",
-        features=("norm1", "norm2", "norm3", "norm4"),
+        **host,
         layout=tokens,
         constants=("projection_matrix", *(HASH if set_hash else ())),
         filled=("ksh.A", *(() if set_hash else HASH)),
@@ -66,6 +63,29 @@ def model(size, set_hash=False):
     )
 
 
-RECIPES = {f"pvt_v2_{size}_ecoformer": model(size) for size in ("b0", "b1", "b2", "b3", "b4")} | {
-    f"pvt_v2_{size}_ecoformer_hash": model(size, set_hash=True) for size in ("b0", "b1", "b2", "b3", "b4")
+def pvtv2(size):
+    """Return what the recipes of a PVTv2 have of their own."""
+    norms = ("norm1", "norm2", "norm3", "norm4")
+    return {"file": "pvt_v2.py", "factory": f"pvt_v2_{size}", "root": "pvt", "features": norms}
+
+
+def twins(factory, *depths):
+    """Return what the recipes of a Twins have of their own."""
+    return {"file": "gvt.py", "factory": factory, "root": "twins", "features": stages("blocks.{}.{last}", depths)}
+
+
+HOSTS = {f"pvt_v2_{size}_ecoformer": pvtv2(size) for size in ("b0", "b1", "b2", "b3", "b4")} | {
+    "alt_gvt_small_ecoformer": twins("alt_gvt_small_ecoformer", 2, 2, 10, 4),
+    "alt_gvt_base_ecoformer": twins("alt_gvt_base_ecoformer", 2, 2, 18, 2),
+    "alt_gvt_large_ecoformer": twins("alt_gvt_large_ecoformer", 2, 2, 18, 2),
+    "pcpvt_small_v0_ecoformer": twins("pcpvt_small_v0_ecoformer", 3, 4, 6, 3),
 }
+SOFTMAX = {f"pvt_v2_{size}_msa": pvtv2(size) for size in ("b0", "b1", "b2", "b3", "b4")} | {
+    "alt_gvt_small_msa": twins("alt_gvt_small", 2, 2, 10, 4)
+}
+
+RECIPES = (
+    {name: model(host) for name, host in HOSTS.items()}
+    | {f"{name}_hash": model(host, set_hash=True) for name, host in HOSTS.items()}
+    | {name: model(host, attn_type="msa") for name, host in SOFTMAX.items()}
+)

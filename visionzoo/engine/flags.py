@@ -332,3 +332,25 @@ def predict_parser() -> Parser:
     _yes(group, "--apply-exif-orientation", "turn images as their EXIF says (as in the run where it was given)")
     _yes(group, "--skip-bad-images", "pass over unreadable images and count them, instead of stopping")
     return parser
+
+
+def fit_hashes_parser() -> Parser:
+    """Return the parser of tools/fit_hashes.py."""
+    about = "Fit the hash functions of a model with hashed attention to images: its checkpoint, with them."
+    parser = Parser("%(prog)s IMAGE... --checkpoint FILE [flags]", about)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, or patterns like 'x/*.jpg'")
+    add_model_flags(parser, model=None)
+    add_device_flags(parser)
+    group = parser.add_argument_group("fitting")
+    add = group.add_argument
+    add("--checkpoint", required=True, metavar="FILE", help="weights: the model's, or of its softmax form")
+    _yes(group, "--no-ema", "use the trained weights, not their moving average")
+    add("--num-images", type=COUNT, default=32, metavar="N", help="images to fit to, drawn from those that are named")
+    add("--neighbors", type=COUNT, default=10, metavar="N", help="tokens most and least like another, of each so many")
+    add("--steps", type=COUNT, default=100, metavar="N", help="steps of SGD for each bit")
+    where = "file to write (default: output/fit_hashes/MODEL.pth, numbered where that is taken)"
+    add("--output", default="", metavar="FILE", help=where)
+    _mode(add)
+    _yes(group, "--apply-exif-orientation", "turn images as their EXIF says (as in the run where it was given)")
+    _yes(group, "--skip-bad-images", "pass over unreadable images and count them, instead of stopping")
+    return parser

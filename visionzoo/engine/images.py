@@ -46,6 +46,21 @@ def to_mode(image: Image.Image, mode: str, *, upright: bool = False) -> Image.Im
     return turned
 
 
+def read_image(path: Path, mode: str, *, upright: bool = False) -> Image.Image:
+    """Return the picture of a file that a command names, as `to_mode` does.
+
+    Raises:
+        UnreadableImageError: it cannot be used.
+    """
+    try:
+        with Image.open(path) as image:
+            return to_mode(image, mode, upright=upright)
+    except UNREADABLE as error:
+        raise UnreadableImageError(
+            f"cannot use the image {path}: {error}; mend or leave it out, or pass --skip-bad-images"
+        ) from error
+
+
 class CheckedImages(Dataset):
     """A timm or torchvision data set whose bad images stop the run by name, or are passed over and counted.
 

@@ -12,7 +12,7 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_data_config
-from torch import nn
+from torch import Tensor, nn
 
 import visionzoo  # noqa: F401  registers the zoo_* models
 from visionzoo.engine.checkpoints import read_checkpoint
@@ -291,11 +291,14 @@ class Trained:
         return bool(self.reading.get("multi_label"))
 
 
-def restore(args: argparse.Namespace) -> Trained:
+def restore(
+    args: argparse.Namespace, *, complete: Callable[[nn.Module, dict[str, Tensor]], Mapping[str, Tensor]] | None = None
+) -> Trained:
     """Build the model of `args.checkpoint`, or `args.model` where there is none; flags win over what is recorded.
 
     Recorded is in the checkpoint of a run, ours or of timm's script, and in the config.json of a folder or a hub's
-    repository (`local-dir:`, `hf-hub:`).
+    repository (`local-dir:`, `hf-hub:`). With `complete` the checkpoint may be of another form of `args.model`, for
+    which the rest of the record holds too; it returns the tensors and those that the other form lacks.
 
     Raises:
         UserError: no model is given, or the weights do not fit it or are no numbers.
@@ -317,10 +320,13 @@ def restore(args: argparse.Namespace) -> Trained:
     args = argparse.Namespace(**vars(args))
     state = read_checkpoint(args.checkpoint)
     found = recorded_beside(args.checkpoint) or read_recorded(state, args.checkpoint)
+    if complete and args.model and "model" in found.model:
+        found.model["model"] = args.model
     take_model(args, found, args.checkpoint)
     args.pretrained = False  # the weights come from the checkpoint
     model = build_model(args)
-    load(model, state, args.checkpoint, use_ema=not args.no_ema)
+    source = complete(model, _tensors(state, args)) if complete else state
+    load(model, source, args.checkpoint, use_ema=not args.no_ema)
     recorded = dict(found.data_config)
     if args.img_size or args.input_size:
         recorded.pop("input_size", None)
@@ -329,6 +335,13 @@ def restore(args: argparse.Namespace) -> Trained:
     if found.left_out:
         print(f"{args.checkpoint}: not taken from its record: {', '.join(found.left_out)}", file=sys.stderr)
     return _trained(args, model, config, found)
+
+
+def _tensors(state: Mapping[str, Any], args: argparse.Namespace) -> dict[str, Tensor]:
+    try:
+        return unwrap_state_dict(state, use_ema=not args.no_ema)
+    except ValueError as error:
+        raise UserError(f"cannot load {args.checkpoint}: {error}") from error
 
 
 def _trained(args: argparse.Namespace, model: nn.Module, config: dict[str, Any], found: Recorded) -> Trained:

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from timm.data import ImageNetInfo, create_transform
 
 from visionzoo.engine.charts import draw_prediction, is_picture, missing_fonts
 from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UnreadableImageError, UserError, printable, require
-from visionzoo.engine.images import UNREADABLE, to_mode
+from visionzoo.engine.images import read_image
 from visionzoo.engine.models import autocast, restore, try_images
 from visionzoo.engine.names import read_names
 from visionzoo.engine.outputs import free_path
@@ -52,7 +51,7 @@ def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
     with table:
         for path in tqdm(paths, unit="image", disable=None):
             try:
-                image = _read(path, mode, trained.upright)
+                image = read_image(path, mode, upright=trained.upright)
             except UnreadableImageError as error:
                 if not args.skip_bad_images:
                     raise
@@ -161,16 +160,6 @@ def _key(image: str | Path) -> str:
 def _say(*lines: str) -> None:
     if lines:
         print(*(printable(line) for line in lines), sep="\n  ")
-
-
-def _read(path: Path, mode: str, upright: bool) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return to_mode(image, mode, upright=upright)
-    except UNREADABLE as error:
-        raise UnreadableImageError(
-            f"cannot use the image {path}: {error}; mend or leave it out, or pass --skip-bad-images"
-        ) from error
 
 
 def _names(given: str, recorded: list[str] | None, num_classes: int) -> list[str]:

@@ -26,6 +26,7 @@ from visionzoo.layers.mixers.forward_cross import ForwardCrossMixer
 from visionzoo.layers.mixers.full import FullMixer
 from visionzoo.layers.mixers.gated_positional import GatedPositionalMixer
 from visionzoo.layers.mixers.halo import HaloMixer
+from visionzoo.layers.mixers.hashed_linear import HashedLinearMixer
 from visionzoo.layers.mixers.hilo import HiLoMixer
 from visionzoo.layers.mixers.injective_linear import InjectiveLinearMixer
 from visionzoo.layers.mixers.large_kernel_ffn import LargeKernelFfnMixer
@@ -59,6 +60,7 @@ __all__ = [
     "FullMixer",
     "GatedPositionalMixer",
     "HaloMixer",
+    "HashedLinearMixer",
     "HiLoMixer",
     "InjectiveLinearMixer",
     "LargeKernelFfnMixer",
@@ -95,6 +97,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "full": FullMixer,
     "gated_positional": GatedPositionalMixer,
     "halo": HaloMixer,
+    "hashed_linear": HashedLinearMixer,
     "hilo": HiLoMixer,
     "injective_linear": InjectiveLinearMixer,
     "large_kernel_ffn": LargeKernelFfnMixer,

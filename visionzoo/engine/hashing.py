@@ -1,0 +1,154 @@
+"""Hash functions fitted to images, block by block in one forward pass, and the checkpoint that holds them."""
+
+import argparse
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import create_transform
+from timm.models import safe_model_name
+from torch import Tensor, nn
+
+from visionzoo.engine.checkpoints import make_folder, write_atomically
+from visionzoo.engine.errors import UnreadableImageError, UserError, printable, require
+from visionzoo.engine.images import read_image, seed_everything
+from visionzoo.engine.models import Trained, autocast, restore, try_images
+from visionzoo.engine.outputs import free_path
+from visionzoo.engine.parallel import start_process
+from visionzoo.engine.search import find_images
+from visionzoo.kernels.precision import without_autocast
+from visionzoo.layers.hashing import KernelHash, fit_hash
+from visionzoo.models._checkpoint import rename
+
+DEFAULT = Path("output/fit_hashes")
+
+
+def fit_hashes(args: argparse.Namespace) -> Path:
+    """Fit the hash functions of the model that `args` name (tools/fit_hashes.py); return the checkpoint's path.
+
+    A block's functions are fitted to the tokens of all images, and what the block makes of them then goes on to the
+    next one.
+
+    Raises:
+        UserError: the model has no hash functions, its weights or the images do not fit, or the result would replace
+            another file.
+    """
+    process = start_process(args)
+    tqdm = require("tqdm").tqdm
+    output = Path(args.output)
+    if args.output and (output.exists() or output.is_symlink()):
+        raise UserError(f"--output {output} is there already and is not replaced; name another file")
+    seed_everything(args.seed)
+    trained = restore(args, complete=_with_hashes)
+    model = trained.model.to(process.device).eval()
+    name = args.model or trained.args["model"]
+    try_images(model, name, trained.data_config["input_size"])
+    images = _images(args, trained).to(process.device)
+    errors: dict[str, tuple[float, float]] = {}
+
+    hashes = _hashes(model)
+    with tqdm(total=sum(functions.num_bits for functions in hashes.values()), unit="bit", disable=None) as bar:
+
+        def fit(block: str, functions: KernelHash, tokens: Tensor) -> None:
+            bar.set_description(block.removesuffix(".hash"), refresh=False)
+            try:
+                with without_autocast(tokens.device):
+                    errors[block] = fit_hash(
+                        functions,
+                        tokens,
+                        neighbors=args.neighbors,
+                        steps=args.steps,
+                        advance=bar.update,
+                    )
+            except ValueError as error:
+                raise UserError(f"{block}: {error}") from error
+
+        hooks = [
+            functions.register_forward_pre_hook(lambda module, inputs, block=block: fit(block, module, *inputs))
+            for block, functions in hashes.items()
+        ]
+        try:
+            with torch.no_grad(), autocast(args, process.device):
+                model(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    for block, (before, after) in errors.items():
+        print(f"{block}: error {before:.4f} before, {after:.4f} after")
+    return _write(args, trained, name, len(images), errors)
+
+
+def _with_hashes(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a checkpoint's tensors and, where it has no hash functions, the model's own.
+
+    Raises:
+        UserError: the model has none either.
+    """
+    hashes = _hashes(model)
+    if not hashes:
+        raise UserError(
+            f"{model.pretrained_cfg['architecture']} as built has no hash functions to fit; give --model of a form "
+            "that has: zoo_ecoformer_pvtv2_b0, not zoo_ecoformer_pvtv2_b0_msa"
+        )
+    found = rename(state, model)[0]
+    own = {f"{name}.{key}": tensor for name, module in hashes.items() for key, tensor in module.state_dict().items()}
+    return state | {name: tensor for name, tensor in own.items() if name not in found}
+
+
+def _hashes(model: nn.Module) -> dict[str, KernelHash]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, KernelHash)}
+
+
+def _images(args: argparse.Namespace, trained: Trained) -> Tensor:
+    """Return a batch of the images that are named, drawn without replacement."""
+    notes: list[str] = []
+    paths = list(dict.fromkeys(find_images(args.images, notes)))
+    if len(paths) < args.num_images:
+        notes.append(f"{len(paths)} images are there, of --num-images {args.num_images}")
+    random.Random(args.seed).shuffle(paths)
+    transform: Any = create_transform(**trained.data_config, is_training=False)
+    batch: list[Tensor] = []
+    skipped: list[str] = []
+    for path in paths:
+        if len(batch) == args.num_images:
+            break
+        try:
+            batch.append(transform(read_image(path, trained.mode, upright=trained.upright)))
+        except UnreadableImageError as error:
+            if not args.skip_bad_images:
+                raise
+            skipped.append(str(error))
+    if skipped:
+        notes.append(f"{len(skipped)} unreadable images were passed over: {'; '.join(skipped)}")
+    for note in notes:
+        print(printable(note))
+    if not batch:
+        raise UserError("not one image to fit to could be used")
+    return torch.stack(batch)
+
+
+def _write(
+    args: argparse.Namespace, trained: Trained, name: str, images: int, errors: dict[str, tuple[float, float]]
+) -> Path:
+    """Write the checkpoint, with the record of the model and its images and of this fit."""
+    path = Path(args.output) if args.output else free_path(DEFAULT / f"{safe_model_name(name)}.pth")
+    make_folder(path.parent)
+    given = {key: value for key in ("in_chans", "gp", "model_kwargs") if (value := getattr(args, key))}
+    content = {
+        "arch": name,
+        "args": {**trained.args, **trained.reading, **given, "model": name, "num_classes": trained.num_classes},
+        "data_config": trained.data_config,
+        "class_names": trained.class_names,
+        "state_dict": {key: value.cpu() for key, value in trained.model.state_dict().items()},
+        "hashes": {
+            "images": images,
+            "seed": args.seed,
+            "neighbors": args.neighbors,
+            "steps": args.steps,
+            "errors": errors,
+        },
+    }
+    write_atomically(path, lambda file: torch.save(content, file))
+    print(f"written to {printable(str(path))}")
+    return path
