@@ -60,6 +60,26 @@ def start(*command: str) -> subprocess.Popen:
     )
 
 
+@pytest.mark.parametrize("tool", sorted(path.name for path in (ROOT / "tools").glob("*.py")))
+def test_ctrl_c_during_the_imports_is_no_traceback(tool, tmp_path):
+    for name in ("numpy", "safetensors", "timm", "torch", "visionzoo"):  # whichever is first; each stands for seconds
+        (tmp_path / f"{name}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / tool)],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_ctrl_c_after_the_imports_is_a_message(capsys, monkeypatch):
+    monkeypatch.setattr("visionzoo.engine.flags.train_parser", lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert run_tool("train") == 128 + signal.SIGINT
+    assert capsys.readouterr().err == "\nstopped by SIGINT\n"
+
+
 @pytest.mark.slow
 def test_ctrl_c_in_the_shell_stops_all_its_processes_and_says_how_to_go_on(tmp_path):
     write_splits(tmp_path / "d")
