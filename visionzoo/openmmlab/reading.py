@@ -33,6 +33,13 @@ class CheckingRunner(Runner):
             dataset.pipeline = CheckingPipeline(dataset, skip_bad=skip_bad)
         return loader
 
+    def build_train_loop(self, loop: Any) -> Any:
+        """Build what mmengine does; over epochs, one that goes on in the middle of an epoch."""
+        if isinstance(loop, dict) and (loop.get("type") == "EpochBasedTrainLoop" or loop.get("by_epoch")):
+            own = {"type": "GoingOnTrainLoop"}
+            loop = type(loop)({**{key: value for key, value in loop.items() if key != "by_epoch"}, **own})
+        return super().build_train_loop(loop)
+
     def build_evaluator(self, evaluator: Any) -> Any:
         """Build what mmengine does; number annotations from 1, as COCO's metric takes id 0 for none."""
         built = Runner.build_evaluator(self, evaluator)
