@@ -117,11 +117,11 @@ def test_a_detector_is_evaluated_and_draws_boxes_and_masks(detector, scenes, tmp
 
 
 def test_a_segmentor_is_evaluated_and_draws_masks(segmentor, scenes, tmp_path, capsys):
-    from mmengine.visualization import Visualizer
+    from mmseg.visualization import SegLocalVisualizer
 
     checkpoint = str(segmentor / "iter_2.pth")
     flags = ["--checkpoint", checkpoint, "--work-dir", str(tmp_path / "eval"), "--show-dir", str(tmp_path / "show")]
-    Visualizer._instance_dict.clear()  # mmengine draws with the last one made, be it that of a detector
+    SegLocalVisualizer._instance_dict.clear()  # mmseg's hook draws with the first one made, be it that of the training
     assert run_tool("eval", str(SEGMENTATION), *flags, "--cfg-options", *SEG_FEW) == 0
     assert len(list((tmp_path / "show").rglob("*.png"))) == 4, "no pictures of annotation and prediction"
     pictures = [str(scenes / f"images/validation/000{i}.png") for i in range(2)]
@@ -351,6 +351,15 @@ def test_a_resumed_training_refuses_what_it_would_not_use(option, place, detecto
     flags = ["--work-dir", tmp_path, "--resume", detector / "epoch_1.pth", "--cfg-options", *DET_FEW, option]
     said = refused(capsys, "train", DETECTION, *flags)
     assert f"the config has changed: {place}" in said and "load_from=" in said
+
+
+@pytest.mark.parametrize(("name", "number"), [("epoch", -3), ("iter", 10**12), ("iter", float("nan"))])
+def test_a_training_goes_on_from_no_absurd_number_of_steps(name, number, detector, scenes, tmp_path, capsys):
+    content = torch.load(detector / "epoch_1.pth", weights_only=False)
+    content["meta"][name] = number
+    torch.save(content, tmp_path / "x.pth")
+    flags = ["--work-dir", tmp_path, "--resume", tmp_path / "x.pth", "--cfg-options", *DET_FEW]
+    assert f"x.pth records {name}={number}, expected 0 to" in refused(capsys, "train", DETECTION, *flags)
 
 
 def test_another_config_than_the_trainings_is_said(detector, scenes, tmp_path, capsys):

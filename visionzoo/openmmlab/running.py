@@ -126,6 +126,7 @@ def prepare(args: argparse.Namespace) -> Config:
             torch.distributed.init_process_group("gloo")
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or str(Path("work_dirs") / Path(args.config).stem)
     check_channels(cfg)
+    check_windows(cfg)
     return cfg
 
 
@@ -209,6 +210,30 @@ def check_channels(cfg: Config) -> None:
         raise UserError(
             f"model.{place}.in_channels is {list(expected)}, the maps of {backbone.name} have {channels}. In a config: "
             f"in_channels=feature_channels({backbone.name!r}) of visionzoo.openmmlab."
+        )
+
+
+def check_windows(cfg: Config) -> None:
+    """Check that the windows of a segmentor that slides over its pictures leave no pixel out.
+
+    Raises:
+        UserError: their size or steps are no pairs of positive whole numbers, or a step is longer than a window.
+    """
+    test_cfg = cfg.model.get("test_cfg") or {}
+    if test_cfg.get("mode") != "slide":
+        return
+    for name in ("crop_size", "stride"):
+        pair = test_cfg.get(name)
+        if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(type(n) is int and n > 0 for n in pair)):
+            raise UserError(
+                f"expected model.test_cfg.{name} as two positive whole numbers, height and width, for mode='slide', "
+                f"got {pair!r}"
+            )
+    crop, stride = test_cfg["crop_size"], test_cfg["stride"]
+    if any(step > side for step, side in zip(stride, crop, strict=True)):
+        raise UserError(
+            f"model.test_cfg: steps of {tuple(stride)} leave pixels out between windows of {tuple(crop)} (height, "
+            f"width); set stride to at most crop_size"
         )
 
 

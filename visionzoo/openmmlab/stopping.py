@@ -15,7 +15,6 @@ import torch
 import torch.distributed
 from mmengine.dist import barrier, get_backend, get_rank, get_world_size, is_distributed
 from mmengine.hooks import EMAHook, Hook
-from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from visionzoo.engine.errors import Interrupted, UserError
@@ -80,7 +79,6 @@ class StopHook(Hook):
 LAST_GOOD = "training goes on from the last checkpoint by --resume"
 
 
-@LOOPS.register_module()
 class GoingOnTrainLoop(EpochBasedTrainLoop):
     """mmengine's loop over epochs, which goes on in the middle of the one that was stopped."""
 
