@@ -96,7 +96,7 @@ def test_a_segmentor_is_exported_to_logits_that_give_its_classes(tmp_path, class
     session = onnxruntime.InferenceSession(str(tmp_path / "small.onnx"))
     (logits,) = session.run(None, {"image": image.numpy()})
     np.testing.assert_allclose(logits, network._forward(image), atol=1e-4)
-    samples = network.postprocess_result(network.inference(image, [{"img_shape": (64, 64)}] * 3))
+    samples = network.postprocess_result(network.inference(image, [{"img_shape": (64, 64), "ori_shape": (64, 64)}] * 3))
     expected = torch.stack([sample.pred_sem_seg.data[0] for sample in samples])
     resized = torch.nn.functional.interpolate(torch.from_numpy(logits), (64, 64), mode="bilinear")
     if channels == 1:  # by nothing but the description
