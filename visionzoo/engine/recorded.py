@@ -308,7 +308,7 @@ def _is_number(value: Any) -> bool:
 def _checked(kind: Any, value: Any, key: str, where: str) -> Any:
     if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or not 0 <= value <= MOST[key])):
         raise _damaged(where, key, value)
-    if value == 0 and key != "num_classes":  # a model without a classifier has none
+    if kind is int and value == 0 and key != "num_classes":  # a model without a classifier has none
         raise _damaged(where, key, value)
     return value
 

@@ -51,9 +51,16 @@ class StopHook(Hook):
         if runner.optim_wrapper.should_update():
             self._check(runner, runner.iter + 1, {BATCHES_DONE: batch_idx + 1})
 
+    def before_val_epoch(self, runner: Runner) -> None:
+        """See whether all processes have as many batches, so that they can be asked after each."""
+        count = len(runner.val_loop.dataloader)
+        agree = self.stop.process.agree
+        self._together = agree(count) == -agree(-count)
+
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Stop; the validation begins anew when the training goes on."""
-        self._check(runner, runner.iter, {VALIDATION_DUE: True})
+        if self._together:
+            self._check(runner, runner.iter, {VALIDATION_DUE: True})
 
     def _check(self, runner: Runner, iteration: int, notes: dict[str, Any]) -> None:
         try:
@@ -73,7 +80,8 @@ class StopHook(Hook):
             except (OSError, RuntimeError) as failure:
                 raise UserError(f"cannot write {path}: {failure}; {LAST_GOOD}") from failure
             barrier()  # torchrun ends all processes as soon as one has ended
-            raise Interrupted(error.signum, f"saved {path}; training goes on from it by --resume") from None
+            said = f"saved {path}; training goes on from it by --resume" if runner.rank == 0 else ""
+            raise Interrupted(error.signum, said) from None
 
 
 LAST_GOOD = "training goes on from the last checkpoint by --resume"
