@@ -8,6 +8,11 @@ that is measured again is replaced whole, so that all its rows come from one pro
     python tools/benchmark.py models --only 'biformer_t/*' --rivals path/to/BiFormer --minutes 4
 """
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds, is no traceback; run_tool takes over
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 from importlib.util import find_spec
 from pathlib import Path

@@ -3,6 +3,11 @@
 python tools/check_data.py {coco,ade20k} [FOLDER]
 """
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds, is no traceback; run_tool takes over
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 
 from visionzoo.engine import UserError, run_tool

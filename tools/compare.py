@@ -1,5 +1,10 @@
 """Train models alike and compare them: python tools/compare.py CONFIG --models NAME NAME ... [flags]."""
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds, is no traceback; run_tool takes over
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from visionzoo.engine import run_tool
 
 

@@ -3,6 +3,11 @@
 python tools/convert.py MODEL CHECKPOINT FOLDER, then timm.create_model("local-dir:FOLDER", pretrained=True).
 """
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds, is no traceback; run_tool takes over
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import json
 from pathlib import Path

@@ -3,6 +3,11 @@
 With a .py config (configs/detection, configs/segmentation) a detector or segmentor, else a classifier.
 """
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds, is no traceback; run_tool takes over
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import sys
 
 from visionzoo.engine import is_openmmlab, run_tool

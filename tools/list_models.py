@@ -1,5 +1,10 @@
 """List the models with what is published of them: python tools/list_models.py [FILTER] [--weights] [--write FILE]."""
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds, is no traceback; run_tool takes over
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import fnmatch
 from pathlib import Path

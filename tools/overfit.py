@@ -5,6 +5,11 @@ backbone, heads, losses and metrics fit together; it says nothing about other im
 of its own (`tools/train.py CONFIG.py --dataset ...`). Writes a table and a contact sheet of predictions.
 """
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds, is no traceback; run_tool takes over
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import json
 import os

@@ -4,6 +4,11 @@ A .yaml config (configs/classification) trains a classifier by visionzoo's engin
 configs/segmentation) a detector or segmentor by OpenMMLab's.
 """
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds, is no traceback; run_tool takes over
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import sys
 
 from visionzoo.engine import is_openmmlab, run_tool

@@ -1,6 +1,8 @@
 """What a checkpoint says about its training steers no later command beyond its model and the way images are read."""
 
 import argparse
+import json
+import math
 
 import pytest
 import timm
@@ -12,7 +14,8 @@ from visionzoo.engine.errors import UserError
 from visionzoo.engine.evaluation import evaluate_checkpoint
 from visionzoo.engine.flags import eval_parser
 from visionzoo.engine.models import restore
-from visionzoo.engine.recorded import Recorded, read_recorded, take_data
+from visionzoo.engine.recorded import Recorded, read_recorded, recorded_beside, take_data
+from visionzoo.engine.training import train
 
 
 @pytest.fixture
@@ -145,12 +148,68 @@ def test_a_model_that_lies_elsewhere_is_looked_up_only_on_the_users_word(altered
         ({"data_config": {"mean": (0.5, float("nan"), 0.5)}}, "records mean="),
         ({"data_config": {"input_size": (3, 32, 32), "std": (1.0, 1.0)}}, "records std=(1.0, 1.0)"),
         ({"data_config": {"interpolation": "__class__"}}, "records interpolation='__class__'"),
+        ({"args": {"num_classes": -3}}, "records num_classes=-3"),
+        ({"args": {"num_classes": 10**12}}, "records num_classes=1000000000000"),
+        ({"args": {"in_chans": 10**9}}, "records in_chans=1000000000"),
+        ({"args": {"in_chans": 0}}, "records in_chans=0"),
+        ({"args": {"model_kwargs": {"embed_dims": [8, 10**12]}}}, "records model_kwargs embed_dims=1000000000000"),
+        ({"args": {"model_kwargs": {"a": {"b": float("nan")}}}}, "records model_kwargs a.b=nan"),
+        ({"args": {"img_size": 10**9}}, "records img_size=1000000000"),
+        ({"args": {"img_size": -32}}, "records img_size=-32"),
+        ({"data_config": {"input_size": (3, 0, 0)}}, "records input_size=(3, 0, 0)"),
+        ({"data_config": {"input_size": (3, 10**9, 32)}}, "records input_size=(3, 1000000000, 32)"),
+        ({"data_config": {"input_size": (10**9, 32, 32)}}, "records input_size=(1000000000, 32, 32)"),
+        ({"data_config": {"crop_pct": 1e-9}}, "records crop_pct=1e-09"),
+        ({"data_config": {"crop_pct": float("inf")}}, "records crop_pct=inf"),
+        ({"data_config": {"std": (0.0, 1.0, 1.0)}}, "records std=(0.0, 1.0, 1.0)"),
     ],
 )
 def test_a_damaged_record_is_named(change, message):
     with pytest.raises(UserError) as error:
         read_recorded(change, "x.pth")
     assert message in str(error.value) and "x.pth" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["num_classes", "model_args"])
+def test_a_folder_with_absurd_numbers_is_named(tmp_path, name):
+    value = {"num_classes": 10**12, "model_args": {"depths": [10**12]}}[name]
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "zoo_biformer_t", name: value}))
+    with pytest.raises(UserError, match=rf"config\.json records (num_classes|model_kwargs depths)={10**12}"):
+        recorded_beside(tmp_path)
+
+
+@pytest.mark.parametrize("tool", ["eval", "predict", "export"])
+def test_absurd_numbers_of_a_record_end_each_command_in_a_message(altered, images, tmp_path, tool, capsys):
+    flags = {"predict": [str(images / "validation/red")], "eval": ["--data-dir", str(images)]}.get(tool, [])
+    assert (
+        run_tool(tool, *flags, "--checkpoint", altered(num_classes=10**12, batch_size=10**12), "--device", "cpu") == 1
+    )
+    assert "records num_classes=1000000000000, which is no such setting" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epoch": 10**12}, "records epoch=1000000000000"),
+        ({"epoch": -3}, "records epoch=-3"),
+        ({"batches_done": 10**12}, "records batches_done=1000000000000"),
+        ({"batches_per_epoch": float("nan")}, "records batches_per_epoch=nan"),
+        ({"best": (1, float("nan"))}, "records best=(1, nan)"),
+    ],
+)
+def test_no_run_goes_on_from_absurd_numbers(altered, make_args, change, message):
+    with pytest.raises(UserError) as error:
+        train(make_args(resume=altered(change)))
+    assert message in str(error.value)
+
+
+def test_numbers_that_a_run_does_not_take_from_a_record_spoil_nothing(altered, make_args):
+    state = read_checkpoint(altered())
+    for group in state["optimizer"]["param_groups"]:
+        group.update(lr=float("nan"), weight_decay=float("inf"))
+    path = altered({"optimizer": state["optimizer"]}, batch_size=10**12, lr=float("nan"), workers=-1)
+    result = train(make_args(resume=path, epochs=7, model_ema=True))
+    assert math.isfinite(result["train_loss"]) and 0 < result["lr"] < 1
 
 
 def test_the_flags_of_timms_script_say_how_images_are_prepared():

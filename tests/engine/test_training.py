@@ -3,14 +3,12 @@ import functools
 import math
 import os
 import signal
-import subprocess
 import sys
-import time
 
 import pytest
 import torch
 import yaml
-from engine.helpers import ROOT, TINY, TINY_FLAGS, UPDATES, assert_same, learned, results, rows, truncate, write_images
+from engine.helpers import TINY, TINY_FLAGS, UPDATES, Child, assert_same, learned, results, rows, truncate, write_images
 from PIL import Image
 from timm.data import IterableImageDataset
 
@@ -333,22 +331,13 @@ def test_a_signal_during_validation_loses_no_epoch(make_args, tmp_path, monkeypa
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="there are no process groups")
 def test_a_signal_to_the_whole_process_group_saves_too(images, tmp_path):
     """As from a terminal's Ctrl-C, `timeout` and batch systems."""
-    command = [sys.executable, str(ROOT / "tools/train.py"), "--data-dir", str(images), "--model", "zoo_biformer_t"]
-    command += ["--model-kwargs", "depths=[1,1]", "embed_dims=[8,16]", "topks=[1,-2]", "regions=2", *TINY_FLAGS]
-    command += ["-j", "2", "--epochs", "500", "--output", str(tmp_path), "--experiment", "stopped"]
-    said = tmp_path / "said.txt"
-    with said.open("w") as file:
-        run = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            deadline = time.monotonic() + 120
-            while not (tmp_path / "stopped/last.pth.tar").exists() and run.poll() is None:
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-            os.killpg(run.pid, signal.SIGTERM)
-            assert run.wait(60) == 128 + signal.SIGTERM, said.read_text()
-        finally:
-            run.kill()
-    assert f"stopped by SIGTERM; saved {tmp_path / 'stopped/recovery.pth.tar'}" in said.read_text()
+    flags = ["--data-dir", str(images), "--model", "zoo_biformer_t", *TINY_FLAGS, "-j", "2", "--epochs", "500"]
+    flags += ["--model-kwargs", "depths=[1,1]", "embed_dims=[8,16]", "topks=[1,-2]", "regions=2"]
+    run = Child(tmp_path / "said.txt", "train", *flags, "--output", str(tmp_path), "--experiment", "stopped")
+    run.wait_for((tmp_path / "stopped/last.pth.tar").exists)
+    code, said = run.stop(signal.SIGTERM, group=True)
+    assert code == 128 + signal.SIGTERM, said
+    assert f"stopped by SIGTERM; saved {tmp_path / 'stopped/recovery.pth.tar'}" in said
 
 
 def test_a_full_disk_ends_the_run_and_keeps_the_last_good_checkpoint(make_args, tmp_path, monkeypatch):

@@ -17,14 +17,16 @@ SMALL += ["model.neck.in_channels=[16,32,32]", "model.bbox_head.in_channels=32",
 SMALL += ["model.bbox_head.stacked_convs=1", "model.bbox_head.num_classes=3"]
 
 
-def network_of(config, options, path):
-    """Build what a config describes, with random weights that are saved as a checkpoint."""
+def network_of(config, options, path, loss=None):
+    """Build what a config describes, a segmentor with another loss, with random weights that are saved."""
     from mmengine.config import Config, DictAction
     from mmengine.registry import MODELS, init_default_scope
 
     cfg = Config.fromfile(str(config))
     cfg.merge_from_dict({key: DictAction._parse_iterable(value) for key, value in (o.split("=") for o in options)})
     cfg.model.backbone.pretrained = False
+    if loss:
+        cfg.model.decode_head.loss_decode = loss
     init_default_scope(cfg.default_scope)
     torch.manual_seed(0)
     network = MODELS.build(cfg.model).eval()
@@ -72,15 +74,40 @@ def decode(deltas, level, coder):
 
 
 @torch.no_grad()
-def test_a_semantic_fpn_is_exported_to_logits(tmp_path):
-    network = network_of(SEMANTIC_FPN, [], tmp_path / "x.pth")
-    flags = ["--checkpoint", str(tmp_path / "x.pth"), "--img-size", "64", "--output", str(tmp_path)]
-    assert run_tool("export", str(SEMANTIC_FPN), *flags) == 0
-    content = json.loads((tmp_path / f"{SEMANTIC_FPN.stem}.json").read_text())
-    assert content["outputs"] == [{"name": "logits", "shape": ["batch", 11, 16, 16]}]
+@pytest.mark.parametrize(("classes", "channels", "loss"), [(11, 11, {}), (2, 2, {}), (2, 1, {"use_sigmoid": True})])
+def test_a_segmentor_is_exported_to_logits_that_give_its_classes(tmp_path, classes, channels, loss):
+    backbone = {"type": "ZooBackbone", "name": "zoo_poolformer_s12", "depths": (1,) * 4, "embed_dims": [8] * 4}
+    head = {"num_classes": classes, "out_channels": channels, "threshold": 0.4 if channels == 1 else None}
+    loss = {"_delete_": True, "type": "CrossEntropyLoss", **loss}
+    (tmp_path / "small.py").write_text(
+        f"_base_ = {str(SEMANTIC_FPN)!r}\n"
+        f"model = dict(backbone={ {'_delete_': True, **backbone} }, neck=dict(in_channels=[8] * 4, out_channels=8), "
+        f"decode_head=dict(in_channels=[8] * 4, channels=8, **{head}, loss_decode={loss}))\n"
+    )
+    network = network_of(tmp_path / "small.py", [], tmp_path / "x.pth")
     image = torch.randn(3, 3, 64, 64)
-    session = onnxruntime.InferenceSession(str(tmp_path / f"{SEMANTIC_FPN.stem}.onnx"))
-    np.testing.assert_allclose(session.run(None, {"image": image.numpy()})[0], network._forward(image), atol=1e-4)
+    middles = network._forward(image).transpose(0, 1).flatten(1).median(1).values
+    network.decode_head.conv_seg.bias -= middles  # so that each class has its pixels
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "x.pth")
+    flags = ["--checkpoint", str(tmp_path / "x.pth"), "--img-size", "64", "--output", str(tmp_path)]
+    assert run_tool("export", str(tmp_path / "small.py"), *flags) == 0
+    content = json.loads((tmp_path / "small.json").read_text())
+    assert content["outputs"] == [{"name": "logits", "shape": ["batch", channels, 16, 16]}]
+    session = onnxruntime.InferenceSession(str(tmp_path / "small.onnx"))
+    (logits,) = session.run(None, {"image": image.numpy()})
+    np.testing.assert_allclose(logits, network._forward(image), atol=1e-4)
+    samples = network.postprocess_result(network.inference(image, [{"img_shape": (64, 64), "ori_shape": (64, 64)}] * 3))
+    expected = torch.stack([sample.pred_sem_seg.data[0] for sample in samples])
+    resized = torch.nn.functional.interpolate(torch.from_numpy(logits), (64, 64), mode="bilinear")
+    if channels == 1:  # by nothing but the description
+        assert content["activation"] == "sigmoid of one channel"
+        found = (resized[:, 0].sigmoid() > content["threshold"]).long()
+    else:
+        assert content["activation"] == "softmax over the channels" and "threshold" not in content
+        found = resized.argmax(1)
+    assert (found == expected).float().mean() > 0.999  # a pixel at a border may round to either side
+    shares = torch.bincount(found.flatten(), minlength=classes) / found.numel()
+    assert shares.min() > 0.001
 
 
 @pytest.mark.parametrize(

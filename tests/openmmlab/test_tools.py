@@ -3,15 +3,16 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-import time
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from engine.helpers import ROOT, run_tool, truncate
+from engine.helpers import ROOT, Child, run_tool, truncate
 from PIL import Image
 
 pytest.importorskip("mmdet", reason='needs pip install "visionzoo[openmmlab]"')
@@ -116,13 +117,12 @@ def test_a_detector_is_evaluated_and_draws_boxes_and_masks(detector, scenes, tmp
 
 
 def test_a_segmentor_is_evaluated_and_draws_masks(segmentor, scenes, tmp_path, capsys):
+    from mmseg.visualization import SegLocalVisualizer
+
     checkpoint = str(segmentor / "iter_2.pth")
     flags = ["--checkpoint", checkpoint, "--work-dir", str(tmp_path / "eval"), "--show-dir", str(tmp_path / "show")]
-    # in a process of its own: mmseg's hook draws with the last visualizer made, be it that of a detector
-    command = [sys.executable, str(ROOT / "tools/eval.py"), str(SEGMENTATION), *flags, "--cfg-options", *SEG_FEW]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    SegLocalVisualizer._instance_dict.clear()  # mmseg's hook draws with the first one made, be it that of the training
+    assert run_tool("eval", str(SEGMENTATION), *flags, "--cfg-options", *SEG_FEW) == 0
     assert len(list((tmp_path / "show").rglob("*.png"))) == 4, "no pictures of annotation and prediction"
     pictures = [str(scenes / f"images/validation/000{i}.png") for i in range(2)]
     flags = ["--checkpoint", checkpoint, "--output", str(tmp_path / "out")]
@@ -353,6 +353,15 @@ def test_a_resumed_training_refuses_what_it_would_not_use(option, place, detecto
     assert f"the config has changed: {place}" in said and "load_from=" in said
 
 
+@pytest.mark.parametrize(("name", "number"), [("epoch", -3), ("iter", 10**12), ("iter", float("nan"))])
+def test_a_training_goes_on_from_no_absurd_number_of_steps(name, number, detector, scenes, tmp_path, capsys):
+    content = torch.load(detector / "epoch_1.pth", weights_only=False)
+    content["meta"][name] = number
+    torch.save(content, tmp_path / "x.pth")
+    flags = ["--work-dir", tmp_path, "--resume", tmp_path / "x.pth", "--cfg-options", *DET_FEW]
+    assert f"x.pth records {name}={number}, expected 0 to" in refused(capsys, "train", DETECTION, *flags)
+
+
 def test_another_config_than_the_trainings_is_said(detector, scenes, tmp_path, capsys):
     flags = ["--checkpoint", str(detector / "epoch_1.pth"), "--work-dir", str(tmp_path), "--cfg-options", *DET_FEW]
     assert run_tool("eval", str(DETECTION), *flags) == 0
@@ -529,28 +538,60 @@ def test_pictures_of_one_name_in_two_folders_are_both_drawn(detector, scenes, tm
     assert drawn == {"a/0.png", "a/1.png", "b/0.png", "b/1.png"}
 
 
-def test_sigterm_ends_training_in_one_message_and_its_loading_processes(scenes, tmp_path):
-    import signal
-
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_ends_training_with_a_checkpoint_and_its_loading_processes(number, scenes, tmp_path):
     options = [*DET_FEW, "train_dataloader.num_workers=2", "train_cfg.max_epochs=1000", "train_cfg.val_interval=1000"]
-    command = [sys.executable, str(ROOT / "tools/train.py"), str(DETECTION), "--work-dir", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, "--cfg-options", *options], env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            while process.poll() is None and "Epoch(train)" not in (tmp_path / "log").read_text():
-                time.sleep(0.2)
-            process.send_signal(signal.SIGTERM)
-            code = process.wait(120)
-        finally:
-            process.kill()
-    said = (tmp_path / "log").read_text()
-    assert code == 128 + signal.SIGTERM, said[-2000:]
-    assert "stopped by SIGTERM; training goes on from the last checkpoint by --resume" in said.splitlines()[-1]
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)  # no process of the group is left
+    run = Child(tmp_path / "log", "train", str(DETECTION), "--work-dir", str(tmp_path), "--cfg-options", *options)
+    run.wait_for(lambda: "Epoch(train)" in run.log.read_text() if run.log.exists() else False)
+    code, said = run.stop(number)
+    assert code == 128 + number, said[-2000:]
+    (saved,) = tmp_path.glob("stopped_iter_*.pth")
+    message = f"stopped by {number.name}; saved {saved}; training goes on from it by --resume"
+    assert said.splitlines()[-1] == message and "Traceback" not in said
+    assert (tmp_path / "last_checkpoint").read_text() == str(saved)
+
+
+@pytest.mark.parametrize(
+    ("step", "count", "steps"),
+    [
+        ("train_step", 3, 1),  # the first of the two steps of the second epoch
+        ("train_step", 4, 0),  # the last one: the epoch ends when the training goes on
+        ("val_step", 2, 0),  # the first was the trial
+    ],
+)
+def test_a_stopped_training_goes_on_where_it_was(step, count, steps, scenes, tmp_path, monkeypatch):
+    from mmdet.models import MaskRCNN
+
+    (tmp_path / "config.py").write_text(f"_base_ = {str(DETECTION)!r}\ncustom_hooks = [dict(type='EMAHook')]\n")
+    options = [*DET_FEW, "train_cfg.max_epochs=2", "train_cfg.val_interval=2", "val_dataloader.batch_size=2"]
+    argv = [str(tmp_path / "config.py"), "--work-dir", str(tmp_path / "run"), "--seed", "0", "--resume"]
+    calls = {"train_step": [], "val_step": []}
+
+    def counted(name, function):
+        def call(self, data, **more):
+            calls[name].append([sample.img_id for sample in data["data_samples"]])
+            if name == step and len(calls[name]) == count:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return function(self, data, **more)
+
+        return call
+
+    for name in calls:
+        monkeypatch.setattr(MaskRCNN, name, counted(name, getattr(MaskRCNN, name)))
+    assert run_tool("train", *argv, "--cfg-options", *options) == 128 + signal.SIGTERM
+    state = torch.load(next((tmp_path / "run").glob("stopped_iter_*.pth")), weights_only=False)
+    before = {name: list(numbers) for name, numbers in calls.items()}
+    assert run_tool("train", *argv, "--cfg-options", *options) == 0
+    trained = calls["train_step"]
+    assert len(trained) == count + steps if step == "train_step" else len(trained) == 4
+    assert sorted(chain(*trained[2:4])) == sorted(chain(*trained[:2]))  # each image once in the second epoch too
+    assert len(calls["val_step"]) - len(before["val_step"]) == 1 + 2  # the trial, and the whole validation
+    last = torch.load(tmp_path / "run/epoch_2.pth", weights_only=False)
+    assert (last["meta"]["epoch"], last["meta"]["iter"]) == (2, 4)
+    if not steps:  # nothing was left to learn
+        for part in ("state_dict", "ema_state_dict"):
+            for name, value in state[part].items():
+                assert torch.equal(value, last[part][name]), (part, name)
 
 
 def cut_short(folder):

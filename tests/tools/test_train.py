@@ -6,11 +6,10 @@ import runpy
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
-from engine.helpers import ROOT, TINY_FLAGS, run_tool, write_splits
+from engine.helpers import ROOT, TINY_FLAGS, Child, run_tool, write_splits
 
 
 def test_training_from_a_config_leaves_a_run_folder(tmp_path, capsys):
@@ -60,27 +59,36 @@ def start(*command: str) -> subprocess.Popen:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("tool", sorted(path.name for path in (ROOT / "tools").glob("*.py")))
+def test_ctrl_c_during_the_imports_is_no_traceback(tool, tmp_path):
+    for name in ("numpy", "safetensors", "timm", "torch", "visionzoo"):  # whichever is first; each stands for seconds
+        (tmp_path / f"{name}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / tool)],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_ctrl_c_after_the_imports_is_a_message(capsys, monkeypatch):
+    monkeypatch.setattr("visionzoo.engine.flags.train_parser", lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert run_tool("train") == 128 + signal.SIGINT
+    assert capsys.readouterr().err == "\nstopped by SIGINT\n"
+
+
 def test_ctrl_c_in_the_shell_stops_all_its_processes_and_says_how_to_go_on(tmp_path):
     write_splits(tmp_path / "d")
     flags = ["--data-dir", str(tmp_path / "d"), "--output", str(tmp_path / "o"), "--experiment", "e", "-j", "2"]
-    tool = str(ROOT / "tools/train.py")
     flags = [*TINY_FLAGS, *flags, "--model", "test_convnext", "--epochs", "100000"]
-    process = subprocess.Popen(
-        [sys.executable, tool, *flags],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # a process group of its own, to which a terminal would send the signal
-    )
     last = tmp_path / "o/e/last.pth.tar"
-    while not last.exists() and process.poll() is None:
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGINT, said
-    assert f"saved {tmp_path / 'o/e/recovery.pth.tar'}; go on with: python {tool}" in said
+    run = Child(tmp_path / "log", "train", *flags)
+    run.wait_for(last.exists)
+    code, said = run.stop(signal.SIGINT, group=True)  # a terminal sends it to all of a group
+    assert code == 128 + signal.SIGINT, said
+    assert f"saved {tmp_path / 'o/e/recovery.pth.tar'}; go on with: python {ROOT / 'tools/train.py'} " in said
     assert "Traceback" not in said
     torch.load(last, weights_only=True)
 

@@ -5,6 +5,7 @@ A file has the entries of timm's training checkpoints (`epoch`, `arch`, `state_d
 """
 
 import contextlib
+import math
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import torch
 import visionzoo.models._checkpoint
 from visionzoo.engine.errors import UserError
 
+LONGEST = 10**9  # epochs or batches, of which no run has more
 LAST, BEST, RECOVERY = "last.pth.tar", "model_best.pth.tar", "recovery.pth.tar"
 NUMBERED = re.compile(r"checkpoint-(\d+)\.pth\.tar")
 LEFTOVER = re.compile(
@@ -183,7 +185,9 @@ class CheckpointFolder:
                 break
             if name in names:
                 try:
-                    sound.append((self.folder / name, read_checkpoint(self.folder / name)))
+                    state = read_checkpoint(self.folder / name)
+                    progress(state, self.folder / name)
+                    sound.append((self.folder / name, state))
                 except UserError as error:
                     complaints[name] = str(error)
         if complaints and not sound:
@@ -195,7 +199,7 @@ class CheckpointFolder:
         self.unreadable = list(complaints)
         for complaint in complaints.values():
             warn(f"{complaint} Looking for an earlier one")
-        return max(sound, key=lambda found: progress(found[1]), default=None)
+        return max(sound, key=lambda found: progress(found[1], found[0]), default=None)
 
     def check_newest(self, path: Path, state: Mapping[str, Any]) -> None:
         """Refuse to go back to an earlier checkpoint, which would replace what came after it.
@@ -207,13 +211,13 @@ class CheckpointFolder:
         if not last.exists() or last.samefile(path):
             return
         try:
-            furthest = progress(read_checkpoint(last))
+            furthest = progress(read_checkpoint(last), last)
         except UserError:
             self.unreadable = [LAST]
             return
-        if furthest > progress(state):
+        if furthest > (done := progress(state, path)):
             raise UserError(
-                f"{path} is of epoch {progress(state)[0]}, and {last} of epoch {furthest[0]} would be replaced: go on "
+                f"{path} is of epoch {done[0]}, and {last} of epoch {furthest[0]} would be replaced: go on "
                 "from that, or under another --experiment; --output and --experiment that name this folder replace it"
             )
 
@@ -270,8 +274,17 @@ def is_ours(state: Mapping[str, Any]) -> bool:
     return "batches_per_epoch" in state and "kept" in state
 
 
-def progress(state: Mapping[str, Any]) -> tuple[int, int]:
-    """Return how far the run of a checkpoint had come: its epoch and the batches done in it."""
+def progress(state: Mapping[str, Any], path: Path) -> tuple[int, int]:
+    """Return how far the run of a checkpoint had come: its epoch and the batches done in it.
+
+    Raises:
+        UserError: these are no such numbers, or the best metric is none, and no later one would be better.
+    """
+    for name in ("epoch", "batches_done", "batches_per_epoch"):
+        if not (isinstance(number := state.get(name, 0), int) and 0 <= number <= LONGEST):
+            raise UserError(f"{path} records {name}={number!r}, expected 0 to {LONGEST:,}; its record is damaged.")
+    if state.get("best") and not math.isfinite(state["best"][1]):
+        raise UserError(f"{path} records best={state['best']!r}, expected epoch and number; its record is damaged.")
     return int(state.get("epoch", 0)), int(state.get("batches_done", 0))
 
 

@@ -30,7 +30,12 @@ class Interrupted(Exception):
 
 
 def run_tool(main: Callable[[], object]) -> None:
-    """Run `main`; print what a user can mend as one message and exit with 1, or 128 + the signal's number."""
+    """Run `main`; print what a user can mend as one message and exit with 1, or 128 + the signal's number.
+
+    Tools leave SIGINT to the system while they import; here it becomes Python's KeyboardInterrupt again.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except UserError as error:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from visionzoo._version import __version__
+from visionzoo.engine.outputs import free_path
 
 PACKAGES = ("torchvision", "timm", "triton", "numpy", "pillow")
 TRACE, WARM_UP = "trace.json", 2
@@ -92,7 +93,7 @@ class Trace:
     """A trace of a few updates: the third of this start and those after it, since the first ones are unlike the rest.
 
     Args:
-        path: file to write, for ui.perfetto.dev or chrome://tracing.
+        path: file to write, for ui.perfetto.dev or chrome://tracing; with a number where an earlier start left one.
         updates: how many; 0 traces nothing.
         device: of the training.
     """
@@ -125,5 +126,6 @@ class Trace:
         if self._profiler is None:
             return f"nothing is traced: a trace begins after {WARM_UP} updates, there were {self._done}"
         self._profiler.stop()
-        self._profiler.export_chrome_trace(str(self.path))
-        return f"{done} updates traced: {self.path}, to be looked at in ui.perfetto.dev"
+        path = free_path(self.path)
+        self._profiler.export_chrome_trace(str(path))
+        return f"{done} updates traced: {path}, to be looked at in ui.perfetto.dev"

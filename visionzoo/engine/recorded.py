@@ -24,6 +24,9 @@ from visionzoo.models._hub import published_by
 DATA_FLAGS = ("dataset", "data_dir", "val_data_dir", "val_split", "class_map", "input_key", "target_key")
 DATA_CONFIG = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 NUMBERS = ("num_classes", "in_chans")
+# More of these is no model that anybody has trained; to build it would fill the memory, or take for ever.
+MOST = {"num_classes": 10**7, "in_chans": 10**4, "img_size": 2**15, "input_size": 2**15, "model_kwargs": 10**7}
+CROP = (0.01, 10.0)  # of crop_pct: images are enlarged by its inverse
 SWITCHES = ("multi_label", "apply_exif_orientation")
 CROPS = ("center", "squash", "border")
 # Flags that say nothing of what is learned.
@@ -84,6 +87,7 @@ def read_recorded(state: Mapping[str, Any], where: str) -> Recorded:
     if run.get("model_kwargs"):
         kwargs = _checked(dict, run["model_kwargs"], "model_kwargs", where)
         taken = {key: value for key, value in kwargs.items() if not _names_weights(key, value)}
+        _check_kwargs(taken, where)
         found.model["model_kwargs"] = taken
         found.left_out += [f"model_kwargs {key!r}" for key in kwargs if key not in taken]
     for key in SWITCHES:
@@ -130,6 +134,9 @@ def recorded_beside(path: str | Path) -> Recorded | None:
         said = published_by(cfg)
     except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
         raise UserError(f"cannot read {config}: {type(error).__name__}: {error}; mend it, or move it away") from error
+    if model["num_classes"] is not None:
+        _checked(int, model["num_classes"], "num_classes", str(config))
+    _check_kwargs(taken, str(config))
     left_out = [f"model_args {key!r}" for key in kwargs if key not in taken]
     data_config = check_data_config({key: cfg[key] for key in DATA_CONFIG if key in cfg}, str(config))
     return Recorded(model, said["reading"], data_config, class_names=said["class_names"], left_out=left_out)
@@ -273,13 +280,14 @@ def check_data_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         return isinstance(value, (list, tuple)) and bool(value) and all(map(_is_number, value))
 
     def size(value: Any) -> bool:
-        return numbers(value) and len(value) == 3 and all(isinstance(side, int) and side > 0 for side in value)
+        within = numbers(value) and len(value) == 3 and all(isinstance(side, int) and side > 0 for side in value)
+        return within and value[0] <= MOST["in_chans"] and max(value[1:]) <= MOST["input_size"]
 
     valid: dict[str, Callable[[Any], bool]] = {
         "input_size": size,
         "mean": numbers,
-        "std": numbers,
-        "crop_pct": lambda value: bool(_is_number(value) and value > 0),
+        "std": lambda value: numbers(value) and all(number > 0 for number in value),
+        "crop_pct": lambda value: bool(_is_number(value) and CROP[0] <= value <= CROP[1]),
         "interpolation": lambda value: value in (*FILTERS, "random"),
         "crop_mode": lambda value: value in CROPS,
     }
@@ -298,9 +306,24 @@ def _is_number(value: Any) -> bool:
 
 
 def _checked(kind: Any, value: Any, key: str, where: str) -> Any:
-    if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or value < 0)):
+    if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or not 0 <= value <= MOST[key])):
+        raise _damaged(where, key, value)
+    if kind is int and value == 0 and key != "num_classes":  # a model without a classifier has none
         raise _damaged(where, key, value)
     return value
+
+
+def _check_kwargs(kwargs: Mapping[str, Any], where: str) -> None:
+    """Refuse arguments of a model with numbers, at any depth, that are no sizes."""
+    waiting: list[tuple[str, Any]] = list(kwargs.items())
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting += [(f"{key}.{name}", inner) for name, inner in value.items()]
+        elif isinstance(value, (list, tuple)):
+            waiting += [(key, inner) for inner in value]
+        elif isinstance(value, (int, float)) and not abs(value) <= MOST["model_kwargs"]:  # NaN is refused too
+            raise _damaged(where, f"model_kwargs {key}", value)
 
 
 def _damaged(where: str, key: str, value: Any) -> UserError:

@@ -265,6 +265,7 @@ class Run:
         if "state_dict" not in state or "epoch" not in state:
             raise UserError(f"{path} holds no training state; to start from its weights use --initial-checkpoint")
         compare_classes(state.get("class_names"), self.class_names, str(path))
+        done = progress(state, path)
         opt = recorded_args(state).get("opt", args.opt)
         if opt != args.opt and not args.no_resume_opt:  # torch would load its state all the same
             raise UserError(f"{path} was trained by opt={opt!r}, this run has {args.opt!r}; or pass --no-resume-opt")
@@ -275,7 +276,7 @@ class Run:
                 load_optimizer(args, self.optimizer, shares, recorded_args(state))
                 if self.scaler is not None and self.scaler.state_dict_key in state:
                     self.scaler.load_state_dict(state[self.scaler.state_dict_key])
-            self.epoch, self.batches_done = progress(state)
+            self.epoch, self.batches_done = done
             loss, images, *parts = state.get("losses", self.losses)
             self.losses = (float(loss), int(images), {name: float(v) for part in parts for name, v in part.items()})
         except KeyError as error:

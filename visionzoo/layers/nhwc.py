@@ -44,7 +44,9 @@ class OnNCHW(nn.Module):
 class DepthwiseConvNHWC(nn.Module):
     """Convolution of each channel of [B, H, W, C] with a kernel of its own, with zeros around the map.
 
-    Its tensors have the names, shapes and initial values of `nn.Conv2d(dim, dim, kernel_size, groups=dim)`.
+    Its tensors have the names, shapes and initial values of `nn.Conv2d(dim, dim, kernel_size, groups=dim)`. torch's
+    FlopCounterMode counts its products; thop and ptflops, which go by torch's own classes, count none unless
+    they are given `custom_ops` or `custom_modules_hooks` with this class.
 
     Args:
         dim: number of kernels; channels C, but for `heads`.

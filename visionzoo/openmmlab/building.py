@@ -18,7 +18,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from visionzoo.engine.errors import UserError, closest
+from visionzoo.engine.errors import Interrupted, UserError, closest
 
 
 def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
@@ -156,7 +156,7 @@ def build(cfg: Config, step: Callable[[], Any]) -> Any:
     """
     try:
         return step()
-    except UserError:
+    except (UserError, Interrupted):
         raise
     except Exception as error:
         if str(error).startswith("Expected more than 1 value per channel when training"):

@@ -8,6 +8,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from visionzoo.engine.checkpoints import LONGEST
 from visionzoo.engine.errors import UserError
 from visionzoo.text import some
 
@@ -99,8 +100,12 @@ def check_resumed(content: Mapping[str, Any], cfg: Config, path: str) -> None:
     """Refuse to go on with another optimizer, schedule or batch size: mmengine would take the checkpoint's silently.
 
     Raises:
-        UserError: the config differs there; with the places and both values.
+        UserError: the config differs there; with the places and both values. Or the steps done are no such number.
     """
+    meta = content.get("meta") or {}
+    for name in ("epoch", "iter"):
+        if not (isinstance(number := meta.get(name, 0), int) and 0 <= number <= LONGEST):
+            raise UserError(f"{path} records {name}={number!r}, expected 0 to {LONGEST:,}; its record is damaged")
     then = checkpoint_config(content)
     now = cfg.to_dict()
     places: list[str] = []

@@ -16,7 +16,7 @@ from visionzoo.engine.errors import UserError
 from visionzoo.openmmlab.building import build
 from visionzoo.openmmlab.checkpoints import check_fit
 from visionzoo.openmmlab.configuring import task_of
-from visionzoo.openmmlab.running import read_config, require_checkpoint, say_notes
+from visionzoo.openmmlab.running import check_windows, read_config, require_checkpoint, say_notes
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -32,6 +32,7 @@ def predict(args: argparse.Namespace) -> list[Path]:
         UserError: if a picture, the config or the checkpoint is missing, cannot be read or does not fit.
     """
     cfg = read_config(args.config)
+    check_windows(cfg)
     task = task_of(cfg)
     images = _images(args.images)
     checkpoint = require_checkpoint(args.checkpoint)
@@ -67,6 +68,11 @@ def _segment(args: argparse.Namespace, cfg: Any, checkpoint: str, images: list[s
 
     inferencer = build(cfg, lambda: MMSegInferencer(model=cfg, weights=checkpoint, device=args.device))
     say_notes(check_fit(inferencer.model, checkpoint, cfg, None))
+    meta = inferencer.model.dataset_meta
+    names = meta["classes"] = meta.get("classes") or [str(n) for n in range(inferencer.model.decode_head.num_classes)]
+    if len(meta.get("palette") or ()) != len(names):  # mmseg would end in an AssertionError
+        say_notes([f"{checkpoint} does not have a colour for each of its classes; they are drawn in others"])
+        meta["palette"] = np.random.RandomState(42).randint(0, 256, (len(names), 3)).tolist()
     (output / "pred").mkdir(exist_ok=True)
     paths = []
     for image in images:
@@ -74,7 +80,6 @@ def _segment(args: argparse.Namespace, cfg: Any, checkpoint: str, images: list[s
         result = sample.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)  # a threshold's are floats
         Image.fromarray(result).save(output / "pred" / f"{Path(image).stem}.png")
         labels, counts = np.unique(np.asarray(result), return_counts=True)
-        names = inferencer.model.dataset_meta["classes"]
         shares = {names[label]: int(count) / np.size(result) for label, count in zip(labels, counts, strict=True)}
         paths.append(output / "preds" / f"{Path(image).stem}.json")
         paths[-1].write_text(json.dumps({"image": image, "shares": shares}))

@@ -14,16 +14,24 @@ from mmengine.dataset import BaseDataset, Compose
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from PIL import Image
 
 from visionzoo.engine.errors import UnreadableImageError
 from visionzoo.engine.images import UNREADABLE
+from visionzoo.openmmlab.losses import allow_unlabelled_batches
 from visionzoo.openmmlab.masks import labels_beyond_8_bits
+from visionzoo.openmmlab.stopping import GoingOnTrainLoop
 
 
 class CheckingRunner(Runner):
     """mmengine's Runner, whose data sets name the file that they cannot use."""
+
+    def build_model(self, model: Any) -> Any:
+        """Build what mmengine does, with losses that take batches without a labelled pixel."""
+        built = super().build_model(model)
+        allow_unlabelled_batches(built)
+        return built
 
     def build_dataloader(self, dataloader: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # static in mmengine
         """Build what mmengine does, with pipelines that check."""
@@ -32,6 +40,13 @@ class CheckingRunner(Runner):
         for dataset in _base_datasets(loader):
             dataset.pipeline = CheckingPipeline(dataset, skip_bad=skip_bad)
         return loader
+
+    def build_train_loop(self, loop: Any) -> Any:
+        """Build what mmengine does; over epochs, one that goes on in the middle of an epoch."""
+        built = super().build_train_loop(loop)
+        if type(built) is EpochBasedTrainLoop:
+            built.__class__ = GoingOnTrainLoop  # it has no attributes of its own, and the config names mmengine's
+        return built
 
     def build_evaluator(self, evaluator: Any) -> Any:
         """Build what mmengine does; number annotations from 1, as COCO's metric takes id 0 for none."""

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +15,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from visionzoo.engine.errors import Interrupted, UserError, require
+from visionzoo.engine.errors import UserError, require
 from visionzoo.openmmlab import trial  # noqa: F401  # its hooks
 from visionzoo.openmmlab.backbone import feature_channels
 from visionzoo.openmmlab.building import build, merge_options, unread
@@ -36,6 +32,7 @@ from visionzoo.openmmlab.configuring import (
 from visionzoo.openmmlab.data import check_data
 from visionzoo.openmmlab.meta import check_resumed
 from visionzoo.openmmlab.reading import CheckingRunner, without_traceback
+from visionzoo.openmmlab.stopping import stopping_at_once, stopping_between_steps
 
 
 def train(args: argparse.Namespace) -> Runner:
@@ -44,6 +41,7 @@ def train(args: argparse.Namespace) -> Runner:
     Raises:
         UserError: if the config, its data and its classes do not fit together, before the first step; if an image or
             mask cannot be used, at the step that reads it; with --skip-bad-images those of validation alone.
+        Interrupted: by a signal; a checkpoint is written and named.
     """
     cfg = prepare(args)
     if args.resume:
@@ -76,7 +74,7 @@ def train(args: argparse.Namespace) -> Runner:
             check_resumed(read_any(checkpoint), cfg, checkpoint)
     elif cfg.get("load_from"):
         say_notes(check_start(runner.model, require_checkpoint(cfg.load_from), config_classes(cfg)))
-    with stopping_at_once():
+    with stopping_between_steps(runner):
         without_traceback(lambda: build(cfg, runner.train))
     return runner
 
@@ -128,6 +126,7 @@ def prepare(args: argparse.Namespace) -> Config:
             torch.distributed.init_process_group("gloo")
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or str(Path("work_dirs") / Path(args.config).stem)
     check_channels(cfg)
+    check_windows(cfg)
     return cfg
 
 
@@ -151,28 +150,6 @@ def leave_annotations_out(cfg: Config) -> None:
         for loader, dataset in datasets(cfg):
             if loader == "test_dataloader":
                 dataset.pipeline = [step for step in dataset.pipeline if step["type"] != "LoadAnnotations"]
-
-
-@contextlib.contextmanager
-def stopping_at_once() -> Iterator[None]:
-    """Let SIGTERM, by which schedulers end jobs, end a run as Ctrl-C does: its loading processes end with it.
-
-    Raises:
-        Interrupted: it came.
-    """
-    process = os.getpid()
-
-    def stop(number: int, _: object) -> None:
-        if os.getpid() != process:  # a loading process that has not set its own handlers yet
-            os._exit(128 + number)
-        raise Interrupted(number, "training goes on from the last checkpoint by --resume")
-
-    before = signal.signal(signal.SIGTERM, stop) if threading.current_thread() is threading.main_thread() else None
-    try:
-        yield
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
 
 
 def _log_to(cfg: Config, args: argparse.Namespace) -> None:
@@ -233,6 +210,30 @@ def check_channels(cfg: Config) -> None:
         raise UserError(
             f"model.{place}.in_channels is {list(expected)}, the maps of {backbone.name} have {channels}. In a config: "
             f"in_channels=feature_channels({backbone.name!r}) of visionzoo.openmmlab."
+        )
+
+
+def check_windows(cfg: Config) -> None:
+    """Check that the windows of a segmentor that slides over its pictures leave no pixel out.
+
+    Raises:
+        UserError: their size or steps are no pairs of positive whole numbers, or a step is longer than a window.
+    """
+    test_cfg = cfg.model.get("test_cfg") or {}
+    if test_cfg.get("mode") != "slide":
+        return
+    for name in ("crop_size", "stride"):
+        pair = test_cfg.get(name)
+        if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(type(n) is int and n > 0 for n in pair)):
+            raise UserError(
+                f"expected model.test_cfg.{name} as two positive whole numbers, height and width, for mode='slide', "
+                f"got {pair!r}"
+            )
+    crop, stride = test_cfg["crop_size"], test_cfg["stride"]
+    if any(step > side for step, side in zip(stride, crop, strict=True)):
+        raise UserError(
+            f"model.test_cfg: steps of {tuple(stride)} leave pixels out between windows of {tuple(crop)} (height, "
+            f"width); set stride to at most crop_size"
         )
 
 

@@ -15,7 +15,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 
-from visionzoo.engine.errors import UserError, closest
+from visionzoo.engine.errors import Interrupted, UserError, closest
 from visionzoo.text import some
 
 
@@ -39,7 +39,7 @@ class TrialValidationHook(Hook):
         with torch.random.fork_rng():
             try:
                 metrics = _validate(runner, loop)
-            except UserError:
+            except (UserError, Interrupted):
                 raise
             except Exception as error:
                 frame, line = [*walk_tb(error.__traceback__)][-1]
