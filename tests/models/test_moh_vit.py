@@ -32,7 +32,7 @@ def test_terms_are_means_over_the_layers_that_route():
 
 
 def test_numbers_of_heads_are_checked():
-    with pytest.raises(ValueError, match=r"one entry for each of the 4 stages, got shared_heads=\(1, 2\)"):
+    with pytest.raises(ValueError, match=r"expected one entry for each stage, got .*shared_heads=\(1, 2\)"):
         timm.create_model("zoo_moh_vit_s_75", device="meta", shared_heads=(1, 2))
     with pytest.raises(ValueError, match=r"num_heads=12, shared_heads=3 and routed_heads=10"):
         timm.create_model("zoo_moh_vit_s_75", device="meta", routed_heads=(0, 0, 10, 12))

@@ -52,11 +52,6 @@ class MoHViT(TransNeXt):
         mixers: Any = None,
         **others: Any,
     ):
-        if not len(shared_heads) == len(routed_heads) == len(depths):
-            raise ValueError(
-                f"MoHViT: expected one entry for each of the {len(depths)} stages, got {shared_heads=} and "
-                f"{routed_heads=}"
-            )
         own = [
             [{"type": self.MIXER, "shared_heads": shared, "routed_heads": routed}]
             for shared, routed in zip(shared_heads, routed_heads, strict=True)
