@@ -15,7 +15,8 @@ from visionzoo.layers.tokens import PrefixTokens, TokenPositions, Tokens, mix_to
 from visionzoo.models._registry import TINY
 
 SMALL = TINY["zoo_convit_t"]
-TAKE = {"channel", "full", "linear", "spatial_reduction"}  # mixers for which a token's place does not matter
+# Mixers for which a token's place does not matter.
+TAKE = {"channel", "full", "hashed_linear", "linear", "spatial_reduction"}
 
 
 def _model(**kwargs):

@@ -83,6 +83,13 @@ def add_device_flags(parser: Parser) -> None:
     add("--seed", type=WHOLE, default=42, metavar="S", help="seed of everything random")
 
 
+def _reading(group: argparse._ArgumentGroup) -> None:
+    """Add how image files are read that a command names."""
+    _mode(group.add_argument)
+    _yes(group, "--apply-exif-orientation", "turn images as their EXIF says (as in the run where it was given)")
+    _yes(group, "--skip-bad-images", "pass over unreadable images and count them, instead of stopping")
+
+
 def train_parser() -> Parser:
     """Return the parser of tools/train.py."""
     about = "Train a classifier. Every flag may stand in the YAML file; flags given here win."
@@ -328,9 +335,7 @@ def predict_parser() -> Parser:
     add("--topk", type=COUNT, default=5, metavar="K", help="classes to show")
     where = "folder for the pictures and predictions.jsonl (default: output/predict, numbered where that is taken)"
     add("--output", default="", metavar="DIR", help=where)
-    _mode(add)
-    _yes(group, "--apply-exif-orientation", "turn images as their EXIF says (as in the run where it was given)")
-    _yes(group, "--skip-bad-images", "pass over unreadable images and count them, instead of stopping")
+    _reading(group)
     return parser
 
 
@@ -350,7 +355,5 @@ def fit_hashes_parser() -> Parser:
     add("--steps", type=COUNT, default=100, metavar="N", help="steps of SGD for each bit")
     where = "file to write (default: output/fit_hashes/MODEL.pth, numbered where that is taken)"
     add("--output", default="", metavar="FILE", help=where)
-    _mode(add)
-    _yes(group, "--apply-exif-orientation", "turn images as their EXIF says (as in the run where it was given)")
-    _yes(group, "--skip-bad-images", "pass over unreadable images and count them, instead of stopping")
+    _reading(group)
     return parser
