@@ -213,7 +213,7 @@ def test_a_misspelt_argument_has_a_hint():
         timm.create_model(NAME, gatess="eca")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_takes_gates_of_all_its_widths(name):
     model = timm.create_model(name, device="meta", gates={"type": "cbam"})
