@@ -286,18 +286,19 @@ def _write_onnx(
     for module in ("onnx", "onnxscript", "onnxruntime"):
         require(module, extra="export")
     try:
-        program: Any = torch.onnx.export(
-            model,
-            (example,),
-            dynamo=True,
-            verbose=False,
-            input_names=[input_name],
-            output_names=output_names,
-            opset_version=opset,
-            dynamic_shapes=(shape.dynamic_axes,),
-        )
+        with torch.no_grad():  # as it runs; with gradients torch may trace other kernels than it turns into ONNX
+            program: Any = torch.onnx.export(
+                model,
+                (example,),
+                dynamo=True,
+                verbose=False,
+                input_names=[input_name],
+                output_names=output_names,
+                opset_version=opset,
+                dynamic_shapes=(shape.dynamic_axes,),
+            )
     except Exception as error:
-        if "visionzoo" in (text := _last_words(error)):
+        if "op='visionzoo." in (text := _last_words(error)):
             raise UserError(_OWN_OPERATORS.format(text)) from error
         raise
     written = program.model.opset_imports[""]
