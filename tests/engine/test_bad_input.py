@@ -163,7 +163,7 @@ CHECKPOINTS = [
     ("--resume cut.pth", "cannot be read as a checkpoint, it is damaged or cut short"),
     ("--resume other.pth", "other.pth holds no training state; to start from its weights use --initial-checkpoint"),
     ("--resume misfit.pth", "misfit.pth does not fit this run of test_convnext"),
-    ("--resume epoch.pth", "epoch.pth does not fit this run of test_convnext"),
+    ("--resume epoch.pth", "epoch.pth records epoch='three', expected 0 to 1,000,000,000"),
     ("--resume without.pth", "without.pth lacks 'optimizer'; --no-resume-opt takes up its weights alone"),
     ("--resume o/good/last.pth.tar --model test_vit", "is a checkpoint of test_convnext, this run is of test_vit"),
     ("--resume o/good/last.pth.tar --opt adamw", "was trained by opt='sgd', this run has 'adamw'"),
