@@ -24,7 +24,7 @@ from visionzoo.engine.flags import train_parser
 from visionzoo.engine.parallel import Process, launcher, start_process, translate_slurm
 from visionzoo.engine.run import Run
 from visionzoo.engine.training import Training, train
-from visionzoo.models._registry import TINY
+from visionzoo.models import _registry
 
 pytestmark = pytest.mark.slow
 POOLFORMER = {"model": "zoo_poolformer_s12", "model_kwargs": {"depths": [1, 1], "embed_dims": [8, 16]}}
@@ -122,7 +122,7 @@ def test_a_signal_to_one_process_stops_both_at_the_same_update(make_args, tmp_pa
 
 def pyramid_steps(name):
     """Take two steps of DDP; return what has no gradient."""
-    pyramid = quick_model(name, features_only=True, **TINY[name]).train()
+    pyramid = quick_model(name, features_only=True, **_registry.TINY[name]).train()
     ddp = DistributedDataParallel(pyramid)
     for _ in range(2):  # the second finds parameters that had no gradient in the first
         sum(maps.square().mean() for maps in ddp(torch.randn(2, 3, 64, 64))).backward()
@@ -131,7 +131,7 @@ def pyramid_steps(name):
 
 def sharded_step(name):
     """Return by how much the logits of a shared-out model differ from the whole one's, and what has no gradient."""
-    model, image = quick_model(name, **TINY[name]), torch.randn(1, 3, 64, 64)
+    model, image = quick_model(name, **_registry.TINY[name]), torch.randn(1, 3, 64, 64)
     expected = model(image)
     sharding.shard(ClassificationTask(model, torch.nn.CrossEntropyLoss(), verbose=False))
     logits = model(image)
@@ -155,17 +155,17 @@ def every_family(names):
 
 @pytest.fixture(scope="module")
 def stepped():
-    return in_two_processes(every_family, list(TINY))
+    return in_two_processes(every_family, list(_registry.TINY))
 
 
 @pytest.mark.xdist_group("every family in two processes")
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", _registry.TINY)
 def test_every_pyramid_trains_without_looking_for_unused_parameters(stepped, name):
     assert [found[name, "pyramid_steps"] for found in stepped] == [[], []]
 
 
 @pytest.mark.xdist_group("every family in two processes")
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", _registry.TINY)
 def test_every_family_is_the_same_function_when_shared_out(stepped, name):
     for found in stepped:
         step = found[name, "sharded_step"]
