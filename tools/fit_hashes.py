@@ -4,6 +4,11 @@ For models with hashed attention (zoo_ecoformer_*, or any with mixers=hashed_lin
 softmax form; what is written is a checkpoint of the model, to evaluate or to train further by --initial-checkpoint.
 """
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds, is no traceback; run_tool takes over
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from visionzoo.engine import run_tool
 
 

@@ -1,10 +1,10 @@
 """Images, files and a small model for the tests of the engine and of its commands."""
 
 import csv
-import multiprocessing
 import os
 import runpy
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -82,7 +82,7 @@ def run_tool(name: str, *argv: str) -> int:
 
 
 class Child:
-    """A tool in a process of its own, with this one's imports already made; its group is that of a terminal's job.
+    """A tool in a process of its own, whose group is that of a terminal's job.
 
     Args:
         log: file for what it prints.
@@ -91,34 +91,29 @@ class Child:
 
     def __init__(self, log: Path, name: str, *argv: str) -> None:
         self.log = log
-        self.process = multiprocessing.get_context("fork").Process(target=self._run, args=(name, *argv))
-        self.process.start()
-
-    def _run(self, name: str, *argv: str) -> None:
-        os.setsid()
-        with self.log.open("w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-        sys.exit(run_tool(name, *argv))
+        command = [sys.executable, str(ROOT / f"tools/{name}.py"), *argv]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        with log.open("w") as file:  # not forked from this process: what its threads hold would stay held
+            self.process = subprocess.Popen(
+                command, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            )
 
     def wait_for(self, happened: Callable[[], bool]) -> None:
         """Wait until something has happened, or the process has ended."""
-        while self.process.is_alive() and not happened():
+        while self.process.poll() is None and not happened():
             time.sleep(0.02)
 
-    def stop(self, number: int, *, group: bool = False) -> tuple[int | None, str]:
+    def stop(self, number: int, *, group: bool = False) -> tuple[int, str]:
         """Send a signal, to its loading processes too where `group` says so; return its exit code and its last words.
 
         Fails where a process of its group is left.
         """
-        assert self.process.pid is not None
         (os.killpg if group else os.kill)(self.process.pid, number)
-        self.process.join(60)
+        code = self.process.wait(120)
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
-            return self.process.exitcode, self.log.read_text()
+            return code, self.log.read_text()
         raise AssertionError(f"processes are left: {self.log.read_text()}")
 
 
