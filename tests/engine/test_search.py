@@ -7,10 +7,11 @@ import pytest
 from engine.helpers import run_tool, write_images
 from PIL import Image
 
-from visionzoo.engine import charts, prediction
+from visionzoo.engine import charts
 from visionzoo.engine.data import class_names, open_split
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.flags import train_parser
+from visionzoo.engine.images import read_image
 from visionzoo.engine.names import read_class_map, read_names
 from visionzoo.engine.search import PICTURES, find_images
 
@@ -131,7 +132,7 @@ def test_a_large_image_is_held_once(monkeypatch, tmp_path):
     Image.new("RGB", (2000, 1500)).save(tmp_path / "x.png")
     copies = []
     monkeypatch.setattr(Image.Image, "copy", lambda self: copies.append(self.size))
-    image = prediction._read(tmp_path / "x.png", "RGB", upright=False)
+    image = read_image(tmp_path / "x.png", "RGB", upright=False)
     assert image.size == (2000, 1500) and image.getpixel((1999, 1499)) == (0, 0, 0) and copies == []
 
 

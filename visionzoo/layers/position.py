@@ -181,12 +181,14 @@ class ContinuousPositionBias(nn.Module):
         self.act = nn.ReLU()
         self.fc2 = nn.Linear(hidden_dim, num_heads)
 
-    def forward(self, size: tuple[int, int], cells: tuple[int, int], unit: tuple[int, int]) -> Tensor:
+    def forward(
+        self, size: tuple[int, int], cells: tuple[int, int], unit: tuple[int, int], device: torch.device
+    ) -> Tensor:
         """Bias [G, H·W, h·w] of the tokens of a map of (H, W) = `size` and of its (h, w) = `cells` cells.
 
         The MLP runs once for each offset, not for each pair.
         """
-        axes = [self._offsets(*lengths) for lengths in zip(size, cells, unit, strict=True)]
+        axes = [self._offsets(*lengths, device) for lengths in zip(size, cells, unit, strict=True)]
         (rows, at_row), (columns, at_column) = axes
         offsets = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)
         table = self.fc2(self.act(self.fc1(offsets))).permute(2, 0, 1)
@@ -194,20 +196,17 @@ class ContinuousPositionBias(nn.Module):
         bias = bias.unflatten(2, at_column.shape).unflatten(1, at_row.shape)
         return bias.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
-    def _offsets(self, length: int, count: int, unit: int) -> tuple[Tensor, Tensor]:
+    def _offsets(self, length: int, count: int, unit: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Offsets along an axis as the MLP sees them, and which of them each query [length] has to each key [count]."""
-        weight = self.fc1.weight
-        first, end = cells_of(length, count, weight.device)
-        twice = 2 * torch.arange(length, device=weight.device)[:, None] - (first + end - 1)  # in half tokens
+        first, end = cells_of(length, count, device)
+        twice = 2 * torch.arange(length, device=device)[:, None] - (first + end - 1)  # in half tokens
         # Where the cells divide the map all their centres are whole tokens apart: half of the offsets do not occur.
         whole = length % count == 0
         step, longest = (2, 2 * length - length // count - 1) if whole else (1, 2 * length - 2)
-        distance = (
-            torch.arange(-longest, longest + 1, step, device=weight.device).float() / 2
-        )  # as released, in float32
+        distance = torch.arange(-longest, longest + 1, step, device=device).float() / 2  # as released, in float32
         distance = distance / (unit - 1 if isinstance(unit, torch.SymInt) else max(unit - 1, 1)) * 8
         seen = torch.sign(distance) * torch.log2(distance.abs() + 1) / 3
-        return seen.to(weight.dtype), (twice + longest) // step
+        return seen.to(self.fc1.weight.dtype), (twice + longest) // step
 
 
 @one_node
