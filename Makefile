@@ -46,7 +46,7 @@ demo-detection demo-segmentation: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-# Also what smaller tests stand for: models of every size, exports and mixers in every family; hours on two cores.
+# Also what smaller tests stand for: models of every size, exports and mixers in every family; takes long on two cores.
 test-full: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --full -n $(WORKERS) --dist loadgroup
 

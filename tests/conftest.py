@@ -24,9 +24,8 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("--full"):  # pytest counts them as deselected
-        left_out = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("full")])
         items[:] = [item for item in items if not item.get_closest_marker("full")]
-        config.hook.pytest_deselected(items=left_out)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

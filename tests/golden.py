@@ -31,7 +31,7 @@ class Record:
         Constants (index tables, masks) are the model's own business.
         """
         values = {name: fill(name, shape) for name, shape, kind in self.meta["state"] if kind != "const"}
-        values |= {key[6:]: value for key, value in self.arrays.items() if key.startswith("state:")}
+        values |= {key.removeprefix("state:"): value for key, value in self.arrays.items() if key.startswith("state:")}
         for name, _, kind in self.meta["state"] if stress else ():
             factor = next((f for suffix, f in self.meta["stress"]["factors"] if name.endswith(suffix)), None)
             if kind == "param" and factor is not None:

@@ -72,7 +72,13 @@ class Nhwc(nn.Module):
         return self.mixer(image.permute(0, 2, 3, 1))
 
 
-OTHERS = ("adaptive_fourier", "forward_cross", "hashed_linear", "neighborhood", "window")  # that are in none of these
+OTHERS = (
+    "adaptive_fourier",
+    "forward_cross",
+    "hashed_linear",
+    "neighborhood",
+    "window",
+)  # none of these three has them
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in OTHERS else [pytest.mark.full]) for n in MIXERS])

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from visionzoo.layers.nhwc import GroupNorm1
+from visionzoo.layers.norm import DeviationNorm
 from visionzoo.models._registry import TINY
-from visionzoo.models.affnet import DeviationNorm
 
 SMALL = TINY["zoo_affnet_et"]
 

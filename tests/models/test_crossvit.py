@@ -6,8 +6,8 @@ import torch
 from quick import draw_weights
 
 import visionzoo
+from visionzoo.layers.branches import resize_view, view_size
 from visionzoo.models._registry import TINY
-from visionzoo.models.crossvit import resize_view, view_size
 
 SMALL = TINY["zoo_crossvit_t"]
 IMAGE = torch.randn(1, 3, 61, 75, generator=torch.Generator().manual_seed(0))

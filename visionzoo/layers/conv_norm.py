@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import to_2tuple
+from timm.layers import make_divisible, to_2tuple
 from torch import Tensor, nn
 
 from visionzoo.layers.nhwc import DepthwiseConvNHWC, on_nchw
@@ -234,3 +235,30 @@ class LinearNormMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
         return self.fc2(self.drop(self.act(self.fc1(x))))
+
+
+class InvertedResidual(nn.Module):
+    """1×1, depthwise 3×3 and 1×1 convolution, each with batch norm, on [B, H, W, C] (MobileNetV2, arXiv:1801.04381).
+
+    Args:
+        in_dim: channels in.
+        out_dim: channels out.
+        ratio: channels between over `in_dim`, which are brought to a multiple of 8.
+        act_layer: activation after the first two.
+        stride: of the depthwise convolution, 1 or 2; the map shrinks by it, rounded up.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, *, ratio: float, act_layer: type[nn.Module], stride: int = 1):
+        super().__init__()
+        conv = partial(ConvNorm, bias=False, norm_layer=nn.BatchNorm2d)
+        hidden = make_divisible(round(in_dim * ratio), 8)
+        self.expand = conv(in_dim, hidden, 1)
+        self.depthwise = (
+            DepthwiseConvNorm(hidden, 3) if stride == 1 else conv(hidden, hidden, 3, stride, 1, groups=hidden)
+        )
+        self.reduce = conv(hidden, out_dim, 1)
+        self.act = act_layer()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, in_dim] to [B, H', W', out_dim]."""
+        return self.reduce(self.act(self.depthwise(self.act(self.expand(x)))))

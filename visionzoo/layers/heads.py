@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -310,3 +311,49 @@ def _linear(dim: int, num_classes: int) -> nn.Module:
     nn.init.trunc_normal_(linear.weight, std=0.02)
     nn.init.zeros_(linear.bias)
     return linear
+
+
+class BranchHead(nn.ModuleList):
+    """A `TokenHead` for each branch; logits are their mean, pooled features are joined.
+
+    Args:
+        in_features: channels of all branches together.
+        num_classes: classes; 0 for pooled features.
+        pool_type: see `TokenHead`; "" for none, with which there can be no classifier.
+        drop_rate: dropout probability before the classifiers.
+        dims: channels of each branch.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        pool_type: str = "token",
+        drop_rate: float = 0.0,
+        *,
+        dims: Sequence[int],
+    ):
+        super().__init__(TokenHead(dim, num_classes, pool_type, drop_rate) for dim in dims)
+        self.in_features, self.num_classes, self.pool_type = in_features, num_classes, pool_type
+
+    def reset(self, num_classes: int, pool_type: str | None = None) -> None:
+        """Replace the classifiers and, where `pool_type` is given, the pooling."""
+        for head in self:
+            head.reset(num_classes, pool_type)  # type: ignore[operator]
+        self.num_classes, self.pool_type = num_classes, self.pool_type if pool_type is None else pool_type
+
+    def forward(self, x: tuple[Tensor, ...], pre_logits: bool = False) -> Any:
+        """Tokens [B, P + N, C] of each branch to [B, num_classes]; with `pre_logits` to joined features [B, ΣC].
+
+        Raises:
+            ValueError: if there are classes and no pooling.
+        """
+        out = tuple(head(tokens, pre_logits) for head, tokens in zip(self, x, strict=True))
+        if not self.pool_type:
+            if self.num_classes and not pre_logits:
+                raise ValueError(
+                    f"BranchHead: branches differ in tokens, a classifier needs pooling; got num_classes="
+                    f"{self.num_classes} and global_pool=''; give a pooling, such as 'token', or num_classes=0"
+                )
+            return out
+        return torch.cat(out, 1) if pre_logits or not self.num_classes else sum(out) / len(out)

@@ -1,10 +1,14 @@
-"""MLPs over the channels that also look at neighbours."""
+"""MLPs over the channels that also look at neighbours, or at all tokens."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from timm.layers import Mlp
 from torch import Tensor, nn
 
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
+from visionzoo.layers.norm import LayerNorm
 
 
 class ConvMlp(nn.Module):
@@ -49,3 +53,24 @@ class ConvMlp(nn.Module):
         x, gate = x.chunk(2, dim=-1) if self.gated else (x, None)
         x = self.act(self.dwconv(x, residual=x if self.residual else None))
         return self.drop(self.fc2(self.drop(x if gate is None else x * gate)))
+
+
+class SqueezeExciteMlp(Mlp):
+    """MLP whose output is added to itself times factors for each channel, from its mean over all tokens (TNT's `se`).
+
+    Args:
+        dim: channels C.
+        hidden: width of the MLP; that of the factors' own layers is C / 4.
+        options: see timm's `Mlp`.
+    """
+
+    def __init__(self, dim: int, hidden: int, **options: Any):
+        super().__init__(dim, hidden, **options)
+        self.excite = nn.Sequential(
+            LayerNorm(dim), nn.Linear(dim, dim // 4), nn.ReLU(), nn.Linear(dim // 4, dim), nn.Tanh()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, P + N, C] to [B, P + N, C]."""
+        x = super().forward(x)
+        return x + self.excite(x.mean(1, keepdim=True)) * x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from visionzoo.kernels import layer_norm
@@ -25,3 +26,24 @@ class LayerNorm(nn.LayerNorm):
         if self.weight is None or self.bias is None or len(self.normalized_shape) > 1:
             return super().forward(x)
         return layer_norm(x, self.weight, self.bias, eps=self.eps)
+
+
+class DeviationNorm(nn.Module):
+    """Layer norm of [..., C] over C that adds its ε to the standard deviation, not to the variance (CVNets).
+
+    Args:
+        dim: channels C.
+        eps: ε.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise [..., C], in float32 at least."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        std, mean = torch.std_mean(wide, dim=-1, keepdim=True, correction=0)
+        return ((wide - mean) / (std + self.eps)).to(x.dtype) * self.weight + self.bias

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
+from timm.layers import to_2tuple, trunc_normal_
 from torch import Tensor, nn
 
 from visionzoo.layers.block import Block
@@ -67,6 +67,18 @@ class TokenBlock(Block):
             branch = branch.with_map(self.branch_gate(branch.map()))
         tokens = tokens._replace(x=self._add(tokens.x, branch.x, self.ls2))
         return tokens if isinstance(self.peg, nn.Identity) else tokens.with_map(self.peg(tokens.map()))
+
+
+def map_size(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Return height and width of the map of patches, the last ones padded, of an image of this size in pixels.
+
+    Raises:
+        ValueError: if it is no size.
+    """
+    height, width = to_2tuple(img_size)
+    if min(height, width) < 1:
+        raise ValueError(f"img_size must be pixels or (height, width), got {img_size!r}")
+    return -(-height // patch_size), -(-width // patch_size)
 
 
 class PrefixTokens(nn.Module):

@@ -145,8 +145,7 @@ class Contract(nn.Module):
     def init_weights(self) -> None:
         """Initialise linear layers as the families here do (truncated normal of std 0.02, no bias); others as torch.
 
-        With `INIT_CONVS` convolutions too. Weights on the meta device have no numbers, and are passed over: timm's
-        truncation took five sixths of the time in which a model is built there.
+        With `INIT_CONVS` convolutions too. Weights on the meta device have no numbers, and are passed over.
         """
         kinds = (nn.Linear, nn.Conv2d, DepthwiseConvNHWC) if self.INIT_CONVS else nn.Linear
         for module in self.modules():

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from timm.layers import to_2tuple
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -19,7 +18,7 @@ from visionzoo.layers.mixers import build_mixer, resolve_mixers
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.outputs import recomputed
 from visionzoo.layers.stem import ConvNormStem
-from visionzoo.layers.tokens import PrefixTokens, TokenBlock, TokenPositions, Tokens
+from visionzoo.layers.tokens import PrefixTokens, TokenBlock, TokenPositions, Tokens, map_size
 from visionzoo.models._contract import Contract, HeadOptions, drop_path_rates
 
 _logger = logging.getLogger(__name__)
@@ -229,15 +228,3 @@ def _mixers(blocks: Iterable[nn.Module]) -> list[Mixer]:
 def has_place_for_prefix_tokens(blocks: Iterable[nn.Module]) -> bool:
     """Whether any mixer of these blocks takes in tokens that are not the map's."""
     return any(mixer.takes_prefix_tokens for mixer in _mixers(blocks))
-
-
-def map_size(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
-    """Return height and width of the map of patches, the last ones padded, of an image of this size in pixels.
-
-    Raises:
-        ValueError: if it is no size.
-    """
-    height, width = to_2tuple(img_size)
-    if min(height, width) < 1:
-        raise ValueError(f"img_size must be pixels or (height, width), got {img_size!r}")
-    return -(-height // patch_size), -(-width // patch_size)

@@ -17,41 +17,19 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import DropPath, make_divisible
+from timm.layers import DropPath
 from torch import Tensor, nn
 
-from visionzoo.layers.conv_norm import ConvNorm, DepthwiseConvNorm
+from visionzoo.layers.conv_norm import ConvNorm, InvertedResidual
 from visionzoo.layers.heads import ProjectionHead
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.nhwc import GroupNorm1, on_nchw
+from visionzoo.layers.norm import DeviationNorm
 from visionzoo.layers.stem import conv_stem
 from visionzoo.models._pyramid import Pyramid, Stage, build_stages
 from visionzoo.models._registry import Published, Variant, register_family
 
 _conv_norm = partial(ConvNorm, bias=False, norm_layer=nn.BatchNorm2d)
-
-
-class DeviationNorm(nn.Module):
-    """Layer norm of [..., C] over C that adds its ε to the standard deviation, not to the variance (CVNets).
-
-    Args:
-        dim: channels C.
-        eps: ε.
-    """
-
-    def __init__(self, dim: int, eps: float = 1e-5):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise [..., C], in float32 at least."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        std, mean = torch.std_mean(wide, dim=-1, keepdim=True, correction=0)
-        return ((wide - mean) / (std + self.eps)).to(x.dtype) * self.weight + self.bias
-
-
 NORMS: dict[str, type[nn.Module]] = {
     "layer_norm_2d": GroupNorm1,
     "layer_norm": DeviationNorm,
@@ -64,32 +42,6 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
     "hard_swish": nn.Hardswish,
 }
-
-
-class InvertedResidual(nn.Module):
-    """1×1, depthwise 3×3 and 1×1 convolution, each with batch norm, on [B, H, W, C] (MobileNetV2, arXiv:1801.04381).
-
-    Args:
-        in_dim: channels in.
-        out_dim: channels out.
-        ratio: channels between over `in_dim`, which are brought to a multiple of 8.
-        act_layer: activation after the first two.
-        stride: of the depthwise convolution, 1 or 2; the map shrinks by it, rounded up.
-    """
-
-    def __init__(self, in_dim: int, out_dim: int, *, ratio: float, act_layer: type[nn.Module], stride: int = 1):
-        super().__init__()
-        hidden = make_divisible(round(in_dim * ratio), 8)
-        self.expand = _conv_norm(in_dim, hidden, 1)
-        self.depthwise = (
-            DepthwiseConvNorm(hidden, 3) if stride == 1 else _conv_norm(hidden, hidden, 3, stride, 1, groups=hidden)
-        )
-        self.reduce = _conv_norm(hidden, out_dim, 1)
-        self.act = act_layer()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, H, W, in_dim] to [B, H', W', out_dim]."""
-        return self.reduce(self.act(self.depthwise(self.act(self.expand(x)))))
 
 
 class FrequencyBlock(nn.Module):

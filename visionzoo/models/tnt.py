@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from visionzoo.layers.block import Block
 from visionzoo.layers.mixers.full import FullMixer
+from visionzoo.layers.mlp import SqueezeExciteMlp
 from visionzoo.layers.nhwc import on_nchw
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.padding import pad_to_multiple
@@ -92,27 +93,6 @@ class PixelStem(nn.Module):
         x = x.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3)  # [B, H', W', side, side, in_chans]
         pixels = self.positions(on_nchw(self.conv, x.flatten(0, 2)))
         return pixels.unflatten(0, x.shape[:3])
-
-
-class SqueezeExciteMlp(Mlp):
-    """MLP whose output is added to itself times factors for each channel, from its mean over all tokens.
-
-    Args:
-        dim: channels C.
-        hidden: width of the MLP; that of the factors' own layers is C / 4.
-        options: see timm's `Mlp`.
-    """
-
-    def __init__(self, dim: int, hidden: int, **options: Any):
-        super().__init__(dim, hidden, **options)
-        self.excite = nn.Sequential(
-            LayerNorm(dim), nn.Linear(dim, dim // 4), nn.ReLU(), nn.Linear(dim // 4, dim), nn.Tanh()
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, P + N, C] to [B, P + N, C]."""
-        x = super().forward(x)
-        return x + self.excite(x.mean(1, keepdim=True)) * x
 
 
 class TNTBlock(TokenBlock):
