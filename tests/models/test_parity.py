@@ -10,6 +10,10 @@ from golden import Record, relative_error, sample
 import visionzoo
 
 MODELS = {  # record -> model
+    "activator/activator_cifar": "zoo_activator_glu",
+    "activator/activator_geglu_cifar": "zoo_activator_geglu",
+    "activator/activator_geglu_small": "zoo_activator_geglu",
+    "activator/activator_small": "zoo_activator_glu",
     "affnet/affnet": "zoo_affnet",
     "affnet/affnet_et": "zoo_affnet_et",
     "affnet/affnet_et_relu_ln": "zoo_affnet_et",
@@ -109,6 +113,7 @@ MODELS = {  # record -> model
     "transnext/transnext_micro_aaaa": "zoo_transnext_micro_aaaa",
 }
 TOKENS = {  # family whose records hold tokens -> the recorded features, of the states after all blocks and the end
+    "activator": lambda states, last: [tokens.x for tokens in states],
     "convit": lambda states, last: [states[0].x, states[9].x, states[11].x, last],
     "crossvit": lambda states, last: [tokens.map().permute(0, 3, 1, 2) for state in states for tokens in state],
     "tnt": lambda states, last: [
@@ -118,6 +123,12 @@ TOKENS = {  # family whose records hold tokens -> the recorded features, of the 
     "flowformer": lambda states, last: [state.flatten(2).mT for state in (*states, last)],
 }
 OPTIONS = {  # record that is not of a published model -> arguments
+    "activator/activator_cifar": {"num_classes": 10},
+    "activator/activator_geglu_cifar": {"num_classes": 10},
+    **dict.fromkeys(
+        ("activator/activator_geglu_small", "activator/activator_small"),
+        {"num_classes": 7, "depth": 3, "embed_dim": 24, "mlp_ratio": 1.5, "patch_size": 8},
+    ),
     "affnet/affnet_et_relu_ln": {"norm_layer": "layer_norm", "act_layer": "relu"},
     "flowformer/flowformer_tiny": {"embed_dims": (24, 48, 96, 192), "depths": (1, 1, 2, 1)},
     "crossvit/crossvit_options": {

@@ -1,6 +1,7 @@
 """The families; importing this registers them into timm."""
 
 from visionzoo.models import (
+    activator,
     affnet,
     biformer,
     convit,
@@ -37,6 +38,7 @@ from visionzoo.models import (
 )
 
 __all__ = [
+    "activator",
     "affnet",
     "biformer",
     "convit",
