@@ -120,7 +120,7 @@ def beside(module: types.ModuleType, path: str) -> types.ModuleType:
 
 
 def class_of_script(script: str, name: str) -> Callable[..., nn.Module]:
-    """Return what builds a class that stands in a script beside the recipe's file; the rest of the script is not run."""
+    """Return what builds a class of a script beside the recipe's file; the rest of the script is not run."""
 
     def build(module: types.ModuleType, **kwargs: Any) -> nn.Module:
         tree = ast.parse(Path(module.__file__).with_name(script).read_text())

@@ -2,7 +2,9 @@
 
 from . import Recipe, Source, class_of_script
 
-ACTIVATOR = Source("https://github.com/Abdullah-88/Activator", "631c38a239b5ad1b4d211b080a4c06918a8e98cd", "BSD-3-Clause")
+ACTIVATOR = Source(
+    "https://github.com/Abdullah-88/Activator", "631c38a239b5ad1b4d211b080a4c06918a8e98cd", "BSD-3-Clause"
+)
 
 
 def model(file, script, **kwargs):

@@ -31,6 +31,7 @@ def build_blocks(
     mixers: Any,
     *,
     block: Callable[..., nn.Module] = TokenBlock,
+    build: Callable[..., nn.Module | None] = build_mixer,
     drop_path_rate: float = 0.0,
 ) -> list[nn.Module]:
     """Build the blocks of an isotropic backbone.
@@ -42,6 +43,7 @@ def build_blocks(
         mixers: the caller's in their place: None, a spec for all blocks, or an entry for each block
             (`visionzoo.layers.mixers.resolve_mixers`).
         block: called with (dim, mixer, drop_path=rate).
+        build: called with (spec, dim, num_heads), where the family's own mixer is none that others take.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
 
     Raises:
@@ -50,8 +52,7 @@ def build_blocks(
     (rates,) = drop_path_rates(drop_path_rate, [len(own)])
     specs = resolve_mixers([[spec] for spec in own], mixers)
     return [
-        block(dim, build_mixer(turns[0], dim, num_heads), drop_path=rate)
-        for turns, rate in zip(specs, rates, strict=True)
+        block(dim, build(turns[0], dim, num_heads), drop_path=rate) for turns, rate in zip(specs, rates, strict=True)
     ]
 
 

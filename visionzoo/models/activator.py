@@ -4,9 +4,9 @@ Facts from https://github.com/Abdullah-88/Activator at 631c38a (BSD-3-Clause); t
 gated linear unit stands in the place of attention, so that tokens meet in the pooling alone; one norm serves both
 branches of a block, one more both factors of a unit; there are no positions, no class token and no norm at the end.
 `zoo_activator_geglu` leaves the MLPs out, which makes the units its only branches; token mixers asked of it with
-`mixers` come before them. The paper's ablations with other activations are `activation="silu"` and "relu". Images of any
-size and shape are taken, padded to whole patches. Trained at 32 px only, on CIFAR-10 and CIFAR-100; the repository gives
-no accuracies.
+`mixers` come before them. `activation` gives units with other activations, such as the paper's ablations have. Images
+of any size and shape are taken, padded to whole patches. Trained at 32 px only, on CIFAR-10 and CIFAR-100; the
+repository gives no accuracies.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ class Activator(Isotropic):
             (r"^classifier\.", "head.fc."),
         ],
     }
-    CHECKPOINT_KEYS["authors, without MLPs"] = [(r"^model\.(\d+)\.actgu\.", r"blocks.\1.mlp."), *CHECKPOINT_KEYS["authors"]]
+    CHECKPOINT_KEYS["authors, without MLPs"] = [
+        (r"^model\.(\d+)\.actgu\.", r"blocks.\1.mlp."),
+        *CHECKPOINT_KEYS["authors"],
+    ]
 
     def __init__(
         self,

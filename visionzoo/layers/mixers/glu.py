@@ -27,9 +27,7 @@ class GluMixer(Mixer):
     torch.Size([1, 5, 7, 64])
     """
 
-    def __init__(
-        self, dim: int, num_heads: int | None = None, *, hidden_ratio: float = 2.0, activation: str = "gelu"
-    ):
+    def __init__(self, dim: int, num_heads: int | None = None, *, hidden_ratio: float = 2.0, activation: str = "gelu"):
         super().__init__(dim, num_heads)
         if int(dim * hidden_ratio) < 1:
             raise ValueError(f"GluMixer: hidden_ratio must give one channel at least, got {dim=} and {hidden_ratio=}")
