@@ -116,7 +116,7 @@ def test_hooks_on_convolutions_count_as_the_operations_do(name):
         if isinstance(module, DepthwiseConvNHWC):
             module.register_forward_hook(lambda m, _, output: depthwise.append(m.weight[0].numel() * output.numel()))
     with FlopCounterMode(display=False) as counter:
-        model(_image(96))
+        model(_image(96, model=model))
     of_operations = sum(
         flops for operation, flops in counter.get_flop_counts()["Global"].items() if "convolution" in str(operation)
     )
