@@ -26,6 +26,7 @@ from visionzoo.layers.mixers.forward_cross import ForwardCrossMixer
 from visionzoo.layers.mixers.full import FullMixer
 from visionzoo.layers.mixers.gated_positional import GatedPositionalMixer
 from visionzoo.layers.mixers.glu import GluMixer
+from visionzoo.layers.mixers.gmm import GmmMixer
 from visionzoo.layers.mixers.halo import HaloMixer
 from visionzoo.layers.mixers.hashed_linear import HashedLinearMixer
 from visionzoo.layers.mixers.hilo import HiLoMixer
@@ -61,6 +62,7 @@ __all__ = [
     "FullMixer",
     "GatedPositionalMixer",
     "GluMixer",
+    "GmmMixer",
     "HaloMixer",
     "HashedLinearMixer",
     "HiLoMixer",
@@ -99,6 +101,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "full": FullMixer,
     "gated_positional": GatedPositionalMixer,
     "glu": GluMixer,
+    "gmm": GmmMixer,
     "halo": HaloMixer,
     "hashed_linear": HashedLinearMixer,
     "hilo": HiLoMixer,
