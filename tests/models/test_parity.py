@@ -8,6 +8,7 @@ import torch
 from golden import Record, relative_error, sample
 
 import visionzoo
+from visionzoo.layers.tokens import Tokens
 
 MODELS = {  # record -> model
     "activator/activator_cifar": "zoo_activator_glu",
@@ -83,6 +84,12 @@ MODELS = {  # record -> model
     "litv2/litv2_s": "zoo_litv2_s",
     "moh/moh_vit_b_50": "zoo_moh_vit_b_50",
     "moh/moh_vit_s_80": "zoo_moh_vit_s_80",
+    "gmm/gmm_cait_cifar": "zoo_gmm_cait_tiny",
+    "gmm/gmm_cait_small": "zoo_gmm_cait",
+    "gmm/gmm_swin_cifar": "zoo_gmm_swin",
+    "gmm/gmm_swin_small": "zoo_gmm_swin",
+    "gmm/gmm_vit_cifar": "zoo_gmm_vit",
+    "gmm/gmm_vit_small": "zoo_gmm_vit",
     "halonet/halonet26t": "zoo_halonet_26t",
     "poolformer/poolformer_s12": "zoo_poolformer_s12",
     "shvit/shvit_s1": "zoo_shvit_s1",
@@ -118,6 +125,7 @@ TOKENS = {  # family whose records hold tokens -> the recorded features, of the 
     "activator": lambda states, last: [tokens.x for tokens in states],
     "convit": lambda states, last: [states[0].x, states[9].x, states[11].x, last],
     "crossvit": lambda states, last: [tokens.map().permute(0, 3, 1, 2) for state in states for tokens in state],
+    "gmm": lambda states, last: [states[-1].x if isinstance(states[-1], Tokens) else last.flatten(2).mT],
     "ninformer": lambda states, last: [tokens.x for tokens in states],
     "tnt": lambda states, last: [
         *(t for i in (0, -1) for t in (states[i].pixels.flatten(1, 2), states[i].tokens.x)),
@@ -126,6 +134,7 @@ TOKENS = {  # family whose records hold tokens -> the recorded features, of the 
     "flowformer": lambda states, last: [state.flatten(2).mT for state in (*states, last)],
 }
 ACTIVATOR_SMALL = {"num_classes": 7, "depth": 3, "embed_dim": 24, "mlp_ratio": 1.5, "patch_size": 8}
+GMM_SMALL = {"num_classes": 7, "img_size": 24, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_kernels": 3}
 OPTIONS = {  # record that is not of a published model -> arguments
     "activator/activator_cifar": {"num_classes": 10},
     "activator/activator_geglu_cifar": {"num_classes": 10},
@@ -144,6 +153,18 @@ OPTIONS = {  # record that is not of a published model -> arguments
         "qkv_bias": False,
         "conv_stem": True,
     },
+    "gmm/gmm_cait_cifar": {"num_classes": 10},
+    "gmm/gmm_cait_small": {**GMM_SMALL, "class_depth": 3, "head_dim": 5, "mlp_ratio": 1.5},
+    "gmm/gmm_swin_cifar": {"num_classes": 10},
+    "gmm/gmm_swin_small": {
+        "num_classes": 7,
+        "embed_dims": (16, 32),
+        "depths": (2, 1),
+        "num_heads": (2, 4),
+        "num_kernels": 3,
+    },
+    "gmm/gmm_vit_cifar": {"num_classes": 100},
+    "gmm/gmm_vit_small": {**GMM_SMALL, "mlp_ratio": 3.0},
     "ninformer/ninformer_cifar": {"num_classes": 10},
     "ninformer/ninformer_small": {
         "num_classes": 7,
