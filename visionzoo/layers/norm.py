@@ -31,8 +31,8 @@ class LayerNorm(nn.LayerNorm):
 class DeviationNorm(nn.Module):
     """Layer norm of [..., C] over C that adds its ε to the standard deviation, not to the variance (CVNets).
 
-    A row of equal numbers, which has no derivative of its deviation, gets the one of a deviation of 0, as in torch; here
-    its second derivatives are finite, too.
+    A row of equal numbers, whose deviation has no derivative, gets derivatives of 0, the first as in torch, and the
+    second, which torch's has not.
 
     Args:
         dim: channels C.

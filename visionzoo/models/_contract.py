@@ -441,8 +441,6 @@ def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
     return rates
 
 
-
-
 def _numbers(value: Any) -> Iterator[Any]:
     """Yield a number, or those of sequences, and of sequences in them."""
     for each in value if isinstance(value, Sequence) else ():

@@ -85,7 +85,7 @@ def build_stages(
             f"num_heads={tuple(num_heads)} and {len(mixers)} stages of mixers"
         )
     if empty := [i for i, stage in enumerate(mixers) if depths[i] and not stage]:
-        raise ValueError(f"stages {some(empty)} have blocks, but no mixer for them; expected one or more for each stage")
+        raise ValueError(f"stages {some(empty)} have blocks, but no mixer; expected one or more for each stage")
     rates = drop_path_rates(drop_path_rate, depths)
     turns = [[one] if callable(one) else one for one in ([block] * len(depths) if callable(block) else block)]
     downsample = [downsample] * (len(depths) - 1) if callable(downsample) else downsample
