@@ -155,7 +155,7 @@ DENSE = {  # record of the authors' backbone for detection or segmentation -> mo
 
 
 RUNS = [
-    pytest.param(name, stress, marks=[pytest.mark.full] if record.meta["num_params"] > 3e7 else [])
+    pytest.param(name, stress, marks=[pytest.mark.full] if record.meta["num_params"] > 2e7 else [])
     for name in MODELS
     for record in [Record(name)]
     for stress in ((False, True) if "stress" in record.meta else (False,))
