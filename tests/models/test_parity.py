@@ -62,6 +62,9 @@ MODELS = {  # record -> model
     "inline/inline_cswin_b_384": "zoo_inline_cswin_b_384",
     "inline/inline_cswin_s": "zoo_inline_cswin_s",
     "inline/inline_cswin_t": "zoo_inline_cswin_t",
+    "inline/inline_deit_b": "zoo_inline_deit_b",
+    "inline/inline_deit_s": "zoo_inline_deit_s",
+    "inline/inline_deit_t": "zoo_inline_deit_t",
     "inline/inline_pvt_l": "zoo_inline_pvt_l",
     "inline/inline_pvt_m": "zoo_inline_pvt_m",
     "inline/inline_pvt_s": "zoo_inline_pvt_s",
@@ -119,6 +122,8 @@ TOKENS = {  # family whose records hold tokens -> the recorded features, of the 
 }
 OPTIONS = {  # record that is not of a published model -> arguments
     "affnet/affnet_et_relu_ln": {"norm_layer": "layer_norm", "act_layer": "relu"},
+    "inline/inline_deit_b": {"img_size": 64},
+    "inline/inline_deit_s": {"img_size": 96},
     "flowformer/flowformer_tiny": {"embed_dims": (24, 48, 96, 192), "depths": (1, 1, 2, 1)},
     "crossvit/crossvit_options": {
         "num_classes": 10,
