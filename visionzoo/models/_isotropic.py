@@ -32,7 +32,7 @@ def build_blocks(
     own: Sequence[Mapping[str, Any]],
     mixers: Any,
     *,
-    block: Callable[..., nn.Module] = TokenBlock,
+    block: Callable[..., nn.Module] | Sequence[Callable[..., nn.Module]] = TokenBlock,
     drop_path_rate: float = 0.0,
 ) -> list[nn.Module]:
     """Build the blocks of an isotropic backbone.
@@ -43,7 +43,7 @@ def build_blocks(
         own: for each block the spec of the family's mixer.
         mixers: the caller's in their place: None, a spec for all blocks, or an entry for each block
             (`visionzoo.layers.mixers.resolve_mixers`).
-        block: called with (dim, mixer, drop_path=rate).
+        block: called with (dim, mixer, drop_path=rate); or one such for each block.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
 
     Raises:
@@ -51,9 +51,10 @@ def build_blocks(
     """
     (rates,) = drop_path_rates(drop_path_rate, [len(own)])
     specs = resolve_mixers([[spec] for spec in own], mixers)
+    blocks = block if isinstance(block, Sequence) else [block] * len(own)
     return [
-        block(dim, build_mixer(turns[0], dim, num_heads), drop_path=rate)
-        for turns, rate in zip(specs, rates, strict=True)
+        build(dim, build_mixer(turns[0], dim, num_heads), drop_path=rate)
+        for build, turns, rate in zip(blocks, specs, rates, strict=True)
     ]
 
 
