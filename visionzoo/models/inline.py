@@ -2,10 +2,10 @@
 
 NeurIPS 2024. Facts from https://github.com/LeapLabTHU/InLine at e463a6f, which states no licence (the files derived
 from Swin and CSWin keep the MIT notes of those); the code here is our own. DeiT and three other families of the zoo
-with injective linear attention: DeiT in all blocks, narrower than DeiT and for larger images from small on (288 and 448
-px); PVT in all stages, without class token, last norm and reduction; Swin in the first three stages (tiny), two (small),
-or two and two blocks of the third (base), the others with windows as in Swin; CSWin in the first two, with its own
-convolution of v besides the predicted one, whose kernels come from the map before the norm.
+with injective linear attention: DeiT in all blocks, narrower and, small and base, for images of 288 and 448 px; PVT in
+all stages, without class token, last norm and reduction; Swin in the first three stages (tiny), two (small), or two and
+two blocks of the third (base), the others with windows as in Swin; CSWin in the first two, with its own convolution of
+v besides the predicted one, whose kernels come from the map before the norm.
 Attention spans the whole map whatever its size; the authors' code has it inside windows of 56 where a map is larger,
 which `mixers={"type": "injective_linear", "window_size": 56}` gives. Of the published parameters Swin's 30 M (tiny) are
 29.2 M, CSWin's 25 M, 43 M and 96 M are 20.6 M, 33.0 M and 73.4 M, in the authors' own code with their configurations
