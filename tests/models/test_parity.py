@@ -62,6 +62,9 @@ MODELS = {  # record -> model
     "inline/inline_cswin_b_384": "zoo_inline_cswin_b_384",
     "inline/inline_cswin_s": "zoo_inline_cswin_s",
     "inline/inline_cswin_t": "zoo_inline_cswin_t",
+    "inline/inline_deit_b": "zoo_inline_deit_b",
+    "inline/inline_deit_s": "zoo_inline_deit_s",
+    "inline/inline_deit_t": "zoo_inline_deit_t",
     "inline/inline_pvt_l": "zoo_inline_pvt_l",
     "inline/inline_pvt_m": "zoo_inline_pvt_m",
     "inline/inline_pvt_s": "zoo_inline_pvt_s",
@@ -80,8 +83,13 @@ MODELS = {  # record -> model
     "halonet/halonet26t": "zoo_halonet_26t",
     "poolformer/poolformer_s12": "zoo_poolformer_s12",
     "shvit/shvit_s1": "zoo_shvit_s1",
+    "spectformer/spectformer_b": "zoo_spectformer_b",
     "spectformer/spectformer_h_l": "zoo_spectformer_h_l",
     "spectformer/spectformer_h_s": "zoo_spectformer_h_s",
+    "spectformer/spectformer_l": "zoo_spectformer_l",
+    "spectformer/spectformer_s": "zoo_spectformer_s",
+    "spectformer/spectformer_ti": "zoo_spectformer_t",
+    "spectformer/spectformer_xs": "zoo_spectformer_xs",
     "stvit/stvit_base": "zoo_stvit_b",
     "stvit/stvit_large": "zoo_stvit_l",
     "stvit/stvit_small": "zoo_stvit_s",
@@ -119,6 +127,8 @@ TOKENS = {  # family whose records hold tokens -> the recorded features, of the 
 }
 OPTIONS = {  # record that is not of a published model -> arguments
     "affnet/affnet_et_relu_ln": {"norm_layer": "layer_norm", "act_layer": "relu"},
+    "inline/inline_deit_b": {"img_size": 64},
+    "inline/inline_deit_s": {"img_size": 96},
     "flowformer/flowformer_tiny": {"embed_dims": (24, 48, 96, 192), "depths": (1, 1, 2, 1)},
     "crossvit/crossvit_options": {
         "num_classes": 10,
@@ -131,6 +141,10 @@ OPTIONS = {  # record that is not of a published model -> arguments
         "qkv_bias": False,
         "conv_stem": True,
     },
+    "spectformer/spectformer_b": {"img_size": 64},
+    "spectformer/spectformer_l": {"img_size": 64},
+    "spectformer/spectformer_ti": {"img_size": 96},
+    "spectformer/spectformer_xs": {"img_size": 64},
     "tnt/tnt_options": {
         "num_classes": 10,
         "img_size": (16, 24),
@@ -169,6 +183,8 @@ def _features(model, record):
         model.blocks[0].peg.register_forward_pre_hook(lambda module, args: before.append(args[0].permute(0, 3, 1, 2)))
         last, features = model.forward_intermediates(record.image(), [5, 11])
         return last, before + features
+    if record.meta["file"] == "vanilla_architecture/spectformer.py":
+        return model.forward_intermediates(record.image(), 1)
     if record.meta["family"] == "fcaformer":  # the stem's map, then layers that end with what our stages begin with
         taps = []
         for module in (model.stem, *(stage.downsample for stage in model.stages[1:])):
