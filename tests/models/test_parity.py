@@ -10,6 +10,10 @@ from golden import Record, relative_error, sample
 import visionzoo
 
 MODELS = {  # record -> model
+    "activator/activator_cifar": "zoo_activator_glu",
+    "activator/activator_geglu_cifar": "zoo_activator_geglu",
+    "activator/activator_geglu_small": "zoo_activator_geglu",
+    "activator/activator_small": "zoo_activator_glu",
     "affnet/affnet": "zoo_affnet",
     "affnet/affnet_et": "zoo_affnet_et",
     "affnet/affnet_et_relu_ln": "zoo_affnet_et",
@@ -54,6 +58,8 @@ MODELS = {  # record -> model
     "nat/dinat_mini_padded": "zoo_dinat_mini",
     "nat/dinats_tiny": "zoo_dinats_tiny",
     "nat/nat_mini": "zoo_nat_mini",
+    "ninformer/ninformer_cifar": "zoo_ninformer_cifar",
+    "ninformer/ninformer_small": "zoo_ninformer_cifar",
     "l2vit/l2vit_base": "zoo_l2vit_b",
     "l2vit/l2vit_base_384": "zoo_l2vit_b_384",
     "l2vit/l2vit_small": "zoo_l2vit_s",
@@ -117,15 +123,22 @@ MODELS = {  # record -> model
     "transnext/transnext_micro_aaaa": "zoo_transnext_micro_aaaa",
 }
 TOKENS = {  # family whose records hold tokens -> the recorded features, of the states after all blocks and the end
+    "activator": lambda states, last: [tokens.x for tokens in states],
     "convit": lambda states, last: [states[0].x, states[9].x, states[11].x, last],
     "crossvit": lambda states, last: [tokens.map().permute(0, 3, 1, 2) for state in states for tokens in state],
+    "ninformer": lambda states, last: [tokens.x for tokens in states],
     "tnt": lambda states, last: [
         *(t for i in (0, -1) for t in (states[i].pixels.flatten(1, 2), states[i].tokens.x)),
         last,
     ],
     "flowformer": lambda states, last: [state.flatten(2).mT for state in (*states, last)],
 }
+ACTIVATOR_SMALL = {"num_classes": 7, "depth": 3, "embed_dim": 24, "mlp_ratio": 1.5, "patch_size": 8}
 OPTIONS = {  # record that is not of a published model -> arguments
+    "activator/activator_cifar": {"num_classes": 10},
+    "activator/activator_geglu_cifar": {"num_classes": 10},
+    "activator/activator_geglu_small": ACTIVATOR_SMALL,
+    "activator/activator_small": ACTIVATOR_SMALL,
     "affnet/affnet_et_relu_ln": {"norm_layer": "layer_norm", "act_layer": "relu"},
     "inline/inline_deit_b": {"img_size": 64},
     "inline/inline_deit_s": {"img_size": 96},
@@ -145,6 +158,15 @@ OPTIONS = {  # record that is not of a published model -> arguments
     "spectformer/spectformer_l": {"img_size": 64},
     "spectformer/spectformer_ti": {"img_size": 96},
     "spectformer/spectformer_xs": {"img_size": 64},
+    "ninformer/ninformer_cifar": {"num_classes": 10},
+    "ninformer/ninformer_small": {
+        "num_classes": 7,
+        "depth": 2,
+        "embed_dim": 24,
+        "mlp_ratio": 1.5,
+        "patch_size": 8,
+        "img_size": 40,
+    },
     "tnt/tnt_options": {
         "num_classes": 10,
         "img_size": (16, 24),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import isqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +72,20 @@ class TokenBlock(Block):
             branch = branch.with_map(self.branch_gate(branch.map()))
         tokens = tokens._replace(x=self._add(tokens.x, branch.x, self.ls2))
         return tokens if isinstance(self.peg, nn.Identity) else tokens.with_map(self.peg(tokens.map()))
+
+
+class OneNormTokenBlock(TokenBlock):
+    """`TokenBlock` whose mixer and MLP share the norm `norm2` (Activator, NiNformer); options as those of `Block`."""
+
+    def __init__(self, dim: int, mixer: Mixer | None, **options: Any):
+        super().__init__(dim, mixer, **options)
+        if mixer is not None:
+            del self.norm1
+
+    @property
+    def norm1(self) -> nn.Module:  # type: ignore[override]
+        """The norm of the MLP's branch, which serves the mixer's too."""
+        return self.norm2
 
 
 def map_size(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """The families; importing this registers them into timm."""
 
 from visionzoo.models import (
+    activator,
     affnet,
     biformer,
     convit,
@@ -24,6 +25,7 @@ from visionzoo.models import (
     litv2,
     moh_vit,
     nat,
+    ninformer,
     pcpvt,
     poolformer,
     pvt,
@@ -37,6 +39,7 @@ from visionzoo.models import (
 )
 
 __all__ = [
+    "activator",
     "affnet",
     "biformer",
     "convit",
@@ -60,6 +63,7 @@ __all__ = [
     "litv2",
     "moh_vit",
     "nat",
+    "ninformer",
     "pcpvt",
     "poolformer",
     "pvt",

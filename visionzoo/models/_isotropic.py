@@ -33,6 +33,7 @@ def build_blocks(
     mixers: Any,
     *,
     block: Callable[..., nn.Module] | Sequence[Callable[..., nn.Module]] = TokenBlock,
+    build: Callable[..., nn.Module | None] = build_mixer,
     drop_path_rate: float = 0.0,
 ) -> list[nn.Module]:
     """Build the blocks of an isotropic backbone.
@@ -44,6 +45,7 @@ def build_blocks(
         mixers: the caller's in their place: None, a spec for all blocks, or an entry for each block
             (`visionzoo.layers.mixers.resolve_mixers`).
         block: called with (dim, mixer, drop_path=rate); or one such for each block.
+        build: called with (spec, dim, num_heads), where the family's own mixer is none that others take.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
 
     Raises:
@@ -53,8 +55,8 @@ def build_blocks(
     specs = resolve_mixers([[spec] for spec in own], mixers)
     blocks = block if isinstance(block, Sequence) else [block] * len(own)
     return [
-        build(dim, build_mixer(turns[0], dim, num_heads), drop_path=rate)
-        for build, turns, rate in zip(blocks, specs, rates, strict=True)
+        make(dim, build(turns[0], dim, num_heads), drop_path=rate)
+        for make, turns, rate in zip(blocks, specs, rates, strict=True)
     ]
 
 
