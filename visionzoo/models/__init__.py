@@ -32,6 +32,7 @@ from visionzoo.models import (
     spectformer,
     stvit,
     swin,
+    taylorshift,
     tnt,
     transnext,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "spectformer",
     "stvit",
     "swin",
+    "taylorshift",
     "tnt",
     "transnext",
 ]
