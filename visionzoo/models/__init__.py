@@ -34,6 +34,7 @@ from visionzoo.models import (
     spectformer,
     stvit,
     swin,
+    taylorshift,
     tnt,
     transnext,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "spectformer",
     "stvit",
     "swin",
+    "taylorshift",
     "tnt",
     "transnext",
 ]

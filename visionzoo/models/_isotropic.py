@@ -25,6 +25,14 @@ from visionzoo.models._contract import Contract, HeadOptions, drop_path_rates
 
 _logger = logging.getLogger(__name__)
 
+VIT_KEYS: list[tuple[str, Any]] = [  # entries of `Contract.CHECKPOINT_KEYS` for names as in timm's ViT
+    (r"^patch_embed\.proj\.", "stem.conv."),
+    (r"^pos_embed$", "positions.table"),
+    (r"^(cls_token|dist_token|reg_token)$", r"prefix.\1"),
+    (r"\.attn\.", ".mixer."),
+    (r"^head\.(weight|bias)$", r"head.fc.\1"),
+]
+
 
 def build_blocks(
     dim: int,
@@ -240,15 +248,7 @@ class PlainTransformer(Isotropic):
     """
 
     MIXER = "full"
-    CHECKPOINT_KEYS = {
-        "authors": [
-            (r"^patch_embed\.proj\.", "stem.conv."),
-            (r"^pos_embed$", "positions.table"),
-            (r"^cls_token$", "prefix.cls_token"),
-            (r"\.attn\.", ".mixer."),
-            (r"^head\.(weight|bias)$", r"head.fc.\1"),
-        ],
-    }
+    CHECKPOINT_KEYS = {"authors": VIT_KEYS}
 
     def __init__(
         self,

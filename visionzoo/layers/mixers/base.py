@@ -25,9 +25,7 @@ class Mixer(MapLayer):
     ADAPTER = "mixers.MixerNCHW"
     stride = 1  # what the map shrinks by
     needs_prefix_tokens = False  # whether it is one of tokens only, which has nothing to do on a map by itself
-    needs_map_size = (
-        False  # whether `forward` takes `map_size`, (H, W) of the tokens [B, 1, P + H·W, C] behind prefix ones
-    )
+    needs_map_size = False  # whether `forward` takes `map_size`, (H, W) of the tokens behind the prefix ones
 
     @property
     def takes_prefix_tokens(self) -> bool:
