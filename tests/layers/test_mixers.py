@@ -306,6 +306,8 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ({"type": "super_token", "token_size": 0}, r"must be positive, got token_size=0 and num_iterations=1"),
         ({"type": "super_token", "num_iterations": 0}, r"must be positive, got token_size=8 and num_iterations=0"),
         ({"type": "super_token", "refinement": "conv"}, r"unknown refinement='conv', expected one of \('attention', "),
+        ({"type": "taylor_shift", "coefficients": (0, 1.0, 1.0)}, r"a > 0 and c >= b.*coefficients=\(0, 1.0, 1.0\)"),
+        ({"type": "taylor_shift", "coefficients": (0.5, 1.5, 1.0)}, r"never negative, got coefficients=\(0.5, 1.5, "),
         ({"type": "spatial_reduction", "reduction": 0}, r"expected a positive reduction.*reduction=0"),
         ({"type": "spatial_reduction", "reduction": 2, "pool_size": 7}, r"with reduction 1, got reduction=2"),
         ({"type": "full", "num_heads": 3}, r"num_heads must divide dim, got dim=16 and num_heads=3"),

@@ -11,6 +11,7 @@ import importlib.util
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import isqrt
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -56,6 +57,12 @@ def tokens(output: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         if height * width == output.shape[1]:
             return output.transpose(1, 2).unflatten(2, (height, width))
     raise ValueError(f"{output.shape[1]} tokens are no map of a picture of {image.shape[-2]}x{image.shape[-1]}")
+
+
+def patches(output: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """[B, 1 + H·W, C] of a square map behind a class token -> [B, C, H, W]."""
+    side = isqrt(output.shape[1] - 1)
+    return output[:, 1:].transpose(1, 2).unflatten(2, (side, side))
 
 
 @dataclass(frozen=True)

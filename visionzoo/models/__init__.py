@@ -35,6 +35,7 @@ from visionzoo.models import (
     spectformer,
     stvit,
     swin,
+    taylorshift,
     tnt,
     transnext,
 )
@@ -74,6 +75,7 @@ __all__ = [
     "spectformer",
     "stvit",
     "swin",
+    "taylorshift",
     "tnt",
     "transnext",
 ]

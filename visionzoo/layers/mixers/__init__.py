@@ -43,6 +43,7 @@ from visionzoo.layers.mixers.single_head import SingleHeadMixer
 from visionzoo.layers.mixers.spatial_reduction import SpatialReductionMixer
 from visionzoo.layers.mixers.spectral_gate import SpectralGateMixer
 from visionzoo.layers.mixers.super_token import SuperTokenMixer
+from visionzoo.layers.mixers.taylor_shift import TaylorShiftMixer
 from visionzoo.layers.mixers.window import WindowMixer
 from visionzoo.layers.specs import Spec, build_spec, by_part, in_turn, read_spec
 
@@ -80,6 +81,7 @@ __all__ = [
     "SpatialReductionMixer",
     "SpectralGateMixer",
     "SuperTokenMixer",
+    "TaylorShiftMixer",
     "WindowMixer",
     "build_mixer",
     "combine_mixers",
@@ -117,6 +119,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "spatial_reduction": SpatialReductionMixer,
     "spectral_gate": SpectralGateMixer,
     "super_token": SuperTokenMixer,
+    "taylor_shift": TaylorShiftMixer,
     "window": WindowMixer,
 }
 
