@@ -63,7 +63,9 @@ def test_windows_are_maps_by_themselves():
     torch.testing.assert_close(mixer(x)[:, 3:6, 6:9], alone(x[:, 3:6, 6:9]))
 
 
-@pytest.mark.parametrize("options", [{"shift_size": None}, {"mask_padding": True}, {"shift_size": 2, "mask_padding": True}])
+@pytest.mark.parametrize(
+    "options", [{"shift_size": None}, {"mask_padding": True}, {"shift_size": 2, "mask_padding": True}]
+)
 @torch.no_grad()
 def test_with_a_flat_mixture_it_is_attention_in_windows(options):
     mixer = _mixer(8, 2, window_size=4, relative_position_bias=True, **options)

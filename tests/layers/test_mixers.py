@@ -259,8 +259,14 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ({"type": "glu", "activation": "elu"}, r"unknown activation='elu', expected one of \('gelu', 'silu', 'relu'\)"),
         ({"type": "gmm", "num_kernels": 0}, r"GmmMixer: num_kernels must be positive, got num_kernels=0"),
         ({"type": "gmm", "shift_size": None, "window_size": 0}, r"GmmMixer: window_size must be positive"),
-        ({"type": "gmm", "window_size": 4, "shift_size": 4}, r"GmmMixer: shift_size must be from 0 to 3, got shift_siz"),
-        ({"type": "gmm", "relative_position_bias": True}, r"only windows have .*window_size=None, shift_size=0 and rel"),
+        (
+            {"type": "gmm", "window_size": 4, "shift_size": 4},
+            r"GmmMixer: shift_size must be from 0 to 3, got shift_siz",
+        ),
+        (
+            {"type": "gmm", "relative_position_bias": True},
+            r"only windows have .*window_size=None, shift_size=0 and rel",
+        ),
         ({"type": "halo", "block_size": 0}, r"block_size must be positive .*got block_size=0, halo_size=3"),
         ({"type": "halo", "halo_size": -1}, r"halo_size not negative, got block_size=8, halo_size=-1"),
         ({"type": "halo", "stride": 3}, r"stride must be positive and divide block_size, got stride=3, block_size=8"),

@@ -29,12 +29,12 @@ from torch import Tensor, nn
 
 from visionzoo.layers.attention import attend
 from visionzoo.layers.block import LayerScale
+from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.heads import TokenHead
 from visionzoo.layers.mixers import combine_mixers
-from visionzoo.layers.nhwc import on_nhwc
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.position import PositionTable
-from visionzoo.layers.stem import PatchStem
+from visionzoo.layers.stem import PatchStem, Stem
 from visionzoo.layers.tokens import TokenBlock, map_size
 from visionzoo.models import swin
 from visionzoo.models._isotropic import Isotropic, build_blocks
@@ -130,13 +130,17 @@ class GmmSwin(swin.SwinTransformer):
         mask_padding: leave padded tokens out of window attention.
         img_size: image size in pixels, or (height, width), for which the table of positions is made.
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
+        in_chans: image channels.
         others: as `SwinTransformer` takes them.
     """
 
+    FEATURES = 3
     CHECKPOINT_KEYS = {
         "authors": [
             (r"(^|\.)mask$", None),
-            (r"^absolute_pos_embed$", "positions.table"),
+            (r"^absolute_pos_embed$", "stem.1.table"),
+            (r"^patch_embed\.proj\.", "stem.0.conv."),
+            (r"^patch_embed\.norm\.", "stem.0.norm."),
             (r"\.attn\.mask\.", ".mixer.mixture."),
             *swin.SwinTransformer.CHECKPOINT_KEYS["authors"],
         ]
@@ -156,6 +160,7 @@ class GmmSwin(swin.SwinTransformer):
         mask_padding: bool = False,
         img_size: int | tuple[int, int] = 32,
         mixers: Any = None,
+        in_chans: int = 3,
         **others: Any,
     ):
         window = {
@@ -173,14 +178,13 @@ class GmmSwin(swin.SwinTransformer):
             patch_size=patch_size,
             mlp_ratio=mlp_ratio,
             mixers=combine_mixers([[window, {**window, "shift_size": None}]] * len(depths), mixers),
+            in_chans=in_chans,
             **others,
         )
-        self.positions = PositionTable(embed_dims[0], map_size(img_size, patch_size))
-        self.stem_names = (*self.stem_names, "positions")
-
-    def begin(self, image: Tensor) -> Tensor:
-        """Image [B, in_chans, H, W] to the first map, with positions."""
-        return on_nhwc(self.positions, super().begin(image))
+        self.stem = Stem(
+            ConvNorm(in_chans, embed_dims[0], patch_size, patch_size, norm_layer=LayerNorm, pad_to_stride=True),
+            PositionTable(embed_dims[0], map_size(img_size, patch_size)),
+        )
 
 
 class ContextAttention(nn.Module):
@@ -426,7 +430,7 @@ for model_cls, variants in ((GmmViT, VIT), (GmmSwin, SWIN), (GmmCait, CAIT)):
         model_cls,
         variants,
         tiny=TINY,
-        first_conv="stem.conv",
+        first_conv="stem.0.conv" if model_cls is GmmSwin else "stem.conv",
         pool_size=(4, 4) if model_cls is GmmSwin else None,
         paper_ids="arXiv:2309.05375",
         origin_url="https://github.com/CatworldLee/Gaussian-Mixture-Mask-Attention",

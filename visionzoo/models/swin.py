@@ -86,7 +86,9 @@ class SwinTransformer(Pyramid):
         }
         shifted = {**window, "shift_size": None}  # by half a window
         super().__init__(
-            stem=ConvNormStem(in_chans, embed_dims[0], patch_size, patch_size, norm_layer=LayerNorm, pad_to_stride=True),
+            stem=ConvNormStem(
+                in_chans, embed_dims[0], patch_size, patch_size, norm_layer=LayerNorm, pad_to_stride=True
+            ),
             stages=build_stages(
                 embed_dims,
                 depths,
