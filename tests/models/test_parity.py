@@ -85,6 +85,10 @@ MODELS = {  # record -> model
     "litv2/litv2_b_384": "zoo_litv2_b",
     "litv2/litv2_m": "zoo_litv2_m",
     "litv2/litv2_s": "zoo_litv2_s",
+    "mega/mega_batchnorm": "zoo_mega_t",
+    "mega/mega_layernorm": "zoo_mega_t",
+    "mega/mega_scalenorm": "zoo_mega_t",
+    "mega/mega_tiny": "zoo_mega_t",
     "moh/moh_vit_b_50": "zoo_moh_vit_b_50",
     "moh/moh_vit_s_80": "zoo_moh_vit_s_80",
     "gmm/gmm_cait_cifar": "zoo_gmm_cait_tiny",
@@ -137,6 +141,7 @@ TOKENS = {  # family whose records hold tokens -> the recorded features, of the 
     "convit": lambda states, last: [states[0].x, states[9].x, states[11].x, last],
     "crossvit": lambda states, last: [tokens.map().permute(0, 3, 1, 2) for state in states for tokens in state],
     "gmm": lambda states, last: [states[-1].x if isinstance(states[-1], Tokens) else last.flatten(2).mT],
+    "mega": lambda states, last: [states[0].x, states[-1].x, last],
     "ninformer": lambda states, last: [tokens.x for tokens in states],
     "tnt": lambda states, last: [
         *(t for i in (0, -1) for t in (states[i].pixels.flatten(1, 2), states[i].tokens.x)),
@@ -147,6 +152,17 @@ TOKENS = {  # family whose records hold tokens -> the recorded features, of the 
 }
 ACTIVATOR_SMALL = {"num_classes": 7, "depth": 3, "embed_dim": 24, "mlp_ratio": 1.5, "patch_size": 8}
 GMM_SMALL = {"num_classes": 7, "img_size": 24, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_kernels": 3}
+MEGA_SMALL = {
+    "num_classes": 7,
+    "img_size": 48,
+    "patch_size": 8,
+    "depth": 2,
+    "embed_dim": 16,
+    "value_ratio": 1.5,
+    "mlp_ratio": 2.5,
+    "qk_dim": 6,
+    "num_averages": 3,
+}
 OPTIONS = {  # record that is not of a published model -> arguments
     "activator/activator_cifar": {"num_classes": 10},
     "activator/activator_geglu_cifar": {"num_classes": 10},
@@ -183,6 +199,9 @@ OPTIONS = {  # record that is not of a published model -> arguments
     "spectformer/spectformer_l": {"img_size": 64},
     "spectformer/spectformer_ti": {"img_size": 96},
     "spectformer/spectformer_xs": {"img_size": 64},
+    "mega/mega_batchnorm": {**MEGA_SMALL, "norm_layer": "batch_norm"},
+    "mega/mega_layernorm": {**MEGA_SMALL, "hidden_features": 10},
+    "mega/mega_scalenorm": {**MEGA_SMALL, "norm_layer": "scale_norm", "position_table": False},
     "ninformer/ninformer_cifar": {"num_classes": 10},
     "ninformer/ninformer_small": {
         "num_classes": 7,

@@ -240,7 +240,7 @@ class TokenHead(nn.Module):
         norm_layer: called with C, for a norm of what is pooled; None for none.
     """
 
-    POOLS = ("token", "avg", "max", "avgmax", "map", "")
+    POOLS: tuple[str, ...] = ("token", "avg", "max", "avgmax", "map", "")
 
     def __init__(
         self,

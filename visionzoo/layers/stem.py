@@ -44,7 +44,7 @@ class PatchStem(ConvNormStem):
         in_chans: image channels.
         dim: channels C of the map.
         patch_size: side of the patches in pixels; images are padded with zeros to whole ones.
-        channels_last: whether channels are the last axis of the flattened patches, after rows and columns, or the first.
+        channels_last: whether flattened patches have channels as their last axis, after rows and columns, or first.
     """
 
     def __init__(self, in_chans: int, dim: int, patch_size: int, *, channels_last: bool = False):

@@ -37,18 +37,19 @@ class Tokens(NamedTuple):
         return self._replace(x=torch.cat([self.x[:, : self.prefix], x], dim=1) if self.prefix else x)
 
 
-def mix_tokens(mixer: nn.Module, tokens: Tokens) -> Tensor:
+def mix_tokens(mixer: nn.Module, tokens: Tokens, unnormed: Tokens | None = None) -> Tensor:
     """Return what a mixer of maps makes of tokens, [B, P + H·W, C].
 
     Where the mixer has a place for prefix tokens (`Mixer.takes_prefix_tokens`), they take part like any other token.
-    Else it sees the map alone, and the prefix tokens get zeros: a residual branch leaves them as they are.
+    Else it sees the map alone, and the prefix tokens get zeros: a residual branch leaves them as they are. One that
+    `sees_input` gets `unnormed`, the tokens before the norm, as well.
     """
-    if not tokens.prefix:
-        return mixer(tokens.map()).flatten(1, 2)
-    if isinstance(mixer, Mixer) and mixer.takes_prefix_tokens:
+    given = [tokens] if unnormed is None or not getattr(mixer, "sees_input", False) else [tokens, unnormed]
+    if tokens.prefix and isinstance(mixer, Mixer) and mixer.takes_prefix_tokens:
         beside = {"map_size": tokens.size} if mixer.needs_map_size else {}
-        return mixer(tokens.x.unsqueeze(1), **beside).squeeze(1)
-    return F.pad(mixer(tokens.map()).flatten(1, 2), (0, 0, tokens.prefix, 0))
+        return mixer(*(each.x.unsqueeze(1) for each in given), **beside).squeeze(1)
+    mixed = mixer(*(each.map() for each in given)).flatten(1, 2)
+    return F.pad(mixed, (0, 0, tokens.prefix, 0)) if tokens.prefix else mixed
 
 
 class TokenBlock(Block):
@@ -59,7 +60,7 @@ class TokenBlock(Block):
         if self.cpe1 is not None:
             tokens = tokens.with_map(self.cpe1(x := tokens.map(), residual=x))
         if self.mixer is not None:
-            mixed = mix_tokens(self.mixer, tokens._replace(x=self.norm1(tokens.x)))
+            mixed = mix_tokens(self.mixer, tokens._replace(x=self.norm1(tokens.x)), tokens)
             tokens = tokens._replace(x=self._add(tokens.x, mixed, self.ls1))
         if self.cpe2 is not None:
             tokens = tokens.with_map(self.cpe2(x := tokens.map(), residual=x))

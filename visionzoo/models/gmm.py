@@ -8,7 +8,7 @@ patches, of 64 px (`zoo_gmm_*_64`). The repository's PiT and T2T, and its masks 
 (`is_SLM`), are not here.
 
 Where we differ: images of any size and shape are taken, with positions interpolated and Gaussians of the distances that
-there are. Theirs are powers of exp(-d²) in float32, which is 0 beyond ten patches however wide the Gaussian is; ours are
+there are. Theirs are powers of exp(-d²) in float32, which is 0 beyond ten patches however wide a Gaussian is; ours are
 as the formula says, the same up to ten. `zoo_swin_*` and others take the attention as `mixers={"type": "gmm", ...}`.
 Published accuracies are of CIFAR-10, CIFAR-100, SVHN and Tiny-ImageNet (95.06, 77.81, 98.01 and 62.27 % for the ViT),
 in the repository's README and the recipe, as are parameters with 10 or 100 classes: with 1,000 the ViT has 2.9 and
@@ -369,8 +369,9 @@ class GmmCait(Isotropic):
         """Initialise as released: scales of the later blocks are smaller."""
         super().init_weights()
         for i, block in enumerate(self.blocks):
-            for scale in (block.ls1, block.ls2):
-                nn.init.constant_(scale.gamma, 0.1 if i < 18 else 1e-5 if i < 24 else 1e-6)
+            for scale in block.children():
+                if isinstance(scale, LayerScale):
+                    nn.init.constant_(scale.gamma, 0.1 if i < 18 else 1e-5 if i < 24 else 1e-6)
 
 
 _README = "readme.md of CatworldLee/Gaussian-Mixture-Mask-Attention"
@@ -378,13 +379,13 @@ _CIFAR = {"input_size": (3, 32, 32), "crop_pct": 1.0, "mean": (0.4914, 0.4822, 0
 _TINY_IMAGENET = {"input_size": (3, 64, 64), "crop_pct": 1.0}
 
 
-def _variants(name: str, kwargs: Mapping[str, Any], published: Published = Published()) -> dict[str, Variant]:
+def _variants(name: str, kwargs: Mapping[str, Any], published: Published | None = None) -> dict[str, Variant]:
     """Return a model for 32 px and the one for 64 px, with as many tokens where the authors have so."""
     patch_size = {"zoo_gmm_vit_base": 8, "zoo_gmm_vit_heat": 4, "zoo_gmm_swin": 4}.get(name, 8)
     at_64 = {**kwargs, "patch_size": patch_size, "img_size": 64}
     none = "none were published"
     return {
-        name: Variant(kwargs, replace(published, size=32), _CIFAR, no_weights=none),
+        name: Variant(kwargs, replace(published or Published(), size=32), _CIFAR, no_weights=none),
         f"{name}_64": Variant(at_64, Published(size=64), _TINY_IMAGENET, no_weights=none),
     }
 
@@ -418,7 +419,7 @@ CAIT = {
     **_variants("zoo_gmm_cait", {"embed_dim": 192}),
 }
 
-TINY = {
+TINY: dict[str, dict[str, Any]] = {
     "zoo_gmm_vit": {"depth": 2, "embed_dim": 16, "num_heads": 2, "patch_size": 8},
     "zoo_gmm_swin": {"depths": (1, 2, 1), "embed_dims": (8, 16, 24), "num_heads": (1, 2, 2)},
     "zoo_gmm_cait_tiny": {"depth": 2, "embed_dim": 16, "num_heads": 2, "head_dim": 6, "patch_size": 8},

@@ -35,6 +35,7 @@ from visionzoo.layers.mixers.large_kernel_ffn import LargeKernelFfnMixer
 from visionzoo.layers.mixers.levit import LevitMixer
 from visionzoo.layers.mixers.linear import LinearMixer
 from visionzoo.layers.mixers.mixture_of_heads import MixtureOfHeadsMixer
+from visionzoo.layers.mixers.moving_average import MovingAverageMixer
 from visionzoo.layers.mixers.nchw import MixerNCHW
 from visionzoo.layers.mixers.neighborhood import NeighborhoodMixer
 from visionzoo.layers.mixers.pool import PoolMixer
@@ -74,6 +75,7 @@ __all__ = [
     "Mixer",
     "MixerNCHW",
     "MixtureOfHeadsMixer",
+    "MovingAverageMixer",
     "NeighborhoodMixer",
     "PoolMixer",
     "RoutedMixer",
@@ -112,6 +114,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "levit": LevitMixer,
     "linear": LinearMixer,
     "mixture_of_heads": MixtureOfHeadsMixer,
+    "moving_average": MovingAverageMixer,
     "neighborhood": NeighborhoodMixer,
     "pool": PoolMixer,
     "routed": RoutedMixer,

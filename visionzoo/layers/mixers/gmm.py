@@ -122,9 +122,9 @@ class GmmMixer(WindowMixer):
         v: Tensor,
         *,
         regions: tuple[int, int],
-        bias: Tensor | None,
-        segments: Tensor | None,
-        valid_size: tuple[int, int] | None,
+        bias: Tensor | None = None,
+        segments: Tensor | None = None,
+        valid_size: tuple[int, int] | None = None,
     ) -> Tensor:
         """Attention inside the windows, [B, H, W, G, D], given as `visionzoo.kernels.routed_attention` has it."""
         padded, window = q.shape[1:3], (self.window_size, self.window_size)

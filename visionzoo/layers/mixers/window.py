@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,9 +95,19 @@ class WindowMixer(Mixer):
             out = out.roll(shift, (1, 2))
         return self.proj(crop(out, size))
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    def attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        regions: tuple[int, int],
+        bias: Tensor | None = None,
+        segments: Tensor | None = None,
+        valid_size: tuple[int, int] | None = None,
+    ) -> Tensor:
         """Attention inside the windows, [B, H, W, G, D]; options are those of `visionzoo.kernels.routed_attention`."""
-        return routed_attention(q, k, v, None, **options)
+        return routed_attention(q, k, v, None, regions=regions, bias=bias, segments=segments, valid_size=valid_size)
 
     def _segments(self, size: Sequence[int], padded: Sequence[int], shift: Sequence[int], device) -> Tensor:
         """Numbers [H, W] of the parts of a shifted map that are no neighbours in the map itself."""
