@@ -165,7 +165,11 @@ DENSE = {  # record of the authors' backbone for detection or segmentation -> mo
 
 
 RUNS = [
-    pytest.param(name, stress, marks=[pytest.mark.full] if record.meta["num_params"] > 3e7 or f"{name}_other_size" in MODELS else [])
+    pytest.param(
+        name,
+        stress,
+        marks=[pytest.mark.full] if record.meta["num_params"] > 3e7 or f"{name}_other_size" in MODELS else [],
+    )
     for name in MODELS
     for record in [Record(name)]
     for stress in ((False, True) if "stress" in record.meta else (False,))

@@ -1,4 +1,4 @@
-"""Dynamic Perceiver: what each of its four classifiers says, at the authors' size and at one that is no multiple of 32."""
+"""Dynamic Perceiver: what its four classifiers say, at the authors' size and at one that 32 does not divide."""
 
 import sys
 from unittest.mock import patch
@@ -22,7 +22,9 @@ def register_model(function):
 EXITS = ("exit_early", "exit_latent", "exit_cnn", "logits")
 OWN = {  # as each package was called in timm 0.4; create_classifier has returned what it does then
     "timm.models.registry": {"register_model": register_model},
-    "timm.models.helpers": {"build_model_with_cfg": lambda model, variant, pretrained, default_cfg, **kwargs: model(**kwargs)},
+    "timm.models.helpers": {
+        "build_model_with_cfg": lambda model, variant, pretrained, default_cfg, **kwargs: model(**kwargs)
+    },
     "timm.models.layers": {
         name: getattr(timm.layers, name)
         for name in ("DropBlock2d", "DropPath", "create_attn", "create_classifier", "trunc_normal_", "get_attn")

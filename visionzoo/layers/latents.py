@@ -209,6 +209,12 @@ class PerceiverHead(nn.Module):
     """
 
     global_pool: SelectAdaptivePool2d
+    early: nn.Module
+    early_shortcut: nn.Module
+    latent: nn.Module
+    latent_shortcut: nn.Module
+    cnn: nn.Module
+    merged: nn.Module
 
     def __init__(
         self,
@@ -236,7 +242,7 @@ class PerceiverHead(nn.Module):
     @property
     def fc(self) -> nn.Module | None:
         """The last linear layer; None without classes."""
-        return self.merged.fc if self.num_classes else None
+        return self.merged.fc if isinstance(self.merged, PooledClassifier) else None
 
     def reset(self, num_classes: int, pool_type: str | None = None) -> None:
         """Replace all classifiers and, where `pool_type` is given, the pooling."""

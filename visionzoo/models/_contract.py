@@ -66,7 +66,9 @@ class Contract(nn.Module):
     DYNAMIC_SIZE = True  # whether torch.export makes a program for images of any size
     TWICE = True  # whether gradients have gradients under `use_backend("reference")`
     AUXILIARY: Mapping[str, float] = {}  # weights of what `exits` yields, by name; modules inside have their terms' so
-    EXITS: Mapping[str, int] = {}  # classifiers inside the model, cheapest first -> the part after which each may answer
+    EXITS: Mapping[
+        str, int
+    ] = {}  # classifiers inside the model, cheapest first -> the part after which each may answer
     EXIT_FACTORS: Mapping[str, float] = {}  # what calibration multiplies an exit's share of images by; else 1
     CLASS_INPUTS: tuple[str, ...] = ()  # layers whose input is the logits of another, so as wide as there are classes
     auxiliary = False  # whether a forward pass in training returns `Outputs`

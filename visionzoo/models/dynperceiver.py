@@ -16,30 +16,22 @@ Features are the maps at the ends of the stages, before latents are written onto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import cycle
 from typing import Any
 
-import torch.nn.functional as F
-from timm.layers import SEModule, make_divisible
+from timm.layers import HardSigmoid, SEModule, make_divisible
 from timm.models._efficientnet_blocks import SqueezeExcite
-from torch import Tensor, nn
+from torch import nn
 
 from visionzoo.layers.bottleneck import Bottleneck
 from visionzoo.layers.conv_norm import ConvNorm
-from visionzoo.layers.latents import FirstLatents, LatentExchange, LatentReader, Perceived, PerceiverHead
 from visionzoo.layers.mixers import build_mixer, resolve_mixers
-from visionzoo.layers.nhwc import on_nhwc
-from visionzoo.layers.outputs import Exit, add_term
 from visionzoo.layers.stem import Stem, conv_stem
-from visionzoo.models._contract import Contract, drop_path_rates
-from visionzoo.models._pyramid import Stage
+from visionzoo.models._contract import drop_path_rates
+from visionzoo.models._perceiver import STAGES, DynPerceiver
 from visionzoo.models._registry import Published, Variant, register_family
-
-STAGES = 4
-WEIGHTS = {"early": 0.5, "latent": 0.5, "cnn": 1.0, "distillation": 0.5}
-_EXITS = {"early": 1, "latent": 2, "cnn": 3}
 
 _LATENT_KEYS: list[tuple[str, Any]] = [
     (r"^latent$", "latents.latent"),
@@ -83,192 +75,13 @@ _CLASSIFIER_KEYS: list[tuple[str, Any]] = [
 ]
 
 
-class _PerceivedStage(Stage):
-    """A stage of convolutions, and what passes between its map and the latents after it; `forward` is of the map."""
-
-    exchange: LatentExchange | None
-
-    def __init__(self, blocks: Sequence[nn.Module], exchange: LatentExchange | None):
-        super().__init__(nn.Identity(), blocks)
-        self.exchange = exchange
-
-
-class DynPerceiver(Contract):
-    """Dynamic Perceiver on a network of convolutions.
-
-    Args:
-        stem: image [B, in_chans, H, W] to the first map.
-        stages: blocks of each of the four stages.
-        in_dims: channels of the map before each stage, which are those of the latents.
-        out_dims: channels after each stage.
-        reductions: image size over map size after each stage.
-        num_latents: latents before the first stage; each further one has half of them.
-        depth_factors: what 3, 3, 9 and 3 blocks of self-attention are multiplied by, for each stage.
-        num_heads: heads of self-attention, for each stage.
-        latent_mlp_ratio: hidden width of their MLPs over channels.
-        hidden_features: channels of the hidden layers of the last two classifiers; None for none.
-        in_chans: image channels.
-        head: see `HeadOptions`.
-
-    Raises:
-        ValueError: if sequences have no four entries, or there are fewer than 8 latents.
-    """
-
-    UNITS = (
-        (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-        (r"^stages\.(\d+)\.", (99999,)),
-    )
-    HEAD_INPUT = "NCHW, NLC"
-    POOLS = ("", "avg", "max", "avgmax")
-    EXITS = _EXITS
-    EXIT_FACTORS: Mapping[str, float] = {"early": 0.85, "latent": 1.0, "cnn": 0.5}
-    CLASS_INPUTS = ("head.early_shortcut.fc", "head.latent_shortcut.fc")
-
-    stem: nn.Module
-    latents: FirstLatents | None
-    stages: nn.ModuleList
-
-    def __init__(
-        self,
-        *,
-        stem: nn.Module,
-        stages: Sequence[Sequence[nn.Module]],
-        in_dims: Sequence[int],
-        out_dims: Sequence[int],
-        reductions: Sequence[int],
-        num_latents: int,
-        depth_factors: Sequence[int],
-        num_heads: Sequence[int],
-        latent_mlp_ratio: float,
-        hidden_features: int | None = None,
-        in_chans: int,
-        **head: Any,
-    ):
-        name = type(self).__name__
-        given = {"stages": stages, "depth_factors": depth_factors, "num_heads": num_heads}
-        if wrong := [key for key, value in given.items() if len(value) != STAGES]:
-            raise ValueError(f"{name}: {wrong[0]} must have an entry for each of {STAGES} stages, got {given[wrong[0]]}")
-        if min(depth_factors) < 1 or num_latents < 2 ** (STAGES - 1):
-            raise ValueError(
-                f"{name}: depth_factors must be 1 or more and num_latents {2 ** (STAGES - 1)} or more, got "
-                f"{depth_factors=} and {num_latents=}"
-            )
-        readers = [
-            LatentReader(dim, 3 * factor * (3 if i == 2 else 1), heads, mlp_ratio=latent_mlp_ratio)
-            for i, (dim, factor, heads) in enumerate(zip(in_dims, depth_factors, num_heads, strict=True))
-        ]
-        counts = [num_latents // 2**i for i in range(STAGES)]
-        exchanges = [
-            LatentExchange((in_dims[i], in_dims[i + 1]), (counts[i], counts[i + 1]), readers[i + 1])
-            for i in range(STAGES - 1)
-        ]
-        parts = [_PerceivedStage(*pair) for pair in zip(stages, (*exchanges, None), strict=True)]
-        super().__init__(
-            stem={"stem": stem, "latents": FirstLatents(num_latents, in_dims[0], readers[0])},
-            parts=parts,
-            norm=None,
-            feature_info=[
-                {"num_chs": dim, "reduction": reduction} for dim, reduction in zip(out_dims, reductions, strict=True)
-            ],
-            num_features=out_dims[-1],
-            head_layer=partial(
-                PerceiverHead,
-                latent_dims=(in_dims[-2], in_dims[-1]),
-                hidden_features=hidden_features,
-                weights=WEIGHTS,
-            ),
-            in_chans=in_chans,
-            **head,
-        )
-        self.pruned: list[str] = []
-
-    def begin(self, image: Tensor) -> Any:
-        """Image [B, in_chans, H, W] to the first map and the latents that have looked at it."""
-        x = self.stem(image)
-        latents = () if self.latents is None else (self.latents(x.permute(0, 2, 3, 1)),)
-        return Perceived(x, latents, x)
-
-    def advance(self, i: int, state: Any) -> Any:
-        """Take the map through stage i, then exchange with the latents."""
-        stage: Any = self.stages[i]
-        x = stage(state.x)
-        if stage.exchange is None:
-            return Perceived(x, state.latents, x)
-        written, latents = stage.exchange(x.permute(0, 2, 3, 1), state.latents[-1])
-        return Perceived(written.permute(0, 3, 1, 2), (*state.latents, latents), x)
-
-    def read(self, i: int, state: Any, norm: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Return the map at the end of stage i; there is no norm."""
-        return state.feature.permute(0, 2, 3, 1), None
-
-    def finish(self, state: Any) -> Any:
-        """Return the map [B, C, H, W], the latents before the last ones and the last ones, each [B, N, C]."""
-        return (state.x, *(latents.x for latents in state.latents[-2:]))
-
-    def classify(self, exit: str, state: Any) -> Tensor:
-        """Return the logits [B, num_classes] of an exit from the state after its part."""
-        head: Any = self.head
-        if exit == "early":
-            return head.forward_early(state.latents[-1].x)
-        if exit == "latent":
-            return head.forward_latent(state.latents[-2].x, state.latents[-1].x)
-        return head.forward_cnn(state.x)
-
-    def exits(self, states: Sequence[Any], logits: Any) -> Iterable[Exit]:
-        """Return all exits, and add to the loss by how much what they say differs from the end's answer."""
-        found = tuple(super().exits(states, logits))
-        target = logits.detach().softmax(-1)
-        for exit in found:
-            add_term("distillation", F.kl_div(exit.logits.log_softmax(-1), target, reduction="batchmean"))
-        return found
-
-    def prune_intermediate_layers(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop what the features `indices` do not need, and the head; return plain indices.
-
-        With the head goes what the latents do after they are written onto a map for the last time.
-
-        Raises:
-            ValueError: if an index is out of range.
-        """
-        take = super().prune_intermediate_layers(indices, prune_norm, prune_head)
-        if prune_head:
-            last = len(self.stages) - 1
-            self._drop(f"stages.{last}.exchange")
-            self._drop(f"stages.{last - 1}.exchange.read" if last else "latents")
-        return take
-
-    def _drop(self, path: str) -> None:
-        parent, _, child = path.rpartition(".")
-        if getattr(self.get_submodule(parent), child) is not None:
-            setattr(self.get_submodule(parent), child, None)
-            self.pruned.append(f"{path}.")
-
-    def absent(self) -> tuple[str, ...]:
-        """Beginnings of the names of tensors that the whole model has and this one was built or pruned without."""
-        classifiers = () if self.num_classes else ("early", "latent", "cnn", "merged")
-        return (*super().absent(), *self.pruned, *(f"head.{name}" for name in classifiers))
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute blocks in the backward pass instead of keeping their activations."""
-        for module in self.modules():
-            if isinstance(module, Stage | LatentReader):
-                module.grad_checkpointing = enable
-
-    def blocks_in_order(self) -> Iterator[nn.Module]:
-        """Yield the blocks of all stages."""
-        for stage in self.stages:
-            yield from stage.blocks.children()  # type: ignore[union-attr, operator]
-
-
-def _mixers(dims: Sequence[int], mixers: Any) -> list[Callable[[int], Any]]:
+def _mixers(stages: int, mixers: Any) -> list[Callable[[int], Any]]:
     """Return for each stage what makes the mixer of a block in place of its convolution, if any, given its channels."""
-    made: list[Callable[[int], Any]] = []
-    for specs in resolve_mixers([[]] * len(dims), mixers):
-        turn = cycle(specs or [{"type": "none"}])
-        made.append(lambda dim, turn=turn: build_mixer(next(turn), dim))
-    return made
+
+    def make(turn: Iterator[Any], dim: int) -> Any:
+        return build_mixer(next(turn), dim)
+
+    return [partial(make, cycle(specs or [{"type": "none"}])) for specs in resolve_mixers([[]] * stages, mixers)]
 
 
 def _bottlenecks(
@@ -288,7 +101,7 @@ def _bottlenecks(
     for key, value in (("depths", depths), ("embed_dims", out_dims)):
         if len(value) != STAGES or min(value) < 1:
             raise ValueError(f"{name}: {key} must be 1 or more for each of {STAGES} stages, got {tuple(value)}")
-    rates, make = drop_path_rates(drop_path_rate, depths), _mixers(mid_dims, mixers)
+    rates, make = drop_path_rates(drop_path_rate, depths), _mixers(STAGES, mixers)
     stages: list[list[nn.Module]] = []
     for i, (in_dim, dim, mid_dim) in enumerate(zip(in_dims, out_dims, mid_dims, strict=True)):
         blocks: list[nn.Module] = []
@@ -317,7 +130,7 @@ class DynPerceiverResNet(DynPerceiver):
         depths: blocks of each stage.
         width: what all numbers of channels are multiplied by.
         num_latents: latents before the first stage; each further one has half of them.
-        depth_factors: what 3, 3, 9 and 3 blocks of self-attention are multiplied by, for each stage.
+        latent_depths: blocks of self-attention of the latents, for each stage.
         num_heads: heads of self-attention, for each stage.
         latent_mlp_ratio: hidden width of their MLPs over channels.
         mixers: token mixers in place of the 3×3 convolutions of some stages, see
@@ -348,7 +161,7 @@ class DynPerceiverResNet(DynPerceiver):
         depths: Sequence[int] = (3, 4, 6, 3),
         width: float = 1.0,
         num_latents: int = 128,
-        depth_factors: Sequence[int] = (1, 1, 1, 1),
+        latent_depths: Sequence[int] = (3, 3, 9, 3),
         num_heads: Sequence[int] = (1, 2, 4, 8),
         latent_mlp_ratio: float = 4.0,
         mixers: Any = None,
@@ -368,7 +181,7 @@ class DynPerceiverResNet(DynPerceiver):
             out_dims=out_dims,
             reductions=(4, 8, 16, 32),
             num_latents=num_latents,
-            depth_factors=depth_factors,
+            latent_depths=latent_depths,
             num_heads=num_heads,
             latent_mlp_ratio=latent_mlp_ratio,
             in_chans=in_chans,
@@ -384,7 +197,7 @@ class DynPerceiverRegNet(DynPerceiver):
         embed_dims: channels of each stage.
         group_size: channels a group of the 3×3 convolutions.
         num_latents: latents before the first stage; each further one has half of them.
-        depth_factors: what 3, 3, 9 and 3 blocks of self-attention are multiplied by, for each stage.
+        latent_depths: blocks of self-attention of the latents, for each stage.
         num_heads: heads of self-attention, for each stage.
         latent_mlp_ratio: hidden width of their MLPs over channels.
         mixers: token mixers in place of the 3×3 convolutions of some stages, as in `DynPerceiverResNet`; the
@@ -416,7 +229,7 @@ class DynPerceiverRegNet(DynPerceiver):
         embed_dims: Sequence[int] = (48, 104, 208, 440),
         group_size: int = 8,
         num_latents: int = 128,
-        depth_factors: Sequence[int] = (1, 1, 1, 2),
+        latent_depths: Sequence[int] = (3, 3, 9, 6),
         num_heads: Sequence[int] = (1, 2, 4, 8),
         latent_mlp_ratio: float = 4.0,
         mixers: Any = None,
@@ -446,7 +259,7 @@ class DynPerceiverRegNet(DynPerceiver):
             out_dims=embed_dims,
             reductions=(4, 8, 16, 32),
             num_latents=num_latents,
-            depth_factors=depth_factors,
+            latent_depths=latent_depths,
             num_heads=num_heads,
             latent_mlp_ratio=latent_mlp_ratio,
             in_chans=in_chans,
@@ -472,7 +285,7 @@ LAYOUT: tuple[tuple[Row, ...], ...] = (
     ((5, 960, 160, True, True, 1), (5, 960, 160, True, True, 1)),
 )
 _divisible = partial(make_divisible, divisor=8)
-_squeeze = partial(SqueezeExcite, gate_layer=nn.Hardsigmoid, rd_round_fn=_divisible)
+_squeeze = partial(SqueezeExcite, gate_layer=HardSigmoid, rd_round_fn=_divisible)
 _norm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
 
 
@@ -484,7 +297,7 @@ class DynPerceiverMobileNet(DynPerceiver):
         layout: for the stem and each of four stages the blocks: side of the kernels, channels in the middle and out,
             whether there is squeeze-and-excitation, whether activations are Hardswish, and the stride.
         num_latents: latents before the first stage; each further one has half of them.
-        depth_factors: what 3, 3, 9 and 3 blocks of self-attention are multiplied by, for each stage.
+        latent_depths: blocks of self-attention of the latents, for each stage.
         num_heads: heads of self-attention, for each stage.
         latent_mlp_ratio: hidden width of their MLPs over channels.
         mixers: token mixers in place of the depthwise convolutions of some stages, as in `DynPerceiverRegNet`.
@@ -524,7 +337,7 @@ class DynPerceiverMobileNet(DynPerceiver):
         width: float = 1.0,
         layout: Sequence[Sequence[tuple[int, int, int, bool, bool, int]]] = LAYOUT,
         num_latents: int = 128,
-        depth_factors: Sequence[int] = (1, 1, 1, 3),
+        latent_depths: Sequence[int] = (3, 3, 9, 9),
         num_heads: Sequence[int] = (1, 2, 4, 8),
         latent_mlp_ratio: float = 4.0,
         mixers: Any = None,
@@ -533,8 +346,10 @@ class DynPerceiverMobileNet(DynPerceiver):
         **head: Any,
     ):
         if len(layout) != STAGES + 1 or not all(layout):
-            raise ValueError(f"DynPerceiverMobileNet: layout must have blocks of the stem and {STAGES} stages, got {layout}")
-        rates, make = drop_path_rates(drop_path_rate, [len(rows) for rows in layout]), _mixers(layout[1:], mixers)
+            raise ValueError(
+                f"DynPerceiverMobileNet: layout must have blocks of the stem and {STAGES} stages, got {layout}"
+            )
+        rates, make = drop_path_rates(drop_path_rate, [len(rows) for rows in layout]), _mixers(STAGES, mixers)
         make = [lambda dim: None, *make]
         dim = stem_dim = _divisible(16 * width)
         parts: list[list[nn.Module]] = []
@@ -573,7 +388,7 @@ class DynPerceiverMobileNet(DynPerceiver):
             out_dims=[*dims[1:-1], 6 * dim],
             reductions=reductions[1:],
             num_latents=num_latents,
-            depth_factors=depth_factors,
+            latent_depths=latent_depths,
             num_heads=num_heads,
             latent_mlp_ratio=latent_mlp_ratio,
             hidden_features=_divisible(1280 * width),
@@ -624,10 +439,10 @@ MOBILENETS = {
 
 VARIANTS = RESNETS | REGNETS | MOBILENETS
 
-_SMALL = {"num_latents": 16, "depth_factors": (1, 1, 1, 1)}
+_SMALL = {"latent_depths": (1, 1, 1, 1)}
 TINY: dict[str, dict[str, Any]] = {
     "zoo_dynperceiver_resnet50_0375": {**_SMALL, "width": 0.125, "depths": (1, 1, 1, 1)},
-    "zoo_dynperceiver_regnet_400m": {**_SMALL, "embed_dims": (16, 16, 24, 32), "depths": (1, 1, 1, 1)},
+    "zoo_dynperceiver_regnet_400m": {**_SMALL, "embed_dims": (16, 24, 32, 48), "depths": (1, 1, 1, 1)},
     "zoo_dynperceiver_mobilenetv3_075": {
         **_SMALL,
         "width": 0.5,
@@ -641,7 +456,11 @@ TINY: dict[str, dict[str, Any]] = {
     },
 }
 
-for _model, _names in ((DynPerceiverResNet, RESNETS), (DynPerceiverRegNet, REGNETS), (DynPerceiverMobileNet, MOBILENETS)):
+for _model, _names in (
+    (DynPerceiverResNet, RESNETS),
+    (DynPerceiverRegNet, REGNETS),
+    (DynPerceiverMobileNet, MOBILENETS),
+):
     register_family(
         __name__,
         _model,
