@@ -86,6 +86,12 @@ MODELS = {  # record -> model
     "litv2/litv2_s": "zoo_litv2_s",
     "moh/moh_vit_b_50": "zoo_moh_vit_b_50",
     "moh/moh_vit_s_80": "zoo_moh_vit_s_80",
+    "dynperceiver/mobilenetv3_075": "zoo_dynperceiver_mobilenetv3_075",
+    "dynperceiver/mobilenetv3_075_other_size": "zoo_dynperceiver_mobilenetv3_075",
+    "dynperceiver/regnet_400m": "zoo_dynperceiver_regnet_400m",
+    "dynperceiver/regnet_400m_other_size": "zoo_dynperceiver_regnet_400m",
+    "dynperceiver/resnet50_0375": "zoo_dynperceiver_resnet50_0375",
+    "dynperceiver/resnet50_0375_other_size": "zoo_dynperceiver_resnet50_0375",
     "halonet/halonet26t": "zoo_halonet_26t",
     "poolformer/poolformer_s12": "zoo_poolformer_s12",
     "shvit/shvit_s1": "zoo_shvit_s1",
@@ -130,6 +136,10 @@ TOKENS = {  # family whose records hold tokens -> the recorded features, of the 
     "convit": lambda states, last: [states[0].x, states[9].x, states[11].x, last],
     "crossvit": lambda states, last: [tokens.map().permute(0, 3, 1, 2) for state in states for tokens in state],
     "ninformer": lambda states, last: [tokens.x for tokens in states],
+    "dynperceiver": lambda states, last: [
+        *(state.feature for state in states),
+        *(latents.x for latents in states[-1].latents),
+    ],
     "tnt": lambda states, last: [
         *(t for i in (0, -1) for t in (states[i].pixels.flatten(1, 2), states[i].tokens.x)),
         last,
@@ -210,7 +220,11 @@ DENSE = {  # record of the authors' backbone for detection or segmentation -> mo
 
 
 RUNS = [
-    pytest.param(name, stress, marks=[pytest.mark.full] if record.meta["num_params"] > 2e7 else [])
+    pytest.param(
+        name,
+        stress,
+        marks=[pytest.mark.full] if record.meta["num_params"] > 2e7 or f"{name}_other_size" in MODELS else [],
+    )
     for name in MODELS
     for record in [Record(name)]
     for stress in ((False, True) if "stress" in record.meta else (False,))
@@ -218,28 +232,29 @@ RUNS = [
 
 
 def _features(model, record):
-    """Return what the head takes, and the features that are in the record."""
+    """Return what the head takes, the features that are in the record, and what the exits say."""
     if record.meta["name"].endswith("gap_reconstruction"):  # the first is that before the position generator
         before = []
         model.blocks[0].peg.register_forward_pre_hook(lambda module, args: before.append(args[0].permute(0, 3, 1, 2)))
         last, features = model.forward_intermediates(record.image(), [5, 11])
-        return last, before + features
+        return last, before + features, {}
     if record.meta["file"] == "vanilla_architecture/spectformer.py":
-        return model.forward_intermediates(record.image(), 1)
+        return *model.forward_intermediates(record.image(), 1), {}
     if record.meta["family"] == "fcaformer":  # the stem's map, then layers that end with what our stages begin with
         taps = []
         for module in (model.stem, *(stage.downsample for stage in model.stages[1:])):
             module.register_forward_hook(lambda module, args, out: taps.append(out))
         last = model.forward_features(record.image())
         maps = [out.permute(0, 3, 1, 2) for out in taps[1:]]
-        return last, [taps[0], *maps[:2], *(x.flatten(2).mT for x in (maps[2], last))]
+        return last, [taps[0], *maps[:2], *(x.flatten(2).mT for x in (maps[2], last))], {}
     if record.meta["family"] not in TOKENS:
-        return model.forward_intermediates(record.image())
+        return *model.forward_intermediates(record.image()), {}
     states = [model.begin(record.image())]
     for i in range(len(model.parts)):
         states.append(model.advance(i, states[-1]))
     last = model.finish(states[-1])
-    return last, TOKENS[record.meta["family"]](states[1:], last)
+    exits = {name: model.classify(name, states[part + 1]) for name, part in model.exit_places().items()}
+    return last, TOKENS[record.meta["family"]](states[1:], last), exits
 
 
 @pytest.mark.parametrize(("record_name", "stress"), RUNS)
@@ -248,8 +263,9 @@ def test_logits_and_features_are_the_authors(record_name, stress):
     model = timm.create_model(MODELS[record_name], **OPTIONS.get(record_name, {})).double().eval()
     visionzoo.load_weights(model, record.state_dict(stress))
     with torch.no_grad():
-        last, features = _features(model, record)
+        last, features, exits = _features(model, record)
         out = {"logits": model.forward_head(last), **{f"feat{i}": feature for i, feature in enumerate(features)}}
+        out |= {f"exit_{name}": logits for name, logits in exits.items()}
         if getattr(model.head, "distilled", False):  # the heads' training mode, with norms in theirs for inference
             model.head.training = model.head.distilled_training = True
             out["logits_head"], out["logits_head_dist"] = model.forward_head(last)

@@ -299,6 +299,9 @@ def filter_for_timm(checkpoint: Mapping[str, Any], model: Contract) -> dict[str,
     """Rename a checkpoint for timm's own loader (its `pretrained_filter_fn`)."""
     state = rename(unwrap_state_dict(checkpoint), model)[0]
     fit_tables(state, model)
+    for name in [f"{layer}.weight" for layer in model.CLASS_INPUTS]:
+        if name in state and state[name].shape != model.state_dict()[name].shape:
+            del state[name]  # of other classes, as the classifiers that timm leaves out
     keep_gates(state, model)
     return state
 
@@ -371,6 +374,8 @@ def _adapt(
     for name in [name for name in state if name in own and state[name].shape != own[name].shape]:
         have, want = tuple(state[name].shape), tuple(own[name].shape)
         other_classes = name.startswith(classifiers) and have[0] != want[0] and have[1:] == want[1:]
+        if name.removesuffix(".weight") in model.CLASS_INPUTS:
+            other_classes, have, want = have[0] == want[0], have[::-1], want[::-1]
         if name.startswith(first_convs) and have[0] == want[0] and have[2:] == want[2:]:
             state[name] = _adapt_channels(state[name], want[1])
             report.adapted.append(f"{name} ({have[1]} to {want[1]} input channels)")

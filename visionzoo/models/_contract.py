@@ -56,7 +56,7 @@ class Contract(nn.Module):
     PARTS = "stages"  # name of the list of parts
     UNITS: tuple[tuple[str, tuple[int, ...] | None], ...] = ()  # timm's patterns of layers that learn at one rate
     FORMATS: tuple[str, ...] = ("NCHW", "NHWC")  # of features
-    HEAD_INPUT = "NCHW"  # what `forward_features` returns and the head takes; "NLC" for tokens
+    HEAD_INPUT = "NCHW"  # what `forward_features` returns and the head takes; "NLC" for tokens, "NCHW, NLC" for both
     BRANCHES = 1  # how many such, in a tuple where there are several
     FEATURES: int | tuple[int, ...] = 4  # features_only gives the last so many, or these, where the caller names none
     POOL = "avg"  # pooling where the caller names none
@@ -67,6 +67,11 @@ class Contract(nn.Module):
     DYNAMIC_SIZE = True  # whether torch.export makes a program for images of any size
     TWICE = True  # whether gradients have gradients under `use_backend("reference")`
     AUXILIARY: Mapping[str, float] = {}  # weights of what `exits` yields, by name; modules inside have their terms' so
+    EXITS: Mapping[
+        str, int
+    ] = {}  # classifiers inside the model, cheapest first -> the part after which each may answer
+    EXIT_FACTORS: Mapping[str, float] = {}  # what calibration multiplies an exit's share of images by; else 1
+    CLASS_INPUTS: tuple[str, ...] = ()  # layers whose input is the logits of another, so as wide as there are classes
     auxiliary = False  # whether a forward pass in training returns `Outputs`
 
     # Checkpoints of others that are the same network: origin -> [(pattern, replacement), ...] for re.sub, in order; the
@@ -183,7 +188,18 @@ class Contract(nn.Module):
         Called in training only, where `set_auxiliary` asks for it; `AUXILIARY` has a weight for each exit. A target may
         be made of the logits, detached: then the exit learns from the end of its own model.
         """
-        return ()
+        return (Exit(name, self.classify(name, states[part])) for name, part in self.exit_places().items())
+
+    def classify(self, exit: str, state: Any) -> Tensor:
+        """Return the logits [B, num_classes] of one of `EXITS`, given the state after its part."""
+        raise NotImplementedError
+
+    def exit_places(self) -> dict[str, int]:
+        """Return the exits that this model has, cheapest first, and the part after which each may answer.
+
+        There are none where there are no classes, or the parts were pruned.
+        """
+        return dict(self.EXITS) if self.num_classes and len(self.parts) == self.num_parts else {}
 
     # -- forward ------------------------------------------------------------------------------------------------------
 
