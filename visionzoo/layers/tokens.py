@@ -92,7 +92,8 @@ def mix_tokens(mixer: nn.Module, tokens: Tokens) -> Tensor:
     if not tokens.prefix:
         return mixer(tokens.map()).flatten(1, 2)
     if isinstance(mixer, Mixer) and mixer.takes_prefix_tokens:
-        return mixer(tokens.x.unsqueeze(1)).squeeze(1)
+        beside = {"map_size": tokens.size} if mixer.needs_map_size else {}
+        return mixer(tokens.x.unsqueeze(1), **beside).squeeze(1)
     return F.pad(mixer(tokens.map()).flatten(1, 2), (0, 0, tokens.prefix, 0))
 
 
