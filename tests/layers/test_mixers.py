@@ -33,6 +33,7 @@ SMALL = {  # options that suit tiny maps
     "levit": {"map_size": 4},
     "mixture_of_heads": {"reduction": 1},
     "neighborhood": {"kernel_size": 3, "dilation": 2},
+    "sparsifiner": {"keep_rate": 1.0, "map_size": 4},
     "spatial_reduction": {"reduction": 2, "pool_size": None},
     "super_token": {"token_size": 2},
     "routed": {"regions": 2, "topk": 2},

@@ -15,8 +15,8 @@ from visionzoo.layers.reducers.base import gather
 from visionzoo.layers.tokens import Tokens, mix_tokens
 from visionzoo.models._registry import TINY
 
-SMALL = {"depth": 4, "local_depth": 0, "embed_dim": 16, "num_classes": 5, "mixers": "full"}
-TAKE = {"channel", "flow", "full", "spatial_reduction"}  # mixers that take dropped tokens
+SMALL = {"depth": 4, "local_depth": 0, "embed_dim": 24, "num_classes": 5, "mixers": "full"}
+TAKE = {"channel", "flow", "full", "sparsifiner", "spatial_reduction"}  # mixers that take dropped tokens
 GRAPHS = {"class_attention"}  # whose graphs stand for all
 DROP = sorted(name for name, reducer in REDUCERS.items() if not reducer.MAKES_TOKENS)
 
@@ -83,8 +83,8 @@ def test_what_is_computed_is_that_of_the_tokens_alone():
     image = _image()
     tokens = plain.begin(image)
     x = plain.blocks[0].norm1(tokens.x)
-    q, k, _ = plain.blocks[0].mixer.qkv(x).unflatten(2, (3, 4, 4)).unbind(2)
-    attention = (torch.einsum("bgd,bngd->bgn", q[:, 0], k) * 4**-0.5).softmax(-1).mean(1)[:, 1:]
+    q, k, _ = plain.blocks[0].mixer.qkv(x).unflatten(2, (3, 4, 6)).unbind(2)
+    attention = (torch.einsum("bgd,bngd->bgn", q[:, 0], k) * 6**-0.5).softmax(-1).mean(1)[:, 1:]
     x = plain.advance(0, tokens).x
     out, places = [], attention.topk(10).indices.sort(1).values
     for sample, kept in zip(x, places, strict=True):
@@ -119,6 +119,8 @@ def test_mixers_do_not_see_dropped_tokens(name):
     assert mixer.takes_dropped_tokens == (name in TAKE)
     if not mixer.takes_dropped_tokens:
         return
+    if name == "sparsifiner":  # knows which places are gone: see its own test
+        return
     x, keep = torch.randn(2, 2 + 20, 16, dtype=torch.float64), torch.rand(2, 20) > 0.5
     assert len({*keep.sum(1).tolist()}) == 2
     out = mix_tokens(mixer, Tokens(x, (4, 5), 2, keep=keep))
@@ -149,9 +151,9 @@ def test_flops_are_those_of_the_tokens_that_are_left():
         return counter.get_total_flops()
 
     def block(n):  # projections, MLP and products of attention with 1 class token, in flops
-        return 2 * (1 + n) * 12 * 16 * 16 + 4 * (1 + n) ** 2 * 16
+        return 2 * (1 + n) * 12 * 24 * 24 + 4 * (1 + n) ** 2 * 24
 
-    scores = 2 * (1 + 100) * 16  # of one query
+    scores = 2 * (1 + 100) * 24  # of one query
     difference = count(None) - count((None, None, {"type": "class_attention", "keep_rate": 0.3}, None))
     assert difference == 2 * (block(100) - block(30)) - scores
 
@@ -167,7 +169,7 @@ def test_any_size_and_features_only(size):
     visionzoo.load_weights(getter, model.state_dict())
     first, last = getter(_image(*size))
     grid = (-(-size[0] // 16), -(-size[1] // 16))
-    assert first.shape == last.shape == (3, 16, *grid)
+    assert first.shape == last.shape == (3, 24, *grid)
     full, dropped = ((m.abs().amax(1) > 0).sum((1, 2)) for m in (first, last))
     assert (full == grid[0] * grid[1]).all() and (dropped < full).all() and (dropped == dropped[0]).all()
 
@@ -230,13 +232,53 @@ FULL = {"mixers": "full", "local_depth": 0}
             r"blocks.1 mixes by NeighborhoodMixer, which needs the whole map",
         ),
         ("class_attention", {"mixers": "pool"}, r"mixes by PoolMixer, .* put reducers behind it, .* mixers='full'"),
-        ("class_attention", {"gates": "eca"}, r"blocks.1 has a gate of the map"),
         ("class_attention", {"mixers": ("flow",) * 4}, r"'class_attention', which FlowMixer of block 0 does not have"),
     ],
 )
 def test_wrong_reducers_are_named(reduce, kwargs, message):
     with pytest.raises(ValueError, match=message):
         _model(reduce, **kwargs)
+
+
+@pytest.mark.parametrize("after", [(0,), (0, 1)])
+@torch.no_grad()
+def test_sparsifiner_masks_and_gathers_alike_at_any_size(after):
+    torch.manual_seed(0)
+    options = {"depth": 3, "embed_dim": 16, "num_heads": 2, "img_size": 64, "num_classes": 5, "prune_after": after}
+    model = draw_weights(timm.create_model("zoo_sparsifiner_s", token_keep_rate=0.5, **options)).double().eval()
+    for size in ((64, 64), (70, 90)):
+        gathered = model(_image(*size))
+        with _masked(model):
+            torch.testing.assert_close(model(_image(*size)), gathered, rtol=1e-9, atol=1e-12)
+
+
+def test_what_models_with_reducers_say_beside_logits():
+    for name, term, more in (
+        ("zoo_sparsifiner_s", "attention", {"prune_after": (0,)}),
+        ("zoo_iared2_deit_s", "kept", {}),
+    ):
+        model = draw_weights(timm.create_model(name, **{**TINY[name], "num_classes": 5, **more})).double().train()
+        model.set_auxiliary()
+        out = model(_image(64, 64))
+        assert [*out.terms] == [term] and out.terms[term] > 0
+        out.terms[term].backward()
+        learned = [n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()]
+        assert any("predictor.proj_q" in n or "reducer.qk" in n for n in learned)
+
+
+@torch.no_grad()
+def test_the_interpreter_keeps_what_is_probable_enough():
+    model, image = _model(("interpreter", None, None, None)), _image()
+    tokens, reducer = model.begin(image), model.blocks[0].reducer
+    x = torch.nn.functional.layer_norm(tokens.x, (24,))
+    q, k = reducer.qk(x).unflatten(2, (2, 6, 4)).unbind(2)
+    probable = torch.stack([(k @ q[i, 0].mT).diagonal(dim1=-2, dim2=-1)[i] for i in range(3)])  # [B, N, G]
+    chosen = (probable * 4**-0.5).sigmoid().mean(-1)[:, 1:] > 0.5
+    assert 0 < chosen.sum() < chosen.numel() and len({*chosen.sum(1).tolist()}) > 1
+    (first,) = model.forward_intermediates(image, [0], intermediates_only=True)
+    assert torch.equal(first.flatten(2).abs().amax(1) > 0, chosen)
+    state = model.advance(0, tokens)
+    assert state.x.shape[1] == 1 + chosen.sum(1).max() and torch.equal(state.keep.sum(1), chosen.sum(1))
 
 
 ISOTROPIC = [name for name, kwargs in TINY.items() if "embed_dim" in kwargs]
@@ -263,7 +305,27 @@ def test_every_family_takes_reducers_or_says_why_not(name):
 @torch.no_grad()
 def test_reducers_alone_take_and_give_what_they_say():
     for name in REDUCERS:
-        reducer = build_reducer(name, 8)
+        reducer = build_reducer(name, 24)
         assert all(0 <= i < depth for depth in range(2, 14) for i in reducer.places(depth))
     with pytest.raises(ValueError, match="ClassAttentionReducer: dim must be positive, got dim=0"):
         build_reducer("class_attention", 0)
+
+
+@torch.no_grad()
+def test_gates_see_the_map_with_zeros_in_dropped_places():
+    model, image = _model("class_attention", gates="eca"), _image()
+    seen = []
+    model.blocks[3].branch_gate.register_forward_hook(lambda module, args, out: seen.append((args[0], out)))
+    gathered = model(image)
+    with _masked(model):
+        torch.testing.assert_close(model(image), gathered, rtol=1e-9, atol=1e-12)
+    (before, after), (other, _) = seen
+    assert before.shape == (3, 4, 5, 24) and (before.abs().amax(-1) > 0).sum((1, 2)).tolist() == [7, 7, 7]
+    torch.testing.assert_close(before, other) and after.any()
+
+
+def test_no_position_generator_or_other_state_stands_behind_a_reducer():
+    small = {"depth": 3, "embed_dim": 16, "num_heads": 2}
+    with pytest.raises(ValueError, match=r"blocks.2 has a position generator, a convolution of the map; put reducers"):
+        timm.create_model("zoo_cpvt_t", peg_after=(0, 2), reduce="representation_shift", **small)
+    assert timm.create_model("zoo_cpvt_t", reduce="representation_shift", **small).blocks[1].reducer is not None

@@ -55,7 +55,8 @@ def attention_received(q: Tensor, k: Tensor, hidden: Tensor | None = None) -> Te
     Args:
         q: queries [B, G, N', D]; the first, or those of all keys.
         k: keys [B, G, N, D].
-        hidden: see `hide`. Such keys receive nothing, and where there is a query for each key they give nothing.
+        hidden: see `hide`; or any bias [B, 1 or G, 1, N] of the scores. Hidden keys receive nothing, and where there is
+            a query for each key they give nothing.
 
     Returns:
         [B, N], float32 at least.

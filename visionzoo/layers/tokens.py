@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from visionzoo.layers.block import Block
 from visionzoo.layers.mixers.base import Mixer
-from visionzoo.layers.position import resize_table
+from visionzoo.layers.position import places_of, resize_table
 from visionzoo.layers.tracing import one_node
 
 
@@ -42,8 +42,10 @@ class Tokens(NamedTuple):
         return x.unflatten(1, self.size)
 
     def with_map(self, x: Tensor) -> Tokens:
-        """Put another map [B, H, W, C] in place of this one, behind the same prefix tokens."""
+        """Put another map [B, H, W, C] in place of this one, behind the same prefix tokens; dropped tokens stay so."""
         x = x.flatten(1, 2)
+        if self.source is not None:
+            x = take_up(x, self.source, self.x.shape[1] - self.prefix)
         return self._replace(x=torch.cat([self.x[:, : self.prefix], x], dim=1) if self.prefix else x)
 
 
@@ -72,6 +74,14 @@ def put_back(x: Tensor, source: Tensor | None, keep: Tensor | None, fill: Tensor
 
 
 @one_node
+def take_up(x: Tensor, source: Tensor | None, tokens: int) -> Tensor:
+    """[B, N, C] at the places of a map to the M tokens that are left, [B, M, C]; what `put_back` undoes."""
+    if source is None:
+        return x
+    return x.gather(1, places_of(source, tokens).unsqueeze(-1).expand(-1, -1, x.shape[2]))
+
+
+@one_node
 def mean_token(x: Tensor, keep: Tensor | None) -> Tensor:
     """Return the mean [B, 1, C] of those of the tokens [B, M, C] that are there, `keep` [B, M]; of none it is zeros."""
     if keep is None:
@@ -92,8 +102,7 @@ def mix_tokens(mixer: nn.Module, tokens: Tokens) -> Tensor:
     if not tokens.prefix:
         return mixer(tokens.map()).flatten(1, 2)
     if isinstance(mixer, Mixer) and mixer.takes_prefix_tokens:
-        beside = {"map_size": tokens.size} if mixer.needs_map_size else {}
-        return mixer(tokens.x.unsqueeze(1), **beside).squeeze(1)
+        return mixer(tokens.x.unsqueeze(1), **_beside(mixer, tokens)).squeeze(1)
     return F.pad(mixer(tokens.map()).flatten(1, 2), (0, 0, tokens.prefix, 0))
 
 
@@ -110,8 +119,13 @@ def mix_and_score(mixer: nn.Module, tokens: Tokens, kind: str) -> tuple[Tensor, 
 
 
 def _beside(mixer: Any, tokens: Tokens) -> dict[str, Any]:
-    """Return what a mixer takes beside tokens of which some may be dropped."""
-    return {"keep": _with_prefix(tokens.keep, tokens.prefix)}
+    """Return what a mixer takes beside the tokens."""
+    beside: dict[str, Any] = {"map_size": tokens.size} if mixer.needs_map_size or mixer.needs_places else {}
+    if mixer.needs_places:
+        beside |= {"prefix": tokens.prefix, "source": tokens.source}
+    if mixer.takes_dropped_tokens:
+        beside["keep"] = _with_prefix(tokens.keep, tokens.prefix)
+    return beside
 
 
 @one_node

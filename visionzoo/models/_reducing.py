@@ -1,10 +1,12 @@
 """Reducers put between the blocks of any isotropic model: `reduce=` of `timm.create_model`.
 
 A reducer stands before a block as its child `reducer`. All blocks from there on must do without the whole map: their
-mixers have to take dropped tokens (`Mixer.takes_dropped_tokens`), and they have no convolutions, position generators
-or gates. `features_only` and `forward_intermediates` put the tokens back to their places on the map. Dropped places are
-zeros, before the norm where one is asked for; so it is in `forward_features`, but where the head pools the map: there
-they hold the mean of the image's other tokens, which changes neither mean nor maximum.
+mixers have to take dropped tokens (`Mixer.takes_dropped_tokens`), and they have no convolutions or position generators.
+Gates see the map with zeros in dropped places.
+
+`features_only` and `forward_intermediates` put the tokens back to their places on the map. Dropped places are zeros,
+before the norm where one is asked for; so it is in `forward_features`, but where the head pools the map: there they hold
+the mean of the image's other tokens, which changes neither mean nor maximum.
 """
 
 from __future__ import annotations
@@ -114,8 +116,6 @@ def _needs_map(block: Any) -> str:
             return "has a convolution of the map"
     if not isinstance(block.peg, nn.Identity):
         return "has a position generator, a convolution of the map"
-    if not isinstance(block.branch_gate, nn.Identity):
-        return "has a gate of the map"
     if not (block.mixer is None or (isinstance(block.mixer, Mixer) and block.mixer.takes_dropped_tokens)):
         return f"mixes by {type(block.mixer).__name__}, which needs the whole map"
     return ""

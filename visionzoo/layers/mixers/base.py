@@ -31,6 +31,8 @@ class Mixer(MapLayer):
         False  # whether `forward` takes `map_size`, (H, W) of the tokens [B, 1, P + H·W, C] behind prefix ones
     )
 
+    needs_places = False  # whether `forward` takes map_size, prefix and source of `visionzoo.layers.tokens.Tokens`
+
     @property
     def takes_prefix_tokens(self) -> bool:
         """Whether tokens without a place on the map can take part, as further tokens: the class token and the like.

@@ -7,13 +7,22 @@ Every reducer is called as `XReducer(dim, **options)` and stands before a block,
 from __future__ import annotations
 
 from visionzoo.layers.reducers.base import Reducer
+from visionzoo.layers.reducers.interpreter import InterpreterReducer
 from visionzoo.layers.reducers.scored import ClassAttentionReducer, RepresentationShiftReducer
 from visionzoo.layers.specs import Spec, build_spec
 
-__all__ = ["REDUCERS", "ClassAttentionReducer", "Reducer", "RepresentationShiftReducer", "build_reducer"]
+__all__ = [
+    "REDUCERS",
+    "ClassAttentionReducer",
+    "InterpreterReducer",
+    "Reducer",
+    "RepresentationShiftReducer",
+    "build_reducer",
+]
 
 REDUCERS: dict[str, type[Reducer]] = {
     "class_attention": ClassAttentionReducer,
+    "interpreter": InterpreterReducer,
     "representation_shift": RepresentationShiftReducer,
 }
 

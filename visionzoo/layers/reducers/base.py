@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from visionzoo.layers.tracing import one_node
+
+
+class Choice(NamedTuple):
+    """Which tokens stay."""
+
+    chosen: Tensor  # [B, M], True for those
+    count: int | None = None  # how many that is, for each image; None where images keep different numbers
+    factor: Tensor | None = None  # [B, M], ones that carry the gradient of the decision; None for no gradient
 
 
 class Reducer(nn.Module):
@@ -44,7 +52,7 @@ class Reducer(nn.Module):
         """Return the blocks of a model of this depth before which it stands where the caller names none."""
         return tuple(sorted({max(1, depth * i // 4) for i in (1, 2, 3)} & {*range(depth)}))
 
-    def choose(self, x: Tensor, keep: Tensor | None, scores: Tensor | None, prefix: int, places: int) -> Any:
+    def choose(self, x: Tensor, keep: Tensor | None, scores: Tensor | None, prefix: int, places: int) -> Choice:
         """Say which tokens stay.
 
         Args:
@@ -54,8 +62,6 @@ class Reducer(nn.Module):
             prefix: P.
             places: N, places of the map.
 
-        Returns:
-            [B, M], True for tokens that stay; and their number, or None where images keep different numbers.
         """
         raise NotImplementedError
 
@@ -65,7 +71,9 @@ class Reducer(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Take and return x, source and keep of `visionzoo.layers.tokens.Tokens`."""
         places = x.shape[1] - prefix if source is None else source.shape[1]
-        chosen, count = self.choose(x, keep, scores, prefix, places)
+        chosen, count, factor = self.choose(x, keep, scores, prefix, places)
+        if factor is not None:
+            x = torch.cat([x[:, :prefix], x[:, prefix:] * factor.unsqueeze(-1).to(x.dtype)], 1)
         if self._masks(x):
             return torch.cat([x[:, :prefix], x[:, prefix:] * chosen.unsqueeze(-1)], 1), source, chosen
         return gather(x, source, chosen, count, prefix)
@@ -129,18 +137,18 @@ class BestTokens(Reducer):
         assert scores is not None  # the block before gives them
         return scores
 
-    def choose(self, x: Tensor, keep: Tensor | None, scores: Tensor | None, prefix: int, places: int) -> Any:
+    def choose(self, x: Tensor, keep: Tensor | None, scores: Tensor | None, prefix: int, places: int) -> Choice:
         """Keep the best: of all images as many, if they have as many."""
         ranked = self.rank(x, scores, prefix)
         tokens = ranked.shape[1]
         if keep is None:
             count = self._count(tokens, places)
             best = ranked.topk(count, dim=1, sorted=False).indices
-            return torch.zeros_like(ranked, dtype=torch.bool).scatter(1, best, True), count
+            return Choice(torch.zeros_like(ranked, dtype=torch.bool).scatter(1, best, True), count)
         counts = torch.tensor([self._count(n, places) for n in range(tokens + 1)], device=x.device)
         order = ranked.masked_fill(~keep, float("-inf")).argsort(dim=1, descending=True)
         rank = torch.zeros_like(order).scatter(1, order, torch.arange(tokens, device=x.device).expand_as(order))
-        return rank < counts[keep.sum(1, keepdim=True)], None
+        return Choice(rank < counts[keep.sum(1, keepdim=True)])
 
     def _count(self, tokens: int, places: int) -> int:
         return min(tokens, ceil(self.keep_rate * (places if self.of_map else tokens)))
