@@ -1,12 +1,12 @@
 """Reducers put between the blocks of any isotropic model: `reduce=` of `timm.create_model`.
 
 A reducer stands before a block as its child `reducer`. All blocks from there on must do without the whole map: their
-mixers have to take dropped tokens (`Mixer.takes_dropped_tokens`), and they have no convolutions or position generators.
-Gates see the map with zeros in dropped places.
+mixers have to take dropped tokens (`Mixer.takes_dropped_tokens`), and they have no convolutions or position
+generators. Gates see the map with zeros in dropped places.
 
 `features_only` and `forward_intermediates` put the tokens back to their places on the map. Dropped places are zeros,
-before the norm where one is asked for; so it is in `forward_features`, but where the head pools the map: there they hold
-the mean of the image's other tokens, which changes neither mean nor maximum.
+before the norm where one is asked for; so it is in `forward_features`, but where the head pools the map: there they
+hold the mean of the image's other tokens, which changes neither mean nor maximum.
 """
 
 from __future__ import annotations

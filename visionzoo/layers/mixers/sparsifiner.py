@@ -233,7 +233,8 @@ class SparsifinerMixer(Mixer):
         order = ranked.argsort(dim=-1, descending=True, stable=True)  # of equals the first
         at = torch.arange(order.shape[-1], device=order.device)
         seen = torch.zeros_like(order).scatter(-1, order, at.expand_as(order)) < budget
-        bias = torch.where(seen, approximate - fixed, float("-inf"))  # 0 where seen, with the approximation's gradient
+        value = approximate - fixed if self.training else torch.zeros_like(fixed)  # 0 with the gradient, or without
+        bias = torch.where(seen, value, float("-inf"))
         first = bias.new_zeros(*bias.shape[:2], prefix, bias.shape[-1])
         if keep is not None:
             first = first.masked_fill(~keep[:, None, None], float("-inf"))

@@ -15,7 +15,7 @@ class Choice(NamedTuple):
     """Which tokens stay."""
 
     chosen: Tensor  # [B, M], True for those
-    count: int | None = None  # how many that is, for each image; None where images keep different numbers
+    number: int | None = None  # how many that is, for each image; None where images keep different numbers
     factor: Tensor | None = None  # [B, M], ones that carry the gradient of the decision; None for no gradient
 
 
