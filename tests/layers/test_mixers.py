@@ -34,6 +34,7 @@ SMALL = {  # options that suit tiny maps
     "levit": {"map_size": 4},
     "mixture_of_heads": {"reduction": 1},
     "neighborhood": {"kernel_size": 3, "dilation": 2},
+    "sparsifiner": {"keep_rate": 1.0, "map_size": 4},
     "spatial_reduction": {"reduction": 2, "pool_size": None},
     "super_token": {"token_size": 2},
     "routed": {"regions": 2, "topk": 2},
@@ -80,7 +81,12 @@ def test_autocast_runs_and_stays_near_float32(name):
     assert (out.float() - exact).norm() < 0.1 * exact.norm()
 
 
-@pytest.mark.parametrize("name", MIXERS)
+SLOW = ("sparsifiner",)  # compiled with its tables and sorting in seconds that its size does not merit
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.full] if name in SLOW else []) for name in MIXERS]
+)
 def test_compiles_into_one_graph_for_sizes_that_change(name):
     torch._dynamo.reset()
     mixer = build_mixer(_spec(name), 16, 2)
@@ -169,6 +175,7 @@ def test_the_nchw_adapter_names_the_layout_it_expects(shape):
 
 
 HOSTS = ("zoo_biformer_t", "zoo_convit_t")  # a pyramid and an isotropic model that take each mixer
+REDUCED = ("zoo_iared2_deit_s", "zoo_sparsifiner_s")  # whose reducers ask for mixers that take dropped tokens
 GUESTS = ("halo", "linear", "pool", "window")  # that each model takes
 PAIRS = [
     pytest.param(family, name, marks=[] if family in HOSTS or name in GUESTS else [pytest.mark.full])
@@ -179,6 +186,12 @@ PAIRS = [
 
 @pytest.mark.parametrize(("family", "name"), PAIRS)
 def test_every_family_takes_every_mixer_forward_and_backward(family, name):
+    if family in REDUCED and not build_mixer(_spec(name), 16, 2).takes_dropped_tokens:
+        with pytest.raises(
+            ValueError, match=rf"^reduce: .* mixes by {MIXERS[name].__name__}, which needs the whole map"
+        ):
+            timm.create_model(family, mixers=_spec(name), **TINY[family])
+        return
     model = timm.create_model(family, mixers=_spec(name), num_classes=3, **TINY[family])
     kinds = {type(block.mixer) for block in model.blocks_in_order() if getattr(block, "mixer", None) is not None}
     assert kinds == {MIXERS[name]}

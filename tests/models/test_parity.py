@@ -64,6 +64,8 @@ MODELS = {  # record -> model
     "l2vit/l2vit_base_384": "zoo_l2vit_b_384",
     "l2vit/l2vit_small": "zoo_l2vit_s",
     "l2vit/l2vit_tiny": "zoo_l2vit_t",
+    "iared2/iared2_deit_s": "zoo_iared2_deit_s",
+    "iared2/iared2_options": "zoo_iared2_deit_s",
     "inline/inline_cswin_b": "zoo_inline_cswin_b",
     "inline/inline_cswin_b_384": "zoo_inline_cswin_b_384",
     "inline/inline_cswin_s": "zoo_inline_cswin_s",
@@ -102,6 +104,9 @@ MODELS = {  # record -> model
     "spectformer/spectformer_s": "zoo_spectformer_s",
     "spectformer/spectformer_ti": "zoo_spectformer_t",
     "spectformer/spectformer_xs": "zoo_spectformer_xs",
+    "sparsifiner/sparsifiner_options": "zoo_sparsifiner_s",
+    "sparsifiner/sparsifiner_s": "zoo_sparsifiner_s",
+    "sparsifiner/sparsifiner_s_pruned": "zoo_sparsifiner_s",
     "stvit/stvit_base": "zoo_stvit_b",
     "stvit/stvit_large": "zoo_stvit_l",
     "stvit/stvit_small": "zoo_stvit_s",
@@ -140,6 +145,7 @@ TOKENS = {  # family whose records hold tokens -> the recorded features, of the 
         *(state.feature for state in states),
         *(latents.x for latents in states[-1].latents),
     ],
+    "sparsifiner": lambda states, last: [last[:, 1:]],
     "tnt": lambda states, last: [
         *(t for i in (0, -1) for t in (states[i].pixels.flatten(1, 2), states[i].tokens.x)),
         last,
@@ -196,6 +202,20 @@ OPTIONS = {  # record that is not of a published model -> arguments
         "conv_embed": True,
         "layer_scale": 0.5,
     },
+    "iared2/iared2_options": {
+        "img_size": 64,
+        "embed_dim": 48,
+        "num_heads": 3,
+        "group_sizes": (1, 2),
+    "sparsifiner/sparsifiner_options": {
+        "img_size": 64,
+        "embed_dim": 32,
+        "num_heads": 4,
+        "depth": 4,
+        "attn_keep_rate": 0.4,
+        "token_keep_rate": 0.5,
+        "prune_after": (0, 1),
+    "sparsifiner/sparsifiner_s_pruned": {"token_keep_rate": 0.7, "prune_after": (3, 6, 9)},
     "tnt/tnt_options": {
         "num_classes": 10,
         "img_size": (16, 24),
@@ -247,6 +267,12 @@ def _features(model, record):
         last = model.forward_features(record.image())
         maps = [out.permute(0, 3, 1, 2) for out in taps[1:]]
         return last, [taps[0], *maps[:2], *(x.flatten(2).mT for x in (maps[2], last))], {}
+    if record.meta["family"] == "iared2":  # the agents' probabilities of all tokens, 0 for those that are gone
+        said = []
+        for reducer in (block.reducer for block in model.blocks if block.reducer is not None):
+            reducer.masked = True
+            reducer.register_forward_pre_hook(lambda reducer, args: said.append(_probabilities(reducer, *args)))
+        return model.forward_features(record.image()), said, {}
     if record.meta["family"] not in TOKENS:
         return *model.forward_intermediates(record.image()), {}
     states = [model.begin(record.image())]
@@ -255,6 +281,11 @@ def _features(model, record):
     last = model.finish(states[-1])
     exits = {name: model.classify(name, states[part + 1]) for name, part in model.exit_places().items()}
     return last, TOKENS[record.meta["family"]](states[1:], last), exits
+
+
+def _probabilities(reducer, x, source, keep, *_):
+    probabilities = reducer.probabilities(x)
+    return probabilities if keep is None else probabilities * torch.nn.functional.pad(keep, (1, 0), value=True)
 
 
 @pytest.mark.parametrize(("record_name", "stress"), RUNS)
@@ -298,6 +329,7 @@ def test_parameter_count_is_the_authors(record_name):
         model = timm.create_model(MODELS[record_name], **OPTIONS.get(record_name, {}))
     meta = Record(record_name).meta
     unused = sum(math.prod(shape) for name, shape, _ in meta["state"] if name in meta.get("unused_parameters", ()))
+    unused += sum(math.prod(shape) // 3 for name, shape, _ in meta["state"] if ".agent.qk." in name)  # IA-RED2's third
     assert sum(p.numel() for p in model.parameters()) == meta["num_params"] - unused
 
 

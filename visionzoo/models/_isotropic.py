@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -20,7 +21,15 @@ from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.outputs import recomputed
 from visionzoo.layers.stem import ConvNormStem
-from visionzoo.layers.tokens import PrefixTokens, TokenBlock, TokenPositions, Tokens, map_size
+from visionzoo.layers.tokens import (
+    PrefixTokens,
+    TokenBlock,
+    TokenPositions,
+    Tokens,
+    map_size,
+    mean_token,
+    put_back,
+)
 from visionzoo.models._contract import Contract, HeadOptions, drop_path_rates
 
 _logger = logging.getLogger(__name__)
@@ -184,12 +193,21 @@ class Isotropic(Contract):
 
     def read(self, i: int, state: Any, norm: bool = False) -> tuple[Tensor, Tensor | None]:
         """Return the map and the prefix tokens, normalised on request."""
-        tokens = state._replace(x=self.norm(state.x)) if norm else state
-        return tokens.map(), tokens.x[:, : tokens.prefix] if tokens.prefix else None
+        x, prefix = state.map(), state.x[:, : state.prefix] if state.prefix else None
+        if norm:
+            x, prefix = self.norm(x), None if prefix is None else self.norm(prefix)
+        return x, prefix
 
     def finish(self, state: Any) -> Any:
-        """Normalise the tokens: [B, P + N, C]."""
-        return self.norm(state.x)
+        """Normalise the tokens: [B, P + N, C]. For the places of dropped ones see `visionzoo.models._reducing`."""
+        if state.source is None and state.keep is None:
+            return self.norm(state.x)
+        x, tokens = state.x[:, : state.prefix], state.x[:, state.prefix :]
+        if getattr(self.head, "pool_type", "") in ("", "token"):
+            return self.norm(torch.cat([x, put_back(tokens, state.source, state.keep)], 1))
+        tokens = self.norm(tokens)
+        fill = mean_token(tokens, state.keep)
+        return torch.cat([self.norm(x), put_back(tokens, state.source, state.keep, fill)], 1)
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True

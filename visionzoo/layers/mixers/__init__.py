@@ -39,6 +39,7 @@ from visionzoo.layers.mixers.neighborhood import NeighborhoodMixer
 from visionzoo.layers.mixers.pool import PoolMixer
 from visionzoo.layers.mixers.routed import RoutedMixer
 from visionzoo.layers.mixers.single_head import SingleHeadMixer
+from visionzoo.layers.mixers.sparsifiner import SparsifinerMixer
 from visionzoo.layers.mixers.spatial_reduction import SpatialReductionMixer
 from visionzoo.layers.mixers.spectral_gate import SpectralGateMixer
 from visionzoo.layers.mixers.super_token import SuperTokenMixer
@@ -76,6 +77,7 @@ __all__ = [
     "PoolMixer",
     "RoutedMixer",
     "SingleHeadMixer",
+    "SparsifinerMixer",
     "SpatialReductionMixer",
     "SpectralGateMixer",
     "SuperTokenMixer",
@@ -113,6 +115,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "pool": PoolMixer,
     "routed": RoutedMixer,
     "single_head": SingleHeadMixer,
+    "sparsifiner": SparsifinerMixer,
     "spatial_reduction": SpatialReductionMixer,
     "spectral_gate": SpectralGateMixer,
     "super_token": SuperTokenMixer,
