@@ -9,6 +9,7 @@ COUNT, WHOLE = Number(int, low=1), Number(int, low=0)
 AMOUNT, POSITIVE = Number(float, low=0), Number(float, above=0)
 SHARE, RATIO, BELOW_ONE = Number(float, low=0, high=1), Number(float, above=0, high=1), Number(float, low=0, below=1)
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+PROBES, HEADS = ("linear", "attentive", "ep"), ("attentive", "ep")
 SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "none")
 
 
@@ -152,7 +153,12 @@ def _batch_flags(parser: Parser) -> None:
         "-vb", "--validation-batch-size", type=COUNT, metavar="N", help="the same at validation (default: --batch-size)"
     )
     add("--grad-accum-steps", type=COUNT, default=1, metavar="N", help="batches summed into one update")
-    _yes(group, "--freeze", "train the classifier alone: linear probing (visionzoo)")
+    _yes(group, "--freeze", "train the classifier alone: linear probing, or as --probe says (visionzoo)")
+    help = "what --freeze trains: linear (the default, the model's own classifier), attentive or ep (visionzoo)"
+    add("--probe", choices=PROBES, help=help)
+    add("--head", choices=HEADS, help="put this head onto a zoo_* model in place of its own (visionzoo)")
+    help = "options of --probe or --head: num_queries=16, d_out=2, ... (visionzoo)"
+    add("--head-kwargs", nargs="*", default={}, action=KeyValues, metavar="K=V", help=help)
     _yes(group, "--grad-checkpointing", "recompute activations in the backward pass to save memory")
     _yes(group, "--sync-bn", "batch norm over all devices")
     add("--dist-bn", default="reduce", choices=("broadcast", "reduce", ""), help="share batch norm averages per epoch")
