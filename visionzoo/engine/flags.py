@@ -129,6 +129,9 @@ def compare_parser() -> Parser:
         metavar="MODEL",
         help="names, each in quotes with arguments: 'NAME KEY=VALUE'",
     )
+    help = "probe each model when it is trained: linear, attentive, ep, in quotes with options: 'ep num_queries=16'"
+    add("--probes", nargs="+", default=[], metavar="PROBE", help=help)
+    add("--probe-epochs", type=COUNT, metavar="N", help="epochs of each probe (default: --epochs)")
     add("--write", default="", metavar="FILE", help="put table and picture into this Markdown file, between its marks")
     return parser
 
