@@ -1,6 +1,7 @@
 """Heads on the last map of any backbone: equal to the authors', fitting every model, and what is refused."""
 
 import logging
+import re
 
 import pytest
 import timm
@@ -10,12 +11,17 @@ from quick import meta_model
 from torch import nn
 
 import visionzoo
+from visionzoo.layers.class_queries import ClassQueryHead
 from visionzoo.layers.map_heads import EfficientProbeHead, EfficientProbing
 from visionzoo.layers.specs import build_spec
 from visionzoo.models._heads import HEADS
 from visionzoo.models._registry import TINY
 
-SMALL = {"attentive": {"num_heads": 2}, "ep": {"num_queries": 2, "d_out": 2}}  # options for narrow maps
+SMALL = {  # options for narrow maps
+    "attentive": {"num_heads": 2},
+    "ep": {"num_queries": 2, "d_out": 2},
+    "intr": {"hidden_dim": 8, "num_heads": 2, "enc_layers": 1, "dec_layers": 2, "mlp_dim": 16},
+}
 SPECS = [{"type": name, **options} for name, options in SMALL.items()]
 
 
@@ -50,6 +56,63 @@ def test_the_probe_with_its_classifier_is_the_authors():
 ENDS = ("zoo_davit_t", "zoo_crossvit_t", "zoo_tnt_s")  # what ends in another way than those of the next test
 
 
+INTR_NAMES = [  # the authors' -> ours
+    (r"^transformer\.(encoder|decoder)\.layers\.", r"\1."),
+    (r"multihead_attn", "cross_attn"),
+    (r"linear1", "mlp.0"),
+    (r"linear2", "mlp.3"),
+    (r"\.norm(\d)\.", lambda found: f".norms.{int(found[1]) - 1}."),
+    (r"^transformer\.decoder\.norm\.", "norm."),
+    (r"^transformer\.encoder\.norm\.", "encoder_norm."),
+    (r"^presence_vector\.", "presence."),
+    (r"^query_embed\.", "fc."),
+    (r"^backbone\.positions\.row_embed\.weight$", "positions.rows"),
+    (r"^backbone\.positions\.col_embed\.weight$", "positions.columns"),
+]
+
+
+@pytest.mark.parametrize("name", ["intr", "intr_learned", "intr_pre_norm"])
+def test_class_queries_are_the_authors(name):
+    record = Record(f"heads/{name}")
+    asked = dict(record.meta["factory_kwargs"])
+    options = {ours: asked[key] for key, ours in (("nheads", "num_heads"), ("dim_feedforward", "mlp_dim"))}
+    options |= {key: asked[key] for key in ("hidden_dim", "enc_layers", "dec_layers")}
+    options |= {"pre_norm": asked.get("pre_norm", False), "position": asked.get("position_embedding", "sine")}
+    head = ClassQueryHead(asked["channels"], asked["num_queries"], **options).double().eval()
+    state = {}
+    for key, value in record.state_dict().items():
+        for pattern, ours in INTR_NAMES:
+            key = re.sub(pattern, ours, key)
+        state[key] = value.flatten(1) if key == "input_proj.weight" else value
+    head.load_state_dict(state)
+    x = record.image()
+    with torch.no_grad():
+        assert relative_error(head(x), record.arrays["logits"]) <= 1e-9
+        encoded = head.encode(x).mT.unflatten(2, x.shape[2:])
+        assert relative_error(encoded, record.arrays["encoded"]) <= 1e-9
+        attention = head.attention(x)
+        assert attention.shape == (options["dec_layers"], 2, options["num_heads"], 5, 3, 5)
+        assert relative_error(attention.flatten(4), record.arrays["attention"]) <= 1e-9
+        assert relative_error(head(x, pre_logits=True), encoded.mean((2, 3))) <= 1e-12
+
+
+def test_class_queries_drop_in_training_alone_and_come_anew_with_the_classes():
+    torch.manual_seed(0)
+    head = ClassQueryHead(12, 5, **SMALL["intr"], dropout=0.5)
+    x = torch.randn(2, 12, 3, 5)
+    assert not torch.equal(head(x), head(x))
+    assert torch.equal(head.eval()(x), head(x))
+    encoder = head.encoder[0].mlp[0].weight.clone()
+    head.reset(7)
+    assert head(x).shape == (2, 7) and torch.equal(head.encoder[0].mlp[0].weight, encoder) and not head.fc.training
+    head.reset(0)
+    assert head(x).shape == (2, 8)
+    with pytest.raises(ValueError, match="no classes whose attention could be shown; set num_classes"):
+        head.attention(x)
+    with pytest.raises(ValueError, match="maps of 50 x 50 at most, got 3 x 51; give smaller images"):
+        ClassQueryHead(12, 5, **SMALL["intr"], position="learned")(torch.zeros(1, 12, 3, 51))
+
+
 @pytest.mark.parametrize(
     "name", [name if name in ENDS else pytest.param(name, marks=pytest.mark.full) for name in TINY]
 )
@@ -69,7 +132,7 @@ def test_every_family_takes_a_head(name):
 
 @pytest.mark.parametrize(
     ("name", "spec"),
-    [("zoo_levit_128s", SPECS[1]), ("zoo_convit_t", SPECS[0]), ("zoo_crossvit_t", SPECS[1]), ("zoo_pvt_t", SPECS[1])],
+    [("zoo_levit_128s", SPECS[1]), ("zoo_convit_t", SPECS[0]), ("zoo_crossvit_t", SPECS[2]), ("zoo_pvt_t", SPECS[1])],
 )
 def test_a_head_reads_the_last_map_and_learns(name, spec):
     model = _tiny(name, spec)
@@ -141,6 +204,11 @@ def test_checkpoints_of_the_models_own_head_load_when_asked(tmp_path, caplog):
         ({"type": "ep", "num_queries": 2.5}, "num_queries must be int"),
         ({"type": "attentive", "num_heads": 7}, "num_heads must divide the 192 channels, got num_heads=7"),
         ({"type": "attentive", "mlp_ratio": 0.0}, "mlp_ratio must be above 0, got mlp_ratio=0.0"),
+        ({"type": "intr", "hidden_dim": 30}, "hidden_dim must be a multiple of 4, .* got hidden_dim=30; pass 28"),
+        ({"type": "intr", "num_heads": 7}, "num_heads must divide hidden_dim=256, got num_heads=7; .* 4, 8"),
+        ({"type": "intr", "dec_layers": 0}, "1 or more dec_layers and mlp_dim, got enc_layers=6, dec_layers=0"),
+        ({"type": "intr", "dropout": 1.0}, "dropout must be from 0 to below 1, got dropout=1.0"),
+        ({"type": "intr", "position": "cosine"}, "position must be .*'sine', 'learned'.*, got position='cosine'"),
     ],
 )
 def test_wrong_heads_are_named(head, message):

@@ -9,7 +9,7 @@ COUNT, WHOLE = Number(int, low=1), Number(int, low=0)
 AMOUNT, POSITIVE = Number(float, low=0), Number(float, above=0)
 SHARE, RATIO, BELOW_ONE = Number(float, low=0, high=1), Number(float, above=0, high=1), Number(float, low=0, below=1)
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
-PROBES, HEADS = ("linear", "attentive", "ep"), ("attentive", "ep")
+PROBES, HEADS = ("linear", "attentive", "ep"), ("attentive", "ep", "intr")
 SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "none")
 
 
@@ -343,6 +343,26 @@ def predict_parser() -> Parser:
     add("--class-names", default="", metavar="FILE", help="text file of class names in order, or `imagenet`")
     add("--topk", type=COUNT, default=5, metavar="K", help="classes to show")
     where = "folder for the pictures and predictions.jsonl (default: output/predict, numbered where that is taken)"
+    add("--output", default="", metavar="DIR", help=where)
+    _reading(group)
+    return parser
+
+
+def attention_parser() -> Parser:
+    """Return the parser of tools/attention.py."""
+    about = "Draw what the class queries of INTR, or the queries of efficient probing, see of images."
+    parser = Parser("%(prog)s IMAGE... --checkpoint FILE [flags]", about)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, or patterns like 'x/*.jpg'")
+    add_model_flags(parser, model=None)
+    add_device_flags(parser)
+    group = parser.add_argument_group("attention")
+    add = group.add_argument
+    add("--checkpoint", required=True, metavar="FILE", help="of a run of tools/train.py with --head intr or --probe ep")
+    _yes(group, "--no-ema", "use the trained weights, not their moving average")
+    add("--class-names", default="", metavar="FILE", help="text file of class names in order, or `imagenet`")
+    add("--label", default="", metavar="CLASS", help="name or number of the true class (default: the folder's name)")
+    add("--layer", type=int, default=-1, metavar="N", help="layer of INTR's decoder")
+    where = "folder for the pictures (default: output/attention, numbered where that is taken)"
     add("--output", default="", metavar="DIR", help=where)
     _reading(group)
     return parser

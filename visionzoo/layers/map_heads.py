@@ -1,7 +1,7 @@
 """Heads that read the last map of any backbone by a pooling of their own.
 
 `timm.create_model("zoo_...", head=...)` takes them in place of the model's own: a name of
-`visionzoo.layers.class_queries.HEADS`, or `dict(type=name, **options)`.
+`visionzoo.models._heads.HEADS`, or `dict(type=name, **options)`.
 """
 
 from __future__ import annotations

@@ -13,12 +13,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from visionzoo.layers.class_queries import ClassQueryHead
 from visionzoo.layers.heads import BranchHead
 from visionzoo.layers.map_heads import AttentiveHead, EfficientProbeHead, MapHead
 from visionzoo.layers.specs import Spec, build_spec, read_spec
 from visionzoo.models._contract import Contract
 
-HEADS: Mapping[str, type[MapHead]] = {"attentive": AttentiveHead, "ep": EfficientProbeHead}
+HEADS: Mapping[str, type[MapHead]] = {
+    "attentive": AttentiveHead,
+    "ep": EfficientProbeHead,
+    "intr": ClassQueryHead,
+}
 
 _logger = logging.getLogger(__name__)
 
@@ -64,6 +69,45 @@ def put_head(model: Contract, head: Spec, global_pool: str | None = None) -> Non
     model.HEAD_INPUT, model.head_reads_map = "NCHW", True
     model.head_layer = partial(layer, sum(dims), drop_rate=model.head_layer.keywords["drop_rate"])
     model.head = model._make_head(model.num_classes, model.default_pool)
+
+
+def head_attention(model: nn.Module, images: Tensor, *, layer: int = -1) -> list[Tensor]:
+    """Return what the queries of a model's head see of images, of each branch of the model.
+
+    Args:
+        model: a model with `head="intr"`, whose queries are the classes, or `head="ep"`.
+        images: [B, C, H, W].
+        layer: of INTR's decoder; -1 for the last.
+
+    Returns:
+        for each branch [B, G, K, h, w] of G heads and K queries, one head with "ep"; each map adds up to 1.
+
+    Raises:
+        ValueError: if the head has no queries, or no such layer.
+
+    >>> import timm, visionzoo
+    >>> model = timm.create_model("zoo_convit_t", head="ep", num_classes=3).eval()
+    >>> [seen.shape for seen in visionzoo.head_attention(model, torch.zeros(1, 3, 64, 48))]
+    [torch.Size([1, 1, 32, 4, 3])]
+    """
+    own: Any = getattr(model, "head", None)
+    heads: list[Any] = list(own) if isinstance(own, BranchHead) else [own]
+    if not all(isinstance(head, ClassQueryHead | EfficientProbeHead) for head in heads):
+        raise ValueError(
+            f"{type(model).__name__} has a {type(heads[0]).__name__} as its head, which has no queries: build it with "
+            f"head='intr' or head='ep'"
+        )
+    features = model.forward_features(images)  # type: ignore[operator]
+    found = []
+    for head, x in zip(heads, features if isinstance(features, tuple) else (features,), strict=True):
+        seen = head.attention(x)  # type: ignore[union-attr, operator]
+        if isinstance(head, EfficientProbeHead):
+            found.append(seen.unsqueeze(1))
+            continue
+        if not -len(seen) <= layer < len(seen):
+            raise ValueError(f"layer must be from {-len(seen)} to {len(seen) - 1}, got {layer=}")
+        found.append(seen[layer])
+    return found
 
 
 def head_tensors(model: Contract) -> list[str]:
