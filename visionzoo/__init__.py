@@ -10,6 +10,7 @@ from visionzoo.inference import optimize_for_inference
 from visionzoo.kernels import backends, set_backend, use_backend
 from visionzoo.layers.fuse import fuse
 from visionzoo.models._checkpoint import LoadReport, load_weights
+from visionzoo.models._heads import head_attention
 from visionzoo.models._hub import push_to_hub, save_pretrained
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "__version__",
     "backends",
     "fuse",
+    "head_attention",
     "load_weights",
     "models",
     "optimize_for_inference",

@@ -9,6 +9,7 @@ COUNT, WHOLE = Number(int, low=1), Number(int, low=0)
 AMOUNT, POSITIVE = Number(float, low=0), Number(float, above=0)
 SHARE, RATIO, BELOW_ONE = Number(float, low=0, high=1), Number(float, above=0, high=1), Number(float, low=0, below=1)
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+PROBES, HEADS = ("linear", "attentive", "ep"), ("attentive", "ep", "intr")
 SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "none")
 
 
@@ -128,6 +129,9 @@ def compare_parser() -> Parser:
         metavar="MODEL",
         help="names, each in quotes with arguments: 'NAME KEY=VALUE'",
     )
+    help = "probe each model when it is trained: linear, attentive, ep, in quotes with options: 'ep num_queries=16'"
+    add("--probes", nargs="+", default=[], metavar="PROBE", help=help)
+    add("--probe-epochs", type=COUNT, metavar="N", help="epochs of each probe (default: --epochs)")
     add("--write", default="", metavar="FILE", help="put table and picture into this Markdown file, between its marks")
     return parser
 
@@ -152,7 +156,12 @@ def _batch_flags(parser: Parser) -> None:
         "-vb", "--validation-batch-size", type=COUNT, metavar="N", help="the same at validation (default: --batch-size)"
     )
     add("--grad-accum-steps", type=COUNT, default=1, metavar="N", help="batches summed into one update")
-    _yes(group, "--freeze", "train the classifier alone: linear probing (visionzoo)")
+    _yes(group, "--freeze", "train the classifier alone: linear probing, or as --probe says (visionzoo)")
+    help = "what --freeze trains: linear (the default, the model's own classifier), attentive or ep (visionzoo)"
+    add("--probe", choices=PROBES, help=help)
+    add("--head", choices=HEADS, help="put this head onto a zoo_* model in place of its own (visionzoo)")
+    help = "options of --probe or --head: num_queries=16, d_out=2, ... (visionzoo)"
+    add("--head-kwargs", nargs="*", default={}, action=KeyValues, metavar="K=V", help=help)
     _yes(group, "--grad-checkpointing", "recompute activations in the backward pass to save memory")
     _yes(group, "--sync-bn", "batch norm over all devices")
     add("--dist-bn", default="reduce", choices=("broadcast", "reduce", ""), help="share batch norm averages per epoch")
@@ -334,6 +343,26 @@ def predict_parser() -> Parser:
     add("--class-names", default="", metavar="FILE", help="text file of class names in order, or `imagenet`")
     add("--topk", type=COUNT, default=5, metavar="K", help="classes to show")
     where = "folder for the pictures and predictions.jsonl (default: output/predict, numbered where that is taken)"
+    add("--output", default="", metavar="DIR", help=where)
+    _reading(group)
+    return parser
+
+
+def attention_parser() -> Parser:
+    """Return the parser of tools/attention.py."""
+    about = "Draw what the class queries of INTR, or the queries of efficient probing, see of images."
+    parser = Parser("%(prog)s IMAGE... --checkpoint FILE [flags]", about)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, or patterns like 'x/*.jpg'")
+    add_model_flags(parser, model=None)
+    add_device_flags(parser)
+    group = parser.add_argument_group("attention")
+    add = group.add_argument
+    add("--checkpoint", required=True, metavar="FILE", help="of a run of tools/train.py with --head intr or --probe ep")
+    _yes(group, "--no-ema", "use the trained weights, not their moving average")
+    add("--class-names", default="", metavar="FILE", help="text file of class names in order, or `imagenet`")
+    add("--label", default="", metavar="CLASS", help="name or number of the true class (default: the folder's name)")
+    add("--layer", type=int, default=-1, metavar="N", help="layer of INTR's decoder")
+    where = "folder for the pictures (default: output/attention, numbered where that is taken)"
     add("--output", default="", metavar="DIR", help=where)
     _reading(group)
     return parser

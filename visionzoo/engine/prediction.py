@@ -11,8 +11,8 @@ from timm.data import ImageNetInfo, create_transform
 
 from visionzoo.engine.charts import draw_prediction, is_picture, missing_fonts
 from visionzoo.engine.checkpoints import make_folder, write_atomically
-from visionzoo.engine.errors import UnreadableImageError, UserError, printable, require
-from visionzoo.engine.images import read_image
+from visionzoo.engine.errors import UserError, printable, require
+from visionzoo.engine.images import readable_images
 from visionzoo.engine.models import autocast, restore, try_images
 from visionzoo.engine.names import read_names
 from visionzoo.engine.outputs import free_path
@@ -38,25 +38,18 @@ def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
     trained = restore(args)
     model = trained.model.to(process.device).eval()
     try_images(model, args.model or trained.args["model"], trained.data_config["input_size"])
-    names = _names(args.class_names, trained.class_names, trained.num_classes)
+    names = choose_names(args.class_names, trained.class_names, trained.num_classes)
     transform = create_transform(**trained.data_config, is_training=False)
-    mode = trained.mode
     folder = Path(args.output or free_path(DEFAULT))  # as given, earlier predictions of other images stay in it
     make_folder(folder)
     table = Predictions(folder)
 
     results: list[dict[str, Any]] = []
-    skipped: list[str] = []
+    skipped: list[str] | None = [] if args.skip_bad_images else None
     undrawn: set[str] = set()
     with table:
-        for path in tqdm(paths, unit="image", disable=None):
-            try:
-                image = read_image(path, mode, upright=trained.upright)
-            except UnreadableImageError as error:
-                if not args.skip_bad_images:
-                    raise
-                skipped.append(str(error))
-                continue
+        shown = tqdm(paths, unit="image", disable=None)
+        for path, image in readable_images(shown, trained.mode, upright=trained.upright, skipped=skipped):
             with torch.inference_mode(), autocast(args, process.device):
                 logits = model(transform(image)[None].to(process.device))
             scores = logits.float().sigmoid() if trained.multi_label else logits.float().softmax(-1)
@@ -162,7 +155,12 @@ def _say(*lines: str) -> None:
         print(*(printable(line) for line in lines), sep="\n  ")
 
 
-def _names(given: str, recorded: list[str] | None, num_classes: int) -> list[str]:
+def choose_names(given: str, recorded: list[str] | None, num_classes: int) -> list[str]:
+    """Return what the classes are called: as --class-names says, as recorded, as ImageNet's, or by their numbers.
+
+    Raises:
+        UserError: there are not as many names as classes.
+    """
     if given and given != "imagenet":
         names = read_names(Path(given), "class names")
     elif recorded and not given:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from visionzoo.layers.fuse import fuse, unfused_part
 from visionzoo.models._contract import Contract
 from visionzoo.models._gating import PLACE, gate_tensors, keep_gates
+from visionzoo.models._heads import drop_other_head, head_tensors, keep_head
 from visionzoo.text import some
 
 _logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ def load_weights(
     strict: bool = True,
     allow_partial: bool = False,
     new_gates: bool = False,
+    new_head: bool = False,
     use_ema: bool = True,
 ) -> LoadReport:
     """Load weights into a model of the zoo, whoever's names they have.
@@ -92,6 +94,8 @@ def load_weights(
         allow_partial: accept that less than 90 % of the model's tensors are found.
         new_gates: accept a checkpoint of the model without gates (`gates=` of timm.create_model), which keep their
             initial values; the report has them as missing.
+        new_head: the same of a checkpoint with another head than the one put onto the model (`head=`); the tensors of
+            the checkpoint's head are left out.
         use_ema: take averaged weights where the checkpoint has them.
 
     Raises:
@@ -115,7 +119,8 @@ def load_weights(
             f"the model was fused for inference ({part} is folded), {where} is of an unfused one: load it into an "
             f"unfused model and fuse that (visionzoo.fuse)"
         )
-    report = LoadReport(names, adapted=fit_tables(state, backbone), beside=beside)
+    report = LoadReport(names, dropped=drop_other_head(state, backbone), beside=beside)
+    report.adapted += fit_tables(state, backbone)
     _drop_absent_parts(state, backbone, report)
     kept = _adapt(state, backbone, own, report, strict, where)
     report.loaded = [name for name in own if name in state]
@@ -128,10 +133,15 @@ def load_weights(
             f"{where} is of a model that was fused for inference ({some(sorted(folded), 2)} are of folding), which "
             f"cannot be undone: give the weights of the model that was fused, or load these into visionzoo.fuse(model)"
         )
-    gates = gate_tensors(backbone)
-    ungated = bool(gates) and not any(name in state for name in gates)
-    missing = [name for name in report.missing if not (ungated and name in gates)]
-    count = len(own) - (len(gates) if ungated else 0)
+    gates, heads = gate_tensors(backbone), head_tensors(backbone)
+    new = {  # parts that the checkpoint is without: their tensors, and whether that is accepted
+        kind: (tensors, accepted)
+        for kind, tensors, accepted in (("gates", gates, new_gates), ("head", heads, new_head))
+        if tensors and not any(name in state for name in tensors)
+    }
+    put = {name for tensors, _ in new.values() for name in tensors}
+    missing = [name for name in report.missing if name not in put]
+    count = len(own) - len(put)
     found = count - len(missing)
     if found < 0.9 * count and not allow_partial:
         raise WeightsError(
@@ -139,12 +149,20 @@ def load_weights(
             f"is probably a checkpoint of another model. {report}.",
             "Pass allow_partial=True to load it all the same.",
         )
-    if strict and (missing or report.unexpected or (ungated and not new_gates)):
+    refused = [kind for kind, (_, accepted) in new.items() if not accepted]
+    if strict and (missing or report.unexpected or refused):
         what, advice = "", "Pass strict=False to load what fits."
-        if ungated and not missing and not report.unexpected:
-            advice = "Only the gates are missing: pass new_gates=True to keep their initial values, and train them."
+        if refused and not missing and not report.unexpected:
+            permission = ", ".join(f"new_{kind}=True" for kind in refused)
+            verb = "are" if "gates" in refused else "is"
+            advice = (
+                f"Only the {' and the '.join(refused)} {verb} missing: pass {permission} to keep their initial "
+                "values, and train them."
+            )
         elif any(f".{PLACE}." in name for name in report.unexpected):
             what = " The checkpoint is of a model with gates: build it with the same gates=."
+        elif not heads and any(re.match(r"head\.(\d\.)?pooling\.", name) for name in report.unexpected):
+            what = " The checkpoint is of a model with another head: build it with the same head=."
         raise WeightsError(f"{where} does not fit {type(backbone).__name__}. {report}.{what}", advice)
     if unreadable := [name for name in report.loaded if not _is_plain(state[name])]:
         raise ValueError(
@@ -303,6 +321,7 @@ def filter_for_timm(checkpoint: Mapping[str, Any], model: Contract) -> dict[str,
         if name in state and state[name].shape != model.state_dict()[name].shape:
             del state[name]  # of other classes, as the classifiers that timm leaves out
     keep_gates(state, model)
+    keep_head(state, model)
     return state
 
 
