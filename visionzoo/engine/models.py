@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import copy
+import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,13 +12,14 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import resolve_data_config
+from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 import visionzoo  # noqa: F401  registers the zoo_* models
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.data import image_mode
-from visionzoo.engine.errors import UserError, closest
+from visionzoo.engine.errors import UnreadableImageError, UserError, closest, printable
+from visionzoo.engine.images import read_image
 from visionzoo.engine.recorded import (
     DATA_CONFIG,
     Recorded,
@@ -27,6 +29,7 @@ from visionzoo.engine.recorded import (
     recorded_beside,
     take_model,
 )
+from visionzoo.engine.search import find_images
 from visionzoo.models._checkpoint import WeightsError, load_weights, unwrap_state_dict
 from visionzoo.models._hub import READING, not_finite, published
 from visionzoo.models._licenses import NonCommercialError, check
@@ -353,3 +356,35 @@ def _trained(args: argparse.Namespace, model: nn.Module, config: dict[str, Any],
     if names and len(names) != model.num_classes:
         raise UserError(f"{source} names {len(names)} classes, the model has {model.num_classes}; give the right one")
     return Trained(model, config, names, {**found.model, **found.images}, reading, found)
+
+
+def draw_images(args: argparse.Namespace, trained: Trained) -> Tensor:
+    """Return a batch of the images that a command names, `args.num_images` drawn without replacement, transformed.
+
+    Raises:
+        UserError: none can be read, or one cannot and is not to be passed over.
+    """
+    notes: list[str] = []
+    paths = list(dict.fromkeys(find_images(args.images, notes)))
+    if len(paths) < args.num_images:
+        notes.append(f"{len(paths)} images are there, of --num-images {args.num_images}")
+    random.Random(args.seed).shuffle(paths)
+    transform: Any = create_transform(**trained.data_config, is_training=False)
+    batch: list[Tensor] = []
+    skipped: list[str] = []
+    for path in paths:
+        if len(batch) == args.num_images:
+            break
+        try:
+            batch.append(transform(read_image(path, trained.mode, upright=trained.upright)))
+        except UnreadableImageError as error:
+            if not args.skip_bad_images:
+                raise
+            skipped.append(str(error))
+    if skipped:
+        notes.append(f"{len(skipped)} unreadable images were passed over: {'; '.join(skipped)}")
+    for note in notes:
+        print(printable(note))
+    if not batch:
+        raise UserError("not one image could be used")
+    return torch.stack(batch)
