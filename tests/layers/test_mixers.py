@@ -294,6 +294,7 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ({"type": "levit", "num_heads": 0}, r"num_heads must divide dim, got dim=16 and num_heads=0"),
         ({"type": "single_head", "partial_dim": 17}, r"partial_dim must be from 1 to dim=16, got partial_dim=17"),
         ({"type": "single_head", "qk_dim": 0}, r"qk_dim must be positive, got qk_dim=0"),
+        ({"type": "subspace", "head_dim": 0}, r"SubspaceMixer: head_dim must be positive, got head_dim=0"),
         ({"type": "super_token", "token_size": 0}, r"must be positive, got token_size=0 and num_iterations=1"),
         ({"type": "super_token", "num_iterations": 0}, r"must be positive, got token_size=8 and num_iterations=0"),
         ({"type": "super_token", "refinement": "conv"}, r"unknown refinement='conv', expected one of \('attention', "),

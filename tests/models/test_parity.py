@@ -24,6 +24,12 @@ MODELS = {  # record -> model
     "cpvt/pcpvt_base_v0": "zoo_pcpvt_b",
     "cpvt/pcpvt_large_v0": "zoo_pcpvt_l",
     "cpvt/pcpvt_small_v0": "zoo_pcpvt_s",
+    "crate/crate_base": "zoo_crate_b",
+    "crate/crate_large": "zoo_crate_l",
+    "crate/crate_one_head": "zoo_crate_t",
+    "crate/crate_options": "zoo_crate_t",
+    "crate/crate_small": "zoo_crate_s",
+    "crate/crate_tiny": "zoo_crate_t",
     "crossvit/crossvit_15": "zoo_crossvit_15",
     "crossvit/crossvit_15_dagger": "zoo_crossvit_15_dagger",
     "crossvit/crossvit_15_dagger_384": "zoo_crossvit_15_dagger_384",
@@ -118,6 +124,7 @@ MODELS = {  # record -> model
 }
 TOKENS = {  # family whose records hold tokens -> the recorded features, of the states after all blocks and the end
     "convit": lambda states, last: [states[0].x, states[9].x, states[11].x, last],
+    "crate": lambda states, last: [states[i].x for i in (0, len(states) // 2 - 1, -1)],
     "crossvit": lambda states, last: [tokens.map().permute(0, 3, 1, 2) for state in states for tokens in state],
     "tnt": lambda states, last: [
         *(t for i in (0, -1) for t in (states[i].pixels.flatten(1, 2), states[i].tokens.x)),
@@ -130,6 +137,20 @@ OPTIONS = {  # record that is not of a published model -> arguments
     "inline/inline_deit_b": {"img_size": 64},
     "inline/inline_deit_s": {"img_size": 96},
     "flowformer/flowformer_tiny": {"embed_dims": (24, 48, 96, 192), "depths": (1, 1, 2, 1)},
+    "crate/crate_base": {"img_size": 64, "depth": 2},
+    "crate/crate_large": {"img_size": 64},
+    "crate/crate_one_head": {"num_classes": 10, "img_size": 64, "depth": 2, "embed_dim": 16, "num_heads": 1},
+    "crate/crate_options": {
+        "num_classes": 10,
+        "img_size": (16, 32),
+        "patch_size": 8,
+        "depth": 4,
+        "embed_dim": 24,
+        "num_heads": 2,
+        "head_dim": 5,
+        "step_size": 0.3,
+    },
+    "crate/crate_small": {"img_size": 64, "depth": 2},
     "crossvit/crossvit_options": {
         "num_classes": 10,
         "img_size": 48,

@@ -40,6 +40,7 @@ from visionzoo.layers.mixers.routed import RoutedMixer
 from visionzoo.layers.mixers.single_head import SingleHeadMixer
 from visionzoo.layers.mixers.spatial_reduction import SpatialReductionMixer
 from visionzoo.layers.mixers.spectral_gate import SpectralGateMixer
+from visionzoo.layers.mixers.subspace import SubspaceMixer
 from visionzoo.layers.mixers.super_token import SuperTokenMixer
 from visionzoo.layers.mixers.window import WindowMixer
 from visionzoo.layers.specs import Spec, build_spec, by_part, in_turn, read_spec
@@ -75,6 +76,7 @@ __all__ = [
     "SingleHeadMixer",
     "SpatialReductionMixer",
     "SpectralGateMixer",
+    "SubspaceMixer",
     "SuperTokenMixer",
     "WindowMixer",
     "build_mixer",
@@ -110,6 +112,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "single_head": SingleHeadMixer,
     "spatial_reduction": SpatialReductionMixer,
     "spectral_gate": SpectralGateMixer,
+    "subspace": SubspaceMixer,
     "super_token": SuperTokenMixer,
     "window": WindowMixer,
 }
