@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from visionzoo.models import cswin, flatten, pvt, swin
-from visionzoo.models._isotropic import PlainTransformer
 from visionzoo.models._registry import Published, Variant, register_family
+from visionzoo.models.plain import PlainTransformer
 
 
 class InLineDeiT(PlainTransformer):

@@ -29,6 +29,7 @@ from visionzoo.layers.mixers.halo import HaloMixer
 from visionzoo.layers.mixers.hashed_linear import HashedLinearMixer
 from visionzoo.layers.mixers.hilo import HiLoMixer
 from visionzoo.layers.mixers.injective_linear import InjectiveLinearMixer
+from visionzoo.layers.mixers.kolmogorov_arnold import KolmogorovArnoldMixer
 from visionzoo.layers.mixers.large_kernel_ffn import LargeKernelFfnMixer
 from visionzoo.layers.mixers.levit import LevitMixer
 from visionzoo.layers.mixers.linear import LinearMixer
@@ -64,6 +65,7 @@ __all__ = [
     "HashedLinearMixer",
     "HiLoMixer",
     "InjectiveLinearMixer",
+    "KolmogorovArnoldMixer",
     "LargeKernelFfnMixer",
     "LevitMixer",
     "LinearMixer",
@@ -102,6 +104,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "hashed_linear": HashedLinearMixer,
     "hilo": HiLoMixer,
     "injective_linear": InjectiveLinearMixer,
+    "kolmogorov_arnold": KolmogorovArnoldMixer,
     "large_kernel_ffn": LargeKernelFfnMixer,
     "levit": LevitMixer,
     "linear": LinearMixer,
