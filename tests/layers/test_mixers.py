@@ -31,6 +31,7 @@ SMALL = {  # options that suit tiny maps
     "factorized": {"reduction": 2, "window_size": 3},
     "focused_linear": {"position_size": 3},
     "injective_linear": {"lepe_kernel": 3},
+    "kolmogorov_arnold": {"map_size": 4, "rank": 3},
     "levit": {"map_size": 4},
     "mixture_of_heads": {"reduction": 1},
     "neighborhood": {"kernel_size": 3, "dilation": 2},
@@ -293,6 +294,12 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
             r"unknown feature_map='elu', expected one of \('identity', ",
         ),
         ({"type": "injective_linear", "window_size": 4, "shift_size": 4}, r"got window_size=4 and shift_size=4"),
+        ({"type": "kolmogorov_arnold", "base": "relu"}, r"unknown base='relu', expected one of \('zero', 'identity', "),
+        (
+            {"type": "kolmogorov_arnold", "rank": 0},
+            r"must be positive .*got map_size=14, rank=0, grid_size=3",
+        ),
+        ({"type": "kolmogorov_arnold", "prefix_tokens": -1}, r"prefix_tokens not negative, got .*prefix_tokens=-1"),
         (
             {"type": "large_kernel_ffn", "kernel_sizes": (7, 4)},
             r"kernel_sizes\[1\] must be odd .*got kernel_sizes\[1\]=4",
@@ -313,6 +320,7 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ({"type": "levit", "num_heads": 0}, r"num_heads must divide dim, got dim=16 and num_heads=0"),
         ({"type": "single_head", "partial_dim": 17}, r"partial_dim must be from 1 to dim=16, got partial_dim=17"),
         ({"type": "single_head", "qk_dim": 0}, r"qk_dim must be positive, got qk_dim=0"),
+        ({"type": "subspace", "head_dim": 0}, r"SubspaceMixer: head_dim must be positive, got head_dim=0"),
         ({"type": "super_token", "token_size": 0}, r"must be positive, got token_size=0 and num_iterations=1"),
         ({"type": "super_token", "num_iterations": 0}, r"must be positive, got token_size=8 and num_iterations=0"),
         ({"type": "super_token", "refinement": "conv"}, r"unknown refinement='conv', expected one of \('attention', "),

@@ -368,21 +368,37 @@ def attention_parser() -> Parser:
     return parser
 
 
+def _drawn_images(parser: Parser, weights: str) -> None:
+    """Add which images a command draws, and the weights of the model that it shows them to."""
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, or patterns like 'x/*.jpg'")
+    add_model_flags(parser, model=None)
+    add_device_flags(parser)
+    group = parser.add_argument_group("images and weights")
+    group.add_argument("--checkpoint", required=True, metavar="FILE", help=weights)
+    _yes(group, "--no-ema", "use the trained weights, not their moving average")
+    drawn = "images to take, drawn from those that are named"
+    group.add_argument("--num-images", type=COUNT, default=32, metavar="N", help=drawn)
+    _reading(group)
+
+
 def fit_hashes_parser() -> Parser:
     """Return the parser of tools/fit_hashes.py."""
     about = "Fit the hash functions of a model with hashed attention to images: its checkpoint, with them."
     parser = Parser("%(prog)s IMAGE... --checkpoint FILE [flags]", about)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, or patterns like 'x/*.jpg'")
-    add_model_flags(parser, model=None)
-    add_device_flags(parser)
-    group = parser.add_argument_group("fitting")
-    add = group.add_argument
-    add("--checkpoint", required=True, metavar="FILE", help="weights: the model's, or of its softmax form")
-    _yes(group, "--no-ema", "use the trained weights, not their moving average")
-    add("--num-images", type=COUNT, default=32, metavar="N", help="images to fit to, drawn from those that are named")
+    _drawn_images(parser, "weights: the model's, or of its softmax form")
+    add = parser.add_argument_group("fitting").add_argument
     add("--neighbors", type=COUNT, default=10, metavar="N", help="tokens most and least like another, of each so many")
     add("--steps", type=COUNT, default=100, metavar="N", help="steps of SGD for each bit")
     where = "file to write (default: output/fit_hashes/MODEL.pth, numbered where that is taken)"
     add("--output", default="", metavar="FILE", help=where)
-    _reading(group)
+    return parser
+
+
+def sparse_rate_parser() -> Parser:
+    """Return the parser of tools/sparse_rate.py."""
+    about = "Measure what CRATE's layers optimise, coding rates and sparsity, on images: a table and a plot."
+    parser = Parser("%(prog)s IMAGE... --checkpoint FILE [flags]", about)
+    _drawn_images(parser, "weights of the model")
+    where = "folder to write to (default: output/sparse_rate/MODEL, numbered where that is taken)"
+    parser.add_argument("--output", default="", metavar="FOLDER", help=where)
     return parser

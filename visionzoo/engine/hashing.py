@@ -1,23 +1,19 @@
 """Hash functions fitted to images, block by block in one forward pass, and the checkpoint that holds them."""
 
 import argparse
-import random
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import create_transform
 from timm.models import safe_model_name
 from torch import Tensor, nn
 
 from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UserError, printable, require
-from visionzoo.engine.images import readable_images, seed_everything
-from visionzoo.engine.models import Trained, autocast, restore, try_images
+from visionzoo.engine.images import seed_everything
+from visionzoo.engine.models import Trained, autocast, draw_images, restore, try_images
 from visionzoo.engine.outputs import free_path
 from visionzoo.engine.parallel import start_process
-from visionzoo.engine.search import find_images
 from visionzoo.kernels.precision import without_autocast
 from visionzoo.layers.hashing import KernelHash, fit_hash
 from visionzoo.models._checkpoint import rename
@@ -99,30 +95,6 @@ def _with_hashes(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _hashes(model: nn.Module) -> dict[str, KernelHash]:
     return {name: module for name, module in model.named_modules() if isinstance(module, KernelHash)}
-
-
-def draw_images(args: argparse.Namespace, trained: Trained) -> Tensor:
-    """Return a batch of `--num-images` of the images that are named, drawn without replacement.
-
-    Raises:
-        UserError: there are none, or one cannot be read.
-    """
-    notes: list[str] = []
-    paths = list(dict.fromkeys(find_images(args.images, notes)))
-    if len(paths) < args.num_images:
-        notes.append(f"{len(paths)} images are there, of --num-images {args.num_images}")
-    random.Random(args.seed).shuffle(paths)
-    transform: Any = create_transform(**trained.data_config, is_training=False)
-    skipped: list[str] | None = [] if args.skip_bad_images else None
-    readable = readable_images(paths, trained.mode, upright=trained.upright, skipped=skipped)
-    batch: list[Tensor] = [transform(image) for _, image in islice(readable, args.num_images)]
-    if skipped:
-        notes.append(f"{len(skipped)} unreadable images were passed over: {'; '.join(skipped)}")
-    for note in notes:
-        print(printable(note))
-    if not batch:
-        raise UserError("not one image to fit to could be used")
-    return torch.stack(batch)
 
 
 def _write(

@@ -172,10 +172,14 @@ class TokenBlock(Block):
         branch = tokens._replace(x=self.mlp(self.norm2(before if seen is None else seen)))
         if not isinstance(self.branch_gate, nn.Identity):
             branch = branch.with_map(self.branch_gate(branch.map()))
-        tokens = tokens._replace(x=self._add(before, branch.x, self.ls2))
+        tokens = tokens._replace(x=self.join_channels(before, branch.x))
         if self.score == "shift":
             tokens = tokens._replace(scores=_length((tokens.x - before)[:, tokens.prefix :]))
         return tokens if isinstance(self.peg, nn.Identity) else tokens.with_map(self.peg(tokens.map()))
+
+    def join_channels(self, x: Tensor, branch: Tensor) -> Tensor:
+        """Return what becomes of the tokens [B, P + N, C] and the MLP's branch."""
+        return self._add(x, branch, self.ls2)
 
 
 class OneNormTokenBlock(TokenBlock):

@@ -30,6 +30,7 @@ from visionzoo.layers.mixers.halo import HaloMixer
 from visionzoo.layers.mixers.hashed_linear import HashedLinearMixer
 from visionzoo.layers.mixers.hilo import HiLoMixer
 from visionzoo.layers.mixers.injective_linear import InjectiveLinearMixer
+from visionzoo.layers.mixers.kolmogorov_arnold import KolmogorovArnoldMixer
 from visionzoo.layers.mixers.large_kernel_ffn import LargeKernelFfnMixer
 from visionzoo.layers.mixers.levit import LevitMixer
 from visionzoo.layers.mixers.linear import LinearMixer
@@ -42,6 +43,7 @@ from visionzoo.layers.mixers.single_head import SingleHeadMixer
 from visionzoo.layers.mixers.sparsifiner import SparsifinerMixer
 from visionzoo.layers.mixers.spatial_reduction import SpatialReductionMixer
 from visionzoo.layers.mixers.spectral_gate import SpectralGateMixer
+from visionzoo.layers.mixers.subspace import SubspaceMixer
 from visionzoo.layers.mixers.super_token import SuperTokenMixer
 from visionzoo.layers.mixers.taylor_shift import TaylorShiftMixer
 from visionzoo.layers.mixers.window import WindowMixer
@@ -67,6 +69,7 @@ __all__ = [
     "HashedLinearMixer",
     "HiLoMixer",
     "InjectiveLinearMixer",
+    "KolmogorovArnoldMixer",
     "LargeKernelFfnMixer",
     "LevitMixer",
     "LinearMixer",
@@ -80,6 +83,7 @@ __all__ = [
     "SparsifinerMixer",
     "SpatialReductionMixer",
     "SpectralGateMixer",
+    "SubspaceMixer",
     "SuperTokenMixer",
     "TaylorShiftMixer",
     "WindowMixer",
@@ -107,6 +111,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "hashed_linear": HashedLinearMixer,
     "hilo": HiLoMixer,
     "injective_linear": InjectiveLinearMixer,
+    "kolmogorov_arnold": KolmogorovArnoldMixer,
     "large_kernel_ffn": LargeKernelFfnMixer,
     "levit": LevitMixer,
     "linear": LinearMixer,
@@ -118,6 +123,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "sparsifiner": SparsifinerMixer,
     "spatial_reduction": SpatialReductionMixer,
     "spectral_gate": SpectralGateMixer,
+    "subspace": SubspaceMixer,
     "super_token": SuperTokenMixer,
     "taylor_shift": TaylorShiftMixer,
     "window": WindowMixer,
