@@ -8,6 +8,7 @@ import torch
 from golden import Record, relative_error, sample
 
 import visionzoo
+from visionzoo.layers.tokens import Tokens
 
 MODELS = {  # record -> model
     "activator/activator_cifar": "zoo_activator_glu",
@@ -92,6 +93,10 @@ MODELS = {  # record -> model
     "litv2/litv2_b_384": "zoo_litv2_b",
     "litv2/litv2_m": "zoo_litv2_m",
     "litv2/litv2_s": "zoo_litv2_s",
+    "mega/mega_batchnorm": "zoo_mega_t",
+    "mega/mega_layernorm": "zoo_mega_t",
+    "mega/mega_scalenorm": "zoo_mega_t",
+    "mega/mega_tiny": "zoo_mega_t",
     "moh/moh_vit_b_50": "zoo_moh_vit_b_50",
     "moh/moh_vit_s_80": "zoo_moh_vit_s_80",
     "dynperceiver/mobilenetv3_075": "zoo_dynperceiver_mobilenetv3_075",
@@ -100,6 +105,12 @@ MODELS = {  # record -> model
     "dynperceiver/regnet_400m_other_size": "zoo_dynperceiver_regnet_400m",
     "dynperceiver/resnet50_0375": "zoo_dynperceiver_resnet50_0375",
     "dynperceiver/resnet50_0375_other_size": "zoo_dynperceiver_resnet50_0375",
+    "gmm/gmm_cait_cifar": "zoo_gmm_cait_tiny",
+    "gmm/gmm_cait_small": "zoo_gmm_cait",
+    "gmm/gmm_swin_cifar": "zoo_gmm_swin",
+    "gmm/gmm_swin_small": "zoo_gmm_swin",
+    "gmm/gmm_vit_cifar": "zoo_gmm_vit",
+    "gmm/gmm_vit_small": "zoo_gmm_vit",
     "halonet/halonet26t": "zoo_halonet_26t",
     "poolformer/poolformer_s12": "zoo_poolformer_s12",
     "shvit/shvit_s1": "zoo_shvit_s1",
@@ -147,6 +158,8 @@ TOKENS = {  # family whose records hold tokens -> the recorded features, of the 
     "convit": lambda states, last: [states[0].x, states[9].x, states[11].x, last],
     "crate": lambda states, last: [states[i].x for i in (0, len(states) // 2 - 1, -1)],
     "crossvit": lambda states, last: [tokens.map().permute(0, 3, 1, 2) for state in states for tokens in state],
+    "gmm": lambda states, last: [states[-1].x if isinstance(states[-1], Tokens) else last.flatten(2).mT],
+    "mega": lambda states, last: [states[0].x, states[-1].x, last],
     "ninformer": lambda states, last: [tokens.x for tokens in states],
     "dynperceiver": lambda states, last: [
         *(state.feature for state in states),
@@ -161,6 +174,18 @@ TOKENS = {  # family whose records hold tokens -> the recorded features, of the 
     "flowformer": lambda states, last: [state.flatten(2).mT for state in (*states, last)],
 }
 ACTIVATOR_SMALL = {"num_classes": 7, "depth": 3, "embed_dim": 24, "mlp_ratio": 1.5, "patch_size": 8}
+GMM_SMALL = {"num_classes": 7, "img_size": 24, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_kernels": 3}
+MEGA_SMALL = {
+    "num_classes": 7,
+    "img_size": 48,
+    "patch_size": 8,
+    "depth": 2,
+    "embed_dim": 16,
+    "value_ratio": 1.5,
+    "mlp_ratio": 2.5,
+    "qk_dim": 6,
+    "num_averages": 3,
+}
 OPTIONS = {  # record that is not of a published model -> arguments
     "activator/activator_cifar": {"num_classes": 10},
     "activator/activator_geglu_cifar": {"num_classes": 10},
@@ -195,10 +220,25 @@ OPTIONS = {  # record that is not of a published model -> arguments
         "qkv_bias": False,
         "conv_stem": True,
     },
+    "gmm/gmm_cait_cifar": {"num_classes": 10},
+    "gmm/gmm_cait_small": {**GMM_SMALL, "class_depth": 3, "head_dim": 5, "mlp_ratio": 1.5},
+    "gmm/gmm_swin_cifar": {"num_classes": 10},
+    "gmm/gmm_swin_small": {
+        "num_classes": 7,
+        "embed_dims": (16, 32),
+        "depths": (2, 1),
+        "num_heads": (2, 4),
+        "num_kernels": 3,
+    },
+    "gmm/gmm_vit_cifar": {"num_classes": 100},
+    "gmm/gmm_vit_small": {**GMM_SMALL, "mlp_ratio": 3.0},
     "spectformer/spectformer_b": {"img_size": 64},
     "spectformer/spectformer_l": {"img_size": 64},
     "spectformer/spectformer_ti": {"img_size": 96},
     "spectformer/spectformer_xs": {"img_size": 64},
+    "mega/mega_batchnorm": {**MEGA_SMALL, "norm_layer": "batch_norm"},
+    "mega/mega_layernorm": {**MEGA_SMALL, "hidden_features": 10},
+    "mega/mega_scalenorm": {**MEGA_SMALL, "norm_layer": "scale_norm", "position_table": False},
     "ninformer/ninformer_cifar": {"num_classes": 10},
     "ninformer/ninformer_small": {
         "num_classes": 7,

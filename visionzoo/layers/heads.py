@@ -237,9 +237,10 @@ class TokenHead(nn.Module):
         distilled: have the second classifier, on the second prefix token (DeiT, arXiv:2012.12877). Its logits are
             averaged with the first's, or returned beside them in training when `distilled_training` is set.
         map_heads: heads of the attention of "map".
+        norm_layer: called with C, for a norm of what is pooled; None for none.
     """
 
-    POOLS = ("token", "avg", "max", "avgmax", "map", "")
+    POOLS: tuple[str, ...] = ("token", "avg", "max", "avgmax", "map", "")
 
     def __init__(
         self,
@@ -251,12 +252,14 @@ class TokenHead(nn.Module):
         prefix_tokens: int = 1,
         distilled: bool = False,
         map_heads: int = 1,
+        norm_layer: Callable[[int], nn.Module] | None = None,
     ):
         super().__init__()
         self.in_features, self.prefix_tokens, self.map_heads = in_features, prefix_tokens, map_heads
         self.distilled, self.distilled_training = distilled, False
         self.pool_type = ""
         self.attn_pool: nn.Module | None = None
+        self.norm = norm_layer(in_features) if norm_layer else nn.Identity()
         self.drop = nn.Dropout(drop_rate)
         self.reset(num_classes, pool_type)
 
@@ -290,14 +293,15 @@ class TokenHead(nn.Module):
     def pool(self, x: Tensor) -> Tensor:
         """[B, P + N, C] to [B, C], or the tokens as they are where there is no pooling."""
         if self.attn_pool is not None:
-            return self.attn_pool(x[:, self.prefix_tokens :])
-        return global_pool_nlc(x, self.pool_type, self.prefix_tokens)
+            return self.norm(self.attn_pool(x[:, self.prefix_tokens :]))
+        return self.norm(global_pool_nlc(x, self.pool_type, self.prefix_tokens))
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """[B, P + N, C] to [B, num_classes]; with `pre_logits` to pooled features [B, C]."""
         if not (self.distilled and self.pool_type):
             x = self.pool(x)
             return x if pre_logits or not self.num_classes else self.fc(self.drop(x))
+        x = self.norm(x)
         if pre_logits or not self.num_classes:
             return (x[:, 0] + x[:, 1]) / 2
         logits, logits_dist = self.fc(self.drop(x[:, 0])), self.fc_dist(self.drop(x[:, 1]))

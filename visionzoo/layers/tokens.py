@@ -90,20 +90,20 @@ def mean_token(x: Tensor, keep: Tensor | None) -> Tensor:
     return (x * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=1)
 
 
-def mix_tokens(mixer: nn.Module, tokens: Tokens) -> Tensor:
+def mix_tokens(mixer: nn.Module, tokens: Tokens, unnormed: Tokens | None = None) -> Tensor:
     """Return what a mixer of maps makes of tokens, [B, P + M, C].
 
     Where the mixer has a place for prefix tokens (`Mixer.takes_prefix_tokens`), they take part like any other token.
     Else it sees the map alone, and the prefix tokens get zeros: a residual branch leaves them as they are. Tokens that
-    reducers left are for mixers that `takes_dropped_tokens`, as those who put the reducers in have checked.
+    reducers left are for mixers that `takes_dropped_tokens`, as those who put the reducers in have checked. A mixer
+    that `sees_input` gets `unnormed`, the tokens before the norm, as well.
     """
-    if tokens.source is not None or tokens.keep is not None:
-        return mixer(tokens.x.unsqueeze(1), **_beside(mixer, tokens)).squeeze(1)
-    if not tokens.prefix:
-        return mixer(tokens.map()).flatten(1, 2)
-    if isinstance(mixer, Mixer) and mixer.takes_prefix_tokens:
-        return mixer(tokens.x.unsqueeze(1), **_beside(mixer, tokens)).squeeze(1)
-    return F.pad(mixer(tokens.map()).flatten(1, 2), (0, 0, tokens.prefix, 0))
+    given = [tokens] if unnormed is None or not getattr(mixer, "sees_input", False) else [tokens, unnormed]
+    reduced = tokens.source is not None or tokens.keep is not None
+    if reduced or (tokens.prefix and isinstance(mixer, Mixer) and mixer.takes_prefix_tokens):
+        return mixer(*(each.x.unsqueeze(1) for each in given), **_beside(mixer, tokens)).squeeze(1)
+    mixed = mixer(*(each.map() for each in given)).flatten(1, 2)
+    return F.pad(mixed, (0, 0, tokens.prefix, 0)) if tokens.prefix else mixed
 
 
 def mix_and_score(mixer: nn.Module, tokens: Tokens, kind: str) -> tuple[Tensor, Tensor]:
@@ -160,7 +160,7 @@ class TokenBlock(Block):
                 mixed, scores = mix_and_score(self.mixer, normalised, self.score)
                 tokens = tokens._replace(scores=scores)
             else:
-                mixed = mix_tokens(self.mixer, normalised)
+                mixed = mix_tokens(self.mixer, normalised, tokens)
             tokens = tokens._replace(x=self._add(tokens.x, mixed, self.ls1))
         if self.cpe2 is not None:
             tokens = tokens.with_map(self.cpe2(x := tokens.map(), residual=x))

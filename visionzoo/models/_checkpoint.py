@@ -330,11 +330,14 @@ def fit_tables(state: dict[str, Tensor], model: Contract) -> list[str]:
     own, fitted = model.state_dict(), []
     for name in [name for name in state if name in own and state[name].shape != own[name].shape]:
         path, _, parameter = name.rpartition(".")
-        module: Any = model.get_submodule(path)
-        if not hasattr(module, "fit_weight"):
+        above, _, child = path.rpartition(".")
+        fit = getattr(model.get_submodule(path), "fit_weight", None)
+        if fit is None and hasattr(parent := model.get_submodule(above), "fit_child_weight"):
+            fit, parameter = parent.fit_child_weight, f"{child}.{parameter}"
+        if fit is None:
             continue
         try:
-            weight = module.fit_weight(parameter, state[name])
+            weight: Any = fit(parameter, state[name])
         except (IndexError, RuntimeError, ValueError) as error:
             raise ValueError(
                 f"{name} {tuple(state[name].shape)} cannot be brought to {tuple(own[name].shape)}: {error}"

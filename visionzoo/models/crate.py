@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from visionzoo.layers.mlp import IstaStep
 from visionzoo.layers.norm import LayerNorm
-from visionzoo.layers.stem import PatchStem
+from visionzoo.layers.stem import NormedPatchStem
 from visionzoo.layers.tokens import TokenBlock
 from visionzoo.models._isotropic import Isotropic, build_blocks
 from visionzoo.models._registry import Published, Variant, register_family
@@ -104,7 +104,7 @@ class CRATE(Isotropic):
             embed_dim=embed_dim,
             patch_size=patch_size,
             img_size=img_size,
-            stem=PatchStem(in_chans, embed_dim, patch_size),
+            stem=NormedPatchStem(in_chans, embed_dim, patch_size),
             class_token=class_token,
             reg_tokens=reg_tokens,
             norm=LayerNorm(embed_dim),

@@ -26,6 +26,7 @@ from visionzoo.layers.mixers.forward_cross import ForwardCrossMixer
 from visionzoo.layers.mixers.full import FullMixer
 from visionzoo.layers.mixers.gated_positional import GatedPositionalMixer
 from visionzoo.layers.mixers.glu import GluMixer
+from visionzoo.layers.mixers.gmm import GmmMixer
 from visionzoo.layers.mixers.halo import HaloMixer
 from visionzoo.layers.mixers.hashed_linear import HashedLinearMixer
 from visionzoo.layers.mixers.hilo import HiLoMixer
@@ -35,6 +36,7 @@ from visionzoo.layers.mixers.large_kernel_ffn import LargeKernelFfnMixer
 from visionzoo.layers.mixers.levit import LevitMixer
 from visionzoo.layers.mixers.linear import LinearMixer
 from visionzoo.layers.mixers.mixture_of_heads import MixtureOfHeadsMixer
+from visionzoo.layers.mixers.moving_average import MovingAverageMixer
 from visionzoo.layers.mixers.nchw import MixerNCHW
 from visionzoo.layers.mixers.neighborhood import NeighborhoodMixer
 from visionzoo.layers.mixers.pool import PoolMixer
@@ -65,6 +67,7 @@ __all__ = [
     "FullMixer",
     "GatedPositionalMixer",
     "GluMixer",
+    "GmmMixer",
     "HaloMixer",
     "HashedLinearMixer",
     "HiLoMixer",
@@ -76,6 +79,7 @@ __all__ = [
     "Mixer",
     "MixerNCHW",
     "MixtureOfHeadsMixer",
+    "MovingAverageMixer",
     "NeighborhoodMixer",
     "PoolMixer",
     "RoutedMixer",
@@ -107,6 +111,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "full": FullMixer,
     "gated_positional": GatedPositionalMixer,
     "glu": GluMixer,
+    "gmm": GmmMixer,
     "halo": HaloMixer,
     "hashed_linear": HashedLinearMixer,
     "hilo": HiLoMixer,
@@ -116,6 +121,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "levit": LevitMixer,
     "linear": LinearMixer,
     "mixture_of_heads": MixtureOfHeadsMixer,
+    "moving_average": MovingAverageMixer,
     "neighborhood": NeighborhoodMixer,
     "pool": PoolMixer,
     "routed": RoutedMixer,
