@@ -75,6 +75,7 @@ MODELS = {  # record -> model
     "litv2/litv2_b_384": "zoo_litv2_b",
     "litv2/litv2_m": "zoo_litv2_m",
     "litv2/litv2_s": "zoo_litv2_s",
+    "memory_vit/memory_vit_tiny": "zoo_memory_vit_t",
     "moh/moh_vit_b_50": "zoo_moh_vit_b_50",
     "moh/moh_vit_s_80": "zoo_moh_vit_s_80",
     "halonet/halonet26t": "zoo_halonet_26t",
@@ -118,6 +119,7 @@ TOKENS = {  # family whose records hold tokens -> the recorded features, of the 
         *(t for i in (0, -1) for t in (states[i].pixels.flatten(1, 2), states[i].tokens.x)),
         last,
     ],
+    "memory_vit": lambda states, last: [torch.cat([states[-1].reader, states[-1].x], 1)],
     "taylorshift": lambda states, last: [*(state.x for state in states), last],
     "flowformer": lambda states, last: [state.flatten(2).mT for state in (*states, last)],
 }
@@ -134,6 +136,18 @@ OPTIONS = {  # record that is not of a published model -> arguments
         "mlp_ratios": (2.0, 3.0),
         "qkv_bias": False,
         "conv_stem": True,
+    },
+    "memory_vit/memory_vit_tiny": {
+        "img_size": 64,
+        "embed_dim": 96,
+        "depth": 4,
+        "mlp_ratio": 2.0,
+        "qkv_bias": False,
+        "memory_tokens": 5,
+        "host_classes": 100,
+        "patch_norm": True,
+        "norm_eps": 1e-5,
+        "num_classes": 10,
     },
     "taylorshift/taylorshift_na_efficient": {"threshold": -1},
     "taylorshift/taylorshift_options": {
@@ -212,6 +226,8 @@ def test_logits_and_features_are_the_authors(record_name, stress):
     with torch.no_grad():
         last, features = _features(model, record)
         out = {"logits": model.forward_head(last), **{f"feat{i}": feature for i, feature in enumerate(features)}}
+        if record.meta["family"] == "memory_vit":
+            out["vit_logits"] = model.forward_tasks(record.image())[1]
         if getattr(model.head, "distilled", False):  # the heads' training mode, with norms in theirs for inference
             model.head.training = model.head.distilled_training = True
             out["logits_head"], out["logits_head_dist"] = model.forward_head(last)

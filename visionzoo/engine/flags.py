@@ -152,7 +152,7 @@ def _batch_flags(parser: Parser) -> None:
         "-vb", "--validation-batch-size", type=COUNT, metavar="N", help="the same at validation (default: --batch-size)"
     )
     add("--grad-accum-steps", type=COUNT, default=1, metavar="N", help="batches summed into one update")
-    _yes(group, "--freeze", "train the classifier alone: linear probing (visionzoo)")
+    _yes(group, "--freeze", "train the classifier alone, and a memory: linear probing (visionzoo)")
     _yes(group, "--grad-checkpointing", "recompute activations in the backward pass to save memory")
     _yes(group, "--sync-bn", "batch norm over all devices")
     add("--dist-bn", default="reduce", choices=("broadcast", "reduce", ""), help="share batch norm averages per epoch")

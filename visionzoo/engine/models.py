@@ -225,20 +225,20 @@ def load(
     where: str,
     *,
     use_ema: bool = True,
-    new_gates: bool = False,
+    new_parts: bool = False,
     advice: str = "",
 ) -> None:
     """Load a checkpoint's weights; models that are timm's own are loaded by name.
 
-    With `new_gates` a model with gates also takes the checkpoint of one without, as `load_weights` says. `advice` is
-    what a user of the command may do where the weights do not fit.
+    With `new_parts` a model with gates or memory also takes the checkpoint of one without, as `load_weights` says.
+    `advice` is what a user of the command may do where the weights do not fit.
 
     Raises:
         UserError: the weights do not fit; it names `where` they come from and what does not fit.
     """
     try:
         if hasattr(model, "CHECKPOINT_KEYS"):
-            report = load_weights(model, source, use_ema=use_ema, new_gates=new_gates)
+            report = load_weights(model, source, use_ema=use_ema, new_gates=new_parts, new_memory=new_parts)
             if report.missing:
                 print(f"{where}: {report}")
         else:

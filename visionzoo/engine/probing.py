@@ -6,10 +6,11 @@ from typing import Any
 from torch import nn
 
 from visionzoo.engine.errors import UserError
+from visionzoo.models._memory import memory_tensors
 
 
 def freeze(args: argparse.Namespace, model: nn.Module) -> None:
-    """Let only the classifier of a model have gradients.
+    """Let only the classifier of a model have gradients, and its memory.
 
     Raises:
         UserError: the model has none, or nothing gives its features weights.
@@ -25,6 +26,8 @@ def freeze(args: argparse.Namespace, model: nn.Module) -> None:
     model.requires_grad_(False)
     for part in parts:
         part.requires_grad_(True)
+    for name in memory_tensors(model):
+        model.get_parameter(name).requires_grad_(True)
 
 
 def train_mode(model: nn.Module, frozen: bool) -> None:

@@ -365,7 +365,7 @@ def _make_model(args: argparse.Namespace, process: Process, say: Callable[[str],
     if args.initial_checkpoint:
         advice = " (--pretrained-path takes all but the classifier, where the classes differ)"
         source = read_checkpoint(args.initial_checkpoint)
-        load(model, source, args.initial_checkpoint, new_gates=True, advice=advice)
+        load(model, source, args.initial_checkpoint, new_parts=True, advice=advice)
     if args.grad_checkpointing:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     if args.freeze:

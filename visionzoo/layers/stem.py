@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.nhwc import OnNCHW, on_nhwc
+from visionzoo.layers.norm import LayerNorm
+from visionzoo.layers.padding import pad_to_multiple
 
 
 class Stem(nn.ModuleList):
@@ -35,6 +37,30 @@ class ConvNormStem(ConvNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Image [B, in_chans, H, W] to [B, C, H', W'], in channels_last memory."""
         return on_nhwc(super().forward, x.contiguous(memory_format=torch.channels_last))
+
+
+class PatchNormStem(nn.Module):
+    """Norm, linear layer and norm of each patch's pixels, rows first and channels last.
+
+    Args:
+        in_chans: image channels.
+        dim: channels C.
+        patch_size: side of the patches in pixels; images are padded with zeros to whole ones.
+    """
+
+    def __init__(self, in_chans: int, dim: int, patch_size: int):
+        super().__init__()
+        self.patch_size = patch_size
+        self.norm1 = LayerNorm(patch_size * patch_size * in_chans)
+        self.proj = nn.Linear(patch_size * patch_size * in_chans, dim)
+        self.norm2 = LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Image [B, in_chans, H, W] to [B, C, H', W'], a view of [B, H', W', C]."""
+        side = self.patch_size
+        x = pad_to_multiple(x.permute(0, 2, 3, 1), (side, side))
+        x = x.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3)  # [B, H', W', side, side, in_chans]
+        return self.norm2(self.proj(self.norm1(x.flatten(3)))).permute(0, 3, 1, 2)
 
 
 def conv_stem(

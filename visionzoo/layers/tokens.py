@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import isqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ class Tokens(NamedTuple):
     x: Tensor  # [B, P + H·W, C]
     size: tuple[int, int]  # height and width of the map
     prefix: int = 0  # P
+    reader: Tensor | None = None  # [B, 1, C], a token that sees the others and that they do not see (`Memory`)
 
     @classmethod
     def of(cls, x: Tensor) -> Tokens:
@@ -51,14 +52,32 @@ def mix_tokens(mixer: nn.Module, tokens: Tokens) -> Tensor:
 
 
 class TokenBlock(Block):
-    """`Block` on `Tokens`; its convolutions `cpe1` and `cpe2`, its `peg` and its gate see the map alone."""
+    """`Block` on `Tokens`; its convolutions `cpe1` and `cpe2`, its `peg` and its gate see the map alone.
+
+    `memory` is a place for memory tokens [M, C] (`visionzoo.models._memory` fills it). Then the tokens' `reader` goes
+    through the block like a further token of theirs, for which the mixer sees the memory tokens, too.
+    """
+
+    takes_memory = True  # whether `forward` takes a reader through
+
+    def __init__(self, dim: int, mixer: nn.Module | None, **options: Any):
+        super().__init__(dim, mixer, **options)
+        self.register_parameter("memory", None)
+
+    @property
+    def NO_WEIGHT_DECAY(self) -> tuple[str, ...]:
+        """Names of the parameters, which weight decay would harm."""
+        return () if self.memory is None else ("memory",)
 
     def forward(self, tokens: Tokens) -> Tokens:  # type: ignore[override]
         """Take the tokens through the block; their number and size stay."""
         if self.cpe1 is not None:
             tokens = tokens.with_map(self.cpe1(x := tokens.map(), residual=x))
         if self.mixer is not None:
-            mixed = mix_tokens(self.mixer, tokens._replace(x=self.norm1(tokens.x)))
+            normalised = self.norm1(tokens.x)
+            if tokens.reader is not None and self.memory is not None:
+                tokens = tokens._replace(reader=self.read(tokens.reader, normalised))
+            mixed = mix_tokens(self.mixer, tokens._replace(x=normalised))
             tokens = tokens._replace(x=self._add(tokens.x, mixed, self.ls1))
         if self.cpe2 is not None:
             tokens = tokens.with_map(self.cpe2(x := tokens.map(), residual=x))
@@ -67,6 +86,15 @@ class TokenBlock(Block):
             branch = branch.with_map(self.branch_gate(branch.map()))
         tokens = tokens._replace(x=self._add(tokens.x, branch.x, self.ls2))
         return tokens if isinstance(self.peg, nn.Identity) else tokens.with_map(self.peg(tokens.map()))
+
+    def read(self, reader: Tensor, seen: Tensor) -> Tensor:
+        """Take the reader [B, 1, C] through the block; it sees the other tokens as the mixer does, [B, P + N, C]."""
+        mixer: Any = self.mixer
+        memory: Any = self.memory
+        memory = memory.to(seen.dtype).expand(seen.shape[0], -1, -1)
+        mixed = mixer.mix_first(torch.cat([self.norm1(reader), seen, memory], 1))
+        reader = self._add(reader, mixed, self.ls1)
+        return self._add(reader, self.mlp(self.norm2(reader)), self.ls2)
 
 
 def map_size(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
@@ -113,7 +141,8 @@ class PrefixTokens(nn.Module):
     def forward(self, tokens: Tokens) -> Tokens:
         """Put the prefix tokens before those that are there."""
         own = [getattr(self, name).expand(tokens.x.shape[0], -1, -1) for name in self.names]
-        return Tokens(torch.cat([*(t.to(tokens.x.dtype) for t in own), tokens.x], 1), tokens.size, self.count)
+        x = torch.cat([*(t.to(tokens.x.dtype) for t in own), tokens.x], 1)
+        return tokens._replace(x=x, prefix=self.count)
 
 
 class TokenPositions(nn.Module):

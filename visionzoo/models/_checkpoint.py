@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from visionzoo.layers.fuse import fuse, unfused_part
 from visionzoo.models._contract import Contract
 from visionzoo.models._gating import PLACE, gate_tensors, keep_gates
+from visionzoo.models._memory import as_host, keep_memory, memory_tensors
 from visionzoo.text import some
 
 _logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ def load_weights(
     strict: bool = True,
     allow_partial: bool = False,
     new_gates: bool = False,
+    new_memory: bool = False,
     use_ema: bool = True,
 ) -> LoadReport:
     """Load weights into a model of the zoo, whoever's names they have.
@@ -92,6 +94,7 @@ def load_weights(
         allow_partial: accept that less than 90 % of the model's tensors are found.
         new_gates: accept a checkpoint of the model without gates (`gates=` of timm.create_model), which keep their
             initial values; the report has them as missing.
+        new_memory: the same of a checkpoint of the model without memory (`memory=`).
         use_ema: take averaged weights where the checkpoint has them.
 
     Raises:
@@ -128,10 +131,17 @@ def load_weights(
             f"{where} is of a model that was fused for inference ({some(sorted(folded), 2)} are of folding), which "
             f"cannot be undone: give the weights of the model that was fused, or load these into visionzoo.fuse(model)"
         )
-    gates = gate_tensors(backbone)
-    ungated = bool(gates) and not any(name in state for name in gates)
-    missing = [name for name in report.missing if not (ungated and name in gates)]
-    count = len(own) - (len(gates) if ungated else 0)
+    new = {  # parts that the checkpoint is without: their tensors, and whether that is accepted
+        kind: (tensors, accepted)
+        for kind, tensors, accepted in (
+            ("gates", gate_tensors(backbone), new_gates),
+            ("memory", memory_tensors(backbone), new_memory),
+        )
+        if tensors and not any(name in state for name in tensors)
+    }
+    put = {name for tensors, _ in new.values() for name in tensors}
+    missing = [name for name in report.missing if name not in put]
+    count = len(own) - len(put)
     found = count - len(missing)
     if found < 0.9 * count and not allow_partial:
         raise WeightsError(
@@ -139,10 +149,16 @@ def load_weights(
             f"is probably a checkpoint of another model. {report}.",
             "Pass allow_partial=True to load it all the same.",
         )
-    if strict and (missing or report.unexpected or (ungated and not new_gates)):
+    refused = [kind for kind, (_, accepted) in new.items() if not accepted]
+    if strict and (missing or report.unexpected or refused):
         what, advice = "", "Pass strict=False to load what fits."
-        if ungated and not missing and not report.unexpected:
-            advice = "Only the gates are missing: pass new_gates=True to keep their initial values, and train them."
+        if refused and not missing and not report.unexpected:
+            permission = ", ".join(f"new_{kind}=True" for kind in refused)
+            verb = "are" if "gates" in refused else "is"
+            advice = (
+                f"Only the {' and the '.join(refused)} {verb} missing: pass {permission} to keep their initial "
+                "values, and train them."
+            )
         elif any(f".{PLACE}." in name for name in report.unexpected):
             what = " The checkpoint is of a model with gates: build it with the same gates=."
         raise WeightsError(f"{where} does not fit {type(backbone).__name__}. {report}.{what}", advice)
@@ -290,6 +306,7 @@ def rename(state: Mapping[str, Tensor], model: Contract) -> tuple[dict[str, Tens
     for name, value in best.items():  # a 1×1 convolution is a linear layer, a [C, 1, 1] scale is a [C] one
         if name in own and value.shape != own[name].shape and _squeezed(value) == _squeezed(own[name]):
             best[name] = value.reshape(own[name].shape)
+    as_host(best, model)
     return best, best_names
 
 
@@ -298,6 +315,7 @@ def filter_for_timm(checkpoint: Mapping[str, Any], model: Contract) -> dict[str,
     state = rename(unwrap_state_dict(checkpoint), model)[0]
     fit_tables(state, model)
     keep_gates(state, model)
+    keep_memory(state, model)
     return state
 
 

@@ -22,6 +22,7 @@ from visionzoo.models._checkpoint import filter_for_timm
 from visionzoo.models._contract import Contract
 from visionzoo.models._gating import with_gates
 from visionzoo.models._licenses import check
+from visionzoo.models._memory import with_memory
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ _IMAGENET = {
 def _entry_point(name: str, model_cls: type[Contract], variant: Variant) -> Callable[..., nn.Module]:
     def create(pretrained: bool = False, device: Any = None, dtype: Any = None, **kwargs: Any) -> nn.Module:
         accepted = kwargs.pop("non_commercial", False)
-        gates = kwargs.pop("gates", None)
+        gates, memory = kwargs.pop("gates", None), kwargs.pop("memory", None)
         _check_arguments(name, model_cls, kwargs)
         if pretrained:
             _require_weights(name, variant, kwargs, accepted)
@@ -108,7 +109,7 @@ def _entry_point(name: str, model_cls: type[Contract], variant: Variant) -> Call
         apart = {"flatten_sequential": True} if kwargs.get("feature_cls") in ("dict", "hook", "list") else {}
 
         def build(**arguments: Any) -> nn.Module:
-            model = with_gates(model_cls, gates)(**arguments)
+            model = with_memory(with_gates(model_cls, gates), memory)(**arguments)
             _check_features(name, model, kwargs)
             return model
 
@@ -168,7 +169,7 @@ def _check_arguments(name: str, model_cls: type[Contract], kwargs: dict[str, Any
         if len(sides) not in (1, 2) or not all(isinstance(side, int) and side > 0 for side in sides):
             raise ValueError(f"{name}: img_size must be pixels or (height, width), got {size!r}")
     given = {key: value for key, value in kwargs.items() if key in own or key not in _BUILDER}
-    check_arguments(model_cls, given, where=f"{name}: ", also=["gates"])  # which are not the family's, see `with_gates`
+    check_arguments(model_cls, given, where=f"{name}: ", also=["gates", "memory"])  # not the family's
 
 
 def _require_weights(name: str, variant: Variant, kwargs: Mapping[str, Any], accepted: bool) -> None:

@@ -47,6 +47,13 @@ class Mixer(MapLayer):
         self.num_heads = num_heads
         self.head_dim = dim // num_heads if head_dim is None else head_dim
 
+    def mix_first(self, x: Tensor) -> Tensor:
+        """Return the output [B, 1, C] for the first of tokens [B, N, C], where the mixer `takes_prefix_tokens`.
+
+        Mixers whose outputs do not depend on each other leave the others out; here they are computed.
+        """
+        return self(x.unsqueeze(1))[:, 0, :1]
+
     def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return views q, k, v, each [B, H, W, G, D], of a projection [B, H, W, 3·C] laid out (3, G, D)."""
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(-3)

@@ -55,3 +55,9 @@ class FullMixer(Mixer):
         if self.lepe is not None:
             out = self.lepe(x, residual=out)
         return self.proj(out)
+
+    def mix_first(self, x: Tensor) -> Tensor:
+        """Return the output [B, 1, C] for the first of tokens [B, N, C]; the others are keys and values alone."""
+        # [B, N, 3, G, D] -> [B, G, N, D]
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).transpose(1, 3).unbind(2)
+        return self.proj(attend(q[:, :, :1], k, v).transpose(1, 2).flatten(2))
