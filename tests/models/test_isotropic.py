@@ -16,7 +16,7 @@ from visionzoo.models._registry import TINY
 
 SMALL = TINY["zoo_convit_t"]
 # Mixers for which a token's place does not matter.
-TAKE = {"channel", "flow", "full", "hashed_linear", "linear", "spatial_reduction", "taylor_shift"}
+TAKE = {"channel", "dual_attention", "flow", "full", "hashed_linear", "linear", "spatial_reduction", "taylor_shift"}
 
 
 def _model(**kwargs):

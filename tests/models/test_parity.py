@@ -37,6 +37,9 @@ MODELS = {  # record -> model
     "crossvit/crossvit_small": "zoo_crossvit_s",
     "crossvit/crossvit_tiny": "zoo_crossvit_t",
     "cswin/cswin_t": "zoo_cswin_t",
+    "dat/dat_cifar": "zoo_dat_s",
+    "dat/dat_options": "zoo_dat_s",
+    "dat/dat_readme_32": "zoo_dat_s",
     "davit/davit_tiny": "zoo_davit_t",
     "ghostnetv2/ghostnetv2_100": "zoo_ghostnetv2_100",
     "ghostnetv2/ghostnetv2_130": "zoo_ghostnetv2_130",
@@ -119,10 +122,13 @@ TOKENS = {  # family whose records hold tokens -> the recorded features, of the 
         *(t for i in (0, -1) for t in (states[i].pixels.flatten(1, 2), states[i].tokens.x)),
         last,
     ],
+    "dat": lambda states, last: [states[0].x, states[-1].x],
     "memory_vit": lambda states, last: [torch.cat([states[-1].reader, states[-1].x], 1)],
     "taylorshift": lambda states, last: [*(state.x for state in states), last],
     "flowformer": lambda states, last: [state.flatten(2).mT for state in (*states, last)],
 }
+_DAT = {"img_size": 32, "patch_size": 4, "depth": 3, "embed_dim": 64, "num_heads": 4, "relational_heads": 2}
+_DAT["num_classes"] = 100
 OPTIONS = {  # record that is not of a published model -> arguments
     "affnet/affnet_et_relu_ln": {"norm_layer": "layer_norm", "act_layer": "relu"},
     "flowformer/flowformer_tiny": {"embed_dims": (24, 48, 96, 192), "depths": (1, 1, 2, 1)},
@@ -137,6 +143,28 @@ OPTIONS = {  # record that is not of a published model -> arguments
         "qkv_bias": False,
         "conv_stem": True,
     },
+    "dat/dat_cifar": {
+        **_DAT,
+        "num_relations": 4,
+        "symmetric_relations": False,
+        "symbols": {"type": "symbolic_attention", "num_heads": 4, "num_symbols": 16},
+        "mlp": "gelu",
+        "mlp_ratio": 2.0,
+    },
+    "dat/dat_options": {
+        **_DAT,
+        "depth": 2,
+        "embed_dim": 24,
+        "num_heads": 3,
+        "num_relations": 4,
+        "relation_activation": "softmax",
+        "symbols": {"type": "relational", "relation_heads": 3, "num_heads": 2, "num_symbols": 5, "causal": False},
+        "mlp": "relu",
+        "mlp_ratio": 2.0,
+        "mlp_bias": False,
+        "num_classes": 10,
+    },
+    "dat/dat_readme_32": {**_DAT, "symbols": {"type": "position_relative", "max_distance": 65}, "mlp_ratio": 2.5},
     "memory_vit/memory_vit_tiny": {
         "img_size": 64,
         "embed_dim": 96,

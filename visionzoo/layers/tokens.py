@@ -81,6 +81,10 @@ class TokenBlock(Block):
             tokens = tokens._replace(x=self._add(tokens.x, mixed, self.ls1))
         if self.cpe2 is not None:
             tokens = tokens.with_map(self.cpe2(x := tokens.map(), residual=x))
+        return self.mix_channels(tokens)
+
+    def mix_channels(self, tokens: Tokens) -> Tokens:  # type: ignore[override]
+        """Add the MLP's branch to the tokens."""
         branch = tokens._replace(x=self.mlp(self.norm2(tokens.x)))
         if not isinstance(self.branch_gate, nn.Identity):
             branch = branch.with_map(self.branch_gate(branch.map()))
