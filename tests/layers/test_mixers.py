@@ -252,6 +252,11 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ({"type": "focused_linear", "position_size": 0}, r"size must be positive, got size=0"),
         ({"type": "focused_linear", "focusing_factor": 0}, r"focusing_factor must be positive, got focusing_factor=0"),
         ({"type": "linear", "feature_map": "exp"}, r"unknown feature_map='exp', expected one of \('relu', "),
+        (
+            {"type": "glu", "hidden_ratio": 0.01},
+            r"hidden_ratio must give one channel at least, got dim=16 and hidden_r",
+        ),
+        ({"type": "glu", "activation": "elu"}, r"unknown activation='elu', expected one of \('gelu', 'silu', 'relu'\)"),
         ({"type": "halo", "block_size": 0}, r"block_size must be positive .*got block_size=0, halo_size=3"),
         ({"type": "halo", "halo_size": -1}, r"halo_size not negative, got block_size=8, halo_size=-1"),
         ({"type": "halo", "stride": 3}, r"stride must be positive and divide block_size, got stride=3, block_size=8"),

@@ -14,7 +14,7 @@ from visionzoo.layers.gates import EcaGate
 from visionzoo.layers.mixers import FullMixer
 from visionzoo.models._registry import TINY
 
-FREE = {"mixers", "global_pool"}  # a spec, and a name that the head refuses
+FREE = {"mixers", "symbols", "global_pool"}  # specs, and a name that the head refuses
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -47,7 +47,17 @@ def test_every_argument_of_every_family_refuses_other_types_by_name(name):
         ("zoo_tnt_s", {"inner_stride": 0}, ValueError, "TNT: inner_stride must be 1 or more, got inner_stride=0"),
         ("zoo_tnt_s", {"in_chans": 0}, ValueError, "TNT: in_chans must be 1 or more, got in_chans=0"),
         ("zoo_tnt_s", {"drop_rate": 1.5}, ValueError, "TNT: drop_rate must be from 0 to 1, got drop_rate=1.5"),
-        ("zoo_tnt_s", {"mlp_ratio": float("nan")}, ValueError, "mlp_ratio must be 0 or more, got mlp_ratio=nan"),
+        ("zoo_tnt_s", {"mlp_ratio": float("nan")}, ValueError, "mlp_ratio must be more than 0, got mlp_ratio=nan"),
+        ("zoo_swin_t", {"depths": (2, 2, -1, 2)}, ValueError, "depths must be 0 or more, got depths=(2, 2, -1, 2)"),
+        ("zoo_swin_t", {"depths": ()}, ValueError, "depths must have an entry, got depths=()"),
+        ("zoo_stvit_s", {"projection": 0}, ValueError, "projection must be 1 or more, got projection=0"),
+        ("zoo_nat_mini", {"dilations": ((1,), (), (1,), (1,))}, ValueError, "stages 1 have blocks, but no mixer"),
+        ("zoo_affnet_t", {"depths": (0, 1, 1, 1, 1)}, ValueError, "every stage must have a block, got depths=(0, 1"),
+        ("zoo_shvit_s1", {"embed_dims": (7, 16, 24)}, ValueError, "embed_dims must begin with 8 or more"),
+        ("zoo_halonet_h0", {"act": "rleu"}, ValueError, "HaloNet: unknown act='rleu', expected timm's name of one"),
+        ("zoo_halonet_h0", {"value_ratio": 0.0}, ValueError, "value_ratio must be more than 0, got value_ratio=0.0"),
+        ("zoo_ghostnetv2_100", {"layout": (((2, 8, 8, False),),)}, ValueError, "got layout[0]=((2, 8, 8, False),)"),
+        ("zoo_ghostnetv2_100", {"layout": (((3, 8, 8, False),), ())}, ValueError, "layout must have a block in every"),
         ("zoo_swin_t", {"depths": 2}, ValueError, "depths must be Sequence[int], got depths=2; leave it out for (2, 2"),
         (
             "zoo_swin_t",

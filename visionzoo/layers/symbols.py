@@ -168,7 +168,7 @@ class RelativeSymbols(nn.Module):
 
 
 def by_distance(weights: Tensor) -> Tensor:
-    """Lay out weights [B, G, N, N] by the distance from query to key: [B, G, N, 2·N - 1], zeros where there is no key."""
+    """Lay out weights [B, G, N, N] by distance from query to key: [B, G, N, 2·N - 1], zeros where there is no key."""
     count = weights.shape[-1]
     queries, distances = (torch.arange(n, device=weights.device) for n in (count, 2 * count - 1))
     keys = queries[:, None] + distances + (1 - count)  # [N, 2·N - 1]

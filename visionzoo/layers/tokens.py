@@ -47,8 +47,13 @@ def mix_tokens(mixer: nn.Module, tokens: Tokens) -> Tensor:
     if not tokens.prefix:
         return mixer(tokens.map()).flatten(1, 2)
     if isinstance(mixer, Mixer) and mixer.takes_prefix_tokens:
-        return mixer(tokens.x.unsqueeze(1)).squeeze(1)
+        return mixer(tokens.x.unsqueeze(1), **_beside(mixer, tokens.size)).squeeze(1)
     return F.pad(mixer(tokens.map()).flatten(1, 2), (0, 0, tokens.prefix, 0))
+
+
+def _beside(mixer: Mixer, size: tuple[int, int]) -> dict[str, Any]:
+    """Return what a mixer takes beside tokens of a map of this size."""
+    return {"map_size": size} if mixer.needs_map_size else {}
 
 
 class TokenBlock(Block):
@@ -76,29 +81,46 @@ class TokenBlock(Block):
         if self.mixer is not None:
             normalised = self.norm1(tokens.x)
             if tokens.reader is not None and self.memory is not None:
-                tokens = tokens._replace(reader=self.read(tokens.reader, normalised))
+                tokens = tokens._replace(reader=self.read(tokens.reader, normalised, tokens.size))
             mixed = mix_tokens(self.mixer, tokens._replace(x=normalised))
             tokens = tokens._replace(x=self._add(tokens.x, mixed, self.ls1))
         if self.cpe2 is not None:
             tokens = tokens.with_map(self.cpe2(x := tokens.map(), residual=x))
         return self.mix_channels(tokens)
 
-    def mix_channels(self, tokens: Tokens) -> Tokens:  # type: ignore[override]
-        """Add the MLP's branch to the tokens."""
-        branch = tokens._replace(x=self.mlp(self.norm2(tokens.x)))
+    def mix_channels(self, tokens: Tokens, seen: Tensor | None = None) -> Tokens:  # type: ignore[override]
+        """Add the MLP's branch to the tokens; it sees them, or `seen` [B, P + N, C] in their place."""
+        branch = tokens._replace(x=self.mlp(self.norm2(tokens.x if seen is None else seen)))
         if not isinstance(self.branch_gate, nn.Identity):
             branch = branch.with_map(self.branch_gate(branch.map()))
         tokens = tokens._replace(x=self._add(tokens.x, branch.x, self.ls2))
         return tokens if isinstance(self.peg, nn.Identity) else tokens.with_map(self.peg(tokens.map()))
 
-    def read(self, reader: Tensor, seen: Tensor) -> Tensor:
-        """Take the reader [B, 1, C] through the block; it sees the other tokens as the mixer does, [B, P + N, C]."""
+    def read(self, reader: Tensor, seen: Tensor, size: tuple[int, int]) -> Tensor:
+        """Take the reader [B, 1, C] through the block.
+
+        It sees the other tokens as the mixer does, [B, P + H·W, C]; `size` is (H, W).
+        """
         mixer: Any = self.mixer
         memory: Any = self.memory
         memory = memory.to(seen.dtype).expand(seen.shape[0], -1, -1)
-        mixed = mixer.mix_first(torch.cat([self.norm1(reader), seen, memory], 1))
+        mixed = mixer.mix_first(torch.cat([self.norm1(reader), memory, seen], 1), **_beside(mixer, size))
         reader = self._add(reader, mixed, self.ls1)
         return self._add(reader, self.mlp(self.norm2(reader)), self.ls2)
+
+
+class OneNormTokenBlock(TokenBlock):
+    """`TokenBlock` whose mixer and MLP share the norm `norm2` (Activator, NiNformer); options as those of `Block`."""
+
+    def __init__(self, dim: int, mixer: Mixer | None, **options: Any):
+        super().__init__(dim, mixer, **options)
+        if mixer is not None:
+            del self.norm1
+
+    @property
+    def norm1(self) -> nn.Module:  # type: ignore[override]
+        """The norm of the MLP's branch, which serves the mixer's too."""
+        return self.norm2
 
 
 def map_size(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """The families; importing this registers them into timm."""
 
 from visionzoo.models import (
+    activator,
     affnet,
     biformer,
     convit,
@@ -26,6 +27,7 @@ from visionzoo.models import (
     memory_vit,
     moh_vit,
     nat,
+    ninformer,
     pcpvt,
     poolformer,
     pvt,
@@ -40,6 +42,7 @@ from visionzoo.models import (
 )
 
 __all__ = [
+    "activator",
     "affnet",
     "biformer",
     "convit",
@@ -65,6 +68,7 @@ __all__ = [
     "memory_vit",
     "moh_vit",
     "nat",
+    "ninformer",
     "pcpvt",
     "poolformer",
     "pvt",

@@ -26,6 +26,7 @@ from visionzoo.layers.mixers.focused_linear import FocusedLinearMixer
 from visionzoo.layers.mixers.forward_cross import ForwardCrossMixer
 from visionzoo.layers.mixers.full import FullMixer
 from visionzoo.layers.mixers.gated_positional import GatedPositionalMixer
+from visionzoo.layers.mixers.glu import GluMixer
 from visionzoo.layers.mixers.halo import HaloMixer
 from visionzoo.layers.mixers.hashed_linear import HashedLinearMixer
 from visionzoo.layers.mixers.hilo import HiLoMixer
@@ -62,6 +63,7 @@ __all__ = [
     "ForwardCrossMixer",
     "FullMixer",
     "GatedPositionalMixer",
+    "GluMixer",
     "HaloMixer",
     "HashedLinearMixer",
     "HiLoMixer",
@@ -101,6 +103,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "forward_cross": ForwardCrossMixer,
     "full": FullMixer,
     "gated_positional": GatedPositionalMixer,
+    "glu": GluMixer,
     "halo": HaloMixer,
     "hashed_linear": HashedLinearMixer,
     "hilo": HiLoMixer,

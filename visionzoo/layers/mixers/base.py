@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from visionzoo.layers.maps import MapLayer
@@ -25,12 +27,14 @@ class Mixer(MapLayer):
     ADAPTER = "mixers.MixerNCHW"
     stride = 1  # what the map shrinks by
     needs_prefix_tokens = False  # whether it is one of tokens only, which has nothing to do on a map by itself
+    needs_map_size = False  # whether `forward` takes `map_size`, (H, W) of the tokens behind the prefix ones
 
     @property
     def takes_prefix_tokens(self) -> bool:
         """Whether tokens without a place on the map can take part, as further tokens: the class token and the like.
 
-        So it is where a token's place does not matter. Other mixers see the map alone, and such tokens pass by.
+        So it is where a token's place does not matter, or matters in a part of the mixer that leaves such tokens out.
+        Other mixers see the map alone, and such tokens pass by.
         """
         return False
 
@@ -47,12 +51,13 @@ class Mixer(MapLayer):
         self.num_heads = num_heads
         self.head_dim = dim // num_heads if head_dim is None else head_dim
 
-    def mix_first(self, x: Tensor) -> Tensor:
+    def mix_first(self, x: Tensor, **beside: Any) -> Tensor:
         """Return the output [B, 1, C] for the first of tokens [B, N, C], where the mixer `takes_prefix_tokens`.
 
-        Mixers whose outputs do not depend on each other leave the others out; here they are computed.
+        Mixers whose outputs do not depend on each other leave the others out; here they are computed. `beside` is what
+        `forward` takes besides.
         """
-        return self(x.unsqueeze(1))[:, 0, :1]
+        return self(x.unsqueeze(1), **beside)[:, 0, :1]
 
     def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return views q, k, v, each [B, H, W, G, D], of a projection [B, H, W, 3·C] laid out (3, G, D)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from visionzoo.layers.attention import attend
@@ -56,7 +58,7 @@ class FullMixer(Mixer):
             out = self.lepe(x, residual=out)
         return self.proj(out)
 
-    def mix_first(self, x: Tensor) -> Tensor:
+    def mix_first(self, x: Tensor, **beside: Any) -> Tensor:
         """Return the output [B, 1, C] for the first of tokens [B, N, C]; the others are keys and values alone."""
         # [B, N, 3, G, D] -> [B, G, N, D]
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).transpose(1, 3).unbind(2)
