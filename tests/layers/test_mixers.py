@@ -340,6 +340,26 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ({"type": "super_token", "token_size": 0}, r"must be positive, got token_size=0 and num_iterations=1"),
         ({"type": "super_token", "num_iterations": 0}, r"must be positive, got token_size=8 and num_iterations=0"),
         ({"type": "super_token", "refinement": "conv"}, r"unknown refinement='conv', expected one of \('attention', "),
+        ({"type": "dual_attention", "relational_heads": 3}, r"from 1 to num_heads=2, got relational_heads=3"),
+        ({"type": "dual_attention", "num_relations": 3}, r"relational heads' width 8, got num_relations=3"),
+        (
+            {"type": "dual_attention", "relation_activation": "exp"},
+            r"unknown relation_activation='exp', expected one of",
+        ),
+        ({"type": "dual_attention", "symbols": "symbolic"}, r"unknown symbols 'symbolic' .*expected a name of"),
+        (
+            {"type": "dual_attention", "symbols": {"type": "symbolic_attention", "num_heads": 3}},
+            r"num_heads must divide dim=16, .*got num_heads=3 and num_symbols=16",
+        ),
+        (
+            {"type": "dual_attention", "symbols": {"type": "relational", "neighbours": 0}},
+            r"there must be neighbours, got relation_heads=1 and neighbours=0",
+        ),
+        ({"type": "dual_attention", "symbols": {"type": "positional", "max_length": 0}}, r"positive, got max_length=0"),
+        (
+            {"type": "dual_attention", "symbols": {"type": "position_relative", "max_distance": -1}},
+            r"must not be negative, got max_distance=-1",
+        ),
         ({"type": "taylor_shift", "coefficients": (0, 1.0, 1.0)}, r"a > 0 and c >= b.*coefficients=\(0, 1.0, 1.0\)"),
         ({"type": "taylor_shift", "coefficients": (0.5, 1.5, 1.0)}, r"never negative, got coefficients=\(0.5, 1.5, "),
         ({"type": "spatial_reduction", "reduction": 0}, r"expected a positive reduction.*reduction=0"),

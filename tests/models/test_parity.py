@@ -48,6 +48,9 @@ MODELS = {  # record -> model
     "crossvit/crossvit_small": "zoo_crossvit_s",
     "crossvit/crossvit_tiny": "zoo_crossvit_t",
     "cswin/cswin_t": "zoo_cswin_t",
+    "dat/dat_cifar": "zoo_dat_s",
+    "dat/dat_options": "zoo_dat_s",
+    "dat/dat_readme_32": "zoo_dat_s",
     "davit/davit_tiny": "zoo_davit_t",
     "ghostnetv2/ghostnetv2_100": "zoo_ghostnetv2_100",
     "ghostnetv2/ghostnetv2_130": "zoo_ghostnetv2_130",
@@ -97,6 +100,7 @@ MODELS = {  # record -> model
     "mega/mega_layernorm": "zoo_mega_t",
     "mega/mega_scalenorm": "zoo_mega_t",
     "mega/mega_tiny": "zoo_mega_t",
+    "memory_vit/memory_vit_tiny": "zoo_memory_vit_t",
     "moh/moh_vit_b_50": "zoo_moh_vit_b_50",
     "moh/moh_vit_s_80": "zoo_moh_vit_s_80",
     "dynperceiver/mobilenetv3_075": "zoo_dynperceiver_mobilenetv3_075",
@@ -170,9 +174,13 @@ TOKENS = {  # family whose records hold tokens -> the recorded features, of the 
         *(t for i in (0, -1) for t in (states[i].pixels.flatten(1, 2), states[i].tokens.x)),
         last,
     ],
+    "dat": lambda states, last: [states[0].x, states[-1].x],
+    "memory_vit": lambda states, last: [torch.cat([states[-1].reader, states[-1].x], 1)],
     "taylorshift": lambda states, last: [*(state.x for state in states), last],
     "flowformer": lambda states, last: [state.flatten(2).mT for state in (*states, last)],
 }
+_DAT = {"img_size": 32, "patch_size": 4, "depth": 3, "embed_dim": 64, "num_heads": 4, "relational_heads": 2}
+_DAT["num_classes"] = 100
 ACTIVATOR_SMALL = {"num_classes": 7, "depth": 3, "embed_dim": 24, "mlp_ratio": 1.5, "patch_size": 8}
 GMM_SMALL = {"num_classes": 7, "img_size": 24, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_kernels": 3}
 MEGA_SMALL = {
@@ -232,6 +240,40 @@ OPTIONS = {  # record that is not of a published model -> arguments
     },
     "gmm/gmm_vit_cifar": {"num_classes": 100},
     "gmm/gmm_vit_small": {**GMM_SMALL, "mlp_ratio": 3.0},
+    "dat/dat_cifar": {
+        **_DAT,
+        "num_relations": 4,
+        "symmetric_relations": False,
+        "symbols": {"type": "symbolic_attention", "num_heads": 4, "num_symbols": 16},
+        "mlp": "gelu",
+        "mlp_ratio": 2.0,
+    },
+    "dat/dat_options": {
+        **_DAT,
+        "depth": 2,
+        "embed_dim": 24,
+        "num_heads": 3,
+        "num_relations": 4,
+        "relation_activation": "softmax",
+        "symbols": {"type": "relational", "relation_heads": 3, "num_heads": 2, "num_symbols": 5, "causal": False},
+        "mlp": "relu",
+        "mlp_ratio": 2.0,
+        "mlp_bias": False,
+        "num_classes": 10,
+    },
+    "dat/dat_readme_32": {**_DAT, "symbols": {"type": "position_relative", "max_distance": 65}, "mlp_ratio": 2.5},
+    "memory_vit/memory_vit_tiny": {
+        "img_size": 64,
+        "embed_dim": 96,
+        "depth": 4,
+        "mlp_ratio": 2.0,
+        "qkv_bias": False,
+        "memory_tokens": 5,
+        "host_classes": 100,
+        "patch_norm": True,
+        "norm_eps": 1e-5,
+        "num_classes": 10,
+    },
     "spectformer/spectformer_b": {"img_size": 64},
     "spectformer/spectformer_l": {"img_size": 64},
     "spectformer/spectformer_ti": {"img_size": 96},
@@ -363,6 +405,8 @@ def test_logits_and_features_are_the_authors(record_name, stress):
         last, features, exits = _features(model, record)
         out = {"logits": model.forward_head(last), **{f"feat{i}": feature for i, feature in enumerate(features)}}
         out |= {f"exit_{name}": logits for name, logits in exits.items()}
+        if record.meta["family"] == "memory_vit":
+            out["vit_logits"] = model.forward_tasks(record.image())[1]
         if getattr(model.head, "distilled", False):  # the heads' training mode, with norms in theirs for inference
             model.head.training = model.head.distilled_training = True
             out["logits_head"], out["logits_head_dist"] = model.forward_head(last)

@@ -156,7 +156,7 @@ def _batch_flags(parser: Parser) -> None:
         "-vb", "--validation-batch-size", type=COUNT, metavar="N", help="the same at validation (default: --batch-size)"
     )
     add("--grad-accum-steps", type=COUNT, default=1, metavar="N", help="batches summed into one update")
-    _yes(group, "--freeze", "train the classifier alone: linear probing, or as --probe says (visionzoo)")
+    _yes(group, "--freeze", "train the classifier only, and a memory: linear probing, or as --probe says (visionzoo)")
     help = "what --freeze trains: linear (the default, the model's own classifier), attentive or ep (visionzoo)"
     add("--probe", choices=PROBES, help=help)
     add("--head", choices=HEADS, help="put this head onto a zoo_* model in place of its own (visionzoo)")

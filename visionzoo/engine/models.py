@@ -234,15 +234,16 @@ def load(
 ) -> None:
     """Load a checkpoint's weights; models that are timm's own are loaded by name.
 
-    With `new_parts` a model with gates or another head also takes the checkpoint of one without, as `load_weights`
-    says. `advice` is what a user of the command may do where the weights do not fit.
+    With `new_parts` a model with gates, memory or another head also takes the checkpoint of one without, as
+    `load_weights` says. `advice` is what a user of the command may do where the weights do not fit.
 
     Raises:
         UserError: the weights do not fit; it names `where` they come from and what does not fit.
     """
     try:
         if hasattr(model, "CHECKPOINT_KEYS"):
-            report = load_weights(model, source, use_ema=use_ema, new_gates=new_parts, new_head=new_parts)
+            new = dict.fromkeys(("new_gates", "new_memory", "new_head"), new_parts)
+            report = load_weights(model, source, use_ema=use_ema, **new)
             if report.missing:
                 print(f"{where}: {report}")
         else:

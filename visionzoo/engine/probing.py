@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from visionzoo.engine.errors import UserError
+from visionzoo.models._memory import memory_tensors
 
 
 def choose_head(args: argparse.Namespace) -> None:
@@ -37,7 +38,7 @@ def choose_head(args: argparse.Namespace) -> None:
 
 
 def freeze(args: argparse.Namespace, model: nn.Module) -> None:
-    """Let only the classifier of a model, or the head put onto it, have gradients.
+    """Let only the classifier of a model, or the head put onto it, and its memory have gradients.
 
     Raises:
         UserError: the model has none, or nothing gives its features weights.
@@ -53,6 +54,8 @@ def freeze(args: argparse.Namespace, model: nn.Module) -> None:
     model.requires_grad_(False)
     for part in parts:
         part.requires_grad_(True)
+    for name in memory_tensors(model):
+        model.get_parameter(name).requires_grad_(True)
 
 
 def train_mode(model: nn.Module, frozen: bool) -> None:

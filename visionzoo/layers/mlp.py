@@ -66,6 +66,8 @@ class SqueezeExciteMlp(Mlp):
         options: see timm's `Mlp`.
     """
 
+    mixes_tokens = True  # a token's output depends on others
+
     def __init__(self, dim: int, hidden: int, **options: Any):
         super().__init__(dim, hidden, **options)
         self.excite = nn.Sequential(

@@ -66,23 +66,22 @@ class PixelsToTokens(nn.Module):
         return self.norm2(self.proj(self.norm1(pixels.flatten(-3))))
 
 
-class NormedPatchStem(nn.Module):
-    """Patches that are normalised before and after they are projected.
+class NormedPatchStem(PixelsToTokens):
+    """Patches that are normalised before and after they are projected, their pixels row by row with channels last.
 
     Args:
         in_chans: image channels.
         dim: channels C.
-        patch_size: side of the patches in pixels.
+        patch_size: side of the patches in pixels; images are padded with zeros to whole ones.
     """
 
     def __init__(self, in_chans: int, dim: int, patch_size: int):
-        super().__init__()
+        super().__init__(patch_size * patch_size, in_chans, dim, bias=True)
         self.patch_size = patch_size
-        self.to_tokens = PixelsToTokens(patch_size * patch_size, in_chans, dim, bias=True)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Image [B, in_chans, H, W], filled up with zeros, to [B, C, H', W'], in channels_last memory."""
-        return self.to_tokens(cut_patches(image, self.patch_size)).permute(0, 3, 1, 2)
+        """Image [B, in_chans, H, W] to [B, C, H', W'], in channels_last memory."""
+        return super().forward(cut_patches(image, self.patch_size)).permute(0, 3, 1, 2)
 
 
 class PatchStem(ConvNormStem):

@@ -28,6 +28,7 @@ class Tokens(NamedTuple):
     source: Tensor | None = None  # [B, N]: which of the M tokens each place of the map reads, -1 where it was dropped
     keep: Tensor | None = None  # [B, M]: False for tokens that only fill the shape; None where there are none
     scores: Tensor | None = None  # [B, M]: what the last block says of its tokens, for the reducer that follows
+    reader: Tensor | None = None  # [B, 1, C], a token that sees the others and that they do not see (`Memory`)
 
     @classmethod
     def of(cls, x: Tensor) -> Tokens:
@@ -138,14 +139,23 @@ class TokenBlock(Block):
     """`Block` on `Tokens`; its convolutions `cpe1` and `cpe2`, its `peg` and its gate see the map alone.
 
     `reducer` is a place for a reducer of the tokens that come in, and `score` says what the reducer of the next block
-    needs to know of those that go out (`visionzoo.models._reducing` fills both).
+    needs to know of those that go out (`visionzoo.models._reducing` fills both). `memory` is one for memory tokens
+    [M, C] (`visionzoo.models._memory` fills it). Then the tokens' `reader` goes through the block like a further token
+    of theirs, for which the mixer sees the memory tokens, too.
     """
 
     score = ""  # a kind of `Mixer.SCORE_KINDS`, or "shift": how far the MLP moved each token
+    takes_memory = True  # whether `forward` takes a reader through
 
     def __init__(self, dim: int, mixer: nn.Module | None, **options: Any):
         super().__init__(dim, mixer, **options)
         self.reducer: nn.Module | None = None
+        self.register_parameter("memory", None)
+
+    @property
+    def NO_WEIGHT_DECAY(self) -> tuple[str, ...]:
+        """Names of the parameters, which weight decay would harm."""
+        return () if self.memory is None else ("memory",)
 
     def forward(self, tokens: Tokens) -> Tokens:  # type: ignore[override]
         """Take the tokens through the block; without a reducer their number stays."""
@@ -156,6 +166,8 @@ class TokenBlock(Block):
             tokens = tokens.with_map(self.cpe1(x := tokens.map(), residual=x))
         if self.mixer is not None:
             normalised = tokens._replace(x=self.norm1(tokens.x))
+            if tokens.reader is not None and self.memory is not None:
+                tokens = tokens._replace(reader=self.read(tokens.reader, normalised))
             if self.score in Mixer.SCORE_KINDS:
                 mixed, scores = mix_and_score(self.mixer, normalised, self.score)
                 tokens = tokens._replace(scores=scores)
@@ -180,6 +192,15 @@ class TokenBlock(Block):
     def join_channels(self, x: Tensor, branch: Tensor) -> Tensor:
         """Return what becomes of the tokens [B, P + N, C] and the MLP's branch."""
         return self._add(x, branch, self.ls2)
+
+    def read(self, reader: Tensor, seen: Tokens) -> Tensor:
+        """Take the reader [B, 1, C] through the block; it sees the other tokens as the mixer does."""
+        mixer: Any = self.mixer
+        memory: Any = self.memory
+        memory = memory.to(seen.x.dtype).expand(seen.x.shape[0], -1, -1)
+        mixed = mixer.mix_first(torch.cat([self.norm1(reader), memory, seen.x], 1), **_beside(mixer, seen))
+        reader = self._add(reader, mixed, self.ls1)
+        return self._add(reader, self.mlp(self.norm2(reader)), self.ls2)
 
 
 class OneNormTokenBlock(TokenBlock):

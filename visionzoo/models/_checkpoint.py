@@ -23,6 +23,7 @@ from visionzoo.layers.fuse import fuse, unfused_part
 from visionzoo.models._contract import Contract
 from visionzoo.models._gating import PLACE, gate_tensors, keep_gates
 from visionzoo.models._heads import drop_other_head, head_tensors, keep_head
+from visionzoo.models._memory import as_host, keep_memory, memory_tensors
 from visionzoo.text import some
 
 _logger = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ def load_weights(
     allow_partial: bool = False,
     new_gates: bool = False,
     new_head: bool = False,
+    new_memory: bool = False,
     use_ema: bool = True,
 ) -> LoadReport:
     """Load weights into a model of the zoo, whoever's names they have.
@@ -96,6 +98,7 @@ def load_weights(
             initial values; the report has them as missing.
         new_head: the same of a checkpoint with another head than the one put onto the model (`head=`); the tensors of
             the checkpoint's head are left out.
+        new_memory: the same of a checkpoint of the model without memory (`memory=`).
         use_ema: take averaged weights where the checkpoint has them.
 
     Raises:
@@ -133,10 +136,13 @@ def load_weights(
             f"{where} is of a model that was fused for inference ({some(sorted(folded), 2)} are of folding), which "
             f"cannot be undone: give the weights of the model that was fused, or load these into visionzoo.fuse(model)"
         )
-    gates, heads = gate_tensors(backbone), head_tensors(backbone)
     new = {  # parts that the checkpoint is without: their tensors, and whether that is accepted
         kind: (tensors, accepted)
-        for kind, tensors, accepted in (("gates", gates, new_gates), ("head", heads, new_head))
+        for kind, tensors, accepted in (
+            ("gates", gate_tensors(backbone), new_gates),
+            ("memory", memory_tensors(backbone), new_memory),
+            ("head", head_tensors(backbone), new_head),
+        )
         if tensors and not any(name in state for name in tensors)
     }
     put = {name for tensors, _ in new.values() for name in tensors}
@@ -161,7 +167,9 @@ def load_weights(
             )
         elif any(f".{PLACE}." in name for name in report.unexpected):
             what = " The checkpoint is of a model with gates: build it with the same gates=."
-        elif not heads and any(re.match(r"head\.(\d\.)?pooling\.", name) for name in report.unexpected):
+        elif not head_tensors(backbone) and any(
+            re.match(r"head\.(\d\.)?pooling\.", name) for name in report.unexpected
+        ):
             what = " The checkpoint is of a model with another head: build it with the same head=."
         raise WeightsError(f"{where} does not fit {type(backbone).__name__}. {report}.{what}", advice)
     if unreadable := [name for name in report.loaded if not _is_plain(state[name])]:
@@ -310,6 +318,7 @@ def rename(state: Mapping[str, Tensor], model: Contract) -> tuple[dict[str, Tens
     for name, value in best.items():  # a 1×1 convolution is a linear layer, a [C, 1, 1] scale is a [C] one
         if name in own and value.shape != own[name].shape and _squeezed(value) == _squeezed(own[name]):
             best[name] = value.reshape(own[name].shape)
+    as_host(best, model)
     return best, best_names
 
 
@@ -322,6 +331,7 @@ def filter_for_timm(checkpoint: Mapping[str, Any], model: Contract) -> dict[str,
             del state[name]  # of other classes, as the classifiers that timm leaves out
     keep_gates(state, model)
     keep_head(state, model)
+    keep_memory(state, model)
     return state
 
 

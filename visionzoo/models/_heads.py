@@ -54,6 +54,10 @@ def put_head(model: Contract, head: Spec, global_pool: str | None = None) -> Non
         ValueError: if the name or an option is unknown, the head does not fit the width, or it has another pooling.
     """
     name = read_spec("head", head, HEADS)["type"]
+    if getattr(model, "memory", None) is not None:
+        raise ValueError(
+            f"head: this {type(model).__name__} has a memory, whose token its own head reads; give memory or {head!r}"
+        )
     last = model.num_parts - 1
     dims = [info["num_chs"] for info in model.feature_info[last :: model.num_parts]][: model.BRANCHES]
 

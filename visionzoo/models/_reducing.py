@@ -111,6 +111,8 @@ def _needs_map(block: Any) -> str:
     """Say what in a block needs the whole map; "" for nothing."""
     if not isinstance(block, TokenBlock) or type(block).forward is not TokenBlock.forward:
         return f"({type(block).__name__}) carries more than tokens"
+    if block.memory is not None:
+        return "has a memory, which sees all tokens"
     for part in ("cpe1", "cpe2"):
         if getattr(block, part) is not None:
             return "has a convolution of the map"

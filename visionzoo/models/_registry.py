@@ -23,6 +23,7 @@ from visionzoo.models._contract import Contract
 from visionzoo.models._gating import with_gates
 from visionzoo.models._heads import with_head
 from visionzoo.models._licenses import check
+from visionzoo.models._memory import with_memory
 from visionzoo.models._reducing import with_reducers
 
 
@@ -99,7 +100,12 @@ _IMAGENET = {
 
 
 # Options that any model takes beside its family's own, and what puts their value into it.
-PLUG_INS: dict[str, Callable[[Any, Any], Any]] = {"gates": with_gates, "reduce": with_reducers, "head": with_head}
+PLUG_INS: dict[str, Callable[[Any, Any], Any]] = {
+    "gates": with_gates,
+    "memory": with_memory,
+    "reduce": with_reducers,
+    "head": with_head,
+}
 
 
 def _entry_point(name: str, model_cls: type[Contract], variant: Variant) -> Callable[..., nn.Module]:

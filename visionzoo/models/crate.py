@@ -59,9 +59,9 @@ class CRATE(Isotropic):
 
     CHECKPOINT_KEYS = {
         "authors": [
-            (r"^to_patch_embedding\.1\.", "stem.to_tokens.norm1."),
-            (r"^to_patch_embedding\.2\.", "stem.to_tokens.proj."),
-            (r"^to_patch_embedding\.3\.", "stem.to_tokens.norm2."),
+            (r"^to_patch_embedding\.1\.", "stem.norm1."),
+            (r"^to_patch_embedding\.2\.", "stem.proj."),
+            (r"^to_patch_embedding\.3\.", "stem.norm2."),
             (r"^pos_embedding$", "positions.table"),
             (r"^cls_token$", "prefix.cls_token"),
             (r"^transformer\.layers\.(\d+)\.0\.norm\.", r"blocks.\1.norm1."),

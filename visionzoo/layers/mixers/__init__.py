@@ -18,6 +18,7 @@ from visionzoo.layers.mixers.channel import ChannelMixer
 from visionzoo.layers.mixers.clamped_linear import ClampedLinearMixer
 from visionzoo.layers.mixers.cross_window import CrossWindowMixer
 from visionzoo.layers.mixers.decoupled_fc import DecoupledFcMixer
+from visionzoo.layers.mixers.dual_attention import DualAttentionMixer
 from visionzoo.layers.mixers.embedding_free import EmbeddingFreeMixer
 from visionzoo.layers.mixers.factorized import FactorizedMixer
 from visionzoo.layers.mixers.flow import FlowMixer
@@ -59,6 +60,7 @@ __all__ = [
     "ClampedLinearMixer",
     "CrossWindowMixer",
     "DecoupledFcMixer",
+    "DualAttentionMixer",
     "EmbeddingFreeMixer",
     "FactorizedMixer",
     "FlowMixer",
@@ -103,6 +105,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "clamped_linear": ClampedLinearMixer,
     "cross_window": CrossWindowMixer,
     "decoupled_fc": DecoupledFcMixer,
+    "dual_attention": DualAttentionMixer,
     "embedding_free": EmbeddingFreeMixer,
     "factorized": FactorizedMixer,
     "flow": FlowMixer,

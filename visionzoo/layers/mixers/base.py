@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from visionzoo.layers.maps import MapLayer
@@ -61,6 +63,14 @@ class Mixer(MapLayer):
         self.out_dim = dim
         self.num_heads = num_heads
         self.head_dim = dim // num_heads if head_dim is None else head_dim
+
+    def mix_first(self, x: Tensor, **beside: Any) -> Tensor:
+        """Return the output [B, 1, C] for the first of tokens [B, N, C], where the mixer `takes_prefix_tokens`.
+
+        Mixers whose outputs do not depend on each other leave the others out; here they are computed. `beside` is what
+        `forward` takes besides.
+        """
+        return self(x.unsqueeze(1), **beside)[:, 0, :1]
 
     def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return views q, k, v, each [B, H, W, G, D], of a projection [B, H, W, 3·C] laid out (3, G, D)."""

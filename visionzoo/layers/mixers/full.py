@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from visionzoo.layers.attention import attend, attention_received, hide
@@ -73,3 +75,9 @@ class FullMixer(Mixer):
         if not score:
             return out
         return out, attention_received(q[:, :, :1] if score == "class_attention" else q, k, hidden)
+
+    def mix_first(self, x: Tensor, **beside: Any) -> Tensor:
+        """Return the output [B, 1, C] for the first of tokens [B, N, C]; the others are keys and values alone."""
+        # [B, N, 3, G, D] -> [B, G, N, D]
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).transpose(1, 3).unbind(2)
+        return self.proj(attend(q[:, :, :1], k, v).transpose(1, 2).flatten(2))
