@@ -4,9 +4,10 @@ There is no code of the authors to compare with: https://github.com/MaitySubhaji
 This follows the paper's text (version 3: equations 2 and 5, algorithms 1 and 2): a ViT as timm's DeiT, whose scores
 pass through learned Fourier series of rank 12 in place of softmax. A name says size, terms of the series (`g3`), and
 whether each block has its own functions ("b", blockwise) or all share those of each head ("u", universal). The tests
-compare it with the equations, not with unseen code, and no checkpoint of the authors fits. The published parameters exceed the
-equations' by two numbers for each function, which the paper does not name, and leave the 1000 classes out in tiny and
-base models, so that the 5.59 M of `t_g3u` are 5.8 M here. Its other bases (wavelets, rational functions) are not here.
+compare it with the equations, not with unseen code, and no checkpoint of the authors fits. The published parameters
+exceed the equations' by two numbers for each function, which the paper does not name, and leave the 1000 classes out in
+tiny and base models, so that the 5.59 M of `t_g3u` are 5.8 M here. Its other bases (wavelets, rational functions) are
+not here.
 
 Where we differ: images of any size and shape are taken, with functions and positions interpolated and sums scaled to
 the number of tokens; the paper takes one size.
