@@ -172,7 +172,9 @@ def exit_costs(model: nn.Module, input_size: tuple[int, int, int]) -> ExitCosts:
     places, training = model.exit_places(), model.training
     parameter = next(model.parameters())
     image = torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype)
-    parts, exits, spent = [], {}, 0.0
+    parts: list[float] = []
+    exits: dict[str, float] = {}
+    spent = 0.0
     model.eval()
     try:
         with FlopCounterMode(display=False) as counter:

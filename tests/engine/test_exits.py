@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import timm
 import torch
 from early_exit import NAME
 from engine.helpers import run_tool
@@ -11,6 +12,7 @@ from engine.test_auxiliary import FAMILY
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.exits import RATIOS, Seen, calibrate, choose_thresholds, first_sure, shares_of
 from visionzoo.engine.training import train
+from visionzoo.exits import ExitModel
 
 NAMES = ("early", "latent", "cnn", "end")
 
@@ -127,3 +129,17 @@ def test_the_best_setting_within_a_budget_is_chosen():
     assert choose_thresholds(content, 1.0, "f") == {"early": 0.1}
     with pytest.raises(UserError, match=r"--budget 0\.5: the settings of f need 1\.0 GMACs"):
         choose_thresholds(content, 0.5, "f")
+
+
+def test_an_exit_is_exported_alone(place, tmp_path, capsys):
+    flags = [*place[1], "--format", "pt2", "--output", str(tmp_path)]
+    assert run_tool("export", *flags, "--exit", "early") == 0
+    assert json.loads((tmp_path / f"{NAME}-early.json").read_text())["exit"] == "early"
+    state = torch.load(place[0] / "last.pth.tar", weights_only=True)["state_dict"]
+    model = timm.create_model(NAME, num_classes=3)
+    model.load_state_dict(state)
+    image = torch.randn(2, 3, 32, 32)
+    loaded = torch.export.load(tmp_path / f"{NAME}-early.pt2").module()
+    torch.testing.assert_close(loaded(image), ExitModel(model, "early")(image), rtol=1e-4, atol=1e-5)
+    assert run_tool("export", *flags, "--exit", "erly") == 1
+    assert f"--exit erly: {NAME}: EarlyExit has no exit 'erly' (did you mean 'early'?)" in capsys.readouterr().err

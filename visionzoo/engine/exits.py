@@ -17,7 +17,7 @@ from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UserError, printable
 from visionzoo.engine.images import IGNORED, batches
 from visionzoo.engine.models import autocast
-from visionzoo.exits import END, EarlyExitModel, confidence, exit_costs
+from visionzoo.exits import END, EarlyExitModel, ExitModel, confidence, exit_costs
 from visionzoo.models._contract import Contract
 from visionzoo.text import markdown_table
 
@@ -140,7 +140,7 @@ def calibrate_exits(
         }
         for k, name in enumerate(names)
     ]
-    settings = []
+    settings: list[dict[str, Any]] = []
     for ratio in RATIOS:
         wanted = shares_of(ratio, names, contract.EXIT_FACTORS)
         thresholds = calibrate(calibration.confidence, names, wanted)
@@ -366,6 +366,18 @@ def early_exit_model(args: argparse.Namespace, model: nn.Module, name: str) -> E
             raise UserError(f"{args.exits} (--exits) is of {content['model']}, and this model is {name}")
         thresholds = choose_thresholds(content, args.budget, args.exits)
     return with_exits(model, name, thresholds)
+
+
+def model_of_exit(model: nn.Module, name: str, exit: str) -> ExitModel:
+    """Return what one exit of a model answers, without the parts after it.
+
+    Raises:
+        UserError: it has no exits, or none of this name.
+    """
+    try:
+        return ExitModel(model, exit)
+    except ValueError as error:
+        raise UserError(f"--exit {exit}: {name}: {error}") from error
 
 
 def with_exits(model: nn.Module, name: str, thresholds: Mapping[str, float] | None = None) -> EarlyExitModel:
