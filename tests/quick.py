@@ -90,3 +90,8 @@ def learned_from(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
         model.set_auxiliary(False)
         out = torch.stack([out.logits, *(exit.logits for exit in out.exits)])
     return out.square().mean()
+
+
+def size_for(model: nn.Module, height: int, width: int) -> tuple[int, int]:
+    """Give the size of images to test a model with: the one asked for, or the model's own where it takes no other."""
+    return (height, width) if model.ANY_SIZE else model.img_size

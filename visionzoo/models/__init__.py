@@ -1,6 +1,7 @@
 """The families; importing this registers them into timm."""
 
 from visionzoo.models import (
+    activator,
     affnet,
     biformer,
     convit,
@@ -25,6 +26,7 @@ from visionzoo.models import (
     litv2,
     moh_vit,
     nat,
+    ninformer,
     pcpvt,
     poolformer,
     pvt,
@@ -33,11 +35,13 @@ from visionzoo.models import (
     spectformer,
     stvit,
     swin,
+    taylorshift,
     tnt,
     transnext,
 )
 
 __all__ = [
+    "activator",
     "affnet",
     "biformer",
     "convit",
@@ -62,6 +66,7 @@ __all__ = [
     "litv2",
     "moh_vit",
     "nat",
+    "ninformer",
     "pcpvt",
     "poolformer",
     "pvt",
@@ -70,6 +75,7 @@ __all__ = [
     "spectformer",
     "stvit",
     "swin",
+    "taylorshift",
     "tnt",
     "transnext",
 ]
