@@ -6,6 +6,7 @@
 
 from visionzoo import models  # importing it registers the families
 from visionzoo._version import __version__
+from visionzoo.exits import EarlyExitModel, ExitModel
 from visionzoo.inference import optimize_for_inference
 from visionzoo.kernels import backends, set_backend, use_backend
 from visionzoo.layers.fuse import fuse
@@ -14,6 +15,8 @@ from visionzoo.models._heads import head_attention
 from visionzoo.models._hub import push_to_hub, save_pretrained
 
 __all__ = [
+    "EarlyExitModel",
+    "ExitModel",
     "LoadReport",
     "__version__",
     "backends",

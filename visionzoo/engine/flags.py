@@ -8,6 +8,7 @@ from visionzoo.engine.options import KeyValues, Number, Parser
 COUNT, WHOLE = Number(int, low=1), Number(int, low=0)
 AMOUNT, POSITIVE = Number(float, low=0), Number(float, above=0)
 SHARE, RATIO, BELOW_ONE = Number(float, low=0, high=1), Number(float, above=0, high=1), Number(float, low=0, below=1)
+INSIDE = Number(float, above=0, below=1)
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 PROBES, HEADS = ("linear", "attentive", "ep"), ("attentive", "ep", "intr")
 SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "none")
@@ -326,6 +327,10 @@ def eval_parser() -> Parser:
     add("-b", "--batch-size", type=COUNT, default=256, metavar="N", help="images of a batch")
     add("--results-file", default="", metavar="FILE", help="JSON to write (default: beside the checkpoint)")
     add("--results-csv", default="", metavar="FILE", help="CSV to add a row to, in timm's columns (visionzoo)")
+    group = parser.add_argument_group("early exits")
+    _yes(group, "--exits", "calibrate a model's early exits: table and curve of accuracy against cost (visionzoo)")
+    help = "share of the images to calibrate thresholds on; it is measured on the others (visionzoo)"
+    group.add_argument("--calibration-share", type=INSIDE, default=0.2, metavar="SHARE", help=help)
     return parser
 
 
@@ -345,6 +350,13 @@ def predict_parser() -> Parser:
     where = "folder for the pictures and predictions.jsonl (default: output/predict, numbered where that is taken)"
     add("--output", default="", metavar="DIR", help=where)
     _reading(group)
+    add = parser.add_argument_group("early exits").add_argument
+    add(
+        "--exits", default="", metavar="FILE", help="stop at the first exit that is sure, as tools/eval.py --exits says"
+    )
+    add("--budget", type=POSITIVE, metavar="GMACS", help="multiply-adds of an image on average at most, in billions")
+    help = "exits to ask, and the probability from 0 to 1 at which each answers"
+    add("--thresholds", nargs="*", default={}, action=KeyValues, metavar="EXIT=P", help=help)
     return parser
 
 
