@@ -37,6 +37,7 @@ from visionzoo.layers.mixers.nchw import MixerNCHW
 from visionzoo.layers.mixers.neighborhood import NeighborhoodMixer
 from visionzoo.layers.mixers.pool import PoolMixer
 from visionzoo.layers.mixers.routed import RoutedMixer
+from visionzoo.layers.mixers.score import ScoreMixer
 from visionzoo.layers.mixers.single_head import SingleHeadMixer
 from visionzoo.layers.mixers.spatial_reduction import SpatialReductionMixer
 from visionzoo.layers.mixers.spectral_gate import SpectralGateMixer
@@ -72,6 +73,7 @@ __all__ = [
     "NeighborhoodMixer",
     "PoolMixer",
     "RoutedMixer",
+    "ScoreMixer",
     "SingleHeadMixer",
     "SpatialReductionMixer",
     "SpectralGateMixer",
@@ -107,6 +109,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "neighborhood": NeighborhoodMixer,
     "pool": PoolMixer,
     "routed": RoutedMixer,
+    "score": ScoreMixer,
     "single_head": SingleHeadMixer,
     "spatial_reduction": SpatialReductionMixer,
     "spectral_gate": SpectralGateMixer,
