@@ -83,8 +83,8 @@ class ScoreMixer(Mixer):
         weight_key_kernel: the same for a convolution of the weights.
         query_padding: "both" for squares around the query, of odd sides; "before" for those that end in it.
         key_padding: the same for the keys.
-        score_groups: size of the groups of heads whose scores are mixed; None for none.
-        weight_groups: size of the groups of heads whose weights are mixed; None for none.
+        score_groups: how many heads are a group whose scores are mixed; all where there are fewer; None for none.
+        weight_groups: the same for the weights.
         hidden_dim: p of neural scores, at least 2; None for max(2, D // 32).
         power: of inverse distances.
         eps: ε of inverse distances.
@@ -94,7 +94,8 @@ class ScoreMixer(Mixer):
         value_precision: of "gaussian": a key's value counts by its distance to the query's own, this times the
             precision of the key; 0 for not.
         output_norm: over C, before the output projection: "gated_rms", "layer_norm" (ε 1e-3) or "none". None is what
-            the paper of the normaliser has: "gated_rms" after "relu", "layer_norm" after "standardise".
+            the paper of the normaliser has: "gated_rms" after "relu", "layer_norm" after "standardise". Without, their
+            sums over N keys can pass what float16 holds.
         output_gelu: whether a GELU comes then; None for after "standardise" only.
 
     Raises:
@@ -155,8 +156,8 @@ class ScoreMixer(Mixer):
         self._check_name(output_norm=output_norm, expected=self.OUTPUT_NORMS)
         if score in ("gaussian", "inverse_distance") and normaliser not in SHIFT_INVARIANT:
             raise ValueError(
-                f"ScoreMixer: scores that are negative distances take a normaliser of {SHIFT_INVARIANT}, got {score=} and "
-                f"{normaliser=}"
+                f"ScoreMixer: scores that are negative distances take a normaliser of {SHIFT_INVARIANT}, got {score=} "
+                f"and {normaliser=}"
             )
         if qk_norm == "l2" and score != "dot":
             raise ValueError(f"ScoreMixer: qk_norm='l2' is for scores of 'dot', got {score=}")
@@ -238,11 +239,12 @@ class ScoreMixer(Mixer):
         (name, size), *_ = given.items()
         if size is None:
             return None
-        if size < 1 or self.num_heads % size:
+        group = min(size, self.num_heads)
+        if size < 1 or self.num_heads % group:
             raise ValueError(
                 f"ScoreMixer: {name} must divide num_heads, got {name}={size} and num_heads={self.num_heads}"
             )
-        return HeadMix(self.num_heads, size)
+        return HeadMix(self.num_heads, group)
 
     @property
     def takes_prefix_tokens(self) -> bool:
@@ -352,7 +354,7 @@ class ScoreMixer(Mixer):
         return finished
 
     def _moved(self, q: Tensor, k: Tensor, rows: Rows, size: tuple[int, int]) -> Tensor:
-        """Keys, each the mean of the queries by the weights that they give it; those that get none stay."""
+        """Return keys, each the mean of the queries by the weights that they give it; those that get none stay."""
 
         def sums(start: int, stop: int) -> Tensor:
             queries = q[:, :, start:stop]
@@ -360,7 +362,7 @@ class ScoreMixer(Mixer):
 
         total = self._in_portions(sums, q, size, add=True)
         total, count = total.split((total.shape[-1] - 1, 1), -1)
-        given = count > 0
+        given = count > torch.finfo(count.dtype).tiny ** 0.75  # of less, derivatives would overflow
         return torch.where(given, total / torch.where(given, count, 1), k)
 
     def _in_portions(self, function: Rows, q: Tensor, size: tuple[int, int], *, add: bool = False) -> Tensor:
