@@ -42,6 +42,7 @@ from visionzoo.layers.mixers.nchw import MixerNCHW
 from visionzoo.layers.mixers.neighborhood import NeighborhoodMixer
 from visionzoo.layers.mixers.pool import PoolMixer
 from visionzoo.layers.mixers.routed import RoutedMixer
+from visionzoo.layers.mixers.score import ScoreMixer
 from visionzoo.layers.mixers.single_head import SingleHeadMixer
 from visionzoo.layers.mixers.sparsifiner import SparsifinerMixer
 from visionzoo.layers.mixers.spatial_reduction import SpatialReductionMixer
@@ -85,6 +86,7 @@ __all__ = [
     "NeighborhoodMixer",
     "PoolMixer",
     "RoutedMixer",
+    "ScoreMixer",
     "SingleHeadMixer",
     "SparsifinerMixer",
     "SpatialReductionMixer",
@@ -128,6 +130,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "neighborhood": NeighborhoodMixer,
     "pool": PoolMixer,
     "routed": RoutedMixer,
+    "score": ScoreMixer,
     "single_head": SingleHeadMixer,
     "sparsifiner": SparsifinerMixer,
     "spatial_reduction": SpatialReductionMixer,
