@@ -1,5 +1,7 @@
 """Injective linear attention against its matrix of weights, in windows too, and what its kernels are predicted from."""
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -54,6 +56,22 @@ def test_windows_are_maps_of_their_own():
     parts = [_by_definition(mixer, part, part, lambda t: t) for part in rolled[0].split(4)]
     expected = mixer.proj(torch.cat(parts).roll(1, 0))
     torch.testing.assert_close(mixer(x)[0], expected, rtol=1e-11, atol=1e-11)
+
+
+@torch.no_grad()
+def test_prefix_tokens_take_part_in_attention_and_not_in_convolutions():
+    torch.manual_seed(0)
+    mixer = InjectiveLinearMixer(8, 2, lepe_kernel=3).double()
+    x = torch.randn(1, 1, 2 + 4 * 5, 8, dtype=torch.float64)
+    with mock.patch.object(mixer, "lepe", None), mock.patch.object(mixer, "proj", torch.nn.Identity()):
+        alone = mixer(x)  # one row: its convolution is one along the tokens
+        kernels = mixer.residual(x.mean((1, 2)).unsqueeze(-1)).view(8, 1, 3, 3)
+    v = mixer.qkv(x)[..., 16:].permute(0, 3, 1, 2)
+    attention = alone - F.conv2d(v, kernels, padding=1, groups=8).permute(0, 2, 3, 1)
+    local = F.conv2d(v[..., 2:].unflatten(-1, (4, 5)).squeeze(2), kernels, padding=1, groups=8)
+    local = local.permute(0, 2, 3, 1) + mixer.lepe(v[..., 2:].unflatten(-1, (4, 5)).squeeze(2).permute(0, 2, 3, 1))
+    expected = mixer.proj(attention + F.pad(local.flatten(1, 2), (0, 0, 2, 0)))
+    torch.testing.assert_close(mixer(x, map_size=(4, 5)), expected, rtol=1e-11, atol=1e-11)
 
 
 @torch.no_grad()

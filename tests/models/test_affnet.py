@@ -44,3 +44,13 @@ def test_unknown_norms_and_activations_are_named():
         timm.create_model("zoo_affnet_et", norm_layer="rms")
     with pytest.raises(ValueError, match="unknown act_layer='silly', expected one of swish, relu"):
         timm.create_model("zoo_affnet_et", act_layer="silly")
+
+
+def test_rows_of_equal_numbers_have_finite_second_derivatives():
+    torch.manual_seed(0)
+    x = torch.cat([torch.full((1, 6), 0.5), torch.randn(2, 6)]).double().requires_grad_()
+    norm = DeviationNorm(6).double()
+    assert torch.allclose(norm(x), (x - x.mean(-1, True)) / (x.std(-1, correction=0, keepdim=True) + 1e-5), rtol=1e-12)
+    grad = torch.autograd.grad(norm(x).pow(3).sum(), x, create_graph=True)[0]
+    grad.square().sum().backward()
+    assert x.grad.isfinite().all() and x.grad[1:].abs().min() > 0

@@ -16,7 +16,9 @@ from visionzoo.models._registry import TINY
 
 SMALL = TINY["zoo_convit_t"]
 # Mixers for which a token's place does not matter.
-TAKE = {"channel", "flow", "full", "hashed_linear", "linear", "spatial_reduction"}
+TAKE = {"channel", "flow", "full", "hashed_linear", "linear", "spatial_reduction", "taylor_shift"}
+# Mixers in which it matters, but not that of prefix tokens: they take part in all else.
+TAKE_BESIDE = {"injective_linear"}
 
 
 def _model(**kwargs):
@@ -30,11 +32,11 @@ def test_prefix_tokens_take_part_where_places_do_not_matter_and_pass_by_elsewher
     x = torch.randn(2, 3 + 20, 16)
     tokens = Tokens(x, (4, 5), 3)
     out = mix_tokens(mixer, tokens)
-    assert out.shape == x.shape and mixer.takes_prefix_tokens == (name in TAKE)
+    assert out.shape == x.shape and mixer.takes_prefix_tokens == (name in TAKE | TAKE_BESIDE)
     changed = mix_tokens(mixer, tokens._replace(x=torch.cat([x[:, :3] + 1, x[:, 3:]], 1)))
     if mixer.takes_prefix_tokens:
         assert out[:, :3].abs().amax() > 0 and (changed[:, 3:] - out[:, 3:]).norm() > 1e-4
-        order = torch.randperm(23)
+        order = torch.randperm(23) if name in TAKE else torch.tensor([2, 0, 1, *range(3, 23)])
         torch.testing.assert_close(mix_tokens(mixer, Tokens(x[:, order], (4, 5), 3)), out[:, order])
     else:
         assert not out[:, :3].any() and torch.equal(changed, out)
@@ -44,6 +46,7 @@ def test_prefix_tokens_take_part_where_places_do_not_matter_and_pass_by_elsewher
 def test_full_attention_with_local_positions_sees_the_map_alone():
     assert not build_mixer({"type": "full", "lepe_kernel": 3}, 16).takes_prefix_tokens
     assert not build_mixer({"type": "spatial_reduction", "reduction": 2}, 16).takes_prefix_tokens
+    assert not build_mixer({"type": "injective_linear", "window_size": 2}, 16).takes_prefix_tokens
 
 
 def test_a_class_token_that_nothing_takes_in_is_said_and_not_read(caplog):

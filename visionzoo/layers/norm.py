@@ -31,6 +31,9 @@ class LayerNorm(nn.LayerNorm):
 class DeviationNorm(nn.Module):
     """Layer norm of [..., C] over C that adds its ε to the standard deviation, not to the variance (CVNets).
 
+    A row of equal numbers, whose deviation has no derivative, gets derivatives of 0, the first as in torch, and the
+    second, which torch's has not.
+
     Args:
         dim: channels C.
         eps: ε.
@@ -45,5 +48,7 @@ class DeviationNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise [..., C], in float32 at least."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        std, mean = torch.std_mean(wide, dim=-1, keepdim=True, correction=0)
+        var, mean = torch.var_mean(wide, dim=-1, keepdim=True, correction=0)
+        spread = var > 0
+        std = torch.where(spread, torch.where(spread, var, 1.0).sqrt(), 0.0)
         return ((wide - mean) / (std + self.eps)).to(x.dtype) * self.weight + self.bias

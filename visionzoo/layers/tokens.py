@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import isqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,8 @@ def mix_tokens(mixer: nn.Module, tokens: Tokens) -> Tensor:
     if not tokens.prefix:
         return mixer(tokens.map()).flatten(1, 2)
     if isinstance(mixer, Mixer) and mixer.takes_prefix_tokens:
-        return mixer(tokens.x.unsqueeze(1)).squeeze(1)
+        beside = {"map_size": tokens.size} if mixer.needs_map_size else {}
+        return mixer(tokens.x.unsqueeze(1), **beside).squeeze(1)
     return F.pad(mixer(tokens.map()).flatten(1, 2), (0, 0, tokens.prefix, 0))
 
 
@@ -62,11 +63,29 @@ class TokenBlock(Block):
             tokens = tokens._replace(x=self._add(tokens.x, mixed, self.ls1))
         if self.cpe2 is not None:
             tokens = tokens.with_map(self.cpe2(x := tokens.map(), residual=x))
-        branch = tokens._replace(x=self.mlp(self.norm2(tokens.x)))
+        return self.mix_channels(tokens)
+
+    def mix_channels(self, tokens: Tokens, seen: Tensor | None = None) -> Tokens:  # type: ignore[override]
+        """Add the MLP's branch to the tokens; it sees them, or `seen` [B, P + N, C] in their place."""
+        branch = tokens._replace(x=self.mlp(self.norm2(tokens.x if seen is None else seen)))
         if not isinstance(self.branch_gate, nn.Identity):
             branch = branch.with_map(self.branch_gate(branch.map()))
         tokens = tokens._replace(x=self._add(tokens.x, branch.x, self.ls2))
         return tokens if isinstance(self.peg, nn.Identity) else tokens.with_map(self.peg(tokens.map()))
+
+
+class OneNormTokenBlock(TokenBlock):
+    """`TokenBlock` whose mixer and MLP share the norm `norm2` (Activator, NiNformer); options as those of `Block`."""
+
+    def __init__(self, dim: int, mixer: Mixer | None, **options: Any):
+        super().__init__(dim, mixer, **options)
+        if mixer is not None:
+            del self.norm1
+
+    @property
+    def norm1(self) -> nn.Module:  # type: ignore[override]
+        """The norm of the MLP's branch, which serves the mixer's too."""
+        return self.norm2
 
 
 def map_size(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:

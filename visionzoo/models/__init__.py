@@ -1,6 +1,7 @@
 """The families; importing this registers them into timm."""
 
 from visionzoo.models import (
+    activator,
     affnet,
     biformer,
     convit,
@@ -24,6 +25,7 @@ from visionzoo.models import (
     litv2,
     moh_vit,
     nat,
+    ninformer,
     pcpvt,
     poolformer,
     pvt,
@@ -32,11 +34,13 @@ from visionzoo.models import (
     spectformer,
     stvit,
     swin,
+    taylorshift,
     tnt,
     transnext,
 )
 
 __all__ = [
+    "activator",
     "affnet",
     "biformer",
     "convit",
@@ -60,6 +64,7 @@ __all__ = [
     "litv2",
     "moh_vit",
     "nat",
+    "ninformer",
     "pcpvt",
     "poolformer",
     "pvt",
@@ -68,6 +73,7 @@ __all__ = [
     "spectformer",
     "stvit",
     "swin",
+    "taylorshift",
     "tnt",
     "transnext",
 ]

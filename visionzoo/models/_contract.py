@@ -63,6 +63,7 @@ class Contract(nn.Module):
     POOLS: tuple[str, ...] = ("", "avg", "max", "avgmax", "catavgmax")  # poolings that the head has a place for
     UNFOLDED = ""  # pattern of batch norms that `visionzoo.fuse` leaves, for no layer comes directly before them
     INIT_CONVS = False  # whether convolutions are initialised as linear layers are
+    ANY_SIZE = True  # whether images of any size are taken, or of the model's own `img_size` alone
     DYNAMIC_SIZE = True  # whether torch.export makes a program for images of any size
     TWICE = True  # whether gradients have gradients under `use_backend("reference")`
     AUXILIARY: Mapping[str, float] = {}  # weights of what `exits` yields, by name; modules inside have their terms' so
@@ -105,10 +106,14 @@ class Contract(nn.Module):
             ValueError: if one is of another type than the constructor states, or a number out of its range.
         """
         check_arguments(cls, kwargs)
-        for name, (fits, range_) in _RANGES.items():
-            value = kwargs.get(name)
-            if not all(map(fits, value if isinstance(value, Sequence) else () if value is None else (value,))):
+        for name, value in kwargs.items():
+            if name not in _RANGES or value is None:
+                continue
+            in_range, range_ = _RANGES[name]
+            if not all(map(in_range, _numbers(value))):
                 raise ValueError(f"{cls.__name__}: {name} must be {range_}, got {name}={value!r}")
+            if isinstance(value, Sequence) and not value:
+                raise ValueError(f"{cls.__name__}: {name} must have an entry, got {name}={value!r}")
         return super().__new__(cls)
 
     def __init__(
@@ -447,10 +452,23 @@ def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
     return rates
 
 
-_SIZES = ("in_chans", "patch_size", "depth", "embed_dim", "embed_dims", "inner_dim", "inner_stride")
-_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {  # of arguments that many families have
+def _numbers(value: Any) -> Iterator[Any]:
+    """Yield a number, or those of sequences, and of sequences in them."""
+    for each in value if isinstance(value, Sequence) else ():
+        yield from _numbers(each)
+    if not isinstance(value, Sequence):
+        yield value
+
+
+_SIZES = (
+    *("in_chans", "patch_size", "depth", "embed_dim", "embed_dims", "mid_dims", "inner_dim", "inner_stride"),
+    *("stem_dim", "stem_dims", "stem_kernel", "group_size", "head_dim", "final_dim", "projection"),
+)
+_RATIOS = ("mlp_ratio", "mlp_ratios", "expand_ratio", "value_ratio", "width")
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {  # of arguments by their names, in any family
     **dict.fromkeys(_SIZES, (lambda x: x >= 1, "1 or more")),
-    **dict.fromkeys(("num_classes", "mlp_ratio", "mlp_ratios"), (lambda x: x >= 0, "0 or more")),
+    **dict.fromkeys(("num_classes", "depths"), (lambda x: x >= 0, "0 or more")),
+    **dict.fromkeys(_RATIOS, (lambda x: x > 0, "more than 0")),
     "drop_rate": (lambda x: 0 <= x <= 1, "from 0 to 1"),
 }
 _HEAD_DEFAULTS = {

@@ -1,6 +1,7 @@
 """Isotropic backbones: patches become tokens of one width, which stay as they are to the end.
 
 Such a backbone is `stem`, `positions`, `prefix`, `blocks`, `norm`, `head`; positions and prefix tokens are optional.
+`PlainTransformer` is the one that papers on mixers put theirs into.
 """
 
 from __future__ import annotations
@@ -16,12 +17,21 @@ from typing_extensions import Unpack
 from visionzoo.layers.heads import TokenHead
 from visionzoo.layers.mixers import build_mixer, resolve_mixers
 from visionzoo.layers.mixers.base import Mixer
+from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.outputs import recomputed
 from visionzoo.layers.stem import ConvNormStem
 from visionzoo.layers.tokens import PrefixTokens, TokenBlock, TokenPositions, Tokens, map_size
 from visionzoo.models._contract import Contract, HeadOptions, drop_path_rates
 
 _logger = logging.getLogger(__name__)
+
+VIT_KEYS: list[tuple[str, Any]] = [  # entries of `Contract.CHECKPOINT_KEYS` for names as in timm's ViT
+    (r"^patch_embed\.proj\.", "stem.conv."),
+    (r"^pos_embed$", "positions.table"),
+    (r"^(cls_token|dist_token|reg_token)$", r"prefix.\1"),
+    (r"\.attn\.", ".mixer."),
+    (r"^head\.(weight|bias)$", r"head.fc.\1"),
+]
 
 
 def build_blocks(
@@ -30,7 +40,8 @@ def build_blocks(
     own: Sequence[Mapping[str, Any]],
     mixers: Any,
     *,
-    block: Callable[..., nn.Module] = TokenBlock,
+    block: Callable[..., nn.Module] | Sequence[Callable[..., nn.Module]] = TokenBlock,
+    build: Callable[..., nn.Module | None] = build_mixer,
     drop_path_rate: float = 0.0,
 ) -> list[nn.Module]:
     """Build the blocks of an isotropic backbone.
@@ -41,7 +52,8 @@ def build_blocks(
         own: for each block the spec of the family's mixer.
         mixers: the caller's in their place: None, a spec for all blocks, or an entry for each block
             (`visionzoo.layers.mixers.resolve_mixers`).
-        block: called with (dim, mixer, drop_path=rate).
+        block: called with (dim, mixer, drop_path=rate); or one such for each block.
+        build: called with (spec, dim, num_heads), where the family's own mixer is none that others take.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
 
     Raises:
@@ -49,9 +61,10 @@ def build_blocks(
     """
     (rates,) = drop_path_rates(drop_path_rate, [len(own)])
     specs = resolve_mixers([[spec] for spec in own], mixers)
+    blocks = block if isinstance(block, Sequence) else [block] * len(own)
     return [
-        block(dim, build_mixer(turns[0], dim, num_heads), drop_path=rate)
-        for turns, rate in zip(specs, rates, strict=True)
+        make(dim, build(turns[0], dim, num_heads), drop_path=rate)
+        for make, turns, rate in zip(blocks, specs, rates, strict=True)
     ]
 
 
@@ -211,6 +224,68 @@ class Isotropic(Contract):
     def blocks_in_order(self) -> Iterator[nn.Module]:
         """Yield the blocks."""
         yield from self.blocks
+
+
+class PlainTransformer(Isotropic):
+    """DeiT (arXiv:2012.12877): patches, a class token, learned positions, pre-norm blocks of attention, a norm.
+
+    A subclass names its mixer, which takes `qkv_bias`, in `MIXER`.
+
+    Args:
+        depth: blocks.
+        embed_dim: channels.
+        num_heads: attention heads.
+        mlp_ratio: hidden width of the MLPs over the channels.
+        qkv_bias: whether the projections to q, k, v have a bias.
+        patch_size: side of the patches in pixels.
+        img_size: image size in pixels, or (height, width), for which the table of positions is made.
+        class_token: have a class token.
+        reg_tokens: number of register tokens beside it.
+        mixers: other token mixers for some blocks, see `visionzoo.layers.mixers.resolve_mixers`.
+        in_chans: image channels.
+        drop_path_rate: stochastic depth of the last block.
+        head: `num_classes`, `global_pool` and `drop_rate` of the head.
+    """
+
+    MIXER = "full"
+    CHECKPOINT_KEYS = {"authors": VIT_KEYS}
+
+    def __init__(
+        self,
+        *,
+        depth: int = 12,
+        embed_dim: int = 192,
+        num_heads: int = 3,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        patch_size: int = 16,
+        img_size: int | tuple[int, int] = 224,
+        class_token: bool = True,
+        reg_tokens: int = 0,
+        mixers: Any = None,
+        in_chans: int = 3,
+        drop_path_rate: float = 0.0,
+        **head: Any,
+    ):
+        norm = partial(LayerNorm, eps=1e-6)
+        super().__init__(
+            blocks=build_blocks(
+                embed_dim,
+                num_heads,
+                [{"type": self.MIXER, "qkv_bias": qkv_bias}] * depth,
+                mixers,
+                block=partial(TokenBlock, mlp_ratio=mlp_ratio, norm_layer=norm),
+                drop_path_rate=drop_path_rate,
+            ),
+            embed_dim=embed_dim,
+            patch_size=patch_size,
+            img_size=img_size,
+            class_token=class_token,
+            reg_tokens=reg_tokens,
+            norm=norm(embed_dim),
+            in_chans=in_chans,
+            **head,
+        )
 
 
 def takes_prefix_tokens(family: str, blocks: Sequence[nn.Module], count: int) -> bool:

@@ -17,6 +17,7 @@ from visionzoo.layers.mixers import build_mixer
 from visionzoo.layers.nhwc import on_nhwc
 from visionzoo.layers.outputs import recomputed
 from visionzoo.models._contract import Contract, HeadOptions, drop_path_rates
+from visionzoo.text import some
 
 
 class Stage(nn.Module):
@@ -83,6 +84,8 @@ def build_stages(
             f"expected one entry for each stage, got embed_dims={tuple(embed_dims)}, depths={tuple(depths)}, "
             f"num_heads={tuple(num_heads)} and {len(mixers)} stages of mixers"
         )
+    if empty := [i for i, stage in enumerate(mixers) if depths[i] and not stage]:
+        raise ValueError(f"stages {some(empty)} have blocks, but no mixer; expected one or more for each stage")
     rates = drop_path_rates(drop_path_rate, depths)
     turns = [[one] if callable(one) else one for one in ([block] * len(depths) if callable(block) else block)]
     downsample = [downsample] * (len(depths) - 1) if callable(downsample) else downsample

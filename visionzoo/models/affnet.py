@@ -199,6 +199,8 @@ class AFFNet(Pyramid):
         for name, given, known in (("norm_layer", norm_layer, NORMS), ("act_layer", act_layer, ACTIVATIONS)):
             if given not in known:
                 raise ValueError(f"AFFNet: unknown {name}={given!r}, expected one of {', '.join(known)}")
+        if not min(depths):
+            raise ValueError(f"AFFNet: every stage must have a block, got depths={tuple(depths)}")
         norm, act = NORMS[norm_layer], ACTIVATIONS[act_layer]
         plain = [i < plain_stages for i in range(len(depths))]
         block = partial(FrequencyBlock, norm_layer=norm, act_layer=act, double_skip=double_skip)

@@ -205,6 +205,15 @@ class GhostNetV2(Pyramid):
         drop_path_rate: float = 0.0,
         **head: Any,
     ):
+        for i, stage in enumerate(layout):
+            for kernel_size, mid, out, _ in stage:
+                if kernel_size < 1 or kernel_size % 2 == 0 or mid < 1 or out < 1:
+                    raise ValueError(
+                        f"GhostNetV2: a block is an odd side of kernels, channels between the modules and out, and "
+                        f"whether it has squeeze-and-excitation; got layout[{i}]={stage!r}"
+                    )
+        if not layout or not all(layout):
+            raise ValueError(f"GhostNetV2: layout must have a block in every stage, got {layout=}")
         depths = [len(blocks) for blocks in layout]
         first = [sum(depths[:i]) for i in range(len(depths))]  # each stage's first block's number
         attends = [start + depth > plain for start, depth in zip(first, depths, strict=True)]

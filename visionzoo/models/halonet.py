@@ -120,6 +120,10 @@ class HaloNet(Pyramid):
             raise ValueError(f"HaloNet: expected a string of 'c' and 'a' for each stage, got {layout=}")
         if gate not in GATES:
             raise ValueError(f"HaloNet: expected gate 'se', 'eca' or None, got {gate=}")
+        try:
+            act_layer = get_act_layer(act)
+        except KeyError:
+            raise ValueError(f"HaloNet: unknown {act=}, expected timm's name of one, such as 'relu', 'silu'") from None
         halo = {
             "type": "halo",
             "block_size": block_size,
@@ -144,7 +148,6 @@ class HaloNet(Pyramid):
                     f"HaloNet: bottlenecks without token mixing do not exist, got {mixers=}; blocks with convolutions "
                     f"are the letter 'c' of layout={tuple(layout)}"
                 )
-        act_layer = get_act_layer(act)
         rates = drop_path_rates(drop_path_rate, [len(letters) for letters in layout])
         stages, in_dim = [], stem_dims[-1]
         for i, (dim, mid_dim) in enumerate(zip(embed_dims, mid_dims, strict=True)):

@@ -132,6 +132,8 @@ class SHViT(Pyramid):
             before, after = (block(dim, None, cpe_layer=DepthwiseConvNorm) for dim in (in_dim, out_dim))
             return nn.Sequential(before, PatchMerging(in_dim, out_dim), after)
 
+        if embed_dims[0] < 8:
+            raise ValueError(f"SHViT: embed_dims must begin with 8 or more (the stem has an eighth), got {embed_dims=}")
         stem_dims = [embed_dims[0] // ratio for ratio in (8, 4, 2, 1)]
         super().__init__(
             stem=conv_stem(in_chans, stem_dims, 3, (2, 2, 2, 2), nn.ReLU, last_act=False),

@@ -25,12 +25,14 @@ class Mixer(MapLayer):
     ADAPTER = "mixers.MixerNCHW"
     stride = 1  # what the map shrinks by
     needs_prefix_tokens = False  # whether it is one of tokens only, which has nothing to do on a map by itself
+    needs_map_size = False  # whether `forward` takes `map_size`, (H, W) of the tokens behind the prefix ones
 
     @property
     def takes_prefix_tokens(self) -> bool:
         """Whether tokens without a place on the map can take part, as further tokens: the class token and the like.
 
-        So it is where a token's place does not matter. Other mixers see the map alone, and such tokens pass by.
+        So it is where a token's place does not matter, or matters in a part of the mixer that leaves such tokens out.
+        Other mixers see the map alone, and such tokens pass by.
         """
         return False
 

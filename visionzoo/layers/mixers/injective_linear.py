@@ -19,8 +19,8 @@ class InjectiveLinearMixer(Mixer):
 
     With N keys the weight of key j is s/N·φ(q)·φ(kⱼ) - s/N·φ(q)·φ(k̄) + 1/N, s the inverse root of the heads' width,
     so the output is v̄ + s/N·φ(q)·Σⱼ (φ(kⱼ) - mean φ(k))·vⱼᵀ; O(N·C·D) for heads of width D. The convolution's
-    kernels, one for each sample and channel, are predicted from the mean of the map. Features, sums and states are
-    float32 at least, whatever the input.
+    kernels, one for each sample and channel, are predicted from the mean of the map. Prefix tokens take part in all but
+    the convolutions. Features, sums and states are float32 at least, whatever the input.
 
     Args:
         dim: channels C.
@@ -48,6 +48,8 @@ class InjectiveLinearMixer(Mixer):
         "leaky_relu": F.leaky_relu,
         "exp": lambda x: (0.2 * x).exp(),
     }
+
+    needs_map_size = True
 
     def __init__(
         self,
@@ -85,12 +87,20 @@ class InjectiveLinearMixer(Mixer):
         self.lepe = DepthwiseConvNHWC(dim, lepe_kernel) if lepe_kernel else None
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, unnormed: Tensor | None = None) -> Tensor:
-        """[B, H, W, C] to [B, H, W, C]; `unnormed` is x before the norm, used where the mixer `sees_input`."""
+    @property
+    def takes_prefix_tokens(self) -> bool:
+        """Yes, but for windows, which they are in none of."""
+        return self.window_size is None
+
+    def forward(self, x: Tensor, unnormed: Tensor | None = None, *, map_size: tuple[int, int] | None = None) -> Tensor:
+        """[B, H, W, C] to [B, H, W, C]; `unnormed` is x before the norm, used where the mixer `sees_input`.
+
+        With `map_size` (H, W) x is [B, 1, P + H·W, C]: P prefix tokens, then those of the map.
+        """
         self.check_input(x)
         source = x if unnormed is None else unnormed
         if self.window_size is None:
-            return self.proj(self._attend(x, source))
+            return self.proj(self._attend(x, source, map_size))
         size = x.shape[1:3]
         window = (min(self.window_size, size[0]), min(self.window_size, size[1]))
         shift = [self.shift_size if length > self.window_size else 0 for length in size]
@@ -98,7 +108,7 @@ class InjectiveLinearMixer(Mixer):
         out = from_windows(self._attend(to_windows(x, window), to_windows(source, window)), x.shape[1:3])
         return self.proj(crop(out.roll((shift[0], shift[1]), (1, 2)), size))
 
-    def _attend(self, x: Tensor, source: Tensor) -> Tensor:
+    def _attend(self, x: Tensor, source: Tensor, map_size: tuple[int, int] | None = None) -> Tensor:
         qkv = self.qkv(x)
         kernels = self.residual(source.mean((1, 2)).to(x.dtype).unsqueeze(-1)).view(-1, 1, 1, self.dim, 9).unbind(-1)
         q, k, v = qkv.chunk(3, dim=-1)
@@ -114,7 +124,13 @@ class InjectiveLinearMixer(Mixer):
             state = k_heads.mT @ v_heads * (self.head_dim**-0.5 / k_heads.shape[2])
             out = q_heads @ state + v_heads.mean(2, keepdim=True)
             out = out.transpose(1, 2).reshape(x.shape)
+            prefix = None
+            if map_size is not None:
+                count = x.shape[2] - map_size[0] * map_size[1]
+                prefix, out = out[:, :, :count], out[:, 0, count:].unflatten(1, map_size)
+                v = v[:, 0, count:].unflatten(1, map_size)
             for place, kernel in zip(neighbours(v), kernels, strict=True):
                 out = torch.addcmul(out, place.to(dtype), kernel.to(dtype))
         out = out.to(qkv.dtype)
-        return out if self.lepe is None else self.lepe(v, residual=out)
+        out = out if self.lepe is None else self.lepe(v, residual=out)
+        return out if prefix is None else torch.cat([prefix.to(qkv.dtype), out.flatten(1, 2).unsqueeze(1)], 2)
