@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -100,6 +101,9 @@ class Isotropic(Contract):
     FEATURES = 3
     POOL = "token"
     POOLS: tuple[str, ...] = TokenHead.POOLS
+    test_registers = 0  # tokens of zeros that join before block `registers_at`
+    registers_at = 0
+    register_neurons: Mapping[int, tuple[int, ...]] = {}  # whose activations they have, by the number of the block
 
     stem: nn.Module
     prefix: PrefixTokens
@@ -169,18 +173,29 @@ class Isotropic(Contract):
     def join(self, tokens: Tokens) -> Tokens:
         """Join the map's tokens with the prefix tokens, where these come before the first block, and add positions."""
         if self.prefix_at == 0:
-            tokens = self.prefix(tokens) if self.num_prefix_tokens else tokens
+            tokens = self.prefix(tokens) if hasattr(self, "prefix") else tokens
         if hasattr(self, "positions"):
             tokens = self.positions(tokens)
         return tokens._replace(x=self.pos_drop(tokens.x))
 
     def advance(self, i: int, state: Any) -> Any:
         """Take the tokens through block i."""
-        if i == self.prefix_at and i and self.num_prefix_tokens:
+        if i == self.prefix_at and i and hasattr(self, "prefix"):
             state = self.prefix(state)
+        if self.test_registers and i == self.registers_at:
+            state = self.add_registers(state)
         if self.grad_checkpointing and self.training:
             return recomputed(self.blocks[i], state)
         return super().advance(i, state)
+
+    def add_registers(self, state: Any) -> Any:
+        """Put `test_registers` tokens of zeros behind the prefix tokens (`visionzoo.models._registers`)."""
+        tokens = state if isinstance(state, Tokens) else state.tokens
+        x, prefix = tokens.x, tokens.prefix
+        zeros = x.new_zeros(1, 1, 1).expand(x.shape[0], self.test_registers, x.shape[2])
+        x = torch.cat([x[:, :prefix], zeros, x[:, prefix:]], 1)
+        tokens = tokens._replace(x=x, prefix=prefix + self.test_registers)
+        return tokens if isinstance(state, Tokens) else state._replace(tokens=tokens)
 
     def read(self, i: int, state: Any, norm: bool = False) -> tuple[Tensor, Tensor | None]:
         """Return the map and the prefix tokens, normalised on request."""
@@ -202,15 +217,15 @@ class Isotropic(Contract):
             ValueError: if an index is out of range.
         """
         take = super().prune_intermediate_layers(indices, prune_norm, prune_head)
-        if prune_head and self.num_prefix_tokens and not has_place_for_prefix_tokens(self.blocks[self.prefix_at :]):
+        if prune_head and hasattr(self, "prefix") and not has_place_for_prefix_tokens(self.blocks[self.prefix_at :]):
+            self.num_prefix_tokens -= self.prefix.count
             del self.prefix
-            self.num_prefix_tokens = 0
             self.stem_names = tuple(name for name in self.stem_names if name != "prefix")
         return take
 
     def absent(self) -> tuple[str, ...]:
         """Beginnings of the names of tensors that the whole model has and this one was built or pruned without."""
-        return super().absent() if self.num_prefix_tokens else (*super().absent(), "prefix.")
+        return super().absent() if hasattr(self, "prefix") else (*super().absent(), "prefix.")
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Make the table of positions one for images of this size in pixels, so that none is interpolated for them."""
@@ -290,16 +305,17 @@ class PlainTransformer(Isotropic):
 
 def takes_prefix_tokens(family: str, blocks: Sequence[nn.Module], count: int) -> bool:
     """Whether prefix tokens meet the map's in some block; log which mixers they pass by."""
-    passed = sorted({type(mixer).__name__ for mixer in _mixers(blocks) if not mixer.takes_prefix_tokens})
+    passed = sorted({type(mixer).__name__ for mixer in mixers_of(blocks) if not mixer.takes_prefix_tokens})
     if count and passed:
         _logger.warning("%s: %d prefix tokens pass by %s unchanged", family, count, ", ".join(passed))
-    return not _mixers(blocks) or has_place_for_prefix_tokens(blocks)
+    return not mixers_of(blocks) or has_place_for_prefix_tokens(blocks)
 
 
-def _mixers(blocks: Iterable[nn.Module]) -> list[Mixer]:
+def mixers_of(blocks: Iterable[nn.Module]) -> list[Mixer]:
+    """Return the mixers inside blocks."""
     return [module for block in blocks for module in block.modules() if isinstance(module, Mixer)]
 
 
 def has_place_for_prefix_tokens(blocks: Iterable[nn.Module]) -> bool:
     """Whether any mixer of these blocks takes in tokens that are not the map's."""
-    return any(mixer.takes_prefix_tokens for mixer in _mixers(blocks))
+    return any(mixer.takes_prefix_tokens for mixer in mixers_of(blocks))
