@@ -237,7 +237,7 @@ def test_portions_of_queries_change_nothing(form, monkeypatch):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.full)])
 def test_low_precision_stays_near_float64(form, dtype):
     mixer = _mixer(form, size=(3, 4))
     x = torch.randn(1, 3, 4, 8, dtype=torch.float64)
@@ -256,7 +256,7 @@ def _some(forms, chosen):
 LARGE = [form for form in FORMS if form not in ("softmax", "temperature_position") and not form.endswith("_bare")]
 
 
-@pytest.mark.parametrize("form", _some(LARGE, [form for form in LARGE if not form.startswith("mta")]))
+@pytest.mark.parametrize("form", _some(LARGE, [*NORMALISERS, "neural", "inverse_distance", "gaussian_keys"]))
 def test_65536_large_tokens_in_half_precision_stay_finite(form):
     """Of two queries; those of the whole map come in portions like them."""
     torch.manual_seed(0)
