@@ -95,6 +95,9 @@ def test_a_part_is_frozen_where_height_and_channels_agree():
 # -- convolutions -----------------------------------------------------------------------------------------------------
 
 
+WITHOUT_CONVOLUTIONS = {"zoo_crate_t"}  # its patches are normalised before they are projected
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", TINY)
 def test_hooks_on_convolutions_count_as_the_operations_do(name):
@@ -119,9 +122,10 @@ def test_hooks_on_convolutions_count_as_the_operations_do(name):
     of_operations = sum(
         flops for operation, flops in counter.get_flop_counts()["Global"].items() if "convolution" in str(operation)
     )
-    own_weights = any(isinstance(module, InjectiveLinearMixer) for module in model.modules())  # made from the tokens
+    # kernels that are made from the tokens, and convolutions along a sequence
+    others = any(isinstance(module, InjectiveLinearMixer | nn.Conv1d) for module in model.modules())
     rest = of_operations - 2 * sum(depthwise) - 2 * sum(counted)
-    assert counted and (rest > 0 if own_weights else rest == 0)
+    assert bool(counted) != (name in WITHOUT_CONVOLUTIONS) and (rest > 0 if others else rest == 0)
 
 
 class _Adapter(nn.Module):
@@ -140,7 +144,7 @@ class _Adapter(nn.Module):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", sorted(set(TINY) - WITHOUT_CONVOLUTIONS))
 def test_convolutions_take_adapters(name):
     model = _tiny(name)
     image = _image(96)

@@ -1,8 +1,8 @@
 """KArAt: Kolmogorov-Arnold Attention, 2025, https://arxiv.org/abs/2503.10632.
 
 There is no code of the authors to compare with: https://github.com/MaitySubhajit/KArAt (39142d6, MIT) has none yet.
-This follows the paper's text (version 3: equations 2 and 5, algorithms 1 and 2): a ViT as timm's DeiT, whose scores pass
-through learned Fourier series of rank 12 in place of softmax. A name says size, terms of the series (`g3`), and whether
+This follows the paper's text (version 3: equations 2 and 5, algorithms 1 and 2): a ViT as timm's DeiT, whose scores
+pass through learned Fourier series of rank 12 in place of softmax. A name says size, terms of the series (`g3`), and if
 each block has its own functions ("b", blockwise) or all share those of each head ("u", universal). The tests compare it
 with the equations, not with unseen code, and no checkpoint of the authors fits. The published parameters exceed the
 equations' by two numbers for each function, which the paper does not name, and leave the 1000 classes out in tiny and
