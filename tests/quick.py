@@ -78,3 +78,20 @@ def meta_model(name: str, **kwargs) -> nn.Module:
     """`timm.create_model` without memory: shapes only, in eval mode."""
     with no_initialisation():
         return timm.create_model(name, device="meta", **kwargs).eval()
+
+
+def size_for(model: nn.Module, height: int, width: int) -> tuple[int, int]:
+    """Give the size of images to test a model with: the one asked for, or the model's own where it takes no other."""
+    return (height, width) if model.ANY_SIZE else model.img_size
+
+
+def learned_from(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
+    """Return a scalar that depends on all that a model in training says: logits and exits."""
+    exits = bool(model.exit_places())
+    if exits:
+        model.set_auxiliary()
+    out = model(image)
+    if exits:
+        model.set_auxiliary(False)
+        out = torch.stack([out.logits, *(exit.logits for exit in out.exits)])
+    return out.square().mean()

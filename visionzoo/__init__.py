@@ -6,17 +6,22 @@
 
 from visionzoo import models  # importing it registers the families
 from visionzoo._version import __version__
+from visionzoo.exits import EarlyExitModel, ExitModel
 from visionzoo.inference import optimize_for_inference
 from visionzoo.kernels import backends, set_backend, use_backend
 from visionzoo.layers.fuse import fuse
 from visionzoo.models._checkpoint import LoadReport, load_weights
+from visionzoo.models._heads import head_attention
 from visionzoo.models._hub import push_to_hub, save_pretrained
 
 __all__ = [
+    "EarlyExitModel",
+    "ExitModel",
     "LoadReport",
     "__version__",
     "backends",
     "fuse",
+    "head_attention",
     "load_weights",
     "models",
     "optimize_for_inference",

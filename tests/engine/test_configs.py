@@ -7,25 +7,26 @@ import pytest
 import timm
 import torch
 
-from visionzoo.benchmark.comparison import _run_args
+from visionzoo.benchmark.comparison import _probe_args, _run_args
 from visionzoo.engine.data import mixing
 from visionzoo.engine.distillation import make_task
 from visionzoo.engine.flags import compare_parser, train_parser
 from visionzoo.engine.models import Trained, build_model, data_config
+from visionzoo.engine.probing import choose_head
 from visionzoo.engine.recipe import learning_rate, make_optimizer, make_scheduler
 from visionzoo.models._registry import VARIANTS
 
 FOLDER = Path(__file__).parents[2] / "configs" / "classification"
 COMPARISONS = sorted(FOLDER.glob("*_comparison.yaml"))
 CONFIGS = sorted(set(FOLDER.glob("*.yaml")) - set(COMPARISONS))
-PAPERS = [path for path in CONFIGS if path.stem.endswith("_imagenet")]
+PAPERS = [path for path in CONFIGS if path.stem.endswith(("_imagenet", "_cifar10"))]  # on what the authors trained on
 
 
 def test_the_configs_are_there():
-    family = r"^zoo_(ecoformer_|flatten_|inline_)?(moh_vit|[a-z0-9]+)(_.*)?$"
+    family = r"^zoo_(ecoformer_|flatten_|inline_)?((?:moh|memory|lambda)_vit|t2t_nystrom|[a-z0-9]+)(_.*)?$"
     families = {re.sub(family, r"\1\2", name) for name in VARIANTS}
     families -= {"sehalonet", "eca", "dinats"}  # with HaloNet's and DiNAT's
-    assert {path.stem.removesuffix("_imagenet") for path in PAPERS} == families
+    assert {path.stem.rpartition("_")[0] for path in PAPERS} == families
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -70,11 +71,15 @@ def test_a_config_states_its_command(path):
 def test_the_models_of_a_comparison_take_its_images(path):
     args = compare_parser().parse_with_config([str(path)])
     args.num_classes = 10
-    assert len(set(args.models)) == len(args.models) >= 7
+    assert len(set(args.models)) == len(args.models) >= (3 if args.probes else 7)
     for spec in args.models:
         own = _run_args(args, spec, path.parent)
         model = build_model(own).train()
         assert model(torch.randn(2, 3, args.img_size, args.img_size)).shape == (2, 10)
+        for probe in args.probes:
+            choose_head(probed := _probe_args(own, probe, args))
+            with torch.device("meta"):
+                build_model(probed)
 
 
 @pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
@@ -85,7 +90,7 @@ def test_a_papers_config_states_its_source_cost_and_the_published_numbers(path):
     stated = dict(re.findall(r"^# (zoo_\w+)\b.* (\d\d\.\d+)$", text, re.MULTILINE))
     for model, top1 in stated.items():
         assert float(top1) == VARIANTS[model].published.top1
-    family = f"zoo_{path.stem.removesuffix('_imagenet')}_"
+    family = f"zoo_{path.stem.rpartition('_')[0]}_"
     size = VARIANTS[train_parser().parse_with_config([str(path)]).model].published.size
     published = {
         name

@@ -6,6 +6,7 @@ repository. A recipe may stand here without a record: then the record can be mad
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import types
 from collections.abc import Callable, Mapping
@@ -123,6 +124,20 @@ def beside(module: types.ModuleType, path: str) -> types.ModuleType:
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded
+
+
+def class_of_script(script: str, name: str) -> Callable[..., nn.Module]:
+    """Return what builds a class of a script beside the recipe's file; the rest of the script is not run."""
+
+    def build(module: types.ModuleType, **kwargs: Any) -> nn.Module:
+        tree = ast.parse(Path(module.__file__).with_name(script).read_text())
+        (found,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+        space = {**vars(module), "nn": nn, "torch": torch}
+        exec(compile(ast.Module([found], []), script, "exec"), space)
+        return space[name](**kwargs)
+
+    build.__name__ = name
+    return build
 
 
 def uncast(model: nn.Module, image: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,9 @@ from visionzoo.engine.options import KeyValues, Number, Parser
 COUNT, WHOLE = Number(int, low=1), Number(int, low=0)
 AMOUNT, POSITIVE = Number(float, low=0), Number(float, above=0)
 SHARE, RATIO, BELOW_ONE = Number(float, low=0, high=1), Number(float, above=0, high=1), Number(float, low=0, below=1)
+INSIDE = Number(float, above=0, below=1)
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+PROBES, HEADS = ("linear", "attentive", "ep"), ("attentive", "ep", "intr")
 SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "none")
 
 
@@ -128,6 +130,9 @@ def compare_parser() -> Parser:
         metavar="MODEL",
         help="names, each in quotes with arguments: 'NAME KEY=VALUE'",
     )
+    help = "probe each model when it is trained: linear, attentive, ep, in quotes with options: 'ep num_queries=16'"
+    add("--probes", nargs="+", default=[], metavar="PROBE", help=help)
+    add("--probe-epochs", type=COUNT, metavar="N", help="epochs of each probe (default: --epochs)")
     add("--write", default="", metavar="FILE", help="put table and picture into this Markdown file, between its marks")
     return parser
 
@@ -152,7 +157,12 @@ def _batch_flags(parser: Parser) -> None:
         "-vb", "--validation-batch-size", type=COUNT, metavar="N", help="the same at validation (default: --batch-size)"
     )
     add("--grad-accum-steps", type=COUNT, default=1, metavar="N", help="batches summed into one update")
-    _yes(group, "--freeze", "train the classifier alone: linear probing (visionzoo)")
+    _yes(group, "--freeze", "train the classifier only, and a memory: linear probing, or as --probe says (visionzoo)")
+    help = "what --freeze trains: linear (the default, the model's own classifier), attentive or ep (visionzoo)"
+    add("--probe", choices=PROBES, help=help)
+    add("--head", choices=HEADS, help="put this head onto a zoo_* model in place of its own (visionzoo)")
+    help = "options of --probe or --head: num_queries=16, d_out=2, ... (visionzoo)"
+    add("--head-kwargs", nargs="*", default={}, action=KeyValues, metavar="K=V", help=help)
     _yes(group, "--grad-checkpointing", "recompute activations in the backward pass to save memory")
     _yes(group, "--sync-bn", "batch norm over all devices")
     add("--dist-bn", default="reduce", choices=("broadcast", "reduce", ""), help="share batch norm averages per epoch")
@@ -317,6 +327,10 @@ def eval_parser() -> Parser:
     add("-b", "--batch-size", type=COUNT, default=256, metavar="N", help="images of a batch")
     add("--results-file", default="", metavar="FILE", help="JSON to write (default: beside the checkpoint)")
     add("--results-csv", default="", metavar="FILE", help="CSV to add a row to, in timm's columns (visionzoo)")
+    group = parser.add_argument_group("early exits")
+    _yes(group, "--exits", "calibrate a model's early exits: table and curve of accuracy against cost (visionzoo)")
+    help = "share of the images to calibrate thresholds on; it is measured on the others (visionzoo)"
+    group.add_argument("--calibration-share", type=INSIDE, default=0.2, metavar="SHARE", help=help)
     return parser
 
 
@@ -334,6 +348,33 @@ def predict_parser() -> Parser:
     add("--class-names", default="", metavar="FILE", help="text file of class names in order, or `imagenet`")
     add("--topk", type=COUNT, default=5, metavar="K", help="classes to show")
     where = "folder for the pictures and predictions.jsonl (default: output/predict, numbered where that is taken)"
+    add("--output", default="", metavar="DIR", help=where)
+    _reading(group)
+    add = parser.add_argument_group("early exits").add_argument
+    add(
+        "--exits", default="", metavar="FILE", help="stop at the first exit that is sure, as tools/eval.py --exits says"
+    )
+    add("--budget", type=POSITIVE, metavar="GMACS", help="multiply-adds of an image on average at most, in billions")
+    help = "exits to ask, and the probability from 0 to 1 at which each answers"
+    add("--thresholds", nargs="*", default={}, action=KeyValues, metavar="EXIT=P", help=help)
+    return parser
+
+
+def attention_parser() -> Parser:
+    """Return the parser of tools/attention.py."""
+    about = "Draw what the class queries of INTR, or the queries of efficient probing, see of images."
+    parser = Parser("%(prog)s IMAGE... --checkpoint FILE [flags]", about)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, or patterns like 'x/*.jpg'")
+    add_model_flags(parser, model=None)
+    add_device_flags(parser)
+    group = parser.add_argument_group("attention")
+    add = group.add_argument
+    add("--checkpoint", required=True, metavar="FILE", help="of a run of tools/train.py with --head intr or --probe ep")
+    _yes(group, "--no-ema", "use the trained weights, not their moving average")
+    add("--class-names", default="", metavar="FILE", help="text file of class names in order, or `imagenet`")
+    add("--label", default="", metavar="CLASS", help="name or number of the true class (default: the folder's name)")
+    add("--layer", type=int, default=-1, metavar="N", help="layer of INTR's decoder")
+    where = "folder for the pictures (default: output/attention, numbered where that is taken)"
     add("--output", default="", metavar="DIR", help=where)
     _reading(group)
     return parser

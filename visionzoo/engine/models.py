@@ -7,6 +7,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 import visionzoo  # noqa: F401  registers the zoo_* models
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.data import image_mode
-from visionzoo.engine.errors import UnreadableImageError, UserError, closest, printable
-from visionzoo.engine.images import read_image
+from visionzoo.engine.errors import UserError, closest, printable
+from visionzoo.engine.images import readable_images
 from visionzoo.engine.recorded import (
     DATA_CONFIG,
     Recorded,
@@ -228,20 +229,21 @@ def load(
     where: str,
     *,
     use_ema: bool = True,
-    new_gates: bool = False,
+    new_parts: bool = False,
     advice: str = "",
 ) -> None:
     """Load a checkpoint's weights; models that are timm's own are loaded by name.
 
-    With `new_gates` a model with gates also takes the checkpoint of one without, as `load_weights` says. `advice` is
-    what a user of the command may do where the weights do not fit.
+    With `new_parts` a model with gates, memory or another head also takes the checkpoint of one without, as
+    `load_weights` says. `advice` is what a user of the command may do where the weights do not fit.
 
     Raises:
         UserError: the weights do not fit; it names `where` they come from and what does not fit.
     """
     try:
         if hasattr(model, "CHECKPOINT_KEYS"):
-            report = load_weights(model, source, use_ema=use_ema, new_gates=new_gates)
+            new = dict.fromkeys(("new_gates", "new_memory", "new_head"), new_parts)
+            report = load_weights(model, source, use_ema=use_ema, **new)
             if report.missing:
                 print(f"{where}: {report}")
         else:
@@ -370,17 +372,9 @@ def draw_images(args: argparse.Namespace, trained: Trained) -> Tensor:
         notes.append(f"{len(paths)} images are there, of --num-images {args.num_images}")
     random.Random(args.seed).shuffle(paths)
     transform: Any = create_transform(**trained.data_config, is_training=False)
-    batch: list[Tensor] = []
-    skipped: list[str] = []
-    for path in paths:
-        if len(batch) == args.num_images:
-            break
-        try:
-            batch.append(transform(read_image(path, trained.mode, upright=trained.upright)))
-        except UnreadableImageError as error:
-            if not args.skip_bad_images:
-                raise
-            skipped.append(str(error))
+    skipped: list[str] | None = [] if args.skip_bad_images else None
+    readable = readable_images(paths, trained.mode, upright=trained.upright, skipped=skipped)
+    batch: list[Tensor] = [transform(image) for _, image in islice(readable, args.num_images)]
     if skipped:
         notes.append(f"{len(skipped)} unreadable images were passed over: {'; '.join(skipped)}")
     for note in notes:

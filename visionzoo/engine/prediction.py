@@ -11,8 +11,9 @@ from timm.data import ImageNetInfo, create_transform
 
 from visionzoo.engine.charts import draw_prediction, is_picture, missing_fonts
 from visionzoo.engine.checkpoints import make_folder, write_atomically
-from visionzoo.engine.errors import UnreadableImageError, UserError, printable, require
-from visionzoo.engine.images import read_image
+from visionzoo.engine.errors import UserError, printable, require
+from visionzoo.engine.exits import early_exit_model
+from visionzoo.engine.images import readable_images
 from visionzoo.engine.models import autocast, restore, try_images
 from visionzoo.engine.names import read_names
 from visionzoo.engine.outputs import free_path
@@ -37,28 +38,26 @@ def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
     _say(*notes)
     trained = restore(args)
     model = trained.model.to(process.device).eval()
-    try_images(model, args.model or trained.args["model"], trained.data_config["input_size"])
-    names = _names(args.class_names, trained.class_names, trained.num_classes)
+    name = args.model or trained.args["model"]
+    try_images(model, name, trained.data_config["input_size"])
+    early = early_exit_model(args, model, name)
+    if early and trained.multi_label:
+        raise UserError("--exits, --thresholds: exits stop models with one label an image")
+    names = choose_names(args.class_names, trained.class_names, trained.num_classes)
     transform = create_transform(**trained.data_config, is_training=False)
-    mode = trained.mode
     folder = Path(args.output or free_path(DEFAULT))  # as given, earlier predictions of other images stay in it
     make_folder(folder)
     table = Predictions(folder)
 
     results: list[dict[str, Any]] = []
-    skipped: list[str] = []
+    skipped: list[str] | None = [] if args.skip_bad_images else None
     undrawn: set[str] = set()
     with table:
-        for path in tqdm(paths, unit="image", disable=None):
-            try:
-                image = read_image(path, mode, upright=trained.upright)
-            except UnreadableImageError as error:
-                if not args.skip_bad_images:
-                    raise
-                skipped.append(str(error))
-                continue
+        shown = tqdm(paths, unit="image", disable=None)
+        for path, image in readable_images(shown, trained.mode, upright=trained.upright, skipped=skipped):
             with torch.inference_mode(), autocast(args, process.device):
-                logits = model(transform(image)[None].to(process.device))
+                pixels = transform(image)[None].to(process.device)
+                logits, exits = early.answer(pixels) if early else (model(pixels), None)
             scores = logits.float().sigmoid() if trained.multi_label else logits.float().softmax(-1)
             top = scores[0].topk(min(args.topk, len(names)))
             classes = [
@@ -67,7 +66,8 @@ def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
             ]
             picture = table.picture_of(path)
             undrawn |= draw_prediction(image, classes, picture)
-            results.append({"image": str(path), "picture": str(picture), "classes": classes})
+            by = {} if early is None or exits is None else {"exit": early.names[int(exits[0])]}
+            results.append({"image": str(path), "picture": str(picture), "classes": classes, **by})
             table.add(results[-1])
     for result in results[:10]:
         best = result["classes"][0]
@@ -162,7 +162,12 @@ def _say(*lines: str) -> None:
         print(*(printable(line) for line in lines), sep="\n  ")
 
 
-def _names(given: str, recorded: list[str] | None, num_classes: int) -> list[str]:
+def choose_names(given: str, recorded: list[str] | None, num_classes: int) -> list[str]:
+    """Return what the classes are called: as --class-names says, as recorded, as ImageNet's, or by their numbers.
+
+    Raises:
+        UserError: there are not as many names as classes.
+    """
     if given and given != "imagenet":
         names = read_names(Path(given), "class names")
     elif recorded and not given:

@@ -66,23 +66,46 @@ class PixelsToTokens(nn.Module):
         return self.norm2(self.proj(self.norm1(pixels.flatten(-3))))
 
 
-class PatchStem(nn.Module):
-    """Patches that are normalised before and after they are projected.
+class NormedPatchStem(PixelsToTokens):
+    """Patches that are normalised before and after they are projected, their pixels row by row with channels last.
 
     Args:
         in_chans: image channels.
         dim: channels C.
-        patch_size: side of the patches in pixels.
+        patch_size: side of the patches in pixels; images are padded with zeros to whole ones.
     """
 
     def __init__(self, in_chans: int, dim: int, patch_size: int):
-        super().__init__()
+        super().__init__(patch_size * patch_size, in_chans, dim, bias=True)
         self.patch_size = patch_size
-        self.to_tokens = PixelsToTokens(patch_size * patch_size, in_chans, dim, bias=True)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Image [B, in_chans, H, W], filled up with zeros, to [B, C, H', W'], in channels_last memory."""
-        return self.to_tokens(cut_patches(image, self.patch_size)).permute(0, 3, 1, 2)
+        """Image [B, in_chans, H, W] to [B, C, H', W'], in channels_last memory."""
+        return super().forward(cut_patches(image, self.patch_size)).permute(0, 3, 1, 2)
+
+
+class PatchStem(ConvNormStem):
+    """A convolution of whole patches, which checkpoints may have as a linear layer of flattened ones.
+
+    Args:
+        in_chans: image channels.
+        dim: channels C of the map.
+        patch_size: side of the patches in pixels; images are padded with zeros to whole ones.
+        channels_last: whether flattened patches have channels as their last axis, after rows and columns, or first.
+    """
+
+    def __init__(self, in_chans: int, dim: int, patch_size: int, *, channels_last: bool = False):
+        super().__init__(in_chans, dim, patch_size, patch_size, pad_to_stride=True)
+        self.channels_last = channels_last
+
+    def fit_child_weight(self, name: str, weight: Tensor) -> Tensor:
+        """Bring the weight [C, p·p·in_chans] of a linear layer to that of the convolution."""
+        if name != "conv.weight" or weight.ndim != 2:
+            return weight
+        side = self.conv.kernel_size
+        if self.channels_last:
+            return weight.unflatten(1, (*side, -1)).permute(0, 3, 1, 2).contiguous()
+        return weight.unflatten(1, (-1, *side))
 
 
 def conv_stem(

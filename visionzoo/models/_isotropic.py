@@ -10,18 +10,36 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from typing_extensions import Unpack
+from typing_extensions import Self, Unpack
 
 from visionzoo.layers.heads import TokenHead
+from visionzoo.layers.memory import Memory
 from visionzoo.layers.mixers import build_mixer, resolve_mixers
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.outputs import recomputed
 from visionzoo.layers.stem import ConvNormStem
-from visionzoo.layers.tokens import PrefixTokens, TokenBlock, TokenPositions, Tokens, map_size
+from visionzoo.layers.tokens import (
+    PrefixTokens,
+    TokenBlock,
+    TokenPositions,
+    Tokens,
+    map_size,
+    mean_token,
+    put_back,
+)
 from visionzoo.models._contract import Contract, HeadOptions, drop_path_rates
 
 _logger = logging.getLogger(__name__)
+
+VIT_KEYS: list[tuple[str, Any]] = [  # entries of `Contract.CHECKPOINT_KEYS` for names as in timm's ViT
+    (r"^patch_embed\.proj\.", "stem.conv."),
+    (r"^pos_embed$", "positions.table"),
+    (r"^(cls_token|dist_token|reg_token)$", r"prefix.\1"),
+    (r"\.attn\.", ".mixer."),
+    (r"^head\.(weight|bias)$", r"head.fc.\1"),
+]
 
 
 def build_blocks(
@@ -31,6 +49,7 @@ def build_blocks(
     mixers: Any,
     *,
     block: Callable[..., nn.Module] | Sequence[Callable[..., nn.Module]] = TokenBlock,
+    build: Callable[..., nn.Module | None] = build_mixer,
     drop_path_rate: float = 0.0,
 ) -> list[nn.Module]:
     """Build the blocks of an isotropic backbone.
@@ -42,6 +61,7 @@ def build_blocks(
         mixers: the caller's in their place: None, a spec for all blocks, or an entry for each block
             (`visionzoo.layers.mixers.resolve_mixers`).
         block: called with (dim, mixer, drop_path=rate); or one such for each block.
+        build: called with (spec, dim, num_heads), where the family's own mixer is none that others take.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
 
     Raises:
@@ -51,8 +71,8 @@ def build_blocks(
     specs = resolve_mixers([[spec] for spec in own], mixers)
     blocks = block if isinstance(block, Sequence) else [block] * len(own)
     return [
-        build(dim, build_mixer(turns[0], dim, num_heads), drop_path=rate)
-        for build, turns, rate in zip(blocks, specs, rates, strict=True)
+        make(dim, build(turns[0], dim, num_heads), drop_path=rate)
+        for make, turns, rate in zip(blocks, specs, rates, strict=True)
     ]
 
 
@@ -148,6 +168,7 @@ class Isotropic(Contract):
         )
         self.patch_size, self.prefix_at, self.num_prefix_tokens = patch_size, prefix_at, prefix.count
         self.pos_drop = nn.Dropout(pos_drop_rate)
+        self.memory: Memory | None = None  # `visionzoo.models._memory` fills it
         self.grad_checkpointing = False
 
     def begin(self, image: Tensor) -> Tokens:
@@ -156,15 +177,16 @@ class Isotropic(Contract):
 
     def join(self, tokens: Tokens) -> Tokens:
         """Join the map's tokens with the prefix tokens, where these come before the first block, and add positions."""
-        if self.prefix_at == 0:
-            tokens = self.prefix(tokens) if self.num_prefix_tokens else tokens
+        if self.prefix_at == 0 and hasattr(self, "prefix"):
+            tokens = self.prefix(tokens)
         if hasattr(self, "positions"):
             tokens = self.positions(tokens)
-        return tokens._replace(x=self.pos_drop(tokens.x))
+        tokens = tokens._replace(x=self.pos_drop(tokens.x))
+        return tokens if self.memory is None else self.memory(tokens)
 
     def advance(self, i: int, state: Any) -> Any:
         """Take the tokens through block i."""
-        if i == self.prefix_at and i and self.num_prefix_tokens:
+        if i == self.prefix_at and i and hasattr(self, "prefix"):
             state = self.prefix(state)
         if self.grad_checkpointing and self.training:
             return recomputed(self.blocks[i], state)
@@ -172,25 +194,75 @@ class Isotropic(Contract):
 
     def read(self, i: int, state: Any, norm: bool = False) -> tuple[Tensor, Tensor | None]:
         """Return the map and the prefix tokens, normalised on request."""
-        tokens = state._replace(x=self.norm(state.x)) if norm else state
-        return tokens.map(), tokens.x[:, : tokens.prefix] if tokens.prefix else None
+        x, prefix = state.map(), state.x[:, : state.prefix] if state.prefix else None
+        if norm:
+            x, prefix = self.norm(x), None if prefix is None else self.norm(prefix)
+        if self.memory is not None:
+            reader = self.memory.normalised(state, self.norm) if norm else state.reader
+            prefix = reader if prefix is None else torch.cat([reader, prefix], 1)
+        return x, prefix
 
     def finish(self, state: Any) -> Any:
-        """Normalise the tokens: [B, P + N, C]."""
-        return self.norm(state.x)
+        """Normalise the tokens: [B, P + N, C]; with a memory, its reader is the first of the P.
+
+        For the places of dropped tokens see `visionzoo.models._reducing`.
+        """
+        x = self._normalised(state)
+        return x if self.memory is None else torch.cat([self.memory.normalised(state, self.norm), x], 1)
+
+    def _normalised(self, state: Any) -> Tensor:
+        if state.source is None and state.keep is None:
+            return self.norm(state.x)
+        x, tokens = state.x[:, : state.prefix], state.x[:, state.prefix :]
+        if getattr(self.head, "pool_type", "") in ("", "token"):
+            return self.norm(torch.cat([x, put_back(tokens, state.source, state.keep)], 1))
+        tokens = self.norm(tokens)
+        fill = mean_token(tokens, state.keep)
+        return torch.cat([self.norm(x), put_back(tokens, state.source, state.keep, fill)], 1)
+
+    def forward_tasks(self, x: Tensor) -> tuple[Any, Any]:
+        """Image to the logits of the task that has the memory, and to those of the model without it, in one pass.
+
+        Raises:
+            ValueError: if the model has no memory, or none beside its own head.
+        """
+        if self.memory is None or self.memory.head is None:
+            raise ValueError(
+                f"forward_tasks: this {type(self).__name__} has one task; build it with memory=5, which adds another"
+            )
+        features = self.forward_features(x)
+        return self.head(features), self.memory.head(features[:, 1:].contiguous())
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; with a memory beside its own head the model itself stays in that of evaluation."""
+        super().train(mode)
+        if self.memory is not None and self.memory.head is not None:
+            for module in (
+                *(getattr(self, name) for name in self.stem_names),
+                self.blocks,
+                self.norm,
+                self.memory.head,
+            ):
+                module.eval()
+        return self
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop the blocks that the features `indices` do not need, and the norm and head; return plain indices.
 
-        Prefix tokens go too where no block that is left takes them in.
+        Prefix tokens go too where no block that is left takes them in, and a memory goes with the head.
 
         Raises:
             ValueError: if an index is out of range.
         """
         take = super().prune_intermediate_layers(indices, prune_norm, prune_head)
-        if prune_head and self.num_prefix_tokens and not has_place_for_prefix_tokens(self.blocks[self.prefix_at :]):
+        if prune_head and self.memory is not None:
+            self.memory = None
+            self.num_prefix_tokens -= 1
+            for block in self.blocks:
+                block.register_parameter("memory", None)
+        if prune_head and hasattr(self, "prefix") and not has_place_for_prefix_tokens(self.blocks[self.prefix_at :]):
             del self.prefix
             self.num_prefix_tokens = 0
             self.stem_names = tuple(name for name in self.stem_names if name != "prefix")
@@ -198,7 +270,10 @@ class Isotropic(Contract):
 
     def absent(self) -> tuple[str, ...]:
         """Beginnings of the names of tensors that the whole model has and this one was built or pruned without."""
-        return super().absent() if self.num_prefix_tokens else (*super().absent(), "prefix.")
+        names = super().absent()
+        if self.memory is None:
+            names += ("memory.", *(f"blocks.{i}.memory" for i in range(len(self.blocks))))
+        return names if hasattr(self, "prefix") else (*names, "prefix.")
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Make the table of positions one for images of this size in pixels, so that none is interpolated for them."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from visionzoo.layers.mlp import IstaStep
 from visionzoo.layers.norm import LayerNorm
-from visionzoo.layers.stem import PatchStem
+from visionzoo.layers.stem import NormedPatchStem
 from visionzoo.layers.tokens import TokenBlock
 from visionzoo.models._isotropic import Isotropic, build_blocks
 from visionzoo.models._registry import Published, Variant, register_family
@@ -59,9 +59,9 @@ class CRATE(Isotropic):
 
     CHECKPOINT_KEYS = {
         "authors": [
-            (r"^to_patch_embedding\.1\.", "stem.to_tokens.norm1."),
-            (r"^to_patch_embedding\.2\.", "stem.to_tokens.proj."),
-            (r"^to_patch_embedding\.3\.", "stem.to_tokens.norm2."),
+            (r"^to_patch_embedding\.1\.", "stem.norm1."),
+            (r"^to_patch_embedding\.2\.", "stem.proj."),
+            (r"^to_patch_embedding\.3\.", "stem.norm2."),
             (r"^pos_embedding$", "positions.table"),
             (r"^cls_token$", "prefix.cls_token"),
             (r"^transformer\.layers\.(\d+)\.0\.norm\.", r"blocks.\1.norm1."),
@@ -104,7 +104,7 @@ class CRATE(Isotropic):
             embed_dim=embed_dim,
             patch_size=patch_size,
             img_size=img_size,
-            stem=PatchStem(in_chans, embed_dim, patch_size),
+            stem=NormedPatchStem(in_chans, embed_dim, patch_size),
             class_token=class_token,
             reg_tokens=reg_tokens,
             norm=LayerNorm(embed_dim),

@@ -2,11 +2,12 @@
 
 There is no code of the authors to compare with: https://github.com/MaitySubhajit/KArAt (39142d6, MIT) has none yet.
 This follows the paper's text (version 3: equations 2 and 5, algorithms 1 and 2): a ViT as timm's DeiT, whose scores
-pass through learned Fourier series of rank 12 in place of softmax. A name says size, terms of the series (`g3`), and if
-each block has its own functions ("b", blockwise) or all share those of each head ("u", universal). The tests compare it
-with the equations, not with unseen code, and no checkpoint of the authors fits. The published parameters exceed the
-equations' by two numbers for each function, which the paper does not name, and leave the 1000 classes out in tiny and
-base models, so that the 5.59 M of `t_g3u` are 5.8 M here. Its other bases (wavelets, rational functions) are not here.
+pass through learned Fourier series of rank 12 in place of softmax. A name says size, terms of the series (`g3`), and
+whether each block has its own functions ("b", blockwise) or all share those of each head ("u", universal). The tests
+compare it with the equations, not with unseen code, and no checkpoint of the authors fits. The published parameters
+exceed the equations' by two numbers for each function, which the paper does not name, and leave the 1000 classes out in
+tiny and base models, so that the 5.59 M of `t_g3u` are 5.8 M here. Its other bases (wavelets, rational functions) are
+not here.
 
 Where we differ: images of any size and shape are taken, with functions and positions interpolated and sums scaled to
 the number of tokens; the paper takes one size.
@@ -20,10 +21,10 @@ from visionzoo.layers.mixers import combine_mixers
 from visionzoo.layers.mixers.kolmogorov_arnold import KolmogorovArnoldMixer
 from visionzoo.layers.tokens import map_size
 from visionzoo.models._registry import Published, Variant, register_family
-from visionzoo.models.plain import PlainTransformer
+from visionzoo.models.deit import DeiT
 
 
-class KArAt(PlainTransformer):
+class KArAt(DeiT):
     """ViT with learned activations of attention.
 
     Args:
@@ -38,13 +39,13 @@ class KArAt(PlainTransformer):
         project: bring these values to the probability simplex.
         shared: let all blocks share the functions of each head.
         mixers: other token mixers for some blocks, see `visionzoo.layers.mixers.resolve_mixers`.
-        others: as `PlainTransformer` takes them.
+        others: as `DeiT` takes them.
 
     Raises:
         ValueError: if the base is unknown, or `grid_size` or `rank` not positive.
     """
 
-    CHECKPOINT_KEYS = {"DeiT's": PlainTransformer.CHECKPOINT_KEYS["authors"]}
+    CHECKPOINT_KEYS = {"DeiT's": DeiT.CHECKPOINT_KEYS["authors"]}
 
     def __init__(
         self,

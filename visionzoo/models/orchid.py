@@ -15,10 +15,10 @@ from typing import Any
 from visionzoo.layers.mixers import combine_mixers
 from visionzoo.layers.tokens import map_size
 from visionzoo.models._registry import Published, Variant, register_family
-from visionzoo.models.plain import PlainTransformer
+from visionzoo.models.deit import DeiT
 
 
-class Orchid(PlainTransformer):
+class Orchid(DeiT):
     """ViT with data-dependent global convolutions.
 
     Args:
@@ -29,14 +29,14 @@ class Orchid(PlainTransformer):
         transform: "fft", "fft_ortho" or "dct".
         class_token: have a class token, which passes by the convolutions.
         mixers: other token mixers for some blocks, see `visionzoo.layers.mixers.resolve_mixers`.
-        others: as `PlainTransformer` takes them.
+        others: as `DeiT` takes them.
 
     Raises:
         ValueError: if `conditioning` or `transform` is unknown.
     """
 
     POOL = "avg"
-    CHECKPOINT_KEYS = {"DeiT's": PlainTransformer.CHECKPOINT_KEYS["authors"]}
+    CHECKPOINT_KEYS = {"DeiT's": DeiT.CHECKPOINT_KEYS["authors"]}
 
     def __init__(
         self,

@@ -37,10 +37,9 @@ from visionzoo.layers.mlp import ConvMlp
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.stem import Stem
 from visionzoo.layers.tokens import TokenBlock, Tokens, map_size, mix_tokens
-from visionzoo.models._isotropic import Isotropic, build_blocks
+from visionzoo.models._isotropic import VIT_KEYS, Isotropic, build_blocks
 from visionzoo.models._pyramid import Pyramid, build_stages
 from visionzoo.models._registry import Published, Variant, register_family
-from visionzoo.models.plain import PlainTransformer
 from visionzoo.models.pvtv2 import init_by_fan_out
 
 
@@ -188,9 +187,7 @@ class PlainSpectFormer(Isotropic):
     """
 
     POOL = "avg"
-    CHECKPOINT_KEYS = {
-        "authors": [(r"\.filter\.", ".mixer."), *PlainTransformer.CHECKPOINT_KEYS["authors"]],
-    }
+    CHECKPOINT_KEYS = {"authors": [(r"\.filter\.", ".mixer."), *VIT_KEYS]}
 
     def __init__(
         self,
