@@ -17,6 +17,7 @@ from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.mixers.channel import ChannelMixer
 from visionzoo.layers.mixers.clamped_linear import ClampedLinearMixer
 from visionzoo.layers.mixers.cross_window import CrossWindowMixer
+from visionzoo.layers.mixers.data_dependent_conv import DataDependentConvMixer
 from visionzoo.layers.mixers.decoupled_fc import DecoupledFcMixer
 from visionzoo.layers.mixers.dual_attention import DualAttentionMixer
 from visionzoo.layers.mixers.embedding_free import EmbeddingFreeMixer
@@ -60,6 +61,7 @@ __all__ = [
     "ChannelMixer",
     "ClampedLinearMixer",
     "CrossWindowMixer",
+    "DataDependentConvMixer",
     "DecoupledFcMixer",
     "DualAttentionMixer",
     "EmbeddingFreeMixer",
@@ -106,6 +108,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "channel": ChannelMixer,
     "clamped_linear": ClampedLinearMixer,
     "cross_window": CrossWindowMixer,
+    "data_dependent_conv": DataDependentConvMixer,
     "decoupled_fc": DecoupledFcMixer,
     "dual_attention": DualAttentionMixer,
     "embedding_free": EmbeddingFreeMixer,
