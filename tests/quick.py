@@ -78,3 +78,8 @@ def meta_model(name: str, **kwargs) -> nn.Module:
     """`timm.create_model` without memory: shapes only, in eval mode."""
     with no_initialisation():
         return timm.create_model(name, device="meta", **kwargs).eval()
+
+
+def size_for(model: nn.Module, height: int, width: int) -> tuple[int, int]:
+    """Give the size of images to test a model with: the one asked for, or the model's own where it takes no other."""
+    return (height, width) if model.ANY_SIZE else model.img_size

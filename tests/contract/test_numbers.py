@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from quick import FORMS, meta_model, quick_model
+from quick import FORMS, meta_model, quick_model, size_for
 
 
 @pytest.fixture(scope="module", params=FORMS)
@@ -14,7 +14,7 @@ def run(request):
     """Build a model and run it once on two images: what every test below compares with."""
     name, kwargs = request.param
     model = quick_model(name, num_classes=5, **kwargs)
-    image = torch.randn(2, 3, 72, 40, generator=torch.Generator().manual_seed(1))
+    image = torch.randn(2, 3, *size_for(model, 72, 40), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         last, taps = model.forward_intermediates(image)
         logits = model.forward_head(last)
@@ -39,12 +39,16 @@ def _close(out, expected, rtol=1e-4):
 
 
 @torch.no_grad()
-def test_any_size_gives_maps_as_feature_info_says(run):
+def test_any_size_gives_maps_as_feature_info_says_or_is_refused(run):
     model, cfg = run.model, run.model.pretrained_cfg
     # Shapes do without memory and arithmetic, but cost more than the arithmetic of all but the largest models.
     device = "meta" if sum(p.numel() for p in model.parameters()) > 1e8 else "cpu"
     model = meta_model(cfg["architecture"]) if device == "meta" else model
     for size in [cfg["input_size"][1:], (320, 256), (333, 251), (200, 333)]:
+        if not model.ANY_SIZE and size != model.img_size:
+            with pytest.raises(ValueError, match=r"made for maps of .*resize the images, or build .*img_size="):
+                model(torch.zeros(1, 3, *size))
+            continue
         last, maps = model.forward_intermediates(torch.zeros(1, 3, *size, device=device))
         if model.HEAD_INPUT == "NCHW":
             assert last.shape == maps[-1].shape

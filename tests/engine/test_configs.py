@@ -18,14 +18,14 @@ from visionzoo.models._registry import VARIANTS
 FOLDER = Path(__file__).parents[2] / "configs" / "classification"
 COMPARISONS = sorted(FOLDER.glob("*_comparison.yaml"))
 CONFIGS = sorted(set(FOLDER.glob("*.yaml")) - set(COMPARISONS))
-PAPERS = [path for path in CONFIGS if path.stem.endswith("_imagenet")]
+PAPERS = [path for path in CONFIGS if path.stem.endswith(("_imagenet", "_cifar10"))]  # on what the authors trained on
 
 
 def test_the_configs_are_there():
     family = r"^zoo_(ecoformer_|flatten_|inline_)?(moh_vit|[a-z0-9]+)(_.*)?$"
     families = {re.sub(family, r"\1\2", name) for name in VARIANTS}
     families -= {"sehalonet", "eca", "dinats"}  # with HaloNet's and DiNAT's
-    assert {path.stem.removesuffix("_imagenet") for path in PAPERS} == families
+    assert {path.stem.rpartition("_")[0] for path in PAPERS} == families
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -85,7 +85,7 @@ def test_a_papers_config_states_its_source_cost_and_the_published_numbers(path):
     stated = dict(re.findall(r"^# (zoo_\w+)\b.* (\d\d\.\d+)$", text, re.MULTILINE))
     for model, top1 in stated.items():
         assert float(top1) == VARIANTS[model].published.top1
-    family = f"zoo_{path.stem.removesuffix('_imagenet')}_"
+    family = f"zoo_{path.stem.rpartition('_')[0]}_"
     size = VARIANTS[train_parser().parse_with_config([str(path)]).model].published.size
     published = {
         name

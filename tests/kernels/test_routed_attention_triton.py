@@ -46,8 +46,17 @@ def test_is_as_exact_as_plain_torch(name, listed):
     check_against_float64(routed_attention, tensors, **options)
 
 
-@pytest.mark.parametrize("listed", [True, False], ids=["listed regions", "own region"])
-@pytest.mark.parametrize("extra", ["bias", "bias of each region", "segments", "weights", "valid", "all"])
+EXTRAS = ["bias", "bias of each region", "segments", "weights", "valid", "all"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "listed"),
+    [
+        pytest.param(extra, listed, id=f"{extra}-{regions}", marks=[] if listed or extra == "all" else pytest.mark.full)
+        for extra in EXTRAS
+        for listed, regions in ((True, "listed regions"), (False, "own region"))
+    ],
+)
 def test_every_kind_of_call_is_as_exact_as_plain_torch(extra, listed):
     extras = ("bias", "segments", "weights", "valid") if extra == "all" else (extra,)
     if not listed:

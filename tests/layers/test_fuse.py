@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import timm
 import torch
-from quick import quick_model
+from quick import quick_model, size_for
 from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, remove_weight_norm, weight_norm
@@ -50,7 +50,7 @@ def _error(out, expected):
 @torch.no_grad()
 def test_fused_model_computes_the_same(name):
     model = _model(name)
-    image = torch.randn(2, 3, 75, 96)
+    image = torch.randn(2, 3, *size_for(model, 75, 96))
     fused = visionzoo.fuse(model)
     unfolded = model.UNFOLDED
     assert all(unfolded and re.search(unfolded, norm) for norm in _norms(fused)), _norms(fused)

@@ -348,3 +348,18 @@ def test_asking_for_weights_that_nobody_has_says_what_to_do():
 def test_weights_are_listed_where_they_exist():
     assert {"zoo_davit_t.msft_in1k", "zoo_poolformer_s12.sail_in1k"} <= set(timm.list_pretrained("zoo_*"))
     assert not [name for name in timm.list_pretrained("zoo_biformer*")]
+
+
+@torch.no_grad()
+def test_numbered_blocks_that_authors_call_model_are_no_wrapper():
+    """Their names begin with what Lightning and timm's feature getters put before a whole model's."""
+    model = quick_model("zoo_activator_glu", num_classes=3, depth=2, embed_dim=8)
+    theirs = {"model.0.norm.": "blocks.0.norm2.", "model.1.norm.": "blocks.1.norm2."}
+    own = model.state_dict()
+    state = {name: own[name] * 2 for name in own}
+    for their, ours in theirs.items():
+        state = {their + name.removeprefix(ours) if name.startswith(ours) else name: v for name, v in state.items()}
+    for prefix in ("", "module.", "net."):
+        report = visionzoo.load_weights(model, {prefix + name: value for name, value in state.items()})
+        assert report.names == "authors" and not report.beside
+        assert torch.equal(model.blocks[1].norm2.weight, state["model.1.norm.weight"])

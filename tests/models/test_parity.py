@@ -10,6 +10,10 @@ from golden import Record, relative_error, sample
 import visionzoo
 
 MODELS = {  # record -> model
+    "activator/activator_cifar": "zoo_activator_glu",
+    "activator/activator_geglu_cifar": "zoo_activator_geglu",
+    "activator/activator_geglu_small": "zoo_activator_geglu",
+    "activator/activator_small": "zoo_activator_glu",
     "affnet/affnet": "zoo_affnet",
     "affnet/affnet_et": "zoo_affnet_et",
     "affnet/affnet_et_relu_ln": "zoo_affnet_et",
@@ -54,6 +58,8 @@ MODELS = {  # record -> model
     "nat/dinat_mini_padded": "zoo_dinat_mini",
     "nat/dinats_tiny": "zoo_dinats_tiny",
     "nat/nat_mini": "zoo_nat_mini",
+    "ninformer/ninformer_cifar": "zoo_ninformer_cifar",
+    "ninformer/ninformer_small": "zoo_ninformer_cifar",
     "l2vit/l2vit_base": "zoo_l2vit_b",
     "l2vit/l2vit_base_384": "zoo_l2vit_b_384",
     "l2vit/l2vit_small": "zoo_l2vit_s",
@@ -64,6 +70,9 @@ MODELS = {  # record -> model
     "inline/inline_cswin_b_384": "zoo_inline_cswin_b_384",
     "inline/inline_cswin_s": "zoo_inline_cswin_s",
     "inline/inline_cswin_t": "zoo_inline_cswin_t",
+    "inline/inline_deit_b": "zoo_inline_deit_b",
+    "inline/inline_deit_s": "zoo_inline_deit_s",
+    "inline/inline_deit_t": "zoo_inline_deit_t",
     "inline/inline_pvt_l": "zoo_inline_pvt_l",
     "inline/inline_pvt_m": "zoo_inline_pvt_m",
     "inline/inline_pvt_s": "zoo_inline_pvt_s",
@@ -82,11 +91,16 @@ MODELS = {  # record -> model
     "halonet/halonet26t": "zoo_halonet_26t",
     "poolformer/poolformer_s12": "zoo_poolformer_s12",
     "shvit/shvit_s1": "zoo_shvit_s1",
+    "spectformer/spectformer_b": "zoo_spectformer_b",
     "spectformer/spectformer_h_l": "zoo_spectformer_h_l",
     "spectformer/spectformer_h_s": "zoo_spectformer_h_s",
     "sparsifiner/sparsifiner_options": "zoo_sparsifiner_s",
     "sparsifiner/sparsifiner_s": "zoo_sparsifiner_s",
     "sparsifiner/sparsifiner_s_pruned": "zoo_sparsifiner_s",
+    "spectformer/spectformer_l": "zoo_spectformer_l",
+    "spectformer/spectformer_s": "zoo_spectformer_s",
+    "spectformer/spectformer_ti": "zoo_spectformer_t",
+    "spectformer/spectformer_xs": "zoo_spectformer_xs",
     "stvit/stvit_base": "zoo_stvit_b",
     "stvit/stvit_large": "zoo_stvit_l",
     "stvit/stvit_small": "zoo_stvit_s",
@@ -107,6 +121,9 @@ MODELS = {  # record -> model
     "pvt/pvt_t": "zoo_pvt_t",
     "pvtv2/pvtv2_b0": "zoo_pvtv2_b0",
     "swin/swin_t": "zoo_swin_t",
+    "taylorshift/taylorshift_na_direct": "zoo_taylorshift_na",
+    "taylorshift/taylorshift_na_efficient": "zoo_taylorshift_na",
+    "taylorshift/taylorshift_options": "zoo_taylorshift_ti",
     "tnt/tnt_b": "zoo_tnt_b",
     "tnt/tnt_options": "zoo_tnt_s",
     "tnt/tnt_s": "zoo_tnt_s",
@@ -114,17 +131,27 @@ MODELS = {  # record -> model
     "transnext/transnext_micro_aaaa": "zoo_transnext_micro_aaaa",
 }
 TOKENS = {  # family whose records hold tokens -> the recorded features, of the states after all blocks and the end
+    "activator": lambda states, last: [tokens.x for tokens in states],
     "convit": lambda states, last: [states[0].x, states[9].x, states[11].x, last],
     "crossvit": lambda states, last: [tokens.map().permute(0, 3, 1, 2) for state in states for tokens in state],
     "sparsifiner": lambda states, last: [last[:, 1:]],
+    "ninformer": lambda states, last: [tokens.x for tokens in states],
     "tnt": lambda states, last: [
         *(t for i in (0, -1) for t in (states[i].pixels.flatten(1, 2), states[i].tokens.x)),
         last,
     ],
+    "taylorshift": lambda states, last: [*(state.x for state in states), last],
     "flowformer": lambda states, last: [state.flatten(2).mT for state in (*states, last)],
 }
+ACTIVATOR_SMALL = {"num_classes": 7, "depth": 3, "embed_dim": 24, "mlp_ratio": 1.5, "patch_size": 8}
 OPTIONS = {  # record that is not of a published model -> arguments
+    "activator/activator_cifar": {"num_classes": 10},
+    "activator/activator_geglu_cifar": {"num_classes": 10},
+    "activator/activator_geglu_small": ACTIVATOR_SMALL,
+    "activator/activator_small": ACTIVATOR_SMALL,
     "affnet/affnet_et_relu_ln": {"norm_layer": "layer_norm", "act_layer": "relu"},
+    "inline/inline_deit_b": {"img_size": 64},
+    "inline/inline_deit_s": {"img_size": 96},
     "flowformer/flowformer_tiny": {"embed_dims": (24, 48, 96, 192), "depths": (1, 1, 2, 1)},
     "crossvit/crossvit_options": {
         "num_classes": 10,
@@ -156,6 +183,34 @@ OPTIONS = {  # record that is not of a published model -> arguments
         "prune_after": (0, 1),
     },
     "sparsifiner/sparsifiner_s_pruned": {"token_keep_rate": 0.7, "prune_after": (3, 6, 9)},
+    "spectformer/spectformer_b": {"img_size": 64},
+    "spectformer/spectformer_l": {"img_size": 64},
+    "spectformer/spectformer_ti": {"img_size": 96},
+    "spectformer/spectformer_xs": {"img_size": 64},
+    "ninformer/ninformer_cifar": {"num_classes": 10},
+    "ninformer/ninformer_small": {
+        "num_classes": 7,
+        "depth": 2,
+        "embed_dim": 24,
+        "mlp_ratio": 1.5,
+        "patch_size": 8,
+        "img_size": 40,
+    },
+    "taylorshift/taylorshift_na_efficient": {"threshold": -1},
+    "taylorshift/taylorshift_options": {
+        "num_classes": 10,
+        "img_size": 80,
+        "patch_size": 8,
+        "embed_dim": 16,
+        "depth": 2,
+        "num_heads": 2,
+        "mlp_ratio": 3.0,
+        "qkv_bias": False,
+        "normalize_input": False,
+        "output_normalized": False,
+        "conv_embed": True,
+        "layer_scale": 0.5,
+    },
     "tnt/tnt_options": {
         "num_classes": 10,
         "img_size": (16, 24),
@@ -180,7 +235,7 @@ DENSE = {  # record of the authors' backbone for detection or segmentation -> mo
 
 
 RUNS = [
-    pytest.param(name, stress, marks=[pytest.mark.full] if record.meta["num_params"] > 3e7 else [])
+    pytest.param(name, stress, marks=[pytest.mark.full] if record.meta["num_params"] > 2e7 else [])
     for name in MODELS
     for record in [Record(name)]
     for stress in ((False, True) if "stress" in record.meta else (False,))
@@ -194,6 +249,8 @@ def _features(model, record):
         model.blocks[0].peg.register_forward_pre_hook(lambda module, args: before.append(args[0].permute(0, 3, 1, 2)))
         last, features = model.forward_intermediates(record.image(), [5, 11])
         return last, before + features
+    if record.meta["file"] == "vanilla_architecture/spectformer.py":
+        return model.forward_intermediates(record.image(), 1)
     if record.meta["family"] == "fcaformer":  # the stem's map, then layers that end with what our stages begin with
         taps = []
         for module in (model.stem, *(stage.downsample for stage in model.stages[1:])):

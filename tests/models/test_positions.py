@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from quick import size_for
 
 from visionzoo.layers.position import PositionGenerator
 from visionzoo.layers.tokens import Tokens
@@ -39,7 +40,7 @@ def test_every_family_takes_generators(name):
     model.eval()
     outputs = []
     first[0].peg.register_forward_hook(lambda module, args, out: outputs.append((args[0], out)))
-    image = torch.randn(2, 3, 64, 96)
+    image = torch.randn(2, 3, *size_for(model, 64, 96))
     tap = model.forward_intermediates(image, [0], intermediates_only=True)[0]
     ((given, out),) = outputs
     assert given.shape[1:3] == tap.shape[2:] and (out - given).norm() > 1e-3 * given.norm()

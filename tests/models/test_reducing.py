@@ -16,7 +16,14 @@ from visionzoo.layers.tokens import Tokens, mix_tokens
 from visionzoo.models._registry import TINY
 
 SMALL = {"depth": 4, "local_depth": 0, "embed_dim": 24, "num_classes": 5, "mixers": "full"}
-TAKE = {"channel", "flow", "full", "sparsifiner", "spatial_reduction"}  # mixers that take dropped tokens
+TAKE = {
+    "channel",
+    "flow",
+    "full",
+    "sparsifiner",
+    "spatial_reduction",
+    "taylor_shift",
+}  # mixers that take dropped tokens
 GRAPHS = {"class_attention"}  # whose graphs stand for all
 DROP = sorted(name for name, reducer in REDUCERS.items() if not reducer.MAKES_TOKENS)
 
@@ -111,18 +118,22 @@ def test_representation_shift_is_how_far_the_mlp_moves_a_token():
     assert torch.equal(filled.nonzero()[:, 1].view(3, 5), length.topk(5).indices.sort(1).values)
 
 
-@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*((name, {}) for name in MIXERS), ("taylor_shift", {"threshold": 0, "output_normalized": True})],
+)
 @torch.no_grad()
-def test_mixers_do_not_see_dropped_tokens(name):
+def test_mixers_do_not_see_dropped_tokens(name, options):
     torch.manual_seed(0)
-    mixer = build_mixer({"type": name, **({"map_size": 4} if name == "levit" else {})}, 16, 2).eval().double()
+    options = {"map_size": 4} if name == "levit" else options
+    mixer = build_mixer({"type": name, **options}, 16, 2).eval().double()
     assert mixer.takes_dropped_tokens == (name in TAKE)
-    if not mixer.takes_dropped_tokens:
+    if not mixer.takes_dropped_tokens or name == "sparsifiner":  # which knows that tokens are gone: see its own test
         return
-    if name == "sparsifiner":  # knows which places are gone: see its own test
-        return
-    x, keep = torch.randn(2, 2 + 20, 16, dtype=torch.float64), torch.rand(2, 20) > 0.5
-    assert len({*keep.sum(1).tolist()}) == 2
+    x, keep = (
+        torch.randn(2, 2 + 20, 16, dtype=torch.float64),
+        torch.arange(40).view(2, 20) % torch.tensor([[2], [3]]) > 0,
+    )
     out = mix_tokens(mixer, Tokens(x, (4, 5), 2, keep=keep))
     for sample, kept, mixed in zip(x, keep, out, strict=True):
         there = torch.cat([torch.ones(2, dtype=torch.bool), kept])
@@ -281,18 +292,24 @@ def test_the_interpreter_keeps_what_is_probable_enough():
     assert state.x.shape[1] == 1 + chosen.sum(1).max() and torch.equal(state.keep.sum(1), chosen.sum(1))
 
 
+CARRY = {"zoo_cpvt_t", "zoo_cpvt_t_gap", "zoo_deit_t", "zoo_iared2_deit_s", "zoo_sparsifiner_s"}
+CARRY |= {"zoo_activator_geglu", "zoo_taylorshift_s", "zoo_taylorshift_ti"}
+WHY_NOT = {
+    "zoo_convit_t": r"blocks.1 mixes by GatedPositionalMixer, which needs the whole map",
+    "zoo_inline_deit_t": r"blocks.1 mixes by InjectiveLinearMixer, which needs the whole map",
+    "zoo_tnt_s": r"blocks.1 \(TNTBlock\) carries more than tokens",
+    "zoo_swin_t": r"reduce: SwinTransformer is no isotropic model, its stages need whole maps.*zoo_deit_s",
+    "zoo_crossvit_t": r"reduce: CrossViT is no isotropic model, its blocks need whole maps.*zoo_deit_s",
+}
 ISOTROPIC = [name for name, kwargs in TINY.items() if "embed_dim" in kwargs]
 
 
 @pytest.mark.parametrize("name", [*ISOTROPIC, "zoo_swin_t", "zoo_crossvit_t"])
 def test_every_family_takes_reducers_or_says_why_not(name):
     create = {"num_classes": 3, "device": "meta", **TINY[name]}
-    reason = {
-        "zoo_convit_t": r"blocks.1 mixes by GatedPositionalMixer, which needs the whole map",
-        "zoo_tnt_s": r"blocks.1 \(TNTBlock\) carries more than tokens",
-        "zoo_swin_t": r"reduce: SwinTransformer is no isotropic model, its stages need whole maps.*zoo_deit_s",
-        "zoo_crossvit_t": r"reduce: CrossViT is no isotropic model, its blocks need whole maps.*zoo_deit_s",
-    }.get(name)
+    reason = WHY_NOT.get(name)
+    if reason is None and name not in CARRY:
+        reason = r"^reduce: blocks.1 .*(which needs the whole map|which has no place for dropped tokens|carries more)"
     if reason:
         with pytest.raises(ValueError, match=reason):
             timm.create_model(name, reduce="representation_shift", **create)

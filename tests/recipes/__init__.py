@@ -6,10 +6,12 @@ repository. A recipe may stand here without a record: then the record can be mad
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import isqrt
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -55,6 +57,12 @@ def tokens(output: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         if height * width == output.shape[1]:
             return output.transpose(1, 2).unflatten(2, (height, width))
     raise ValueError(f"{output.shape[1]} tokens are no map of a picture of {image.shape[-2]}x{image.shape[-1]}")
+
+
+def patches(output: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """[B, 1 + H·W, C] of a square map behind a class token -> [B, C, H, W]."""
+    side = isqrt(output.shape[1] - 1)
+    return output[:, 1:].transpose(1, 2).unflatten(2, (side, side))
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,20 @@ def beside(module: types.ModuleType, path: str) -> types.ModuleType:
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded
+
+
+def class_of_script(script: str, name: str) -> Callable[..., nn.Module]:
+    """Return what builds a class of a script beside the recipe's file; the rest of the script is not run."""
+
+    def build(module: types.ModuleType, **kwargs: Any) -> nn.Module:
+        tree = ast.parse(Path(module.__file__).with_name(script).read_text())
+        (found,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+        space = {**vars(module), "nn": nn, "torch": torch}
+        exec(compile(ast.Module([found], []), script, "exec"), space)
+        return space[name](**kwargs)
+
+    build.__name__ = name
+    return build
 
 
 def uncast(model: nn.Module, image: torch.Tensor) -> torch.Tensor:

@@ -1,13 +1,12 @@
 """CrossViT, at the resolutions that the authors' main.py feeds."""
 
 from functools import partial
-from math import isqrt
 
 from timm.layers import Mlp
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import nn
 
-from . import Recipe, Source
+from . import Recipe, Source, patches
 
 CROSSVIT = Source("https://github.com/IBM/CrossViT", "3f7ab77c5728b1c31a2d5cc6185ee9c7e754d952", "Apache-2.0")
 
@@ -17,12 +16,6 @@ class Block(TimmBlock):
 
     def __init__(self, dim, num_heads, mlp_ratio, qkv_bias, drop, attn_drop, drop_path, norm_layer):
         super().__init__(dim, num_heads, mlp_ratio, qkv_bias, norm_layer=norm_layer)
-
-
-def patches(output, image):
-    """Lay out the patches, without the class token before them, as a square map."""
-    side = isqrt(output.shape[1] - 1)
-    return output[:, 1:].transpose(1, 2).unflatten(2, (side, side))
 
 
 def model(factory, side=240, batch=2, blocks=3, **kwargs):

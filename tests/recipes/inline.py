@@ -1,6 +1,6 @@
 """InLine: injective linear attention in four hosts, with the arguments of the repository's cfgs/*.yaml."""
 
-from . import Recipe, Source, stages, tokens
+from . import Recipe, Source, patches, stages, tokens
 
 INLINE = Source(
     "https://github.com/LeapLabTHU/InLine", "e463a6f4dbb95893726b294ff83f61a58644bf6e", "none given by the repository"
@@ -14,13 +14,16 @@ def build_model_with_cfg(
     return model_class(**kwargs)
 
 
-def deit(size):
-    """Return the recipe of a DeiT; its outputs before the norm are tokens."""
+def deit(size, side=224):
+    """Return the recipe of a DeiT for images of `side` pixels; of its blocks the first two are kept."""
     return Recipe(
         INLINE,
         "models/inline_deit.py",
         f"inline_deit_{size}",
-        features=("blocks.0", "blocks.11"),
+        {"img_size": side},
+        image=(2, 3, side, side),
+        features=("blocks.0", "blocks.1"),
+        layout=patches,
         stand_ins={"timm.models.helpers": {"build_model_with_cfg": build_model_with_cfg}},
     )
 
@@ -73,8 +76,8 @@ def cswin(factory, depths, la_split_size="56-28-14-7", image=(2, 3, 224, 224)):
 
 RECIPES = {
     "inline_deit_t": deit("tiny"),
-    "inline_deit_s": deit("small"),
-    "inline_deit_b": deit("base"),
+    "inline_deit_s": deit("small", 96),
+    "inline_deit_b": deit("base", 64),
     "inline_pvt_t": pvt("tiny", 2, 2, 2, 2),
     "inline_pvt_s": pvt("small", 3, 4, 6, 3),
     "inline_pvt_m": pvt("medium", 3, 4, 18, 3),

@@ -1,6 +1,7 @@
 """A converted folder loads through timm, and the README's table is the registry's."""
 
 import importlib.util
+import re
 
 import pytest
 import timm
@@ -10,6 +11,7 @@ from golden import Record, relative_error
 from quick import MODELS
 
 from visionzoo.engine.reporting import insert_between
+from visionzoo.models._registry import TINY, VARIANTS
 
 
 @pytest.fixture
@@ -64,8 +66,22 @@ def test_numbers_of_classes_and_folders_that_cannot_be_are_refused(run, tmp_path
     assert ("--num-classes" if code == 2 else "or no folder; name a new one") in said
 
 
-def test_the_readmes_table_is_the_registrys():
+@pytest.mark.parametrize("name", TINY)
+def test_the_readmes_table_has_the_registrys_rows(name):
     """`make table` writes it anew."""
+    tool = _module("list_models")
+    row = tool.markdown(tool.rows(name)).splitlines()[-1]
+    assert name in row and row in (ROOT / "README.md").read_text().splitlines()
+
+
+def test_the_readmes_table_has_the_registrys_models():
+    tool = _module("list_models")
+    text = (ROOT / "README.md").read_text().split(tool.BEGIN)[1].split(tool.END)[0]
+    assert re.findall(r"^\| `(zoo_\w+)` ", text, re.M) == list(VARIANTS)
+
+
+@pytest.mark.full
+def test_the_readmes_table_is_the_registrys():
     tool = _module("list_models")
     text = (ROOT / "README.md").read_text()
     table = tool.rows()

@@ -74,3 +74,30 @@ class SqueezeExciteMlp(Mlp):
         """[B, P + N, C] to [B, P + N, C]."""
         x = super().forward(x)
         return x + self.excite(x.mean(1, keepdim=True)) * x
+
+
+GLU_ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "silu": nn.SiLU, "relu": nn.ReLU}
+
+
+class NormedGlu(nn.Module):
+    """Gated linear unit whose two factors share one layer norm, on [..., C] (Activator, arXiv:2405.15953).
+
+    Args:
+        dim: channels in and out.
+        hidden_dim: channels of the factors.
+        act_layer: activation of the first factor, before its norm.
+        drop: dropout probability at the end.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, *, act_layer: type[nn.Module] = nn.GELU, drop: float = 0.0):
+        super().__init__()
+        self.gate = nn.Linear(dim, hidden_dim)
+        self.act = act_layer()
+        self.value = nn.Linear(dim, hidden_dim)
+        self.norm = LayerNorm(hidden_dim)
+        self.proj = nn.Linear(hidden_dim, dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] to [..., C]."""
+        return self.drop(self.proj(self.norm(self.act(self.gate(x))) * self.norm(self.value(x))))

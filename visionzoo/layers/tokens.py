@@ -164,14 +164,32 @@ class TokenBlock(Block):
             tokens = tokens._replace(x=self._add(tokens.x, mixed, self.ls1))
         if self.cpe2 is not None:
             tokens = tokens.with_map(self.cpe2(x := tokens.map(), residual=x))
+        return self.mix_channels(tokens)
+
+    def mix_channels(self, tokens: Tokens, seen: Tensor | None = None) -> Tokens:  # type: ignore[override]
+        """Add the MLP's branch to the tokens; it sees them, or `seen` [B, P + N, C] in their place."""
         before = tokens.x
-        branch = tokens._replace(x=self.mlp(self.norm2(before)))
+        branch = tokens._replace(x=self.mlp(self.norm2(before if seen is None else seen)))
         if not isinstance(self.branch_gate, nn.Identity):
             branch = branch.with_map(self.branch_gate(branch.map()))
         tokens = tokens._replace(x=self._add(before, branch.x, self.ls2))
         if self.score == "shift":
             tokens = tokens._replace(scores=_length((tokens.x - before)[:, tokens.prefix :]))
         return tokens if isinstance(self.peg, nn.Identity) else tokens.with_map(self.peg(tokens.map()))
+
+
+class OneNormTokenBlock(TokenBlock):
+    """`TokenBlock` whose mixer and MLP share the norm `norm2` (Activator, NiNformer); options as those of `Block`."""
+
+    def __init__(self, dim: int, mixer: Mixer | None, **options: Any):
+        super().__init__(dim, mixer, **options)
+        if mixer is not None:
+            del self.norm1
+
+    @property
+    def norm1(self) -> nn.Module:  # type: ignore[override]
+        """The norm of the MLP's branch, which serves the mixer's too."""
+        return self.norm2
 
 
 def _length(x: Tensor) -> Tensor:

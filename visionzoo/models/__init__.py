@@ -1,6 +1,7 @@
 """The families; importing this registers them into timm."""
 
 from visionzoo.models import (
+    activator,
     affnet,
     biformer,
     convit,
@@ -26,6 +27,7 @@ from visionzoo.models import (
     litv2,
     moh_vit,
     nat,
+    ninformer,
     pcpvt,
     poolformer,
     pvt,
@@ -35,11 +37,13 @@ from visionzoo.models import (
     spectformer,
     stvit,
     swin,
+    taylorshift,
     tnt,
     transnext,
 )
 
 __all__ = [
+    "activator",
     "affnet",
     "biformer",
     "convit",
@@ -65,6 +69,7 @@ __all__ = [
     "litv2",
     "moh_vit",
     "nat",
+    "ninformer",
     "pcpvt",
     "poolformer",
     "pvt",
@@ -74,6 +79,7 @@ __all__ = [
     "spectformer",
     "stvit",
     "swin",
+    "taylorshift",
     "tnt",
     "transnext",
 ]

@@ -266,6 +266,8 @@ def _unwrap_tensors(checkpoint: Mapping[str, Any], use_ema: bool) -> tuple[dict[
             inside = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
             # A detector's backbone may be its smaller part; in other wrappers the model is the largest.
             parts = Counter(name.partition(".")[0] for name in tensors if not name.startswith(prefix))
+            if any(name[:1].isdigit() for name in inside):  # the blocks of a model that calls them so, not a model
+                continue
             if inside and (prefix.startswith("backbone.") or len(inside) >= max(parts.values(), default=0)):
                 beside += [name for name in tensors if not name.startswith(prefix)]
                 tensors, stripped = inside, True

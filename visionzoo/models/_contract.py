@@ -63,6 +63,7 @@ class Contract(nn.Module):
     POOLS: tuple[str, ...] = ("", "avg", "max", "avgmax", "catavgmax")  # poolings that the head has a place for
     UNFOLDED = ""  # pattern of batch norms that `visionzoo.fuse` leaves, for no layer comes directly before them
     INIT_CONVS = False  # whether convolutions are initialised as linear layers are
+    ANY_SIZE = True  # whether images of any size are taken, or of the model's own `img_size` alone
     DYNAMIC_SIZE = True  # whether torch.export makes a program for images of any size
     TWICE = True  # whether gradients have gradients under `use_backend("reference")`
     AUXILIARY: Mapping[str, float] = {}  # weights of what `exits` yields, by name; modules inside have their terms' so

@@ -34,6 +34,14 @@ from visionzoo.models._contract import Contract, HeadOptions, drop_path_rates
 
 _logger = logging.getLogger(__name__)
 
+VIT_KEYS: list[tuple[str, Any]] = [  # entries of `Contract.CHECKPOINT_KEYS` for names as in timm's ViT
+    (r"^patch_embed\.proj\.", "stem.conv."),
+    (r"^pos_embed$", "positions.table"),
+    (r"^(cls_token|dist_token|reg_token)$", r"prefix.\1"),
+    (r"\.attn\.", ".mixer."),
+    (r"^head\.(weight|bias)$", r"head.fc.\1"),
+]
+
 
 def build_blocks(
     dim: int,
@@ -41,7 +49,8 @@ def build_blocks(
     own: Sequence[Mapping[str, Any]],
     mixers: Any,
     *,
-    block: Callable[..., nn.Module] = TokenBlock,
+    block: Callable[..., nn.Module] | Sequence[Callable[..., nn.Module]] = TokenBlock,
+    build: Callable[..., nn.Module | None] = build_mixer,
     drop_path_rate: float = 0.0,
 ) -> list[nn.Module]:
     """Build the blocks of an isotropic backbone.
@@ -52,7 +61,8 @@ def build_blocks(
         own: for each block the spec of the family's mixer.
         mixers: the caller's in their place: None, a spec for all blocks, or an entry for each block
             (`visionzoo.layers.mixers.resolve_mixers`).
-        block: called with (dim, mixer, drop_path=rate).
+        block: called with (dim, mixer, drop_path=rate); or one such for each block.
+        build: called with (spec, dim, num_heads), where the family's own mixer is none that others take.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
 
     Raises:
@@ -60,9 +70,10 @@ def build_blocks(
     """
     (rates,) = drop_path_rates(drop_path_rate, [len(own)])
     specs = resolve_mixers([[spec] for spec in own], mixers)
+    blocks = block if isinstance(block, Sequence) else [block] * len(own)
     return [
-        block(dim, build_mixer(turns[0], dim, num_heads), drop_path=rate)
-        for turns, rate in zip(specs, rates, strict=True)
+        make(dim, build(turns[0], dim, num_heads), drop_path=rate)
+        for make, turns, rate in zip(blocks, specs, rates, strict=True)
     ]
 
 
@@ -255,15 +266,7 @@ class PlainTransformer(Isotropic):
     """
 
     MIXER = "full"
-    CHECKPOINT_KEYS = {
-        "authors": [
-            (r"^patch_embed\.proj\.", "stem.conv."),
-            (r"^pos_embed$", "positions.table"),
-            (r"^cls_token$", "prefix.cls_token"),
-            (r"\.attn\.", ".mixer."),
-            (r"^head\.(weight|bias)$", r"head.fc.\1"),
-        ],
-    }
+    CHECKPOINT_KEYS = {"authors": VIT_KEYS}
 
     def __init__(
         self,

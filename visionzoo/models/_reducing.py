@@ -117,5 +117,7 @@ def _needs_map(block: Any) -> str:
     if not isinstance(block.peg, nn.Identity):
         return "has a position generator, a convolution of the map"
     if not (block.mixer is None or (isinstance(block.mixer, Mixer) and block.mixer.takes_dropped_tokens)):
-        return f"mixes by {type(block.mixer).__name__}, which needs the whole map"
+        sees = isinstance(block.mixer, Mixer) and block.mixer.takes_prefix_tokens and not block.mixer.needs_map_size
+        lack = "has no place for dropped tokens" if sees else "needs the whole map"
+        return f"mixes by {type(block.mixer).__name__}, which {lack}"
     return ""

@@ -15,7 +15,7 @@ from typing import Any
 from visionzoo.layers.mixers.gated_positional import GatedPositionalMixer
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.tokens import TokenBlock
-from visionzoo.models._isotropic import Isotropic, build_blocks
+from visionzoo.models._isotropic import VIT_KEYS, Isotropic, build_blocks
 from visionzoo.models._registry import Published, Variant, register_family
 
 
@@ -42,13 +42,9 @@ class ConViT(Isotropic):
 
     CHECKPOINT_KEYS = {
         "authors": [
-            (r"^patch_embed\.proj\.", "stem.conv."),
-            (r"^pos_embed$", "positions.table"),
-            (r"^cls_token$", "prefix.cls_token"),
             (r"\.attn\.gating_param$", ".mixer.gate"),
             (r"\.attn\.rel_indices$", None),
-            (r"\.attn\.", ".mixer."),
-            (r"^head\.(weight|bias)$", r"head.fc.\1"),
+            *VIT_KEYS,
         ],
     }
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.tokens import TokenBlock
-from visionzoo.models._isotropic import Isotropic, build_blocks
+from visionzoo.models._isotropic import VIT_KEYS, Isotropic, build_blocks
 from visionzoo.models._positions import add_position_generators
 from visionzoo.models._registry import Published, Variant, register_family
 
@@ -45,11 +45,8 @@ class ConditionalTransformer(Isotropic):
 
     CHECKPOINT_KEYS = {
         "DeiT's, with PosCNN as pos_block": [
-            (r"^patch_embed\.proj\.", "stem.conv."),
-            (r"^cls_token$", "prefix.cls_token"),
             (r"^pos_block\.proj\.0\.", "blocks.0.peg."),
-            (r"\.attn\.", ".mixer."),
-            (r"^head\.(weight|bias)$", r"head.fc.\1"),
+            *VIT_KEYS,
         ],
     }
 

@@ -1,14 +1,15 @@
 """InLine: Bridging the Divide, Reconsidering Softmax and Linear Attention, https://arxiv.org/abs/2412.06590.
 
 NeurIPS 2024. Facts from https://github.com/LeapLabTHU/InLine at e463a6f, which states no licence (the files derived
-from Swin and CSWin keep the MIT notes of those); the code here is our own. Three other families of the zoo with
-injective linear attention: PVT in all stages, without class token, last norm and reduction; Swin in the first three
-stages (tiny), two (small), or two and two blocks of the third (base), the others with windows as in Swin; CSWin in the
-first two, with its own convolution of v besides the predicted one, whose kernels come from the map before the norm.
+from Swin and CSWin keep the MIT notes of those); the code here is our own. DeiT and three other families of the zoo
+with injective linear attention: DeiT in all blocks, narrower and, small and base, for images of 288 and 448 px; PVT in
+all stages, without class token, last norm and reduction; Swin in the first three stages (tiny), two (small), or two and
+two blocks of the third (base), the others with windows as in Swin; CSWin in the first two, with its own convolution of
+v besides the predicted one, whose kernels come from the map before the norm.
 Attention spans the whole map whatever its size; the authors' code has it inside windows of 56 where a map is larger,
 which `mixers={"type": "injective_linear", "window_size": 56}` gives. Of the published parameters Swin's 30 M (tiny) are
 29.2 M, CSWin's 25 M, 43 M and 96 M are 20.6 M, 33.0 M and 73.4 M, in the authors' own code with their configurations
-too. InLine-DeiT is not a pyramid.
+too. InLine-DeiT with a distillation token is not here: the authors' code has the option, but stops in its first block.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from visionzoo.models import cswin, flatten, pvt, swin
+from visionzoo.models._isotropic import PlainTransformer
 from visionzoo.models._registry import Published, Variant, register_family
+
+
+class InLineDeiT(PlainTransformer):
+    """DeiT with injective linear attention."""
+
+    MIXER = "injective_linear"
 
 
 class InLinePVT(pvt.PyramidVisionTransformer):
@@ -63,6 +71,21 @@ _CLOUD = "the authors' are linked in https://github.com/LeapLabTHU/InLine#pretra
 _NONE = "none were published"
 _AT_384 = {"input_size": (3, 384, 384), "pool_size": (12, 12), "crop_pct": 1.0}
 
+
+def _deit(embed_dim: int, num_heads: int, size: int, params_m: float, gmacs: float, top1: float) -> Variant:
+    return Variant(
+        {"embed_dim": embed_dim, "num_heads": num_heads, "img_size": size},
+        Published(params_m, gmacs, top1, size, _README),
+        {"input_size": (3, size, size)},
+        no_weights=_CLOUD,
+    )
+
+
+DEIT = {
+    "zoo_inline_deit_t": _deit(192, 6, 224, 6.5, 1.1, 74.5),
+    "zoo_inline_deit_s": _deit(320, 10, 288, 16.7, 5.0, 80.2),
+    "zoo_inline_deit_b": _deit(384, 12, 448, 23.8, 17.2, 82.3),
+}
 PVT = {
     "zoo_inline_pvt_t": Variant(_pvt("t"), Published(12.0, 2.0, 78.2, source=_README), no_weights=_CLOUD),
     "zoo_inline_pvt_s": Variant(_pvt("s"), Published(21.6, 3.9, 82.0, source=_README), no_weights=_CLOUD),
@@ -114,16 +137,18 @@ CSWIN = {
     ),
 }
 
-TINY = {
+TINY: dict[str, Mapping[str, Any]] = {
+    "zoo_inline_deit_t": {"depth": 2, "embed_dim": 16, "num_heads": 2, "img_size": 64},
     "zoo_inline_swin_t": {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
     "zoo_inline_pvt_t": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (1, 2, 2, 4)},
     "zoo_inline_cswin_t": {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 24), "num_heads": (2, 2, 4, 4)},
 }
 
-for model_cls, variants, first_conv in (
-    (InLinePVT, PVT, "stem.0.conv"),
-    (InLineSwin, SWIN, "stem.conv"),
-    (InLineCSWin, CSWIN, "stem.conv"),
+for model_cls, variants, first_conv, pool_size in (
+    (InLinePVT, PVT, "stem.0.conv", (7, 7)),
+    (InLineSwin, SWIN, "stem.conv", (7, 7)),
+    (InLineCSWin, CSWIN, "stem.conv", (7, 7)),
+    (InLineDeiT, DEIT, "stem.conv", None),
 ):
     register_family(
         __name__,
@@ -131,6 +156,7 @@ for model_cls, variants, first_conv in (
         variants,
         tiny=TINY,
         first_conv=first_conv,
+        pool_size=pool_size,
         paper_ids="arXiv:2412.06590",
         origin_url="https://github.com/LeapLabTHU/InLine",
         license="unknown",

@@ -25,6 +25,7 @@ from visionzoo.layers.mixers.focused_linear import FocusedLinearMixer
 from visionzoo.layers.mixers.forward_cross import ForwardCrossMixer
 from visionzoo.layers.mixers.full import FullMixer
 from visionzoo.layers.mixers.gated_positional import GatedPositionalMixer
+from visionzoo.layers.mixers.glu import GluMixer
 from visionzoo.layers.mixers.halo import HaloMixer
 from visionzoo.layers.mixers.hashed_linear import HashedLinearMixer
 from visionzoo.layers.mixers.hilo import HiLoMixer
@@ -42,6 +43,7 @@ from visionzoo.layers.mixers.sparsifiner import SparsifinerMixer
 from visionzoo.layers.mixers.spatial_reduction import SpatialReductionMixer
 from visionzoo.layers.mixers.spectral_gate import SpectralGateMixer
 from visionzoo.layers.mixers.super_token import SuperTokenMixer
+from visionzoo.layers.mixers.taylor_shift import TaylorShiftMixer
 from visionzoo.layers.mixers.window import WindowMixer
 from visionzoo.layers.specs import Spec, build_spec, by_part, in_turn, read_spec
 
@@ -60,6 +62,7 @@ __all__ = [
     "ForwardCrossMixer",
     "FullMixer",
     "GatedPositionalMixer",
+    "GluMixer",
     "HaloMixer",
     "HashedLinearMixer",
     "HiLoMixer",
@@ -78,6 +81,7 @@ __all__ = [
     "SpatialReductionMixer",
     "SpectralGateMixer",
     "SuperTokenMixer",
+    "TaylorShiftMixer",
     "WindowMixer",
     "build_mixer",
     "combine_mixers",
@@ -98,6 +102,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "forward_cross": ForwardCrossMixer,
     "full": FullMixer,
     "gated_positional": GatedPositionalMixer,
+    "glu": GluMixer,
     "halo": HaloMixer,
     "hashed_linear": HashedLinearMixer,
     "hilo": HiLoMixer,
@@ -114,6 +119,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "spatial_reduction": SpatialReductionMixer,
     "spectral_gate": SpectralGateMixer,
     "super_token": SuperTokenMixer,
+    "taylor_shift": TaylorShiftMixer,
     "window": WindowMixer,
 }
 

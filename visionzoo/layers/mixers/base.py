@@ -27,9 +27,7 @@ class Mixer(MapLayer):
     SCORE_KINDS = ("class_attention", "received_attention")
     SCORES: tuple[str, ...] = ()  # of these kinds, which it returns beside its output: `forward(x, score=kind)`
     needs_prefix_tokens = False  # whether it is one of tokens only, which has nothing to do on a map by itself
-    needs_map_size = (
-        False  # whether `forward` takes `map_size`, (H, W) of the tokens [B, 1, P + H·W, C] behind prefix ones
-    )
+    needs_map_size = False  # whether `forward` takes `map_size`, (H, W) of the tokens behind the prefix ones
 
     needs_places = False  # whether `forward` takes map_size, prefix and source of `visionzoo.layers.tokens.Tokens`
 
