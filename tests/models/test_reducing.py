@@ -346,3 +346,15 @@ def test_no_position_generator_or_other_state_stands_behind_a_reducer():
     with pytest.raises(ValueError, match=r"blocks.2 has a position generator, a convolution of the map; put reducers"):
         timm.create_model("zoo_cpvt_t", peg_after=(0, 2), reduce="representation_shift", **small)
     assert timm.create_model("zoo_cpvt_t", reduce="representation_shift", **small).blocks[1].reducer is not None
+
+
+def test_checkpoints_without_reducers_are_taken_where_that_is_said(caplog):
+    plain, model = _model(None), _model(("interpreter", None, "interpreter", None))
+    own = [name for name in model.state_dict() if ".reducer." in name]
+    with pytest.raises(ValueError, match="Only the reducers are missing: pass new_gates=True"):
+        visionzoo.load_weights(model, plain.state_dict())
+    report = visionzoo.load_weights(model, plain.state_dict(), new_gates=True)
+    assert report.missing == own == [f"blocks.{i}.reducer.qk.{part}" for i in (0, 2) for part in ("weight", "bias")]
+    sparsifiner = timm.create_model("zoo_sparsifiner_s", **TINY["zoo_sparsifiner_s"])
+    deit = timm.create_model("zoo_deit_t", **{**TINY["zoo_deit_t"], "depth": 3, "img_size": 64})
+    assert len(visionzoo.load_weights(sparsifiner, deit.state_dict(), new_gates=True).missing) == 3 * 6

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from visionzoo.layers.fuse import fuse, unfused_part
 from visionzoo.models._contract import Contract
-from visionzoo.models._gating import PLACE, gate_tensors, keep_gates
+from visionzoo.models._gating import PLACE, keep_gates, new_tensors
 from visionzoo.text import some
 
 _logger = logging.getLogger(__name__)
@@ -90,8 +90,8 @@ def load_weights(
         strict: raise if a tensor is missing or unexpected, or the numbers of classes differ. Without it the model
             keeps its own values there; other differences of shape raise all the same.
         allow_partial: accept that less than 90 % of the model's tensors are found.
-        new_gates: accept a checkpoint of the model without gates (`gates=` of timm.create_model), which keep their
-            initial values; the report has them as missing.
+        new_gates: accept a checkpoint of the model without gates or reducers (`gates=` and `reduce=` of
+            timm.create_model), which keep their initial values; the report has them as missing.
         use_ema: take averaged weights where the checkpoint has them.
 
     Raises:
@@ -128,10 +128,10 @@ def load_weights(
             f"{where} is of a model that was fused for inference ({some(sorted(folded), 2)} are of folding), which "
             f"cannot be undone: give the weights of the model that was fused, or load these into visionzoo.fuse(model)"
         )
-    gates = gate_tensors(backbone)
-    ungated = bool(gates) and not any(name in state for name in gates)
-    missing = [name for name in report.missing if not (ungated and name in gates)]
-    count = len(own) - (len(gates) if ungated else 0)
+    new = new_tensors(state, backbone)
+    put_in = {name for names in new.values() for name in names}
+    missing = [name for name in report.missing if name not in put_in]
+    count = len(own) - len(put_in)
     found = count - len(missing)
     if found < 0.9 * count and not allow_partial:
         raise WeightsError(
@@ -139,10 +139,11 @@ def load_weights(
             f"is probably a checkpoint of another model. {report}.",
             "Pass allow_partial=True to load it all the same.",
         )
-    if strict and (missing or report.unexpected or (ungated and not new_gates)):
+    if strict and (missing or report.unexpected or (put_in and not new_gates)):
         what, advice = "", "Pass strict=False to load what fits."
-        if ungated and not missing and not report.unexpected:
-            advice = "Only the gates are missing: pass new_gates=True to keep their initial values, and train them."
+        if put_in and not missing and not report.unexpected:
+            kinds = " and ".join(new)
+            advice = f"Only the {kinds} are missing: pass new_gates=True to keep their initial values, and train them."
         elif any(f".{PLACE}." in name for name in report.unexpected):
             what = " The checkpoint is of a model with gates: build it with the same gates=."
         raise WeightsError(f"{where} does not fit {type(backbone).__name__}. {report}.{what}", advice)

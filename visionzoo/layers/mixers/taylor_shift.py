@@ -93,7 +93,7 @@ class TaylorShiftMixer(Mixer):
             there = None if keep is None else keep[:, None, :, None]  # [B, 1, N, 1]
             out = self._linear(q, k, v, there) if linear else self._direct(q, k, v, there)
             if self.output_normalized:
-                seen = count if there is None else there.sum(2, keepdim=True)
+                seen = count if there is None else there.sum(2, keepdim=True, dtype=dtype)
                 out = out * (seen / self.head_dim) ** 0.5
         return self.proj(out.transpose(1, 2).reshape(x.shape).to(qkv.dtype))
 
