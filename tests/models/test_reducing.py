@@ -12,6 +12,7 @@ import visionzoo
 from visionzoo.layers.mixers import MIXERS, build_mixer
 from visionzoo.layers.reducers import REDUCERS, build_reducer
 from visionzoo.layers.reducers.base import gather
+from visionzoo.layers.reducers.pooling import pool
 from visionzoo.layers.tokens import Tokens, mix_tokens
 from visionzoo.models._registry import TINY
 
@@ -243,6 +244,17 @@ FULL = {"mixers": "full", "local_depth": 0}
             r"blocks.1 mixes by NeighborhoodMixer, which needs the whole map",
         ),
         ("class_attention", {"mixers": "pool"}, r"mixes by PoolMixer, .* put reducers behind it, .* mixers='full'"),
+        (
+            {"type": "token_pooling", "method": "kmode"},
+            {},
+            r"method must be one of \('kmedoids', 'kmeans'\), got .*kmode",
+        ),
+        ({"type": "token_pooling", "iterations": 0}, {}, r"iterations must be positive, got iterations=0"),
+        ({"type": "selector", "temperature": 0.0}, {}, r"temperature must be positive, got temperature=0.0"),
+        ({"type": "interpreter", "num_heads": 5}, {}, r"num_heads must divide dim, got dim=24 and num_heads=5"),
+        ({"type": "interpreter", "threshold": 1.0}, {}, r"threshold must be from 0 to below 1, got threshold=1.0"),
+        ("token_pooling", {"gates": "eca"}, r"TokenPoolingReducer makes new tokens, .* put it before gates and mixers"),
+        ((None, "class_attention", "token_pooling", None), {}, r"blocks.2 .* put it before ClassAttentionReducer"),
         ("class_attention", {"mixers": ("flow",) * 4}, r"'class_attention', which FlowMixer of block 0 does not have"),
     ],
 )
@@ -290,6 +302,78 @@ def test_the_interpreter_keeps_what_is_probable_enough():
     assert torch.equal(first.flatten(2).abs().amax(1) > 0, chosen)
     state = model.advance(0, tokens)
     assert state.x.shape[1] == 1 + chosen.sum(1).max() and torch.equal(state.keep.sum(1), chosen.sum(1))
+
+
+def _clusters(x, weights, count, method, iterations):
+    """Cluster one image's tokens as the paper says, in loops."""
+    centres = [x[i] for i in weights.argsort(descending=True)[:count]]
+
+    def nearest():
+        return [min(range(count), key=lambda j: (t - centres[j]).norm()) for t in x]
+
+    for _ in range(iterations):
+        cluster = nearest()
+        for j in range(count):
+            members = [i for i in range(len(x)) if cluster[i] == j]
+            if method == "kmeans":
+                centres[j] = sum(weights[i] * x[i] for i in members) / sum(weights[i] for i in members)
+            else:
+                costs = [sum(weights[k] * (x[i] - x[k]).norm() ** 2 for k in members) for i in members]
+                centres[j] = x[members[costs.index(min(costs))]]
+    return torch.stack(centres), cluster if method == "kmeans" else nearest()
+
+
+@pytest.mark.parametrize("method", ["kmedoids", "kmeans"])
+def test_pooled_tokens_are_the_centres_of_weighted_clusters(method):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 14, 3, dtype=torch.float64, generator=generator).requires_grad_()
+    weights = torch.rand(2, 14, dtype=torch.float64, generator=generator)
+    centres, cluster = pool(x, weights, 4, method=method, iterations=3)
+    for i in range(2):
+        expected, clusters = _clusters(x[i].detach(), weights[i], 4, method, 3)
+        torch.testing.assert_close(centres[i].detach(), expected)
+        assert cluster[i].tolist() == clusters
+    centres.sum().backward()
+    assert x.grad.any() and x.grad.isfinite().all()
+
+
+@torch.no_grad()
+def test_places_of_the_map_read_the_centre_of_their_cluster():
+    specs = (
+        None,
+        {"type": "token_pooling", "keep_rate": 0.4},
+        {"type": "representation_shift", "keep_rate": 0.5},
+        None,
+    )
+    model, image = _model(specs), _image()
+    model.blocks[1].register_forward_hook(lambda module, args, out: states.append((args[0], out)))
+    states = []
+    first, second = model.forward_intermediates(image, [1, 2], intermediates_only=True)
+    before, after = states[0]
+    q, k = model.blocks[0].mixer.qkv(model.blocks[0].norm1(model.begin(image).x)).unflatten(2, (3, 4, 6)).unbind(2)[:2]
+    attention = (torch.einsum("bmgd,bngd->bgmn", q, k) * 6**-0.5).softmax(-1).mean((1, 2))
+    torch.testing.assert_close(before.scores, attention[:, 1:])
+    assert after.x.shape[1] == 1 + 8 and all(len(m.flatten(1).unique(dim=1).mT) == 8 for m in first)
+    kept = [len(m.flatten(1).mT[m.flatten(1).abs().amax(0) > 0].unique(dim=0)) for m in second]
+    assert kept == [4, 4, 4]
+    gathered = model(image)
+    with _masked(model):
+        torch.testing.assert_close(model(image), gathered, rtol=1e-9, atol=1e-12)
+
+
+def test_the_selector_learns_to_reconstruct():
+    model, image = _model((None, None, "selector", None)).train(), _image()
+    reducer = model.blocks[2].reducer
+    model.set_auxiliary()
+    out = model(image)
+    assert {*out.terms} == {"reconstruction", "selected"} and 0 < out.terms["selected"] < 1
+    out.terms["reconstruction"].backward(retain_graph=True)
+    assert all(p.grad is not None and p.grad.any() for p in reducer.parameters())
+    assert not any(p.grad is not None and p.grad.any() for p in model.blocks[1].parameters())  # nothing to flatter
+    tokens, kept = torch.randn(1, 4, 24).double(), torch.tensor([[1.0, 0.0, 1.0, 1.0]]).double()
+    changed = tokens.clone()
+    changed[0, 1] += 1
+    assert torch.equal(reducer._reconstruct(tokens, kept, None), reducer._reconstruct(changed, kept, None))
 
 
 CARRY = {"zoo_cpvt_t", "zoo_cpvt_t_gap", "zoo_deit_t", "zoo_iared2_deit_s", "zoo_sparsifiner_s"}

@@ -11,7 +11,7 @@ hold the mean of the image's other tokens, which changes neither mean nor maximu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -71,9 +71,18 @@ def add_reducers(model: Contract, reduce: Any) -> None:
                 f"reducers behind it, one entry for each of the {len(blocks)} {model.PARTS}, or give it another mixer, "
                 f"such as mixers='full'"
             )
+    drops = ""  # the kind of a reducer before, that hides tokens in training
     for i, entry in enumerate(entries):
-        if entry is not None:
-            _put(model, i, build_reducer(entry, blocks[i].dim))
+        if entry is None:
+            continue
+        reducer = build_reducer(entry, blocks[i].dim)
+        if reducer.MAKES_TOKENS and (drops or _has_gate(blocks[i:]) or _needs_places(blocks[i:])):
+            raise ValueError(
+                f"reduce: {model.PARTS}.{i} of {name}: {type(reducer).__name__} makes new tokens, of which none is "
+                f"that of one place: put it before {drops or 'gates and mixers that ask for places'}, or leave either out"
+            )
+        drops = drops or ("" if reducer.MAKES_TOKENS else type(reducer).__name__)
+        _put(model, i, reducer)
     model.POOLS = tuple(pool for pool in model.POOLS if pool != "map")
     model._check_pool(model.default_pool)
 
@@ -101,6 +110,14 @@ def _put(model: Isotropic, i: int, reducer: Reducer) -> None:
             )
         before.score = reducer.SCORES
     blocks[i].reducer = reducer
+
+
+def _has_gate(blocks: Iterable[Any]) -> bool:
+    return any(not isinstance(block.branch_gate, nn.Identity) for block in blocks)
+
+
+def _needs_places(blocks: Iterable[Any]) -> bool:
+    return any(getattr(block.mixer, "needs_places", False) for block in blocks)
 
 
 def _has_class_token(model: Isotropic) -> bool:
