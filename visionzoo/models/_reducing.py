@@ -14,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.reducers import REDUCERS, Reducer, build_reducer
 from visionzoo.layers.specs import by_part, read_spec
-from visionzoo.layers.tokens import TokenBlock
+from visionzoo.layers.tokens import TokenBlock, Tokens, put_back
 from visionzoo.models._contract import Contract
 from visionzoo.models._isotropic import Isotropic
 
@@ -79,12 +80,39 @@ def add_reducers(model: Contract, reduce: Any) -> None:
         if reducer.MAKES_TOKENS and (drops or _has_gate(blocks[i:]) or _needs_places(blocks[i:])):
             raise ValueError(
                 f"reduce: {model.PARTS}.{i} of {name}: {type(reducer).__name__} makes new tokens, of which none is "
-                f"that of one place: put it before {drops or 'gates and mixers that ask for places'}, or leave either out"
+                f"that of one place: put it before {drops or 'gates and mixers that ask for places'}, or leave one out"
             )
         drops = drops or ("" if reducer.MAKES_TOKENS else type(reducer).__name__)
         _put(model, i, reducer)
     model.POOLS = tuple(pool for pool in model.POOLS if pool != "map")
     model._check_pool(model.default_pool)
+
+
+@torch.no_grad()
+def kept_places(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
+    """Return which places of the map still have a token after each reducer: [B, H, W], by the block that it is before.
+
+    Args:
+        model: a model, in evaluation mode.
+        image: [B, in_chans, H, W].
+    """
+    found: dict[str, Tensor] = {}
+
+    def look(name: str, tokens: Tokens) -> None:
+        there = tokens.x.new_ones(*tokens.x.shape[:2], 1)[:, tokens.prefix :]
+        found[name] = put_back(there, tokens.source, tokens.keep)[..., 0].unflatten(1, tokens.size) > 0
+
+    hooks = [
+        block.register_forward_hook(lambda _block, _args, tokens, name=name: look(name, tokens))
+        for name, block in model.named_modules()
+        if isinstance(block, TokenBlock) and block.reducer is not None
+    ]
+    try:
+        model(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 def _put(model: Isotropic, i: int, reducer: Reducer) -> None:
