@@ -14,6 +14,7 @@ from visionzoo.layers.reducers import REDUCERS, build_reducer
 from visionzoo.layers.reducers.base import gather
 from visionzoo.layers.reducers.pooling import pool
 from visionzoo.layers.tokens import Tokens, mix_tokens
+from visionzoo.models._reducing import kept_places
 from visionzoo.models._registry import TINY
 
 SMALL = {"depth": 4, "local_depth": 0, "embed_dim": 24, "num_classes": 5, "mixers": "full"}
@@ -430,6 +431,16 @@ def test_no_position_generator_or_other_state_stands_behind_a_reducer():
     with pytest.raises(ValueError, match=r"blocks.2 has a position generator, a convolution of the map; put reducers"):
         timm.create_model("zoo_cpvt_t", peg_after=(0, 2), reduce="representation_shift", **small)
     assert timm.create_model("zoo_cpvt_t", reduce="representation_shift", **small).blocks[1].reducer is not None
+
+
+@torch.no_grad()
+def test_kept_places_are_said_for_each_reducer():
+    model, image = _model((None, "representation_shift", "interpreter", None)), _image()
+    said = kept_places(model, image)
+    assert {name: mask.shape for name, mask in said.items()} == {"blocks.1": (3, 4, 5), "blocks.2": (3, 4, 5)}
+    assert (said["blocks.1"].sum((1, 2)) == 14).all() and not (said["blocks.2"] & ~said["blocks.1"]).any()
+    (last,) = model.forward_intermediates(image, [2], intermediates_only=True)
+    assert torch.equal(last.abs().amax(1) > 0, said["blocks.2"])
 
 
 def test_checkpoints_without_reducers_are_taken_where_that_is_said(caplog):
