@@ -347,6 +347,7 @@ def predict_parser() -> Parser:
     _yes(group, "--no-ema", "use the trained weights, not their moving average (visionzoo)")
     add("--class-names", default="", metavar="FILE", help="text file of class names in order, or `imagenet`")
     add("--topk", type=COUNT, default=5, metavar="K", help="classes to show")
+    _yes(group, "--show-tokens", "of a model with reducers: dim the patches whose tokens are gone, after each of them")
     where = "folder for the pictures and predictions.jsonl (default: output/predict, numbered where that is taken)"
     add("--output", default="", metavar="DIR", help=where)
     _reading(group)
