@@ -158,8 +158,8 @@ def load_weights(
     if strict and (missing or report.unexpected or refused):
         what, advice = "", "Pass strict=False to load what fits."
         if refused and not missing and not report.unexpected:
-            names = dict.fromkeys("reducers" if kind == "predictors" else kind for kind in refused)
-            permission = ", ".join(f"new_{kind}=True" for kind in names)
+            flags = dict.fromkeys("reducers" if kind == "predictors" else kind for kind in refused)
+            permission = ", ".join(f"new_{kind}=True" for kind in flags)
             verb = "are" if len(refused) > 1 or refused[0].endswith("s") else "is"
             advice = (
                 f"Only the {' and the '.join(refused)} {verb} missing: pass {permission} to keep their initial "
