@@ -58,3 +58,33 @@ def attend(
         before, after = (mix.to(accumulate) for mix in talk)
         attention = torch.einsum("...hij,hg->...gij", scores, before).softmax(-1)
         return (torch.einsum("...hij,hg->...gij", attention, after) @ v).to(dtype)
+
+
+def hide(keep: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return a bias [B, 1, 1, N] by which no query sees the keys for which `keep` [B, N] is False; None for all."""
+    if keep is None:
+        return None
+    return torch.zeros_like(keep, dtype=dtype).masked_fill(~keep, float("-inf"))[:, None, None]
+
+
+@torch.no_grad()
+def attention_received(q: Tensor, k: Tensor, hidden: Tensor | None = None) -> Tensor:
+    """Return what keys receive from queries, softmax of their products, as a mean over heads and queries.
+
+    Args:
+        q: queries [B, G, N', D]; the first, or those of all keys.
+        k: keys [B, G, N, D].
+        hidden: see `hide`; or any bias [B, 1 or G, 1, N] of the scores. Hidden keys receive nothing, and where there is
+            a query for each key they give nothing.
+
+    Returns:
+        [B, N], float32 at least.
+    """
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    with without_autocast(q.device):
+        weights = (q.to(dtype) * q.shape[-1] ** -0.5) @ k.to(dtype).mT
+        weights = (weights if hidden is None else weights + hidden.to(dtype)).softmax(-1).mean(1)  # [B, N', N]
+        if hidden is None or weights.shape[1] != weights.shape[2]:
+            return weights.mean(1)
+        seen = (hidden[:, 0] == 0).to(dtype)  # [B, 1, N]
+        return (seen @ weights / seen.sum(-1, keepdim=True)).squeeze(1)

@@ -17,7 +17,9 @@ from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.mixers.channel import ChannelMixer
 from visionzoo.layers.mixers.clamped_linear import ClampedLinearMixer
 from visionzoo.layers.mixers.cross_window import CrossWindowMixer
+from visionzoo.layers.mixers.data_dependent_conv import DataDependentConvMixer
 from visionzoo.layers.mixers.decoupled_fc import DecoupledFcMixer
+from visionzoo.layers.mixers.dual_attention import DualAttentionMixer
 from visionzoo.layers.mixers.embedding_free import EmbeddingFreeMixer
 from visionzoo.layers.mixers.factorized import FactorizedMixer
 from visionzoo.layers.mixers.flow import FlowMixer
@@ -31,6 +33,7 @@ from visionzoo.layers.mixers.halo import HaloMixer
 from visionzoo.layers.mixers.hashed_linear import HashedLinearMixer
 from visionzoo.layers.mixers.hilo import HiLoMixer
 from visionzoo.layers.mixers.injective_linear import InjectiveLinearMixer
+from visionzoo.layers.mixers.kolmogorov_arnold import KolmogorovArnoldMixer
 from visionzoo.layers.mixers.large_kernel_ffn import LargeKernelFfnMixer
 from visionzoo.layers.mixers.levit import LevitMixer
 from visionzoo.layers.mixers.linear import LinearMixer
@@ -40,9 +43,12 @@ from visionzoo.layers.mixers.nchw import MixerNCHW
 from visionzoo.layers.mixers.neighborhood import NeighborhoodMixer
 from visionzoo.layers.mixers.pool import PoolMixer
 from visionzoo.layers.mixers.routed import RoutedMixer
+from visionzoo.layers.mixers.score import ScoreMixer
 from visionzoo.layers.mixers.single_head import SingleHeadMixer
+from visionzoo.layers.mixers.sparsifiner import SparsifinerMixer
 from visionzoo.layers.mixers.spatial_reduction import SpatialReductionMixer
 from visionzoo.layers.mixers.spectral_gate import SpectralGateMixer
+from visionzoo.layers.mixers.subspace import SubspaceMixer
 from visionzoo.layers.mixers.super_token import SuperTokenMixer
 from visionzoo.layers.mixers.taylor_shift import TaylorShiftMixer
 from visionzoo.layers.mixers.window import WindowMixer
@@ -55,7 +61,9 @@ __all__ = [
     "ChannelMixer",
     "ClampedLinearMixer",
     "CrossWindowMixer",
+    "DataDependentConvMixer",
     "DecoupledFcMixer",
+    "DualAttentionMixer",
     "EmbeddingFreeMixer",
     "FactorizedMixer",
     "FlowMixer",
@@ -69,6 +77,7 @@ __all__ = [
     "HashedLinearMixer",
     "HiLoMixer",
     "InjectiveLinearMixer",
+    "KolmogorovArnoldMixer",
     "LargeKernelFfnMixer",
     "LevitMixer",
     "LinearMixer",
@@ -79,9 +88,12 @@ __all__ = [
     "NeighborhoodMixer",
     "PoolMixer",
     "RoutedMixer",
+    "ScoreMixer",
     "SingleHeadMixer",
+    "SparsifinerMixer",
     "SpatialReductionMixer",
     "SpectralGateMixer",
+    "SubspaceMixer",
     "SuperTokenMixer",
     "TaylorShiftMixer",
     "WindowMixer",
@@ -96,7 +108,9 @@ MIXERS: dict[str, type[Mixer]] = {
     "channel": ChannelMixer,
     "clamped_linear": ClampedLinearMixer,
     "cross_window": CrossWindowMixer,
+    "data_dependent_conv": DataDependentConvMixer,
     "decoupled_fc": DecoupledFcMixer,
+    "dual_attention": DualAttentionMixer,
     "embedding_free": EmbeddingFreeMixer,
     "factorized": FactorizedMixer,
     "flow": FlowMixer,
@@ -110,6 +124,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "hashed_linear": HashedLinearMixer,
     "hilo": HiLoMixer,
     "injective_linear": InjectiveLinearMixer,
+    "kolmogorov_arnold": KolmogorovArnoldMixer,
     "large_kernel_ffn": LargeKernelFfnMixer,
     "levit": LevitMixer,
     "linear": LinearMixer,
@@ -118,9 +133,12 @@ MIXERS: dict[str, type[Mixer]] = {
     "neighborhood": NeighborhoodMixer,
     "pool": PoolMixer,
     "routed": RoutedMixer,
+    "score": ScoreMixer,
     "single_head": SingleHeadMixer,
+    "sparsifiner": SparsifinerMixer,
     "spatial_reduction": SpatialReductionMixer,
     "spectral_gate": SpectralGateMixer,
+    "subspace": SubspaceMixer,
     "super_token": SuperTokenMixer,
     "taylor_shift": TaylorShiftMixer,
     "window": WindowMixer,
