@@ -16,7 +16,7 @@ from visionzoo.layers.tokens import Tokens, mix_tokens
 from visionzoo.models._registry import TINY
 
 SMALL = {"depth": 4, "local_depth": 0, "embed_dim": 24, "num_classes": 5, "mixers": "full"}
-TAKE = {"channel", "flow", "full", "sparsifiner", "spatial_reduction"}  # mixers that take dropped tokens
+TAKE = {"channel", "flow", "full", "sparsifiner", "spatial_reduction", "subspace"}  # mixers that take dropped tokens
 GRAPHS = {"class_attention"}  # whose graphs stand for all
 DROP = sorted(name for name, reducer in REDUCERS.items() if not reducer.MAKES_TOKENS)
 
@@ -289,6 +289,11 @@ def test_every_family_takes_reducers_or_says_why_not(name):
     create = {"num_classes": 3, "device": "meta", **TINY[name]}
     reason = {
         "zoo_convit_t": r"blocks.1 mixes by GatedPositionalMixer, which needs the whole map",
+        "zoo_inline_deit_t": r"blocks.1 mixes by InjectiveLinearMixer, which needs the whole map",
+        "zoo_karat_t_g3b": r"blocks.1 mixes by KolmogorovArnoldMixer, which needs the whole map",
+        "zoo_karat_t_g3u": r"blocks.1 mixes by KolmogorovArnoldMixer, which needs the whole map",
+        "zoo_orchid_t": r"blocks.1 mixes by DataDependentConvMixer, which needs the whole map",
+        "zoo_spectformer_xs": r"blocks.1 \(SpectralBlock\) carries more than tokens",
         "zoo_tnt_s": r"blocks.1 \(TNTBlock\) carries more than tokens",
         "zoo_swin_t": r"reduce: SwinTransformer is no isotropic model, its stages need whole maps.*zoo_deit_s",
         "zoo_crossvit_t": r"reduce: CrossViT is no isotropic model, its blocks need whole maps.*zoo_deit_s",
