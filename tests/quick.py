@@ -86,12 +86,12 @@ def size_for(model: nn.Module, height: int, width: int) -> tuple[int, int]:
 
 
 def learned_from(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
-    """Return a scalar that depends on all that a model in training says: logits and exits."""
-    exits = bool(model.exit_places())
-    if exits:
-        model.set_auxiliary()
+    """Return a scalar that depends on all that a model says, in whichever mode its parts are: logits and exits."""
+    if not model.exit_places():
+        return model(image).square().mean()
+    training, model.training = model.training, True  # exits are given in training only
+    model.set_auxiliary()
     out = model(image)
-    if exits:
-        model.set_auxiliary(False)
-        out = torch.stack([out.logits, *(exit.logits for exit in out.exits)])
-    return out.square().mean()
+    model.set_auxiliary(False)
+    model.training = training
+    return torch.stack([out.logits, *(exit.logits for exit in out.exits)]).square().mean()

@@ -7,7 +7,8 @@ import torch
 from golden import relative_error
 
 from visionzoo.layers.mixers import ScoreMixer, score
-from visionzoo.layers.normalisers import NORMALISERS, entmax
+from visionzoo.layers.normalisers import NORMALISERS, entmax, softplus
+from visionzoo.layers.scores import inverse_distances
 from visionzoo.layers.tokens import Tokens, mix_tokens
 from visionzoo.models._registry import TINY
 
@@ -32,8 +33,11 @@ FORMS = {
     },
     "talking_heads": {"score_groups": 4, "weight_groups": 4},
     "urpe": {"offset_factor": True, "position_bias": True, "map_size": (2, 3)},
+    "urpe_factor": {"offset_factor": True, "map_size": (2, 3), "normaliser": "softplus"},
+    "position_bias": {"position_bias": True, "map_size": (2, 3)},
+    "mta_weights": {"weight_key_kernel": 3},
 }
-ON_A_MAP = ("mta", "mta_before", "urpe")
+ON_A_MAP = ("mta", "mta_before", "mta_weights", "urpe", "urpe_factor", "position_bias")
 
 
 def _mixer(form, dim=8, heads=4, size=(2, 3)):
@@ -171,7 +175,7 @@ def _defined(mixer, form, state, x):
             scores = scores + table("position_bias")
         name = options.get("normaliser", "softmax")
         out = np.stack([[_row_weights(name, row, state, g) for row in scores[g]] for g in range(heads)])
-        if "weight_query_kernel" in options:
+        if "weight_key_kernel" in options:
             kernels = state["weight_conv.weight"]
             out = np.stack([_convolved(s, w, size, *padding) for s, w in zip(out, kernels, strict=True)])
         if "weight_groups" in options:
@@ -233,7 +237,7 @@ def test_portions_of_queries_change_nothing(form, monkeypatch):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.full)])
 def test_low_precision_stays_near_float64(form, dtype):
     mixer = _mixer(form, size=(3, 4))
     x = torch.randn(1, 3, 4, 8, dtype=torch.float64)
@@ -252,7 +256,7 @@ def _some(forms, chosen):
 LARGE = [form for form in FORMS if form not in ("softmax", "temperature_position") and not form.endswith("_bare")]
 
 
-@pytest.mark.parametrize("form", _some(LARGE, [form for form in LARGE if not form.startswith("mta")]))
+@pytest.mark.parametrize("form", _some(LARGE, [*NORMALISERS, "neural", "inverse_distance", "gaussian_keys"]))
 def test_65536_large_tokens_in_half_precision_stay_finite(form):
     """Of two queries; those of the whole map come in portions like them."""
     torch.manual_seed(0)
@@ -290,7 +294,7 @@ def test_prefix_tokens_take_part_where_places_do_not_matter(form):
     torch.testing.assert_close(mix_tokens(mixer, tokens._replace(x=tokens.x[:, order])), out[:, order])
 
 
-@pytest.mark.parametrize("form", _some(FORMS, ON_A_MAP[1:]))
+@pytest.mark.parametrize("form", _some(FORMS, ["mta_before", "urpe"]))
 @pytest.mark.parametrize("family", ["zoo_biformer_t", "zoo_convit_t"])
 def test_each_form_stands_in_a_pyramid_and_among_tokens(family, form):
     model = timm.create_model(family, mixers={"type": "score", **FORMS[form]}, num_classes=3, **TINY[family])
@@ -312,6 +316,22 @@ def test_numbers_for_offsets_are_resized_about_offset_0():
 def test_plain_softmax_is_left_to_torch():
     assert ScoreMixer(8, 2).is_plain and ScoreMixer(8, 2, temperature="query").is_plain
     assert not any(_mixer(form).is_plain for form in FORMS if form not in ("softmax", "temperature_position"))
+
+
+def test_softplus_of_scores_too_low_for_its_sum_is_softmax():
+    low = torch.tensor([-300.0, -301.0, -320.0])
+    torch.testing.assert_close(softplus(low), low.softmax(-1))
+    around = torch.linspace(-20.5, -19.5, 5, dtype=torch.float64)
+    expected = torch.from_numpy(_shares(np.log1p(np.exp(around.numpy()))))
+    torch.testing.assert_close(softplus(around), expected, rtol=1e-13, atol=0)
+
+
+def test_powers_of_distances_that_overflow_do_no_harm():
+    q, k = torch.zeros(1, 1, 1, 2, requires_grad=True), torch.tensor([[[[3e4, 0.0], [3e4, 1.0], [0.0, 0.0]]]])
+    scores = inverse_distances(q, k, 10.0, 1e-3)
+    torch.testing.assert_close(scores[0, 0, 0, 0].item(), -10 * float(np.log(3e4)))
+    torch.testing.assert_close(scores[0, 0, 0, 2].item(), -float(np.log(1e-3)))
+    assert torch.autograd.grad(scores.sum(), q)[0].isfinite().all()
 
 
 # -- entmax -----------------------------------------------------------------------------------------------------------

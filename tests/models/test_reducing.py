@@ -12,11 +12,21 @@ import visionzoo
 from visionzoo.layers.mixers import MIXERS, build_mixer
 from visionzoo.layers.reducers import REDUCERS, build_reducer
 from visionzoo.layers.reducers.base import gather
+from visionzoo.layers.reducers.pooling import pool
 from visionzoo.layers.tokens import Tokens, mix_tokens
+from visionzoo.models._reducing import kept_places
 from visionzoo.models._registry import TINY
 
 SMALL = {"depth": 4, "local_depth": 0, "embed_dim": 24, "num_classes": 5, "mixers": "full"}
-TAKE = {"channel", "flow", "full", "sparsifiner", "spatial_reduction", "subspace"}  # mixers that take dropped tokens
+TAKE = {
+    "channel",
+    "flow",
+    "full",
+    "sparsifiner",
+    "spatial_reduction",
+    "subspace",
+    "taylor_shift",
+}  # mixers that take dropped tokens
 GRAPHS = {"class_attention"}  # whose graphs stand for all
 DROP = sorted(name for name, reducer in REDUCERS.items() if not reducer.MAKES_TOKENS)
 
@@ -111,18 +121,22 @@ def test_representation_shift_is_how_far_the_mlp_moves_a_token():
     assert torch.equal(filled.nonzero()[:, 1].view(3, 5), length.topk(5).indices.sort(1).values)
 
 
-@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*((name, {}) for name in MIXERS), ("taylor_shift", {"threshold": 0, "output_normalized": True})],
+)
 @torch.no_grad()
-def test_mixers_do_not_see_dropped_tokens(name):
+def test_mixers_do_not_see_dropped_tokens(name, options):
     torch.manual_seed(0)
-    mixer = build_mixer({"type": name, **({"map_size": 4} if name == "levit" else {})}, 16, 2).eval().double()
+    options = {"map_size": 4} if name == "levit" else options
+    mixer = build_mixer({"type": name, **options}, 16, 2).eval().double()
     assert mixer.takes_dropped_tokens == (name in TAKE)
-    if not mixer.takes_dropped_tokens:
+    if not mixer.takes_dropped_tokens or name == "sparsifiner":  # which knows that tokens are gone: see its own test
         return
-    if name == "sparsifiner":  # knows which places are gone: see its own test
-        return
-    x, keep = torch.randn(2, 2 + 20, 16, dtype=torch.float64), torch.rand(2, 20) > 0.5
-    assert len({*keep.sum(1).tolist()}) == 2
+    x, keep = (
+        torch.randn(2, 2 + 20, 16, dtype=torch.float64),
+        torch.arange(40).view(2, 20) % torch.tensor([[2], [3]]) > 0,
+    )
     out = mix_tokens(mixer, Tokens(x, (4, 5), 2, keep=keep))
     for sample, kept, mixed in zip(x, keep, out, strict=True):
         there = torch.cat([torch.ones(2, dtype=torch.bool), kept])
@@ -232,6 +246,17 @@ FULL = {"mixers": "full", "local_depth": 0}
             r"blocks.1 mixes by NeighborhoodMixer, which needs the whole map",
         ),
         ("class_attention", {"mixers": "pool"}, r"mixes by PoolMixer, .* put reducers behind it, .* mixers='full'"),
+        (
+            {"type": "token_pooling", "method": "kmode"},
+            {},
+            r"method must be one of \('kmedoids', 'kmeans'\), got .*kmode",
+        ),
+        ({"type": "token_pooling", "iterations": 0}, {}, r"iterations must be positive, got iterations=0"),
+        ({"type": "selector", "temperature": 0.0}, {}, r"temperature must be positive, got temperature=0.0"),
+        ({"type": "interpreter", "num_heads": 5}, {}, r"num_heads must divide dim, got dim=24 and num_heads=5"),
+        ({"type": "interpreter", "threshold": 1.0}, {}, r"threshold must be from 0 to below 1, got threshold=1.0"),
+        ("token_pooling", {"gates": "eca"}, r"TokenPoolingReducer makes new tokens, .* put it before gates and mixers"),
+        ((None, "class_attention", "token_pooling", None), {}, r"blocks.2 .* put it before ClassAttentionReducer"),
         ("class_attention", {"mixers": ("flow",) * 4}, r"'class_attention', which FlowMixer of block 0 does not have"),
     ],
 )
@@ -281,23 +306,96 @@ def test_the_interpreter_keeps_what_is_probable_enough():
     assert state.x.shape[1] == 1 + chosen.sum(1).max() and torch.equal(state.keep.sum(1), chosen.sum(1))
 
 
+def _clusters(x, weights, count, method, iterations):
+    """Cluster one image's tokens as the paper says, in loops."""
+    centres = [x[i] for i in weights.argsort(descending=True)[:count]]
+
+    def nearest():
+        return [min(range(count), key=lambda j: (t - centres[j]).norm()) for t in x]
+
+    for _ in range(iterations):
+        cluster = nearest()
+        for j in range(count):
+            members = [i for i in range(len(x)) if cluster[i] == j]
+            if method == "kmeans":
+                centres[j] = sum(weights[i] * x[i] for i in members) / sum(weights[i] for i in members)
+            else:
+                costs = [sum(weights[k] * (x[i] - x[k]).norm() ** 2 for k in members) for i in members]
+                centres[j] = x[members[costs.index(min(costs))]]
+    return torch.stack(centres), cluster if method == "kmeans" else nearest()
+
+
+@pytest.mark.parametrize("method", ["kmedoids", "kmeans"])
+def test_pooled_tokens_are_the_centres_of_weighted_clusters(method):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 14, 3, dtype=torch.float64, generator=generator).requires_grad_()
+    weights = torch.rand(2, 14, dtype=torch.float64, generator=generator)
+    centres, cluster = pool(x, weights, 4, method=method, iterations=3)
+    for i in range(2):
+        expected, clusters = _clusters(x[i].detach(), weights[i], 4, method, 3)
+        torch.testing.assert_close(centres[i].detach(), expected)
+        assert cluster[i].tolist() == clusters
+    centres.sum().backward()
+    assert x.grad.any() and x.grad.isfinite().all()
+
+
+@torch.no_grad()
+def test_places_of_the_map_read_the_centre_of_their_cluster():
+    specs = (
+        None,
+        {"type": "token_pooling", "keep_rate": 0.4},
+        {"type": "representation_shift", "keep_rate": 0.5},
+        None,
+    )
+    model, image = _model(specs), _image()
+    model.blocks[1].register_forward_hook(lambda module, args, out: states.append((args[0], out)))
+    states = []
+    first, second = model.forward_intermediates(image, [1, 2], intermediates_only=True)
+    before, after = states[0]
+    q, k = model.blocks[0].mixer.qkv(model.blocks[0].norm1(model.begin(image).x)).unflatten(2, (3, 4, 6)).unbind(2)[:2]
+    attention = (torch.einsum("bmgd,bngd->bgmn", q, k) * 6**-0.5).softmax(-1).mean((1, 2))
+    torch.testing.assert_close(before.scores, attention[:, 1:])
+    assert after.x.shape[1] == 1 + 8 and all(len(m.flatten(1).unique(dim=1).mT) == 8 for m in first)
+    kept = [len(m.flatten(1).mT[m.flatten(1).abs().amax(0) > 0].unique(dim=0)) for m in second]
+    assert kept == [4, 4, 4]
+    gathered = model(image)
+    with _masked(model):
+        torch.testing.assert_close(model(image), gathered, rtol=1e-9, atol=1e-12)
+
+
+def test_the_selector_learns_to_reconstruct():
+    model, image = _model((None, None, "selector", None)).train(), _image()
+    reducer = model.blocks[2].reducer
+    model.set_auxiliary()
+    out = model(image)
+    assert {*out.terms} == {"reconstruction", "selected"} and 0 < out.terms["selected"] < 1
+    out.terms["reconstruction"].backward(retain_graph=True)
+    assert all(p.grad is not None and p.grad.any() for p in reducer.parameters())
+    assert not any(p.grad is not None and p.grad.any() for p in model.blocks[1].parameters())  # nothing to flatter
+    tokens, kept = torch.randn(1, 4, 24).double(), torch.tensor([[1.0, 0.0, 1.0, 1.0]]).double()
+    changed = tokens.clone()
+    changed[0, 1] += 1
+    assert torch.equal(reducer._reconstruct(tokens, kept, None), reducer._reconstruct(changed, kept, None))
+
+
+CARRY = {"zoo_cpvt_t", "zoo_cpvt_t_gap", "zoo_deit_t", "zoo_iared2_deit_s", "zoo_sparsifiner_s"}
+CARRY |= {"zoo_activator_geglu", "zoo_crate_t", "zoo_taylorshift_s", "zoo_taylorshift_ti"}
+WHY_NOT = {
+    "zoo_convit_t": r"blocks.1 mixes by GatedPositionalMixer, which needs the whole map",
+    "zoo_inline_deit_t": r"blocks.1 mixes by InjectiveLinearMixer, which needs the whole map",
+    "zoo_tnt_s": r"blocks.1 \(TNTBlock\) carries more than tokens",
+    "zoo_swin_t": r"reduce: SwinTransformer is no isotropic model, its stages need whole maps.*zoo_deit_s",
+    "zoo_crossvit_t": r"reduce: CrossViT is no isotropic model, its blocks need whole maps.*zoo_deit_s",
+}
 ISOTROPIC = [name for name, kwargs in TINY.items() if "embed_dim" in kwargs]
 
 
 @pytest.mark.parametrize("name", [*ISOTROPIC, "zoo_swin_t", "zoo_crossvit_t"])
 def test_every_family_takes_reducers_or_says_why_not(name):
     create = {"num_classes": 3, "device": "meta", **TINY[name]}
-    reason = {
-        "zoo_convit_t": r"blocks.1 mixes by GatedPositionalMixer, which needs the whole map",
-        "zoo_inline_deit_t": r"blocks.1 mixes by InjectiveLinearMixer, which needs the whole map",
-        "zoo_karat_t_g3b": r"blocks.1 mixes by KolmogorovArnoldMixer, which needs the whole map",
-        "zoo_karat_t_g3u": r"blocks.1 mixes by KolmogorovArnoldMixer, which needs the whole map",
-        "zoo_orchid_t": r"blocks.1 mixes by DataDependentConvMixer, which needs the whole map",
-        "zoo_spectformer_xs": r"blocks.1 \(SpectralBlock\) carries more than tokens",
-        "zoo_tnt_s": r"blocks.1 \(TNTBlock\) carries more than tokens",
-        "zoo_swin_t": r"reduce: SwinTransformer is no isotropic model, its stages need whole maps.*zoo_deit_s",
-        "zoo_crossvit_t": r"reduce: CrossViT is no isotropic model, its blocks need whole maps.*zoo_deit_s",
-    }.get(name)
+    reason = WHY_NOT.get(name)
+    if reason is None and name not in CARRY:
+        reason = r"^reduce: blocks.1 .*(which needs the whole map|which has no place for dropped tokens|carries more)"
     if reason:
         with pytest.raises(ValueError, match=reason):
             timm.create_model(name, reduce="representation_shift", **create)
@@ -334,3 +432,25 @@ def test_no_position_generator_or_other_state_stands_behind_a_reducer():
     with pytest.raises(ValueError, match=r"blocks.2 has a position generator, a convolution of the map; put reducers"):
         timm.create_model("zoo_cpvt_t", peg_after=(0, 2), reduce="representation_shift", **small)
     assert timm.create_model("zoo_cpvt_t", reduce="representation_shift", **small).blocks[1].reducer is not None
+
+
+@torch.no_grad()
+def test_kept_places_are_said_for_each_reducer():
+    model, image = _model((None, "representation_shift", "interpreter", None)), _image()
+    said = kept_places(model, image)
+    assert {name: mask.shape for name, mask in said.items()} == {"blocks.1": (3, 4, 5), "blocks.2": (3, 4, 5)}
+    assert (said["blocks.1"].sum((1, 2)) == 14).all() and not (said["blocks.2"] & ~said["blocks.1"]).any()
+    (last,) = model.forward_intermediates(image, [2], intermediates_only=True)
+    assert torch.equal(last.abs().amax(1) > 0, said["blocks.2"])
+
+
+def test_checkpoints_without_reducers_are_taken_where_that_is_said(caplog):
+    plain, model = _model(None), _model(("interpreter", None, "interpreter", None))
+    own = [name for name in model.state_dict() if ".reducer." in name]
+    with pytest.raises(ValueError, match="Only the reducers are missing: pass new_reducers=True"):
+        visionzoo.load_weights(model, plain.state_dict())
+    report = visionzoo.load_weights(model, plain.state_dict(), new_reducers=True)
+    assert report.missing == own == [f"blocks.{i}.reducer.qk.{part}" for i in (0, 2) for part in ("weight", "bias")]
+    sparsifiner = timm.create_model("zoo_sparsifiner_s", **TINY["zoo_sparsifiner_s"])
+    deit = timm.create_model("zoo_deit_t", **{**TINY["zoo_deit_t"], "depth": 3, "img_size": 64})
+    assert len(visionzoo.load_weights(sparsifiner, deit.state_dict(), new_reducers=True).missing) == 3 * 6

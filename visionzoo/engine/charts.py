@@ -17,13 +17,16 @@ DRAWN_BY = "visionzoo tools/predict.py"  # and by the others that draw images
 SIDE = 1000  # pixels of the drawn image's longer side at most: the picture has fewer
 
 
-def draw_prediction(image: Image.Image, classes: list[dict[str, Any]], path: Path) -> set[str]:
+def draw_prediction(
+    image: Image.Image, classes: list[dict[str, Any]], path: Path, views: Sequence[tuple[str, Any]] = ()
+) -> set[str]:
     """Write a picture of an image beside bars of its likeliest classes.
 
     Args:
         image: of any size and mode; what is drawn is a smaller copy.
         classes: of each `name`, `index` and `probability`.
         path: of the picture, a PNG.
+        views: further forms of the image, between it and the bars: title and [H, W, 1 or 3] in 0 to 1.
 
     Returns:
         the characters of the names that no installed font has; such a name is drawn as `class INDEX`.
@@ -38,8 +41,12 @@ def draw_prediction(image: Image.Image, classes: list[dict[str, Any]], path: Pat
     ]
     with rc_context({"font.family": families}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # of fonts before the one that has it
-        figure = Figure(figsize=(8, 3.5), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
+        figure = Figure(figsize=(8 + 3.5 * len(views), 3.5), layout="constrained")
+        left, *middle, right = figure.subplots(1, 2 + len(views), width_ratios=(*[1] * (1 + len(views)), 1.2))
+        for panel, (title, view) in zip(middle, views, strict=True):
+            panel.imshow(view, cmap="gray", vmin=0, vmax=1)
+            panel.set_title(title, fontsize=8)
+            panel.axis("off")
         left.imshow(_small(image), cmap="gray", interpolation="nearest" if max(image.size) < 100 else "antialiased")
         left.axis("off")
         bars = right.barh(range(len(classes)), [entry["probability"] for entry in classes])

@@ -347,6 +347,7 @@ def predict_parser() -> Parser:
     _yes(group, "--no-ema", "use the trained weights, not their moving average (visionzoo)")
     add("--class-names", default="", metavar="FILE", help="text file of class names in order, or `imagenet`")
     add("--topk", type=COUNT, default=5, metavar="K", help="classes to show")
+    _yes(group, "--show-tokens", "of a model with reducers: dim the patches whose tokens are gone, after each of them")
     where = "folder for the pictures and predictions.jsonl (default: output/predict, numbered where that is taken)"
     add("--output", default="", metavar="DIR", help=where)
     _reading(group)
@@ -375,6 +376,30 @@ def attention_parser() -> Parser:
     add("--label", default="", metavar="CLASS", help="name or number of the true class (default: the folder's name)")
     add("--layer", type=int, default=-1, metavar="N", help="layer of INTR's decoder")
     where = "folder for the pictures (default: output/attention, numbered where that is taken)"
+    add("--output", default="", metavar="DIR", help=where)
+    _reading(group)
+    return parser
+
+
+def registers_parser() -> Parser:
+    """Return the parser of tools/registers.py."""
+    about = "Move a model's outliers to test-time registers, and draw the norms of its features before and after."
+    parser = Parser("%(prog)s IMAGE... [flags]", about)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, or patterns like 'x/*.jpg'")
+    add_model_flags(parser, model=None)
+    add_device_flags(parser)
+    group = parser.add_argument_group("registers")
+    add = group.add_argument
+    add("--checkpoint", default="", metavar="FILE", help="weights; of a run of tools/train.py, the model too")
+    _yes(group, "--no-ema", "use the trained weights, not their moving average")
+    add("--num-images", type=COUNT, default=100, metavar="N", help="images to look at, drawn from those that are named")
+    add("--num-pictures", type=COUNT, default=8, metavar="N", help="of how many of them to draw the norms")
+    add("--num-registers", type=COUNT, default=1, metavar="N", help="tokens to add")
+    add("--top-k", type=COUNT, default=10, metavar="N", help="neurons to move")
+    add("--block", type=int, default=-1, metavar="N", help="block after which outliers are looked for")
+    add("--last-block", type=int, metavar="N", help="last block to take neurons of (default: where outliers begin)")
+    add("--threshold", type=POSITIVE, metavar="NORM", help="norm of an outlier (default: 3 times the median)")
+    where = "folder for pictures and registers.json (default: output/registers, numbered where that is taken)"
     add("--output", default="", metavar="DIR", help=where)
     _reading(group)
     return parser

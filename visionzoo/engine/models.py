@@ -234,7 +234,7 @@ def load(
 ) -> None:
     """Load a checkpoint's weights; models that are timm's own are loaded by name.
 
-    With `new_parts` a model with gates, memory or another head also takes the checkpoint of one without, as
+    With `new_parts` a model with gates, reducers, memory or another head also takes the checkpoint of one without, as
     `load_weights` says. `advice` is what a user of the command may do where the weights do not fit.
 
     Raises:
@@ -242,7 +242,7 @@ def load(
     """
     try:
         if hasattr(model, "CHECKPOINT_KEYS"):
-            new = dict.fromkeys(("new_gates", "new_memory", "new_head"), new_parts)
+            new = dict.fromkeys(("new_gates", "new_reducers", "new_memory", "new_head"), new_parts)
             report = load_weights(model, source, use_ema=use_ema, **new)
             if report.missing:
                 print(f"{where}: {report}")

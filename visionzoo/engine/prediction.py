@@ -19,6 +19,7 @@ from visionzoo.engine.names import read_names
 from visionzoo.engine.outputs import free_path
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.search import find_images
+from visionzoo.models._reducing import kept_places
 
 LINES = "predictions.jsonl"
 DEFAULT = Path("output/predict")
@@ -45,6 +46,11 @@ def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
         raise UserError("--exits, --thresholds: exits stop models with one label an image")
     names = choose_names(args.class_names, trained.class_names, trained.num_classes)
     transform = create_transform(**trained.data_config, is_training=False)
+    if args.show_tokens and not any(getattr(module, "reducer", None) is not None for module in model.modules()):
+        raise UserError(
+            f"--show-tokens: {type(model).__name__} as built has no reducers; give it some, such as "
+            f"--model-kwargs reduce=representation_shift for an isotropic model"
+        )
     folder = Path(args.output or free_path(DEFAULT))  # as given, earlier predictions of other images stay in it
     make_folder(folder)
     table = Predictions(folder)
@@ -55,9 +61,11 @@ def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
     with table:
         shown = tqdm(paths, unit="image", disable=None)
         for path, image in readable_images(shown, trained.mode, upright=trained.upright, skipped=skipped):
+            seen = transform(image)
             with torch.inference_mode(), autocast(args, process.device):
-                pixels = transform(image)[None].to(process.device)
+                pixels = seen[None].to(process.device)
                 logits, exits = early.answer(pixels) if early else (model(pixels), None)
+                kept = kept_places(model, pixels) if args.show_tokens else {}
             scores = logits.float().sigmoid() if trained.multi_label else logits.float().softmax(-1)
             top = scores[0].topk(min(args.topk, len(names)))
             classes = [
@@ -65,7 +73,11 @@ def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
                 for probability, index in zip(top.values.tolist(), top.indices.tolist(), strict=True)
             ]
             picture = table.picture_of(path)
-            undrawn |= draw_prediction(image, classes, picture)
+            views = [
+                (f"{mask.float().mean():.0%} left before {name}", _dimmed(seen, mask[0], trained.data_config))
+                for name, mask in kept.items()
+            ]
+            undrawn |= draw_prediction(image, classes, picture, views)
             by = {} if early is None or exits is None else {"exit": early.names[int(exits[0])]}
             results.append({"image": str(path), "picture": str(picture), "classes": classes, **by})
             table.add(results[-1])
@@ -155,6 +167,16 @@ def _line(content: dict[str, Any]) -> str:
 
 def _key(image: str | Path) -> str:
     return os.path.abspath(image)
+
+
+def _dimmed(seen: torch.Tensor, kept: torch.Tensor, data_config: dict[str, Any]) -> Any:
+    """Return the image as the model sees it, [H, W, channels] in 0 to 1, dark where the map has no token."""
+    mean, std = (torch.tensor(data_config[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    image = (seen.cpu().float() * std + mean).clamp(0, 1)
+    height, width = image.shape[1:]
+    patch = -(-height // kept.shape[0]), -(-width // kept.shape[1])
+    mask = kept.cpu().repeat_interleave(patch[0], 0).repeat_interleave(patch[1], 1)[:height, :width]
+    return torch.where(mask, image, 0.2 * image).permute(1, 2, 0).numpy()
 
 
 def _say(*lines: str) -> None:

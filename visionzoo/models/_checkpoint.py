@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from visionzoo.layers.fuse import fuse, unfused_part
 from visionzoo.models._contract import Contract
-from visionzoo.models._gating import PLACE, gate_tensors, keep_gates
+from visionzoo.models._gating import PLACE, PUT_IN, gate_tensors, keep_gates
 from visionzoo.models._heads import drop_other_head, head_tensors, keep_head
 from visionzoo.models._memory import as_host, keep_memory, memory_tensors
 from visionzoo.text import some
@@ -75,6 +75,7 @@ def load_weights(
     strict: bool = True,
     allow_partial: bool = False,
     new_gates: bool = False,
+    new_reducers: bool = False,
     new_head: bool = False,
     new_memory: bool = False,
     use_ema: bool = True,
@@ -96,6 +97,8 @@ def load_weights(
         allow_partial: accept that less than 90 % of the model's tensors are found.
         new_gates: accept a checkpoint of the model without gates (`gates=` of timm.create_model), which keep their
             initial values; the report has them as missing.
+        new_reducers: the same of a checkpoint of the model without reducers (`reduce=`), and of one of DeiT for a
+            Sparsifiner, whose predictors of attention are new.
         new_head: the same of a checkpoint with another head than the one put onto the model (`head=`); the tensors of
             the checkpoint's head are left out.
         new_memory: the same of a checkpoint of the model without memory (`memory=`).
@@ -136,18 +139,14 @@ def load_weights(
             f"{where} is of a model that was fused for inference ({some(sorted(folded), 2)} are of folding), which "
             f"cannot be undone: give the weights of the model that was fused, or load these into visionzoo.fuse(model)"
         )
-    new = {  # parts that the checkpoint is without: their tensors, and whether that is accepted
-        kind: (tensors, accepted)
-        for kind, tensors, accepted in (
-            ("gates", gate_tensors(backbone), new_gates),
-            ("memory", memory_tensors(backbone), new_memory),
-            ("head", head_tensors(backbone), new_head),
-        )
-        if tensors and not any(name in state for name in tensors)
-    }
-    put = {name for tensors, _ in new.values() for name in tensors}
-    missing = [name for name in report.missing if name not in put]
-    count = len(own) - len(put)
+    accepted = {"gates": new_gates, "reducers": new_reducers, "memory": new_memory, "head": new_head}
+    accepted["predictors"] = new_reducers  # of which attention is left out
+    parts = {kind: gate_tensors(backbone, place) for kind, place in PUT_IN.items()}
+    parts |= {"memory": memory_tensors(backbone), "head": head_tensors(backbone)}
+    new = {kind: names for kind, names in parts.items() if names and not any(name in state for name in names)}
+    put_in = {name for names in new.values() for name in names}
+    missing = [name for name in report.missing if name not in put_in]
+    count = len(own) - len(put_in)
     found = count - len(missing)
     if found < 0.9 * count and not allow_partial:
         raise WeightsError(
@@ -155,12 +154,13 @@ def load_weights(
             f"is probably a checkpoint of another model. {report}.",
             "Pass allow_partial=True to load it all the same.",
         )
-    refused = [kind for kind, (_, accepted) in new.items() if not accepted]
+    refused = [kind for kind in new if not accepted[kind]]
     if strict and (missing or report.unexpected or refused):
         what, advice = "", "Pass strict=False to load what fits."
         if refused and not missing and not report.unexpected:
-            permission = ", ".join(f"new_{kind}=True" for kind in refused)
-            verb = "are" if "gates" in refused else "is"
+            flags = dict.fromkeys("reducers" if kind == "predictors" else kind for kind in refused)
+            permission = ", ".join(f"new_{kind}=True" for kind in flags)
+            verb = "are" if len(refused) > 1 or refused[0].endswith("s") else "is"
             advice = (
                 f"Only the {' and the '.join(refused)} {verb} missing: pass {permission} to keep their initial "
                 "values, and train them."

@@ -108,6 +108,9 @@ class Isotropic(Contract):
     FEATURES = 3
     POOL = "token"
     POOLS: tuple[str, ...] = TokenHead.POOLS
+    test_registers = 0  # tokens of zeros that join before block `registers_at`
+    registers_at = 0
+    register_neurons: Mapping[int, tuple[int, ...]] = {}  # whose activations they have, by the number of the block
 
     stem: nn.Module
     prefix: PrefixTokens
@@ -188,9 +191,20 @@ class Isotropic(Contract):
         """Take the tokens through block i."""
         if i == self.prefix_at and i and hasattr(self, "prefix"):
             state = self.prefix(state)
+        if self.test_registers and i == self.registers_at:
+            state = self.add_registers(state)
         if self.grad_checkpointing and self.training:
             return recomputed(self.blocks[i], state)
         return super().advance(i, state)
+
+    def add_registers(self, state: Any) -> Any:
+        """Put `test_registers` tokens of zeros behind the prefix tokens (`visionzoo.models._registers`)."""
+        tokens = state if isinstance(state, Tokens) else state.tokens
+        x, prefix = tokens.x, tokens.prefix
+        zeros = x.new_zeros(1, 1, 1).expand(x.shape[0], self.test_registers, x.shape[2])
+        x = torch.cat([x[:, :prefix], zeros, x[:, prefix:]], 1)
+        tokens = tokens._replace(x=x, prefix=prefix + self.test_registers)
+        return tokens if isinstance(state, Tokens) else state._replace(tokens=tokens)
 
     def read(self, i: int, state: Any, norm: bool = False) -> tuple[Tensor, Tensor | None]:
         """Return the map and the prefix tokens, normalised on request."""
@@ -263,8 +277,8 @@ class Isotropic(Contract):
             for block in self.blocks:
                 block.register_parameter("memory", None)
         if prune_head and hasattr(self, "prefix") and not has_place_for_prefix_tokens(self.blocks[self.prefix_at :]):
+            self.num_prefix_tokens -= self.prefix.count
             del self.prefix
-            self.num_prefix_tokens = 0
             self.stem_names = tuple(name for name in self.stem_names if name != "prefix")
         return take
 
@@ -291,16 +305,17 @@ class Isotropic(Contract):
 
 def takes_prefix_tokens(family: str, blocks: Sequence[nn.Module], count: int) -> bool:
     """Whether prefix tokens meet the map's in some block; log which mixers they pass by."""
-    passed = sorted({type(mixer).__name__ for mixer in _mixers(blocks) if not mixer.takes_prefix_tokens})
+    passed = sorted({type(mixer).__name__ for mixer in mixers_of(blocks) if not mixer.takes_prefix_tokens})
     if count and passed:
         _logger.warning("%s: %d prefix tokens pass by %s unchanged", family, count, ", ".join(passed))
-    return not _mixers(blocks) or has_place_for_prefix_tokens(blocks)
+    return not mixers_of(blocks) or has_place_for_prefix_tokens(blocks)
 
 
-def _mixers(blocks: Iterable[nn.Module]) -> list[Mixer]:
+def mixers_of(blocks: Iterable[nn.Module]) -> list[Mixer]:
+    """Return the mixers inside blocks."""
     return [module for block in blocks for module in block.modules() if isinstance(module, Mixer)]
 
 
 def has_place_for_prefix_tokens(blocks: Iterable[nn.Module]) -> bool:
     """Whether any mixer of these blocks takes in tokens that are not the map's."""
-    return any(mixer.takes_prefix_tokens for mixer in _mixers(blocks))
+    return any(mixer.takes_prefix_tokens for mixer in mixers_of(blocks))

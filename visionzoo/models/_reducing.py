@@ -11,15 +11,16 @@ hold the mean of the image's other tokens, which changes neither mean nor maximu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.reducers import REDUCERS, Reducer, build_reducer
 from visionzoo.layers.specs import by_part, read_spec
-from visionzoo.layers.tokens import TokenBlock
+from visionzoo.layers.tokens import TokenBlock, Tokens, put_back
 from visionzoo.models._contract import Contract
 from visionzoo.models._isotropic import Isotropic
 
@@ -71,11 +72,47 @@ def add_reducers(model: Contract, reduce: Any) -> None:
                 f"reducers behind it, one entry for each of the {len(blocks)} {model.PARTS}, or give it another mixer, "
                 f"such as mixers='full'"
             )
+    drops = ""  # the kind of a reducer before, that hides tokens in training
     for i, entry in enumerate(entries):
-        if entry is not None:
-            _put(model, i, build_reducer(entry, blocks[i].dim))
+        if entry is None:
+            continue
+        reducer = build_reducer(entry, blocks[i].dim)
+        if reducer.MAKES_TOKENS and (drops or _has_gate(blocks[i:]) or _needs_places(blocks[i:])):
+            raise ValueError(
+                f"reduce: {model.PARTS}.{i} of {name}: {type(reducer).__name__} makes new tokens, of which none is "
+                f"that of one place: put it before {drops or 'gates and mixers that ask for places'}, or leave one out"
+            )
+        drops = drops or ("" if reducer.MAKES_TOKENS else type(reducer).__name__)
+        _put(model, i, reducer)
     model.POOLS = tuple(pool for pool in model.POOLS if pool != "map")
     model._check_pool(model.default_pool)
+
+
+@torch.no_grad()
+def kept_places(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
+    """Return which places of the map still have a token after each reducer: [B, H, W], by the block that it is before.
+
+    Args:
+        model: a model, in evaluation mode.
+        image: [B, in_chans, H, W].
+    """
+    found: dict[str, Tensor] = {}
+
+    def look(name: str, tokens: Tokens) -> None:
+        there = tokens.x.new_ones(*tokens.x.shape[:2], 1)[:, tokens.prefix :]
+        found[name] = put_back(there, tokens.source, tokens.keep)[..., 0].unflatten(1, tokens.size) > 0
+
+    hooks = [
+        block.register_forward_hook(lambda _block, _args, tokens, name=name: look(name, tokens))
+        for name, block in model.named_modules()
+        if isinstance(block, TokenBlock) and block.reducer is not None
+    ]
+    try:
+        model(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 def _put(model: Isotropic, i: int, reducer: Reducer) -> None:
@@ -103,6 +140,14 @@ def _put(model: Isotropic, i: int, reducer: Reducer) -> None:
     blocks[i].reducer = reducer
 
 
+def _has_gate(blocks: Iterable[Any]) -> bool:
+    return any(not isinstance(block.branch_gate, nn.Identity) for block in blocks)
+
+
+def _needs_places(blocks: Iterable[Any]) -> bool:
+    return any(getattr(block.mixer, "needs_places", False) for block in blocks)
+
+
 def _has_class_token(model: Isotropic) -> bool:
     return bool(model.num_prefix_tokens) and "cls_token" in model.prefix.names
 
@@ -119,5 +164,7 @@ def _needs_map(block: Any) -> str:
     if not isinstance(block.peg, nn.Identity):
         return "has a position generator, a convolution of the map"
     if not (block.mixer is None or (isinstance(block.mixer, Mixer) and block.mixer.takes_dropped_tokens)):
-        return f"mixes by {type(block.mixer).__name__}, which needs the whole map"
+        sees = isinstance(block.mixer, Mixer) and block.mixer.takes_prefix_tokens and not block.mixer.needs_map_size
+        lack = "has no place for dropped tokens" if sees else "needs the whole map"
+        return f"mixes by {type(block.mixer).__name__}, which {lack}"
     return ""

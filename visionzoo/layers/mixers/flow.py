@@ -61,7 +61,7 @@ class FlowMixer(Mixer):
             count: int | Tensor = k.shape[2]
             if keep is not None:
                 there = keep[:, None, :, None]  # [B, 1, N, 1]
-                q, k, count = q * there, k * there, there.sum(2, keepdim=True)
+                q, k, count = q * there, k * there, there.sum(2, keepdim=True, dtype=dtype)
             incoming, outgoing = self._flow(q, k), self._flow(k, q)  # [B, G, N, 1]
             allocation = self._flow(q, k / outgoing).sigmoid()
             competition = self._flow(k, q / incoming).clamp(-1, 1)

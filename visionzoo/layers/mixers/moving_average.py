@@ -41,7 +41,7 @@ class MovingAverage(nn.Module):
         count = x.shape[1]
         with without_autocast(x.device):
             spectrum = rfft2(F.pad(x, (0, 0, 0, count)).unsqueeze(1)) * rfft2(self.kernel(count)[None, None])
-            y = irfft2(spectrum, 2 * count)[:, 0, :count] * sqrt(2 * count)  # the transforms are orthonormal
+            y = irfft2(spectrum, 2 * count)[:, 0, :count] * (2 * count) ** 0.5  # the transforms are orthonormal
         return F.silu(y.to(x.dtype) + x * self.omega)
 
     def kernel(self, count: int) -> Tensor:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from visionzoo.layers.reducers.base import Reducer
 from visionzoo.layers.reducers.interpreter import InterpreterReducer
+from visionzoo.layers.reducers.pooling import TokenPoolingReducer
 from visionzoo.layers.reducers.scored import ClassAttentionReducer, RepresentationShiftReducer
+from visionzoo.layers.reducers.selector import SelectorReducer
 from visionzoo.layers.specs import Spec, build_spec
 
 __all__ = [
@@ -17,6 +19,8 @@ __all__ = [
     "InterpreterReducer",
     "Reducer",
     "RepresentationShiftReducer",
+    "SelectorReducer",
+    "TokenPoolingReducer",
     "build_reducer",
 ]
 
@@ -24,6 +28,8 @@ REDUCERS: dict[str, type[Reducer]] = {
     "class_attention": ClassAttentionReducer,
     "interpreter": InterpreterReducer,
     "representation_shift": RepresentationShiftReducer,
+    "selector": SelectorReducer,
+    "token_pooling": TokenPoolingReducer,
 }
 
 

@@ -132,14 +132,14 @@ class BestTokens(Reducer):
         super().__init__(dim)
         self.keep_rate, self.of_map = check_rate(self, keep_rate), of_map
 
-    def rank(self, x: Tensor, scores: Tensor | None, prefix: int) -> Tensor:
+    def rank(self, x: Tensor, keep: Tensor | None, scores: Tensor | None, prefix: int) -> Tensor:
         """Return what the M tokens are ranked by, [B, M]."""
         assert scores is not None  # the block before gives them
         return scores
 
     def choose(self, x: Tensor, keep: Tensor | None, scores: Tensor | None, prefix: int, places: int) -> Choice:
         """Keep the best: of all images as many, if they have as many."""
-        ranked = self.rank(x, scores, prefix)
+        ranked = self.rank(x, keep, scores, prefix)
         tokens = ranked.shape[1]
         if keep is None:
             count = self._count(tokens, places)
