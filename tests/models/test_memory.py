@@ -22,7 +22,11 @@ IMAGE = torch.randn(2, 3, 40, 56, generator=torch.Generator().manual_seed(0))
 # Those that take a memory must keep their logits, the others say why not.
 REFUSED = {
     **dict.fromkeys(
-        ("zoo_activator_glu", "zoo_activator_geglu", "zoo_ninformer_cifar"), "nothing would read the image"
+        (
+            *("zoo_activator_glu", "zoo_activator_geglu", "zoo_karat_t_g3b", "zoo_karat_t_g3u"),
+            *("zoo_ninformer_cifar", "zoo_orchid_t"),
+        ),
+        "nothing would read the image",
     ),
     "zoo_dat_s": "DualAttentionTransformer has blocks that take no further token through: DualAttentionBlock",
 }
