@@ -18,7 +18,7 @@ SMALL = TINY["zoo_convit_t"]
 # Mixers for which a token's place does not matter.
 TAKE = {"channel", "dual_attention", "flow", "full", "hashed_linear", "linear", "spatial_reduction", "taylor_shift"}
 # Mixers in which it matters, but not that of prefix tokens: they take part in all else.
-TAKE_BESIDE = {"injective_linear"}
+TAKE_BESIDE = {"injective_linear", "nystrom"}
 
 
 def _model(**kwargs):

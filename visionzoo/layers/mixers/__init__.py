@@ -37,6 +37,7 @@ from visionzoo.layers.mixers.linear import LinearMixer
 from visionzoo.layers.mixers.mixture_of_heads import MixtureOfHeadsMixer
 from visionzoo.layers.mixers.nchw import MixerNCHW
 from visionzoo.layers.mixers.neighborhood import NeighborhoodMixer
+from visionzoo.layers.mixers.nystrom import NystromMixer
 from visionzoo.layers.mixers.pool import PoolMixer
 from visionzoo.layers.mixers.routed import RoutedMixer
 from visionzoo.layers.mixers.single_head import SingleHeadMixer
@@ -75,6 +76,7 @@ __all__ = [
     "MixerNCHW",
     "MixtureOfHeadsMixer",
     "NeighborhoodMixer",
+    "NystromMixer",
     "PoolMixer",
     "RoutedMixer",
     "SingleHeadMixer",
@@ -113,6 +115,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "linear": LinearMixer,
     "mixture_of_heads": MixtureOfHeadsMixer,
     "neighborhood": NeighborhoodMixer,
+    "nystrom": NystromMixer,
     "pool": PoolMixer,
     "routed": RoutedMixer,
     "single_head": SingleHeadMixer,
