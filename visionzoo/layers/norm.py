@@ -28,11 +28,45 @@ class LayerNorm(nn.LayerNorm):
         return layer_norm(x, self.weight, self.bias, eps=self.eps)
 
 
+class ScaleNorm(nn.Module):
+    """Division of [..., C] by its root mean square over C, times one learned number (Mega, arXiv:2209.10655).
+
+    Args:
+        dim: channels C.
+        eps: added to the mean square.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5):
+        super().__init__()
+        self.dim, self.eps = dim, eps
+        self.scalar = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise [..., C], in float32 at least."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.scalar
+
+
+class TokenBatchNorm(nn.Module):
+    """Batch normalisation of [..., C] over everything but C.
+
+    Args:
+        dim: channels C.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.bn = nn.BatchNorm1d(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise [..., C]."""
+        return self.bn(x.flatten(0, -2)).reshape(x.shape)
+
+
 class DeviationNorm(nn.Module):
     """Layer norm of [..., C] over C that adds its ε to the standard deviation, not to the variance (CVNets).
 
-    A row of equal numbers, whose deviation has no derivative, gets derivatives of 0, the first as in torch, and the
-    second, which torch's has not.
+    Rows of equal numbers have derivatives, too, see `standardise`.
 
     Args:
         dim: channels C.
@@ -48,7 +82,16 @@ class DeviationNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise [..., C], in float32 at least."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        var, mean = torch.var_mean(wide, dim=-1, keepdim=True, correction=0)
-        spread = var > 0
-        std = torch.where(spread, torch.where(spread, var, 1.0).sqrt(), 0.0)
-        return ((wide - mean) / (std + self.eps)).to(x.dtype) * self.weight + self.bias
+        return standardise(wide, self.eps).to(x.dtype) * self.weight + self.bias
+
+
+def standardise(x: Tensor, eps: float) -> Tensor:
+    """Bring the last axis to mean 0 and deviation 1; ε is added to the deviation, not to the variance.
+
+    A row of equal numbers, whose deviation has no derivative, gets derivatives of 0, the first as in torch, and the
+    second, which torch's has not.
+    """
+    var, mean = torch.var_mean(x, dim=-1, keepdim=True, correction=0)
+    spread = var > 0
+    std = torch.where(spread, torch.where(spread, var, 1.0).sqrt(), 0.0)
+    return (x - mean) / (std + eps)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from visionzoo.layers.mixers.dual_attention import DualAttentionMixer
 from visionzoo.layers.specs import build_spec
-from visionzoo.layers.stem import PatchNormStem
+from visionzoo.layers.stem import NormedPatchStem
 from visionzoo.layers.symbols import SYMBOLS
 from visionzoo.layers.tokens import TokenBlock, Tokens
 from visionzoo.models._isotropic import Isotropic, build_blocks
@@ -128,7 +128,7 @@ class DualAttentionTransformer(Isotropic):
             embed_dim=embed_dim,
             patch_size=patch_size,
             img_size=img_size,
-            stem=PatchNormStem(in_chans, embed_dim, patch_size),
+            stem=NormedPatchStem(in_chans, embed_dim, patch_size),
             class_token=class_token,
             reg_tokens=reg_tokens,
             in_chans=in_chans,

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from visionzoo.layers.norm import LayerNorm
-from visionzoo.layers.stem import PatchNormStem
+from visionzoo.layers.stem import NormedPatchStem
 from visionzoo.layers.tokens import TokenBlock
 from visionzoo.models._isotropic import VIT_KEYS, Isotropic, build_blocks, has_place_for_prefix_tokens
 from visionzoo.models._memory import add_memory
@@ -89,7 +89,7 @@ class MemoryViT(Isotropic):
             embed_dim=embed_dim,
             patch_size=patch_size,
             img_size=img_size,
-            stem=PatchNormStem(in_chans, embed_dim, patch_size) if patch_norm else None,
+            stem=NormedPatchStem(in_chans, embed_dim, patch_size) if patch_norm else None,
             class_token=class_token,
             reg_tokens=reg_tokens,
             norm=norm(embed_dim),

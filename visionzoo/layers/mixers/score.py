@@ -1,0 +1,377 @@
+"""Attention of all tokens to all whose score and normaliser are options: softmax and what has been put in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.layers import to_2tuple
+from torch import Tensor, nn
+
+from visionzoo.kernels.precision import without_autocast
+from visionzoo.layers.attention import attend
+from visionzoo.layers.mixers.base import Mixer
+from visionzoo.layers.norm import LayerNorm
+from visionzoo.layers.normalisers import NORMALISERS, SHIFT_INVARIANT, Standardise, build_normaliser, softmax
+from visionzoo.layers.outputs import recomputed
+from visionzoo.layers.scores import (
+    GatedRmsNorm,
+    HeadMix,
+    NeuralScore,
+    OffsetTable,
+    Rows,
+    ScoreConv,
+    inverse_distances,
+    linear,
+    squared_distances,
+)
+
+MAX_SCORES = 2**26  # that are held at once; of more, queries come in portions, and again in the backward pass
+
+
+class ScoreMixer(Mixer):
+    """Every token weighs every token: weights are a normaliser of scores of query and key; O(N²·C).
+
+    out_i = Σ_j w_ij·v_j, w_i = normaliser(s_i), s_ij = score(q_i, k_j). At most 2²⁶ scores are held at once, whatever
+    N is: O(N) memory, for time is what grows. Plain softmax is torch's own function. Scores, weights and sums are
+    float32 at least. What the literature calls
+
+    - sigmoid attention (arXiv:2409.04431) is `normaliser="sigmoid"`, with `qk_norm="layer_norm"` where training is not
+      stable; facts from https://github.com/apple/ml-sigmoid-attention at 9273b49 (Apple's sample code license);
+    - sparsemax (arXiv:1602.02068), entmax-1.5 (arXiv:1905.05702), and α-entmax with an α that each head learns
+      (arXiv:1909.00015) are "sparsemax", "entmax15" and "entmax"; https://github.com/deep-spin/entmax at c2bec6d (MIT);
+    - ReLA (arXiv:2104.07012) is "relu", then a gated RMS norm over C; https://github.com/bzhangGo/zero at d97e2c2
+      (BSD-3-Clause);
+    - Cog attention (arXiv:2411.07176) is "signed_softmax"; https://github.com/trestad/CogAttn at efecf29 (none given);
+    - normalized attention (NAP, arXiv:2005.09561) is "standardise", then a layer norm over C and GELU;
+      https://github.com/OliverRichter/normalized-attention at 0ea196d (none given);
+    - Taylor softmax as in TaylorShift (arXiv:2403.02920) is "taylor" with `qk_norm="l2"`;
+      https://github.com/tobna/TaylorShift at b290faa (MIT);
+    - inverse distance weighting (arXiv:2310.18805) is `score="inverse_distance"`;
+      https://github.com/calvinmccarter/idw-attention at 35aabf7 (AGPL-3.0; formula only);
+    - probabilistic attention (arXiv:2106.15338) is `score="gaussian"`; with scores of "dot" it is softmax;
+      https://github.com/apple/ml-probabilistic-attention at 2945e06 (Apple's sample code license);
+    - neural attention (arXiv:2502.17206) is `score="neural"`; O(N²·C·p) with p = `hidden_dim`;
+      https://github.com/awayfromzel/neural-attention-research at f6572f5 (MIT);
+    - selective attention (arXiv:2411.12892) is a `temperature`; https://github.com/umich-sota/selective_attention at
+      4ea6520 (Apache-2.0), which has the one of positions;
+    - multi-token attention (MTA, arXiv:2504.00927) is `query_kernel`, `key_kernel` and the like; O(N²·(C + G·k²)) with
+      k² products for each score; https://github.com/facebookresearch/RAM at e6f051f (MIT);
+    - URPE (arXiv:2205.13401) is `offset_factor`; https://github.com/lsj2408/URPE at 47b711f (MIT).
+
+    Theirs are of rows of tokens; on maps the kernels of MTA are squares, the offsets of URPE have two coordinates, and
+    for selective attention every query sees N keys. On a map of one row this is their layer.
+
+    Args:
+        dim: channels C.
+        num_heads: attention heads.
+        score: "dot" for q·k / √D, "inverse_distance" for -log(ε + |q - k|^power), "gaussian" for -|q - k|² / (2·√D), or
+            "neural" for an MLP of both. Those of distances take normalisers that shifts do not change.
+        normaliser: a name of `visionzoo.layers.normalisers.NORMALISERS`.
+        qkv_bias: whether the projection to q, k, v has a bias.
+        qk_norm: "none", "layer_norm" over D, or "l2": q and k are divided by their lengths, and a factor that each head
+            learns, 1 at the start, stands in place of 1 / √D (scores of "dot" only).
+        temperature: "none"; "position" for scores times 1 + exp(-exp(β))·log N with a learned β; "query" for this plus
+            tanh of a linear map of the query's token, 0 at the start.
+        position_bias: add a learned number to the scores, for each offset and head.
+        offset_factor: multiply the weights by a learned number for each offset and head.
+        map_size: side of the map that the numbers for offsets are for, or (height, width); resized for others.
+        query_kernel: side of the square of queries over which a convolution of the scores goes; None for 1.
+        key_kernel: the same for the keys. No convolution where both are None.
+        weight_query_kernel: the same for a convolution of the weights.
+        weight_key_kernel: the same for a convolution of the weights.
+        query_padding: "both" for squares around the query, of odd sides; "before" for those that end in it.
+        key_padding: the same for the keys.
+        score_groups: how many heads are a group whose scores are mixed; all where there are fewer; None for none.
+        weight_groups: the same for the weights.
+        hidden_dim: p of neural scores, at least 2; None for max(2, D // 32).
+        power: of inverse distances.
+        eps: ε of inverse distances.
+        key_steps: of "gaussian": how often keys move to the mean of the queries that look at them.
+        key_precision: of "gaussian": each head learns to read from a token how precise its key is, in (0, 2) times
+            1 / √D, which it is at the start.
+        value_precision: of "gaussian": a key's value counts by its distance to the query's own, this times the
+            precision of the key; 0 for not.
+        output_norm: over C, before the output projection: "gated_rms", "layer_norm" (ε 1e-3) or "none". None is what
+            the paper of the normaliser has: "gated_rms" after "relu", "layer_norm" after "standardise". Without, their
+            sums over N keys can pass what float16 holds.
+        output_gelu: whether a GELU comes then; None for after "standardise" only.
+
+    Raises:
+        ValueError: if the heads do not divide the channels, a name is unknown, a number is out of range, or an option
+            is for another score.
+
+    >>> import torch
+    >>> ScoreMixer(64, 2, normaliser="sparsemax")(torch.randn(1, 5, 7, 64)).shape
+    torch.Size([1, 5, 7, 64])
+    """
+
+    SCORES = ("dot", "gaussian", "inverse_distance", "neural")
+    QK_NORMS = ("none", "l2", "layer_norm")
+    TEMPERATURES = ("none", "position", "query")
+    OUTPUT_NORMS = ("none", "gated_rms", "layer_norm")
+    NO_WEIGHT_DECAY = ("beta", "qk_scale")
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int | None = None,
+        *,
+        score: str = "dot",
+        normaliser: str = "softmax",
+        qkv_bias: bool = True,
+        qk_norm: str = "none",
+        temperature: str = "none",
+        position_bias: bool = False,
+        offset_factor: bool = False,
+        map_size: int | tuple[int, int] = 14,
+        query_kernel: int | None = None,
+        key_kernel: int | None = None,
+        weight_query_kernel: int | None = None,
+        weight_key_kernel: int | None = None,
+        query_padding: str = "both",
+        key_padding: str = "both",
+        score_groups: int | None = None,
+        weight_groups: int | None = None,
+        hidden_dim: int | None = None,
+        power: float = 2.0,
+        eps: float = 1e-3,
+        key_steps: int = 0,
+        key_precision: bool = False,
+        value_precision: float = 0.0,
+        output_norm: str | None = None,
+        output_gelu: bool | None = None,
+    ):
+        super().__init__(dim, num_heads)
+        if output_norm is None:
+            output_norm = {"relu": "gated_rms", "standardise": "layer_norm"}.get(normaliser, "none")
+        output_gelu = normaliser == "standardise" if output_gelu is None else output_gelu
+        self._check_name(score=score, expected=self.SCORES)
+        self._check_name(normaliser=normaliser, expected=tuple(NORMALISERS))
+        self._check_name(qk_norm=qk_norm, expected=self.QK_NORMS)
+        self._check_name(temperature=temperature, expected=self.TEMPERATURES)
+        self._check_name(query_padding=query_padding, expected=ScoreConv.PADDINGS)
+        self._check_name(key_padding=key_padding, expected=ScoreConv.PADDINGS)
+        self._check_name(output_norm=output_norm, expected=self.OUTPUT_NORMS)
+        if score in ("gaussian", "inverse_distance") and normaliser not in SHIFT_INVARIANT:
+            raise ValueError(
+                f"ScoreMixer: scores that are negative distances take a normaliser of {SHIFT_INVARIANT}, got {score=} "
+                f"and {normaliser=}"
+            )
+        if qk_norm == "l2" and score != "dot":
+            raise ValueError(f"ScoreMixer: qk_norm='l2' is for scores of 'dot', got {score=}")
+        for owner, name, value, default in (
+            ("neural", "hidden_dim", hidden_dim, None),
+            ("inverse_distance", "power", power, 2.0),
+            ("inverse_distance", "eps", eps, 1e-3),
+            ("gaussian", "key_steps", key_steps, 0),
+            ("gaussian", "key_precision", key_precision, False),
+            ("gaussian", "value_precision", value_precision, 0.0),
+        ):
+            if score != owner and value != default:
+                raise ValueError(f"ScoreMixer: {name} is for score={owner!r}, got {name}={value} and {score=}")
+        if min(to_2tuple(map_size)) < 1:
+            raise ValueError(f"ScoreMixer: map_size must be positive, got {map_size=}")
+        if hidden_dim is not None and hidden_dim < 2:
+            raise ValueError(f"ScoreMixer: hidden_dim must be at least 2, got {hidden_dim=}")
+        if not (0 < power < float("inf") and 0 < eps < float("inf")):
+            raise ValueError(f"ScoreMixer: power and eps must be positive, got {power=} and {eps=}")
+        if key_steps < 0 or not 0 <= value_precision < float("inf"):
+            raise ValueError(
+                f"ScoreMixer: key_steps and value_precision must not be negative, got {key_steps=} and "
+                f"{value_precision=}"
+            )
+        self.score = score
+        self.power, self.eps, self.key_steps, self.value_precision = power, eps, key_steps, value_precision
+
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        normed = qk_norm == "layer_norm"
+        self.q_norm = LayerNorm(self.head_dim) if normed else nn.Identity()
+        self.k_norm = LayerNorm(self.head_dim) if normed else nn.Identity()
+        self.qk_scale = nn.Parameter(torch.ones(self.num_heads)) if qk_norm == "l2" else None
+        self.beta = nn.Parameter(torch.tensor(1.5)) if temperature != "none" else None
+        self.temperature = nn.Linear(dim, self.num_heads) if temperature == "query" else None
+        self.precision = nn.Linear(dim, self.num_heads) if key_precision else None
+        hidden_dim = max(2, self.head_dim // 32) if hidden_dim is None else hidden_dim
+        self.neural = NeuralScore(self.head_dim, hidden_dim) if score == "neural" else None
+        padding = {"query_padding": query_padding, "key_padding": key_padding}
+        self.score_conv = self._conv("", query_kernel, key_kernel, padding)
+        self.score_mix = self._head_mix(score_groups=score_groups)
+        self.position_bias = OffsetTable(self.num_heads, map_size, 0.0) if position_bias else None
+        self.normaliser = build_normaliser(normaliser, self.num_heads)
+        self.weight_conv = self._conv("weight_", weight_query_kernel, weight_key_kernel, padding)
+        self.weight_mix = self._head_mix(weight_groups=weight_groups)
+        self.offset_factor = OffsetTable(self.num_heads, map_size, 1.0) if offset_factor else None
+        self.output_norm: nn.Module = nn.Identity()
+        if output_norm == "gated_rms":
+            self.output_norm = GatedRmsNorm(dim)
+        elif output_norm == "layer_norm":
+            self.output_norm = LayerNorm(dim, eps=1e-3)
+        self.output_gelu = output_gelu
+        self.proj = nn.Linear(dim, dim)
+        for layer in (self.temperature, self.precision):
+            if layer is not None:
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
+        # How much more than the scores a portion holds.
+        self._held = hidden_dim if score == "neural" else 2 if self.score_conv or self.weight_conv else 1
+
+    def _check_name(self, *, expected: Sequence[str], **given: str) -> None:
+        for name, value in given.items():
+            if value not in expected:
+                raise ValueError(f"ScoreMixer: unknown {name}={value!r}, expected one of {tuple(expected)}")
+
+    def _conv(self, prefix: str, query: int | None, key: int | None, padding: dict[str, str]) -> ScoreConv | None:
+        if query is None and key is None:
+            return None
+        query, key = (1 if kernel is None else kernel for kernel in (query, key))
+        for name, kernel in (("query", query), ("key", key)):
+            odd = padding[f"{name}_padding"] == "both"
+            if kernel < 1 or (odd and kernel % 2 == 0):
+                raise ValueError(
+                    f"ScoreMixer: {prefix}{name}_kernel must be positive, and odd unless {name}_padding='before', got "
+                    f"{prefix}{name}_kernel={kernel}"
+                )
+        return ScoreConv(self.num_heads, query, key, **padding)
+
+    def _head_mix(self, **given: int | None) -> HeadMix | None:
+        (name, size), *_ = given.items()
+        if size is None:
+            return None
+        group = min(size, self.num_heads)
+        if size < 1 or self.num_heads % group:
+            raise ValueError(
+                f"ScoreMixer: {name} must divide num_heads, got {name}={size} and num_heads={self.num_heads}"
+            )
+        return HeadMix(self.num_heads, group)
+
+    @property
+    def takes_prefix_tokens(self) -> bool:
+        """Yes, but where offsets or neighbors on the map count."""
+        return not any((self.score_conv, self.weight_conv, self.position_bias, self.offset_factor))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] to [B, H, W, C]."""
+        self.check_input(x)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        q, k, v = self.split_heads(self.qkv(x))
+        q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # [B, G, N, D]
+        with without_autocast(x.device):
+            tokens = x.flatten(1, 2).to(wide)
+            if self.is_plain:
+                out = attend(q * self._temperatures(tokens).to(q.dtype), k, v).to(wide)
+            else:
+                q, k, v = (t.to(wide) for t in (q, k, v))
+                out = self._attend(q, k, v, tokens, (x.shape[1], x.shape[2]))
+            out = out.transpose(1, 2).reshape(x.shape)
+            out = self.output_norm(out)
+            if self.output_gelu:
+                out = F.gelu(out, approximate="tanh")
+        return self.proj(out.to(x.dtype))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is softmax of products of queries and keys, which torch's own function computes."""
+        changes = (
+            *(self.qk_scale, self.score_conv, self.score_mix, self.position_bias),
+            *(self.weight_conv, self.weight_mix, self.offset_factor),
+        )
+        return self.score == "dot" and self.normaliser is softmax and all(part is None for part in changes)
+
+    def _temperatures(self, tokens: Tensor) -> Tensor:
+        """Return what the scores of the queries are multiplied by, [B, G, N, 1] or a scalar, of tokens [B, N, C]."""
+        if self.beta is None:
+            return tokens.new_ones(())
+        factor = 1 + (-self.beta.to(tokens.dtype).exp()).exp() * tokens.new_full((), tokens.shape[1]).log()
+        if self.temperature is not None:
+            factor = factor + linear(self.temperature, tokens).tanh().transpose(1, 2)[..., None]
+        return factor
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        """[B, G, N, D] of queries, keys and values of that shape, and of tokens [B, N, C] of a map of this size."""
+        if self.qk_scale is not None:
+            q, k = F.normalize(q, dim=-1, eps=1e-12), F.normalize(k, dim=-1, eps=1e-12)
+            q = q * self.qk_scale.to(q.dtype)[:, None, None]
+        elif self.score == "dot" and not isinstance(self.normaliser, Standardise):  # to which no factor matters
+            q = q * self.head_dim**-0.5
+        temperatures = self._temperatures(tokens)
+        if self.score == "gaussian":
+            precision = tokens.new_full((), self.head_dim**-0.5)
+            if self.precision is not None:
+                precision = precision * 2 * linear(self.precision, tokens).sigmoid().transpose(1, 2)[:, :, None]
+            for _ in range(self.key_steps):
+                k = self._moved(q, k, self._rows(self._scores(q, k, v, precision), temperatures, size), size)
+        else:
+            precision = None
+        rows = self._rows(self._scores(q, k, v, precision), temperatures, size)
+        return self._in_portions(lambda start, stop: rows(start, stop) @ v, q, size)
+
+    def _scores(self, q: Tensor, k: Tensor, v: Tensor, precision: Tensor | None) -> Rows:
+        def scores(start: int, stop: int) -> Tensor:
+            queries = q[:, :, start:stop]
+            if self.neural is not None:
+                return self.neural(queries, k)
+            if self.score == "inverse_distance":
+                return inverse_distances(queries, k, self.power, self.eps)
+            if precision is None:
+                return queries @ k.transpose(-2, -1)
+            distances = squared_distances(queries, k)
+            if self.value_precision:
+                distances = distances + self.value_precision * squared_distances(v[:, :, start:stop], v)
+            return distances * (-precision / 2)
+
+        return scores
+
+    def _rows(self, scores: Rows, temperatures: Tensor, size: tuple[int, int]) -> Rows:
+        """Return what gives the weights of queries, of what gives their scores."""
+
+        def scaled(start: int, stop: int) -> Tensor:
+            some = temperatures if temperatures.ndim == 0 else temperatures[:, :, start:stop]
+            return scores(start, stop) if self.beta is None else scores(start, stop) * some
+
+        convolved = scaled if self.score_conv is None else self.score_conv.over(scaled, size)
+
+        def weights(start: int, stop: int) -> Tensor:
+            values = convolved(start, stop)
+            if self.score_mix is not None:
+                values = self.score_mix(values)
+            if self.position_bias is not None:
+                values = values + self.position_bias(size, start, stop, values.dtype)
+            return self.normaliser(values)
+
+        mixed = weights if self.weight_conv is None else self.weight_conv.over(weights, size)
+
+        def finished(start: int, stop: int) -> Tensor:
+            values = mixed(start, stop)
+            if self.weight_mix is not None:
+                values = self.weight_mix(values)
+            if self.offset_factor is not None:
+                values = values * self.offset_factor(size, start, stop, values.dtype)
+            return values
+
+        return finished
+
+    def _moved(self, q: Tensor, k: Tensor, rows: Rows, size: tuple[int, int]) -> Tensor:
+        """Return keys, each the mean of the queries by the weights that they give it; those that get none stay."""
+
+        def sums(start: int, stop: int) -> Tensor:
+            queries = q[:, :, start:stop]
+            return rows(start, stop).transpose(-2, -1) @ torch.cat([queries, torch.ones_like(queries[..., :1])], -1)
+
+        total = self._in_portions(sums, q, size, add=True)
+        total, count = total.split((total.shape[-1] - 1, 1), -1)
+        given = count > torch.finfo(count.dtype).tiny ** 0.75  # of less, derivatives would overflow
+        return torch.where(given, total / torch.where(given, count, 1), k)
+
+    def _in_portions(self, function: Rows, q: Tensor, size: tuple[int, int], *, add: bool = False) -> Tensor:
+        """Call a function of queries, as many at once as `MAX_SCORES` allows, and put together or add the results."""
+        batch, heads, count = q.shape[:3]
+        if torch.compiler.is_exporting() or batch * heads * count * count * self._held <= MAX_SCORES:
+            return function(0, count)
+        step = max(1, MAX_SCORES // (batch * heads * count * self._held))
+        # The convolutions of a portion see queries around it, which are to be no more than it has itself.
+        step = max(step, *(sum(conv.halo(size[1])) for conv in (self.score_conv, self.weight_conv) if conv), 1)
+        parts = [recomputed(function, start, min(start + step, count)) for start in range(0, count, step)]
+        return sum(parts[1:], parts[0]) if add else torch.cat(parts, 2)

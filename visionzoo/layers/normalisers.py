@@ -1,0 +1,175 @@
+"""What turns the scores of attention into weights: softmax and what has been put in its place.
+
+Each takes scores [..., N] of N keys, float32 at least, and gives weights of that shape. Those that have weights of
+their own, for each head, are modules and take [B, G, R, N].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visionzoo.layers.norm import standardise
+
+NEWTON_STEPS = 12  # of rows of 64 to 65,536 scores of several distributions none needed more than 9 in float64
+
+
+class _Entmax(torch.autograd.Function):
+    """Forward by Newton's method; the derivatives are closed forms of the weights, so that they have derivatives."""
+
+    @staticmethod
+    def forward(scores: Tensor, alpha: Tensor | float) -> Tensor:
+        power = 1 / (alpha - 1)
+        x = scores * (alpha - 1)
+        x = x - x.amax(-1, keepdim=True)
+        # The norm ‖(x - τ)₊‖ of this power falls and is convex in τ; from below, where it is at least 1, Newton's
+        # steps never pass the τ at which it is 1. Both start values are below: the largest score alone, and the mean.
+        tau = (x.mean(-1, keepdim=True) - x.new_full((), x.shape[-1]) ** (1 - alpha)).clamp(min=-1)
+        for _ in range(NEWTON_STEPS):
+            above = (x - tau).clamp(min=0)
+            slope = torch.where(above > 0, above ** (power - 1), 0)
+            total = (above * slope).sum(-1, keepdim=True)
+            tau = tau + (total - total ** (2 - alpha)) / slope.sum(-1, keepdim=True)
+        weights = (x - tau).clamp(min=0) ** power
+        return weights / weights.sum(-1, keepdim=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor | float], output: Tensor) -> None:
+        ctx.alpha = inputs[1] if isinstance(inputs[1], float) else None  # powers with a number are quicker
+        ctx.save_for_backward(output, *(() if ctx.alpha else inputs[1:]))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+        weights, *rest = ctx.saved_tensors
+        alpha = ctx.alpha or rest[0]
+        held = weights > 0
+        inside = torch.where(held, weights, 1)
+        slope = torch.where(held, inside ** (2 - alpha), 0)
+        share = slope / slope.sum(-1, keepdim=True)
+        along = slope * grad
+        grad_scores = along - share * along.sum(-1, keepdim=True)
+        if not ctx.needs_input_grad[1]:
+            return grad_scores, None
+        power = 1 / (alpha - 1)
+        entropy = -weights * inside.log()
+        by_alpha = power**2 * (weights - share) + power * (entropy - share * entropy.sum(-1, keepdim=True))
+        return grad_scores, (grad * by_alpha).sum_to_size(alpha.shape)
+
+
+def entmax(scores: Tensor, alpha: Tensor | float) -> Tensor:
+    """α-entmax: weights ((α - 1)·s - τ)₊^(1 / (α - 1)) with the τ that makes their sum 1.
+
+    2 is sparsemax, 1.5 entmax-1.5, and towards 1 it becomes softmax. Exact to the last digits, in values, in
+    derivatives for the scores and α, and in second derivatives (Peters et al., arXiv:1905.05702, for the values;
+    Correia et al., arXiv:1909.00015, for α).
+
+    Args:
+        scores: [..., N], floating point.
+        alpha: above 1 and up to 2: a float, or a tensor of the scores' dtype that is broadcast to [..., 1].
+
+    Returns:
+        [..., N]
+
+    >>> entmax(torch.tensor([0.0, 0.5, 2.0]), 2.0)
+    tensor([0., 0., 1.])
+    """
+    return _Entmax.apply(scores, alpha)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def softmax(scores: Tensor) -> Tensor:
+    """exp(s), divided by the sum."""
+    return scores.softmax(-1)
+
+
+def sparsemax(scores: Tensor) -> Tensor:
+    """Nearest point of the simplex, (s - τ)₊ (Martins and Astudillo, arXiv:1602.02068)."""
+    return entmax(scores, 2.0)
+
+
+def entmax15(scores: Tensor) -> Tensor:
+    """(s/2 - τ)₊² (Peters et al., arXiv:1905.05702)."""
+    return entmax(scores, 1.5)
+
+
+def relu(scores: Tensor) -> Tensor:
+    """max(s, 0); no sum is taken (ReLA, arXiv:2104.07012)."""
+    return scores.relu()
+
+
+def sigmoid(scores: Tensor) -> Tensor:
+    """Sigmoid of s - log N (Ramapuram et al., arXiv:2409.04431); no sum is taken."""
+    return (scores - scores.new_full((), scores.shape[-1]).log()).sigmoid()
+
+
+def signed_softmax(scores: Tensor) -> Tensor:
+    """Softmax of |s| with the sign of s: weights may be negative (Cog attention, arXiv:2411.07176)."""
+    return scores.sign() * scores.abs().softmax(-1)
+
+
+def softplus(scores: Tensor) -> Tensor:
+    """Softplus of s, divided by the sum (arXiv:2501.13428, without its factors of length)."""
+    # As softmax of the logarithm: rows of very negative scores have no sum in float32.
+    low = scores.clamp(max=-20)
+    high = F.softplus(scores.clamp(min=-20), threshold=40).log()
+    return torch.where(scores < -20, low - low.exp() / 2, high).softmax(-1)
+
+
+def taylor(scores: Tensor) -> Tensor:
+    """1 + s + s²/2, divided by the sum (Taylor softmax, as in TaylorShift, arXiv:2403.02920)."""
+    weights = 1 + scores + scores.square() / 2
+    return weights / weights.sum(-1, keepdim=True)
+
+
+class LearnedEntmax(nn.Module):
+    """α-entmax with an α from 1.01 to 2 that each head learns, 1.5 at the start (arXiv:1909.00015)."""
+
+    def __init__(self, num_heads: int):
+        super().__init__()
+        self.sharpness = nn.Parameter(torch.zeros(num_heads))  # α = 1 + sigmoid
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """Scores [B, G, R, N] to weights."""
+        alpha = 1 + self.sharpness.to(scores.dtype).sigmoid().clamp(min=0.01)
+        return entmax(scores, alpha[:, None, None])
+
+
+class Standardise(nn.Module):
+    """Scores of a query, brought to mean 0 and deviation 1, times a gain plus a bias per head (arXiv:2005.09561)."""
+
+    EPS = 1e-3  # added to the deviation
+
+    def __init__(self, num_heads: int):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(num_heads))
+        self.bias = nn.Parameter(torch.zeros(num_heads))
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """Scores [B, G, R, N] to weights."""
+        gain, bias = (p.to(scores.dtype)[:, None, None] for p in (self.gain, self.bias))
+        return standardise(scores, self.EPS) * gain + bias
+
+
+NORMALISERS: dict[str, Callable[[Tensor], Tensor] | type[nn.Module]] = {
+    "softmax": softmax,
+    "sigmoid": sigmoid,
+    "sparsemax": sparsemax,
+    "entmax15": entmax15,
+    "entmax": LearnedEntmax,
+    "relu": relu,
+    "signed_softmax": signed_softmax,
+    "softplus": softplus,
+    "standardise": Standardise,
+    "taylor": taylor,
+}
+# those for which it does not matter what is added to all scores of a query
+SHIFT_INVARIANT = ("softmax", "sparsemax", "entmax15", "entmax")
+
+
+def build_normaliser(name: str, num_heads: int) -> Callable[[Tensor], Tensor]:
+    """Return the normaliser of a name in `NORMALISERS`, a function or a module, for scores of so many heads."""
+    entry = NORMALISERS[name]
+    return entry(num_heads) if isinstance(entry, type) else entry
