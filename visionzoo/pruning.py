@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -48,7 +49,7 @@ def prune_weights(model: nn.Module, share: float, *, method: str = "essential_sp
         raise ValueError(f"prune_weights: unknown {method=}{did_you_mean(method, METHODS)}; expected one of {METHODS}")
     if prune.is_pruned(model):
         raise ValueError("prune_weights: the model has masks already; call remove_masks(model) first")
-    layers = list(_layers(model, everywhere=method == "sparse_then_prune"))
+    layers: list[Any] = list(_layers(model, everywhere=method == "sparse_then_prune"))
     if not layers:
         raise ValueError(f"prune_weights: {type(model).__name__} has no layers that {method!r} prunes")
     prune.global_unstructured(
