@@ -33,9 +33,10 @@ MAX_SCORES = 2**26  # that are held at once; of more, queries come in portions, 
 class ScoreMixer(Mixer):
     """Every token weighs every token: weights are a normaliser of scores of query and key; O(N²·C).
 
-    out_i = Σ_j w_ij·v_j, w_i = normaliser(s_i), s_ij = score(q_i, k_j). At most 2²⁶ scores are held at once, whatever
-    N is: O(N) memory, for time is what grows. Plain softmax is torch's own function. Scores, weights and sums are
-    float32 at least. What the literature calls
+    out_i = Σ_j w_ij·v_j, w_i = normaliser(s_i), s_ij = score(q_i, k_j). About 2²⁶ scores are held at once: of larger
+    maps queries come in portions, once more in the backward pass, so that time grows with N² and memory with N. Under
+    torch.compile and in exported files all are held. Plain softmax is torch's own function. Scores, weights and sums
+    are float32 at least. What the literature calls
 
     - sigmoid attention (arXiv:2409.04431) is `normaliser="sigmoid"`, with `qk_norm="layer_norm"` where training is not
       stable; facts from https://github.com/apple/ml-sigmoid-attention at 9273b49 (Apple's sample code license);
@@ -368,7 +369,8 @@ class ScoreMixer(Mixer):
     def _in_portions(self, function: Rows, q: Tensor, size: tuple[int, int], *, add: bool = False) -> Tensor:
         """Call a function of queries, as many at once as `MAX_SCORES` allows, and put together or add the results."""
         batch, heads, count = q.shape[:3]
-        if torch.compiler.is_exporting() or batch * heads * count * count * self._held <= MAX_SCORES:
+        # Compilers would unroll the portions, for one size of maps alone.
+        if torch.compiler.is_compiling() or batch * heads * count * count * self._held <= MAX_SCORES:
             return function(0, count)
         step = max(1, MAX_SCORES // (batch * heads * count * self._held))
         # The convolutions of a portion see queries around it, which are to be no more than it has itself.
