@@ -112,7 +112,6 @@ class ScoreMixer(Mixer):
     QK_NORMS = ("none", "l2", "layer_norm")
     TEMPERATURES = ("none", "position", "query")
     OUTPUT_NORMS = ("none", "gated_rms", "layer_norm")
-    NO_WEIGHT_DECAY = ("beta", "qk_scale")
 
     def __init__(
         self,
@@ -162,16 +161,24 @@ class ScoreMixer(Mixer):
             )
         if qk_norm == "l2" and score != "dot":
             raise ValueError(f"ScoreMixer: qk_norm='l2' is for scores of 'dot', got {score=}")
-        for owner, name, value, default in (
-            ("neural", "hidden_dim", hidden_dim, None),
-            ("inverse_distance", "power", power, 2.0),
-            ("inverse_distance", "eps", eps, 1e-3),
-            ("gaussian", "key_steps", key_steps, 0),
-            ("gaussian", "key_precision", key_precision, False),
-            ("gaussian", "value_precision", value_precision, 0.0),
+        offsets = position_bias or offset_factor
+        query_kernels = query_kernel is not None or weight_query_kernel is not None
+        key_kernels = key_kernel is not None or weight_key_kernel is not None
+        for fits, owner, name, value, default in (
+            (score == "neural", "score='neural'", "hidden_dim", hidden_dim, None),
+            (score == "inverse_distance", "score='inverse_distance'", "power", power, 2.0),
+            (score == "inverse_distance", "score='inverse_distance'", "eps", eps, 1e-3),
+            (score == "gaussian", "score='gaussian'", "key_steps", key_steps, 0),
+            (score == "gaussian", "score='gaussian'", "key_precision", key_precision, False),
+            (score == "gaussian", "score='gaussian'", "value_precision", value_precision, 0.0),
+            (offsets, "position_bias or offset_factor", "map_size", map_size, 14),
+            (query_kernels, "query_kernel or weight_query_kernel", "query_padding", query_padding, "both"),
+            (key_kernels, "key_kernel or weight_key_kernel", "key_padding", key_padding, "both"),
         ):
-            if score != owner and value != default:
-                raise ValueError(f"ScoreMixer: {name} is for score={owner!r}, got {name}={value} and {score=}")
+            if not fits and value != default:
+                raise ValueError(
+                    f"ScoreMixer: {name} is for {owner}, which is not given, got {name}={value!r}; leave it out"
+                )
         if min(to_2tuple(map_size)) < 1:
             raise ValueError(f"ScoreMixer: map_size must be positive, got {map_size=}")
         if hidden_dim is not None and hidden_dim < 2:
