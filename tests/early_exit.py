@@ -13,7 +13,7 @@ from torch import nn
 from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers.base import Mixer
-from visionzoo.layers.outputs import Exit, add_term
+from visionzoo.layers.outputs import add_term
 from visionzoo.layers.stem import ConvNormStem
 from visionzoo.models._pyramid import Pyramid, Stage
 
@@ -44,6 +44,7 @@ class EarlyExit(Pyramid):
     """Two stages; `early` learns the labels after the first one, `taught` what the end of the model says."""
 
     AUXILIARY = {"early": 0.5, "taught": 0.25}
+    EXITS = {"early": 0, "taught": 0}
     CHECKPOINT_KEYS = {}
 
     def __init__(self, *, embed_dims=(8, 16), in_chans=3, drop_path_rate=0.0, **head):
@@ -64,9 +65,13 @@ class EarlyExit(Pyramid):
         self.early, self.taught = make(), make()
 
     def exits(self, states, logits):
-        """Yield both."""
-        yield Exit("early", self.early(states[0]))
-        yield Exit("taught", self.taught(states[0]), logits.detach().softmax(-1))
+        """Return both."""
+        early, taught = super().exits(states, logits)
+        return early, taught._replace(target=logits.detach().softmax(-1))
+
+    def classify(self, exit, state):
+        """Return the logits of either."""
+        return getattr(self, exit)(state)
 
 
 default_cfgs = generate_default_cfgs(

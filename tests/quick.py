@@ -83,3 +83,15 @@ def meta_model(name: str, **kwargs) -> nn.Module:
 def size_for(model: nn.Module, height: int, width: int) -> tuple[int, int]:
     """Give the size of images to test a model with: the one asked for, or the model's own where it takes no other."""
     return (height, width) if model.ANY_SIZE else model.img_size
+
+
+def learned_from(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
+    """Return a scalar that depends on all that a model says, in whichever mode its parts are: logits and exits."""
+    if not model.exit_places():
+        return model(image).square().mean()
+    training, model.training = model.training, True  # exits are given in training only
+    model.set_auxiliary()
+    out = model(image)
+    model.set_auxiliary(False)
+    model.training = training
+    return torch.stack([out.logits, *(exit.logits for exit in out.exits)]).square().mean()

@@ -1,4 +1,4 @@
-"""Measure ours against others: python tools/benchmark.py {operations,models,memory,report} [flags].
+"""Measure ours against others: python tools/benchmark.py {operations,models,memory,reducers,report} [flags].
 
 Results go to benchmarks/GPU/ as they come, into SUITE.csv, and then as pictures and report.md. A measurement is named
 case/implementation/measure, see --list; --only and --skip take parts of such names, or patterns with * and ?. A case
@@ -26,7 +26,9 @@ DTYPES = ("bfloat16", "float16", "float32")
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("suite", choices=("operations", "models", "memory", "report"), help="report: draw anew, only")
+    made.add_argument(
+        "suite", choices=("operations", "models", "memory", "reducers", "report"), help="report: draw anew, only"
+    )
     made.add_argument("--only", type=_names, default=[], metavar="A,B", help="measure what fits one of these")
     made.add_argument("--skip", type=_names, default=[], metavar="A,B", help="but nothing that fits one of these")
     made.add_argument("--missing", action="store_true", help="only cases that the results in --output do not have yet")
@@ -63,6 +65,7 @@ def main() -> None:
     from visionzoo.benchmark.memory import memory_cases
     from visionzoo.benchmark.models import model_cases
     from visionzoo.benchmark.operations import operation_cases
+    from visionzoo.benchmark.reducers import reducer_cases
     from visionzoo.benchmark.report import write_report
     from visionzoo.benchmark.results import Results, folder_name
     from visionzoo.benchmark.runner import run_cases
@@ -74,7 +77,12 @@ def main() -> None:
     if args.suite != "report":
         rivals.use_folder(args.rivals)
         settings = Settings(device, getattr(torch, args.dtype) if args.dtype else None, args.batch, args.quick)
-        suites = {"operations": operation_cases, "models": model_cases, "memory": memory_cases}
+        suites = {
+            "operations": operation_cases,
+            "models": model_cases,
+            "memory": memory_cases,
+            "reducers": reducer_cases,
+        }
         cases = suites[args.suite](settings)
         names = [case.name for case in cases]
         cases = select(cases, args.only, args.skip)

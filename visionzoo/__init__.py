@@ -6,22 +6,39 @@
 
 from visionzoo import models  # importing it registers the families
 from visionzoo._version import __version__
+from visionzoo.exits import EarlyExitModel, ExitModel
 from visionzoo.inference import optimize_for_inference
 from visionzoo.kernels import backends, set_backend, use_backend
 from visionzoo.layers.fuse import fuse
 from visionzoo.models._checkpoint import LoadReport, load_weights
+from visionzoo.models._heads import head_attention
 from visionzoo.models._hub import push_to_hub, save_pretrained
+from visionzoo.models._registers import (
+    NoOutliersError,
+    feature_norms,
+    find_register_neurons,
+    move_to_registers,
+    with_test_registers,
+)
 
 __all__ = [
+    "EarlyExitModel",
+    "ExitModel",
     "LoadReport",
+    "NoOutliersError",
     "__version__",
     "backends",
+    "feature_norms",
+    "find_register_neurons",
     "fuse",
+    "head_attention",
     "load_weights",
     "models",
+    "move_to_registers",
     "optimize_for_inference",
     "push_to_hub",
     "save_pretrained",
     "set_backend",
     "use_backend",
+    "with_test_registers",
 ]

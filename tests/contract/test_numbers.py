@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from quick import FORMS, meta_model, quick_model, size_for
+from quick import FORMS, learned_from, meta_model, quick_model, size_for
 
 
 @pytest.fixture(scope="module", params=FORMS)
@@ -30,7 +30,7 @@ def _same(out, expected):
 
 def _last(run):
     """Return the features that the last of all maps is of."""
-    return run.last[-1] if isinstance(run.last, tuple) else run.last
+    return run.last[0 if run.model.HEAD_INPUT.startswith("NCHW") else -1] if isinstance(run.last, tuple) else run.last
 
 
 def _close(out, expected, rtol=1e-4):
@@ -50,7 +50,8 @@ def test_any_size_gives_maps_as_feature_info_says_or_is_refused(run):
                 model(torch.zeros(1, 3, *size))
             continue
         last, maps = model.forward_intermediates(torch.zeros(1, 3, *size, device=device))
-        if model.HEAD_INPUT == "NCHW":
+        if model.HEAD_INPUT.startswith("NCHW"):
+            last = last[0] if isinstance(last, tuple) else last  # the map, before other tokens
             assert last.shape == maps[-1].shape
         else:  # tokens: those of the map behind those that have no place on it
             streams = last if isinstance(last, tuple) else (last,)
@@ -63,7 +64,7 @@ def test_any_size_gives_maps_as_feature_info_says_or_is_refused(run):
             for side, full in zip(m.shape[2:], size, strict=True):
                 low, high = math.floor(full / info["reduction"]), math.ceil(full / info["reduction"])
                 assert low <= side <= high, (size, m.shape, info)
-        if size == cfg["input_size"][1:] and model.HEAD_INPUT == "NCHW":
+        if size == cfg["input_size"][1:] and model.HEAD_INPUT.startswith("NCHW"):
             assert last.shape[1:] == (model.num_features, *cfg["pool_size"])
 
 
@@ -81,8 +82,8 @@ def test_any_features_come_alone_and_in_both_layouts(run):
         assert len(maps) == len(indices)
         assert all(torch.equal(m, run.taps[i]) for m, i in zip(maps, indices, strict=True))
     (nhwc,) = model.forward_intermediates(run.image, 1, norm=True, intermediates_only=True, output_fmt="NHWC")
-    if model.HEAD_INPUT == "NCHW":
-        assert torch.equal(nhwc.permute(0, 3, 1, 2), run.last)
+    if model.HEAD_INPUT.startswith("NCHW"):
+        assert torch.equal(nhwc.permute(0, 3, 1, 2), _last(run))
     else:
         assert torch.equal(nhwc.flatten(1, 2), _last(run)[:, -nhwc[0, ..., 0].numel() :])
     if "NLC" in model.FORMATS:
@@ -113,8 +114,7 @@ def test_all_parameters_learn_and_checkpointing_changes_no_gradient(run):
         for checkpointing in (False, True):
             model.zero_grad(set_to_none=True)
             model.set_grad_checkpointing(checkpointing)
-            out = model(run.image)
-            out.square().mean().backward()
+            learned_from(model, run.image).backward()
             assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
             norms.append(torch.stack([p.grad.norm() for p in model.parameters()]).double())
         assert norms[0].norm() > 0

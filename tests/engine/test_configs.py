@@ -7,11 +7,12 @@ import pytest
 import timm
 import torch
 
-from visionzoo.benchmark.comparison import _run_args
+from visionzoo.benchmark.comparison import _probe_args, _run_args
 from visionzoo.engine.data import mixing
 from visionzoo.engine.distillation import make_task
 from visionzoo.engine.flags import compare_parser, train_parser
 from visionzoo.engine.models import Trained, build_model, data_config
+from visionzoo.engine.probing import choose_head
 from visionzoo.engine.recipe import learning_rate, make_optimizer, make_scheduler
 from visionzoo.models._registry import VARIANTS
 
@@ -22,9 +23,10 @@ PAPERS = [path for path in CONFIGS if path.stem.endswith(("_imagenet", "_cifar10
 
 
 def test_the_configs_are_there():
-    family = r"^zoo_(ecoformer_|flatten_|inline_)?(moh_vit|[a-z0-9]+)(_.*)?$"
+    family = r"^zoo_(ecoformer_|flatten_|inline_)?((?:moh|memory|lambda)_vit|t2t_nystrom|[a-z0-9]+)(_.*)?$"
     families = {re.sub(family, r"\1\2", name) for name in VARIANTS}
     families -= {"sehalonet", "eca", "dinats"}  # with HaloNet's and DiNAT's
+    families |= {"spectformer_plain"}  # whose models of one width are trained otherwise than the pyramids
     assert {path.stem.rpartition("_")[0] for path in PAPERS} == families
 
 
@@ -70,11 +72,15 @@ def test_a_config_states_its_command(path):
 def test_the_models_of_a_comparison_take_its_images(path):
     args = compare_parser().parse_with_config([str(path)])
     args.num_classes = 10
-    assert len(set(args.models)) == len(args.models) >= 7
+    assert len(set(args.models)) == len(args.models) >= (3 if args.probes else 7)
     for spec in args.models:
         own = _run_args(args, spec, path.parent)
         model = build_model(own).train()
         assert model(torch.randn(2, 3, args.img_size, args.img_size)).shape == (2, 10)
+        for probe in args.probes:
+            choose_head(probed := _probe_args(own, probe, args))
+            with torch.device("meta"):
+                build_model(probed)
 
 
 @pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)

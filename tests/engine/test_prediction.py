@@ -1,13 +1,14 @@
 import json
 
 import pytest
+import timm
 import torch
 from engine.helpers import truncate
 from PIL import Image
 
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.flags import predict_parser
-from visionzoo.engine.prediction import find_images, predict
+from visionzoo.engine.prediction import _dimmed, find_images, predict
 
 
 def predicted(tmp_path, *flags):
@@ -75,3 +76,25 @@ def test_a_thousand_classes_are_imagenets(images, tmp_path):
     classes = predicted(tmp_path, images / "validation/red/0.png", *flags)[0]["classes"]
     assert len(classes) == 5
     assert all(not c["name"].startswith("class ") and len(c["name"]) > 1 for c in classes)  # one is the ox
+
+
+def test_patches_whose_tokens_are_gone_are_dim(images, tmp_path):
+    small = {"depth": 4, "embed_dim": 24, "num_heads": 2, "num_classes": 3}
+    model = timm.create_model("zoo_deit_t", **small)
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    options = [f"{key}={value}" for key, value in small.items() if key != "num_classes"]
+    flags = ("--model", "zoo_deit_t", "--num-classes", 3, "--img-size", 64, "--checkpoint", tmp_path / "model.pth")
+    flags = (images / "validation/red/0.png", *flags, "--show-tokens", "--model-kwargs", *options)
+    with pytest.raises(UserError, match="--show-tokens: DeiT as built has no reducers; give it some, such as"):
+        predicted(tmp_path, *flags)
+    results = predicted(tmp_path, *flags, "reduce=representation_shift")
+    with Image.open(results[0]["picture"]) as picture:
+        assert picture.width > 1500 and picture.height < 500  # three views beside the image
+
+
+def test_dimmed_patches_are_those_of_the_mask():
+    data = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    kept = torch.tensor([[True, False], [True, True], [False, True]])
+    view = _dimmed(torch.ones(3, 40, 32), kept, data)
+    assert view.shape == (40, 32, 3) and view[:14, :16].min() == 1
+    assert view[:14, 16:].max() == pytest.approx(0.2) and view[28:, :16].max() == pytest.approx(0.2)

@@ -5,6 +5,7 @@ import torch
 
 from visionzoo.layers.block import Block
 from visionzoo.layers.mixers import PoolMixer
+from visionzoo.layers.mlp import IstaStep
 
 
 def _written_out(block, x):
@@ -35,3 +36,19 @@ def test_autocast_leaves_the_stream_as_precise_as_a_plain_sum(layer_scale, dtype
     x = torch.randn(2, 3, 3, 8, dtype=dtype)
     with torch.autocast("cpu", torch.bfloat16):
         assert block(x).dtype == (torch.float32 if layer_scale else dtype)
+
+
+@torch.no_grad()
+def test_a_step_towards_codes_is_one_of_gradient_and_shrinkage():
+    """It is the gradient of ½‖x - D·z‖² at z = x, and soft thresholding that leaves nothing below zero."""
+    step = IstaStep(6, step_size=0.3, penalty=0.2).double()
+    x = torch.randn(5, 6, dtype=torch.float64)
+    for token, code in zip(x, step(x), strict=True):
+        with torch.enable_grad():
+            z = token.clone().requires_grad_()
+            gradient = torch.autograd.grad((token - step.weight @ z).square().sum() / 2, z)[0]
+        torch.testing.assert_close(code, (token - 0.3 * gradient - 0.3 * 0.2).clamp(min=0))
+    assert (step(x) == 0).any() and (step(x) > 0).any()
+    for options in ({"step_size": 0.0}, {"penalty": -0.1}):
+        with pytest.raises(ValueError, match=r"step_size must be positive and penalty not negative, got step_size="):
+            IstaStep(6, **options)

@@ -14,7 +14,7 @@ from visionzoo.layers.gates import EcaGate
 from visionzoo.layers.mixers import FullMixer
 from visionzoo.models._registry import TINY
 
-FREE = {"mixers", "global_pool"}  # a spec, and a name that the head refuses
+FREE = {"mixers", "symbols", "global_pool"}  # specs, and a name that the head refuses
 
 
 @pytest.mark.parametrize("name", TINY)

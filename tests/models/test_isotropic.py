@@ -16,9 +16,11 @@ from visionzoo.models._registry import TINY
 
 SMALL = TINY["zoo_convit_t"]
 # Mixers for which a token's place does not matter.
-TAKE = {"channel", "flow", "full", "hashed_linear", "linear", "spatial_reduction", "taylor_shift"}
+TAKE = {"channel", "dual_attention", "flow", "full", "hashed_linear", "linear", "spatial_reduction", "subspace"}
+TAKE |= {"taylor_shift"}
 # Mixers in which it matters, but not that of prefix tokens: they take part in all else.
-TAKE_BESIDE = {"injective_linear"}
+TAKE_BESIDE = {"injective_linear", "sparsifiner"}
+OPTIONS = {"levit": {"map_size": 4}, "sparsifiner": {"keep_rate": 1.0, "prefix_tokens": 0}}
 
 
 def _model(**kwargs):
@@ -28,7 +30,7 @@ def _model(**kwargs):
 @pytest.mark.parametrize("name", MIXERS)
 @torch.no_grad()
 def test_prefix_tokens_take_part_where_places_do_not_matter_and_pass_by_elsewhere(name):
-    mixer = build_mixer({"type": name, **({"map_size": 4} if name == "levit" else {})}, 16, 2).eval()
+    mixer = build_mixer({"type": name, **OPTIONS.get(name, {})}, 16, 2).eval()
     x = torch.randn(2, 3 + 20, 16)
     tokens = Tokens(x, (4, 5), 3)
     out = mix_tokens(mixer, tokens)

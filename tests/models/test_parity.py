@@ -8,6 +8,7 @@ import torch
 from golden import Record, relative_error, sample
 
 import visionzoo
+from visionzoo.layers.tokens import Tokens
 
 MODELS = {  # record -> model
     "activator/activator_cifar": "zoo_activator_glu",
@@ -28,6 +29,12 @@ MODELS = {  # record -> model
     "cpvt/pcpvt_base_v0": "zoo_pcpvt_b",
     "cpvt/pcpvt_large_v0": "zoo_pcpvt_l",
     "cpvt/pcpvt_small_v0": "zoo_pcpvt_s",
+    "crate/crate_base": "zoo_crate_b",
+    "crate/crate_large": "zoo_crate_l",
+    "crate/crate_one_head": "zoo_crate_t",
+    "crate/crate_options": "zoo_crate_t",
+    "crate/crate_small": "zoo_crate_s",
+    "crate/crate_tiny": "zoo_crate_t",
     "crossvit/crossvit_15": "zoo_crossvit_15",
     "crossvit/crossvit_15_dagger": "zoo_crossvit_15_dagger",
     "crossvit/crossvit_15_dagger_384": "zoo_crossvit_15_dagger_384",
@@ -41,6 +48,9 @@ MODELS = {  # record -> model
     "crossvit/crossvit_small": "zoo_crossvit_s",
     "crossvit/crossvit_tiny": "zoo_crossvit_t",
     "cswin/cswin_t": "zoo_cswin_t",
+    "dat/dat_cifar": "zoo_dat_s",
+    "dat/dat_options": "zoo_dat_s",
+    "dat/dat_readme_32": "zoo_dat_s",
     "davit/davit_tiny": "zoo_davit_t",
     "ghostnetv2/ghostnetv2_100": "zoo_ghostnetv2_100",
     "ghostnetv2/ghostnetv2_130": "zoo_ghostnetv2_130",
@@ -64,6 +74,8 @@ MODELS = {  # record -> model
     "l2vit/l2vit_base_384": "zoo_l2vit_b_384",
     "l2vit/l2vit_small": "zoo_l2vit_s",
     "l2vit/l2vit_tiny": "zoo_l2vit_t",
+    "iared2/iared2_deit_s": "zoo_iared2_deit_s",
+    "iared2/iared2_options": "zoo_iared2_deit_s",
     "inline/inline_cswin_b": "zoo_inline_cswin_b",
     "inline/inline_cswin_b_384": "zoo_inline_cswin_b_384",
     "inline/inline_cswin_s": "zoo_inline_cswin_s",
@@ -84,14 +96,34 @@ MODELS = {  # record -> model
     "litv2/litv2_b_384": "zoo_litv2_b",
     "litv2/litv2_m": "zoo_litv2_m",
     "litv2/litv2_s": "zoo_litv2_s",
+    "mega/mega_batchnorm": "zoo_mega_t",
+    "mega/mega_layernorm": "zoo_mega_t",
+    "mega/mega_scalenorm": "zoo_mega_t",
+    "mega/mega_tiny": "zoo_mega_t",
+    "memory_vit/memory_vit_tiny": "zoo_memory_vit_t",
     "moh/moh_vit_b_50": "zoo_moh_vit_b_50",
     "moh/moh_vit_s_80": "zoo_moh_vit_s_80",
+    "dynperceiver/mobilenetv3_075": "zoo_dynperceiver_mobilenetv3_075",
+    "dynperceiver/mobilenetv3_075_other_size": "zoo_dynperceiver_mobilenetv3_075",
+    "dynperceiver/regnet_400m": "zoo_dynperceiver_regnet_400m",
+    "dynperceiver/regnet_400m_other_size": "zoo_dynperceiver_regnet_400m",
+    "dynperceiver/resnet50_0375": "zoo_dynperceiver_resnet50_0375",
+    "dynperceiver/resnet50_0375_other_size": "zoo_dynperceiver_resnet50_0375",
+    "gmm/gmm_cait_cifar": "zoo_gmm_cait_tiny",
+    "gmm/gmm_cait_small": "zoo_gmm_cait",
+    "gmm/gmm_swin_cifar": "zoo_gmm_swin",
+    "gmm/gmm_swin_small": "zoo_gmm_swin",
+    "gmm/gmm_vit_cifar": "zoo_gmm_vit",
+    "gmm/gmm_vit_small": "zoo_gmm_vit",
     "halonet/halonet26t": "zoo_halonet_26t",
     "poolformer/poolformer_s12": "zoo_poolformer_s12",
     "shvit/shvit_s1": "zoo_shvit_s1",
     "spectformer/spectformer_b": "zoo_spectformer_b",
     "spectformer/spectformer_h_l": "zoo_spectformer_h_l",
     "spectformer/spectformer_h_s": "zoo_spectformer_h_s",
+    "sparsifiner/sparsifiner_options": "zoo_sparsifiner_s",
+    "sparsifiner/sparsifiner_s": "zoo_sparsifiner_s",
+    "sparsifiner/sparsifiner_s_pruned": "zoo_sparsifiner_s",
     "spectformer/spectformer_l": "zoo_spectformer_l",
     "spectformer/spectformer_s": "zoo_spectformer_s",
     "spectformer/spectformer_ti": "zoo_spectformer_t",
@@ -128,16 +160,40 @@ MODELS = {  # record -> model
 TOKENS = {  # family whose records hold tokens -> the recorded features, of the states after all blocks and the end
     "activator": lambda states, last: [tokens.x for tokens in states],
     "convit": lambda states, last: [states[0].x, states[9].x, states[11].x, last],
+    "crate": lambda states, last: [states[i].x for i in (0, len(states) // 2 - 1, -1)],
     "crossvit": lambda states, last: [tokens.map().permute(0, 3, 1, 2) for state in states for tokens in state],
+    "gmm": lambda states, last: [states[-1].x if isinstance(states[-1], Tokens) else last.flatten(2).mT],
+    "mega": lambda states, last: [states[0].x, states[-1].x, last],
     "ninformer": lambda states, last: [tokens.x for tokens in states],
+    "dynperceiver": lambda states, last: [
+        *(state.feature for state in states),
+        *(latents.x for latents in states[-1].latents),
+    ],
+    "sparsifiner": lambda states, last: [last[:, 1:]],
     "tnt": lambda states, last: [
         *(t for i in (0, -1) for t in (states[i].pixels.flatten(1, 2), states[i].tokens.x)),
         last,
     ],
+    "dat": lambda states, last: [states[0].x, states[-1].x],
+    "memory_vit": lambda states, last: [torch.cat([states[-1].reader, states[-1].x], 1)],
     "taylorshift": lambda states, last: [*(state.x for state in states), last],
     "flowformer": lambda states, last: [state.flatten(2).mT for state in (*states, last)],
 }
+_DAT = {"img_size": 32, "patch_size": 4, "depth": 3, "embed_dim": 64, "num_heads": 4, "relational_heads": 2}
+_DAT["num_classes"] = 100
 ACTIVATOR_SMALL = {"num_classes": 7, "depth": 3, "embed_dim": 24, "mlp_ratio": 1.5, "patch_size": 8}
+GMM_SMALL = {"num_classes": 7, "img_size": 24, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_kernels": 3}
+MEGA_SMALL = {
+    "num_classes": 7,
+    "img_size": 48,
+    "patch_size": 8,
+    "depth": 2,
+    "embed_dim": 16,
+    "value_ratio": 1.5,
+    "mlp_ratio": 2.5,
+    "qk_dim": 6,
+    "num_averages": 3,
+}
 OPTIONS = {  # record that is not of a published model -> arguments
     "activator/activator_cifar": {"num_classes": 10},
     "activator/activator_geglu_cifar": {"num_classes": 10},
@@ -147,6 +203,20 @@ OPTIONS = {  # record that is not of a published model -> arguments
     "inline/inline_deit_b": {"img_size": 64},
     "inline/inline_deit_s": {"img_size": 96},
     "flowformer/flowformer_tiny": {"embed_dims": (24, 48, 96, 192), "depths": (1, 1, 2, 1)},
+    "crate/crate_base": {"img_size": 64, "depth": 2},
+    "crate/crate_large": {"img_size": 64},
+    "crate/crate_one_head": {"num_classes": 10, "img_size": 64, "depth": 2, "embed_dim": 16, "num_heads": 1},
+    "crate/crate_options": {
+        "num_classes": 10,
+        "img_size": (16, 32),
+        "patch_size": 8,
+        "depth": 4,
+        "embed_dim": 24,
+        "num_heads": 2,
+        "head_dim": 5,
+        "step_size": 0.3,
+    },
+    "crate/crate_small": {"img_size": 64, "depth": 2},
     "crossvit/crossvit_options": {
         "num_classes": 10,
         "img_size": 48,
@@ -158,10 +228,59 @@ OPTIONS = {  # record that is not of a published model -> arguments
         "qkv_bias": False,
         "conv_stem": True,
     },
+    "gmm/gmm_cait_cifar": {"num_classes": 10},
+    "gmm/gmm_cait_small": {**GMM_SMALL, "class_depth": 3, "head_dim": 5, "mlp_ratio": 1.5},
+    "gmm/gmm_swin_cifar": {"num_classes": 10},
+    "gmm/gmm_swin_small": {
+        "num_classes": 7,
+        "embed_dims": (16, 32),
+        "depths": (2, 1),
+        "num_heads": (2, 4),
+        "num_kernels": 3,
+    },
+    "gmm/gmm_vit_cifar": {"num_classes": 100},
+    "gmm/gmm_vit_small": {**GMM_SMALL, "mlp_ratio": 3.0},
+    "dat/dat_cifar": {
+        **_DAT,
+        "num_relations": 4,
+        "symmetric_relations": False,
+        "symbols": {"type": "symbolic_attention", "num_heads": 4, "num_symbols": 16},
+        "mlp": "gelu",
+        "mlp_ratio": 2.0,
+    },
+    "dat/dat_options": {
+        **_DAT,
+        "depth": 2,
+        "embed_dim": 24,
+        "num_heads": 3,
+        "num_relations": 4,
+        "relation_activation": "softmax",
+        "symbols": {"type": "relational", "relation_heads": 3, "num_heads": 2, "num_symbols": 5, "causal": False},
+        "mlp": "relu",
+        "mlp_ratio": 2.0,
+        "mlp_bias": False,
+        "num_classes": 10,
+    },
+    "dat/dat_readme_32": {**_DAT, "symbols": {"type": "position_relative", "max_distance": 65}, "mlp_ratio": 2.5},
+    "memory_vit/memory_vit_tiny": {
+        "img_size": 64,
+        "embed_dim": 96,
+        "depth": 4,
+        "mlp_ratio": 2.0,
+        "qkv_bias": False,
+        "memory_tokens": 5,
+        "host_classes": 100,
+        "patch_norm": True,
+        "norm_eps": 1e-5,
+        "num_classes": 10,
+    },
     "spectformer/spectformer_b": {"img_size": 64},
     "spectformer/spectformer_l": {"img_size": 64},
     "spectformer/spectformer_ti": {"img_size": 96},
     "spectformer/spectformer_xs": {"img_size": 64},
+    "mega/mega_batchnorm": {**MEGA_SMALL, "norm_layer": "batch_norm"},
+    "mega/mega_layernorm": {**MEGA_SMALL, "hidden_features": 10},
+    "mega/mega_scalenorm": {**MEGA_SMALL, "norm_layer": "scale_norm", "position_table": False},
     "ninformer/ninformer_cifar": {"num_classes": 10},
     "ninformer/ninformer_small": {
         "num_classes": 7,
@@ -186,6 +305,25 @@ OPTIONS = {  # record that is not of a published model -> arguments
         "conv_embed": True,
         "layer_scale": 0.5,
     },
+    "iared2/iared2_options": {
+        "num_classes": 10,
+        "img_size": 64,
+        "embed_dim": 48,
+        "num_heads": 3,
+        "group_sizes": (1, 2),
+    },
+    "sparsifiner/sparsifiner_options": {
+        "num_classes": 10,
+        "img_size": 64,
+        "patch_size": 8,
+        "embed_dim": 32,
+        "num_heads": 4,
+        "depth": 4,
+        "attn_keep_rate": 0.4,
+        "token_keep_rate": 0.5,
+        "prune_after": (0, 1),
+    },
+    "sparsifiner/sparsifiner_s_pruned": {"token_keep_rate": 0.7, "prune_after": (3, 6, 9)},
     "tnt/tnt_options": {
         "num_classes": 10,
         "img_size": (16, 24),
@@ -209,8 +347,14 @@ DENSE = {  # record of the authors' backbone for detection or segmentation -> mo
 }
 
 
+def _has_smaller(name, record):
+    """Whether a smaller record stands for this one: of another variant, or of smaller images."""
+    small = f"{name}_other_size" in MODELS
+    return small or (record.meta["num_params"] > 2e7 and not name.endswith("_other_size"))
+
+
 RUNS = [
-    pytest.param(name, stress, marks=[pytest.mark.full] if record.meta["num_params"] > 2e7 else [])
+    pytest.param(name, stress, marks=[pytest.mark.full] if _has_smaller(name, record) else [])
     for name in MODELS
     for record in [Record(name)]
     for stress in ((False, True) if "stress" in record.meta else (False,))
@@ -233,6 +377,12 @@ def _features(model, record):
         last = model.forward_features(record.image())
         maps = [out.permute(0, 3, 1, 2) for out in taps[1:]]
         return last, [taps[0], *maps[:2], *(x.flatten(2).mT for x in (maps[2], last))]
+    if record.meta["family"] == "iared2":  # the agents' probabilities of all tokens, 0 for those that are gone
+        said = []
+        for reducer in (block.reducer for block in model.blocks if block.reducer is not None):
+            reducer.masked = True
+            reducer.register_forward_pre_hook(lambda reducer, args: said.append(_probabilities(reducer, *args)))
+        return model.forward_features(record.image()), said
     if record.meta["family"] not in TOKENS:
         return model.forward_intermediates(record.image())
     states = [model.begin(record.image())]
@@ -240,6 +390,20 @@ def _features(model, record):
         states.append(model.advance(i, states[-1]))
     last = model.finish(states[-1])
     return last, TOKENS[record.meta["family"]](states[1:], last)
+
+
+def _exits(model, record):
+    """Return what the classifiers inside the model say."""
+    state, said = model.begin(record.image()), {}
+    for i in range(len(model.parts) if model.exit_places() else 0):
+        state = model.advance(i, state)
+        said |= {f"exit_{name}": model.classify(name, state) for name, part in model.exit_places().items() if part == i}
+    return said
+
+
+def _probabilities(reducer, x, source, keep, *_):
+    probabilities = reducer.probabilities(x)
+    return probabilities if keep is None else probabilities * torch.nn.functional.pad(keep, (1, 0), value=True)
 
 
 @pytest.mark.parametrize(("record_name", "stress"), RUNS)
@@ -250,6 +414,9 @@ def test_logits_and_features_are_the_authors(record_name, stress):
     with torch.no_grad():
         last, features = _features(model, record)
         out = {"logits": model.forward_head(last), **{f"feat{i}": feature for i, feature in enumerate(features)}}
+        if record.meta["family"] == "memory_vit":
+            out["vit_logits"] = model.forward_tasks(record.image())[1]
+        out |= _exits(model, record)
         if getattr(model.head, "distilled", False):  # the heads' training mode, with norms in theirs for inference
             model.head.training = model.head.distilled_training = True
             out["logits_head"], out["logits_head_dist"] = model.forward_head(last)
@@ -282,6 +449,7 @@ def test_parameter_count_is_the_authors(record_name):
         model = timm.create_model(MODELS[record_name], **OPTIONS.get(record_name, {}))
     meta = Record(record_name).meta
     unused = sum(math.prod(shape) for name, shape, _ in meta["state"] if name in meta.get("unused_parameters", ()))
+    unused += sum(math.prod(shape) // 3 for name, shape, _ in meta["state"] if ".agent.qk." in name)  # IA-RED2's third
     assert sum(p.numel() for p in model.parameters()) == meta["num_params"] - unused
 
 

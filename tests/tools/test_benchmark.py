@@ -17,6 +17,8 @@ from visionzoo.benchmark.contest import Contender, Contest
 from visionzoo.benchmark.memory import biformer_builders, memory_cases, saved_bytes, step_case
 from visionzoo.benchmark.models import Mode, Pair, Twins, model_cases, pair_cases
 from visionzoo.benchmark.operations import attention_costs, operation_cases
+from visionzoo.benchmark.reducers import reducer_cases
+from visionzoo.benchmark.report import write_report
 from visionzoo.benchmark.results import COLUMNS, Results, Row, read_rows
 from visionzoo.benchmark.runner import run_cases
 from visionzoo.benchmark.targets import QUANTITIES, Target, judge, targets
@@ -255,6 +257,18 @@ def test_models_of_a_pair_agree_and_are_measured(tmp_path):
     assert rows[0].error < 1e-9 and rows[0].median_ms is None
     assert [row.agrees for row in rows if row.measure in ("inference", "latency")] == [True] * 6
     assert [row.batch for row in rows] == [2] * 7 + [1] * 2
+
+
+def test_reducers_are_measured_against_the_tokens_that_are_left(tmp_path):
+    small = {"depth": 4, "embed_dim": 24, "num_heads": 2, "size": 80}
+    cases = reducer_cases(SETTINGS, "zoo_deit_t", rates=(0.5,), names=("class_attention", "token_pooling"), **small)
+    assert [(case.name, case.tokens) for case in cases] == [("deit_t-80/keep-1", 25), ("deit_t-80/keep-0.5", 4)]
+    run_cases(cases, SETTINGS, Results(tmp_path / "reducers.csv"))
+    rows = read_rows(tmp_path / "reducers.csv")
+    assert [row.implementation for row in rows] == ["none", "class_attention", "token_pooling"]
+    assert all(row.status == "ok" and row.images_per_second > 0 for row in rows)
+    write_report(tmp_path)
+    assert (tmp_path / "reducers.png").stat().st_size > 5000 and "keep-0.5" in (tmp_path / "report.md").read_text()
 
 
 def test_models_that_differ_do_not_agree():

@@ -73,6 +73,39 @@ def test_results_are_the_runs_and_come_as_csv_table_and_picture(command, tmp_pat
     assert not [thing for thing in gc.get_objects() if type(thing) is Run]  # nothing stays for the next model
 
 
+def test_probes_begin_where_their_model_ended_and_count_what_they_train(command, tmp_path):
+    document = tmp_path / "results.md"
+    document.write_text(MARKS)
+    flags = ["--probes", "linear", "ep num_queries=2", "--probe-epochs", "1", "--write", str(document)]
+    assert command(*flags, "--epochs", "1", models=[POOL]) == 0
+    results = {row["model"]: row for row in table(tmp_path / "out/tiny/results.csv")}
+    assert list(results) == [POOL, f"{POOL} + linear", f"{POOL} + ep num_queries=2"]
+    own = {name: float(row["trained_m"]) * 1e6 for name, row in results.items()}
+    assert own[f"{POOL} + linear"] == pytest.approx(16 * 3 + 3)
+    assert own[f"{POOL} + ep num_queries=2"] == pytest.approx(2 * 16 + 16 * 16 + 16 * 3 + 3)
+    folders = [folder_of(tmp_path, POOL), folder_of(tmp_path, f"{POOL},ep,num_queries=2")]
+    before, after = (torch.load(f / "last.pth.tar", weights_only=True)["state_dict"] for f in folders)
+    assert all(torch.equal(v, after[name]) for name, v in before.items() if not name.startswith("head."))
+    text = document.read_text()
+    assert "| Trained (M) |" in text and "then 1 of each probe on the frozen features of that very model" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--probes", "lineer"], "--probes: expected some of linear, attentive, ep, got 'lineer'; did you mean linear"),
+        (["--probes", "ep", "ep"], "each once, got"),
+        (["--probes", "ep num_queries=3"], "num_queries must divide the 16 channels"),
+        (["--probes", "linear norm=False"], "--probe linear has none"),
+        (["--probe", "ep"], "a comparison takes probes and their options by --probes"),
+    ],
+)
+def test_wrong_probes_are_said_before_anything_is_trained(command, tmp_path, capsys, flags, message):
+    assert command(*flags, models=[POOL]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_stopped_comparison_goes_on_where_it_was(command, tmp_path, monkeypatch, capsys):
     assert command("--experiment", "straight") == 0
     step = Training._forward_backward

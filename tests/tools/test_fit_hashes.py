@@ -64,7 +64,7 @@ def test_the_fitted_checkpoint_is_evaluated_and_loaded_and_never_replaced(place,
         ("red/0.png MODEL --checkpoint softmax.pth --num-images 0", "--num-images: expected a number at least 1"),
         ("red/0.png MODEL --checkpoint softmax.pth --img-size 32", "1 maps of 16 tokens are too few for 25 anchors"),
         ("red MODEL --checkpoint softmax.pth", "cannot use the image red/bad.png"),
-        ("red/bad.png MODEL --checkpoint softmax.pth --skip-bad-images", "not one image to fit to could be used"),
+        ("red/bad.png MODEL --checkpoint softmax.pth --skip-bad-images", "not one image could be used"),
         ("nowhere MODEL --checkpoint softmax.pth", "no images at nowhere"),
     ],
 )

@@ -21,12 +21,14 @@ import torch
 import visionzoo
 from visionzoo.benchmark.results import device_name
 from visionzoo.benchmark.timing import Budget, host_timing
-from visionzoo.engine.checkpoints import write_atomically
-from visionzoo.engine.errors import Interrupted, UserError, require
+from visionzoo.engine.checkpoints import LAST, write_atomically
+from visionzoo.engine.errors import Interrupted, UserError, closest, require
+from visionzoo.engine.flags import PROBES
 from visionzoo.engine.images import announce_epoch, batches
 from visionzoo.engine.models import autocast, build_model
 from visionzoo.engine.options import key_values
 from visionzoo.engine.parallel import Process, start_process
+from visionzoo.engine.probing import choose_head
 from visionzoo.engine.reporting import insert_between
 from visionzoo.engine.run import Run
 from visionzoo.engine.training import Training
@@ -39,6 +41,7 @@ INFERENCE = Budget(warmup_ms=500, repeat_ms=2000)
 COLUMNS = {  # of the table: title, digits
     "model": ("Model", None),
     "params_m": ("Parameters (M)", 1),
+    "trained_m": ("Trained (M)", 3),
     "top1": ("Top-1 (%)", 2),
     "train_images_per_second": ("Training (images/s)", 0),
     "inference_images_per_second": ("Inference (images/s)", 0),
@@ -56,7 +59,10 @@ def compare(args: argparse.Namespace) -> list[Row]:
         Interrupted: by a signal; what is done is kept.
     """
     folder = Path(args.output or "output/compare") / (args.experiment or Path(args.config or "comparison").stem)
-    runs = {spec: _run_args(args, spec, folder) for spec in args.models}
+    runs: dict[str, argparse.Namespace] = {}
+    for spec in args.models:
+        runs[spec] = _run_args(args, spec, folder)
+        runs |= {f"{spec} + {probe}": _probe_args(runs[spec], probe, args) for probe in args.probes}
     process = start_process(args)
     _check(args, runs, process, folder.name)
     _keep_recipe(args, folder)
@@ -93,17 +99,39 @@ def _run_args(args: argparse.Namespace, spec: str, folder: Path) -> argparse.Nam
     return argparse.Namespace(**{**vars(args), **own})
 
 
+def _probe_args(trained: argparse.Namespace, probe: str, args: argparse.Namespace) -> argparse.Namespace:
+    """Return the arguments of a probe of a model, which begins where its training ended."""
+    name, *options = probe.split() or [""]
+    if name not in PROBES:
+        raise UserError(f"--probes: expected some of {', '.join(PROBES)}, got {probe!r}{closest(name, PROBES)}")
+    own = {
+        "freeze": True,
+        "probe": name,
+        "head_kwargs": key_values(options, f"--probes {probe!r}"),
+        "initial_checkpoint": str(Path(trained.output) / trained.experiment / LAST),
+        "pretrained": False,
+        "experiment": f"{trained.experiment},{probe.replace(' ', ',')}",
+        "epochs": args.probe_epochs or args.epochs,
+    }
+    return argparse.Namespace(**{**vars(trained), **own})
+
+
 def _check(args: argparse.Namespace, runs: dict[str, argparse.Namespace], process: Process, name: str) -> None:
     """Find before hours of training what would stop it, or what comes behind it."""
-    if not runs or len(runs) < len(args.models):
-        raise UserError(f"--models: expected names, each once, got {args.models}")
+    if not runs or len(runs) < len(args.models) * (1 + len(args.probes)):
+        probes = f" and --probes {args.probes}" if args.probes else ""
+        raise UserError(f"--models: expected names, each once, got {args.models}{probes}")
+    if args.probe or args.head_kwargs:
+        raise UserError("a comparison takes probes and their options by --probes; leave --probe and --head-kwargs out")
     if process.distributed or not args.val_split:
         raise UserError("a comparison runs in one process and validates: start it without torchrun, with --val-split")
     if args.write:
         _written(Path(args.write), name, "")
     for run_args in runs.values():
+        tried = argparse.Namespace(**{**vars(run_args), "pretrained": False})
+        choose_head(tried)
         with torch.device("meta"):
-            build_model(argparse.Namespace(**{**vars(run_args), "pretrained": False}))
+            build_model(tried)
 
 
 def _keep_recipe(args: argparse.Namespace, folder: Path) -> None:
@@ -131,6 +159,7 @@ def _train_and_measure(args: argparse.Namespace, process: Process) -> Row:
     last = run.reporter.rows[-1]
     row = {
         "params_m": sum(p.numel() for p in run.trainable.parameters()) / 1e6,
+        "trained_m": sum(p.numel() for p in run.trainable.parameters() if p.requires_grad) / 1e6,
         "top1": float(last["eval_top1"]),
         "train_images_per_second": float(last["images_per_second"]),  # of the last epoch, with its loading
         "loader_images_per_second": _loader_rate(run),
@@ -200,7 +229,8 @@ def _number(text: str) -> Any:
 
 def _write_rows(rows: list[Row], path: Path) -> None:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
+    names = dict.fromkeys(name for row in rows for name in row)  # earlier versions wrote fewer
+    writer = csv.DictWriter(text, list(names))
     writer.writeheader()
     writer.writerows([{name: f"{x:.7g}" if isinstance(x, float) else x for name, x in row.items()} for row in rows])
     write_atomically(path, lambda file: file.write(text.getvalue().encode()))
@@ -208,13 +238,18 @@ def _write_rows(rows: list[Row], path: Path) -> None:
 
 def table(rows: list[Row]) -> str:
     """Lay results out as a Markdown table."""
+    shown = {name: column for name, column in COLUMNS.items() if name != "trained_m" or _are_probed(rows)}
     lines = []
     for row in rows:
         line = [f"`{row['model']}`"]
-        for name, (_, digits) in list(COLUMNS.items())[1:]:
-            line.append("—" if row[name] is None else f"{row[name]:,.{digits}f}")
+        for name, (_, digits) in list(shown.items())[1:]:
+            line.append("—" if row.get(name) is None else f"{row[name]:,.{digits}f}")
         lines.append(line)
-    return markdown_table([title for title, _ in COLUMNS.values()], lines, numbers=True)
+    return markdown_table([title for title, _ in shown.values()], lines, numbers=True)
+
+
+def _are_probed(rows: list[Row]) -> bool:
+    return any(" + " in row["model"] for row in rows)
 
 
 def section(rows: list[Row], args: argparse.Namespace, name: str) -> str:
@@ -222,9 +257,13 @@ def section(rows: list[Row], args: argparse.Namespace, name: str) -> str:
     machines = {f"{r['device']}, torch {r['torch']}, timm {r['timm']}, Python {r['python']}" for r in rows}
     loader = [row["loader_images_per_second"] for row in rows]
     precision = f"{args.amp_dtype} autocast" if args.amp else "float32"
+    trained = f"{rows[0]['epochs']:g} epochs from nothing for each"
+    if args.probes:
+        epochs = args.probe_epochs or args.epochs
+        trained += f", then {epochs} of each probe on the frozen features of that very model and data set"
     return f"""{table(rows)}
 
-{rows[0]["epochs"]:g} epochs from nothing for each, batch {args.batch_size}, {precision}; {"; ".join(sorted(machines))}.
+{trained}, batch {args.batch_size}, {precision}; {"; ".join(sorted(machines))}.
 Top-1 is that of the last epoch on the validation split. The speed of training is that of the last epoch with its
 loading (the loader alone gives {min(loader):,.0f} to {max(loader):,.0f} images/s); that of inference is of the model
 alone, not compiled, batch {_inference_batch(args)}, in the same precision. Peak memory is that of training.

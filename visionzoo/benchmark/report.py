@@ -12,7 +12,7 @@ from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import UserError, require
 from visionzoo.text import markdown_table
 
-SUITES = ("operations", "models", "memory")
+SUITES = ("operations", "models", "memory", "reducers")
 REPORT = "report.md"
 COLOURS = {"visionzoo": "tab:red", "authors": "tab:blue", "timm": "tab:blue", "flex": "tab:green", "natten": "tab:cyan"}
 
@@ -190,10 +190,36 @@ def draw_memory(rows: Sequence[Row]) -> dict[str, Any]:
     return {"memory": figure}
 
 
+def draw_reducers(rows: Sequence[Row]) -> dict[str, Any]:
+    """Draw images a second against the tokens that are left: a line for each reducer, from the model without."""
+    measured = [row for row in rows if row.images_per_second is not None and row.tokens is not None]
+    models = list(dict.fromkeys(row.case.split("/")[0] for row in measured))
+    figure, panels = _figure(len(models), columns=2, height=3.5)
+    for panel, model in zip(panels, models, strict=False):
+        own = [row for row in measured if row.case.split("/")[0] == model]
+        whole = [row for row in own if row.implementation == "none"]
+        for name in dict.fromkeys(row.implementation for row in own if row not in whole):
+            line = sorted(
+                [*whole, *(row for row in own if row.implementation == name)], key=lambda row: row.tokens or 0
+            )
+            panel.plot([row.tokens for row in line], [row.images_per_second for row in line], marker=".", label=name)
+        for row in whole:
+            panel.axhline(row.images_per_second, color="black", linewidth=0.8, linestyle=":", label="without")
+        panel.set_xlabel("tokens of the map after the last block", fontsize=7)
+        panel.set_ylabel("images/s", fontsize=7)
+        panel.set_ylim(bottom=0)
+        panel.tick_params(labelsize=6)
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=6)
+        panel.set_title(f"{model}: {own[0].dtype}, batch {own[0].batch}", fontsize=8)
+    return {"reducers": figure}
+
+
 DRAW: dict[str, Callable[[Sequence[Row]], dict[str, Any]]] = {
     "operations": draw_operations,
     "models": draw_models,
     "memory": draw_memory,
+    "reducers": draw_reducers,
 }
 
 

@@ -11,6 +11,7 @@ from timm.models import safe_model_name
 from visionzoo.deploy.exporting import Exported
 from visionzoo.deploy.files import check_flags, shape_of, write_files
 from visionzoo.engine.errors import UserError
+from visionzoo.engine.exits import model_of_exit
 from visionzoo.engine.models import Trained, build_model, data_config, restore
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.recorded import per_channel
@@ -29,6 +30,8 @@ def export_classifier(args: argparse.Namespace) -> list[Exported]:
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     name = safe_model_name(str(args.model or trained.args.get("model")).rstrip("/"))
+    if args.exit:
+        model, name = model_of_exit(model, name, args.exit), f"{name}-{args.exit}"
     shape = shape_of(args, tuple(trained.data_config["input_size"]))
     description = {
         "model": args.model or trained.args.get("model"),
@@ -40,6 +43,7 @@ def export_classifier(args: argparse.Namespace) -> list[Exported]:
             "range": "divide pixels by 255, subtract mean, divide by std",
         },
         "outputs": [{"name": "logits"}],
+        **({"exit": args.exit} if args.exit else {}),
         "activation": "sigmoid" if trained.multi_label else "softmax",
         "class_names": trained.class_names,
     }

@@ -42,6 +42,7 @@ def export_parser() -> Parser:
     add("--checkpoint", default="", metavar="FILE", help="weights; of a run of tools/train.py, the model too")
     add("--no-ema", action="store_true", help="use the trained weights, not their moving average")
     add("--random-weights", action="store_true", help="export without weights, to measure how fast it runs")
+    add("--exit", default="", metavar="NAME", help="export what this early exit answers, without the parts after it")
     add = parser.add_argument_group("all models").add_argument
     add("--all", nargs="*", metavar="PATTERN", help="export every zoo_* model, or those like 'zoo_swin*', to a table")
     add("--results-csv", default="", metavar="FILE", help="table to add rows to; rows that it has are not done again")

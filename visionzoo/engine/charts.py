@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,20 @@ from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import printable
 from visionzoo.engine.images import UNREADABLE
 
-DRAWN_BY = "visionzoo tools/predict.py"
+DRAWN_BY = "visionzoo tools/predict.py"  # and by the others that draw images
 SIDE = 1000  # pixels of the drawn image's longer side at most: the picture has fewer
 
 
-def draw_prediction(image: Image.Image, classes: list[dict[str, Any]], path: Path) -> set[str]:
+def draw_prediction(
+    image: Image.Image, classes: list[dict[str, Any]], path: Path, views: Sequence[tuple[str, Any]] = ()
+) -> set[str]:
     """Write a picture of an image beside bars of its likeliest classes.
 
     Args:
         image: of any size and mode; what is drawn is a smaller copy.
         classes: of each `name`, `index` and `probability`.
         path: of the picture, a PNG.
+        views: further forms of the image, between it and the bars: title and [H, W, 1 or 3] in 0 to 1.
 
     Returns:
         the characters of the names that no installed font has; such a name is drawn as `class INDEX`.
@@ -38,8 +41,12 @@ def draw_prediction(image: Image.Image, classes: list[dict[str, Any]], path: Pat
     ]
     with rc_context({"font.family": families}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # of fonts before the one that has it
-        figure = Figure(figsize=(8, 3.5), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
+        figure = Figure(figsize=(8 + 3.5 * len(views), 3.5), layout="constrained")
+        left, *middle, right = figure.subplots(1, 2 + len(views), width_ratios=(*[1] * (1 + len(views)), 1.2))
+        for panel, (title, view) in zip(middle, views, strict=True):
+            panel.imshow(view, cmap="gray", vmin=0, vmax=1)
+            panel.set_title(title, fontsize=8)
+            panel.axis("off")
         left.imshow(_small(image), cmap="gray", interpolation="nearest" if max(image.size) < 100 else "antialiased")
         left.axis("off")
         bars = right.barh(range(len(classes)), [entry["probability"] for entry in classes])
@@ -49,13 +56,55 @@ def draw_prediction(image: Image.Image, classes: list[dict[str, Any]], path: Pat
         right.set_xlim(0, 1.2)
         right.set_xticks([])
         right.spines[["top", "right", "bottom"]].set_visible(False)
-        metadata = {"Software": DRAWN_BY}
-        write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120, metadata=metadata))
+        _save(figure, path)
     return missing
 
 
+def draw_maps(image: Any, rows: Sequence[Sequence[tuple[str, Any]]], path: Path, *, over: bool = True) -> set[str]:
+    """Write a picture of an image and maps of it.
+
+    Args:
+        image: [H, W, 3] from 0 to 1, drawn first in each row.
+        rows: of each the maps [h, w] of the whole image, with their titles; colours are over each map's own range.
+        path: of the picture, a PNG.
+        over: draw the maps half transparent over the image, smoothly; else alone, cell by cell, with their ranges.
+
+    Returns:
+        the characters of the titles that no installed font has.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    columns = 1 + max(map(len, rows))
+    families, missing = fonts_for("".join(title for row in rows for title, _ in row))
+    height, width = image.shape[:2]
+    with rc_context({"font.family": families}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure = Figure(figsize=(2 * columns, 2.3 * len(rows)), layout="constrained")
+        for line, row in zip(figure.subplots(len(rows), columns, squeeze=False), rows, strict=True):
+            for axes in line:
+                axes.axis("off")
+            line[0].imshow(image)
+            for axes, (title, values) in zip(line[1:], row, strict=False):
+                axes.set_title(printable(title[:40]).replace("\n", " "), fontsize=8, parse_math=False)
+                extent = (0, width, height, 0)
+                if over:
+                    axes.imshow(image, extent=extent)
+                    axes.imshow(values, cmap="jet", alpha=0.5, interpolation="bilinear", extent=extent)
+                else:
+                    shown = axes.imshow(values, cmap="viridis", interpolation="nearest", extent=extent)
+                    figure.colorbar(shown, ax=axes, shrink=0.7)
+        _save(figure, path)
+    return missing
+
+
+def _save(figure: Any, path: Path) -> None:
+    metadata = {"Software": DRAWN_BY}
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120, metadata=metadata))
+
+
 def is_picture(path: Path) -> bool:
-    """Whether a file was drawn by `draw_prediction`."""
+    """Whether a file was drawn by `draw_prediction` or `draw_maps`."""
     if path.suffix != ".png":
         return False
     try:

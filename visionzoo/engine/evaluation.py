@@ -24,6 +24,7 @@ from visionzoo.engine.data import (
     with_same_classes,
 )
 from visionzoo.engine.errors import UserError, printable, require
+from visionzoo.engine.exits import calibrate_exits, exits_files, with_exits
 from visionzoo.engine.images import IGNORED, batches, loading_death
 from visionzoo.engine.models import autocast, prepare_compiler, restore, try_images
 from visionzoo.engine.multilabel import mean_average_precision
@@ -123,7 +124,10 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
         UserError: the model, its weights or the data set are not there or do not fit.
     """
     process = start_process(args)
-    _check_files(args)
+    if args.exits:
+        _check_exit_flags(args, process)
+    else:
+        _check_files(args)
     trained = restore(args)
     take_data(args, trained.recorded, args.checkpoint)
     args.split = args.split or "validation"
@@ -147,6 +151,12 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
     model = trained.model.to(process.device)
     name = args.model or trained.args["model"]
     try_images(model, name, trained.data_config["input_size"])
+    about = {"model": name, "img_size": trained.data_config["input_size"][-1]}
+    if args.exits:
+        if args.multi_label:
+            raise UserError("--exits: how sure an exit is, is asked of models with one label an image")
+        with_exits(model, name)
+        args.exits_files = exits_files(args, _default_file(about, args.checkpoint))
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if args.torchcompile:
@@ -154,22 +164,30 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
         model.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
     tqdm = require("tqdm").tqdm
     loader = eval_loader(args, dataset, trained.data_config, process)
+
+    def progress(batches: Any) -> Any:
+        return tqdm(batches, total=len(loader), unit="batch", disable=not process.is_primary)
+
     try:
+        if args.exits:
+            about |= {"input_size": list(trained.data_config["input_size"]), "checkpoint": args.checkpoint}
+            about |= {"averaged_weights": not args.no_ema, "data": args.data_dir or args.dataset, "split": args.split}
+            about |= {"batch_size": args.batch_size, "seed": args.seed}
+            return calibrate_exits(args, model, loader, process, about, progress)
         (metrics,) = evaluate(
             [model],
             loader,
             process,
             precision=lambda: autocast(args, process.device),
             channels_last=args.channels_last,
-            progress=lambda batches: tqdm(batches, total=len(loader), unit="batch", disable=not process.is_primary),
+            progress=progress,
         )
     except RuntimeError as error:
         if died := loading_death(error):
             raise died from error
         raise
     result = {
-        "model": name,
-        "img_size": trained.data_config["input_size"][-1],
+        **about,
         **_accuracy(metrics),
         "param_count": round(sum(p.numel() for p in trained.model.parameters()) / 1e6, 2),
         "crop_pct": trained.data_config["crop_pct"],
@@ -195,6 +213,21 @@ def _accuracy(metrics: Metrics) -> dict[str, float]:
     one, five = metrics.top1, metrics.top5
     values = {"top1": one, "top1_err": 100 - one, "top5": five, "top5_err": 100 - five}
     return {name: round(value, 4) for name, value in values.items()}
+
+
+def _check_exit_flags(args: argparse.Namespace, process: Process) -> None:
+    """Refuse what does not go with --exits.
+
+    Raises:
+        UserError: there is such a flag, or there are several processes.
+    """
+    if process.distributed:
+        raise UserError("--exits runs in one process; leave torchrun out")
+    if args.torchcompile:
+        raise UserError("--exits runs a model part by part, and --torchcompile makes one of all; leave it out")
+    if args.results_csv:
+        raise UserError("--results-csv takes a row a model, and --exits has a table of its own; leave it out")
+    require("matplotlib")
 
 
 def _check_files(args: argparse.Namespace) -> None:

@@ -8,7 +8,9 @@ from visionzoo.engine.options import KeyValues, Number, Parser
 COUNT, WHOLE = Number(int, low=1), Number(int, low=0)
 AMOUNT, POSITIVE = Number(float, low=0), Number(float, above=0)
 SHARE, RATIO, BELOW_ONE = Number(float, low=0, high=1), Number(float, above=0, high=1), Number(float, low=0, below=1)
+INSIDE = Number(float, above=0, below=1)
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+PROBES, HEADS = ("linear", "attentive", "ep"), ("attentive", "ep", "intr")
 SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "none")
 
 
@@ -128,6 +130,9 @@ def compare_parser() -> Parser:
         metavar="MODEL",
         help="names, each in quotes with arguments: 'NAME KEY=VALUE'",
     )
+    help = "probe each model when it is trained: linear, attentive, ep, in quotes with options: 'ep num_queries=16'"
+    add("--probes", nargs="+", default=[], metavar="PROBE", help=help)
+    add("--probe-epochs", type=COUNT, metavar="N", help="epochs of each probe (default: --epochs)")
     add("--write", default="", metavar="FILE", help="put table and picture into this Markdown file, between its marks")
     return parser
 
@@ -152,7 +157,12 @@ def _batch_flags(parser: Parser) -> None:
         "-vb", "--validation-batch-size", type=COUNT, metavar="N", help="the same at validation (default: --batch-size)"
     )
     add("--grad-accum-steps", type=COUNT, default=1, metavar="N", help="batches summed into one update")
-    _yes(group, "--freeze", "train the classifier alone: linear probing (visionzoo)")
+    _yes(group, "--freeze", "train the classifier only, and a memory: linear probing, or as --probe says (visionzoo)")
+    help = "what --freeze trains: linear (the default, the model's own classifier), attentive or ep (visionzoo)"
+    add("--probe", choices=PROBES, help=help)
+    add("--head", choices=HEADS, help="put this head onto a zoo_* model in place of its own (visionzoo)")
+    help = "options of --probe or --head: num_queries=16, d_out=2, ... (visionzoo)"
+    add("--head-kwargs", nargs="*", default={}, action=KeyValues, metavar="K=V", help=help)
     _yes(group, "--grad-checkpointing", "recompute activations in the backward pass to save memory")
     _yes(group, "--sync-bn", "batch norm over all devices")
     add("--dist-bn", default="reduce", choices=("broadcast", "reduce", ""), help="share batch norm averages per epoch")
@@ -317,6 +327,10 @@ def eval_parser() -> Parser:
     add("-b", "--batch-size", type=COUNT, default=256, metavar="N", help="images of a batch")
     add("--results-file", default="", metavar="FILE", help="JSON to write (default: beside the checkpoint)")
     add("--results-csv", default="", metavar="FILE", help="CSV to add a row to, in timm's columns (visionzoo)")
+    group = parser.add_argument_group("early exits")
+    _yes(group, "--exits", "calibrate a model's early exits: table and curve of accuracy against cost (visionzoo)")
+    help = "share of the images to calibrate thresholds on; it is measured on the others (visionzoo)"
+    group.add_argument("--calibration-share", type=INSIDE, default=0.2, metavar="SHARE", help=help)
     return parser
 
 
@@ -333,27 +347,95 @@ def predict_parser() -> Parser:
     _yes(group, "--no-ema", "use the trained weights, not their moving average (visionzoo)")
     add("--class-names", default="", metavar="FILE", help="text file of class names in order, or `imagenet`")
     add("--topk", type=COUNT, default=5, metavar="K", help="classes to show")
+    _yes(group, "--show-tokens", "of a model with reducers: dim the patches whose tokens are gone, after each of them")
     where = "folder for the pictures and predictions.jsonl (default: output/predict, numbered where that is taken)"
     add("--output", default="", metavar="DIR", help=where)
     _reading(group)
+    add = parser.add_argument_group("early exits").add_argument
+    add(
+        "--exits", default="", metavar="FILE", help="stop at the first exit that is sure, as tools/eval.py --exits says"
+    )
+    add("--budget", type=POSITIVE, metavar="GMACS", help="multiply-adds of an image on average at most, in billions")
+    help = "exits to ask, and the probability from 0 to 1 at which each answers"
+    add("--thresholds", nargs="*", default={}, action=KeyValues, metavar="EXIT=P", help=help)
     return parser
+
+
+def attention_parser() -> Parser:
+    """Return the parser of tools/attention.py."""
+    about = "Draw what the class queries of INTR, or the queries of efficient probing, see of images."
+    parser = Parser("%(prog)s IMAGE... --checkpoint FILE [flags]", about)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, or patterns like 'x/*.jpg'")
+    add_model_flags(parser, model=None)
+    add_device_flags(parser)
+    group = parser.add_argument_group("attention")
+    add = group.add_argument
+    add("--checkpoint", required=True, metavar="FILE", help="of a run of tools/train.py with --head intr or --probe ep")
+    _yes(group, "--no-ema", "use the trained weights, not their moving average")
+    add("--class-names", default="", metavar="FILE", help="text file of class names in order, or `imagenet`")
+    add("--label", default="", metavar="CLASS", help="name or number of the true class (default: the folder's name)")
+    add("--layer", type=int, default=-1, metavar="N", help="layer of INTR's decoder")
+    where = "folder for the pictures (default: output/attention, numbered where that is taken)"
+    add("--output", default="", metavar="DIR", help=where)
+    _reading(group)
+    return parser
+
+
+def registers_parser() -> Parser:
+    """Return the parser of tools/registers.py."""
+    about = "Move a model's outliers to test-time registers, and draw the norms of its features before and after."
+    parser = Parser("%(prog)s IMAGE... [flags]", about)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, or patterns like 'x/*.jpg'")
+    add_model_flags(parser, model=None)
+    add_device_flags(parser)
+    group = parser.add_argument_group("registers")
+    add = group.add_argument
+    add("--checkpoint", default="", metavar="FILE", help="weights; of a run of tools/train.py, the model too")
+    _yes(group, "--no-ema", "use the trained weights, not their moving average")
+    add("--num-images", type=COUNT, default=100, metavar="N", help="images to look at, drawn from those that are named")
+    add("--num-pictures", type=COUNT, default=8, metavar="N", help="of how many of them to draw the norms")
+    add("--num-registers", type=COUNT, default=1, metavar="N", help="tokens to add")
+    add("--top-k", type=COUNT, default=10, metavar="N", help="neurons to move")
+    add("--block", type=int, default=-1, metavar="N", help="block after which outliers are looked for")
+    add("--last-block", type=int, metavar="N", help="last block to take neurons of (default: where outliers begin)")
+    add("--threshold", type=POSITIVE, metavar="NORM", help="norm of an outlier (default: 3 times the median)")
+    where = "folder for pictures and registers.json (default: output/registers, numbered where that is taken)"
+    add("--output", default="", metavar="DIR", help=where)
+    _reading(group)
+    return parser
+
+
+def _drawn_images(parser: Parser, weights: str) -> None:
+    """Add which images a command draws, and the weights of the model that it shows them to."""
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, or patterns like 'x/*.jpg'")
+    add_model_flags(parser, model=None)
+    add_device_flags(parser)
+    group = parser.add_argument_group("images and weights")
+    group.add_argument("--checkpoint", required=True, metavar="FILE", help=weights)
+    _yes(group, "--no-ema", "use the trained weights, not their moving average")
+    drawn = "images to take, drawn from those that are named"
+    group.add_argument("--num-images", type=COUNT, default=32, metavar="N", help=drawn)
+    _reading(group)
 
 
 def fit_hashes_parser() -> Parser:
     """Return the parser of tools/fit_hashes.py."""
     about = "Fit the hash functions of a model with hashed attention to images: its checkpoint, with them."
     parser = Parser("%(prog)s IMAGE... --checkpoint FILE [flags]", about)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, or patterns like 'x/*.jpg'")
-    add_model_flags(parser, model=None)
-    add_device_flags(parser)
-    group = parser.add_argument_group("fitting")
-    add = group.add_argument
-    add("--checkpoint", required=True, metavar="FILE", help="weights: the model's, or of its softmax form")
-    _yes(group, "--no-ema", "use the trained weights, not their moving average")
-    add("--num-images", type=COUNT, default=32, metavar="N", help="images to fit to, drawn from those that are named")
+    _drawn_images(parser, "weights: the model's, or of its softmax form")
+    add = parser.add_argument_group("fitting").add_argument
     add("--neighbors", type=COUNT, default=10, metavar="N", help="tokens most and least like another, of each so many")
     add("--steps", type=COUNT, default=100, metavar="N", help="steps of SGD for each bit")
     where = "file to write (default: output/fit_hashes/MODEL.pth, numbered where that is taken)"
     add("--output", default="", metavar="FILE", help=where)
-    _reading(group)
+    return parser
+
+
+def sparse_rate_parser() -> Parser:
+    """Return the parser of tools/sparse_rate.py."""
+    about = "Measure what CRATE's layers optimise, coding rates and sparsity, on images: a table and a plot."
+    parser = Parser("%(prog)s IMAGE... --checkpoint FILE [flags]", about)
+    _drawn_images(parser, "weights of the model")
+    where = "folder to write to (default: output/sparse_rate/MODEL, numbered where that is taken)"
+    parser.add_argument("--output", default="", metavar="FOLDER", help=where)
     return parser

@@ -1,22 +1,19 @@
 """Hash functions fitted to images, block by block in one forward pass, and the checkpoint that holds them."""
 
 import argparse
-import random
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import create_transform
 from timm.models import safe_model_name
 from torch import Tensor, nn
 
 from visionzoo.engine.checkpoints import make_folder, write_atomically
-from visionzoo.engine.errors import UnreadableImageError, UserError, printable, require
-from visionzoo.engine.images import read_image, seed_everything
-from visionzoo.engine.models import Trained, autocast, restore, try_images
+from visionzoo.engine.errors import UserError, printable, require
+from visionzoo.engine.images import seed_everything
+from visionzoo.engine.models import Trained, autocast, draw_images, restore, try_images
 from visionzoo.engine.outputs import free_path
 from visionzoo.engine.parallel import start_process
-from visionzoo.engine.search import find_images
 from visionzoo.kernels.precision import without_autocast
 from visionzoo.layers.hashing import KernelHash, fit_hash
 from visionzoo.models._checkpoint import rename
@@ -44,7 +41,7 @@ def fit_hashes(args: argparse.Namespace) -> Path:
     model = trained.model.to(process.device).eval()
     name = args.model or trained.args["model"]
     try_images(model, name, trained.data_config["input_size"])
-    images = _images(args, trained).to(process.device)
+    images = draw_images(args, trained).to(process.device)
     errors: dict[str, tuple[float, float]] = {}
 
     hashes = _hashes(model)
@@ -98,34 +95,6 @@ def _with_hashes(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _hashes(model: nn.Module) -> dict[str, KernelHash]:
     return {name: module for name, module in model.named_modules() if isinstance(module, KernelHash)}
-
-
-def _images(args: argparse.Namespace, trained: Trained) -> Tensor:
-    """Return a batch of the images that are named, drawn without replacement."""
-    notes: list[str] = []
-    paths = list(dict.fromkeys(find_images(args.images, notes)))
-    if len(paths) < args.num_images:
-        notes.append(f"{len(paths)} images are there, of --num-images {args.num_images}")
-    random.Random(args.seed).shuffle(paths)
-    transform: Any = create_transform(**trained.data_config, is_training=False)
-    batch: list[Tensor] = []
-    skipped: list[str] = []
-    for path in paths:
-        if len(batch) == args.num_images:
-            break
-        try:
-            batch.append(transform(read_image(path, trained.mode, upright=trained.upright)))
-        except UnreadableImageError as error:
-            if not args.skip_bad_images:
-                raise
-            skipped.append(str(error))
-    if skipped:
-        notes.append(f"{len(skipped)} unreadable images were passed over: {'; '.join(skipped)}")
-    for note in notes:
-        print(printable(note))
-    if not batch:
-        raise UserError("not one image to fit to could be used")
-    return torch.stack(batch)
 
 
 def _write(

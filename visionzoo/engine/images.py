@@ -2,7 +2,7 @@
 
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,31 @@ def to_mode(image: Image.Image, mode: str, *, upright: bool = False) -> Image.Im
         return turned.convert(mode)
     turned.load()  # convert would hold a second copy of a large picture
     return turned
+
+
+def readable_images(
+    paths: Iterable[Path], mode: str, *, upright: bool, skipped: list[str] | None
+) -> Iterator[tuple[Path, Image.Image]]:
+    """Yield the images of files with their paths.
+
+    Args:
+        paths: of the files.
+        mode: see `read_image`.
+        upright: see `read_image`.
+        skipped: gets what is wrong with an unreadable one, which is passed over; None to stop at it.
+
+    Raises:
+        UnreadableImageError: one is unreadable, and `skipped` is None.
+    """
+    for path in paths:
+        try:
+            image = read_image(path, mode, upright=upright)
+        except UnreadableImageError as error:
+            if skipped is None:
+                raise
+            skipped.append(str(error))
+            continue
+        yield path, image
 
 
 def read_image(path: Path, mode: str, *, upright: bool = False) -> Image.Image:

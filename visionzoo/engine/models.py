@@ -3,21 +3,24 @@
 import argparse
 import contextlib
 import copy
+import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.data import resolve_data_config
+from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 import visionzoo  # noqa: F401  registers the zoo_* models
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.data import image_mode
-from visionzoo.engine.errors import UserError, closest
+from visionzoo.engine.errors import UserError, closest, printable
+from visionzoo.engine.images import readable_images
 from visionzoo.engine.recorded import (
     DATA_CONFIG,
     Recorded,
@@ -27,6 +30,7 @@ from visionzoo.engine.recorded import (
     recorded_beside,
     take_model,
 )
+from visionzoo.engine.search import find_images
 from visionzoo.models._checkpoint import WeightsError, load_weights, unwrap_state_dict
 from visionzoo.models._hub import READING, not_finite, published
 from visionzoo.models._licenses import NonCommercialError, check
@@ -225,20 +229,21 @@ def load(
     where: str,
     *,
     use_ema: bool = True,
-    new_gates: bool = False,
+    new_parts: bool = False,
     advice: str = "",
 ) -> None:
     """Load a checkpoint's weights; models that are timm's own are loaded by name.
 
-    With `new_gates` a model with gates also takes the checkpoint of one without, as `load_weights` says. `advice` is
-    what a user of the command may do where the weights do not fit.
+    With `new_parts` a model with gates, reducers, memory or another head also takes the checkpoint of one without, as
+    `load_weights` says. `advice` is what a user of the command may do where the weights do not fit.
 
     Raises:
         UserError: the weights do not fit; it names `where` they come from and what does not fit.
     """
     try:
         if hasattr(model, "CHECKPOINT_KEYS"):
-            report = load_weights(model, source, use_ema=use_ema, new_gates=new_gates)
+            new = dict.fromkeys(("new_gates", "new_reducers", "new_memory", "new_head"), new_parts)
+            report = load_weights(model, source, use_ema=use_ema, **new)
             if report.missing:
                 print(f"{where}: {report}")
         else:
@@ -353,3 +358,27 @@ def _trained(args: argparse.Namespace, model: nn.Module, config: dict[str, Any],
     if names and len(names) != model.num_classes:
         raise UserError(f"{source} names {len(names)} classes, the model has {model.num_classes}; give the right one")
     return Trained(model, config, names, {**found.model, **found.images}, reading, found)
+
+
+def draw_images(args: argparse.Namespace, trained: Trained) -> Tensor:
+    """Return a batch of the images that a command names, `args.num_images` drawn without replacement, transformed.
+
+    Raises:
+        UserError: none can be read, or one cannot and is not to be passed over.
+    """
+    notes: list[str] = []
+    paths = list(dict.fromkeys(find_images(args.images, notes)))
+    if len(paths) < args.num_images:
+        notes.append(f"{len(paths)} images are there, of --num-images {args.num_images}")
+    random.Random(args.seed).shuffle(paths)
+    transform: Any = create_transform(**trained.data_config, is_training=False)
+    skipped: list[str] | None = [] if args.skip_bad_images else None
+    readable = readable_images(paths, trained.mode, upright=trained.upright, skipped=skipped)
+    batch: list[Tensor] = [transform(image) for _, image in islice(readable, args.num_images)]
+    if skipped:
+        notes.append(f"{len(skipped)} unreadable images were passed over: {'; '.join(skipped)}")
+    for note in notes:
+        print(printable(note))
+    if not batch:
+        raise UserError("not one image could be used")
+    return torch.stack(batch)

@@ -11,13 +11,15 @@ from timm.data import ImageNetInfo, create_transform
 
 from visionzoo.engine.charts import draw_prediction, is_picture, missing_fonts
 from visionzoo.engine.checkpoints import make_folder, write_atomically
-from visionzoo.engine.errors import UnreadableImageError, UserError, printable, require
-from visionzoo.engine.images import read_image
+from visionzoo.engine.errors import UserError, printable, require
+from visionzoo.engine.exits import early_exit_model
+from visionzoo.engine.images import readable_images
 from visionzoo.engine.models import autocast, restore, try_images
 from visionzoo.engine.names import read_names
 from visionzoo.engine.outputs import free_path
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.search import find_images
+from visionzoo.models._reducing import kept_places
 
 LINES = "predictions.jsonl"
 DEFAULT = Path("output/predict")
@@ -37,28 +39,33 @@ def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
     _say(*notes)
     trained = restore(args)
     model = trained.model.to(process.device).eval()
-    try_images(model, args.model or trained.args["model"], trained.data_config["input_size"])
-    names = _names(args.class_names, trained.class_names, trained.num_classes)
+    name = args.model or trained.args["model"]
+    try_images(model, name, trained.data_config["input_size"])
+    early = early_exit_model(args, model, name)
+    if early and trained.multi_label:
+        raise UserError("--exits, --thresholds: exits stop models with one label an image")
+    names = choose_names(args.class_names, trained.class_names, trained.num_classes)
     transform = create_transform(**trained.data_config, is_training=False)
-    mode = trained.mode
+    if args.show_tokens and not any(getattr(module, "reducer", None) is not None for module in model.modules()):
+        raise UserError(
+            f"--show-tokens: {type(model).__name__} as built has no reducers; give it some, such as "
+            f"--model-kwargs reduce=representation_shift for an isotropic model"
+        )
     folder = Path(args.output or free_path(DEFAULT))  # as given, earlier predictions of other images stay in it
     make_folder(folder)
     table = Predictions(folder)
 
     results: list[dict[str, Any]] = []
-    skipped: list[str] = []
+    skipped: list[str] | None = [] if args.skip_bad_images else None
     undrawn: set[str] = set()
     with table:
-        for path in tqdm(paths, unit="image", disable=None):
-            try:
-                image = read_image(path, mode, upright=trained.upright)
-            except UnreadableImageError as error:
-                if not args.skip_bad_images:
-                    raise
-                skipped.append(str(error))
-                continue
+        shown = tqdm(paths, unit="image", disable=None)
+        for path, image in readable_images(shown, trained.mode, upright=trained.upright, skipped=skipped):
+            seen = transform(image)
             with torch.inference_mode(), autocast(args, process.device):
-                logits = model(transform(image)[None].to(process.device))
+                pixels = seen[None].to(process.device)
+                logits, exits = early.answer(pixels) if early else (model(pixels), None)
+                kept = kept_places(model, pixels) if args.show_tokens else {}
             scores = logits.float().sigmoid() if trained.multi_label else logits.float().softmax(-1)
             top = scores[0].topk(min(args.topk, len(names)))
             classes = [
@@ -66,8 +73,13 @@ def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
                 for probability, index in zip(top.values.tolist(), top.indices.tolist(), strict=True)
             ]
             picture = table.picture_of(path)
-            undrawn |= draw_prediction(image, classes, picture)
-            results.append({"image": str(path), "picture": str(picture), "classes": classes})
+            views = [
+                (f"{mask.float().mean():.0%} left before {name}", _dimmed(seen, mask[0], trained.data_config))
+                for name, mask in kept.items()
+            ]
+            undrawn |= draw_prediction(image, classes, picture, views)
+            by = {} if early is None or exits is None else {"exit": early.names[int(exits[0])]}
+            results.append({"image": str(path), "picture": str(picture), "classes": classes, **by})
             table.add(results[-1])
     for result in results[:10]:
         best = result["classes"][0]
@@ -157,12 +169,27 @@ def _key(image: str | Path) -> str:
     return os.path.abspath(image)
 
 
+def _dimmed(seen: torch.Tensor, kept: torch.Tensor, data_config: dict[str, Any]) -> Any:
+    """Return the image as the model sees it, [H, W, channels] in 0 to 1, dark where the map has no token."""
+    mean, std = (torch.tensor(data_config[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    image = (seen.cpu().float() * std + mean).clamp(0, 1)
+    height, width = image.shape[1:]
+    patch = -(-height // kept.shape[0]), -(-width // kept.shape[1])
+    mask = kept.cpu().repeat_interleave(patch[0], 0).repeat_interleave(patch[1], 1)[:height, :width]
+    return torch.where(mask, image, 0.2 * image).permute(1, 2, 0).numpy()
+
+
 def _say(*lines: str) -> None:
     if lines:
         print(*(printable(line) for line in lines), sep="\n  ")
 
 
-def _names(given: str, recorded: list[str] | None, num_classes: int) -> list[str]:
+def choose_names(given: str, recorded: list[str] | None, num_classes: int) -> list[str]:
+    """Return what the classes are called: as --class-names says, as recorded, as ImageNet's, or by their numbers.
+
+    Raises:
+        UserError: there are not as many names as classes.
+    """
     if given and given != "imagenet":
         names = read_names(Path(given), "class names")
     elif recorded and not given:

@@ -1,4 +1,4 @@
-"""Linear probing: the classifier alone is trained, on features of weights that stay as they are."""
+"""Probing: the classifier, or a head in its place, is trained alone, on features of weights that stay as they are."""
 
 import argparse
 from typing import Any
@@ -6,10 +6,39 @@ from typing import Any
 from torch import nn
 
 from visionzoo.engine.errors import UserError
+from visionzoo.models._memory import memory_tensors
+
+
+def choose_head(args: argparse.Namespace) -> None:
+    """Put the head that --probe or --head names into `args.model_kwargs`, where the record of the run has it.
+
+    Raises:
+        UserError: the flags contradict each other, or the model takes no other head.
+    """
+    if args.probe and not args.freeze:
+        raise UserError(
+            f"--probe {args.probe} is what --freeze trains on a model that stays as it is: add --freeze; to train the "
+            "whole model with such a head, give --head in place of --probe"
+        )
+    if args.probe and args.head:
+        raise UserError(f"--probe {args.probe} beside --head {args.head}: the model has one head; give one of them")
+    name = args.head or (args.probe if args.probe != "linear" else None)
+    if name is None:
+        if args.head_kwargs:
+            given = ", ".join(f"{key}={value!r}" for key, value in args.head_kwargs.items())
+            where = "--probe linear has none" if args.probe else "give --probe or --head too"
+            raise UserError(f"--head-kwargs {given} are options of a head: {where}")
+        return
+    if not args.model.startswith("zoo_") and ":" not in args.model:
+        raise UserError(f"a head named {name!r} can be put onto zoo_* models, {args.model} is timm's own; leave it out")
+    head = {"type": name, **args.head_kwargs}
+    if args.model_kwargs.get("head", head) != head:
+        raise UserError(f"--model-kwargs head={args.model_kwargs['head']!r} beside {head}; give one of them")
+    args.model_kwargs = {**args.model_kwargs, "head": head}
 
 
 def freeze(args: argparse.Namespace, model: nn.Module) -> None:
-    """Let only the classifier of a model have gradients.
+    """Let only the classifier of a model, or the head put onto it, and its memory have gradients.
 
     Raises:
         UserError: the model has none, or nothing gives its features weights.
@@ -25,6 +54,8 @@ def freeze(args: argparse.Namespace, model: nn.Module) -> None:
     model.requires_grad_(False)
     for part in parts:
         part.requires_grad_(True)
+    for name in memory_tensors(model):
+        model.get_parameter(name).requires_grad_(True)
 
 
 def train_mode(model: nn.Module, frozen: bool) -> None:
@@ -40,5 +71,7 @@ def train_mode(model: nn.Module, frozen: bool) -> None:
 
 def classifiers(model: Any) -> list[nn.Module]:
     """Return the modules that make logits of features; models that learned from a teacher may have two."""
+    if getattr(model, "head_reads_map", False):  # a head put onto the model, which learns as a whole
+        return [model.head]
     found = model.get_classifier()
     return list(found) if isinstance(found, (tuple, list, nn.ModuleList)) else [found]

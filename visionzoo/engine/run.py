@@ -45,7 +45,7 @@ from visionzoo.engine.models import (
 from visionzoo.engine.observation import environment
 from visionzoo.engine.ownership import Claim, check_free, check_own, claim
 from visionzoo.engine.parallel import Process, launcher
-from visionzoo.engine.probing import freeze
+from visionzoo.engine.probing import choose_head, freeze
 from visionzoo.engine.recipe import learning_rate, load_optimizer, make_optimizer, make_scheduler, ranking_metric
 from visionzoo.engine.recorded import changed_settings, compare_classes, recorded_args
 from visionzoo.engine.reporting import Reporter
@@ -64,6 +64,7 @@ class Run:
     def __init__(self, args: argparse.Namespace, process: Process) -> None:
         self.args = args = argparse.Namespace(**vars(args))
         self.process = process
+        choose_head(args)
         if process.device.type == "cuda":
             torch.cuda.init()  # without, there are no statistics to reset
             torch.cuda.reset_peak_memory_stats(process.device)
@@ -365,7 +366,7 @@ def _make_model(args: argparse.Namespace, process: Process, say: Callable[[str],
     if args.initial_checkpoint:
         advice = " (--pretrained-path takes all but the classifier, where the classes differ)"
         source = read_checkpoint(args.initial_checkpoint)
-        load(model, source, args.initial_checkpoint, new_gates=True, advice=advice)
+        load(model, source, args.initial_checkpoint, new_parts=True, advice=advice)
     if args.grad_checkpointing:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     if args.freeze:

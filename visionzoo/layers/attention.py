@@ -12,12 +12,21 @@ from visionzoo.layers.tracing import one_node
 
 
 @one_node  # it looks at the device and at widths
-def attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    factor: Tensor | None = None,
+    talk: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Return `F.scaled_dot_product_attention`, or under `use_backend("reference")` the same from plain products.
 
     Plain products have second derivatives and forward-mode ones; they hold all scores at once. On a CPU they serve
     where values have a width of their own, too: torch has no fused kernel for that there, and what it does instead
-    looks three times through the scores for rows that see nothing.
+    looks three times through the scores for rows that see nothing. A factor and talking heads have no fused kernel.
 
     Args:
         q: queries [B, G, N, D].
@@ -25,17 +34,57 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, scale
         v: values [B, G, M, V].
         bias: added to the scaled scores, broadcast to [B, G, N, M]; None for none.
         scale: of the scores; None means D^-½.
+        factor: the scaled scores are multiplied by it, before the bias; broadcast to [B, G, N, M].
+        talk: two matrices [G, G] that mix the heads before and after the softmax, from rows to columns (talking heads,
+            arXiv:2003.02436).
 
     Returns:
         [B, G, N, V] in q's dtype; scores, softmax and sums are float32 at least.
     """
     unfused = q.device.type == "cpu" and v.shape[-1] != q.shape[-1]
+    unfused = unfused or factor is not None or talk is not None
     if scope.backend != "reference" and not unfused:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     dtype, accumulate = q.dtype, torch.promote_types(q.dtype, torch.float32)
     q, k, v = (t.to(accumulate) for t in (q, k, v))
     with without_autocast(q.device):
         scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)
+        if factor is not None:
+            scores = scores * factor.to(accumulate)
         if bias is not None:
             scores = scores + bias.to(accumulate)
-        return (scores.softmax(-1) @ v).to(dtype)
+        if talk is None:
+            return (scores.softmax(-1) @ v).to(dtype)
+        before, after = (mix.to(accumulate) for mix in talk)
+        attention = torch.einsum("...hij,hg->...gij", scores, before).softmax(-1)
+        return (torch.einsum("...hij,hg->...gij", attention, after) @ v).to(dtype)
+
+
+def hide(keep: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return a bias [B, 1, 1, N] by which no query sees the keys for which `keep` [B, N] is False; None for all."""
+    if keep is None:
+        return None
+    return torch.zeros_like(keep, dtype=dtype).masked_fill(~keep, float("-inf"))[:, None, None]
+
+
+@torch.no_grad()
+def attention_received(q: Tensor, k: Tensor, hidden: Tensor | None = None) -> Tensor:
+    """Return what keys receive from queries, softmax of their products, as a mean over heads and queries.
+
+    Args:
+        q: queries [B, G, N', D]; the first, or those of all keys.
+        k: keys [B, G, N, D].
+        hidden: see `hide`; or any bias [B, 1 or G, 1, N] of the scores. Hidden keys receive nothing, and where there is
+            a query for each key they give nothing.
+
+    Returns:
+        [B, N], float32 at least.
+    """
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    with without_autocast(q.device):
+        weights = (q.to(dtype) * q.shape[-1] ** -0.5) @ k.to(dtype).mT
+        weights = (weights if hidden is None else weights + hidden.to(dtype)).softmax(-1).mean(1)  # [B, N', N]
+        if hidden is None or weights.shape[1] != weights.shape[2]:
+            return weights.mean(1)
+        seen = (hidden[:, 0] == 0).to(dtype)  # [B, 1, N]
+        return (seen @ weights / seen.sum(-1, keepdim=True)).squeeze(1)

@@ -23,6 +23,9 @@ class Bottleneck(nn.Module):
     (`visionzoo.models._gating` fills it), `peg` one for a position generator at the block's end
     (`visionzoo.models._positions`).
 
+    An `inverted` block (MobileNetV3, arXiv:1905.02244) has a depthwise convolution in the middle, no activation at its
+    end, no shortcut where the shape changes, and no first convolution where `mid_dim` is `in_dim`.
+
     Args:
         in_dim: channels in.
         out_dim: channels out.
@@ -31,9 +34,12 @@ class Bottleneck(nn.Module):
             without is followed by average pooling where the block has a stride.
         stride: step of the block, 1 or 2; the map shrinks by it, rounded up.
         groups: channel groups of the 3×3 convolution.
+        kernel_size: side of the kernels of the convolution in the middle, odd.
+        inverted: be an inverted block, whose `groups` are `mid_dim`.
         gate: called with the channels of the 3×3 convolution's output, for a gate of these channels on [B, C, H, W]
             that follows it (timm's `SqueezeExcite` or `EcaModule`).
         act_layer: activation.
+        norm_layer: batch norm, called with the channels.
         drop_path: probability in [0, 1) with which a sample skips the block in training.
 
     Raises:
@@ -49,39 +55,48 @@ class Bottleneck(nn.Module):
         mixer: Mixer | None = None,
         stride: int = 1,
         groups: int = 1,
+        kernel_size: int = 3,
+        inverted: bool = False,
         gate: Callable[[int], nn.Module] | None = None,
         act_layer: type[nn.Module] = nn.ReLU,
+        norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
         drop_path: float = 0.0,
     ):
         super().__init__()
         self.dim = out_dim
-        conv_norm = partial(ConvNorm, bias=False, norm_layer=nn.BatchNorm2d)
-        self.shortcut = conv_norm(in_dim, out_dim, 1, stride) if stride > 1 or in_dim != out_dim else nn.Identity()
-        self.conv1 = conv_norm(in_dim, mid_dim, 1)
+        conv_norm = partial(ConvNorm, bias=False, norm_layer=norm_layer)
+        self.shortcut: nn.Module | None = nn.Identity()
+        if stride > 1 or in_dim != out_dim:
+            self.shortcut = None if inverted else conv_norm(in_dim, out_dim, 1, stride)
+        self.conv1 = None if inverted and mid_dim == in_dim else conv_norm(in_dim, mid_dim, 1)
         self.mixer = mixer
         if mixer is None:
-            self.conv2 = conv_norm(mid_dim, mid_dim, 3, stride, 1, groups=groups)
+            groups = mid_dim if inverted else groups
+            self.conv2 = conv_norm(mid_dim, mid_dim, kernel_size, stride, kernel_size // 2, groups=groups)
             self.gate = gate(mid_dim) if gate else None
         elif mixer.stride in (1, stride):
             self.pool = nn.AvgPool2d(stride, ceil_mode=True) if mixer.stride < stride else nn.Identity()
             mid_dim = mixer.out_dim
-            self.norm2 = nn.BatchNorm2d(mid_dim)
+            self.norm2 = norm_layer(mid_dim)
         else:
             raise ValueError(f"Bottleneck: the mixer's stride must be 1 or {stride=}, got {mixer.stride}")
         self.conv3 = conv_norm(mid_dim, out_dim, 1)
         self.branch_gate: nn.Module = nn.Identity()
         self.peg: nn.Module = nn.Identity()
         self.act = act_layer()
+        self.last_act = nn.Identity() if inverted else act_layer()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, in_dim] to [B, H', W', out_dim]."""
-        shortcut = self.shortcut(x)
-        x = self.act(self.conv1(x))
+        shortcut = None if self.shortcut is None else self.shortcut(x)
+        if self.conv1 is not None:
+            x = self.act(self.conv1(x))
         if self.mixer is None:
             x = self.act(self.conv2(x))
             if self.gate is not None:
                 x = on_nchw(self.gate, x)
         else:
             x = self.act(on_nchw(self.norm2, on_nchw(self.pool, self.mixer(x))))
-        return self.peg(self.act(shortcut + self.drop_path(self.branch_gate(self.conv3(x)))))
+        x = self.drop_path(self.branch_gate(self.conv3(x)))
+        return self.peg(self.last_act(x if shortcut is None else shortcut + x))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -56,7 +56,7 @@ class BatchNormHead(nn.Module):
         self.norm, self.fc = _norm_linear(dim, num_classes)
         if self.distilled:
             self.norm_dist, self.fc_dist = _norm_linear(dim, num_classes)
-        _adapt(self, like)
+        adapt(self, like)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """[B, C, H, W] to [B, num_classes]; with `pre_logits` to pooled features [B, C].
@@ -85,7 +85,7 @@ class BatchNormHead(nn.Module):
         return [("norm", "fc"), ("norm_dist", "fc_dist")] if self.distilled else [("norm", "fc")]
 
 
-def _adapt(head: nn.Module, like: nn.Parameter | None) -> None:
+def adapt(head: nn.Module, like: nn.Parameter | None) -> None:
     """Bring a head's new layers to the mode, device and dtype that it had; a head without parameters had none."""
     if like is not None:
         head.to(device=like.device, dtype=like.dtype)
@@ -198,14 +198,14 @@ class ClassAttentionHead(ClassifierHead):
         norm_layer: Any = partial(LayerNorm, eps=eps)
         self.block = ClassBlock(in_features, num_heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=norm_layer)
         self.norm = norm_layer(in_features)
-        self.fc_aux = _linear(in_features, num_classes) if token_label else None
+        self.fc_aux = linear(in_features, num_classes) if token_label else None
 
     def reset(self, num_classes: int, pool_type: str | None = None) -> None:  # type: ignore[override]
         """Replace the classifiers and, where `pool_type` is given, the pooling."""
         super().reset(num_classes, pool_type)
         if self.fc_aux is not None:
-            self.fc_aux = _linear(self.in_features, num_classes)
-            _adapt(self, self.norm.weight)
+            self.fc_aux = linear(self.in_features, num_classes)
+            adapt(self, self.norm.weight)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """[B, C, H, W] to [B, num_classes]; with `pre_logits` to the class token [B, C]."""
@@ -221,7 +221,7 @@ class ClassAttentionHead(ClassifierHead):
 
 
 def _norm_linear(dim: int, num_classes: int) -> tuple[nn.Module, nn.Module]:
-    return (nn.BatchNorm1d(dim) if num_classes else nn.Identity()), _linear(dim, num_classes)
+    return (nn.BatchNorm1d(dim) if num_classes else nn.Identity()), linear(dim, num_classes)
 
 
 class TokenHead(nn.Module):
@@ -237,9 +237,10 @@ class TokenHead(nn.Module):
         distilled: have the second classifier, on the second prefix token (DeiT, arXiv:2012.12877). Its logits are
             averaged with the first's, or returned beside them in training when `distilled_training` is set.
         map_heads: heads of the attention of "map".
+        norm_layer: called with C, for a norm of what is pooled; None for none.
     """
 
-    POOLS = ("token", "avg", "max", "avgmax", "map", "")
+    POOLS: tuple[str, ...] = ("token", "avg", "max", "avgmax", "map", "")
 
     def __init__(
         self,
@@ -251,12 +252,14 @@ class TokenHead(nn.Module):
         prefix_tokens: int = 1,
         distilled: bool = False,
         map_heads: int = 1,
+        norm_layer: Callable[[int], nn.Module] | None = None,
     ):
         super().__init__()
         self.in_features, self.prefix_tokens, self.map_heads = in_features, prefix_tokens, map_heads
         self.distilled, self.distilled_training = distilled, False
         self.pool_type = ""
         self.attn_pool: nn.Module | None = None
+        self.norm = norm_layer(in_features) if norm_layer else nn.Identity()
         self.drop = nn.Dropout(drop_rate)
         self.reset(num_classes, pool_type)
 
@@ -282,29 +285,31 @@ class TokenHead(nn.Module):
         elif self.attn_pool is None:
             self.attn_pool = AttentionPoolLatent(self.in_features, num_heads=self.map_heads, norm_layer=nn.LayerNorm)
         self.pool_type, self.num_classes = pool_type, num_classes
-        self.fc = _linear(self.in_features, num_classes)
+        self.fc = linear(self.in_features, num_classes)
         if self.distilled:
-            self.fc_dist = _linear(self.in_features, num_classes)
-        _adapt(self, like)
+            self.fc_dist = linear(self.in_features, num_classes)
+        adapt(self, like)
 
     def pool(self, x: Tensor) -> Tensor:
         """[B, P + N, C] to [B, C], or the tokens as they are where there is no pooling."""
         if self.attn_pool is not None:
-            return self.attn_pool(x[:, self.prefix_tokens :])
-        return global_pool_nlc(x, self.pool_type, self.prefix_tokens)
+            return self.norm(self.attn_pool(x[:, self.prefix_tokens :]))
+        return self.norm(global_pool_nlc(x, self.pool_type, self.prefix_tokens))
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """[B, P + N, C] to [B, num_classes]; with `pre_logits` to pooled features [B, C]."""
         if not (self.distilled and self.pool_type):
             x = self.pool(x)
             return x if pre_logits or not self.num_classes else self.fc(self.drop(x))
+        x = self.norm(x)
         if pre_logits or not self.num_classes:
             return (x[:, 0] + x[:, 1]) / 2
         logits, logits_dist = self.fc(self.drop(x[:, 0])), self.fc_dist(self.drop(x[:, 1]))
         return (logits, logits_dist) if self.distilled_training and self.training else (logits + logits_dist) / 2
 
 
-def _linear(dim: int, num_classes: int) -> nn.Module:
+def linear(dim: int, num_classes: int) -> nn.Module:
+    """Return a new linear classifier; nothing to do for no classes."""
     if not num_classes:
         return nn.Identity()
     linear = nn.Linear(dim, num_classes)
@@ -314,14 +319,15 @@ def _linear(dim: int, num_classes: int) -> nn.Module:
 
 
 class BranchHead(nn.ModuleList):
-    """A `TokenHead` for each branch; logits are their mean, pooled features are joined.
+    """A head for each branch; logits are their mean, pooled features are joined.
 
     Args:
         in_features: channels of all branches together.
         num_classes: classes; 0 for pooled features.
-        pool_type: see `TokenHead`; "" for none, with which there can be no classifier.
+        pool_type: see the head; "" for none, with which there can be no classifier.
         drop_rate: dropout probability before the classifiers.
         dims: channels of each branch.
+        head: called with (channels, num_classes, pool_type, drop_rate) for each.
     """
 
     def __init__(
@@ -332,9 +338,11 @@ class BranchHead(nn.ModuleList):
         drop_rate: float = 0.0,
         *,
         dims: Sequence[int],
+        head: Callable[..., nn.Module] = TokenHead,
     ):
-        super().__init__(TokenHead(dim, num_classes, pool_type, drop_rate) for dim in dims)
-        self.in_features, self.num_classes, self.pool_type = in_features, num_classes, pool_type
+        super().__init__(head(dim, num_classes, pool_type, drop_rate) for dim in dims)
+        self.in_features = sum(each.in_features for each in self)  # type: ignore[misc]
+        self.num_classes, self.pool_type = num_classes, pool_type
 
     def reset(self, num_classes: int, pool_type: str | None = None) -> None:
         """Replace the classifiers and, where `pool_type` is given, the pooling."""
@@ -343,7 +351,9 @@ class BranchHead(nn.ModuleList):
         self.num_classes, self.pool_type = num_classes, self.pool_type if pool_type is None else pool_type
 
     def forward(self, x: tuple[Tensor, ...], pre_logits: bool = False) -> Any:
-        """Tokens [B, P + N, C] of each branch to [B, num_classes]; with `pre_logits` to joined features [B, ΣC].
+        """Take what each branch's head takes, such as tokens [B, P + N, C], to [B, num_classes].
+
+        With `pre_logits`, to joined features [B, ΣC].
 
         Raises:
             ValueError: if there are classes and no pooling.

@@ -1,9 +1,11 @@
-"""MLPs over the channels that also look at neighbours, or at all tokens."""
+"""MLPs over the channels that also look at neighbours, or at all tokens, and what stands in their place."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import Tensor, nn
 
@@ -64,6 +66,8 @@ class SqueezeExciteMlp(Mlp):
         options: see timm's `Mlp`.
     """
 
+    mixes_tokens = True  # a token's output depends on others
+
     def __init__(self, dim: int, hidden: int, **options: Any):
         super().__init__(dim, hidden, **options)
         self.excite = nn.Sequential(
@@ -101,3 +105,49 @@ class NormedGlu(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] to [..., C]."""
         return self.drop(self.proj(self.norm(self.act(self.gate(x))) * self.norm(self.value(x))))
+
+
+class IstaStep(nn.Module):
+    """A step towards sparse codes of the tokens in a learned dictionary D, as shrinkage goes (CRATE, arXiv:2306.01129).
+
+    Called as timm's `Mlp`, in whose place it stands: ReLU(x + η·((x - x·Dᵀ)·D - λ)), so that no output is negative. It
+    is a step from x, which has a residual of its own.
+
+    Args:
+        dim: channels C.
+        hidden_dim: ignored; the dictionary is square.
+        act_layer: ignored; ReLU keeps codes from being negative.
+        drop: ignored, as in the authors' code.
+        step_size: η, positive.
+        penalty: λ of the codes' absolute sum, not negative.
+
+    Raises:
+        ValueError: if one of the last two is out of its range.
+
+    >>> IstaStep(8)(torch.randn(2, 5, 8)).shape
+    torch.Size([2, 5, 8])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int | None = None,
+        *,
+        act_layer: type[nn.Module] | None = None,
+        drop: float = 0.0,
+        step_size: float = 0.1,
+        penalty: float = 0.1,
+    ):
+        super().__init__()
+        if step_size <= 0 or penalty < 0:
+            raise ValueError(
+                f"IstaStep: step_size must be positive and penalty not negative, got {step_size=} and {penalty=}"
+            )
+        self.step_size, self.penalty = step_size, penalty
+        self.weight = nn.Parameter(torch.empty(dim, dim))
+        nn.init.kaiming_uniform_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] to [..., C]."""
+        ascent = F.linear(x - F.linear(x, self.weight), self.weight.mT)
+        return F.relu(x + self.step_size * (ascent - self.penalty))

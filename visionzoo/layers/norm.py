@@ -28,6 +28,41 @@ class LayerNorm(nn.LayerNorm):
         return layer_norm(x, self.weight, self.bias, eps=self.eps)
 
 
+class ScaleNorm(nn.Module):
+    """Division of [..., C] by its root mean square over C, times one learned number (Mega, arXiv:2209.10655).
+
+    Args:
+        dim: channels C.
+        eps: added to the mean square.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5):
+        super().__init__()
+        self.dim, self.eps = dim, eps
+        self.scalar = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise [..., C], in float32 at least."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.scalar
+
+
+class TokenBatchNorm(nn.Module):
+    """Batch normalisation of [..., C] over everything but C.
+
+    Args:
+        dim: channels C.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.bn = nn.BatchNorm1d(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise [..., C]."""
+        return self.bn(x.flatten(0, -2)).reshape(x.shape)
+
+
 class DeviationNorm(nn.Module):
     """Layer norm of [..., C] over C that adds its ε to the standard deviation, not to the variance (CVNets).
 

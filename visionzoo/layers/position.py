@@ -220,3 +220,10 @@ def resize_table(
     table_nchw = table.permute(0, 3, 1, 2).to(accumulate)
     out = F.interpolate(table_nchw, size=tuple(size), mode=mode, align_corners=align_corners)
     return out.permute(0, 2, 3, 1).to(table.dtype)
+
+
+def places_of(source: Tensor, tokens: int) -> Tensor:
+    """Return where on the map each of the tokens is, [B, M], from `source` [B, N]; padding is at the first place."""
+    at = torch.arange(source.shape[1], device=source.device).expand_as(source)
+    found = source.new_zeros(source.shape[0], tokens + 1)
+    return found.scatter(1, torch.where(source >= 0, source, tokens), at)[:, :tokens]

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.nhwc import OnNCHW, on_nhwc
+from visionzoo.layers.norm import LayerNorm
+from visionzoo.layers.padding import pad_to_multiple
 
 
 class Stem(nn.ModuleList):
@@ -35,6 +37,75 @@ class ConvNormStem(ConvNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Image [B, in_chans, H, W] to [B, C, H', W'], in channels_last memory."""
         return on_nhwc(super().forward, x.contiguous(memory_format=torch.channels_last))
+
+
+def cut_patches(image: Tensor, side: int) -> Tensor:
+    """Cut an image [B, in_chans, H, W], filled up with zeros, into patches [B, H', W', side, side, in_chans]."""
+    x = pad_to_multiple(image.permute(0, 2, 3, 1), (side, side))
+    return x.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3)
+
+
+class PixelsToTokens(nn.Module):
+    """Norm, projection and norm that make a token of a patch's pixels, all their channels in one (TNT, CRATE).
+
+    Args:
+        pixels: pixels of a patch, h·w.
+        inner_dim: their channels C'.
+        dim: channels C of the tokens.
+        bias: whether the projection has a bias.
+    """
+
+    def __init__(self, pixels: int, inner_dim: int, dim: int, *, bias: bool = False):
+        super().__init__()
+        self.norm1 = LayerNorm(pixels * inner_dim)
+        self.proj = nn.Linear(pixels * inner_dim, dim, bias=bias)
+        self.norm2 = LayerNorm(dim)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[..., h, w, C'] to [..., C]."""
+        return self.norm2(self.proj(self.norm1(pixels.flatten(-3))))
+
+
+class NormedPatchStem(PixelsToTokens):
+    """Patches that are normalised before and after they are projected, their pixels row by row with channels last.
+
+    Args:
+        in_chans: image channels.
+        dim: channels C.
+        patch_size: side of the patches in pixels; images are padded with zeros to whole ones.
+    """
+
+    def __init__(self, in_chans: int, dim: int, patch_size: int):
+        super().__init__(patch_size * patch_size, in_chans, dim, bias=True)
+        self.patch_size = patch_size
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Image [B, in_chans, H, W] to [B, C, H', W'], in channels_last memory."""
+        return super().forward(cut_patches(image, self.patch_size)).permute(0, 3, 1, 2)
+
+
+class PatchStem(ConvNormStem):
+    """A convolution of whole patches, which checkpoints may have as a linear layer of flattened ones.
+
+    Args:
+        in_chans: image channels.
+        dim: channels C of the map.
+        patch_size: side of the patches in pixels; images are padded with zeros to whole ones.
+        channels_last: whether flattened patches have channels as their last axis, after rows and columns, or first.
+    """
+
+    def __init__(self, in_chans: int, dim: int, patch_size: int, *, channels_last: bool = False):
+        super().__init__(in_chans, dim, patch_size, patch_size, pad_to_stride=True)
+        self.channels_last = channels_last
+
+    def fit_child_weight(self, name: str, weight: Tensor) -> Tensor:
+        """Bring the weight [C, p·p·in_chans] of a linear layer to that of the convolution."""
+        if name != "conv.weight" or weight.ndim != 2:
+            return weight
+        side = self.conv.kernel_size
+        if self.channels_last:
+            return weight.unflatten(1, (*side, -1)).permute(0, 3, 1, 2).contiguous()
+        return weight.unflatten(1, (-1, *side))
 
 
 def conv_stem(

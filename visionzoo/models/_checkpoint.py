@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from visionzoo.layers.fuse import fuse, unfused_part
 from visionzoo.models._contract import Contract
-from visionzoo.models._gating import PLACE, gate_tensors, keep_gates
+from visionzoo.models._gating import PLACE, PUT_IN, gate_tensors, keep_gates
+from visionzoo.models._heads import drop_other_head, head_tensors, keep_head
+from visionzoo.models._memory import as_host, keep_memory, memory_tensors
 from visionzoo.text import some
 
 _logger = logging.getLogger(__name__)
@@ -73,6 +75,9 @@ def load_weights(
     strict: bool = True,
     allow_partial: bool = False,
     new_gates: bool = False,
+    new_reducers: bool = False,
+    new_head: bool = False,
+    new_memory: bool = False,
     use_ema: bool = True,
 ) -> LoadReport:
     """Load weights into a model of the zoo, whoever's names they have.
@@ -92,6 +97,11 @@ def load_weights(
         allow_partial: accept that less than 90 % of the model's tensors are found.
         new_gates: accept a checkpoint of the model without gates (`gates=` of timm.create_model), which keep their
             initial values; the report has them as missing.
+        new_reducers: the same of a checkpoint of the model without reducers (`reduce=`), and of one of DeiT for a
+            Sparsifiner, whose predictors of attention are new.
+        new_head: the same of a checkpoint with another head than the one put onto the model (`head=`); the tensors of
+            the checkpoint's head are left out.
+        new_memory: the same of a checkpoint of the model without memory (`memory=`).
         use_ema: take averaged weights where the checkpoint has them.
 
     Raises:
@@ -115,7 +125,8 @@ def load_weights(
             f"the model was fused for inference ({part} is folded), {where} is of an unfused one: load it into an "
             f"unfused model and fuse that (visionzoo.fuse)"
         )
-    report = LoadReport(names, adapted=fit_tables(state, backbone), beside=beside)
+    report = LoadReport(names, dropped=drop_other_head(state, backbone), beside=beside)
+    report.adapted += fit_tables(state, backbone)
     _drop_absent_parts(state, backbone, report)
     kept = _adapt(state, backbone, own, report, strict, where)
     report.loaded = [name for name in own if name in state]
@@ -128,10 +139,14 @@ def load_weights(
             f"{where} is of a model that was fused for inference ({some(sorted(folded), 2)} are of folding), which "
             f"cannot be undone: give the weights of the model that was fused, or load these into visionzoo.fuse(model)"
         )
-    gates = gate_tensors(backbone)
-    ungated = bool(gates) and not any(name in state for name in gates)
-    missing = [name for name in report.missing if not (ungated and name in gates)]
-    count = len(own) - (len(gates) if ungated else 0)
+    accepted = {"gates": new_gates, "reducers": new_reducers, "memory": new_memory, "head": new_head}
+    accepted["predictors"] = new_reducers  # of which attention is left out
+    parts = {kind: gate_tensors(backbone, place) for kind, place in PUT_IN.items()}
+    parts |= {"memory": memory_tensors(backbone), "head": head_tensors(backbone)}
+    new = {kind: names for kind, names in parts.items() if names and not any(name in state for name in names)}
+    put_in = {name for names in new.values() for name in names}
+    missing = [name for name in report.missing if name not in put_in]
+    count = len(own) - len(put_in)
     found = count - len(missing)
     if found < 0.9 * count and not allow_partial:
         raise WeightsError(
@@ -139,12 +154,23 @@ def load_weights(
             f"is probably a checkpoint of another model. {report}.",
             "Pass allow_partial=True to load it all the same.",
         )
-    if strict and (missing or report.unexpected or (ungated and not new_gates)):
+    refused = [kind for kind in new if not accepted[kind]]
+    if strict and (missing or report.unexpected or refused):
         what, advice = "", "Pass strict=False to load what fits."
-        if ungated and not missing and not report.unexpected:
-            advice = "Only the gates are missing: pass new_gates=True to keep their initial values, and train them."
+        if refused and not missing and not report.unexpected:
+            flags = dict.fromkeys("reducers" if kind == "predictors" else kind for kind in refused)
+            permission = ", ".join(f"new_{kind}=True" for kind in flags)
+            verb = "are" if len(refused) > 1 or refused[0].endswith("s") else "is"
+            advice = (
+                f"Only the {' and the '.join(refused)} {verb} missing: pass {permission} to keep their initial "
+                "values, and train them."
+            )
         elif any(f".{PLACE}." in name for name in report.unexpected):
             what = " The checkpoint is of a model with gates: build it with the same gates=."
+        elif not head_tensors(backbone) and any(
+            re.match(r"head\.(\d\.)?pooling\.", name) for name in report.unexpected
+        ):
+            what = " The checkpoint is of a model with another head: build it with the same head=."
         raise WeightsError(f"{where} does not fit {type(backbone).__name__}. {report}.{what}", advice)
     if unreadable := [name for name in report.loaded if not _is_plain(state[name])]:
         raise ValueError(
@@ -292,6 +318,7 @@ def rename(state: Mapping[str, Tensor], model: Contract) -> tuple[dict[str, Tens
     for name, value in best.items():  # a 1×1 convolution is a linear layer, a [C, 1, 1] scale is a [C] one
         if name in own and value.shape != own[name].shape and _squeezed(value) == _squeezed(own[name]):
             best[name] = value.reshape(own[name].shape)
+    as_host(best, model)
     return best, best_names
 
 
@@ -299,7 +326,12 @@ def filter_for_timm(checkpoint: Mapping[str, Any], model: Contract) -> dict[str,
     """Rename a checkpoint for timm's own loader (its `pretrained_filter_fn`)."""
     state = rename(unwrap_state_dict(checkpoint), model)[0]
     fit_tables(state, model)
+    for name in [f"{layer}.weight" for layer in model.CLASS_INPUTS]:
+        if name in state and state[name].shape != model.state_dict()[name].shape:
+            del state[name]  # of other classes, as the classifiers that timm leaves out
     keep_gates(state, model)
+    keep_head(state, model)
+    keep_memory(state, model)
     return state
 
 
@@ -308,11 +340,14 @@ def fit_tables(state: dict[str, Tensor], model: Contract) -> list[str]:
     own, fitted = model.state_dict(), []
     for name in [name for name in state if name in own and state[name].shape != own[name].shape]:
         path, _, parameter = name.rpartition(".")
-        module: Any = model.get_submodule(path)
-        if not hasattr(module, "fit_weight"):
+        above, _, child = path.rpartition(".")
+        fit = getattr(model.get_submodule(path), "fit_weight", None)
+        if fit is None and hasattr(parent := model.get_submodule(above), "fit_child_weight"):
+            fit, parameter = parent.fit_child_weight, f"{child}.{parameter}"
+        if fit is None:
             continue
         try:
-            weight = module.fit_weight(parameter, state[name])
+            weight: Any = fit(parameter, state[name])
         except (IndexError, RuntimeError, ValueError) as error:
             raise ValueError(
                 f"{name} {tuple(state[name].shape)} cannot be brought to {tuple(own[name].shape)}: {error}"
@@ -371,6 +406,8 @@ def _adapt(
     for name in [name for name in state if name in own and state[name].shape != own[name].shape]:
         have, want = tuple(state[name].shape), tuple(own[name].shape)
         other_classes = name.startswith(classifiers) and have[0] != want[0] and have[1:] == want[1:]
+        if name.removesuffix(".weight") in model.CLASS_INPUTS:
+            other_classes, have, want = have[0] == want[0], have[::-1], want[::-1]
         if name.startswith(first_convs) and have[0] == want[0] and have[2:] == want[2:]:
             state[name] = _adapt_channels(state[name], want[1])
             report.adapted.append(f"{name} ({have[1]} to {want[1]} input channels)")

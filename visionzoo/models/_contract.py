@@ -56,7 +56,7 @@ class Contract(nn.Module):
     PARTS = "stages"  # name of the list of parts
     UNITS: tuple[tuple[str, tuple[int, ...] | None], ...] = ()  # timm's patterns of layers that learn at one rate
     FORMATS: tuple[str, ...] = ("NCHW", "NHWC")  # of features
-    HEAD_INPUT = "NCHW"  # what `forward_features` returns and the head takes; "NLC" for tokens
+    HEAD_INPUT = "NCHW"  # what `forward_features` returns and the head takes; "NLC" for tokens, "NCHW, NLC" for both
     BRANCHES = 1  # how many such, in a tuple where there are several
     FEATURES: int | tuple[int, ...] = 4  # features_only gives the last so many, or these, where the caller names none
     POOL = "avg"  # pooling where the caller names none
@@ -67,7 +67,13 @@ class Contract(nn.Module):
     DYNAMIC_SIZE = True  # whether torch.export makes a program for images of any size
     TWICE = True  # whether gradients have gradients under `use_backend("reference")`
     AUXILIARY: Mapping[str, float] = {}  # weights of what `exits` yields, by name; modules inside have their terms' so
+    EXITS: Mapping[
+        str, int
+    ] = {}  # classifiers inside the model, cheapest first -> the part after which each may answer
+    EXIT_FACTORS: Mapping[str, float] = {}  # what calibration multiplies an exit's share of images by; else 1
+    CLASS_INPUTS: tuple[str, ...] = ()  # layers whose input is the logits of another, so as wide as there are classes
     auxiliary = False  # whether a forward pass in training returns `Outputs`
+    head_reads_map = False  # whether the head takes the last map whatever the family's own takes, see `_heads`
 
     # Checkpoints of others that are the same network: origin -> [(pattern, replacement), ...] for re.sub, in order; the
     # replacement None leaves a tensor out that is not a weight (index tables, masks); a tuple of replacements cuts it
@@ -183,7 +189,18 @@ class Contract(nn.Module):
         Called in training only, where `set_auxiliary` asks for it; `AUXILIARY` has a weight for each exit. A target may
         be made of the logits, detached: then the exit learns from the end of its own model.
         """
-        return ()
+        return (Exit(name, self.classify(name, states[part])) for name, part in self.exit_places().items())
+
+    def classify(self, exit: str, state: Any) -> Tensor:
+        """Return the logits [B, num_classes] of one of `EXITS`, given the state after its part."""
+        raise NotImplementedError
+
+    def exit_places(self) -> dict[str, int]:
+        """Return the exits that this model has, cheapest first, and the part after which each may answer.
+
+        There are none where there are no classes, or the parts were pruned.
+        """
+        return dict(self.EXITS) if self.num_classes and len(self.parts) == self.num_parts else {}
 
     # -- forward ------------------------------------------------------------------------------------------------------
 
@@ -212,7 +229,7 @@ class Contract(nn.Module):
             state = self.advance(i, state)
             if states is not None:
                 states.append(state)
-        return self.finish(state)
+        return self._end(state)
 
     def forward_head(self, x: Any, pre_logits: bool = False) -> Any:
         """Features of `forward_features` to logits; with `pre_logits` to what the classifier would see.
@@ -271,7 +288,7 @@ class Contract(nn.Module):
                     feature = feature.flatten(1, 2)
                 found[i] = (feature, prefix) if return_prefix_tokens and prefix is not None else feature
         intermediates = [found[i] for i in sorted(found)]
-        return intermediates if intermediates_only else (self.finish(state), intermediates)
+        return intermediates if intermediates_only else (self._end(state), intermediates)
 
     @property
     def head_hidden_size(self) -> int:
@@ -402,6 +419,15 @@ class Contract(nn.Module):
             names += ["head.norm_dist.", "head.fc_dist."]
         names += [f"{part}." for part in ("norm", "head") if not getattr(self, part).state_dict()]
         return tuple(names)
+
+    def _end(self, state: Any) -> Any:
+        """Return what `forward_features` returns and the head takes: what `finish` makes, or the last map."""
+        if not self.head_reads_map:
+            return self.finish(state)
+        last = len(self.parts) - 1
+        ends = range(last, last + self.BRANCHES * self.num_parts, self.num_parts)
+        maps = tuple(self.read(i, state, norm=True)[0].permute(0, 3, 1, 2) for i in ends)
+        return maps if self.BRANCHES > 1 else maps[0]
 
     def _make_head(self, num_classes: int, global_pool: str) -> nn.Module:
         self._check_pool(global_pool)

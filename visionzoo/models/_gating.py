@@ -10,7 +10,7 @@ logits.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import cycle
 from typing import Any
 
@@ -21,6 +21,7 @@ from visionzoo.layers.specs import by_part, in_turn
 from visionzoo.models._contract import Contract
 
 PLACE = "branch_gate"
+PUT_IN = {"gates": PLACE, "reducers": "reducer", "predictors": "predictor"}  # what others' models do not have -> where
 
 _logger = logging.getLogger(__name__)
 
@@ -70,19 +71,26 @@ def add_gates(model: Contract, gates: Any) -> None:
                 ) from error
 
 
-def gate_tensors(model: nn.Module) -> list[str]:
-    """Return the names of the gates' tensors in a model's state_dict."""
-    return [name for name in model.state_dict() if f".{PLACE}." in f".{name}"]
+def gate_tensors(model: nn.Module, place: str = PLACE) -> list[str]:
+    """Return the names of the tensors of gates, or of what else stands in a place, in a model's state_dict."""
+    return [name for name in model.state_dict() if f".{place}." in f".{name}"]
+
+
+def new_tensors(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, list[str]]:
+    """Return the tensors of what was put into a model and is not in a checkpoint at all, by its kind."""
+    kinds = {kind: gate_tensors(model, place) for kind, place in PUT_IN.items()}
+    return {kind: names for kind, names in kinds.items() if names and not any(name in state for name in names)}
 
 
 def keep_gates(state: dict[str, Tensor], model: nn.Module) -> None:
-    """Where a checkpoint has no gates, put the model's own into it, and log how many."""
-    gates = gate_tensors(model)
-    if gates and not any(name in state for name in gates):
+    """Where a checkpoint has no gates, put the model's own into it, and log how many; so with reducers."""
+    for kind, names in new_tensors(state, model).items():
         own = model.state_dict()
-        state.update({name: own[name] for name in gates})
+        state.update({name: own[name] for name in names})
         _logger.warning(
-            "the pretrained weights are of %s without gates: the %d tensors of its gates keep their initial values",
+            "the pretrained weights are of %s without %s: the %d tensors of its %s keep their initial values",
             type(model).__name__,
-            len(gates),
+            kind,
+            len(names),
+            kind,
         )

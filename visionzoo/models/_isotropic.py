@@ -1,7 +1,6 @@
 """Isotropic backbones: patches become tokens of one width, which stay as they are to the end.
 
 Such a backbone is `stem`, `positions`, `prefix`, `blocks`, `norm`, `head`; positions and prefix tokens are optional.
-`PlainTransformer` is the one that papers on mixers put theirs into.
 """
 
 from __future__ import annotations
@@ -11,16 +10,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from typing_extensions import Unpack
+from typing_extensions import Self, Unpack
 
 from visionzoo.layers.heads import TokenHead
+from visionzoo.layers.memory import Memory
 from visionzoo.layers.mixers import build_mixer, resolve_mixers
 from visionzoo.layers.mixers.base import Mixer
-from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.outputs import recomputed
 from visionzoo.layers.stem import ConvNormStem
-from visionzoo.layers.tokens import PrefixTokens, TokenBlock, TokenPositions, Tokens, map_size
+from visionzoo.layers.tokens import (
+    PrefixTokens,
+    TokenBlock,
+    TokenPositions,
+    Tokens,
+    map_size,
+    mean_token,
+    put_back,
+)
 from visionzoo.models._contract import Contract, HeadOptions, drop_path_rates
 
 _logger = logging.getLogger(__name__)
@@ -100,6 +108,9 @@ class Isotropic(Contract):
     FEATURES = 3
     POOL = "token"
     POOLS: tuple[str, ...] = TokenHead.POOLS
+    test_registers = 0  # tokens of zeros that join before block `registers_at`
+    registers_at = 0
+    register_neurons: Mapping[int, tuple[int, ...]] = {}  # whose activations they have, by the number of the block
 
     stem: nn.Module
     prefix: PrefixTokens
@@ -160,6 +171,7 @@ class Isotropic(Contract):
         )
         self.patch_size, self.prefix_at, self.num_prefix_tokens = patch_size, prefix_at, prefix.count
         self.pos_drop = nn.Dropout(pos_drop_rate)
+        self.memory: Memory | None = None  # `visionzoo.models._memory` fills it
         self.grad_checkpointing = False
 
     def begin(self, image: Tensor) -> Tokens:
@@ -168,49 +180,114 @@ class Isotropic(Contract):
 
     def join(self, tokens: Tokens) -> Tokens:
         """Join the map's tokens with the prefix tokens, where these come before the first block, and add positions."""
-        if self.prefix_at == 0:
-            tokens = self.prefix(tokens) if self.num_prefix_tokens else tokens
+        if self.prefix_at == 0 and hasattr(self, "prefix"):
+            tokens = self.prefix(tokens)
         if hasattr(self, "positions"):
             tokens = self.positions(tokens)
-        return tokens._replace(x=self.pos_drop(tokens.x))
+        tokens = tokens._replace(x=self.pos_drop(tokens.x))
+        return tokens if self.memory is None else self.memory(tokens)
 
     def advance(self, i: int, state: Any) -> Any:
         """Take the tokens through block i."""
-        if i == self.prefix_at and i and self.num_prefix_tokens:
+        if i == self.prefix_at and i and hasattr(self, "prefix"):
             state = self.prefix(state)
+        if self.test_registers and i == self.registers_at:
+            state = self.add_registers(state)
         if self.grad_checkpointing and self.training:
             return recomputed(self.blocks[i], state)
         return super().advance(i, state)
 
+    def add_registers(self, state: Any) -> Any:
+        """Put `test_registers` tokens of zeros behind the prefix tokens (`visionzoo.models._registers`)."""
+        tokens = state if isinstance(state, Tokens) else state.tokens
+        x, prefix = tokens.x, tokens.prefix
+        zeros = x.new_zeros(1, 1, 1).expand(x.shape[0], self.test_registers, x.shape[2])
+        x = torch.cat([x[:, :prefix], zeros, x[:, prefix:]], 1)
+        tokens = tokens._replace(x=x, prefix=prefix + self.test_registers)
+        return tokens if isinstance(state, Tokens) else state._replace(tokens=tokens)
+
     def read(self, i: int, state: Any, norm: bool = False) -> tuple[Tensor, Tensor | None]:
         """Return the map and the prefix tokens, normalised on request."""
-        tokens = state._replace(x=self.norm(state.x)) if norm else state
-        return tokens.map(), tokens.x[:, : tokens.prefix] if tokens.prefix else None
+        x, prefix = state.map(), state.x[:, : state.prefix] if state.prefix else None
+        if norm:
+            x, prefix = self.norm(x), None if prefix is None else self.norm(prefix)
+        if self.memory is not None:
+            reader = self.memory.normalised(state, self.norm) if norm else state.reader
+            prefix = reader if prefix is None else torch.cat([reader, prefix], 1)
+        return x, prefix
 
     def finish(self, state: Any) -> Any:
-        """Normalise the tokens: [B, P + N, C]."""
-        return self.norm(state.x)
+        """Normalise the tokens: [B, P + N, C]; with a memory, its reader is the first of the P.
+
+        For the places of dropped tokens see `visionzoo.models._reducing`.
+        """
+        x = self._normalised(state)
+        return x if self.memory is None else torch.cat([self.memory.normalised(state, self.norm), x], 1)
+
+    def _normalised(self, state: Any) -> Tensor:
+        if state.source is None and state.keep is None:
+            return self.norm(state.x)
+        x, tokens = state.x[:, : state.prefix], state.x[:, state.prefix :]
+        if getattr(self.head, "pool_type", "") in ("", "token"):
+            return self.norm(torch.cat([x, put_back(tokens, state.source, state.keep)], 1))
+        tokens = self.norm(tokens)
+        fill = mean_token(tokens, state.keep)
+        return torch.cat([self.norm(x), put_back(tokens, state.source, state.keep, fill)], 1)
+
+    def forward_tasks(self, x: Tensor) -> tuple[Any, Any]:
+        """Image to the logits of the task that has the memory, and to those of the model without it, in one pass.
+
+        Raises:
+            ValueError: if the model has no memory, or none beside its own head.
+        """
+        if self.memory is None or self.memory.head is None:
+            raise ValueError(
+                f"forward_tasks: this {type(self).__name__} has one task; build it with memory=5, which adds another"
+            )
+        features = self.forward_features(x)
+        return self.head(features), self.memory.head(features[:, 1:].contiguous())
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; with a memory beside its own head the model itself stays in that of evaluation."""
+        super().train(mode)
+        if self.memory is not None and self.memory.head is not None:
+            for module in (
+                *(getattr(self, name) for name in self.stem_names),
+                self.blocks,
+                self.norm,
+                self.memory.head,
+            ):
+                module.eval()
+        return self
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop the blocks that the features `indices` do not need, and the norm and head; return plain indices.
 
-        Prefix tokens go too where no block that is left takes them in.
+        Prefix tokens go too where no block that is left takes them in, and a memory goes with the head.
 
         Raises:
             ValueError: if an index is out of range.
         """
         take = super().prune_intermediate_layers(indices, prune_norm, prune_head)
-        if prune_head and self.num_prefix_tokens and not has_place_for_prefix_tokens(self.blocks[self.prefix_at :]):
+        if prune_head and self.memory is not None:
+            self.memory = None
+            self.num_prefix_tokens -= 1
+            for block in self.blocks:
+                block.register_parameter("memory", None)
+        if prune_head and hasattr(self, "prefix") and not has_place_for_prefix_tokens(self.blocks[self.prefix_at :]):
+            self.num_prefix_tokens -= self.prefix.count
             del self.prefix
-            self.num_prefix_tokens = 0
             self.stem_names = tuple(name for name in self.stem_names if name != "prefix")
         return take
 
     def absent(self) -> tuple[str, ...]:
         """Beginnings of the names of tensors that the whole model has and this one was built or pruned without."""
-        return super().absent() if self.num_prefix_tokens else (*super().absent(), "prefix.")
+        names = super().absent()
+        if self.memory is None:
+            names += ("memory.", *(f"blocks.{i}.memory" for i in range(len(self.blocks))))
+        return names if hasattr(self, "prefix") else (*names, "prefix.")
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Make the table of positions one for images of this size in pixels, so that none is interpolated for them."""
@@ -226,80 +303,19 @@ class Isotropic(Contract):
         yield from self.blocks
 
 
-class PlainTransformer(Isotropic):
-    """DeiT (arXiv:2012.12877): patches, a class token, learned positions, pre-norm blocks of attention, a norm.
-
-    A subclass names its mixer, which takes `qkv_bias`, in `MIXER`.
-
-    Args:
-        depth: blocks.
-        embed_dim: channels.
-        num_heads: attention heads.
-        mlp_ratio: hidden width of the MLPs over the channels.
-        qkv_bias: whether the projections to q, k, v have a bias.
-        patch_size: side of the patches in pixels.
-        img_size: image size in pixels, or (height, width), for which the table of positions is made.
-        class_token: have a class token.
-        reg_tokens: number of register tokens beside it.
-        mixers: other token mixers for some blocks, see `visionzoo.layers.mixers.resolve_mixers`.
-        in_chans: image channels.
-        drop_path_rate: stochastic depth of the last block.
-        head: `num_classes`, `global_pool` and `drop_rate` of the head.
-    """
-
-    MIXER = "full"
-    CHECKPOINT_KEYS = {"authors": VIT_KEYS}
-
-    def __init__(
-        self,
-        *,
-        depth: int = 12,
-        embed_dim: int = 192,
-        num_heads: int = 3,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        patch_size: int = 16,
-        img_size: int | tuple[int, int] = 224,
-        class_token: bool = True,
-        reg_tokens: int = 0,
-        mixers: Any = None,
-        in_chans: int = 3,
-        drop_path_rate: float = 0.0,
-        **head: Any,
-    ):
-        norm = partial(LayerNorm, eps=1e-6)
-        super().__init__(
-            blocks=build_blocks(
-                embed_dim,
-                num_heads,
-                [{"type": self.MIXER, "qkv_bias": qkv_bias}] * depth,
-                mixers,
-                block=partial(TokenBlock, mlp_ratio=mlp_ratio, norm_layer=norm),
-                drop_path_rate=drop_path_rate,
-            ),
-            embed_dim=embed_dim,
-            patch_size=patch_size,
-            img_size=img_size,
-            class_token=class_token,
-            reg_tokens=reg_tokens,
-            norm=norm(embed_dim),
-            in_chans=in_chans,
-            **head,
-        )
-
-
 def takes_prefix_tokens(family: str, blocks: Sequence[nn.Module], count: int) -> bool:
     """Whether prefix tokens meet the map's in some block; log which mixers they pass by."""
-    passed = sorted({type(mixer).__name__ for mixer in _mixers(blocks) if not mixer.takes_prefix_tokens})
+    passed = sorted({type(mixer).__name__ for mixer in mixers_of(blocks) if not mixer.takes_prefix_tokens})
     if count and passed:
         _logger.warning("%s: %d prefix tokens pass by %s unchanged", family, count, ", ".join(passed))
-    return not _mixers(blocks) or has_place_for_prefix_tokens(blocks)
+    return not mixers_of(blocks) or has_place_for_prefix_tokens(blocks)
 
 
-def _mixers(blocks: Iterable[nn.Module]) -> list[Mixer]:
+def mixers_of(blocks: Iterable[nn.Module]) -> list[Mixer]:
+    """Return the mixers inside blocks."""
     return [module for block in blocks for module in block.modules() if isinstance(module, Mixer)]
 
 
 def has_place_for_prefix_tokens(blocks: Iterable[nn.Module]) -> bool:
     """Whether any mixer of these blocks takes in tokens that are not the map's."""
-    return any(mixer.takes_prefix_tokens for mixer in _mixers(blocks))
+    return any(mixer.takes_prefix_tokens for mixer in mixers_of(blocks))

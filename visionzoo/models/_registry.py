@@ -21,7 +21,10 @@ from visionzoo.layers.tokens import TokenBlock
 from visionzoo.models._checkpoint import filter_for_timm
 from visionzoo.models._contract import Contract
 from visionzoo.models._gating import with_gates
+from visionzoo.models._heads import with_head
 from visionzoo.models._licenses import check
+from visionzoo.models._memory import with_memory
+from visionzoo.models._reducing import with_reducers
 
 
 @dataclass(frozen=True)
@@ -96,10 +99,19 @@ _IMAGENET = {
 }
 
 
+# Options that any model takes beside its family's own, and what puts their value into it.
+PLUG_INS: dict[str, Callable[[Any, Any], Any]] = {
+    "gates": with_gates,
+    "memory": with_memory,
+    "reduce": with_reducers,
+    "head": with_head,
+}
+
+
 def _entry_point(name: str, model_cls: type[Contract], variant: Variant) -> Callable[..., nn.Module]:
     def create(pretrained: bool = False, device: Any = None, dtype: Any = None, **kwargs: Any) -> nn.Module:
         accepted = kwargs.pop("non_commercial", False)
-        gates = kwargs.pop("gates", None)
+        plugged = {option: kwargs.pop(option, None) for option in PLUG_INS}
         _check_arguments(name, model_cls, kwargs)
         if pretrained:
             _require_weights(name, variant, kwargs, accepted)
@@ -108,7 +120,10 @@ def _entry_point(name: str, model_cls: type[Contract], variant: Variant) -> Call
         apart = {"flatten_sequential": True} if kwargs.get("feature_cls") in ("dict", "hook", "list") else {}
 
         def build(**arguments: Any) -> nn.Module:
-            model = with_gates(model_cls, gates)(**arguments)
+            make: Any = model_cls
+            for option, plug_in in PLUG_INS.items():
+                make = plug_in(make, plugged[option])
+            model = make(**arguments)
             _check_features(name, model, kwargs)
             return model
 
@@ -168,7 +183,7 @@ def _check_arguments(name: str, model_cls: type[Contract], kwargs: dict[str, Any
         if len(sides) not in (1, 2) or not all(isinstance(side, int) and side > 0 for side in sides):
             raise ValueError(f"{name}: img_size must be pixels or (height, width), got {size!r}")
     given = {key: value for key, value in kwargs.items() if key in own or key not in _BUILDER}
-    check_arguments(model_cls, given, where=f"{name}: ", also=["gates"])  # which are not the family's, see `with_gates`
+    check_arguments(model_cls, given, where=f"{name}: ", also=PLUG_INS)
 
 
 def _require_weights(name: str, variant: Variant, kwargs: Mapping[str, Any], accepted: bool) -> None:

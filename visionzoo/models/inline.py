@@ -18,11 +18,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from visionzoo.models import cswin, flatten, pvt, swin
-from visionzoo.models._isotropic import PlainTransformer
 from visionzoo.models._registry import Published, Variant, register_family
+from visionzoo.models.deit import DeiT
 
 
-class InLineDeiT(PlainTransformer):
+class InLineDeiT(DeiT):
     """DeiT with injective linear attention."""
 
     MIXER = "injective_linear"

@@ -30,6 +30,7 @@ class SwinTransformer(Pyramid):
         embed_dims: channels of each stage.
         num_heads: heads for each stage.
         window_size: side of the windows, in tokens.
+        patch_size: side of the patches in pixels.
         mlp_ratio: hidden width of the MLPs over the channels.
         qkv_bias: whether the projections to q, k, v have a bias.
         mask_padding: leave padded tokens out of window attention.
@@ -67,6 +68,7 @@ class SwinTransformer(Pyramid):
         embed_dims: Sequence[int] = (96, 192, 384, 768),
         num_heads: Sequence[int] = (3, 6, 12, 24),
         window_size: int = 7,
+        patch_size: int = 4,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         mask_padding: bool = False,
@@ -84,7 +86,9 @@ class SwinTransformer(Pyramid):
         }
         shifted = {**window, "shift_size": None}  # by half a window
         super().__init__(
-            stem=ConvNormStem(in_chans, embed_dims[0], 4, 4, norm_layer=LayerNorm, pad_to_stride=True),
+            stem=ConvNormStem(
+                in_chans, embed_dims[0], patch_size, patch_size, norm_layer=LayerNorm, pad_to_stride=True
+            ),
             stages=build_stages(
                 embed_dims,
                 depths,
@@ -95,6 +99,7 @@ class SwinTransformer(Pyramid):
                 drop_path_rate=drop_path_rate,
             ),
             embed_dims=embed_dims,
+            reduction=patch_size,
             norm=LayerNorm(embed_dims[-1]),
             in_chans=in_chans,
             **head,

@@ -20,8 +20,8 @@ from visionzoo.layers.mixers.full import FullMixer
 from visionzoo.layers.mlp import SqueezeExciteMlp
 from visionzoo.layers.nhwc import on_nchw
 from visionzoo.layers.norm import LayerNorm
-from visionzoo.layers.padding import pad_to_multiple
 from visionzoo.layers.position import PositionTable
+from visionzoo.layers.stem import PixelsToTokens, cut_patches
 from visionzoo.layers.tokens import TokenBlock, Tokens
 from visionzoo.models._isotropic import Isotropic, build_blocks
 from visionzoo.models._registry import Published, Variant, register_family
@@ -46,27 +46,6 @@ class PixelPositions(PositionTable):
         return super().fit_weight(name, weight)
 
 
-class PixelsToTokens(nn.Module):
-    """Norm, projection and norm that make a token of a patch's pixels.
-
-    Args:
-        pixels: pixels of a patch, h·w.
-        inner_dim: their channels C'.
-        dim: channels C of the tokens.
-        bias: whether the projection has a bias.
-    """
-
-    def __init__(self, pixels: int, inner_dim: int, dim: int, *, bias: bool = False):
-        super().__init__()
-        self.norm1 = LayerNorm(pixels * inner_dim)
-        self.proj = nn.Linear(pixels * inner_dim, dim, bias=bias)
-        self.norm2 = LayerNorm(dim)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """[..., h, w, C'] to [..., C]."""
-        return self.norm2(self.proj(self.norm1(pixels.flatten(-3))))
-
-
 class PixelStem(nn.Module):
     """Convolution of each patch by itself, and positions inside the patches.
 
@@ -88,9 +67,7 @@ class PixelStem(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Image [B, in_chans, H, W] to the pixels [B, H', W', h, w, C'] of its patches, filled up with zeros."""
-        side = self.patch_size
-        x = pad_to_multiple(image.permute(0, 2, 3, 1), (side, side))
-        x = x.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3)  # [B, H', W', side, side, in_chans]
+        x = cut_patches(image, self.patch_size)
         pixels = self.positions(on_nchw(self.conv, x.flatten(0, 2)))
         return pixels.unflatten(0, x.shape[:3])
 

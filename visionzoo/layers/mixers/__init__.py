@@ -17,7 +17,9 @@ from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.mixers.channel import ChannelMixer
 from visionzoo.layers.mixers.clamped_linear import ClampedLinearMixer
 from visionzoo.layers.mixers.cross_window import CrossWindowMixer
+from visionzoo.layers.mixers.data_dependent_conv import DataDependentConvMixer
 from visionzoo.layers.mixers.decoupled_fc import DecoupledFcMixer
+from visionzoo.layers.mixers.dual_attention import DualAttentionMixer
 from visionzoo.layers.mixers.embedding_free import EmbeddingFreeMixer
 from visionzoo.layers.mixers.factorized import FactorizedMixer
 from visionzoo.layers.mixers.flow import FlowMixer
@@ -26,22 +28,27 @@ from visionzoo.layers.mixers.forward_cross import ForwardCrossMixer
 from visionzoo.layers.mixers.full import FullMixer
 from visionzoo.layers.mixers.gated_positional import GatedPositionalMixer
 from visionzoo.layers.mixers.glu import GluMixer
+from visionzoo.layers.mixers.gmm import GmmMixer
 from visionzoo.layers.mixers.halo import HaloMixer
 from visionzoo.layers.mixers.hashed_linear import HashedLinearMixer
 from visionzoo.layers.mixers.hilo import HiLoMixer
 from visionzoo.layers.mixers.injective_linear import InjectiveLinearMixer
+from visionzoo.layers.mixers.kolmogorov_arnold import KolmogorovArnoldMixer
 from visionzoo.layers.mixers.large_kernel_ffn import LargeKernelFfnMixer
 from visionzoo.layers.mixers.levit import LevitMixer
 from visionzoo.layers.mixers.linear import LinearMixer
 from visionzoo.layers.mixers.mixture_of_heads import MixtureOfHeadsMixer
+from visionzoo.layers.mixers.moving_average import MovingAverageMixer
 from visionzoo.layers.mixers.nchw import MixerNCHW
 from visionzoo.layers.mixers.neighborhood import NeighborhoodMixer
 from visionzoo.layers.mixers.pool import PoolMixer
 from visionzoo.layers.mixers.routed import RoutedMixer
 from visionzoo.layers.mixers.score import ScoreMixer
 from visionzoo.layers.mixers.single_head import SingleHeadMixer
+from visionzoo.layers.mixers.sparsifiner import SparsifinerMixer
 from visionzoo.layers.mixers.spatial_reduction import SpatialReductionMixer
 from visionzoo.layers.mixers.spectral_gate import SpectralGateMixer
+from visionzoo.layers.mixers.subspace import SubspaceMixer
 from visionzoo.layers.mixers.super_token import SuperTokenMixer
 from visionzoo.layers.mixers.taylor_shift import TaylorShiftMixer
 from visionzoo.layers.mixers.window import WindowMixer
@@ -54,7 +61,9 @@ __all__ = [
     "ChannelMixer",
     "ClampedLinearMixer",
     "CrossWindowMixer",
+    "DataDependentConvMixer",
     "DecoupledFcMixer",
+    "DualAttentionMixer",
     "EmbeddingFreeMixer",
     "FactorizedMixer",
     "FlowMixer",
@@ -63,23 +72,28 @@ __all__ = [
     "FullMixer",
     "GatedPositionalMixer",
     "GluMixer",
+    "GmmMixer",
     "HaloMixer",
     "HashedLinearMixer",
     "HiLoMixer",
     "InjectiveLinearMixer",
+    "KolmogorovArnoldMixer",
     "LargeKernelFfnMixer",
     "LevitMixer",
     "LinearMixer",
     "Mixer",
     "MixerNCHW",
     "MixtureOfHeadsMixer",
+    "MovingAverageMixer",
     "NeighborhoodMixer",
     "PoolMixer",
     "RoutedMixer",
     "ScoreMixer",
     "SingleHeadMixer",
+    "SparsifinerMixer",
     "SpatialReductionMixer",
     "SpectralGateMixer",
+    "SubspaceMixer",
     "SuperTokenMixer",
     "TaylorShiftMixer",
     "WindowMixer",
@@ -94,7 +108,9 @@ MIXERS: dict[str, type[Mixer]] = {
     "channel": ChannelMixer,
     "clamped_linear": ClampedLinearMixer,
     "cross_window": CrossWindowMixer,
+    "data_dependent_conv": DataDependentConvMixer,
     "decoupled_fc": DecoupledFcMixer,
+    "dual_attention": DualAttentionMixer,
     "embedding_free": EmbeddingFreeMixer,
     "factorized": FactorizedMixer,
     "flow": FlowMixer,
@@ -103,21 +119,26 @@ MIXERS: dict[str, type[Mixer]] = {
     "full": FullMixer,
     "gated_positional": GatedPositionalMixer,
     "glu": GluMixer,
+    "gmm": GmmMixer,
     "halo": HaloMixer,
     "hashed_linear": HashedLinearMixer,
     "hilo": HiLoMixer,
     "injective_linear": InjectiveLinearMixer,
+    "kolmogorov_arnold": KolmogorovArnoldMixer,
     "large_kernel_ffn": LargeKernelFfnMixer,
     "levit": LevitMixer,
     "linear": LinearMixer,
     "mixture_of_heads": MixtureOfHeadsMixer,
+    "moving_average": MovingAverageMixer,
     "neighborhood": NeighborhoodMixer,
     "pool": PoolMixer,
     "routed": RoutedMixer,
     "score": ScoreMixer,
     "single_head": SingleHeadMixer,
+    "sparsifiner": SparsifinerMixer,
     "spatial_reduction": SpatialReductionMixer,
     "spectral_gate": SpectralGateMixer,
+    "subspace": SubspaceMixer,
     "super_token": SuperTokenMixer,
     "taylor_shift": TaylorShiftMixer,
     "window": WindowMixer,

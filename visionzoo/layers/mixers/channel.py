@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from visionzoo.kernels import channel_attention
-from visionzoo.layers.mixers.base import Mixer
+from visionzoo.layers.mixers.base import Mixer, zero_dropped
 
 
 class ChannelMixer(Mixer):
@@ -39,8 +39,14 @@ class ChannelMixer(Mixer):
         """Yes: tokens are features here, however many."""
         return True
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, H, W, C] to [B, H, W, C]."""
+    @property
+    def takes_dropped_tokens(self) -> bool:
+        """Yes: keys of zeros add nothing."""
+        return True
+
+    def forward(self, x: Tensor, *, keep: Tensor | None = None) -> Tensor:
+        """[B, H, W, C] to [B, H, W, C]; `keep` [B, N] is False for tokens that others do not see."""
         self.check_input(x)
-        out = channel_attention(*self.split_heads(self.qkv(x)))
+        q, k, v = self.split_heads(self.qkv(x))
+        out = channel_attention(q, zero_dropped(k, keep), v)
         return self.proj(out.flatten(3))

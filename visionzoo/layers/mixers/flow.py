@@ -44,8 +44,13 @@ class FlowMixer(Mixer):
         """Yes: any set of tokens will do."""
         return True
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, H, W, C] to [B, H, W, C]."""
+    @property
+    def takes_dropped_tokens(self) -> bool:
+        """Yes: without flows they change no sum."""
+        return True
+
+    def forward(self, x: Tensor, *, keep: Tensor | None = None) -> Tensor:
+        """[B, H, W, C] to [B, H, W, C]; `keep` [B, N] is False for tokens that others do not see."""
         self.check_input(x)
         qkv = self.qkv(x)
         dtype = torch.promote_types(qkv.dtype, torch.float32)
@@ -53,9 +58,16 @@ class FlowMixer(Mixer):
             # [B, H, W, G, D] -> [B, G, N, D]
             q, k, v = (t.flatten(1, 2).transpose(1, 2).to(dtype) for t in self.split_heads(qkv))
             q, k = q.sigmoid(), k.sigmoid()
+            count: int | Tensor = k.shape[2]
+            if keep is not None:
+                there = keep[:, None, :, None]  # [B, 1, N, 1]
+                q, k, count = q * there, k * there, there.sum(2, keepdim=True, dtype=dtype)
             incoming, outgoing = self._flow(q, k), self._flow(k, q)  # [B, G, N, 1]
             allocation = self._flow(q, k / outgoing).sigmoid()
-            competition = self._flow(k, q / incoming).clamp(-1, 1).softmax(2) * k.shape[2]
+            competition = self._flow(k, q / incoming).clamp(-1, 1)
+            if keep is not None:
+                competition = competition.masked_fill(~there, float("-inf"))
+            competition = competition.softmax(2) * count
             out = q @ (k.mT @ (v * competition)) * (allocation / incoming)
         return self.proj(out.transpose(1, 2).reshape(x.shape).to(qkv.dtype))
 

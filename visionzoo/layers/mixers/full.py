@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
-from visionzoo.layers.attention import attend
+from visionzoo.layers.attention import attend, attention_received, hide
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
 
@@ -27,6 +29,8 @@ class FullMixer(Mixer):
     torch.Size([1, 5, 7, 64])
     """
 
+    SCORES = Mixer.SCORE_KINDS
+
     def __init__(
         self,
         dim: int,
@@ -46,12 +50,34 @@ class FullMixer(Mixer):
         """Yes, but for the convolution of positions, which needs a map."""
         return self.lepe is None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, H, W, C] to [B, H, W, C]."""
+    @property
+    def takes_dropped_tokens(self) -> bool:
+        """As it takes prefix tokens."""
+        return self.takes_prefix_tokens
+
+    def forward(self, x: Tensor, *, keep: Tensor | None = None, score: str = "") -> Tensor | tuple[Tensor, Tensor]:
+        """[B, H, W, C] to [B, H, W, C]; with `score` also the scores of the tokens, [B, N].
+
+        Args:
+            x: map.
+            keep: tokens that others see, [B, N]; None for all.
+            score: "class_attention" for what the first token gives to each, "received_attention" for the mean of what
+                all give to it, means over the heads; "" for no scores.
+        """
         self.check_input(x)
         # [B, H, W, G, D] -> [B, G, N, D]
         q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in self.split_heads(self.qkv(x)))
-        out = attend(q, k, v).transpose(1, 2).reshape(x.shape)
+        hidden = hide(keep, q.dtype)
+        out = attend(q, k, v, bias=hidden).transpose(1, 2).reshape(x.shape)
         if self.lepe is not None:
             out = self.lepe(x, residual=out)
-        return self.proj(out)
+        out = self.proj(out)
+        if not score:
+            return out
+        return out, attention_received(q[:, :, :1] if score == "class_attention" else q, k, hidden)
+
+    def mix_first(self, x: Tensor, **beside: Any) -> Tensor:
+        """Return the output [B, 1, C] for the first of tokens [B, N, C]; the others are keys and values alone."""
+        # [B, N, 3, G, D] -> [B, G, N, D]
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).transpose(1, 3).unbind(2)
+        return self.proj(attend(q[:, :, :1], k, v).transpose(1, 2).flatten(2))

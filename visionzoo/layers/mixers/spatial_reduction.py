@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionzoo.layers.attention import attend
+from visionzoo.layers.attention import attend, hide
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.norm import LayerNorm
@@ -61,14 +61,19 @@ class SpatialReductionMixer(Mixer):
         """Yes, where keys are not reduced, which needs a map."""
         return self.sr is None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, H, W, C] to [B, H, W, C]."""
+    @property
+    def takes_dropped_tokens(self) -> bool:
+        """As it takes prefix tokens."""
+        return self.takes_prefix_tokens
+
+    def forward(self, x: Tensor, *, keep: Tensor | None = None) -> Tensor:
+        """[B, H, W, C] to [B, H, W, C]; `keep` [B, N] is False for tokens that others do not see."""
         self.check_input(x)
         heads = (self.num_heads, self.head_dim)
         q = self.q(x).unflatten(-1, heads).flatten(1, 2).transpose(1, 2)  # [B, G, N, D]
         kv = self.kv(self._reduce(x)).unflatten(-1, (2, *heads)).flatten(1, 2)  # [B, N', 2, G, D]
         k, v = kv.transpose(1, 3).unbind(2)  # [B, G, N', D]
-        out = attend(q, k, v)
+        out = attend(q, k, v, bias=hide(keep, q.dtype))
         return self.proj(out.transpose(1, 2).reshape(x.shape))
 
     def _reduce(self, x: Tensor) -> Tensor:

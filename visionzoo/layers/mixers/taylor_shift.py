@@ -71,8 +71,13 @@ class TaylorShiftMixer(Mixer):
         """Yes: any set of tokens will do."""
         return True
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, H, W, C] to [B, H, W, C]."""
+    @property
+    def takes_dropped_tokens(self) -> bool:
+        """Yes: their weights are 0."""
+        return True
+
+    def forward(self, x: Tensor, *, keep: Tensor | None = None) -> Tensor:
+        """[B, H, W, C] to [B, H, W, C]; `keep` [B, N] is False for tokens that others do not see."""
         self.check_input(x)
         qkv = self.qkv(x)
         dtype = torch.promote_types(qkv.dtype, torch.float32)
@@ -85,21 +90,27 @@ class TaylorShiftMixer(Mixer):
             else:
                 q, k = F.normalize(q, dim=-1) * self.temperature, F.normalize(k, dim=-1)
             linear = self.threshold < 1 if is_symbolic(x) else count > self.threshold
-            out = self._linear(q, k, v) if linear else self._direct(q, k, v)
+            there = None if keep is None else keep[:, None, :, None]  # [B, 1, N, 1]
+            out = self._linear(q, k, v, there) if linear else self._direct(q, k, v, there)
             if self.output_normalized:
-                out = out * (count / self.head_dim) ** 0.5
+                seen = count if there is None else there.sum(2, keepdim=True, dtype=dtype)
+                out = out * (seen / self.head_dim) ** 0.5
         return self.proj(out.transpose(1, 2).reshape(x.shape).to(qkv.dtype))
 
-    def _direct(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _direct(self, q: Tensor, k: Tensor, v: Tensor, there: Tensor | None) -> Tensor:
         a, b, c = self.coefficients
         scores = q @ k.mT
         weights = (a * scores + b) * scores + c
+        if there is not None:
+            weights = weights * there.mT
         return weights @ v / weights.sum(-1, keepdim=True)
 
-    def _linear(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _linear(self, q: Tensor, k: Tensor, v: Tensor, there: Tensor | None) -> Tensor:
         a, b, c = self.coefficients
         one = torch.ones_like(q[..., :1])
         q, k = torch.cat([a * _pairs(q), b * q, c * one], -1), torch.cat([_pairs(k), k, one], -1)
+        if there is not None:
+            k = k * there
         out, total = (q @ (k.mT @ torch.cat([v, one], -1) / v.shape[2])).split([v.shape[3], 1], -1)
         return out / total
 

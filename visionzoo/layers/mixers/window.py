@@ -31,6 +31,7 @@ class WindowMixer(Mixer):
         relative_position_bias: add a learned number for each offset between query and key and each head.
         qkv_bias: whether the projection to q, k, v has a bias.
         mask_padding: leave padded tokens out of attention instead.
+        head_dim: width of a head; None means C / num_heads.
 
     Raises:
         ValueError: if window or shift are not as said.
@@ -50,22 +51,26 @@ class WindowMixer(Mixer):
         relative_position_bias: bool = False,
         qkv_bias: bool = True,
         mask_padding: bool = False,
+        head_dim: int | None = None,
     ):
-        super().__init__(dim, num_heads)
+        super().__init__(dim, num_heads, head_dim=head_dim)
         if window_size < 1:
-            raise ValueError(f"WindowMixer: window_size must be positive, got {window_size=}")
+            raise ValueError(f"{type(self).__name__}: window_size must be positive, got {window_size=}")
         if shift_size is None:
             shift_size = window_size // 2
         if not 0 <= shift_size < window_size:
-            raise ValueError(f"WindowMixer: shift_size must be from 0 to {window_size - 1}, got {shift_size=}")
+            raise ValueError(
+                f"{type(self).__name__}: shift_size must be from 0 to {window_size - 1}, got {shift_size=}"
+            )
         self.window_size = window_size
         self.shift_size = shift_size
         self.mask_padding = mask_padding
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        inner_dim = self.num_heads * self.head_dim
+        self.qkv = nn.Linear(dim, 3 * inner_dim, bias=qkv_bias)
         self.relative_position_bias = (
             RelativePositionBias(self.num_heads, window_size) if relative_position_bias else None
         )
-        self.proj = nn.Linear(dim, dim)
+        self.proj = nn.Linear(inner_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
@@ -77,11 +82,10 @@ class WindowMixer(Mixer):
         if any(shift):
             x = x.roll((-shift[0], -shift[1]), (1, 2))
         q, k, v = self.split_heads(self.qkv(x))
-        out = routed_attention(
+        out = self.attention(
             q,
             k,
             v,
-            None,
             regions=(padded[0] // self.window_size, padded[1] // self.window_size),
             bias=None if self.relative_position_bias is None else self.relative_position_bias(),
             segments=self._segments(size, padded, shift, x.device) if any(shift) else None,
@@ -90,6 +94,20 @@ class WindowMixer(Mixer):
         if any(shift):
             out = out.roll(shift, (1, 2))
         return self.proj(crop(out, size))
+
+    def attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        regions: tuple[int, int],
+        bias: Tensor | None = None,
+        segments: Tensor | None = None,
+        valid_size: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Attention inside the windows, [B, H, W, G, D]; options are those of `visionzoo.kernels.routed_attention`."""
+        return routed_attention(q, k, v, None, regions=regions, bias=bias, segments=segments, valid_size=valid_size)
 
     def _segments(self, size: Sequence[int], padded: Sequence[int], shift: Sequence[int], device) -> Tensor:
         """Numbers [H, W] of the parts of a shifted map that are no neighbours in the map itself."""

@@ -1,0 +1,48 @@
+"""Attention inside learned subspaces (CRATE, arXiv:2306.01129): a step that lowers the tokens' coding rate in them."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from visionzoo.layers.attention import attend
+from visionzoo.layers.mixers.base import Mixer
+
+
+class SubspaceMixer(Mixer):
+    """Attention whose queries, keys and values are one projection; O(N²·C), softmax in float32 at least.
+
+    Each head is a subspace, and tokens that are alike in it are drawn together (multi-head subspace self-attention).
+
+    Args:
+        dim: channels C.
+        num_heads: subspaces, attention heads.
+        head_dim: dimensions of a subspace; None means dim / num_heads.
+
+    Raises:
+        ValueError: if the heads do not divide the channels, or a subspace has no dimensions.
+
+    >>> import torch
+    >>> SubspaceMixer(64, 2)(torch.randn(1, 5, 7, 64)).shape
+    torch.Size([1, 5, 7, 64])
+    """
+
+    def __init__(self, dim: int, num_heads: int | None = None, *, head_dim: int | None = None):
+        super().__init__(dim, num_heads, head_dim=head_dim)
+        if self.head_dim < 1:
+            raise ValueError(f"SubspaceMixer: head_dim must be positive, got {head_dim=}")
+        self.subspaces = nn.Linear(dim, self.num_heads * self.head_dim, bias=False)
+        whole = self.num_heads == 1 and self.head_dim == dim
+        self.proj: nn.Module = nn.Identity() if whole else nn.Linear(self.num_heads * self.head_dim, dim)
+
+    @property
+    def takes_prefix_tokens(self) -> bool:
+        """Yes: any set of tokens will do."""
+        return True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] to [B, H, W, C]."""
+        self.check_input(x)
+        # [B, H, W, G·D] -> [B, G, N, D]
+        projected = self.subspaces(x).flatten(1, 2).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        out = attend(projected, projected, projected).transpose(1, 2).flatten(2)
+        return self.proj(out.unflatten(1, x.shape[1:3]))

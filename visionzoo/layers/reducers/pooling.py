@@ -1,0 +1,125 @@
+"""Reducer that puts cluster centres in place of tokens (Token Pooling, arXiv:2110.03860)."""
+
+from __future__ import annotations
+
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from visionzoo.kernels.precision import without_autocast
+from visionzoo.layers.reducers.base import Reducer, check_rate
+from visionzoo.layers.tracing import one_node
+
+
+class TokenPoolingReducer(Reducer):
+    """Puts K centres of weighted clusters in place of M tokens; O(M²·C), with K-means O(M·K·C) each round.
+
+    A token's weight is the attention that it receives in the block before, as a mean over heads and queries. The tokens
+    of the largest weights are the first centres. Each round, every token joins the nearest centre, and a cluster's
+    centre becomes its weighted mean ("kmeans") or the token with the smallest weighted sum of squared distances to the
+    others of its cluster ("kmedoids"). Places of the map read the centre of their cluster: none is dropped, shapes are
+    the same in training and evaluation, and the choice has no gradient, but the centres do.
+
+    There is no code of the authors; the paper gives the problem and the two algorithms. Places, share and the number of
+    rounds are our choice.
+
+    Args:
+        dim: channels C.
+        keep_rate: K over M, in (0, 1]; rounded up.
+        method: "kmedoids" or "kmeans".
+        iterations: rounds.
+
+    Raises:
+        ValueError: if the share is none, the method unknown, or there is no round.
+    """
+
+    SCORES = "received_attention"
+    MAKES_TOKENS = True
+    METHODS = ("kmedoids", "kmeans")
+
+    def __init__(self, dim: int, *, keep_rate: float = 0.7, method: str = "kmedoids", iterations: int = 5):
+        super().__init__(dim)
+        if method not in self.METHODS:
+            raise ValueError(f"TokenPoolingReducer: method must be one of {self.METHODS}, got {method=}")
+        if iterations < 1:
+            raise ValueError(f"TokenPoolingReducer: iterations must be positive, got {iterations=}")
+        self.keep_rate, self.method, self.iterations = check_rate(self, keep_rate), method, iterations
+
+    @one_node
+    def forward(
+        self, x: Tensor, source: Tensor | None, keep: Tensor | None, scores: Tensor | None, prefix: int
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Take and return x, source and keep of `visionzoo.layers.tokens.Tokens`."""
+        assert scores is not None and keep is None  # as those who put it in have checked
+        tokens = x[:, prefix:]
+        count = ceil(self.keep_rate * tokens.shape[1])
+        centres, cluster = pool(tokens, scores, count, method=self.method, iterations=self.iterations)
+        if source is not None:
+            cluster = torch.where(source >= 0, cluster.gather(1, source.clamp(min=0)), -1)
+        return torch.cat([x[:, :prefix], centres], 1), cluster, None
+
+
+def pool(x: Tensor, weights: Tensor, count: int, *, method: str, iterations: int) -> tuple[Tensor, Tensor]:
+    """Return the centres of weighted clusters, and to which of them each token belongs.
+
+    Args:
+        x: tokens [B, M, C].
+        weights: of the tokens, positive, [B, M].
+        count: clusters K.
+        method: "kmedoids" or "kmeans".
+        iterations: rounds.
+
+    Returns:
+        Centres [B, K, C] in x's dtype, and numbers of clusters [B, M].
+    """
+    first = weights.topk(count, dim=1).indices
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    with without_autocast(x.device), torch.no_grad():
+        fixed, weights = x.detach().to(dtype), weights.to(dtype)
+        if method == "kmedoids":
+            at, cluster = _medoids(fixed, weights, first, iterations)
+        else:
+            cluster = _means(fixed, weights, _rows(fixed, first), iterations)
+    if method == "kmedoids":
+        return _rows(x, at), cluster
+    with without_autocast(x.device):
+        shares, total = _shares(cluster, weights, count)
+        means = shares @ x.to(dtype) / total.clamp(min=torch.finfo(dtype).tiny)
+    return torch.where(
+        total > 0, means.to(x.dtype), _rows(x, first)
+    ), cluster  # an empty cluster keeps its first centre
+
+
+def _medoids(x: Tensor, weights: Tensor, at: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """Return which tokens are the medoids, [B, K], and the clusters, [B, M]; distances are computed once."""
+    distances = torch.cdist(x, x).square()  # [B, M, M]
+    nearest = distances.gather(2, at.unsqueeze(1).expand(-1, x.shape[1], -1)).argmin(2)
+    for _ in range(iterations):
+        member = torch.nn.functional.one_hot(nearest, at.shape[1]).to(x.dtype)  # [B, M, K]
+        cost = distances @ (weights.unsqueeze(-1) * member)  # of each token as the medoid of each cluster
+        found = cost.masked_fill(member == 0, float("inf")).argmin(1)
+        at = torch.where(member.any(1), found, at)
+        nearest = distances.gather(2, at.unsqueeze(1).expand(-1, x.shape[1], -1)).argmin(2)
+    return at, nearest
+
+
+def _means(x: Tensor, weights: Tensor, centres: Tensor, iterations: int) -> Tensor:
+    """Return the clusters, [B, M]."""
+    nearest = torch.cdist(x, centres).argmin(2)
+    for _ in range(iterations - 1):
+        shares, total = _shares(nearest, weights, centres.shape[1])
+        centres = torch.where(total > 0, shares @ x / total.clamp(min=torch.finfo(x.dtype).tiny), centres)
+        nearest = torch.cdist(x, centres).argmin(2)
+    return nearest
+
+
+def _shares(cluster: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the weights of the tokens in each cluster, [B, K, M], and their sums, [B, K, 1]."""
+    shares = torch.nn.functional.one_hot(cluster, count).to(weights.dtype).mT * weights.unsqueeze(1)
+    return shares, shares.sum(2, keepdim=True)
+
+
+def _rows(x: Tensor, at: Tensor) -> Tensor:
+    """[B, M, C] at [B, K] to [B, K, C]."""
+    return x.gather(1, at.unsqueeze(-1).expand(-1, -1, x.shape[2]))

@@ -1,0 +1,439 @@
+"""GMM: RetNet Viewed through Convolution, Pattern Recognition 2024, https://arxiv.org/abs/2309.05375.
+
+Facts from https://github.com/CatworldLee/Gaussian-Mixture-Mask-Attention at b06b199, which states no licence (its Swin
+and T2T keep the notes of MIT and Clear BSD); the code here is our own. Attention's scores are multiplied by a learned
+mixture of Gaussians of the distance, in a ViT without class token, in Swin's windows, and in the patches' blocks of
+CaiT, whose class token attends to patches that no norm has seen. Models are for small images, of 32 px and, in larger
+patches, of 64 px (`zoo_gmm_*_64`). The repository's PiT and T2T, and its masks with a weight for each pair of tokens
+(`is_SLM`), are not here.
+
+Where we differ: images of any size and shape are taken, with positions interpolated and Gaussians of the distances that
+there are. Theirs are powers of exp(-d²) in float32, which is 0 beyond ten patches however wide a Gaussian is; ours are
+as the formula says, the same up to ten. `zoo_swin_*` and others take the attention as `mixers={"type": "gmm", ...}`.
+Published accuracies are of CIFAR-10, CIFAR-100, SVHN and Tiny-ImageNet (95.06, 77.81, 98.01 and 62.27 % for the ViT),
+in the repository's README and the recipe, as are parameters with 10 or 100 classes: with 1,000 the ViT has 2.9 and
+Swin 7.5 million. The multiply-adds there leave out attention's products; with them the ViT has 0.2 and CaiT-tiny 0.4
+billion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers import Mlp, trunc_normal_
+from torch import Tensor, nn
+
+from visionzoo.layers.attention import attend
+from visionzoo.layers.block import LayerScale
+from visionzoo.layers.conv_norm import ConvNorm
+from visionzoo.layers.heads import TokenHead
+from visionzoo.layers.mixers import combine_mixers
+from visionzoo.layers.norm import LayerNorm
+from visionzoo.layers.position import PositionTable
+from visionzoo.layers.stem import PatchStem, Stem
+from visionzoo.layers.tokens import TokenBlock, map_size
+from visionzoo.models import swin
+from visionzoo.models._isotropic import Isotropic, build_blocks
+from visionzoo.models._pyramid import doubling
+from visionzoo.models._registry import Published, Variant, register_family
+
+_PATCHES = [
+    (r"(^|\.)mask$", None),  # distances
+    (r"^to_patch_embedding\.1\.", "stem.conv."),
+    (r"^pos_embedding$", "positions.table"),
+    (r"^mlp_head\.0\.", "head.norm."),
+    (r"^mlp_head\.1\.", "head.fc."),
+]
+
+
+class GmmViT(Isotropic):
+    """ViT with Gaussian mixtures.
+
+    Args:
+        depth: blocks.
+        embed_dim: channels.
+        num_heads: attention heads.
+        num_kernels: Gaussians of each head.
+        mlp_ratio: hidden width of the MLPs over the channels.
+        patch_size: side of the patches in pixels.
+        img_size: image size in pixels, or (height, width), for which the table of positions is made.
+        mixers: other token mixers for some blocks, see `visionzoo.layers.mixers.resolve_mixers`.
+        in_chans: image channels.
+        drop_path_rate: stochastic depth of the last block.
+        head: `num_classes`, `global_pool` and `drop_rate` of the head.
+    """
+
+    CHECKPOINT_KEYS = {
+        "authors": [
+            *_PATCHES,
+            (r"^transformer\.layers\.(\d+)\.0\.norm\.", r"blocks.\1.norm1."),
+            (r"^transformer\.layers\.(\d+)\.0\.fn\.to_qkv\.", r"blocks.\1.mixer.qkv."),
+            (r"^transformer\.layers\.(\d+)\.0\.fn\.to_out\.0\.", r"blocks.\1.mixer.proj."),
+            (r"^transformer\.layers\.(\d+)\.0\.fn\.mask\.", r"blocks.\1.mixer.mixture."),
+            (r"^transformer\.layers\.(\d+)\.1\.norm\.", r"blocks.\1.norm2."),
+            (r"^transformer\.layers\.(\d+)\.1\.fn\.net\.0\.", r"blocks.\1.mlp.fc1."),
+            (r"^transformer\.layers\.(\d+)\.1\.fn\.net\.3\.", r"blocks.\1.mlp.fc2."),
+        ]
+    }
+
+    def __init__(
+        self,
+        *,
+        depth: int = 9,
+        embed_dim: int = 192,
+        num_heads: int = 12,
+        num_kernels: int = 5,
+        mlp_ratio: float = 2.0,
+        patch_size: int = 4,
+        img_size: int | tuple[int, int] = 32,
+        mixers: Any = None,
+        in_chans: int = 3,
+        drop_path_rate: float = 0.0,
+        **head: Any,
+    ):
+        super().__init__(
+            blocks=build_blocks(
+                embed_dim,
+                num_heads,
+                [{"type": "gmm", "num_kernels": num_kernels}] * depth,
+                mixers,
+                block=partial(TokenBlock, mlp_ratio=mlp_ratio),
+                drop_path_rate=drop_path_rate,
+            ),
+            embed_dim=embed_dim,
+            patch_size=patch_size,
+            img_size=img_size,
+            stem=PatchStem(in_chans, embed_dim, patch_size, channels_last=True),
+            class_token=False,
+            head_layer=partial(TokenHead, norm_layer=LayerNorm),
+            in_chans=in_chans,
+            **head,
+        )
+
+
+class GmmSwin(swin.SwinTransformer):
+    """Swin Transformer with Gaussian mixtures in its windows, and a table of positions.
+
+    Args:
+        depths: blocks of each stage, whose windows are in place and shifted by half a window in turn.
+        embed_dims: channels of each stage.
+        num_heads: heads for each stage.
+        num_kernels: Gaussians of each head.
+        window_size: side of the windows, in tokens.
+        patch_size: side of the patches in pixels.
+        mlp_ratio: hidden width of the MLPs over the channels.
+        qkv_bias: whether the projections to q, k, v have a bias.
+        mask_padding: leave padded tokens out of window attention.
+        img_size: image size in pixels, or (height, width), for which the table of positions is made.
+        mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
+        in_chans: image channels.
+        others: as `SwinTransformer` takes them.
+    """
+
+    FEATURES = 3
+    CHECKPOINT_KEYS = {
+        "authors": [
+            (r"(^|\.)mask$", None),
+            (r"^absolute_pos_embed$", "stem.1.table"),
+            (r"^patch_embed\.proj\.", "stem.0.conv."),
+            (r"^patch_embed\.norm\.", "stem.0.norm."),
+            (r"\.attn\.mask\.", ".mixer.mixture."),
+            *swin.SwinTransformer.CHECKPOINT_KEYS["authors"],
+        ]
+    }
+
+    def __init__(
+        self,
+        *,
+        depths: tuple[int, ...] = (2, 6, 4),
+        embed_dims: tuple[int, ...] = (96, 192, 384),
+        num_heads: tuple[int, ...] = (3, 6, 12),
+        num_kernels: int = 5,
+        window_size: int = 4,
+        patch_size: int = 2,
+        mlp_ratio: float = 2.0,
+        qkv_bias: bool = True,
+        mask_padding: bool = False,
+        img_size: int | tuple[int, int] = 32,
+        mixers: Any = None,
+        in_chans: int = 3,
+        **others: Any,
+    ):
+        window = {
+            "type": "gmm",
+            "num_kernels": num_kernels,
+            "window_size": window_size,
+            "relative_position_bias": True,
+            "qkv_bias": qkv_bias,
+            "mask_padding": mask_padding,
+        }
+        super().__init__(
+            depths=depths,
+            embed_dims=embed_dims,
+            num_heads=num_heads,
+            patch_size=patch_size,
+            mlp_ratio=mlp_ratio,
+            mixers=combine_mixers([[window, {**window, "shift_size": None}]] * len(depths), mixers),
+            in_chans=in_chans,
+            **others,
+        )
+        self.stem = Stem(
+            ConvNorm(in_chans, embed_dims[0], patch_size, patch_size, norm_layer=LayerNorm, pad_to_stride=True),
+            PositionTable(embed_dims[0], map_size(img_size, patch_size)),
+        )
+
+
+class ContextAttention(nn.Module):
+    """A class token attends to tokens beside it, with talking heads.
+
+    Args:
+        dim: channels C.
+        num_heads: attention heads G.
+        head_dim: their width D.
+    """
+
+    def __init__(self, dim: int, num_heads: int, head_dim: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, num_heads * head_dim, bias=False)
+        self.kv = nn.Linear(dim, 2 * num_heads * head_dim, bias=False)
+        self.talk_before, self.talk_after = (nn.Parameter(torch.randn(num_heads, num_heads)) for _ in range(2))
+        self.proj = nn.Linear(num_heads * head_dim, dim)
+
+    def forward(self, token: Tensor, context: Tensor) -> Tensor:
+        """[B, 1, C] and [B, N, C] to [B, 1, C]."""
+        q = self.q(token).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        k, v = self.kv(context).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        out = attend(q, k, v, talk=(self.talk_before, self.talk_after))
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class ContextBlock(nn.Module):
+    """Attention of a class token to tokens beside it, then an MLP of it, each with norm, learned scale and residual.
+
+    Args:
+        dim: channels C.
+        num_heads: attention heads.
+        head_dim: their width.
+        mlp_ratio: hidden width of the MLP over C.
+    """
+
+    def __init__(self, dim: int, num_heads: int, head_dim: int, mlp_ratio: float):
+        super().__init__()
+        self.norm1, self.norm2 = LayerNorm(dim), LayerNorm(dim)
+        self.mixer = ContextAttention(dim, num_heads, head_dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.ls1, self.ls2 = LayerScale(dim, 0.1), LayerScale(dim, 0.1)
+
+    def forward(self, token: Tensor, context: Tensor) -> Tensor:
+        """[B, 1, C] and [B, N, C] to [B, 1, C]."""
+        token = self.ls1(self.mixer(self.norm1(token), context), residual=token)
+        return self.ls2(self.mlp(self.norm2(token)), residual=token)
+
+
+class ContextHead(TokenHead):
+    """Blocks in which a class token attends to the tokens, norm, linear classifier: the class stage of CaiT.
+
+    Args:
+        in_features: channels C.
+        num_classes: classes; 0 for the normalised class token.
+        pool_type: "class", or "" for the tokens as they came, with which there can be no classifier.
+        drop_rate: dropout probability before the classifier.
+        prefix_tokens: 0, for the tokens are those of a map alone.
+        depth: blocks.
+        block: called with `in_features`.
+    """
+
+    POOLS = ("class", "")
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        pool_type: str = "class",
+        drop_rate: float = 0.0,
+        *,
+        prefix_tokens: int = 0,
+        depth: int,
+        block: Any,
+    ):
+        super().__init__(
+            in_features, num_classes, pool_type, drop_rate, prefix_tokens=prefix_tokens, norm_layer=LayerNorm
+        )
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, in_features))
+        trunc_normal_(self.cls_token, std=0.02)
+        self.blocks = nn.ModuleList(block(in_features) for _ in range(depth))
+
+    NO_WEIGHT_DECAY = ("cls_token",)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """[B, N, C] to the normalised class token [B, C], or the tokens as they are where there is no pooling."""
+        if not self.pool_type:
+            return x
+        token = self.cls_token.repeat(x.shape[0], 1, 1).to(x.dtype)
+        for block in self.blocks:
+            token = block(token, x)
+        return self.norm(token[:, 0])
+
+
+class GmmCait(Isotropic):
+    """CaiT with Gaussian mixtures.
+
+    Args:
+        depth: blocks of the patches.
+        class_depth: blocks of the class token.
+        embed_dim: channels.
+        num_heads: attention heads.
+        head_dim: their width.
+        num_kernels: Gaussians of each head.
+        mlp_ratio: hidden width of the MLPs over the channels.
+        patch_size: side of the patches in pixels.
+        img_size: image size in pixels, or (height, width), for which the table of positions is made.
+        mixers: other token mixers for some blocks of the patches, see `visionzoo.layers.mixers.resolve_mixers`.
+        in_chans: image channels.
+        drop_path_rate: stochastic depth of the last block of the patches.
+        head: `num_classes`, `global_pool` and `drop_rate` of the head.
+    """
+
+    POOL = "class"
+    POOLS = ContextHead.POOLS
+    CHECKPOINT_KEYS = {
+        "authors": [
+            *_PATCHES,
+            (r"^cls_token$", "head.cls_token"),
+            (r"^patch_transformer\.layers\.", "blocks."),
+            (r"^cls_transformer\.layers\.", "head.blocks."),
+            (r"blocks\.(\d+)\.0\.scale$", r"blocks.\1.ls1.gamma"),
+            (r"blocks\.(\d+)\.1\.scale$", r"blocks.\1.ls2.gamma"),
+            (r"blocks\.(\d+)\.0\.fn\.norm\.", r"blocks.\1.norm1."),
+            (r"blocks\.(\d+)\.1\.fn\.norm\.", r"blocks.\1.norm2."),
+            (r"blocks\.(\d+)\.1\.fn\.fn\.net\.0\.", r"blocks.\1.mlp.fc1."),
+            (r"blocks\.(\d+)\.1\.fn\.fn\.net\.3\.", r"blocks.\1.mlp.fc2."),
+            (r"blocks\.(\d+)\.0\.fn\.fn\.", r"blocks.\1.mixer."),
+            (r"^(head\..*)\.to_(q|kv)\.", r"\1.\2."),
+            (r"\.to_q\.weight$", ".qkv.weight#0"),
+            (r"\.to_kv\.weight$", ".qkv.weight#1"),
+            (r"\.to_out\.0\.", ".proj."),
+            (r"\.mask\.", ".mixture."),
+            (r"\.mix_heads_pre_attn$", ".talk_before"),
+            (r"\.mix_heads_post_attn$", ".talk_after"),
+        ]
+    }
+
+    def __init__(
+        self,
+        *,
+        depth: int = 24,
+        class_depth: int = 2,
+        embed_dim: int = 192,
+        num_heads: int = 4,
+        head_dim: int = 64,
+        num_kernels: int = 5,
+        mlp_ratio: float = 2.0,
+        patch_size: int = 4,
+        img_size: int | tuple[int, int] = 32,
+        mixers: Any = None,
+        in_chans: int = 3,
+        drop_path_rate: float = 0.0,
+        **head: Any,
+    ):
+        own = {"type": "gmm", "num_kernels": num_kernels, "head_dim": head_dim, "talking_heads": True}
+        super().__init__(
+            blocks=build_blocks(
+                embed_dim,
+                num_heads,
+                [own] * depth,
+                mixers,
+                block=partial(TokenBlock, mlp_ratio=mlp_ratio, layer_scale=0.1),
+                drop_path_rate=drop_path_rate,
+            ),
+            embed_dim=embed_dim,
+            patch_size=patch_size,
+            img_size=img_size,
+            stem=PatchStem(in_chans, embed_dim, patch_size, channels_last=True),
+            class_token=False,
+            head_layer=partial(
+                ContextHead,
+                depth=class_depth,
+                block=partial(ContextBlock, num_heads=num_heads, head_dim=head_dim, mlp_ratio=mlp_ratio),
+            ),
+            in_chans=in_chans,
+            **{"global_pool": self.POOL, **head},
+        )
+
+    def init_weights(self) -> None:
+        """Initialise as released: scales of the later blocks are smaller."""
+        super().init_weights()
+        for i, block in enumerate(self.blocks):
+            for scale in block.children():
+                if isinstance(scale, LayerScale):
+                    nn.init.constant_(scale.gamma, 0.1 if i < 18 else 1e-5 if i < 24 else 1e-6)
+
+
+_README = "readme.md of CatworldLee/Gaussian-Mixture-Mask-Attention"
+_CIFAR = {"input_size": (3, 32, 32), "crop_pct": 1.0, "mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
+_TINY_IMAGENET = {"input_size": (3, 64, 64), "crop_pct": 1.0}
+
+
+def _variants(name: str, kwargs: Mapping[str, Any], published: Published | None = None) -> dict[str, Variant]:
+    """Return a model for 32 px and the one for 64 px, with as many tokens where the authors have so."""
+    patch_size = {"zoo_gmm_vit_base": 8, "zoo_gmm_vit_heat": 4, "zoo_gmm_swin": 4}.get(name, 8)
+    at_64 = {**kwargs, "patch_size": patch_size, "img_size": 64}
+    none = "none were published"
+    return {
+        name: Variant(kwargs, replace(published or Published(), size=32), _CIFAR, no_weights=none),
+        f"{name}_64": Variant(at_64, Published(size=64), _TINY_IMAGENET, no_weights=none),
+    }
+
+
+def _vit(embed_dim: int, depth: int, num_heads: int, patch_size: int = 4) -> dict[str, Any]:
+    return {"embed_dim": embed_dim, "depth": depth, "num_heads": num_heads, "patch_size": patch_size}
+
+
+VIT = {
+    **_variants(
+        "zoo_gmm_vit", _vit(192, 9, 12), Published(2.7, 0.1709, source=_README, explained=("params_m", "gmacs"))
+    ),
+    **_variants("zoo_gmm_vit_base", _vit(256, 8, 4, 2)),
+    **_variants("zoo_gmm_vit_heat", _vit(192, 8, 6, 2)),
+    **_variants("zoo_gmm_vit_d6", _vit(252, 6, 12)),
+    **_variants("zoo_gmm_vit_d15", _vit(144, 15, 12)),
+    **_variants("zoo_gmm_vit_d30", _vit(72, 30, 12)),
+    **_variants("zoo_gmm_vit_d30_108", _vit(108, 30, 12)),
+    **_variants("zoo_gmm_vit_d30_192", _vit(192, 30, 12)),
+    **_variants("zoo_gmm_vit_d60", _vit(72, 60, 12)),
+}
+SWIN = _variants(
+    "zoo_gmm_swin", doubling(96, (2, 6, 4)), Published(7.1, 0.2369, source=_README, explained=("params_m",))
+)
+CAIT = {
+    **_variants(
+        "zoo_gmm_cait_tiny",
+        {"embed_dim": 108, "mlp_ratio": 384 / 108},
+        Published(5.1, 0.3059, source=_README, explained=("gmacs",)),
+    ),
+    **_variants("zoo_gmm_cait", {"embed_dim": 192}),
+}
+
+TINY: dict[str, dict[str, Any]] = {
+    "zoo_gmm_vit": {"depth": 2, "embed_dim": 16, "num_heads": 2, "patch_size": 8},
+    "zoo_gmm_swin": {"depths": (1, 2, 1), "embed_dims": (8, 16, 24), "num_heads": (1, 2, 2)},
+    "zoo_gmm_cait_tiny": {"depth": 2, "embed_dim": 16, "num_heads": 2, "head_dim": 6, "patch_size": 8},
+}
+
+for model_cls, variants in ((GmmViT, VIT), (GmmSwin, SWIN), (GmmCait, CAIT)):
+    register_family(
+        __name__,
+        model_cls,
+        variants,
+        tiny=TINY,
+        first_conv="stem.0.conv" if model_cls is GmmSwin else "stem.conv",
+        pool_size=(4, 4) if model_cls is GmmSwin else None,
+        paper_ids="arXiv:2309.05375",
+        origin_url="https://github.com/CatworldLee/Gaussian-Mixture-Mask-Attention",
+        license="unknown",
+    )
