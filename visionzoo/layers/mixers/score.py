@@ -269,7 +269,8 @@ class ScoreMixer(Mixer):
         with without_autocast(x.device):
             tokens = x.flatten(1, 2).to(wide)
             if self.is_plain:
-                out = attend(q * self._temperatures(tokens).to(q.dtype), k, v).to(wide)
+                q = q if self.beta is None else q * self._temperatures(tokens).to(q.dtype)
+                out = attend(q, k, v).to(wide)
             else:
                 q, k, v = (t.to(wide) for t in (q, k, v))
                 out = self._attend(q, k, v, tokens, (x.shape[1], x.shape[2]))
@@ -362,7 +363,7 @@ class ScoreMixer(Mixer):
         return finished
 
     def _moved(self, q: Tensor, k: Tensor, rows: Rows, size: tuple[int, int]) -> Tensor:
-        """Return keys, each the mean of the queries by the weights that they give it; those that get none stay."""
+        """Return keys, each the mean of the queries by the weights that they give it; those with hardly any stay."""
 
         def sums(start: int, stop: int) -> Tensor:
             queries = q[:, :, start:stop]
