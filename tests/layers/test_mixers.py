@@ -350,10 +350,21 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ({"type": "score", "output_norm": "rms"}, r"unknown output_norm='rms', expected one of \('none', 'gated_rms"),
         ({"type": "score", "score": "gaussian", "normaliser": "relu"}, r"take a normaliser of \('softmax', .*='relu'"),
         ({"type": "score", "score": "neural", "qk_norm": "l2"}, r"qk_norm='l2' is for scores of 'dot', got .*'neural'"),
-        ({"type": "score", "hidden_dim": 4}, r"hidden_dim is for score='neural', got hidden_dim=4 and score='dot'"),
-        ({"type": "score", "score": "neural", "power": 3.0}, r"power is for score='inverse_distance', got power=3.0"),
-        ({"type": "score", "key_steps": 1}, r"key_steps is for score='gaussian', got key_steps=1 and score='dot'"),
-        ({"type": "score", "map_size": (0, 4)}, r"ScoreMixer: map_size must be positive, got map_size=\(0, 4\)"),
+        ({"type": "score", "hidden_dim": 4}, r"hidden_dim is for score='neural', which is not given, got hidden_dim=4"),
+        (
+            {"type": "score", "score": "neural", "power": 3.0},
+            r"power is for score='inverse_distance', .*power=3.0; leave",
+        ),
+        ({"type": "score", "key_steps": 1}, r"key_steps is for score='gaussian', which is not given, got key_steps=1"),
+        (
+            {"type": "score", "map_size": 7},
+            r"map_size is for position_bias or offset_factor, which is not .*map_size=7",
+        ),
+        ({"type": "score", "key_padding": "before"}, r"key_padding is for key_kernel or weight_key_kernel, .*'before'"),
+        (
+            {"type": "score", "position_bias": True, "map_size": (0, 4)},
+            r"map_size must be positive, got map_size=\(0, 4",
+        ),
         ({"type": "score", "score": "neural", "hidden_dim": 1}, r"hidden_dim must be at least 2, got hidden_dim=1"),
         (
             {"type": "score", "score": "inverse_distance", "power": 0.0},
