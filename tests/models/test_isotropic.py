@@ -19,7 +19,7 @@ SMALL = TINY["zoo_convit_t"]
 TAKE = {"channel", "dual_attention", "flow", "full", "hashed_linear", "linear", "spatial_reduction", "subspace"}
 TAKE |= {"score", "taylor_shift"}
 # Mixers in which it matters, but not that of prefix tokens: they take part in all else.
-TAKE_BESIDE = {"injective_linear", "sparsifiner"}
+TAKE_BESIDE = {"injective_linear", "nystrom", "sparsifiner"}
 OPTIONS = {"levit": {"map_size": 4}, "sparsifiner": {"keep_rate": 1.0, "prefix_tokens": 0}}
 
 
