@@ -148,6 +148,9 @@ MODELS = {  # record -> model
     "pvt/pvt_t": "zoo_pvt_t",
     "pvtv2/pvtv2_b0": "zoo_pvtv2_b0",
     "swin/swin_t": "zoo_swin_t",
+    "nystrom_t2t/t2t_nys_7": "zoo_t2t_nystrom_7",
+    "nystrom_t2t/t2t_nys_small": "zoo_t2t_nystrom_7",
+    "nystrom_t2t/t2t_t_small": "zoo_t2t_nystrom_7",
     "taylorshift/taylorshift_na_direct": "zoo_taylorshift_na",
     "taylorshift/taylorshift_na_efficient": "zoo_taylorshift_na",
     "taylorshift/taylorshift_options": "zoo_taylorshift_ti",
@@ -176,12 +179,22 @@ TOKENS = {  # family whose records hold tokens -> the recorded features, of the 
     ],
     "dat": lambda states, last: [states[0].x, states[-1].x],
     "memory_vit": lambda states, last: [torch.cat([states[-1].reader, states[-1].x], 1)],
+    "nystrom_t2t": lambda states, last: [states[-1].x, last],
     "taylorshift": lambda states, last: [*(state.x for state in states), last],
     "flowformer": lambda states, last: [state.flatten(2).mT for state in (*states, last)],
 }
 _DAT = {"img_size": 32, "patch_size": 4, "depth": 3, "embed_dim": 64, "num_heads": 4, "relational_heads": 2}
 _DAT["num_classes"] = 100
 ACTIVATOR_SMALL = {"num_classes": 7, "depth": 3, "embed_dim": 24, "mlp_ratio": 1.5, "patch_size": 8}
+_T2T = {
+    "mlp_ratio": 2.0,
+    "img_size": 112,
+    "embed_dim": 32,
+    "depth": 2,
+    "num_heads": 4,
+    "token_dim": 16,
+    "num_classes": 10,
+}
 GMM_SMALL = {"num_classes": 7, "img_size": 24, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_kernels": 3}
 MEGA_SMALL = {
     "num_classes": 7,
@@ -290,6 +303,8 @@ OPTIONS = {  # record that is not of a published model -> arguments
         "patch_size": 8,
         "img_size": 40,
     },
+    "nystrom_t2t/t2t_nys_small": {**_T2T, "qkv_bias": True},
+    "nystrom_t2t/t2t_t_small": {**_T2T, "num_landmarks": 0},
     "taylorshift/taylorshift_na_efficient": {"threshold": -1},
     "taylorshift/taylorshift_options": {
         "num_classes": 10,

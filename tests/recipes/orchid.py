@@ -1,4 +1,8 @@
-"""Orchid's operator, non-causal, for sequences of 12 tokens of 6 channels; the networks around it were not released."""
+"""Orchid's operator, non-causal, for sequences of 12 tokens of 6 channels; the networks around it were not released.
+
+The records were made from a transcript of the files at this commit, without comments and branches that do not run, for
+no clone of it was to be had; `tests/make_record.py orchid --check` compares them with one.
+"""
 
 import numpy as np
 import torch
@@ -46,7 +50,8 @@ def recipe(dxt, conditioning="absfreq", nn="convtf", **kwargs):
         constants=("pos_emb.t", "modulation.deltas"),
         run=lambda layer, tokens: {"out": layer(tokens)},
         stand_ins={"easydict": {"EasyDict": Config}, "opt_einsum": {}},
-        notes="the operator's last kernel is kept as an attribute; cosines have float64's digits",
+        notes="run from a transcript of the files, not a clone; the operator's last kernel is kept as an attribute; "
+        "cosines have float64's digits",
     )
 
 

@@ -281,7 +281,7 @@ class TokenPositions(nn.Module):
         mode: of the interpolation, "bilinear" or "bicubic".
     """
 
-    NO_WEIGHT_DECAY = ("table",)
+    NO_WEIGHT_DECAY: tuple[str, ...] = ("table",)
 
     def __init__(self, dim: int, size: tuple[int, int], *, prefix: int = 0, mode: str = "bicubic"):
         super().__init__()

@@ -55,7 +55,7 @@ class ImplicitFilter(nn.Module):
     def forward(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Kernel [1, 1, N, C] of a map of (H, W) = `size` and the factor of the token itself [C]; float32 at least."""
         wide = torch.promote_types(self.positions.dtype, torch.float32)
-        x = self.fitted(self.positions, self.map_size, size)
+        x = self.fitted(self.positions, self.map_size, size).clone()  # no view of a parameter enters a layer
         for layer in self.layers:
             x = torch.sin(self.frequency * layer(x))
         x = self.last(x).to(wide)
