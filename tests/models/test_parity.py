@@ -91,6 +91,9 @@ MODELS = {  # record -> model
     "inline/inline_swin_b_384": "zoo_inline_swin_b_384",
     "inline/inline_swin_s": "zoo_inline_swin_s",
     "inline/inline_swin_t": "zoo_inline_swin_t",
+    "lambda_vit/lambda_small_epoch_0": "zoo_lambda_vit_t_024",
+    "lambda_vit/lambda_small_epoch_100": "zoo_lambda_vit_t_024",
+    "lambda_vit/lambda_small_epoch_300": "zoo_lambda_vit_t_024",
     "levit/levit_128s": "zoo_levit_128s",
     "litv2/litv2_b": "zoo_litv2_b",
     "litv2/litv2_b_384": "zoo_litv2_b",
@@ -178,6 +181,7 @@ TOKENS = {  # family whose records hold tokens -> the recorded features, of the 
         last,
     ],
     "dat": lambda states, last: [states[0].x, states[-1].x],
+    "lambda_vit": lambda states, last: [states[0].x, states[-1].x, last],
     "memory_vit": lambda states, last: [torch.cat([states[-1].reader, states[-1].x], 1)],
     "nystrom_t2t": lambda states, last: [states[-1].x, last],
     "taylorshift": lambda states, last: [*(state.x for state in states), last],
@@ -186,6 +190,7 @@ TOKENS = {  # family whose records hold tokens -> the recorded features, of the 
 _DAT = {"img_size": 32, "patch_size": 4, "depth": 3, "embed_dim": 64, "num_heads": 4, "relational_heads": 2}
 _DAT["num_classes"] = 100
 ACTIVATOR_SMALL = {"num_classes": 7, "depth": 3, "embed_dim": 24, "mlp_ratio": 1.5, "patch_size": 8}
+_LAMBDA = {"img_size": 32, "patch_size": 8, "num_classes": 10, "embed_dim": 24, "depth": 4, "mlp_ratio": 3.0}
 _T2T = {
     "mlp_ratio": 2.0,
     "img_size": 112,
@@ -275,6 +280,9 @@ OPTIONS = {  # record that is not of a published model -> arguments
         "num_classes": 10,
     },
     "dat/dat_readme_32": {**_DAT, "symbols": {"type": "position_relative", "max_distance": 65}, "mlp_ratio": 2.5},
+    "lambda_vit/lambda_small_epoch_0": {**_LAMBDA, "removed": (0, 3), "fading": (1,)},
+    "lambda_vit/lambda_small_epoch_100": {**_LAMBDA, "removed": (0,), "fading": (1, 2)},
+    "lambda_vit/lambda_small_epoch_300": {**_LAMBDA, "removed": (0,), "fading": (1, 2)},
     "memory_vit/memory_vit_tiny": {
         "img_size": 64,
         "embed_dim": 96,
@@ -426,6 +434,8 @@ def test_logits_and_features_are_the_authors(record_name, stress):
     record = Record(record_name)
     model = timm.create_model(MODELS[record_name], **OPTIONS.get(record_name, {})).double().eval()
     visionzoo.load_weights(model, record.state_dict(stress))
+    if record.meta["family"] == "lambda_vit":
+        model.set_epoch(int(record.meta["name"].rpartition("_")[2]))
     with torch.no_grad():
         last, features = _features(model, record)
         out = {"logits": model.forward_head(last), **{f"feat{i}": feature for i, feature in enumerate(features)}}
@@ -465,6 +475,12 @@ def test_parameter_count_is_the_authors(record_name):
     meta = Record(record_name).meta
     unused = sum(math.prod(shape) for name, shape, _ in meta["state"] if name in meta.get("unused_parameters", ()))
     unused += sum(math.prod(shape) // 3 for name, shape, _ in meta["state"] if ".agent.qk." in name)  # IA-RED2's third
+    removed = [
+        f"blocks.{i}.{part}." for i in OPTIONS.get(record_name, {}).get("removed", ()) for part in ("norm1", "attn")
+    ]
+    unused += sum(
+        math.prod(shape) for name, shape, _ in meta["state"] if name.startswith(tuple(removed))
+    )  # times 0 there
     assert sum(p.numel() for p in model.parameters()) == meta["num_params"] - unused
 
 

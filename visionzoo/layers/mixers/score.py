@@ -47,8 +47,8 @@ class ScoreMixer(Mixer):
     - Cog attention (arXiv:2411.07176) is "signed_softmax"; https://github.com/trestad/CogAttn at efecf29 (none given);
     - normalized attention (NAP, arXiv:2005.09561) is "standardise", then a layer norm over C and GELU;
       https://github.com/OliverRichter/normalized-attention at 0ea196d (none given);
-    - Taylor softmax as in TaylorShift (arXiv:2403.02920) is "taylor" with `qk_norm="l2"`;
-      https://github.com/tobna/TaylorShift at b290faa (MIT);
+    - Taylor softmax as in TaylorShift (arXiv:2403.02920) is "taylor" with `qk_norm="l2"`, whose linear form
+      `TaylorShiftMixer` has as well; https://github.com/tobna/TaylorShift at b290faa (MIT);
     - inverse distance weighting (arXiv:2310.18805) is `score="inverse_distance"`;
       https://github.com/calvinmccarter/idw-attention at 35aabf7 (AGPL-3.0; formula only);
     - probabilistic attention (arXiv:2106.15338) is `score="gaussian"`; with scores of "dot" it is softmax;
