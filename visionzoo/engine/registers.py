@@ -54,10 +54,10 @@ def show_registers(args: argparse.Namespace) -> Path:
                 said = f"{found.outliers} outliers above a norm of {found.threshold:.4g} on {len(images)} images"
             except NoOutliersError as error:
                 said = str(error)
-            norms = [("before", feature_norms(model, shown, block=args.block))]
+            norms = [("before", feature_norms(model, images, block=args.block))]
             if found:
                 moved = move_to_registers(model, found.neurons, num_registers=args.num_registers)
-                norms.append(("after", feature_norms(moved, shown, block=args.block)))
+                norms.append(("after", feature_norms(moved, images, block=args.block)))
     except ValueError as error:
         raise UserError(str(error)) from error
     make_folder(folder)
