@@ -24,6 +24,7 @@ TAKE = {
     "full",
     "sparsifiner",
     "spatial_reduction",
+    "subspace",
     "taylor_shift",
 }  # mixers that take dropped tokens
 GRAPHS = {"class_attention"}  # whose graphs stand for all
@@ -392,7 +393,7 @@ def test_the_selector_learns_to_reconstruct():
 
 
 CARRY = {"zoo_cpvt_t", "zoo_cpvt_t_gap", "zoo_deit_t", "zoo_iared2_deit_s", "zoo_sparsifiner_s"}
-CARRY |= {"zoo_activator_geglu", "zoo_taylorshift_s", "zoo_taylorshift_ti"}
+CARRY |= {"zoo_activator_geglu", "zoo_crate_t", "zoo_t2t_nystrom_7", "zoo_taylorshift_s", "zoo_taylorshift_ti"}
 WHY_NOT = {
     "zoo_convit_t": r"blocks.1 mixes by GatedPositionalMixer, which needs the whole map",
     "zoo_inline_deit_t": r"blocks.1 mixes by InjectiveLinearMixer, which needs the whole map",

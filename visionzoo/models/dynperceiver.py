@@ -440,9 +440,8 @@ MOBILENETS = {
 VARIANTS = RESNETS | REGNETS | MOBILENETS
 
 _SMALL = {"latent_depths": (1, 1, 1, 1)}
-TINY: dict[str, dict[str, Any]] = {
+TINY: dict[str, dict[str, Any]] = {  # RegNet's blocks are ResNet's, with what MobileNet's have too
     "zoo_dynperceiver_resnet50_0375": {**_SMALL, "width": 0.125, "depths": (1, 1, 1, 1)},
-    "zoo_dynperceiver_regnet_400m": {**_SMALL, "embed_dims": (16, 24, 32, 48), "depths": (1, 1, 1, 1)},
     "zoo_dynperceiver_mobilenetv3_075": {
         **_SMALL,
         "width": 0.5,
