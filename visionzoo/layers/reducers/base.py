@@ -152,7 +152,7 @@ class BestTokens(Reducer):
         return Choice(rank < counts[keep.sum(1, keepdim=True)])
 
     def _count(self, tokens: int, places: int) -> int:
-        count = share_of(places if self.of_map else tokens, self.keep_rate)
+        count: Any = share_of(places if self.of_map else tokens, self.keep_rate)
         return torch.sym_min(tokens, count) if self.of_map else count
 
 
