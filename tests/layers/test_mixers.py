@@ -192,9 +192,7 @@ PAIRS = [
 @pytest.mark.parametrize(("family", "name"), PAIRS)
 def test_every_family_takes_every_mixer_forward_and_backward(family, name):
     if family in REDUCED and not build_mixer(_spec(name), 16, 2).takes_dropped_tokens:
-        with pytest.raises(
-            ValueError, match=rf"^reduce: .* mixes by {MIXERS[name].__name__}, which needs the whole map"
-        ):
+        with pytest.raises(ValueError, match=rf"^reduce: .* mixes by {MIXERS[name].__name__}, which (needs|has no)"):
             timm.create_model(family, mixers=_spec(name), **TINY[family])
         return
     model = timm.create_model(family, mixers=_spec(name), num_classes=3, **TINY[family])

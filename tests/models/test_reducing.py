@@ -393,7 +393,14 @@ def test_the_selector_learns_to_reconstruct():
 
 
 CARRY = {"zoo_cpvt_t", "zoo_cpvt_t_gap", "zoo_deit_t", "zoo_iared2_deit_s", "zoo_sparsifiner_s"}
-CARRY |= {"zoo_activator_geglu", "zoo_crate_t", "zoo_t2t_nystrom_7", "zoo_taylorshift_s", "zoo_taylorshift_ti"}
+CARRY |= {
+    "zoo_activator_geglu",
+    "zoo_lambda_vit_s_024",
+    "zoo_crate_t",
+    "zoo_t2t_nystrom_7",
+    "zoo_taylorshift_s",
+    "zoo_taylorshift_ti",
+}
 WHY_NOT = {
     "zoo_convit_t": r"blocks.1 mixes by GatedPositionalMixer, which needs the whole map",
     "zoo_inline_deit_t": r"blocks.1 mixes by InjectiveLinearMixer, which needs the whole map",
@@ -468,3 +475,16 @@ def test_checkpoints_without_reducers_are_taken_where_that_is_said(caplog):
     sparsifiner = timm.create_model("zoo_sparsifiner_s", **TINY["zoo_sparsifiner_s"])
     deit = timm.create_model("zoo_deit_t", **{**TINY["zoo_deit_t"], "depth": 3, "img_size": 64})
     assert len(visionzoo.load_weights(sparsifiner, deit.state_dict(), new_reducers=True).missing) == 3 * 6
+
+
+@pytest.mark.parametrize("pool", ["avg", "max"])
+@torch.no_grad()
+def test_heads_pool_the_tokens_that_are_left(pool):
+    model, image = _model("interpreter", global_pool=pool), _image()
+    state = model.begin(image)
+    for i in range(4):
+        state = model.advance(i, state)
+    tokens, keep = model.norm(state.x)[:, 1:], state.keep
+    assert len({*keep.sum(1).tolist()}) > 1 and keep.any(1).all()
+    pooled = [x[kept].mean(0) if pool == "avg" else x[kept].amax(0) for x, kept in zip(tokens, keep, strict=True)]
+    torch.testing.assert_close(model(image), model.head.fc(torch.stack(pooled)), rtol=1e-9, atol=1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -151,7 +152,16 @@ class BestTokens(Reducer):
         return Choice(rank < counts[keep.sum(1, keepdim=True)])
 
     def _count(self, tokens: int, places: int) -> int:
-        return min(tokens, ceil(self.keep_rate * (places if self.of_map else tokens)))
+        count: Any = share_of(places if self.of_map else tokens, self.keep_rate)
+        return torch.sym_min(tokens, count) if self.of_map else count
+
+
+def share_of(tokens: int, rate: float) -> int:
+    """Return a share of a number of tokens, rounded up; of a number's symbol by whole numbers, which files can hold."""
+    if isinstance(tokens, int):
+        return ceil(rate * tokens)
+    ratio = Fraction(rate).limit_denominator(10**6)
+    return (ratio.numerator * tokens + ratio.denominator - 1) // ratio.denominator  # ONNX rounds towards zero
 
 
 def check_rate(of: Any, keep_rate: float) -> float:

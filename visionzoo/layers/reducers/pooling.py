@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from math import ceil
-
 import torch
 from torch import Tensor
 
 from visionzoo.kernels.precision import without_autocast
-from visionzoo.layers.reducers.base import Reducer, check_rate
+from visionzoo.layers.reducers.base import Reducer, check_rate, share_of
 from visionzoo.layers.tracing import one_node
 
 
@@ -53,7 +51,7 @@ class TokenPoolingReducer(Reducer):
         """Take and return x, source and keep of `visionzoo.layers.tokens.Tokens`."""
         assert scores is not None and keep is None  # as those who put it in have checked
         tokens = x[:, prefix:]
-        count = ceil(self.keep_rate * tokens.shape[1])
+        count = share_of(tokens.shape[1], self.keep_rate)
         centres, cluster = pool(tokens, scores, count, method=self.method, iterations=self.iterations)
         if source is not None:
             cluster = torch.where(source >= 0, cluster.gather(1, source.clamp(min=0)), -1)
@@ -93,10 +91,10 @@ def pool(x: Tensor, weights: Tensor, count: int, *, method: str, iterations: int
 
 def _medoids(x: Tensor, weights: Tensor, at: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     """Return which tokens are the medoids, [B, K], and the clusters, [B, M]; distances are computed once."""
-    distances = torch.cdist(x, x).square()  # [B, M, M]
+    distances = _distances(x, x).square()  # [B, M, M]
     nearest = distances.gather(2, at.unsqueeze(1).expand(-1, x.shape[1], -1)).argmin(2)
     for _ in range(iterations):
-        member = torch.nn.functional.one_hot(nearest, at.shape[1]).to(x.dtype)  # [B, M, K]
+        member = _members(nearest, at.shape[1]).to(x.dtype)  # [B, M, K]
         cost = distances @ (weights.unsqueeze(-1) * member)  # of each token as the medoid of each cluster
         found = cost.masked_fill(member == 0, float("inf")).argmin(1)
         at = torch.where(member.any(1), found, at)
@@ -106,18 +104,28 @@ def _medoids(x: Tensor, weights: Tensor, at: Tensor, iterations: int) -> tuple[T
 
 def _means(x: Tensor, weights: Tensor, centres: Tensor, iterations: int) -> Tensor:
     """Return the clusters, [B, M]."""
-    nearest = torch.cdist(x, centres).argmin(2)
+    nearest = _distances(x, centres).argmin(2)
     for _ in range(iterations - 1):
         shares, total = _shares(nearest, weights, centres.shape[1])
         centres = torch.where(total > 0, shares @ x / total.clamp(min=torch.finfo(x.dtype).tiny), centres)
-        nearest = torch.cdist(x, centres).argmin(2)
+        nearest = _distances(x, centres).argmin(2)
     return nearest
 
 
 def _shares(cluster: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the weights of the tokens in each cluster, [B, K, M], and their sums, [B, K, 1]."""
-    shares = torch.nn.functional.one_hot(cluster, count).to(weights.dtype).mT * weights.unsqueeze(1)
+    shares = _members(cluster, count).to(weights.dtype).mT * weights.unsqueeze(1)
     return shares, shares.sum(2, keepdim=True)
+
+
+def _distances(x: Tensor, y: Tensor) -> Tensor:
+    """Return Euclidean distances, [B, M, C] and [B, K, C] to [B, M, K], in the same way whatever the sizes."""
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _members(cluster: Tensor, count: int) -> Tensor:
+    """Say of each token and each cluster whether it belongs to it: [B, M] to [B, M, K]; ONNX has no such one_hot."""
+    return cluster.unsqueeze(-1) == torch.arange(count, device=cluster.device)
 
 
 def _rows(x: Tensor, at: Tensor) -> Tensor:
