@@ -2,8 +2,8 @@
 
 Facts from https://github.com/LeapLabTHU/Dynamic_Perceiver at 0d2a629 (MIT); the code here is our own. A network of
 convolutions (ResNet-50, RegNetY or MobileNetV3) and latents that look at its maps and are written back onto them;
-classifiers may answer before the later stages run: `early` after the second stage, `latent` after the third, `cnn` after
-the fourth, and the model's own answer sees map and latents.
+classifiers may answer before the later stages run: `early` after the second stage, `latent` after the third, `cnn`
+after the fourth, and the model's own answer sees map and latents.
 
 The authors register each network with several numbers of latents; here that is the argument `num_latents`, and the
 variants have the 128 of their published weights. Their training loss is the default of `AUXILIARY` (README.md of the
