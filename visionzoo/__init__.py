@@ -20,6 +20,7 @@ from visionzoo.models._registers import (
     move_to_registers,
     with_test_registers,
 )
+from visionzoo.pruning import prune_weights
 
 __all__ = [
     "EarlyExitModel",
@@ -36,6 +37,7 @@ __all__ = [
     "models",
     "move_to_registers",
     "optimize_for_inference",
+    "prune_weights",
     "push_to_hub",
     "save_pretrained",
     "set_backend",

@@ -64,6 +64,8 @@ def test_a_head_is_trained_with_the_whole_model(make_args, start, tmp_path):
     again = {"initial_checkpoint": str(tmp_path / "output/run/last.pth.tar"), "experiment": "x"}
     run = Run(make_args(freeze=True, probe="ep", head_kwargs={"num_queries": 4}, **again), Process(torch.device("cpu")))
     assert torch.equal(run.trainable.head.pooling.query, after["head.pooling.query"])  # of the same head: taken up
+    learning = [id(parameter) for group in run.optimizer.param_groups for parameter in group["params"]]
+    assert sorted(learning) == sorted(map(id, run.trainable.head.parameters())) and len(learning) == 4
 
 
 @pytest.mark.parametrize(

@@ -263,3 +263,12 @@ def test_unreadable_images_of_several_labels_are_passed_over(make_args, labelled
         train(make_args(data_dir=str(labelled), multi_label=True, epochs=1, experiment="strict"))
     result = train(make_args(data_dir=str(labelled), multi_label=True, epochs=1, skip_bad_images=True))
     assert result["updates"] == UPDATES and math.isfinite(result["eval_map"])
+
+
+def test_a_model_is_told_which_epoch_begins(make_args, monkeypatch):
+    """Lambda ViT's attention fades out by it, in the moving average too."""
+    told = []
+    monkeypatch.setattr("visionzoo.models.lambda_vit.LambdaViT.set_epoch", lambda self, epoch: told.append(epoch))
+    small = {"depth": 2, "embed_dim": 8, "num_heads": 1, "removed": [], "fading": [0]}
+    train(make_args(model="zoo_lambda_vit_t_024", model_kwargs=small, model_ema=True))
+    assert told == [0, 0, 1, 1]

@@ -52,7 +52,7 @@ def test_scores_pass_through_fourier_series_of_low_rank(base, prefix, project):
     options = {"map_size": (2, 3), "rank": 2, "grid_size": 2, "base": base, "prefix_tokens": prefix, "project": project}
     mixer = KolmogorovArnoldMixer(4, 2, **options).double()
     x = torch.randn(1, 1 if prefix else 2, prefix + 6 if prefix else 3, 4, dtype=torch.float64)
-    out = mixer(x, map_size=(2, 3)) if prefix else mixer(x)
+    out = mixer(x, map_size=(2, 3), prefix=prefix) if prefix else mixer(x)
     expected = _by_definition(mixer, x.reshape(-1, 4), base, project)
     torch.testing.assert_close(out.reshape(-1, 4), expected, rtol=1e-10, atol=1e-10)
 
@@ -79,13 +79,13 @@ def test_functions_fit_maps_and_checkpoints_of_other_sizes_and_sums_stay():
         }
     )
     x = torch.randn(2, 1, 31, 4, dtype=torch.float64)
-    torch.testing.assert_close(other(x, map_size=(6, 5)), mixer(x, map_size=(6, 5)))
+    torch.testing.assert_close(other(x, map_size=(6, 5), prefix=1), mixer(x, map_size=(6, 5), prefix=1))
     mixer.activation.series.fill_(1.0)
     wide = other.activation.fit_weight("series", mixer.activation.series)
     torch.testing.assert_close(wide.sum(2), mixer.activation.series.sum(2))
     with pytest.raises(ValueError, match="series: expected the tokens of a square map behind 1 others, got"):
         mixer.activation.fit_weight("series", torch.zeros(2, 6, 16, 2))
-    for given in ({"map_size": (5, 5)}, {}):
+    for given in ({"map_size": (6, 5), "prefix": 2}, {}):
         with pytest.raises(ValueError, match="expected 1 prefix tokens, as prefix_tokens says, got "):
             mixer(x, **given)
 

@@ -22,9 +22,17 @@ IMAGE = torch.randn(2, 3, 40, 56, generator=torch.Generator().manual_seed(0))
 # Those that take a memory must keep their logits, the others say why not.
 REFUSED = {
     **dict.fromkeys(
-        ("zoo_activator_glu", "zoo_activator_geglu", "zoo_ninformer_cifar"), "nothing would read the image"
+        (
+            *("zoo_activator_glu", "zoo_activator_geglu", "zoo_gmm_vit", "zoo_gmm_cait_tiny", "zoo_mega_t"),
+            *("zoo_ninformer_cifar", "zoo_orchid_t"),
+        ),
+        "nothing would read the image",
     ),
     "zoo_dat_s": "DualAttentionTransformer has blocks that take no further token through: DualAttentionBlock",
+    "zoo_iared2_deit_s": "this InterpretableTransformer drops tokens by reducers",
+    "zoo_karat_t_g3b": "KArAt has blocks that take no further token through: TokenBlock with Kolmogorov",
+    "zoo_karat_t_g3u": "KArAt has blocks that take no further token through: TokenBlock with Kolmogorov",
+    "zoo_sparsifiner_s": "this Sparsifiner drops tokens by reducers",
 }
 HOSTS = [name for name in TINY if name not in FAMILIES["memory_vit"]]
 

@@ -91,6 +91,9 @@ MODELS = {  # record -> model
     "inline/inline_swin_b_384": "zoo_inline_swin_b_384",
     "inline/inline_swin_s": "zoo_inline_swin_s",
     "inline/inline_swin_t": "zoo_inline_swin_t",
+    "lambda_vit/lambda_small_epoch_0": "zoo_lambda_vit_t_024",
+    "lambda_vit/lambda_small_epoch_100": "zoo_lambda_vit_t_024",
+    "lambda_vit/lambda_small_epoch_300": "zoo_lambda_vit_t_024",
     "levit/levit_128s": "zoo_levit_128s",
     "litv2/litv2_b": "zoo_litv2_b",
     "litv2/litv2_b_384": "zoo_litv2_b",
@@ -148,6 +151,9 @@ MODELS = {  # record -> model
     "pvt/pvt_t": "zoo_pvt_t",
     "pvtv2/pvtv2_b0": "zoo_pvtv2_b0",
     "swin/swin_t": "zoo_swin_t",
+    "nystrom_t2t/t2t_nys_7": "zoo_t2t_nystrom_7",
+    "nystrom_t2t/t2t_nys_small": "zoo_t2t_nystrom_7",
+    "nystrom_t2t/t2t_t_small": "zoo_t2t_nystrom_7",
     "taylorshift/taylorshift_na_direct": "zoo_taylorshift_na",
     "taylorshift/taylorshift_na_efficient": "zoo_taylorshift_na",
     "taylorshift/taylorshift_options": "zoo_taylorshift_ti",
@@ -175,13 +181,25 @@ TOKENS = {  # family whose records hold tokens -> the recorded features, of the 
         last,
     ],
     "dat": lambda states, last: [states[0].x, states[-1].x],
+    "lambda_vit": lambda states, last: [states[0].x, states[-1].x, last],
     "memory_vit": lambda states, last: [torch.cat([states[-1].reader, states[-1].x], 1)],
+    "nystrom_t2t": lambda states, last: [states[-1].x, last],
     "taylorshift": lambda states, last: [*(state.x for state in states), last],
     "flowformer": lambda states, last: [state.flatten(2).mT for state in (*states, last)],
 }
 _DAT = {"img_size": 32, "patch_size": 4, "depth": 3, "embed_dim": 64, "num_heads": 4, "relational_heads": 2}
 _DAT["num_classes"] = 100
 ACTIVATOR_SMALL = {"num_classes": 7, "depth": 3, "embed_dim": 24, "mlp_ratio": 1.5, "patch_size": 8}
+_LAMBDA = {"img_size": 32, "patch_size": 8, "num_classes": 10, "embed_dim": 24, "depth": 4, "mlp_ratio": 3.0}
+_T2T = {
+    "mlp_ratio": 2.0,
+    "img_size": 112,
+    "embed_dim": 32,
+    "depth": 2,
+    "num_heads": 4,
+    "token_dim": 16,
+    "num_classes": 10,
+}
 GMM_SMALL = {"num_classes": 7, "img_size": 24, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_kernels": 3}
 MEGA_SMALL = {
     "num_classes": 7,
@@ -262,6 +280,9 @@ OPTIONS = {  # record that is not of a published model -> arguments
         "num_classes": 10,
     },
     "dat/dat_readme_32": {**_DAT, "symbols": {"type": "position_relative", "max_distance": 65}, "mlp_ratio": 2.5},
+    "lambda_vit/lambda_small_epoch_0": {**_LAMBDA, "removed": (0, 3), "fading": (1,)},
+    "lambda_vit/lambda_small_epoch_100": {**_LAMBDA, "removed": (0,), "fading": (1, 2)},
+    "lambda_vit/lambda_small_epoch_300": {**_LAMBDA, "removed": (0,), "fading": (1, 2)},
     "memory_vit/memory_vit_tiny": {
         "img_size": 64,
         "embed_dim": 96,
@@ -290,6 +311,8 @@ OPTIONS = {  # record that is not of a published model -> arguments
         "patch_size": 8,
         "img_size": 40,
     },
+    "nystrom_t2t/t2t_nys_small": {**_T2T, "qkv_bias": True},
+    "nystrom_t2t/t2t_t_small": {**_T2T, "num_landmarks": 0},
     "taylorshift/taylorshift_na_efficient": {"threshold": -1},
     "taylorshift/taylorshift_options": {
         "num_classes": 10,
@@ -411,6 +434,8 @@ def test_logits_and_features_are_the_authors(record_name, stress):
     record = Record(record_name)
     model = timm.create_model(MODELS[record_name], **OPTIONS.get(record_name, {})).double().eval()
     visionzoo.load_weights(model, record.state_dict(stress))
+    if record.meta["family"] == "lambda_vit":
+        model.set_epoch(int(record.meta["name"].rpartition("_")[2]))
     with torch.no_grad():
         last, features = _features(model, record)
         out = {"logits": model.forward_head(last), **{f"feat{i}": feature for i, feature in enumerate(features)}}
@@ -450,6 +475,12 @@ def test_parameter_count_is_the_authors(record_name):
     meta = Record(record_name).meta
     unused = sum(math.prod(shape) for name, shape, _ in meta["state"] if name in meta.get("unused_parameters", ()))
     unused += sum(math.prod(shape) // 3 for name, shape, _ in meta["state"] if ".agent.qk." in name)  # IA-RED2's third
+    removed = [
+        f"blocks.{i}.{part}." for i in OPTIONS.get(record_name, {}).get("removed", ()) for part in ("norm1", "attn")
+    ]
+    unused += sum(
+        math.prod(shape) for name, shape, _ in meta["state"] if name.startswith(tuple(removed))
+    )  # times 0 there
     assert sum(p.numel() for p in model.parameters()) == meta["num_params"] - unused
 
 

@@ -24,6 +24,7 @@ TAKE = {
     "full",
     "sparsifiner",
     "spatial_reduction",
+    "subspace",
     "taylor_shift",
 }  # mixers that take dropped tokens
 GRAPHS = {"class_attention"}  # whose graphs stand for all
@@ -192,7 +193,7 @@ def test_any_size_and_features_only(size):
 )
 @torch.no_grad()
 def test_graphs_compute_the_same(name):
-    model, image = _model(name), _image()
+    model, image = _model(name, depth=2), _image()
     expected = model(image)
     assert torch.equal(torch.fx.symbolic_trace(model)(image), expected)
     torch.testing.assert_close(torch.export.export(model, (image,)).module()(image), expected)
@@ -290,6 +291,20 @@ def test_what_models_with_reducers_say_beside_logits():
         assert any("predictor.proj_q" in n or "reducer.qk" in n for n in learned)
 
 
+def test_attention_can_be_made_sparse():
+    model, image = _model(None, mixers=(None, None, None, {"type": "full", "sparse_term": True})).train(), _image()
+    assert model.auxiliary_weights() == {"sparsity": 0.01}
+    model.set_auxiliary()
+    said = []
+    block = model.blocks[3]
+    block.norm1.register_forward_hook(lambda module, args, out: said.append(out))
+    term = model(image).terms["sparsity"]
+    q, k, _ = block.mixer.qkv(said[0]).unflatten(2, (3, 4, 6)).unbind(2)
+    attention = (torch.einsum("bmgd,bngd->bgmn", q, k) * 6**-0.5).softmax(-1)
+    torch.testing.assert_close(term, torch.log(1 + attention**2).mean())
+    assert not _model(None).auxiliary_weights()
+
+
 @torch.no_grad()
 def test_the_interpreter_keeps_what_is_probable_enough():
     model, image = _model(("interpreter", None, None, None)), _image()
@@ -378,7 +393,7 @@ def test_the_selector_learns_to_reconstruct():
 
 
 CARRY = {"zoo_cpvt_t", "zoo_cpvt_t_gap", "zoo_deit_t", "zoo_iared2_deit_s", "zoo_sparsifiner_s"}
-CARRY |= {"zoo_activator_geglu", "zoo_taylorshift_s", "zoo_taylorshift_ti"}
+CARRY |= {"zoo_activator_geglu", "zoo_crate_t", "zoo_t2t_nystrom_7", "zoo_taylorshift_s", "zoo_taylorshift_ti"}
 WHY_NOT = {
     "zoo_convit_t": r"blocks.1 mixes by GatedPositionalMixer, which needs the whole map",
     "zoo_inline_deit_t": r"blocks.1 mixes by InjectiveLinearMixer, which needs the whole map",
@@ -394,7 +409,7 @@ def test_every_family_takes_reducers_or_says_why_not(name):
     create = {"num_classes": 3, "device": "meta", **TINY[name]}
     reason = WHY_NOT.get(name)
     if reason is None and name not in CARRY:
-        reason = r"^reduce: blocks.1 .*(which needs the whole map|which has no place for dropped tokens|carries more)"
+        reason = r"^reduce: blocks.1 .*(needs the whole map|has no place for dropped tokens|carries more|has a memory)"
     if reason:
         with pytest.raises(ValueError, match=reason):
             timm.create_model(name, reduce="representation_shift", **create)

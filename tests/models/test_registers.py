@@ -125,11 +125,14 @@ def test_a_model_without_outliers_says_so():
     ("name", "options", "message"),
     [
         ("zoo_davit_t", {}, "for isotropic models, .* DaViT is a pyramid"),
+        ("zoo_iared2_deit_s", {}, "has reducers, which drop tokens: .* build it without"),
+        ("zoo_memory_vit_t", {}, "has a memory: .* build it without"),
+        ("zoo_karat_t_g3b", {}, "no place for more tokens beside it"),
         ("zoo_cpvt_t", {"block": 2}, "has 2 blocks: expected from -2 to 1, got 2"),
         ("zoo_cpvt_t", {"top_k": 0}, "top_k must be 1 or more, got top_k=0"),
         ("zoo_cpvt_t", {"num_registers": 0}, "num_registers must be 1 or more, got num_registers=0"),
         ("zoo_cpvt_t", {"rest": "none"}, "rest must be 'zero', 'mean' or 'same', got rest='none'"),
-        ("zoo_cpvt_t", {"mixers": "pool"}, "a register would not meet the map, .* such as zoo_convit_t"),
+        ("zoo_cpvt_t", {"mixers": "pool"}, "a register would not meet the map, .* such as zoo_deit_s"),
     ],
 )
 def test_what_does_not_fit_is_named(name, options, message):

@@ -1,4 +1,10 @@
-"""Orchid's operator, non-causal, for sequences of 12 tokens of 6 channels; the networks around it were not released."""
+"""Orchid's operator, non-causal, for sequences of 12 tokens of 6 channels; the networks around it were not released.
+
+The records were made from a transcript of the files at this commit, without comments and branches that do not run, for
+no clone of it was to be had; `tests/make_record.py orchid --check` compares them with one.
+"""
+
+import math
 
 import numpy as np
 import torch
@@ -17,8 +23,8 @@ class Config(dict):
 def operator(module, dxt, conditioning, nn, **kwargs):
     """Build the operator.
 
-    The matrices of cosines, which the code keeps in float32, have float64's digits here. The buffer of the last kernel,
-    which cannot hold the pair of a correlation, is taken away.
+    Cosines and what damps the kernels, which the code keeps in float32, have float64's digits here. The buffer of the
+    last kernel, which cannot hold the pair of a correlation, is taken away.
     """
     if "dct" in dxt:
         transform = beside(module, "utils/dxt.py").DCTX("dctxd", 12, norm="ortho").double()
@@ -32,6 +38,10 @@ def operator(module, dxt, conditioning, nn, **kwargs):
     )  # fmt: skip
     model = module.OrchidOperator(6, l_max=12, conv_kernel=config, dxt=dxt, causal=False, **kwargs)
     del model.kernel_adapt
+    for kernel in filter(None, (model.fixed_conv, getattr(model, "fixed_conv_res", None))):
+        kernel.pos_emb.t = torch.linspace(0, 1, 12, dtype=torch.float64)[None, :, None]
+        slow, fast = math.log(1e-2) / 1.5, math.log(1e-2) / 0.3
+        kernel.modulation.deltas = torch.linspace(slow, fast, 6, dtype=torch.float64)[None, None]
     return model
 
 
@@ -46,7 +56,8 @@ def recipe(dxt, conditioning="absfreq", nn="convtf", **kwargs):
         constants=("pos_emb.t", "modulation.deltas"),
         run=lambda layer, tokens: {"out": layer(tokens)},
         stand_ins={"easydict": {"EasyDict": Config}, "opt_einsum": {}},
-        notes="the operator's last kernel is kept as an attribute; cosines have float64's digits",
+        notes="run from a transcript of the files, not a clone; the operator's last kernel is kept as an attribute; "
+        "cosines and what damps the kernels have float64's digits",
     )
 
 

@@ -32,6 +32,7 @@ from visionzoo.engine.recorded import (
 )
 from visionzoo.engine.search import find_images
 from visionzoo.models._checkpoint import WeightsError, load_weights, unwrap_state_dict
+from visionzoo.models._contract import Contract
 from visionzoo.models._hub import READING, not_finite, published
 from visionzoo.models._licenses import NonCommercialError, check
 from visionzoo.text import some
@@ -181,6 +182,13 @@ def data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
         if (values := getattr(args, name, None)) and len(values) not in (1, channels):
             raise UserError(f"--{name}: expected 1 or {channels} numbers, one a channel, got {len(values)}")
     return resolve_data_config(vars(args), model=model)
+
+
+def set_epoch(model: nn.Module | None, epoch: int) -> None:
+    """Tell the models of the zoo inside a module, if there is one, which epoch of training begins, counted from 0."""
+    for module in model.modules() if model is not None else ():
+        if isinstance(module, Contract):
+            module.set_epoch(epoch)
 
 
 def try_images(model: nn.Module, name: str, input_size: Sequence[int], *, training_batch: int | None = None) -> None:

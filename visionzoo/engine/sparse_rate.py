@@ -1,7 +1,8 @@
 """What CRATE's layers optimise, measured on images: coding rates of their tokens and how few values are not zero.
 
 Sparse rate reduction (arXiv:2306.01129) is to raise the coding rate R of all tokens, to lower that inside each layer's
-subspaces R^c, and to keep few values that are not zero. As the authors measure it, tokens are scaled to length 1.
+subspaces R^c, and to keep few values that are not zero. As the authors measure it, tokens are scaled to length 1, in
+each subspace anew, so that R - R^c may be negative: what counts is how it goes from layer to layer.
 """
 
 import argparse

@@ -26,7 +26,7 @@ from visionzoo.engine.evaluation import evaluate
 from visionzoo.engine.images import CheckedImages, announce_epoch, batches, loading_death, seed_everything
 from visionzoo.engine.interruption import StopSignals
 from visionzoo.engine.losses import Losses
-from visionzoo.engine.models import autocast
+from visionzoo.engine.models import autocast, set_epoch
 from visionzoo.engine.observation import TRACE, Trace, Waiting, peak_memory
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.probing import train_mode
@@ -147,6 +147,8 @@ class Training:
         total = len(run.loader)
         tail = total % accumulated
         train_mode(run.trainable, frozen=run.args.freeze)
+        for model in (run.task.get_trainable_module(), run.task.get_trainable_module(ema=True)):
+            set_epoch(model, run.epoch)
         run.optimizer.zero_grad()
         for index, images, targets in self._remaining_batches():
             group = tail if index >= total - tail else accumulated

@@ -67,6 +67,23 @@ def hide(keep: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return torch.zeros_like(keep, dtype=dtype).masked_fill(~keep, float("-inf"))[:, None, None]
 
 
+def attention_weights(q: Tensor, k: Tensor, hidden: Tensor | None = None) -> Tensor:
+    """Return the softmax of the products of q [B, G, N', D] and k [B, G, N, D], all at once, as `attend` has it.
+
+    Args:
+        q: queries.
+        k: keys.
+        hidden: a bias of the scores, broadcast to [B, G, N', N]; None for none.
+
+    Returns:
+        [B, G, N', N], float32 at least.
+    """
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    with without_autocast(q.device):
+        scores = (q.to(dtype) * q.shape[-1] ** -0.5) @ k.to(dtype).mT
+        return (scores if hidden is None else scores + hidden.to(dtype)).softmax(-1)
+
+
 @torch.no_grad()
 def attention_received(q: Tensor, k: Tensor, hidden: Tensor | None = None) -> Tensor:
     """Return what keys receive from queries, softmax of their products, as a mean over heads and queries.
@@ -80,11 +97,9 @@ def attention_received(q: Tensor, k: Tensor, hidden: Tensor | None = None) -> Te
     Returns:
         [B, N], float32 at least.
     """
-    dtype = torch.promote_types(q.dtype, torch.float32)
+    weights = attention_weights(q, k, hidden).mean(1)  # [B, N', N]
+    if hidden is None or weights.shape[1] != weights.shape[2]:
+        return weights.mean(1)
+    seen = (hidden[:, 0] == 0).to(weights.dtype)  # [B, 1, N]
     with without_autocast(q.device):
-        weights = (q.to(dtype) * q.shape[-1] ** -0.5) @ k.to(dtype).mT
-        weights = (weights if hidden is None else weights + hidden.to(dtype)).softmax(-1).mean(1)  # [B, N', N]
-        if hidden is None or weights.shape[1] != weights.shape[2]:
-            return weights.mean(1)
-        seen = (hidden[:, 0] == 0).to(dtype)  # [B, 1, N]
         return (seen @ weights / seen.sum(-1, keepdim=True)).squeeze(1)

@@ -187,7 +187,6 @@ class GatedRmsNorm(nn.Module):
     """
 
     EPS = 1e-8
-    NO_WEIGHT_DECAY = ("weight", "gate")
 
     def __init__(self, dim: int):
         super().__init__()

@@ -173,7 +173,7 @@ class TokenBlock(Block):
                 tokens = tokens._replace(scores=scores)
             else:
                 mixed = mix_tokens(self.mixer, normalised, tokens)
-            tokens = tokens._replace(x=self._add(tokens.x, mixed, self.ls1))
+            tokens = tokens._replace(x=self.join_tokens(tokens.x, mixed))
         if self.cpe2 is not None:
             tokens = tokens.with_map(self.cpe2(x := tokens.map(), residual=x))
         return self.mix_channels(tokens)
@@ -189,6 +189,10 @@ class TokenBlock(Block):
             tokens = tokens._replace(scores=_length((tokens.x - before)[:, tokens.prefix :]))
         return tokens if isinstance(self.peg, nn.Identity) else tokens.with_map(self.peg(tokens.map()))
 
+    def join_tokens(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """Return what becomes of the tokens [B, P + N, C] and the mixer's branch."""
+        return self._add(x, mixed, self.ls1)
+
     def join_channels(self, x: Tensor, branch: Tensor) -> Tensor:
         """Return what becomes of the tokens [B, P + N, C] and the MLP's branch."""
         return self._add(x, branch, self.ls2)
@@ -199,7 +203,7 @@ class TokenBlock(Block):
         memory: Any = self.memory
         memory = memory.to(seen.x.dtype).expand(seen.x.shape[0], -1, -1)
         mixed = mixer.mix_first(torch.cat([self.norm1(reader), memory, seen.x], 1), **_beside(mixer, seen))
-        reader = self._add(reader, mixed, self.ls1)
+        reader = self.join_tokens(reader, mixed)
         return self._add(reader, self.mlp(self.norm2(reader)), self.ls2)
 
 
@@ -281,7 +285,7 @@ class TokenPositions(nn.Module):
         mode: of the interpolation, "bilinear" or "bicubic".
     """
 
-    NO_WEIGHT_DECAY = ("table",)
+    NO_WEIGHT_DECAY: tuple[str, ...] = ("table",)
 
     def __init__(self, dim: int, size: tuple[int, int], *, prefix: int = 0, mode: str = "bicubic"):
         super().__init__()

@@ -379,6 +379,9 @@ class Contract(nn.Module):
             raise ValueError(f"{type(self).__name__} as built has no exits and no terms: it returns logits alone")
         self.auxiliary = enable
 
+    def set_epoch(self, epoch: int) -> None:
+        """Prepare for an epoch of training, counted from 0; nothing to do but where a family follows a schedule."""
+
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that order parameters from input to output, for layer-wise learning-rate decay."""
         blocks: Any = rf"^{self.PARTS}\.(\d+)" if coarse else list(self.UNITS)

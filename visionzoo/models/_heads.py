@@ -1,7 +1,8 @@
 """Heads of `visionzoo.layers` put onto any model in place of its own: `timm.create_model("zoo_...", head=...)`.
 
-They read the model's last map, normalised as the model's own head would get it; prefix tokens are left out. Where the
-model has several branches (CrossViT) each has a head, and their logits are averaged.
+They read the model's last map, normalised as the model's own head would get it; prefix tokens are left out, and places
+of tokens that reducers dropped are zeros before the norm, as `forward_intermediates` has them. Where the model has
+several branches (CrossViT) each has a head, and their logits are averaged.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def add_memory(model: Contract, tokens: int = 5, *, num_classes: int | None = No
     if tokens < 1:
         raise ValueError(f"memory: expected 1 token or more in each block, got {tokens=}")
     blocks: Any = model.blocks
-    if wrong := sorted({type(block).__name__ for block in blocks if not _takes_reader(block)}):
+    if wrong := sorted({_kind(block) for block in blocks if not _takes_reader(block)}):
         raise ValueError(f"memory: {name} has blocks that take no further token through: {', '.join(wrong)}")
     if any(block.reducer is not None for block in blocks):
         raise ValueError(f"memory: this {name} drops tokens by reducers, beside which no memory is; leave one out")
@@ -87,8 +87,16 @@ def add_memory(model: Contract, tokens: int = 5, *, num_classes: int | None = No
     model.train(model.training)
 
 
+def _kind(block: Any) -> str:
+    return f"{type(block).__name__} with {type(getattr(block, 'mixer', None)).__name__}"
+
+
 def _takes_reader(block: Any) -> bool:
-    return getattr(block, "takes_memory", False) and not getattr(block.mlp, "mixes_tokens", False)
+    """Whether a block takes one more token through, and its mixer does not have a fixed number of prefix tokens."""
+    fixed = hasattr(getattr(block, "mixer", None), "prefix_tokens") or hasattr(
+        getattr(block, "mlp", None), "mixes_tokens"
+    )
+    return getattr(block, "takes_memory", False) and not fixed
 
 
 def _has_place(mixer: Any) -> bool:

@@ -21,6 +21,7 @@ import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
+from visionzoo.layers.reducers import Reducer
 from visionzoo.models._checkpoint import unwrap
 from visionzoo.models._isotropic import Isotropic, mixers_of
 
@@ -255,7 +256,7 @@ def _isotropic(model: nn.Module) -> Isotropic:
     if not isinstance(bare, Isotropic):
         raise ValueError(
             f"test-time registers are for isotropic models, whose tokens all meet; {type(bare).__name__} is a pyramid "
-            "or has several branches. Give one such as zoo_convit_t"
+            "or has several branches. Give one such as zoo_deit_s"
         )
     return bare
 
@@ -271,21 +272,30 @@ def _number(model: Isotropic, block: int) -> int:
 
 def _first_block(model: Isotropic) -> int:
     """Return the first block from which on all mixers take in tokens beside the map, and MLPs have neurons to move."""
+    name = type(model).__name__
+    if model.memory is not None or any(isinstance(module, Reducer) for module in model.modules()):
+        what = "a memory" if model.memory is not None else "reducers, which drop tokens"
+        raise ValueError(f"{name} has {what}: test-time registers are for models whose tokens stay; build it without")
     first = len(model.blocks)
     for i in range(first - 1, model.prefix_at - 1, -1):
         mixers = mixers_of([model.blocks[i]])
-        if not (mixers and all(mixer.takes_prefix_tokens for mixer in mixers)):
+        if not (mixers and all(mixer.takes_prefix_tokens and not _counts(mixer) for mixer in mixers)):
             break
         if not isinstance(mlp := getattr(model.blocks[i], "mlp", None), Mlp) or not isinstance(mlp.act, nn.Module):
             break
         first = i
     if first == len(model.blocks):
         raise ValueError(
-            f"{type(model).__name__}: a register would not meet the map, for the last block's mixer has no place for "
-            "tokens beside it, or the block no MLP of the common form; give a model whose last blocks attend to all "
-            "tokens, such as zoo_convit_t"
+            f"{name}: a register would not meet the map, for the last block's mixer has no place for more tokens "
+            "beside it, or the block no MLP of the common form; give a model whose last blocks attend to all tokens, "
+            "such as zoo_deit_s"
         )
     return first
+
+
+def _counts(mixer: nn.Module) -> bool:
+    """Whether a mixer was made for a number of prefix tokens."""
+    return hasattr(mixer, "prefix_tokens")
 
 
 def _mlp(model: Isotropic, i: int) -> Any:

@@ -4,8 +4,8 @@ Facts from https://github.com/CatworldLee/Gaussian-Mixture-Mask-Attention at b06
 and T2T keep the notes of MIT and Clear BSD); the code here is our own. Attention's scores are multiplied by a learned
 mixture of Gaussians of the distance, in a ViT without class token, in Swin's windows, and in the patches' blocks of
 CaiT, whose class token attends to patches that no norm has seen. Models are for small images, of 32 px and, in larger
-patches, of 64 px (`zoo_gmm_*_64`). The repository's PiT and T2T, and its masks with a weight for each pair of tokens
-(`is_SLM`), are not here.
+patches, of 64 px (`zoo_gmm_*_64`; the others with `img_size=64, patch_size=8`, as there). The repository's PiT and T2T,
+and its masks with a weight for each pair of tokens (`is_SLM`), are not here.
 
 Where we differ: images of any size and shape are taken, with positions interpolated and Gaussians of the distances that
 there are. Theirs are powers of exp(-d²) in float32, which is 0 beyond ten patches however wide a Gaussian is; ours are
@@ -379,15 +379,16 @@ _CIFAR = {"input_size": (3, 32, 32), "crop_pct": 1.0, "mean": (0.4914, 0.4822, 0
 _TINY_IMAGENET = {"input_size": (3, 64, 64), "crop_pct": 1.0}
 
 
-def _variants(name: str, kwargs: Mapping[str, Any], published: Published | None = None) -> dict[str, Variant]:
-    """Return a model for 32 px and the one for 64 px, with as many tokens where the authors have so."""
-    patch_size = {"zoo_gmm_vit_base": 8, "zoo_gmm_vit_heat": 4, "zoo_gmm_swin": 4}.get(name, 8)
-    at_64 = {**kwargs, "patch_size": patch_size, "img_size": 64}
+def _variants(
+    name: str, kwargs: Mapping[str, Any], published: Published | None = None, patch_at_64: int | None = None
+) -> dict[str, Variant]:
+    """Return a model for 32 px and, where its patches for 64 px are given, the one for these."""
     none = "none were published"
-    return {
-        name: Variant(kwargs, replace(published or Published(), size=32), _CIFAR, no_weights=none),
-        f"{name}_64": Variant(at_64, Published(size=64), _TINY_IMAGENET, no_weights=none),
-    }
+    found = {name: Variant(kwargs, replace(published or Published(), size=32), _CIFAR, no_weights=none)}
+    if patch_at_64:
+        at_64 = {**kwargs, "patch_size": patch_at_64, "img_size": 64}
+        found[f"{name}_64"] = Variant(at_64, Published(size=64), _TINY_IMAGENET, no_weights=none)
+    return found
 
 
 def _vit(embed_dim: int, depth: int, num_heads: int, patch_size: int = 4) -> dict[str, Any]:
@@ -396,10 +397,10 @@ def _vit(embed_dim: int, depth: int, num_heads: int, patch_size: int = 4) -> dic
 
 VIT = {
     **_variants(
-        "zoo_gmm_vit", _vit(192, 9, 12), Published(2.7, 0.1709, source=_README, explained=("params_m", "gmacs"))
+        "zoo_gmm_vit", _vit(192, 9, 12), Published(2.7, 0.1709, source=_README, explained=("params_m", "gmacs")), 8
     ),
-    **_variants("zoo_gmm_vit_base", _vit(256, 8, 4, 2)),
-    **_variants("zoo_gmm_vit_heat", _vit(192, 8, 6, 2)),
+    **_variants("zoo_gmm_vit_base", _vit(256, 8, 4, 2), patch_at_64=8),
+    **_variants("zoo_gmm_vit_heat", _vit(192, 8, 6, 2), patch_at_64=4),
     **_variants("zoo_gmm_vit_d6", _vit(252, 6, 12)),
     **_variants("zoo_gmm_vit_d15", _vit(144, 15, 12)),
     **_variants("zoo_gmm_vit_d30", _vit(72, 30, 12)),
@@ -408,13 +409,14 @@ VIT = {
     **_variants("zoo_gmm_vit_d60", _vit(72, 60, 12)),
 }
 SWIN = _variants(
-    "zoo_gmm_swin", doubling(96, (2, 6, 4)), Published(7.1, 0.2369, source=_README, explained=("params_m",))
+    "zoo_gmm_swin", doubling(96, (2, 6, 4)), Published(7.1, 0.2369, source=_README, explained=("params_m",)), 4
 )
 CAIT = {
     **_variants(
         "zoo_gmm_cait_tiny",
         {"embed_dim": 108, "mlp_ratio": 384 / 108},
         Published(5.1, 0.3059, source=_README, explained=("gmacs",)),
+        8,
     ),
     **_variants("zoo_gmm_cait", {"embed_dim": 192}),
 }

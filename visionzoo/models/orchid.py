@@ -1,11 +1,11 @@
 """Orchid: Flexible and Data-Dependent Convolution for Sequence Modeling, NeurIPS 2024, https://arxiv.org/abs/2402.18508.
 
 Facts from https://github.com/Karami-m/orchid at 061f6df (MIT), which has the operator alone, not the networks; the code
-here is our own. The operator is theirs in its non-causal form, which images take (the causal one, which is not here,
-gives an output for each pair of samples of a batch), with one layer in each conditioning network. Around it stands a
-ViT with the sizes of DeiT and without class token, which is ours: the networks that the paper trained on images were
-not released, so that no published number stands here. Tokens are a sequence, row by row. Images of any size and shape
-are taken, with what the kernels know of places interpolated.
+here is our own. The operator is theirs, compared with a transcript of that code, in its non-causal form, which images
+take, with one layer in each conditioning network; the causal form, which is not here, gives an output for each pair of
+samples of a batch. Around it stands a ViT with the sizes of DeiT and without class token, which is ours: the networks
+that the paper trained on images were not released, so that no published number stands here. Tokens are a sequence, row
+by row. Images of any size and shape are taken, with what the kernels know of places interpolated.
 """
 
 from __future__ import annotations

@@ -41,6 +41,7 @@ from visionzoo.layers.mixers.mixture_of_heads import MixtureOfHeadsMixer
 from visionzoo.layers.mixers.moving_average import MovingAverageMixer
 from visionzoo.layers.mixers.nchw import MixerNCHW
 from visionzoo.layers.mixers.neighborhood import NeighborhoodMixer
+from visionzoo.layers.mixers.nystrom import NystromMixer
 from visionzoo.layers.mixers.pool import PoolMixer
 from visionzoo.layers.mixers.routed import RoutedMixer
 from visionzoo.layers.mixers.score import ScoreMixer
@@ -86,6 +87,7 @@ __all__ = [
     "MixtureOfHeadsMixer",
     "MovingAverageMixer",
     "NeighborhoodMixer",
+    "NystromMixer",
     "PoolMixer",
     "RoutedMixer",
     "ScoreMixer",
@@ -131,6 +133,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "mixture_of_heads": MixtureOfHeadsMixer,
     "moving_average": MovingAverageMixer,
     "neighborhood": NeighborhoodMixer,
+    "nystrom": NystromMixer,
     "pool": PoolMixer,
     "routed": RoutedMixer,
     "score": ScoreMixer,

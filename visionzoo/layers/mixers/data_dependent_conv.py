@@ -55,14 +55,14 @@ class ImplicitFilter(nn.Module):
     def forward(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Kernel [1, 1, N, C] of a map of (H, W) = `size` and the factor of the token itself [C]; float32 at least."""
         wide = torch.promote_types(self.positions.dtype, torch.float32)
-        x = self.fitted(self.positions, self.map_size, size)
+        x = self.fitted(self.positions, self.map_size, size).clone()  # no view of a parameter enters a layer
         for layer in self.layers:
             x = torch.sin(self.frequency * layer(x))
         x = self.last(x).to(wide)
-        # both in float32, as released
-        t = torch.linspace(0, 1, size[0] * size[1], device=x.device)[:, None].to(wide)
+        index = torch.arange(size[0] * size[1], device=x.device, dtype=wide)[:, None]
+        t = index / index[-1:].clamp(min=1)  # exporters hold linspace to one number of steps
         slow, fast = -math.log(0.01) / 1.5, -math.log(0.01) / 0.3
-        decay = torch.linspace(slow, fast, x.shape[-1], device=x.device).to(wide)
+        decay = torch.linspace(slow, fast, x.shape[-1], device=x.device, dtype=wide)
         return (x * torch.exp(-t * decay)).unsqueeze(0), self.bias.to(wide, copy=True)  # may be offloaded
 
     @staticmethod

@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from visionzoo.layers.attention import attend, attention_received, hide
+from visionzoo.layers.attention import attend, attention_received, attention_weights, hide
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
+from visionzoo.layers.outputs import add_term, collecting
 
 
 class FullMixer(Mixer):
@@ -20,6 +21,9 @@ class FullMixer(Mixer):
         qkv_bias: whether the projection to q, k, v has a bias.
         lepe_kernel: kernel of a depthwise convolution of the mixer's input, added before the output projection
             (locally enhanced position encoding); odd, or None for none.
+        sparse_term: add to the loss the term "sparsity", the mean of log(1 + a²) over attention's weights a, all of
+            which are held for it (Sparse then Prune, arXiv:2307.11988; its weight is that of
+            https://github.com/yogiprsty/Sparse-ViT at 63a3401, where the term of the last block alone counts).
 
     Raises:
         ValueError: if the heads do not divide the channels, or the kernel is even.
@@ -38,12 +42,14 @@ class FullMixer(Mixer):
         *,
         qkv_bias: bool = False,
         lepe_kernel: int | None = None,
+        sparse_term: bool = False,
     ):
         super().__init__(dim, num_heads)
         self.check_kernels(lepe_kernel=lepe_kernel)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.lepe = DepthwiseConvNHWC(dim, lepe_kernel) if lepe_kernel else None
         self.proj = nn.Linear(dim, dim)
+        self.AUXILIARY = {"sparsity": 0.01} if sparse_term else {}
 
     @property
     def takes_prefix_tokens(self) -> bool:
@@ -68,6 +74,8 @@ class FullMixer(Mixer):
         # [B, H, W, G, D] -> [B, G, N, D]
         q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in self.split_heads(self.qkv(x)))
         hidden = hide(keep, q.dtype)
+        if self.AUXILIARY and self.training and collecting():
+            add_term("sparsity", attention_weights(q, k, hidden).square().log1p().mean())
         out = attend(q, k, v, bias=hidden).transpose(1, 2).reshape(x.shape)
         if self.lepe is not None:
             out = self.lepe(x, residual=out)

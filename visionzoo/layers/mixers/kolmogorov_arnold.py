@@ -132,7 +132,7 @@ class KolmogorovArnoldMixer(Mixer):
     torch.Size([1, 5, 7, 64])
     """
 
-    needs_map_size = True
+    needs_places = True
 
     def __init__(
         self,
@@ -184,14 +184,19 @@ class KolmogorovArnoldMixer(Mixer):
         """Use these functions in place of the mixer's own, which go; the lender keeps them among its modules."""
         self.activation, self.borrowed = None, (functions,)
 
-    def forward(self, x: Tensor, *, map_size: tuple[int, int] | None = None) -> Tensor:
-        """[B, H, W, C] to [B, H, W, C]; with `map_size` (H, W) x is [B, 1, P + H·W, C], with P prefix tokens first."""
+    def forward(
+        self, x: Tensor, *, map_size: tuple[int, int] | None = None, prefix: int = 0, source: Tensor | None = None
+    ) -> Tensor:
+        """[B, H, W, C] to [B, H, W, C]; with `map_size` (H, W) x is [B, 1, P + H·W, C], P = `prefix` tokens first.
+
+        `source` is that of dropped tokens, which the mixer does not take: it is None.
+        """
         self.check_input(x)
         size = (x.shape[1], x.shape[2]) if map_size is None else map_size
-        if not torch.compiler.is_compiling() and x.shape[1] * x.shape[2] - size[0] * size[1] != self.prefix_tokens:
+        if prefix != self.prefix_tokens:
             raise ValueError(
                 f"KolmogorovArnoldMixer: expected {self.prefix_tokens} prefix tokens, as prefix_tokens says, got "
-                f"{x.shape[1] * x.shape[2] - size[0] * size[1]}"
+                f"{prefix}"
             )
         # [B, H, W, G, D] -> [B, G, N, D]
         q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in self.split_heads(self.qkv(x)))

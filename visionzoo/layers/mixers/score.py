@@ -33,9 +33,10 @@ MAX_SCORES = 2**26  # that are held at once; of more, queries come in portions, 
 class ScoreMixer(Mixer):
     """Every token weighs every token: weights are a normaliser of scores of query and key; O(N²·C).
 
-    out_i = Σ_j w_ij·v_j, w_i = normaliser(s_i), s_ij = score(q_i, k_j). At most 2²⁶ scores are held at once, whatever
-    N is: O(N) memory, for time is what grows. Plain softmax is torch's own function. Scores, weights and sums are
-    float32 at least. What the literature calls
+    out_i = Σ_j w_ij·v_j, w_i = normaliser(s_i), s_ij = score(q_i, k_j). About 2²⁶ scores are held at once: of larger
+    maps queries come in portions, once more in the backward pass, so that time grows with N² and memory with N. Under
+    torch.compile and in exported files all are held. Plain softmax is torch's own function. Scores, weights and sums
+    are float32 at least. What the literature calls
 
     - sigmoid attention (arXiv:2409.04431) is `normaliser="sigmoid"`, with `qk_norm="layer_norm"` where training is not
       stable; facts from https://github.com/apple/ml-sigmoid-attention at 9273b49 (Apple's sample code license);
@@ -46,8 +47,8 @@ class ScoreMixer(Mixer):
     - Cog attention (arXiv:2411.07176) is "signed_softmax"; https://github.com/trestad/CogAttn at efecf29 (none given);
     - normalized attention (NAP, arXiv:2005.09561) is "standardise", then a layer norm over C and GELU;
       https://github.com/OliverRichter/normalized-attention at 0ea196d (none given);
-    - Taylor softmax as in TaylorShift (arXiv:2403.02920) is "taylor" with `qk_norm="l2"`;
-      https://github.com/tobna/TaylorShift at b290faa (MIT);
+    - Taylor softmax as in TaylorShift (arXiv:2403.02920) is "taylor" with `qk_norm="l2"`, whose linear form
+      `TaylorShiftMixer` has as well; https://github.com/tobna/TaylorShift at b290faa (MIT);
     - inverse distance weighting (arXiv:2310.18805) is `score="inverse_distance"`;
       https://github.com/calvinmccarter/idw-attention at 35aabf7 (AGPL-3.0; formula only);
     - probabilistic attention (arXiv:2106.15338) is `score="gaussian"`; with scores of "dot" it is softmax;
@@ -111,7 +112,6 @@ class ScoreMixer(Mixer):
     QK_NORMS = ("none", "l2", "layer_norm")
     TEMPERATURES = ("none", "position", "query")
     OUTPUT_NORMS = ("none", "gated_rms", "layer_norm")
-    NO_WEIGHT_DECAY = ("beta", "qk_scale")
 
     def __init__(
         self,
@@ -161,16 +161,24 @@ class ScoreMixer(Mixer):
             )
         if qk_norm == "l2" and score != "dot":
             raise ValueError(f"ScoreMixer: qk_norm='l2' is for scores of 'dot', got {score=}")
-        for owner, name, value, default in (
-            ("neural", "hidden_dim", hidden_dim, None),
-            ("inverse_distance", "power", power, 2.0),
-            ("inverse_distance", "eps", eps, 1e-3),
-            ("gaussian", "key_steps", key_steps, 0),
-            ("gaussian", "key_precision", key_precision, False),
-            ("gaussian", "value_precision", value_precision, 0.0),
+        offsets = position_bias or offset_factor
+        query_kernels = query_kernel is not None or weight_query_kernel is not None
+        key_kernels = key_kernel is not None or weight_key_kernel is not None
+        for fits, owner, name, value, default in (
+            (score == "neural", "score='neural'", "hidden_dim", hidden_dim, None),
+            (score == "inverse_distance", "score='inverse_distance'", "power", power, 2.0),
+            (score == "inverse_distance", "score='inverse_distance'", "eps", eps, 1e-3),
+            (score == "gaussian", "score='gaussian'", "key_steps", key_steps, 0),
+            (score == "gaussian", "score='gaussian'", "key_precision", key_precision, False),
+            (score == "gaussian", "score='gaussian'", "value_precision", value_precision, 0.0),
+            (offsets, "position_bias or offset_factor", "map_size", map_size, 14),
+            (query_kernels, "query_kernel or weight_query_kernel", "query_padding", query_padding, "both"),
+            (key_kernels, "key_kernel or weight_key_kernel", "key_padding", key_padding, "both"),
         ):
-            if score != owner and value != default:
-                raise ValueError(f"ScoreMixer: {name} is for score={owner!r}, got {name}={value} and {score=}")
+            if not fits and value != default:
+                raise ValueError(
+                    f"ScoreMixer: {name} is for {owner}, which is not given, got {name}={value!r}; leave it out"
+                )
         if min(to_2tuple(map_size)) < 1:
             raise ValueError(f"ScoreMixer: map_size must be positive, got {map_size=}")
         if hidden_dim is not None and hidden_dim < 2:
@@ -261,7 +269,8 @@ class ScoreMixer(Mixer):
         with without_autocast(x.device):
             tokens = x.flatten(1, 2).to(wide)
             if self.is_plain:
-                out = attend(q * self._temperatures(tokens).to(q.dtype), k, v).to(wide)
+                q = q if self.beta is None else q * self._temperatures(tokens).to(q.dtype)
+                out = attend(q, k, v).to(wide)
             else:
                 q, k, v = (t.to(wide) for t in (q, k, v))
                 out = self._attend(q, k, v, tokens, (x.shape[1], x.shape[2]))
@@ -354,7 +363,7 @@ class ScoreMixer(Mixer):
         return finished
 
     def _moved(self, q: Tensor, k: Tensor, rows: Rows, size: tuple[int, int]) -> Tensor:
-        """Return keys, each the mean of the queries by the weights that they give it; those that get none stay."""
+        """Return keys, each the mean of the queries by the weights that they give it; those with hardly any stay."""
 
         def sums(start: int, stop: int) -> Tensor:
             queries = q[:, :, start:stop]
@@ -368,7 +377,8 @@ class ScoreMixer(Mixer):
     def _in_portions(self, function: Rows, q: Tensor, size: tuple[int, int], *, add: bool = False) -> Tensor:
         """Call a function of queries, as many at once as `MAX_SCORES` allows, and put together or add the results."""
         batch, heads, count = q.shape[:3]
-        if torch.compiler.is_exporting() or batch * heads * count * count * self._held <= MAX_SCORES:
+        # Compilers would unroll the portions, for one size of maps alone.
+        if torch.compiler.is_compiling() or batch * heads * count * count * self._held <= MAX_SCORES:
             return function(0, count)
         step = max(1, MAX_SCORES // (batch * heads * count * self._held))
         # The convolutions of a portion see queries around it, which are to be no more than it has itself.

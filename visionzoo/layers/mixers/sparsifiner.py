@@ -10,7 +10,7 @@ from timm.layers import to_2tuple, trunc_normal_
 from torch import Tensor, nn
 
 from visionzoo.kernels.precision import without_autocast
-from visionzoo.layers.attention import attend, attention_received, hide
+from visionzoo.layers.attention import attend, attention_received, attention_weights, hide
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.outputs import add_term, collecting
 from visionzoo.layers.position import places_of, resize_table
@@ -243,10 +243,8 @@ class SparsifinerMixer(Mixer):
 
 def _difference(q: Tensor, k: Tensor, approximate: Tensor, hidden: Tensor | None, prefix: int) -> Tensor:
     """Return the squared difference of the map's attention and the approximate one, summed, as a mean over images."""
-    with without_autocast(q.device):
-        full = q[:, :, prefix:].to(approximate.dtype) @ k.to(approximate.dtype).mT * q.shape[-1] ** -0.5
-        if hidden is None:
-            return (approximate - full.softmax(-1)).square().sum() / len(q)
+    difference = approximate - attention_weights(q[:, :, prefix:], k, hidden)
+    if hidden is not None:
         there = hidden == 0  # [B, 1, 1, P + M]
-        difference = approximate - (full + hidden).softmax(-1)
-        return (difference * there * there[..., prefix:].mT).square().sum() / len(q)
+        difference = difference * there * there[..., prefix:].mT
+    return difference.square().sum() / len(q)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from visionzoo.layers.attention import attend
+from visionzoo.layers.attention import attend, hide
 from visionzoo.layers.mixers.base import Mixer
 
 
@@ -39,10 +39,15 @@ class SubspaceMixer(Mixer):
         """Yes: any set of tokens will do."""
         return True
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, H, W, C] to [B, H, W, C]."""
+    @property
+    def takes_dropped_tokens(self) -> bool:
+        """Yes: they are hidden from the others."""
+        return True
+
+    def forward(self, x: Tensor, *, keep: Tensor | None = None) -> Tensor:
+        """[B, H, W, C] to [B, H, W, C]; `keep` [B, N] says which tokens others see, None for all."""
         self.check_input(x)
         # [B, H, W, G·D] -> [B, G, N, D]
         projected = self.subspaces(x).flatten(1, 2).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
-        out = attend(projected, projected, projected).transpose(1, 2).flatten(2)
+        out = attend(projected, projected, projected, bias=hide(keep, projected.dtype)).transpose(1, 2).flatten(2)
         return self.proj(out.unflatten(1, x.shape[1:3]))
