@@ -7,9 +7,7 @@ import timm.layers
 
 from . import Recipe, Source
 
-AUTHORS = Source(
-    "https://github.com/LeapLabTHU/Dynamic_Perceiver", "0d2a6299ded1515f31efdddb453b5d429202e806", "none stated"
-)
+AUTHORS = Source("https://github.com/LeapLabTHU/Dynamic_Perceiver", "0d2a6299ded1515f31efdddb453b5d429202e806", "MIT")
 
 
 def register_model(function):

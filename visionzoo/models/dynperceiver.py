@@ -1,9 +1,9 @@
 """Dynamic Perceiver for Efficient Visual Recognition, ICCV 2023, https://arxiv.org/abs/2306.11248.
 
-Facts from https://github.com/LeapLabTHU/Dynamic_Perceiver at 0d2a629 (no license, so only facts are taken); the code
-here is our own. A network of convolutions (ResNet-50, RegNetY or MobileNetV3) and latents that look at its maps and are
-written back onto them; classifiers of the latents may answer before the later stages run: `early` after the second
-stage, `latent` after the third, `cnn` after the fourth, and the model's own answer sees map and latents.
+Facts from https://github.com/LeapLabTHU/Dynamic_Perceiver at 0d2a629 (MIT); the code here is our own. A network of
+convolutions (ResNet-50, RegNetY or MobileNetV3) and latents that look at its maps and are written back onto them;
+classifiers may answer before the later stages run: `early` after the second stage, `latent` after the third, `cnn`
+after the fourth, and the model's own answer sees map and latents.
 
 The authors register each network with several numbers of latents; here that is the argument `num_latents`, and the
 variants have the 128 of their published weights. Their training loss is the default of `AUXILIARY` (README.md of the
@@ -22,7 +22,6 @@ from itertools import cycle
 from typing import Any
 
 from timm.layers import HardSigmoid, SEModule, make_divisible
-from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import nn
 
 from visionzoo.layers.bottleneck import Bottleneck
@@ -285,7 +284,6 @@ LAYOUT: tuple[tuple[Row, ...], ...] = (
     ((5, 960, 160, True, True, 1), (5, 960, 160, True, True, 1)),
 )
 _divisible = partial(make_divisible, divisor=8)
-_squeeze = partial(SqueezeExcite, gate_layer=HardSigmoid, rd_round_fn=_divisible)
 _norm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
 
 
@@ -319,8 +317,8 @@ class DynPerceiverMobileNet(DynPerceiver):
             (r"^cnn_body_stage4\.2\.0\.", "stages.3.blocks.2.0.conv."),
             (r"^cnn_body_stage4\.2\.1\.", "stages.3.blocks.2.0.norm."),
             (r"^cnn_body_stage(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.blocks."),
-            (r"\.block\.\d\.fc1\.", ".gate.conv_reduce."),
-            (r"\.block\.\d\.fc2\.", ".gate.conv_expand."),
+            (r"\.block\.\d\.fc1\.", ".gate.fc1."),
+            (r"\.block\.\d\.fc2\.", ".gate.fc2."),
             (r"\.block\.(\d)\.0\.", lambda m: f".conv{min(int(m[1]) + 1, 3)}.conv."),
             (r"\.block\.(\d)\.1\.", lambda m: f".conv{min(int(m[1]) + 1, 3)}.norm."),
             (r"^classifier_cnn\.0\.", "head.cnn.hidden."),
@@ -368,7 +366,9 @@ class DynPerceiverMobileNet(DynPerceiver):
                         stride=stride,
                         kernel_size=kernel_size,
                         inverted=True,
-                        gate=_squeeze if squeeze else None,
+                        gate=partial(SEModule, rd_channels=_divisible(mid_dim / 4), gate_layer=HardSigmoid)
+                        if squeeze
+                        else None,
                         act_layer=nn.Hardswish if hard else nn.ReLU,
                         norm_layer=_norm,
                         drop_path=rate,
@@ -469,5 +469,5 @@ for _model, _names in (
         classifier=("head.merged.fc", "head.early", "head.latent", "head.cnn.fc"),
         paper_ids="arXiv:2306.11248",
         origin_url="https://github.com/LeapLabTHU/Dynamic_Perceiver",
-        license="unknown",
+        license="mit",
     )
