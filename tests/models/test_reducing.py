@@ -395,8 +395,9 @@ def test_the_selector_learns_to_reconstruct():
 CARRY = {"zoo_cpvt_t", "zoo_cpvt_t_gap", "zoo_deit_t", "zoo_iared2_deit_s", "zoo_sparsifiner_s"}
 CARRY |= {
     "zoo_activator_geglu",
-    "zoo_lambda_vit_s_024",
     "zoo_crate_t",
+    "zoo_lambda_vit_s_024",
+    "zoo_lambda_vit_t_024",
     "zoo_t2t_nystrom_7",
     "zoo_taylorshift_s",
     "zoo_taylorshift_ti",

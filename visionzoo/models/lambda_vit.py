@@ -47,14 +47,14 @@ class FadingBlock(TokenBlock):
 class DoublingBlock(TokenBlock):
     """`TokenBlock` that, without a mixer, doubles its tokens in the mixer's place."""
 
-    def forward(self, tokens: Tokens) -> Tokens:  # type: ignore[override]
-        """Take the tokens through the block; their number and size stay."""
+    def mix_channels(self, tokens: Tokens, seen: Tensor | None = None) -> Tokens:  # type: ignore[override]
+        """Add the MLP's branch to the doubled tokens."""
         if self.mixer is None:
             tokens = tokens._replace(x=2 * tokens.x)
             if tokens.reader is not None:
                 reader = 2 * tokens.reader
                 tokens = tokens._replace(reader=self.join_channels(reader, self.mlp(self.norm2(reader))))
-        return super().forward(tokens)
+        return super().mix_channels(tokens, seen)
 
 
 class LambdaViT(Isotropic):
