@@ -12,7 +12,7 @@ from torch import nn
 
 import visionzoo  # noqa: F401  registers the families
 from visionzoo.layers.conv_norm import ConvNorm, LinearNorm
-from visionzoo.models._registry import TINY
+from visionzoo.models._registry import CLASSES, TINY
 
 MODELS = timm.list_models("zoo_*")
 # Arguments of `quick_model` and `meta_model`: a small form for each way in which models are built, which stands for all
@@ -24,6 +24,20 @@ FORMS = [
     ),
     *(pytest.param((name, {}), id=name, marks=(pytest.mark.full, pytest.mark.xdist_group(name))) for name in MODELS),
 ]
+
+
+def of_each_kind(names=TINY) -> list:
+    """Give models' names as parameters of a test. Those of other families' networks with other parts are for --full.
+
+    So are all small forms of a class but the first.
+    """
+    seen = set()
+    parameters = []
+    for name in names:
+        new = CLASSES[name] not in seen and CLASSES[name].__mro__[1].__module__.startswith("visionzoo.models._")
+        seen.add(CLASSES[name])
+        parameters.append(pytest.param(name, marks=[] if new else pytest.mark.full))
+    return parameters
 
 
 @contextmanager

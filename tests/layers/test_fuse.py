@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import timm
 import torch
-from quick import quick_model, size_for
+from quick import of_each_kind, quick_model, size_for
 from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, remove_weight_norm, weight_norm
@@ -46,7 +46,7 @@ def _error(out, expected):
     return ((out - expected).norm() / expected.norm()).item()
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", of_each_kind())
 @torch.no_grad()
 def test_fused_model_computes_the_same(name):
     model = _model(name)

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 from golden import Record, relative_error, sample
-from quick import learned_from
+from quick import learned_from, of_each_kind
 
 from visionzoo.kernels import explain, route_regions, use_backend
 from visionzoo.layers import mixers
@@ -183,10 +183,12 @@ HOSTS = ("zoo_biformer_t", "zoo_convit_t")  # a pyramid and an isotropic model t
 REDUCED = ("zoo_iared2_deit_s", "zoo_sparsifiner_s")  # whose reducers ask for mixers that take dropped tokens
 GUESTS = ("halo", "linear", "pool", "window")  # that each model takes
 PAIRS = [
-    pytest.param(family, name, marks=[] if family in HOSTS or name in GUESTS else [pytest.mark.full])
-    for family in TINY
+    pytest.param(*family.values, name, marks=family.marks if name in GUESTS else [pytest.mark.full])
+    for family in of_each_kind()
     for name in MIXERS
+    if family.values[0] not in HOSTS
 ]
+PAIRS += [pytest.param(family, name) for family in HOSTS for name in MIXERS]
 
 
 @pytest.mark.parametrize(("family", "name"), PAIRS)
@@ -554,7 +556,7 @@ def test_second_derivatives_of_the_reference_are_those_of_differences(name):
     assert relative_error(product, (after - before) / 2e-6) < 1e-6
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", of_each_kind())
 def test_families_have_second_derivatives_under_the_reference(name):
     model = timm.create_model(name, num_classes=3, **TINY[name]).double().eval()  # float32 would lose what fades
     x = torch.randn(1, 3, 64, 64, dtype=torch.float64, requires_grad=True)

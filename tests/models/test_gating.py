@@ -5,6 +5,7 @@ import logging
 import pytest
 import timm
 import torch
+from quick import of_each_kind
 from timm.optim import param_groups_layer_decay
 
 import visionzoo
@@ -28,7 +29,7 @@ def _image(*size):
     return torch.randn(2, 3, *(size or (64, 64)))
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", of_each_kind())
 def test_every_family_takes_a_gate_forward_and_backward_and_keeps_its_names(name):
     plain, gated = _tiny(name), _tiny(name, "eca")
     places = [block for part in _gates(gated) for block in part if block is not None]
@@ -43,7 +44,7 @@ def test_every_family_takes_a_gate_forward_and_backward_and_keeps_its_names(name
     assert trained and all(grad is not None for grad in trained)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", of_each_kind())
 def test_gates_act_in_every_block(name):
     """A gate that zeroes its branch changes the features, in whichever block."""
     model = _tiny(name, "eca").eval()

@@ -5,7 +5,7 @@ import copy
 import pytest
 import timm
 import torch
-from quick import meta_model, quick_model, size_for
+from quick import meta_model, of_each_kind, quick_model, size_for
 from timm.layers import SqueezeExcite, convert_sync_batchnorm, freeze_batch_norm_2d, unfreeze_batch_norm_2d
 from timm.models._manipulate import reinit_non_persistent_buffers
 from timm.utils import freeze, unfreeze
@@ -21,10 +21,12 @@ from visionzoo.layers.nhwc import DepthwiseConvNHWC
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.tokens import TokenBlock
 from visionzoo.models._pyramid import Pyramid
-from visionzoo.models._registry import TINY
+from visionzoo.models._registry import CLASSES, TINY
 
-BATCH_NORM = [name for name in TINY if any(isinstance(m, nn.BatchNorm2d) for m in meta_model(name).modules())]
-PYRAMIDS = [name for name in TINY if isinstance(meta_model(name), Pyramid)]
+BATCH_NORM = [
+    name for name in TINY if any(isinstance(m, nn.BatchNorm2d) for m in meta_model(name, **TINY[name]).modules())
+]
+PYRAMIDS = [name for name in TINY if issubclass(CLASSES[name], Pyramid)]
 
 
 def _tiny(name, **kwargs):
@@ -36,7 +38,7 @@ def _image(size=64, batch=2, model=None):
     return torch.randn(batch, 3, *sides, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", of_each_kind())
 def test_layers_are_torchs_own_or_none_of_torchs(name):
     """What asks `isinstance` is right then. Containers, and the norm of any last axis, behave as torch's do."""
     exempt = (nn.Module, nn.ModuleList, nn.LayerNorm)
@@ -54,7 +56,7 @@ def test_layers_are_torchs_own_or_none_of_torchs(name):
 
 
 @pytest.mark.parametrize("convert", [convert_sync_batchnorm, nn.SyncBatchNorm.convert_sync_batchnorm])
-@pytest.mark.parametrize("name", BATCH_NORM)
+@pytest.mark.parametrize("name", of_each_kind(BATCH_NORM))
 def test_synchronised_norms_compute_the_same(name, convert):
     model = _tiny(name)
     changed = convert(copy.deepcopy(model))
@@ -67,7 +69,7 @@ def test_synchronised_norms_compute_the_same(name, convert):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", BATCH_NORM)
+@pytest.mark.parametrize("name", of_each_kind(BATCH_NORM))
 def test_frozen_norms_compute_the_same_and_thaw(name):
     model = _tiny(name)
     image = _image()
@@ -100,7 +102,7 @@ CONVOLVED = sorted({*TINY} - {"zoo_crate_t", "zoo_dat_s", "zoo_memory_vit_s", "z
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", CONVOLVED)
+@pytest.mark.parametrize("name", of_each_kind(CONVOLVED))
 def test_hooks_on_convolutions_count_as_the_operations_do(name):
     """ptflops, thop and torchinfo multiply a layer's weights by the height and width of its output."""
     model = _tiny(name)
@@ -145,7 +147,7 @@ class _Adapter(nn.Module):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", CONVOLVED)
+@pytest.mark.parametrize("name", of_each_kind(CONVOLVED))
 def test_convolutions_take_adapters(name):
     model = _tiny(name)
     image = _image(96, model=model)
@@ -165,7 +167,7 @@ def test_convolutions_take_adapters(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", PYRAMIDS)
+@pytest.mark.parametrize("name", of_each_kind(PYRAMIDS))
 def test_features_are_nchw_whoever_takes_them(name):
     model = _tiny(name)
     image = _image(96)
@@ -186,7 +188,7 @@ def test_features_are_nchw_whoever_takes_them(name):
 
 
 @pytest.mark.parametrize("kind", ["hook", "list", "dict", "fx"])
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", of_each_kind())
 @torch.no_grad()
 def test_every_feature_extractor_of_timm_gives_the_same_or_says_why_not(name, kind):
     whole = quick_model(name, **TINY[name])
@@ -204,7 +206,7 @@ def test_every_feature_extractor_of_timm_gives_the_same_or_says_why_not(name, ki
     assert all(torch.equal(a, b) for a, b in zip(out, expected, strict=True))
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", of_each_kind())
 @torch.no_grad()
 def test_graphs_of_any_tracer_compute_the_same(name):
     model = _tiny(name, drop_path_rate=0.5)
@@ -224,7 +226,7 @@ def test_graphs_of_any_tracer_compute_the_same(name):
     assert torch.equal(graph(image), expected)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", of_each_kind())
 @torch.no_grad()
 def test_images_of_a_few_pixels_give_numbers_or_a_message(name):
     model = _tiny(name)
@@ -246,7 +248,7 @@ def test_layer_norms_are_built_as_torchs(kwargs):
 # -- what users of timm reported ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", of_each_kind())
 @torch.no_grad()
 def test_a_head_that_is_reset_keeps_device_and_dtype(name):
     """Directly, too, as trainers do (timm, pull request 2743)."""
@@ -256,7 +258,7 @@ def test_a_head_that_is_reset_keeps_device_and_dtype(name):
     assert not model.head.training
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", of_each_kind())
 @torch.no_grad()
 def test_models_without_classifier_are_their_weights(name):
     """Nothing random is left where there is neither classifier nor pooling (timm, issue 2682)."""
@@ -323,7 +325,7 @@ def _offload(model):
     return model
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", of_each_kind())
 @torch.no_grad()
 def test_parameters_are_used_inside_their_own_modules_forward(name):
     model = _tiny(name)
@@ -348,7 +350,7 @@ def _outside(module):
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"mixers": "levit"}], ids=["own", "levit"])
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", of_each_kind())
 @torch.no_grad()
 def test_what_no_checkpoint_holds_is_computed_anew_after_the_meta_device(name, kwargs):
     try:

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from quick import size_for
+from quick import of_each_kind, size_for
 
 from visionzoo.layers.position import PositionGenerator
 from visionzoo.layers.tokens import Tokens
@@ -25,7 +25,7 @@ def test_a_generator_adds_a_depthwise_convolution_with_zeros_around():
     torch.testing.assert_close(generator(x), expected.permute(0, 2, 3, 1), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", of_each_kind())
 def test_every_family_takes_generators(name):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=3, **TINY[name])

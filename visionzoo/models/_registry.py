@@ -52,6 +52,7 @@ class Variant:
 FAMILIES: dict[str, list[str]] = {}  # family -> its model names
 TINY: dict[str, Mapping[str, Any]] = {}  # model name -> arguments that make it small, for tests
 VARIANTS: dict[str, Variant] = {}  # model name -> variant, over all families
+CLASSES: dict[str, type[Contract]] = {}  # model name -> its class
 
 
 def register_family(
@@ -85,6 +86,7 @@ def register_family(
     FAMILIES.setdefault(module_name.rpartition(".")[2], []).extend(variants)
     TINY.update({name: kwargs for name, kwargs in tiny.items() if name in variants})
     VARIANTS.update(variants)
+    CLASSES.update(dict.fromkeys(variants, model_cls))
 
 
 _IMAGENET = {
