@@ -84,9 +84,8 @@ def pool(x: Tensor, weights: Tensor, count: int, *, method: str, iterations: int
     with without_autocast(x.device):
         shares, total = _shares(cluster, weights, count)
         means = shares @ x.to(dtype) / total.clamp(min=torch.finfo(dtype).tiny)
-    return torch.where(
-        total > 0, means.to(x.dtype), _rows(x, first)
-    ), cluster  # an empty cluster keeps its first centre
+    centres = torch.where(total > 0, means.to(x.dtype), _rows(x, first))  # an empty cluster keeps its first one
+    return centres, cluster
 
 
 def _medoids(x: Tensor, weights: Tensor, at: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
