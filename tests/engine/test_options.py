@@ -123,6 +123,8 @@ def test_tools_share_the_names_of_their_flags():
     train, test, predict = (set(vars(parser.parse_known_args(["x"])[0])) for parser in parsers)
     assert test - train == {
         "checkpoint",
+        "exits",
+        "calibration_share",
         "recorded_data",
         "no_ema",
         "split",
@@ -130,4 +132,5 @@ def test_tools_share_the_names_of_their_flags():
         "results_file",
         "results_csv",
     }
-    assert predict - train == {"checkpoint", "no_ema", "images", "class_names", "topk"}
+    own = {"checkpoint", "no_ema", "images", "class_names", "topk", "exits", "budget", "thresholds", "show_tokens"}
+    assert predict - train == own

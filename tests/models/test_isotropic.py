@@ -142,3 +142,10 @@ def test_gradients_are_the_same_with_checkpointing():
         model(image).square().sum().backward()
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     torch.testing.assert_close(*grads)
+
+
+def test_a_model_of_few_blocks_gives_the_features_that_it_has():
+    model = timm.create_model("zoo_taylorshift_na", features_only=True, device="meta")
+    assert len(model(torch.empty(1, 3, 64, 64, device="meta"))) == len(model.feature_info.channels()) == 2
+    with pytest.raises(ValueError, match=r"feature indices must be from -2 to 1 \(2 blocks\)"):
+        timm.create_model("zoo_taylorshift_na", features_only=True, out_indices=4, device="meta")

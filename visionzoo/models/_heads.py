@@ -90,7 +90,7 @@ def head_attention(model: nn.Module, images: Tensor, *, layer: int = -1) -> list
     Raises:
         ValueError: if the head has no queries, or no such layer.
 
-    >>> import timm, visionzoo
+    >>> import timm, torch, visionzoo
     >>> model = timm.create_model("zoo_convit_t", head="ep", num_classes=3).eval()
     >>> [seen.shape for seen in visionzoo.head_attention(model, torch.zeros(1, 3, 64, 48))]
     [torch.Size([1, 1, 32, 4, 3])]

@@ -42,7 +42,7 @@ def add_memory(model: Contract, tokens: int = 5, *, num_classes: int | None = No
         ValueError: if the model is not isotropic, has a memory, or has blocks that a reader cannot go through, no mixer
             has a place for it, or there are no tokens.
 
-    >>> import timm, visionzoo
+    >>> import timm, torch, visionzoo
     >>> model = timm.create_model("zoo_convit_t", depth=3, local_depth=2, embed_dim=16)
     >>> add_memory(model, 4, num_classes=10)
     >>> [tuple(logits.shape) for logits in model.forward_tasks(torch.randn(2, 3, 32, 32))]

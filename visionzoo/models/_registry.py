@@ -148,6 +148,11 @@ def _entry_point(name: str, model_cls: type[Contract], variant: Variant) -> Call
 class FeatureGetter(FeatureGetterNet):
     """timm's feature extractor, `create_model(..., features_only=True)`, with what trainers ask of a model."""
 
+    def __init__(self, model: Any, out_indices: Any = None, **options: Any):
+        if out_indices == model.FEATURES and isinstance(out_indices, int):  # nobody has named them
+            out_indices = min(out_indices, model.num_parts)
+        super().__init__(model, out_indices, **options)
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of keeping their activations."""
         model: Any = self.model
