@@ -65,6 +65,8 @@ def add_reducers(model: Contract, reduce: Any) -> None:
     first = next((i for i, entry in enumerate(entries) if entry is not None), None)
     if first is None:
         return
+    if any(getattr(block, "memory", None) is not None for block in blocks[first:]):
+        raise ValueError(f"reduce: this {name} has a memory, which sees all tokens; leave memory or reduce out")
     for i in range(first, len(blocks)):
         if reason := _needs_map(blocks[i]):
             raise ValueError(
@@ -156,8 +158,6 @@ def _needs_map(block: Any) -> str:
     """Say what in a block needs the whole map; "" for nothing."""
     if not isinstance(block, TokenBlock) or type(block).forward is not TokenBlock.forward:
         return f"({type(block).__name__}) carries more than tokens"
-    if block.memory is not None:
-        return "has a memory, which sees all tokens"
     for part in ("cpe1", "cpe2"):
         if getattr(block, part) is not None:
             return "has a convolution of the map"
