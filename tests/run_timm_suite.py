@@ -1,10 +1,12 @@
 """Run timm's own model tests, those of the installed release, over every zoo_* model.
 
-    python tests/run_timm_suite.py [pytest arguments]
+    python tests/run_timm_suite.py [--archive timm-VERSION.tar.gz] [pytest arguments]
 
-The release's source archive holds the tests and is downloaded by pip. TorchScript and downloads are left out.
+The release's source archive holds the tests and is downloaded by pip unless it is given. TorchScript and downloads are
+left out. With pytest-xdist: `-n 16`.
 """
 
+import argparse
 import re
 import subprocess
 import sys
@@ -23,13 +25,19 @@ LEFT_OUT = "zoo_ and not torchscript and not pretrained"
 
 def main() -> int:
     """Fetch the tests, make them import visionzoo, run them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--archive", type=Path, help="source archive of the installed timm; downloaded by default")
+    args, for_pytest = parser.parse_known_args()
     folder = Path(tempfile.mkdtemp(prefix="timm-suite-"))
     source = f"timm=={timm.__version__}"
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "timm", source]
-    subprocess.run(pip, cwd=folder, check=True)
-    archive = next(folder.glob("timm-*.tar.gz"))
-    with tarfile.open(archive) as tar:
-        member = tar.getmember(f"{archive.name.removesuffix('.tar.gz')}/tests/test_models.py")
+    if args.archive is None:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "timm", source]
+        subprocess.run(pip, cwd=folder, check=True)
+        args.archive = next(folder.glob("timm-*.tar.gz"))
+    if args.archive.name != f"timm-{timm.__version__}.tar.gz":
+        raise SystemExit(f"expected the source archive of the installed {source}, got {args.archive}")
+    with tarfile.open(args.archive) as tar:
+        member = tar.getmember(f"timm-{timm.__version__}/tests/test_models.py")
         text = tar.extractfile(member).read().decode()  # type: ignore[union-attr]
     families = ", ".join(repr(family) for family in FAMILIES)
     text, imported = re.subn(r"^import timm$", "import timm\nimport visionzoo", text, count=1, flags=re.M)
@@ -43,7 +51,7 @@ def main() -> int:
     (folder / "pytest.ini").write_text("[pytest]\naddopts = -p no:cacheprovider\n")
     print(f"{source}, visionzoo {visionzoo.__version__}: {folder}")
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "test_models.py", "-k", LEFT_OUT, *sys.argv[1:]], cwd=folder, check=False
+        [sys.executable, "-m", "pytest", "-q", "test_models.py", "-k", LEFT_OUT, *for_pytest], cwd=folder, check=False
     ).returncode
 
 
