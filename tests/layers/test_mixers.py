@@ -272,6 +272,13 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ({"type": "focused_linear", "position_size": 0}, r"size must be positive, got size=0"),
         ({"type": "focused_linear", "focusing_factor": 0}, r"focusing_factor must be positive, got focusing_factor=0"),
         ({"type": "linear", "feature_map": "exp"}, r"unknown feature_map='exp', expected one of \('relu', "),
+        ({"type": "linear", "denominator": "max"}, r"unknown denominator='max', expected one of \('sum', 'count', "),
+        ({"type": "linear", "key_dim": 0}, r"key_dim must be positive, got key_dim=0"),
+        ({"type": "linear", "feature_map": "favor", "num_features": 0}, r"num_features must be positive, got num_f"),
+        ({"type": "linear", "num_features": 8}, r"num_features is for feature_map of \('favor', 'favor_relu'\), got "),
+        ({"type": "linear", "map_size": 8}, r"map_size is for position_bias=True, got map_size=8 without"),
+        ({"type": "linear", "position_bias": True, "map_size": (8, 0)}, r"map_size must be positive, got map_size=\(8"),
+        ({"type": "flow", "eps_of_flows": 0.0}, r"eps_of_flows must be bool, got eps_of_flows=0.0"),
         (
             {"type": "glu", "hidden_ratio": 0.01},
             r"hidden_ratio must give one channel at least, got dim=16 and hidden_r",

@@ -22,6 +22,7 @@ TAKE = {
     "channel",
     "flow",
     "full",
+    "linear",
     "sparsifiner",
     "spatial_reduction",
     "subspace",

@@ -167,11 +167,15 @@ class OffsetTable(nn.Module):
         offsets = (2 * self.map_size[0] - 1) * (2 * self.map_size[1] - 1)
         self.table = nn.Parameter(torch.full((offsets, num_heads), value))
 
-    def forward(self, size: tuple[int, int], start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        """[G, R, N] of the queries from `start` to before `stop` on a map of (height, width) = `size`."""
+    def resized(self, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """[2H - 1, 2W - 1, G] for a map of (H, W) = `size`: that of offset (key - query) 0 is in the middle."""
         spans = [2 * side - 1 for side in self.map_size]
         table = self.table.to(dtype).unflatten(0, spans)[None]
-        table = resize_table(table, (2 * size[0] - 1, 2 * size[1] - 1), "bilinear").flatten(0, 2)
+        return resize_table(table, (2 * size[0] - 1, 2 * size[1] - 1), "bilinear")[0]
+
+    def forward(self, size: tuple[int, int], start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """[G, R, N] of the queries from `start` to before `stop` on a map of (height, width) = `size`."""
+        table = self.resized(size, dtype).flatten(0, 1)
         keys = torch.arange(size[0] * size[1], device=table.device)
         queries = torch.arange(start, stop, device=table.device)[:, None]
         dy = keys // size[1] - queries // size[1] + size[0] - 1

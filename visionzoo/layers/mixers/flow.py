@@ -23,6 +23,8 @@ class FlowMixer(Mixer):
         dim: channels C.
         num_heads: attention heads.
         qkv_bias: whether the projection to q, k, v has a bias.
+        eps_of_flows: add 1e-6 to each flow too, as the authors' code for images does and their general one does not
+            (https://github.com/thuml/Flowformer at 61f5d8c, MIT).
 
     Raises:
         ValueError: if the heads do not divide the channels.
@@ -32,10 +34,11 @@ class FlowMixer(Mixer):
     torch.Size([1, 5, 7, 64])
     """
 
-    EPS = 1e-6  # added to one factor of each flow, to the sum that is the other, and to the flow
+    EPS = 1e-6  # added to one factor of each flow, to the sum that is the other, and where wanted to the flow
 
-    def __init__(self, dim: int, num_heads: int | None = None, *, qkv_bias: bool = True):
+    def __init__(self, dim: int, num_heads: int | None = None, *, qkv_bias: bool = True, eps_of_flows: bool = True):
         super().__init__(dim, num_heads)
+        self.eps_of_flows = eps_of_flows
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
@@ -73,4 +76,5 @@ class FlowMixer(Mixer):
 
     def _flow(self, at: Tensor, others: Tensor) -> Tensor:
         """Products of the features at each token with the sum of the others': [B, G, N, D] twice to [B, G, N, 1]."""
-        return (at + self.EPS) @ (others.sum(2) + self.EPS).unsqueeze(-1) + self.EPS
+        flow = (at + self.EPS) @ (others.sum(2) + self.EPS).unsqueeze(-1)
+        return flow + self.EPS if self.eps_of_flows else flow

@@ -1,33 +1,66 @@
-"""Linear attention with a plain feature map (Katharopoulos et al., arXiv:2006.16236; Shen et al., arXiv:1812.01243)."""
+"""Linear attention: features of queries and keys in place of the softmax, with what has been proposed for them."""
 
 from __future__ import annotations
 
+import math
+
+import torch
+import torch.nn.functional as F
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from visionzoo.kernels import linear_attention
+from visionzoo.kernels.precision import without_autocast
+from visionzoo.layers.features import FEATURE_MAPS, weighted_sums
+from visionzoo.layers.fourier import irfft2, rfft2
 from visionzoo.layers.mixers.base import Mixer
+from visionzoo.layers.scores import OffsetTable
 
 
 class LinearMixer(Mixer):
-    """Every token attends to every token by products of features; O(N·C·D) for heads of width D.
+    """Every token attends to every token by products of features; O(N·C·F) for F features of a head.
 
-    Features, sums and states are float32 at least, whatever the input.
+    out_i = Σ_j w_ij·v_j / Σ_j w_ij with w_ij = φ(q_i)·φ(k_j), computed as φ(q_i)·(Σ_j φ(k_j) v_jᵀ): no weight is held,
+    and memory is O(N·(C + G·F)). Features, sums and states are float32 at least, whatever the input. What the
+    literature calls
+
+    - linear attention (arXiv:2006.16236) is `feature_map="elu"`, or "relu";
+    - efficient attention (arXiv:1812.01243) is "softmax" with `denominator="count"`, and Latte without a causal mask
+      (arXiv:2402.17512) is that with `key_dim` latents for each head and no biases;
+      https://github.com/raresdolga/latte_transformer at 77d7e33 (MIT);
+    - cosFormer (arXiv:2202.08791) is "cosformer", in two dimensions here;
+    - Performer (arXiv:2009.14794) is "favor", its generalised attention "favor_relu"; their projections are buffers,
+      which `visionzoo.layers.features.redraw_projections` draws anew;
+    - linear log-normal attention (arXiv:2311.13541) is "log_normal", without the diagonal blocks that are beside it;
+    - NormAttention (arXiv:2210.10340) is `denominator="rms_norm"`, here over each head;
+    - kernelised attention with relative positions (arXiv:2106.12566) is `position_bias`: w_ij is multiplied by exp(b)
+      with a learned b for each offset and head, by Fourier transforms of maps twice as high and wide;
+      O(N·C·F·log N) and memory O(N·C·F). Rounding is relative to the
+      largest weight of a map.
 
     Args:
         dim: channels C.
         num_heads: attention heads.
-        feature_map: "relu", "elu" or "softmax", see `visionzoo.kernels.linear_attention`.
+        feature_map: φ, a name of `visionzoo.layers.features.FEATURE_MAPS`, which says more of each.
         qkv_bias: whether the projection to q, k, v has a bias.
+        key_dim: width of queries and keys of a head; None for that of its values, C / G.
+        num_features: features of "favor" and "favor_relu"; None for key_dim·log(key_dim), at least 1.
+        denominator: "sum" of the weights; "count" for the number of keys N; "rms_norm" for the root mean square of
+            what "count" gives over a head.
+        position_bias: see above.
+        map_size: side of the map that the numbers for offsets are for, or (height, width), None for 14; resized for
+            others.
 
     Raises:
-        ValueError: if the feature map is unknown.
+        ValueError: if a name is unknown, a number is not positive, or is given to a form that has no use for it.
 
-    >>> import torch
-    >>> LinearMixer(64, 2)(torch.randn(1, 5, 7, 64)).shape
+    >>> LinearMixer(64, 2, feature_map="favor")(torch.randn(1, 5, 7, 64)).shape
     torch.Size([1, 5, 7, 64])
     """
 
-    FEATURE_MAPS = ("relu", "elu", "softmax")
+    DENOMINATORS = ("sum", "count", "rms_norm")
+    KERNELS = ("relu", "elu", "softmax")  # feature maps of `visionzoo.kernels.linear_attention`
+    EPS = 1e-6  # of the RMS norm
 
     def __init__(
         self,
@@ -36,22 +69,98 @@ class LinearMixer(Mixer):
         *,
         feature_map: str = "elu",
         qkv_bias: bool = True,
+        key_dim: int | None = None,
+        num_features: int | None = None,
+        denominator: str = "sum",
+        position_bias: bool = False,
+        map_size: int | tuple[int, int] | None = None,
     ):
         super().__init__(dim, num_heads)
-        if feature_map not in self.FEATURE_MAPS:
-            raise ValueError(f"LinearMixer: unknown {feature_map=}, expected one of {self.FEATURE_MAPS}")
+        if feature_map not in FEATURE_MAPS:
+            raise ValueError(f"LinearMixer: unknown {feature_map=}, expected one of {tuple(FEATURE_MAPS)}")
+        if denominator not in self.DENOMINATORS:
+            raise ValueError(f"LinearMixer: unknown {denominator=}, expected one of {self.DENOMINATORS}")
+        for name, number in (("key_dim", key_dim), ("num_features", num_features)):
+            if number is not None and number < 1:
+                raise ValueError(f"LinearMixer: {name} must be positive, got {name}={number}")
+        kind = FEATURE_MAPS[feature_map]
+        if num_features is not None and not kind.is_random:
+            random = tuple(name for name, other in FEATURE_MAPS.items() if other.is_random)
+            raise ValueError(f"LinearMixer: num_features is for feature_map of {random}, got {feature_map=}")
+        if map_size is not None and not position_bias:
+            raise ValueError(f"LinearMixer: map_size is for position_bias=True, got {map_size=} without")
+        if map_size is not None and min(to_2tuple(map_size)) < 1:
+            raise ValueError(f"LinearMixer: map_size must be positive, got {map_size=}")
         self.feature_map = feature_map
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.denominator = denominator
+        self.key_dim = self.head_dim if key_dim is None else key_dim
+        count = max(1, int(self.key_dim * math.log(self.key_dim))) if num_features is None else num_features
+        self.features = kind(self.key_dim, count)
+        self.position_bias = OffsetTable(self.num_heads, map_size or 14, 0.0) if position_bias else None
+        self.qkv = nn.Linear(dim, 2 * self.num_heads * self.key_dim + dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
     @property
     def takes_prefix_tokens(self) -> bool:
-        """Yes: any set of tokens will do."""
-        return True
+        """Yes, where the tokens' places do not matter: any set of tokens will do."""
+        return self.position_bias is None and not self.features.knows_places
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, H, W, C] to [B, H, W, C]."""
+    @property
+    def takes_dropped_tokens(self) -> bool:
+        """As it takes prefix tokens."""
+        return self.takes_prefix_tokens
+
+    def forward(self, x: Tensor, *, keep: Tensor | None = None) -> Tensor:
+        """[B, H, W, C] to [B, H, W, C]; `keep` [B, N] is False for tokens that others do not see."""
         self.check_input(x)
-        q, k, v = self.split_heads(self.qkv(x))
-        out = linear_attention(q, k, v, feature_map=self.feature_map)
-        return self.proj(out.flatten(3))
+        keys = self.num_heads * self.key_dim
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)) for t in self.qkv(x).split([keys, keys, self.dim], -1))
+        if keep is None and self._has_kernels:
+            return self.proj(linear_attention(q, k, v, feature_map=self.feature_map).flatten(3))
+        given, dtype = q.dtype, torch.promote_types(q.dtype, torch.float32)
+        size = (x.shape[1], x.shape[2])
+        there = None if keep is None else keep[:, None, :, None]  # [B, 1, N, 1]
+        with without_autocast(x.device):
+            # [B, H, W, G, D] -> [B, G, N, D]
+            q, k, v = (t.flatten(1, 2).transpose(1, 2).to(dtype) for t in (q, k, v))
+            out = self._attend(q, k, v, size, there)
+        return self.proj(out.transpose(1, 2).flatten(2).unflatten(1, size).to(given))
+
+    @property
+    def _has_kernels(self) -> bool:
+        plain = self.denominator == "sum" and self.position_bias is None
+        return plain and self.key_dim == self.head_dim and self.feature_map in self.KERNELS
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int], there: Tensor | None) -> Tensor:
+        """[B, G, N, V] of queries, keys and values of a map of this size; `there` as `FeatureMap` has it."""
+        count: int | Tensor = k.shape[2]
+        q, k = self.features(q, k, size, there)
+        if there is not None:
+            k, v, count = k * there, v.masked_fill(~there, 0), there.sum(2, keepdim=True, dtype=v.dtype)
+        if self.position_bias is None:
+            out, total = weighted_sums(q, k, v, count)
+        else:
+            out, total = self._sums_by_offset(q, k, v, size)
+        if self.denominator == "sum":
+            return out / self.features.denominator(total, count)
+        if self.denominator == "rms_norm":
+            return out * (out.square().mean(-1, keepdim=True) + self.EPS).rsqrt()
+        return out
+
+    def _sums_by_offset(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """As `weighted_sums`, where weights are multiplied by exp of the table's numbers: Σ_j c(j - i)·φ(k_j) v_jᵀ."""
+        assert self.position_bias is not None
+        height, width = size
+        factors = self.position_bias.resized(size, q.dtype).exp()  # [2H - 1, 2W - 1, G]
+        # offset o at o modulo twice the side
+        factors = F.pad(factors, (0, 0, 0, 1, 0, 1)).roll((1 - height, 1 - width), (0, 1))
+        terms = k[..., :, None] * torch.cat([v, torch.ones_like(v[..., :1])], -1)[..., None, :]  # [B, G, N, F, V + 1]
+        maps = terms.movedim(1, 2).flatten(2).unflatten(1, size)  # [B, H, W, G·F·(V + 1)]
+        spectrum = rfft2(F.pad(maps, (0, 0, 0, width, 0, height))).unflatten(-1, (self.num_heads, -1))
+        spectrum = spectrum * rfft2(factors[None]).conj()[..., None]
+        # transforms are orthonormal: a product of two lacks the root of the size, and a mean is over N
+        scale = (4 * height * width) ** 0.5 / (height * width)
+        state = irfft2(spectrum.flatten(3), 2 * width)[:, :height, :width] * scale
+        state = state.unflatten(-1, (self.num_heads, k.shape[-1], -1)).flatten(1, 2).movedim(2, 1)
+        out, total = (q[..., None, :] @ state).squeeze(-2).split([v.shape[-1], 1], -1)
+        return out, total.clamp(min=0)  # no weight is negative; rounding of transforms may be
