@@ -172,7 +172,7 @@ def test_weights_of_favor_near_those_of_softmax_with_more_features():
         of_q, of_k = features(q, k, (3, 4), None)
         weights = of_q @ of_k.mT
         errors.append(float((weights / weights.sum(-1, keepdim=True) - (q @ k.mT / 2).softmax(-1)).abs().max()))
-    assert errors[1] < 0.005 < errors[0]
+    assert errors[1] < 0.02 < errors[0]  # 0.04 with signs of the decomposition alone
 
 
 def test_projections_are_orthogonal_saved_and_drawn_anew_by_the_seed():
