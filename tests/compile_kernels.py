@@ -123,10 +123,12 @@ def neighborhood_attention() -> Iterator[Callable[[], object]]:
 
     from visionzoo.kernels.neighborhood_attention import triton as kernels
 
-    for dtype, head_dim, kernel in product((torch.bfloat16, torch.float32), (32, 64), (7, 13)):
+    for dtype, head_dim, (kernel, stride) in product(
+        (torch.bfloat16, torch.float32), (32, 64), ((7, 1), (13, 1), (7, 2), (7, 7), (13, 4))
+    ):
         q, k, v = torch.zeros(2, 28, 28, 3, 2, head_dim, dtype=dtype).unbind(3)
         for bias in (None, torch.zeros(2, 2 * kernel - 1, 2 * kernel - 1)):
-            arguments = (q, k, v, bias, [kernel, kernel], [1, 1], 0.1)
+            arguments = (q, k, v, bias, [kernel, kernel], [1, 1], [stride, stride], 0.1)
             yield lambda a=arguments: kernels._attend(*a)
             grad, lse = torch.zeros(q.shape, dtype=dtype), torch.zeros(q.shape[:4])
             yield lambda a=arguments, g=grad, s=lse: kernels._attend_backward(g, g, s, *a, a[3] is not None)

@@ -132,6 +132,9 @@ KINDS = {
         lambda q, k, v, bias: neighborhood_attention(q, k, v, kernel_size=3, bias=bias),
         {"bias": (HEADS, 5, 5)},
     ),
+    "neighborhood with stride": Kind(
+        ("neighborhood_attention",), lambda q, k, v: neighborhood_attention(q, k, v, kernel_size=(3, 4), stride=(3, 2))
+    ),
     "linear": Kind(("linear_attention",), lambda q, k, v: linear_attention(q, k, v, feature_map="elu")),
     "focused linear": Kind(
         ("linear_attention",),

@@ -230,13 +230,27 @@ def test_another_function_is_found_out(measure):
     }
 
 
-@pytest.mark.parametrize(("length", "kernel", "dilation"), [(7, 3, 1), (9, 3, 2), (14, 7, 2), (7, 7, 1), (13, 3, 4)])
-def test_rivals_see_the_neighborhood_of_natten(length, kernel, dilation):
-    seen = rivals.neighborhood(length, kernel, dilation, CPU)
+@pytest.mark.parametrize(
+    ("length", "kernel", "dilation", "stride"),
+    [
+        (7, 3, 1, 1),
+        (9, 3, 2, 1),
+        (14, 7, 2, 1),
+        (7, 7, 1, 1),
+        (13, 3, 4, 1),
+        (9, 4, 1, 4),
+        (13, 5, 2, 2),
+        (11, 3, 3, 3),
+    ],
+)
+def test_rivals_see_the_neighborhood_of_natten(length, kernel, dilation, stride):
+    seen = rivals.neighborhood(length, kernel, dilation, stride, CPU)
     for query in range(length):
         group = [key for key in range(length) if key % dilation == query % dilation]
-        # the window of `kernel` members around the query, moved inside where it would stick out
-        start = min(max(group.index(query) - kernel // 2, 0), len(group) - kernel)
+        # the window of `kernel` members around the middle of those that share it, moved inside where it would stick out
+        first = group.index(query) - group.index(query) % stride
+        leader = min(first + stride // 2, len(group) - 1)
+        start = min(max(leader - kernel // 2, 0), len(group) - kernel)
         assert seen[query].nonzero().flatten().tolist() == group[start : start + kernel]
 
 

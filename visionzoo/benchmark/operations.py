@@ -119,9 +119,15 @@ def _neighborhood(settings: Settings) -> Iterator[Case]:
                     dilation=dilation,
                     bias=bias,
                 )
-    yield neighborhood_case(
-        settings, "neighborhood/128x128-g4-d64-k13-x1", batch=8, side=128, heads=4, depth=64, kernel_size=13
-    )
+    large: dict[str, Any] = {"batch": 8, "side": 128, "heads": 4, "depth": 64}
+    yield neighborhood_case(settings, "neighborhood/128x128-g4-d64-k13-x1", **large, kernel_size=13)
+    # with a stride that leaves windows which overlap, and as windows that cut the map
+    middle: dict[str, Any] = {"batch": BATCH, "side": 56, "heads": 2, "depth": 32}
+    for sizes, kernel_size, strides in ((middle, 7, (2, 4, 7)), (large, 13, (4,)), (large, 16, (8, 16))):
+        for stride in strides:
+            side, heads, depth = (sizes[key] for key in ("side", "heads", "depth"))
+            name = f"neighborhood/{side}x{side}-g{heads}-d{depth}-k{kernel_size}-s{stride}"
+            yield neighborhood_case(settings, name, **sizes, kernel_size=kernel_size, stride=stride)
 
 
 def neighborhood_case(
@@ -134,9 +140,13 @@ def neighborhood_case(
     depth: int,
     kernel_size: int,
     dilation: int = 1,
+    stride: int = 1,
     bias: bool = False,
 ) -> Case:
-    """Neighborhood attention, with or without relative position bias."""
+    """Neighborhood attention, with or without relative position bias.
+
+    With a stride "visionzoo-stride-1" is what it is to be faster than: each token's own window.
+    """
 
     def draw(normal: Draw) -> Inputs:
         inputs = {name: normal(normal.batch, side, side, heads, depth) for name in "qkv"}
@@ -145,17 +155,21 @@ def neighborhood_case(
         return inputs
 
     contenders = {
-        **zoo("neighborhood_attention", kernel_size=kernel_size, dilation=dilation),
-        "flex": Contender(rivals.flex_neighborhood_attention(kernel_size, dilation)),
+        **zoo("neighborhood_attention", kernel_size=kernel_size, dilation=dilation, stride=stride),
+        "flex": Contender(rivals.flex_neighborhood_attention(kernel_size, dilation, stride)),
         "sdpa": Contender(rivals.dense_attention(), same=side == kernel_size and not bias),
     }
+    if stride > 1:
+        each = partial(operation("neighborhood_attention"), kernel_size=kernel_size, dilation=dilation)
+        contenders["visionzoo-stride-1"] = Contender(lambda _: each, same=False)
     if not bias:
-        contenders["natten"] = Contender(rivals.natten(kernel_size, dilation))
+        contenders["natten"] = Contender(rivals.natten(kernel_size, dilation, stride))
         if side <= 128:
-            mask = rivals.neighborhood_mask(kernel_size, dilation)
+            mask = rivals.neighborhood_mask(kernel_size, dilation, stride)
             contenders["sdpa-masked"] = Contender(rivals.dense_attention(mask))
     costs = attention_costs(side * side, heads, depth, kernel_size**2)
-    shape = f"{side}x{side}, {heads} heads of {depth}, kernel {kernel_size}, dilation {dilation}{', bias' * bias}"
+    shape = f"{side}x{side}, {heads} heads of {depth}, kernel {kernel_size}, dilation {dilation}"
+    shape += f"{f', stride {stride}' * (stride > 1)}{', bias' * bias}"
     return Contest(settings, name, batch, shape, draw, contenders, costs, shared=("bias",)).case(side * side)
 
 

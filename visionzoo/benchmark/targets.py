@@ -80,6 +80,11 @@ def targets() -> Iterator[Target]:
         for measure in ("forward", both):
             yield Target(f"neighborhood/{stage}", measure, faster, 1.0, "sdpa")
 
+    for stage in ("56x56-g2-d32-k7-s4", "56x56-g2-d32-k7-s7", "128x128-g4-d64-k13-s4", "128x128-g4-d64-k16-s8"):
+        for measure in ("forward", both):
+            yield Target(f"neighborhood/{stage}", measure, faster, 1.0, "natten")
+            yield Target(f"neighborhood/{stage}", measure, faster, 1.1, "visionzoo-stride-1")
+
     for shape in ("56x56-g2-d32", "256x256-g4-d32"):
         for feature_map in ("focused", "relu", "elu", "softmax"):
             yield Target(f"linear/{shape}-{feature_map}", "forward", "times the floor", 2.5)
