@@ -27,7 +27,7 @@ MAP_BATCH = 128  # of convolutions and norms, whose maps are quick to read
 
 def operation_cases(settings: Settings) -> list[Case]:
     """List all cases of operations."""
-    groups = (_routed, _routing, _neighborhood, _window, _halo, _linear, _depthwise, _group_norm, _channel)
+    groups = (_routed, _routing, _neighborhood, _window, _halo, _score, _linear, _depthwise, _group_norm, _channel)
     return [case for group in groups for case in group(settings)]
 
 
@@ -244,6 +244,34 @@ def halo_case(settings: Settings, name: str, side: int, heads: int, depth: int) 
     return Contest(settings, name, BATCH, shape, draw, contenders, costs, shared=("rel_height", "rel_width")).case(
         side**2
     )
+
+
+def _score(settings: Settings) -> Iterator[Case]:
+    for side, heads, depth, batch in ((64, 8, 64, 8), (14, 6, 64, BATCH)):  # 4,096 tokens; ViT-S at 224 px
+        names = ("sigmoid", "relu", "signed_softmax", "softplus", "taylor") if side == 64 else ("sigmoid",)
+        for normaliser in names:
+            name = f"score/{side}x{side}-g{heads}-d{depth}-{normaliser}"
+            sizes: dict[str, Any] = {"batch": batch, "side": side, "heads": heads, "depth": depth}
+            yield score_case(settings, name, **sizes, normaliser=normaliser)
+
+
+def score_case(
+    settings: Settings, name: str, *, batch: int, side: int, heads: int, depth: int, normaliser: str
+) -> Case:
+    """Attention with weights that are a function of the scores, beside the softmax of torch."""
+
+    def draw(normal: Draw) -> Inputs:
+        return {name: normal(normal.batch, side, side, heads, depth) for name in "qkv"}
+
+    ours = zoo("score_attention", normaliser=normaliser)
+    contenders = {
+        **ours,
+        "visionzoo-reference-compiled": Contender(compiled(ours["visionzoo-reference"].make)),
+        "sdpa": Contender(rivals.dense_attention(), same=False),
+    }
+    costs = attention_costs(side * side, heads, depth, side * side)
+    shape = f"{side}x{side}, {heads} heads of {depth}, {normaliser}"
+    return Contest(settings, name, batch, shape, draw, contenders, costs).case(side * side)
 
 
 def _linear(settings: Settings) -> Iterator[Case]:

@@ -85,6 +85,9 @@ def targets() -> Iterator[Target]:
             yield Target(f"neighborhood/{stage}", measure, faster, 1.0, "natten")
             yield Target(f"neighborhood/{stage}", measure, faster, 1.1, "visionzoo-stride-1")
 
+    for measure in ("forward", both):
+        yield Target("score/64x64-g8-d64-sigmoid", measure, faster, 1.0, "sdpa")
+
     for shape in ("56x56-g2-d32", "256x256-g4-d32"):
         for feature_map in ("focused", "relu", "elu", "softmax"):
             yield Target(f"linear/{shape}-{feature_map}", "forward", "times the floor", 2.5)

@@ -29,6 +29,7 @@ OPERATIONS = (
     "neighborhood_attention",
     "route_regions",
     "routed_attention",
+    "score_attention",
 )
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 128
@@ -85,6 +86,7 @@ def choose(
     avoid: str | None = None,
     max_width: int | None = MAX_HEAD_DIM,
     max_numbers: int | None = MAX_NUMBERS,
+    tell: bool = True,
 ) -> str:
     """Return "reference" or "triton" for one call of `operation`.
 
@@ -101,6 +103,7 @@ def choose(
         avoid: why "auto" takes the reference though the kernels can run, such as that they are the slower.
         max_width: largest last axis that they take; None for any.
         max_numbers: most numbers of one sample of q or v that they take; None for any.
+        tell: the log and `explain`; not where nothing is called yet, by who has a better way than the reference.
 
     Raises:
         ValueError: if the name is unknown, or triton was asked for by name and cannot run.
@@ -121,7 +124,7 @@ def choose(
         if backend == "auto":
             reason = reason or avoid or _exporting()
     ran = "triton" if reason is None else "reference"
-    if not torch.compiler.is_compiling():  # a log call would break the graph
+    if tell and not torch.compiler.is_compiling():  # a log call would break the graph
         if backend == "reference" and not by_name:
             reason = f"{scope.asked} asks for it"
         for decisions in _listeners:
