@@ -145,6 +145,7 @@ class _Call:
             "PRECISION": precision,
             "PRODUCTS": products,
             "WIDE": products != precision,
+            "PAIRS": q.dtype != torch.float32,
         }
 
     def launch(self, kernel, name: str, *tensors) -> None:
@@ -163,9 +164,23 @@ class _Call:
 
 
 @triton.jit
-def _sigmoid(dots, scale, keys):
-    """Sigmoid of scores less log N."""
-    return 1.0 / (1.0 + tl.exp2(tl.log2(keys.to(tl.float32)) - dots * (scale * LOG2_E)))
+def _sigmoid(dots, scale, keys, PAIRS: tl.constexpr):
+    """Sigmoid 1 / (1 + N·e^-s) of scores less log N.
+
+    In pairs two of them take one reciprocal, that of the product: what limits this kernel are the special functions,
+    of which there are one and a half for each score then. It is the square of a reciprocal root, which is a fifth of a
+    division's instructions. Weights below 2⁻⁶⁰ become that, so that no product overflows.
+    """
+    exponents = tl.log2(keys.to(tl.float32)) - dots * (scale * LOG2_E)
+    if PAIRS:
+        x = 1.0 + tl.exp2(tl.minimum(exponents, 60.0))
+        even, odd = tl.split(tl.reshape(x, [x.shape[0], x.shape[1] // 2, 2]))
+        y = tl.rsqrt(even * odd)
+        y *= y
+        weights = tl.reshape(tl.join(odd * y, even * y), [x.shape[0], x.shape[1]])
+    else:
+        weights = 1.0 / (1.0 + tl.exp2(exponents))
+    return weights
 
 
 @triton.jit
@@ -226,13 +241,13 @@ def _load_factor(pointer, at, step, inside, D: tl.constexpr, BLOCK_D: tl.constex
 
 
 @triton.jit
-def _weights_and_grad_scores(dots, projected, sums, delta, scale, keys, NORMALISER: tl.constexpr):
+def _weights_and_grad_scores(dots, projected, sums, delta, scale, keys, NORMALISER: tl.constexpr, PAIRS: tl.constexpr):
     """Weights, and gradients of scores (but for the scale) of the values' products with the output's gradient.
 
     `sums` and `delta` belong to the queries and are shaped to go with `dots`.
     """
     if NORMALISER == "sigmoid":
-        weights = _sigmoid(dots, scale, keys)
+        weights = _sigmoid(dots, scale, keys, PAIRS)
         grad_scores = weights * (1.0 - weights) * projected
     elif NORMALISER == "relu":
         weights = tl.maximum(dots * scale, 0.0)
@@ -259,7 +274,7 @@ def _weights_and_grad_scores(dots, projected, sums, delta, scale, keys, NORMALIS
 def _forward_kernel(
     q, k, v, q_step, k_step, v_step, queries, keys, scale, out, sums,
     NORMALISER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
-    PRODUCTS: tl.constexpr, WIDE: tl.constexpr, OWN: tl.constexpr, STEP: tl.constexpr,
+    PRODUCTS: tl.constexpr, WIDE: tl.constexpr, PAIRS: tl.constexpr, OWN: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Weighted sums of the values for a block of queries."""
     exponential: tl.constexpr = NORMALISER == "softplus" or NORMALISER == "signed_softmax"
@@ -286,7 +301,7 @@ def _forward_kernel(
             weights = tl.where(inside[None, :], _taylor(dots, scale), 0.0)
             total += tl.sum(weights, 1)
         elif NORMALISER == "sigmoid":
-            weights = _sigmoid(dots, scale, keys)
+            weights = _sigmoid(dots, scale, keys, PAIRS)
         else:
             weights = tl.maximum(dots * scale, 0.0)
         accumulated += tl.dot(_factor(weights, values, WIDE), values, input_precision=PRODUCTS)
@@ -304,7 +319,7 @@ def _forward_kernel(
 def _query_grad_kernel(
     q, k, v, q_step, k_step, v_step, queries, keys, scale, out, sums, grad, delta, grad_q,
     NORMALISER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
-    PRODUCTS: tl.constexpr, WIDE: tl.constexpr, OWN: tl.constexpr, STEP: tl.constexpr,
+    PRODUCTS: tl.constexpr, WIDE: tl.constexpr, PAIRS: tl.constexpr, OWN: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Gradient of a block of queries, and `delta`, the product of output and its gradient, for the other kernel."""
     g, _, block, b = program_place(tl.program_id(0), 1, tl.cdiv(queries, OWN), G)
@@ -331,7 +346,9 @@ def _query_grad_kernel(
         values = _load_factor(v, n, v_step, inside, D, BLOCK_D, WIDE)
         dots = tl.dot(some_queries, tl.trans(some_keys), input_precision=PRECISION)
         projected = tl.dot(grads, tl.trans(values), input_precision=PRODUCTS)
-        _weights, grad_scores = _weights_and_grad_scores(dots, projected, total, product, scale, keys, NORMALISER)
+        _weights, grad_scores = _weights_and_grad_scores(
+            dots, projected, total, product, scale, keys, NORMALISER, PAIRS
+        )
         if WIDE:
             some_keys = some_keys.to(tl.float32)
         accumulated += tl.dot(_factor(grad_scores, some_keys, WIDE), some_keys, input_precision=PRODUCTS)
@@ -342,7 +359,7 @@ def _query_grad_kernel(
 def _key_grad_kernel(
     q, k, v, q_step, k_step, v_step, queries, keys, scale, sums, grad, delta, grad_k, grad_v,
     NORMALISER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
-    PRODUCTS: tl.constexpr, WIDE: tl.constexpr, OWN: tl.constexpr, STEP: tl.constexpr,
+    PRODUCTS: tl.constexpr, WIDE: tl.constexpr, PAIRS: tl.constexpr, OWN: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a block of keys and values; scores are [keys, queries] here."""
     g, _, block, b = program_place(tl.program_id(0), 1, tl.cdiv(keys, OWN), G)
@@ -367,7 +384,7 @@ def _key_grad_kernel(
             total, product = None, None
         dots = tl.dot(some_keys, tl.trans(some_queries), input_precision=PRECISION)
         projected = tl.dot(values, tl.trans(grads), input_precision=PRODUCTS)
-        weights, grad_scores = _weights_and_grad_scores(dots, projected, total, product, scale, keys, NORMALISER)
+        weights, grad_scores = _weights_and_grad_scores(dots, projected, total, product, scale, keys, NORMALISER, PAIRS)
         accumulated_v += tl.dot(_factor(weights, some_queries, WIDE), grads, input_precision=PRODUCTS)
         if WIDE:
             some_queries = some_queries.to(tl.float32)
