@@ -128,6 +128,7 @@ class TrainingStep:
         self._rates: list[Tensor] = []  # where the recorded update reads them
         self._sent: list[float] = []  # what is there
         self._share: Tensor | None = None  # of the weights in the average
+        self._averaging: Callable[[], None] | None = None
         self._calls = self._updates = self._averages = 0
         self._records_update = False
         if recorder is None:
@@ -140,6 +141,9 @@ class TrainingStep:
             self.remarks.append(f"the update: {reason}")
         else:
             self._records_update = True
+            devices = [group["params"][0].device for group in optimizer.param_groups]
+            self._rates = [torch.zeros((), dtype=torch.float32, device=device) for device in devices]
+            self._sent = [0.0] * len(devices)
 
     @property
     def recorded(self) -> int:
@@ -193,7 +197,7 @@ class TrainingStep:
     def _record_backward(self, batch: Sequence[Tensor], group: int) -> _Recording:
         assert self.recorder is not None
         self._keep_gradients()
-        own = tuple(torch.empty_like(tensor) for tensor in batch)
+        own = tuple(tensor.detach().clone() for tensor in batch)
         with self._named_errors("forward and backward pass"):
             replay, result = self.recorder.record(lambda: self._compute(own, group))
         return _Recording(own, replay, result)
@@ -227,15 +231,15 @@ class TrainingStep:
         self._updates += 1
         if self._update is not None and self._settings != self._settings_now():
             self._update = None  # which other settings than rates need
+        self._send_rates()
         if self._update is None and self._records_update and self._gradients and self._updates > WARMUP:
             self._update = self._record_update()
-        if self._update is None:
-            with self.recorder.aside() if self.recorder is not None else contextlib.nullcontext():
-                self._change_weights()
-                self.zero_grad()
+        if self._update is not None:
+            self._update.replay()
             return
-        self._send_rates()
-        self._update.replay()
+        with self.recorder.aside() if self.recorder is not None else contextlib.nullcontext(), self._rates_in_groups():
+            self._change_weights()
+        self.zero_grad()
 
     def _change_weights(self) -> None:
         if self.scaler is not None:
@@ -251,31 +255,34 @@ class TrainingStep:
 
     def _record_update(self) -> _Recording:
         assert self.recorder is not None
-        groups = self.optimizer.param_groups
-        before = [group["lr"] for group in groups]
         self._settings = self._settings_now()
-        self._rates = [torch.zeros((), dtype=torch.float32, device=group["params"][0].device) for group in groups]
-        self._sent = [0.0] * len(groups)
-        self._send_rates()
 
         def run() -> None:
             self._change_weights()
             torch._foreach_zero_(self._gradients)
 
-        try:
-            for rate, group in zip(self._rates, groups, strict=True):
-                group["lr"] = rate
-            with self._named_errors("update"):
-                return _Recording((), *self.recorder.record(run))
-        finally:
-            for rate, group in zip(before, groups, strict=True):
-                group["lr"] = rate  # a plain number, for schedules, logs and checkpoints
+        with self._rates_in_groups(), self._named_errors("update"):
+            return _Recording((), *self.recorder.record(run))
 
     def _send_rates(self) -> None:
-        for number, (rate, group) in enumerate(zip(self._rates, self.optimizer.param_groups, strict=True)):
+        """Bring changed rates to the device, where an update that is recorded, or will be, reads them."""
+        for number, (rate, group) in enumerate(zip(self._rates, self.optimizer.param_groups, strict=False)):
             if (now := float(group["lr"])) != self._sent[number]:
                 rate.fill_(now)
                 self._sent[number] = now
+
+    @contextlib.contextmanager
+    def _rates_in_groups(self) -> Iterator[None]:
+        """Let the optimizer read rates from the device; outside they are numbers, for schedules, logs and files."""
+        groups = self.optimizer.param_groups[: len(self._rates)]
+        before = [group["lr"] for group in groups]
+        try:
+            for rate, group in zip(self._rates, groups, strict=True):
+                group["lr"] = rate
+            yield
+        finally:
+            for number, group in zip(before, groups, strict=True):
+                group["lr"] = number
 
     def _settings_now(self) -> list[dict[str, Any]]:
         return [
@@ -296,38 +303,19 @@ class TrainingStep:
             return
         self._averages += 1
         decay = self.ema.get_decay(updates)
-        if self.recorder is not None and self._averages == WARMUP + 1:
-            self._average = self._record_average()
-        if self._average is None or not decay:  # without decay it is the weights to the bit
+        if self.recorder is not None and self._averages == 1:
+            self._averaging, self._share = averaging(self.ema, unwrap_model(self.model))
+        if self._averaging is None or self._share is None or not decay:  # without decay it is the weights to the bit
             self.ema.update(unwrap_model(self.model), step=updates)
             return
-        assert self._share is not None
         self._share.fill_(1 - decay)
-        self._average.replay()
-
-    def _record_average(self) -> _Recording | None:
-        assert self.recorder is not None and self.ema is not None and self.model is not None
-        averaged, own = self.ema.module.state_dict(), unwrap_model(self.model).state_dict()
-        pairs = list(zip(averaged.values(), own.values(), strict=True))
-        if self.ema.exclude_buffers or any(a.device != w.device or a.dtype != w.dtype for a, w in pairs):
-            return None
-        numbers = [pair for pair in pairs if pair[0].is_floating_point()]
-        averages, weights = [a for a, _ in numbers], [w for _, w in numbers]
-        if any(a.dtype not in (torch.float32, torch.float64) for a in averages):
-            return None  # timm rounds these at random
-        counts = [pair for pair in pairs if not pair[0].is_floating_point()]
-        share = self._share = torch.zeros((), device=averages[0].device)
-
-        @torch.no_grad()
-        def run() -> None:
-            steps = torch._foreach_sub(weights, averages)
-            torch._foreach_mul_(steps, share)
-            torch._foreach_add_(averages, steps)
-            if counts:
-                torch._foreach_copy_([a for a, _ in counts], [w for _, w in counts])
-
-        with self._named_errors("moving average"):
-            return _Recording((), *self.recorder.record(run))
+        if self._average is None and self.recorder is not None and self._averages > WARMUP:
+            with self._named_errors("moving average"):
+                self._average = _Recording((), *self.recorder.record(self._averaging))
+        if self._average is None:
+            self._averaging()
+        else:
+            self._average.replay()
 
     @contextlib.contextmanager
     def _named_errors(self, part: str) -> Iterator[None]:
@@ -426,6 +414,34 @@ def graph_training_step(
     for remark in step.remarks:
         warnings.warn(f"graph_training_step: not recorded: {remark}", stacklevel=2)
     return step
+
+
+def averaging(ema: ModelEmaV3, model: nn.Module) -> tuple[Callable[[], None] | None, Tensor | None]:
+    """Return what does `ema.update(model)` with the weights' share read from a tensor, and that tensor; or nothing.
+
+    There is nothing where the two are on several devices or of several dtypes, or are not in float32 at least.
+    """
+    pairs = list(zip(ema.module.state_dict().values(), model.state_dict().values(), strict=True))
+    numbers = [pair for pair in pairs if pair[0].is_floating_point()]
+    counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+    if (
+        ema.exclude_buffers
+        or any(a.device != w.device or a.dtype != w.dtype for a, w in pairs)
+        or any(a.dtype not in (torch.float32, torch.float64) for a, _ in numbers)
+    ):
+        return None, None
+    averages, weights = [a for a, _ in numbers], [w for _, w in numbers]
+    share = torch.zeros((), device=averages[0].device)
+
+    @torch.no_grad()
+    def run() -> None:
+        steps = torch._foreach_sub(weights, averages)
+        torch._foreach_mul_(steps, share)
+        torch._foreach_add_(averages, steps)
+        if counts:
+            torch._foreach_copy_([a for a, _ in counts], [w for _, w in counts])
+
+    return run, share
 
 
 def make_capturable(optimizer: Optimizer) -> str:

@@ -369,8 +369,8 @@ def check_graphs(args: argparse.Namespace, process: Process, optimizer: Optimize
         raise UserError(f"--cuda-graphs: what is recorded are launches on a CUDA device, this is {process.device}")
     if process.distributed:
         raise UserError(
-            "--cuda-graphs is for one process: what DistributedDataParallel does between the launches of the backward "
-            "pass is not recorded; start one process, or leave it out"
+            f"--cuda-graphs: expected one process, got {process.world_size}: what DistributedDataParallel does between "
+            "the launches of the backward pass is not recorded; start one, or leave it out"
         )
     if args.grad_checkpointing:
         raise UserError(
