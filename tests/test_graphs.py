@@ -1,9 +1,11 @@
 """Training steps as graphs: the same numbers as without, to the bit. On the CPU a tape stands for CUDA's graphs."""
 
 import copy
+import math
 import sys
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from tape import TapeRecorder
@@ -11,9 +13,10 @@ from timm.layers import DropPath
 from timm.optim import Lamb
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.nn.utils import clip_grad_norm_
 
 import visionzoo
-from visionzoo.graphs import WARMUP, CaptureError, TrainingStep, make_capturable
+from visionzoo.graphs import WARMUP, CaptureError, CudaRecorder, TrainingStep, make_capturable
 
 
 class Net(nn.Module):
@@ -57,10 +60,10 @@ def batches(sizes, soft=False):
         yield images, F.one_hot(labels, 5).float() * 0.8 + 0.04 if soft else labels
 
 
-def train(sizes, optimizer="adamw", recorder=None, clip=None, soft=False, change=None, **options):
+def train(sizes, optimizer="adamw", recorder=None, clip=None, soft=False, change=None, device="cpu", **options):
     """Train, and return what there is to compare; `change` is called before each step."""
     torch.manual_seed(0)
-    model = Net()
+    model = Net().to(device)
     made = OPTIMIZERS[optimizer](
         [
             {"params": [*model.conv.parameters()]},
@@ -75,7 +78,7 @@ def train(sizes, optimizer="adamw", recorder=None, clip=None, soft=False, change
         logits = model(images)
         return {"loss": F.cross_entropy(logits, labels), "output": logits}
 
-    clipping = clip and (lambda: nn.utils.clip_grad_norm_(model.parameters(), clip))
+    clipping = clip and (lambda: clip_grad_norm_(model.parameters(), clip))
     step = TrainingStep(forward, made, recorder=recorder, clip=clipping, ema=ema, model=model, **options)
     losses = []
     for number, batch in enumerate(batches(sizes, soft)):
@@ -84,7 +87,7 @@ def train(sizes, optimizer="adamw", recorder=None, clip=None, soft=False, change
         if change is not None:
             change(number, made)
         torch.manual_seed(100 + number)
-        result = step(*batch)
+        result = step(*(tensor.to(device) for tensor in batch))
         losses.append(result["loss"].clone())
         assert all(isinstance(group["lr"], float) for group in made.param_groups)
     state = {**model.state_dict(), **{f"ema.{k}": v for k, v in ema.module.state_dict().items()}}
@@ -180,3 +183,127 @@ def test_what_cannot_be_a_graph_is_refused(options, message):
     optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters())
     with pytest.raises(ValueError, match=message):
         visionzoo.graph_training_step(lambda x: x, optimizer, **options)
+
+
+# -- on a GPU ----------------------------------------------------------------------------------------------------------
+
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture
+def repeatable(monkeypatch):
+    """Let cuDNN choose the same algorithm each time."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("options", [{}, {"clip": 0.1}, {"accumulate": 2}], ids=["plain", "clip", "accumulate"])
+def test_cuda_graphs_are_the_training_to_the_bit(repeatable, monkeypatch, optimizer, options):
+    sizes = [*[(4, 8)] * 10, (3, 8), *[(4, 10)] * 6, (3, 8), (3, 8)]
+    graphed = train(sizes, optimizer, CudaRecorder(CUDA), device=CUDA, **options)
+    assert graphed[2].recorded == 2
+    monkeypatch.setattr("visionzoo.graphs.WARMUP", 10**9)
+    plain = train(sizes, optimizer, CudaRecorder(CUDA), device=CUDA, **options)
+    assert plain[2].recorded == 0
+    for name, value in plain[1].items():
+        assert torch.equal(value, graphed[1][name]), name
+    assert torch.equal(plain[0], graphed[0])
+
+
+def zoo_step(name, compile=False, **arguments):
+    """A step of a model of the zoo in bfloat16, its batches of two sizes, and the model."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10, device=CUDA, **arguments).train()
+    called = torch.compile(model) if compile else model
+
+    def forward(images, labels):
+        with torch.autocast("cuda", torch.bfloat16):
+            return F.cross_entropy(called(images), labels)
+
+    step = visionzoo.graph_training_step(
+        forward, torch.optim.AdamW(model.parameters(), lr=1e-3), clip=lambda: clip_grad_norm_(model.parameters(), 1.0)
+    )
+    sizes = [8] * 7 + [6] + [8] * 2
+    return step, [(torch.randn(n, 3, 64, 64, device=CUDA), torch.arange(n, device=CUDA)) for n in sizes], model
+
+
+MODELS = ("zoo_biformer_t", "zoo_davit_t", "zoo_pvtv2_b0", "zoo_shvit_s1", "zoo_levit_128s", "zoo_poolformer_s12")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.full)], ids=["eager", "compiled"])
+@pytest.mark.parametrize("name", [*MODELS, "zoo_halonet_26t", "zoo_nat_mini"])
+def test_models_learn_alike_as_graphs(repeatable, monkeypatch, name, compile):
+    losses = []
+    for warmup in (WARMUP, 10**9):
+        monkeypatch.setattr("visionzoo.graphs.WARMUP", warmup)
+        step, batches, model = zoo_step(name, compile)
+        losses.append(torch.stack([step(*batch).clone() for batch in batches]).cpu())
+        assert step.recorded == (warmup == WARMUP)
+        assert all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
+    torch.testing.assert_close(losses[0], losses[1], rtol=0.02, atol=0.02)  # in bfloat16
+    if not compile:
+        torch.testing.assert_close(losses[0][: WARMUP + 1], losses[1][: WARMUP + 1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_attention_trains_outside_of_a_graph_after_one(repeatable):
+    """cuDNN's did not, in torch 2.11: an illegal memory access."""
+    step, batches, _ = zoo_step("zoo_deit_t", img_size=64)
+    for _ in range(3):
+        losses = [float(step(*batch)) for batch in batches]
+    assert step.recorded >= 1 and all(map(math.isfinite, losses))
+
+
+@pytest.mark.gpu
+def test_paths_are_dropped_anew_in_each_step(repeatable):
+    torch.manual_seed(3)
+    drop = nn.Dropout(0.5)
+    weight = nn.Parameter(torch.ones(1000, device=CUDA))
+    step = visionzoo.graph_training_step(lambda x: drop(x * weight).sum(), torch.optim.SGD([weight], lr=0.0))
+    x = torch.ones(1000, device=CUDA)
+    torch.manual_seed(7)
+    first = [float(step(x)) for _ in range(8)]
+    assert len(set(first)) > 5
+    torch.manual_seed(7)
+    assert [float(step(x)) for _ in range(8)] == first
+
+
+@pytest.mark.gpu
+def test_a_failed_recording_leaves_the_gpu_usable():
+    model = nn.Linear(3, 2, device=CUDA)
+    step = visionzoo.graph_training_step(
+        lambda x: model(x).sum() * float(x.sum() > 0), torch.optim.SGD(model.parameters())
+    )
+    x = torch.ones(1, 3, device=CUDA)
+    with pytest.raises(CaptureError, match="forward and backward pass cannot be recorded as a CUDA graph"):
+        for _ in range(WARMUP + 1):
+            step(x)
+    assert math.isfinite(float(model(x).sum()))
+    graphed = visionzoo.graph_training_step(lambda x: model(x).sum(), torch.optim.SGD(model.parameters(), lr=0.1))
+    for _ in range(WARMUP + 2):
+        graphed(x)
+    assert graphed.recorded == 1 and math.isfinite(float(model(x).sum()))
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:graph_training_step. not recorded")
+def test_float16_with_a_scaler(repeatable):
+    model = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 1)).to(CUDA)
+    scaler = torch.amp.GradScaler("cuda", init_scale=2.0**40, growth_interval=4)  # overflows at first
+
+    def forward(x):
+        with torch.autocast("cuda", torch.float16):
+            return model(x).float().square().mean()
+
+    step = visionzoo.graph_training_step(
+        forward,
+        torch.optim.SGD(model.parameters(), lr=0.05),
+        scaler=scaler,
+        clip=lambda: clip_grad_norm_(model.parameters(), 1.0),
+    )
+    x = torch.randn(64, 8, device=CUDA)
+    losses = [float(step(x)) for _ in range(80)]
+    assert scaler.get_scale() < 2.0**30 and losses[-1] < 0.7 * losses[0]

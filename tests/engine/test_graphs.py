@@ -103,3 +103,22 @@ def test_a_model_that_cannot_be_recorded_is_named(make_args, recorders, monkeypa
     monkeypatch.setattr(BiFormer, "forward", reads)
     with pytest.raises(UserError, match=r"--cuda-graphs: the forward and backward pass cannot be .*; leave --cuda-gr"):
         train(make_args(cuda_graphs=True, val_split=""))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "options",
+    [{**AUGMENTED, "amp": True, "amp_dtype": "bfloat16", "workers": 2, "pin_mem": True}, {"torchcompile": "inductor"}],
+    ids=["augmented", "compiled"],
+)
+def test_cuda_graphs_train_as_without(make_args, tmp_path, monkeypatch, options):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    options = {**options, "device": "cuda", "epochs": 4, "cuda_graphs": True, "val_interval": 4}
+    train(make_args(experiment="stopped", max_steps=UPDATES + 2, **options))
+    train(make_args(experiment="stopped", resume="auto", **options))
+    never_warm(monkeypatch)
+    train(make_args(experiment="straight", **options))
+    straight, stopped = (learned(tmp_path / "output" / name) for name in ("straight", "stopped"))
+    for name, value in straight["state_dict"].items():
+        torch.testing.assert_close(value, stopped["state_dict"][name], rtol=1e-2, atol=1e-2)
+    assert straight["losses"][0] == pytest.approx(stopped["losses"][0], rel=1e-2)

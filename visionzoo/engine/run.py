@@ -97,11 +97,12 @@ class Run:
             sharding.check(args, process.distributed, self.task)
             sharding.shard(self.task)
         self.optimizer = make_optimizer(args, self.trainable)
+        needs_scaler = args.amp and args.amp_dtype == "float16"
         if args.cuda_graphs:
             check_graphs(args, process, self.optimizer)
-            make_capturable(self.optimizer)
+            if not needs_scaler:  # else the update is not recorded
+                make_capturable(self.optimizer)
         self.scheduler, self.num_epochs = make_scheduler(args, self.optimizer, self.updates_per_epoch)
-        needs_scaler = args.amp and args.amp_dtype == "float16"
         self.scaler = torch.amp.GradScaler(process.device.type) if needs_scaler else None
 
         self.epoch = self.batches_done = 0
