@@ -74,6 +74,8 @@ class Measurement:
         peak: whether the peak of memory says something (not inside CUDA graphs, whose memory is taken before).
         scale: of the time spent on it.
         replay: whether to time a CUDA graph of the call too.
+        calls: calls between two looks at the clock, where `wall` holds; the times are those of one.
+        busy: whether to add up what the device does in a call.
     """
 
     implementation: str
@@ -85,6 +87,8 @@ class Measurement:
     peak: bool = True
     scale: float = 1.0
     replay: bool = False
+    calls: int = 1
+    busy: bool = False
 
 
 @dataclass

@@ -108,6 +108,11 @@ def targets() -> Iterator[Target]:
         yield Target(f"{model}/compiled", "inference", faster, 1.0, "timm-compiled", compiled)
         yield Target(f"{model}/compiled", "inference", faster, 1.2, "timm-compiled", optimized)
         yield Target(f"{model}/latency", "latency", faster, 1.0, "timm")
+    graphed = "visionzoo-compiled-graph"
+    yield Target("biformer_t/step", "training", faster, 4.5, "authors", graphed)
+    for model in ("davit_t", "pvtv2_b1", "shvit_s1", "levit_128s", "poolformer_s12", "swin_t"):
+        yield Target(f"{model}/step", "training", faster, 1.5, "timm", graphed)
+        yield Target(f"{model}/step", "training", faster, 1.15, "timm-compiled-graph", graphed)
     for pair in smallest():
         yield Target(f"{pair.name}/latency", "latency", "ms", 1.5, ours=optimized)
 
