@@ -17,7 +17,7 @@ from torch import Tensor
 
 from visionzoo.kernels import flops
 from visionzoo.kernels.flash import LOG2_E, load_rows, softmax_end, softmax_start, softmax_step, store_rows
-from visionzoo.kernels.launch import blocks, dot_precision, head_block, token_rows
+from visionzoo.kernels.launch import blocks, dot_precision, head_block, run, token_rows
 from visionzoo.kernels.operator import operator
 
 _SIZES = ["height", "width", "batch", "splits"]  # vary from call to call: the compiler must not look at their values
@@ -174,7 +174,9 @@ class _Call:
     def launch(self, kernel, programs: int, *tensors) -> None:
         """Run a kernel with this call's arguments, then `tensors`."""
         keys = kernel is _key_grad_kernel
-        kernel[(programs,)](
+        run(
+            kernel,
+            programs,
             *self.arguments,
             *tensors,
             **self.options,
