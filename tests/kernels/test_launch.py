@@ -111,6 +111,7 @@ def test_maps_count_as_one_head():
     part, narrow = whole[..., 8:16], whole[:, :, :3]
     for map_ in (whole, part, whole[:1, :1, 2:3, 8:16], whole[:, 1:2], whole[:0]):
         (rows, step), (same, as_head) = token_rows(map_), token_rows(map_[..., None, :])
-        assert step == as_head and (rows is map_) == (same.data_ptr() == map_.data_ptr() and len(map_) > 0)
-    assert token_rows(part) == (part, 24) and token_rows(narrow)[0].is_contiguous()
+        assert step == as_head and (rows is map_) == (same.data_ptr() == map_.data_ptr())
+    rows, step = token_rows(part)
+    assert rows is part and step == 24 and token_rows(narrow)[0].is_contiguous()
     assert head_rows(whole.unflatten(-1, (2, 12))[..., :5])[1:] == (24, 12)
