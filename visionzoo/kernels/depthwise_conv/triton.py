@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from visionzoo.kernels import flops
-from visionzoo.kernels.launch import blocks, token_rows
+from visionzoo.kernels.launch import blocks, run, token_rows
 from visionzoo.kernels.operator import operator
 from visionzoo.kernels.precision import autocast_dtype
 
@@ -136,15 +136,16 @@ def _run(
     taps = torch.empty((kernel * kernel, channels), dtype=torch.float32, device=x.device)
     taps.copy_(weight.reshape(channels, -1).t())  # the channels of a tap side by side
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
-    rows, x_step = token_rows(x[..., None, :])
+    rows, x_step = token_rows(x)
     if residual is x:
         residual, residual_step = rows, x_step
     else:
-        residual, residual_step = (None, 0) if residual is None else token_rows(residual[..., None, :])
+        residual, residual_step = (None, 0) if residual is None else token_rows(residual)
     align = math.gcd(8, channels, x_step, residual_step)
     tall, columns, block, warps = _tile_size(channels)
     programs = batch * blocks(height, tall) * blocks(width, columns) * blocks(channels, block)
-    _convolve_kernel[(programs,)](
+    run(
+        _convolve_kernel, programs,
         rows, taps, bias, residual, out, x_step // align, residual_step // align, height, width, channels // align,
         *_region_size(x, regions), *((kernel * kernel - 1, -1) if turned else (0, 1)),
         K=kernel, ALIGN=align, ROWS=tall, COLUMNS=columns, CHANNELS=block, num_warps=warps,
@@ -156,13 +157,14 @@ def _run_weight_grad(x: Tensor, grad: Tensor, weight: Tensor, regions: list[int]
     """Gradients of weight, and of bias in float32."""
     batch, height, width, channels = x.shape
     kernel = weight.shape[-1]
-    (rows, x_step), (grads, grad_step) = token_rows(x[..., None, :]), token_rows(grad[..., None, :])
+    (rows, x_step), (grads, grad_step) = token_rows(x), token_rows(grad)
     align = math.gcd(8, channels, x_step, grad_step)
     tall, columns, block, warps, programs = _weight_grad_size(kernel, channels)
     tiles = batch * blocks(height, tall) * blocks(width, columns)
     splits = min(tiles, max(1, programs // blocks(channels, block)))
     parts = torch.empty((splits, kernel * kernel + 1, channels), dtype=torch.float32, device=x.device)
-    _weight_grad_kernel[(splits * blocks(channels, block),)](
+    run(
+        _weight_grad_kernel, splits * blocks(channels, block),
         rows, grads, parts, x_step // align, grad_step // align, height, width, channels // align,
         *_region_size(x, regions), tiles, splits,
         K=kernel, ALIGN=align, ROWS=tall, COLUMNS=columns, CHANNELS=block, num_warps=warps,

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from visionzoo.kernels.launch import blocks, token_rows
+from visionzoo.kernels.launch import blocks, run, token_rows
 from visionzoo.kernels.operator import operator
 
 _TILE = 4096  # numbers
@@ -81,7 +81,7 @@ class _Call:
     """A map, and how its samples are cut into parts of whole tiles."""
 
     def __init__(self, x: Tensor):
-        rows, step = token_rows(x[..., None, :])
+        rows, step = token_rows(x)
         batch, height, width, channels = x.shape
         block = max(16, 1 << (channels - 1).bit_length())
         tall, tokens = max(1, _TILE // block), height * width
@@ -93,7 +93,7 @@ class _Call:
 
     def launch(self, kernel, *tensors) -> None:
         """Run a kernel with this map, then `tensors`, on every part."""
-        kernel[(self.batch * self.parts,)](*self.arguments, *tensors, **self.options)
+        run(kernel, self.batch * self.parts, *self.arguments, *tensors, **self.options)
 
 
 # -- kernels ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from visionzoo.kernels.launch import blocks
+from visionzoo.kernels.launch import blocks, run
 from visionzoo.kernels.operator import operator
 
 _TILE = 4096  # numbers
@@ -48,7 +48,7 @@ def _normalize(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: t
     x = x.contiguous()
     out = torch.empty(x.shape, dtype=out_dtype, device=x.device)
     rows, width, options = _tiles(x)
-    _forward_kernel[(blocks(rows, options["ROWS"]),)](x, weight, bias, out, rows, width, eps, **options)
+    run(_forward_kernel, blocks(rows, options["ROWS"]), x, weight, bias, out, rows, width, eps, **options)
     return out
 
 
@@ -64,7 +64,7 @@ def _normalize_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> 
     rows, width, options = _tiles(x)
     programs = max(1, min(_PARTS, blocks(rows, options["ROWS"])))
     parts = torch.empty((2, programs, width), dtype=torch.float32, device=x.device)
-    _backward_kernel[(programs,)](grad, x, weight, grad_x, parts, rows, width, eps, **options)
+    run(_backward_kernel, programs, grad, x, weight, grad_x, parts, rows, width, eps, **options)
     grad_weight, grad_bias = parts.sum(1).to(weight.dtype)
     return grad_x, grad_weight, grad_bias.clone()  # outputs of an operator may not share memory
 

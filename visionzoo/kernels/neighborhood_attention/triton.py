@@ -23,7 +23,7 @@ from torch import Tensor
 
 from visionzoo.kernels import flops
 from visionzoo.kernels.flash import LOG2_E, load_rows, softmax_end, softmax_start, softmax_step, store_rows
-from visionzoo.kernels.launch import blocks, dot_precision, head_block, token_rows
+from visionzoo.kernels.launch import blocks, dot_precision, head_block, run, token_rows
 from visionzoo.kernels.operator import operator
 
 _BLOCK = 32  # keys, or queries where a program has a tile of keys, of a step
@@ -221,7 +221,9 @@ class _Call:
     def launch(self, kernel, programs: int, *tensors) -> None:
         """Run a kernel with this call's arguments, then `tensors`."""
         keys = kernel is _key_grad_kernel
-        kernel[(programs,)](
+        run(
+            kernel,
+            programs,
             *self.arguments,
             *tensors,
             **self.options,
