@@ -80,8 +80,8 @@ def train(sizes, optimizer="adamw", recorder=None, clip=None, soft=False, change
 
     clipping = clip and (lambda: clip_grad_norm_(model.parameters(), clip))
     step = TrainingStep(forward, made, recorder=recorder, clip=clipping, ema=ema, model=model, **options)
-    losses = []
-    for number, batch in enumerate(batches(sizes, soft)):
+    losses, given = [], list(batches(sizes, soft))
+    for number, batch in enumerate(given):
         for place, group in enumerate(made.param_groups):
             group["lr"] = 0.01 * (place + 1) / (number + 1)
         if change is not None:
@@ -90,6 +90,8 @@ def train(sizes, optimizer="adamw", recorder=None, clip=None, soft=False, change
         result = step(*(tensor.to(device) for tensor in batch))
         losses.append(result["loss"].clone())
         assert all(isinstance(group["lr"], float) for group in made.param_groups)
+    for batch, same in zip(given, batches(sizes, soft), strict=True):
+        assert all(map(torch.equal, batch, same))
     state = {**model.state_dict(), **{f"ema.{k}": v for k, v in ema.module.state_dict().items()}}
     state |= {f"{n}.{k}": v for n, s in made.state_dict()["state"].items() for k, v in s.items()}
     return torch.stack(losses), {k: v.clone() for k, v in state.items() if isinstance(v, torch.Tensor)}, step
@@ -148,12 +150,43 @@ def test_another_setting_than_the_rate_is_recorded_anew():
     assert recorder.recordings == 4
 
 
-def test_gradients_that_were_taken_away_come_back():
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+def test_gradients_that_were_taken_away_come_back(optimizer):
     def change(number, optimizer):
         optimizer.zero_grad()
 
     sizes = [*SAME, (3, 8), *SAME]
-    assert_equal(train(sizes, change=change), train(sizes, recorder=TapeRecorder(), change=change))
+    plain, graphed = (train(sizes, optimizer, recorder, change=change) for recorder in (None, TapeRecorder()))
+    assert_equal(plain, graphed)
+
+
+def test_without_a_recorder_a_step_is_the_loop_that_one_writes():
+    sizes, (losses, state, _) = [(4, 8)] * 6, train([(4, 8)] * 6, "sgd", clip=0.1, accumulate=2)
+    torch.manual_seed(0)
+    model = Net()
+    ema = ModelEmaV3(model, decay=0.9, use_warmup=True)
+    parts = [[*model.conv.parameters()], [p for name, p in model.named_parameters() if not name.startswith("conv")]]
+    optimizer = OPTIMIZERS["sgd"]([{"params": part} for part in parts])
+    for number, (images, labels) in enumerate(batches(sizes)):
+        for place, group in enumerate(optimizer.param_groups):
+            group["lr"] = 0.01 * (place + 1) / (number + 1)
+        torch.manual_seed(100 + number)
+        loss = F.cross_entropy(model(images), labels)
+        torch.testing.assert_close(loss.detach(), losses[number])
+        (loss / 2).backward()
+        if number % 2:
+            clip_grad_norm_(model.parameters(), 0.1)
+            optimizer.step()
+            optimizer.zero_grad()
+            ema.update(model, step=(number + 1) // 2)
+    for name, value in {**model.state_dict(), **{f"ema.{k}": v for k, v in ema.module.state_dict().items()}}.items():
+        torch.testing.assert_close(value, state[name])
+
+
+def test_the_average_starts_at_the_weights_to_the_bit():
+    _, state, _ = train([(4, 8)], recorder=TapeRecorder())
+    for name in Net().state_dict():
+        assert torch.equal(state[f"ema.{name}"], state[name]), name
 
 
 def test_what_reads_a_value_is_refused_by_name():

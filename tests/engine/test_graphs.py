@@ -34,7 +34,7 @@ def never_warm(monkeypatch):
 
 @pytest.mark.parametrize(
     "options",
-    [{"grad_accum_steps": 3, "batch_size": 4}, {"amp": True, "amp_dtype": "float16", "skip_nonfinite": 2}],
+    [{"grad_accum_steps": 3, "batch_size": 5}, {"amp": True, "amp_dtype": "float16", "skip_nonfinite": 2}],
     ids=["accumulated", "scaler"],
 )
 def test_a_recorded_run_is_the_run(make_args, tmp_path, monkeypatch, recorders, options):
@@ -43,7 +43,7 @@ def test_a_recorded_run_is_the_run(make_args, tmp_path, monkeypatch, recorders, 
     runs = len(recorders[0].runs)
     never_warm(monkeypatch)
     train(make_args(experiment="unrecorded", **options))
-    assert runs >= 9 and not recorders[1].runs
+    assert runs >= 8 and not recorders[1].runs
     assert_same(learned(tmp_path / "output/unrecorded"), learned(tmp_path / "output/graphs"))
 
 
