@@ -39,7 +39,7 @@ def capturable_on_the_cpu(monkeypatch):
     """torch lets `capturable` be on devices only that have graphs."""
     for name in ("adam", "nadam", "rmsprop"):
         module = sys.modules[f"torch.optim.{name}"]
-        monkeypatch.setattr(module, "_get_capturable_supported_devices", lambda supports_xla=True: ["cpu"])
+        monkeypatch.setattr(module, "_get_capturable_supported_devices", lambda *_, **__: ["cpu", "cuda"])
 
 
 OPTIMIZERS = {

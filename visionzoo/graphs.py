@@ -141,9 +141,9 @@ class TrainingStep:
             self.remarks.append(f"the update: {reason}")
         else:
             self._records_update = True
-            devices = [group["params"][0].device for group in optimizer.param_groups]
-            self._rates = [torch.zeros((), dtype=torch.float32, device=device) for device in devices]
-            self._sent = [0.0] * len(devices)
+            device, groups = self._parameters[0].device, len(optimizer.param_groups)
+            self._rates = [torch.zeros((), dtype=torch.float32, device=device) for _ in range(groups)]
+            self._sent = [0.0] * groups
 
     @property
     def recorded(self) -> int:
@@ -364,6 +364,9 @@ def graph_training_step(
     they are in memory: load into them (`load_state_dict`) instead of replacing them. What Python decides in `forward`
     is decided once, at the recording: train in one mode, and let nothing but tensors change from step to step.
     Dropout and stochastic depth draw anew in each step, from the generator that `torch.manual_seed` seeds.
+
+    Attention does without cuDNN in the step. In torch 2.11 cuDNN's fails in the backward pass of anything else that
+    trains in the same process afterwards, which `torch.backends.cuda.enable_cudnn_sdp(False)` avoids.
 
     Recorded are the updates of torch's and timm's optimizers with an argument `capturable`, and of SGD; those of
     others, and with a scaler, run as usual between the graphs, which a UserWarning says. `model` may be compiled
