@@ -205,6 +205,15 @@ def test_what_reads_a_value_is_refused_by_name():
 
 
 @pytest.mark.parametrize(
+    ("returned", "found"), [(lambda x: (x.sum(), x), "tuple"), (lambda x: x, r"shape \(3,\)"), (lambda x: {}, "dict")]
+)
+def test_what_is_no_loss_is_refused(returned, found):
+    step = TrainingStep(returned, torch.optim.SGD(nn.Linear(2, 2).parameters()))
+    with pytest.raises(TypeError, match=f"expected a scalar loss, or a mapping with `loss`, got {found}"):
+        step(torch.ones(3))
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({}, "expected all weights on one CUDA device, got cpu"),
@@ -288,6 +297,10 @@ def test_attention_trains_outside_of_a_graph_after_one(repeatable):
     for _ in range(3):
         losses = [float(step(*batch)) for batch in batches]
     assert step.recorded >= 1 and all(map(math.isfinite, losses))
+    q, k, v = (torch.randn(8, 4, 128, 64, device=CUDA, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    F.scaled_dot_product_attention(q, k, v).sum().backward()
+    torch.cuda.synchronize()
+    assert all(bool(t.grad.isfinite().all()) for t in (q, k, v))
 
 
 @pytest.mark.gpu
