@@ -189,9 +189,7 @@ class TrainingStep:
         loss = result.get("loss") if isinstance(result, Mapping) else result
         if not isinstance(loss, Tensor) or loss.dim() != 0:
             found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(result).__name__
-            raise TypeError(
-                f"forward of a training step: expected a scalar loss, or a mapping with `loss`, got {found}"
-            )
+            raise TypeError(f"forward: expected a scalar loss, or a mapping with `loss`, got {found}")
         loss = loss / group
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
