@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from tape import TapeRecorder
 from timm.layers import DropPath
-from timm.optim import Lamb
+from timm.optim import Lamb, Lookahead
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
@@ -49,6 +49,7 @@ OPTIMIZERS = {
     "nadam": lambda p: torch.optim.NAdam(p, foreach=True),
     "rmsprop": lambda p: torch.optim.RMSprop(p, eps=0.1, foreach=True, momentum=0.9),
     "lamb": lambda p: Lamb(p),
+    "lookahead": lambda p: Lookahead(torch.optim.AdamW(p), k=2),
 }
 
 
@@ -116,7 +117,7 @@ def test_a_recorded_training_is_the_training(optimizer):
     recorder = TapeRecorder()
     plain, graphed = train(SAME, optimizer), train(SAME, optimizer, recorder)
     assert_equal(plain, graphed, near=optimizer in ("rmsprop", "single"))  # rates are rounded sooner
-    captured = optimizer != "lamb"
+    captured = optimizer not in ("lamb", "lookahead")
     assert bool(graphed[2].remarks) is not captured
     assert recorder.recordings == (3 if captured else 2)  # backward, update, average; of one shape
     assert len(recorder.runs) == (3 if captured else 2) * (len(SAME) - WARMUP)

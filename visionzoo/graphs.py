@@ -9,6 +9,7 @@ graphs. Recording itself computes nothing.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -456,12 +457,13 @@ def make_capturable(optimizer: Optimizer) -> str:
 
     Call it before the first update. `place_counts` is for states that are loaded later.
     """
-    if isinstance(optimizer, SGD):
+    kind = type(optimizer)
+    if kind is SGD:
         for group in optimizer.param_groups:
             group.update(fused=True, foreach=False)  # which reads rates from tensors
         return ""
-    if not all("capturable" in group for group in optimizer.param_groups):
-        return f"{type(optimizer).__name__} keeps what changes from step to step on the host, so it is not recorded"
+    if "capturable" not in inspect.signature(kind).parameters:  # those around another, too, such as Lookahead
+        return f"{kind.__name__} keeps what changes from step to step on the host, so it is not recorded"
     for group in optimizer.param_groups:
         group["capturable"] = True
     place_counts(optimizer)
