@@ -37,7 +37,7 @@ class Net(nn.Module):
 @pytest.fixture(autouse=True)
 def capturable_on_the_cpu(monkeypatch):
     """torch lets `capturable` be on devices only that have graphs."""
-    for name in ("adam", "nadam", "rmsprop"):
+    for name in ("adam", "nadam", "rmsprop", "adadelta"):
         module = sys.modules[f"torch.optim.{name}"]
         monkeypatch.setattr(module, "_get_capturable_supported_devices", lambda *_, **__: ["cpu", "cuda"])
 
@@ -48,6 +48,7 @@ OPTIMIZERS = {
     "single": lambda p: torch.optim.AdamW(p, weight_decay=0.1, foreach=False),
     "nadam": lambda p: torch.optim.NAdam(p, foreach=True),
     "rmsprop": lambda p: torch.optim.RMSprop(p, eps=0.1, foreach=True, momentum=0.9),
+    "adadelta": lambda p: torch.optim.Adadelta(p, eps=0.1, foreach=True),
     "lamb": lambda p: Lamb(p),
     "lookahead": lambda p: Lookahead(torch.optim.AdamW(p), k=2),
 }
@@ -116,7 +117,7 @@ SAME = [(4, 8)] * 9
 def test_a_recorded_training_is_the_training(optimizer):
     recorder = TapeRecorder()
     plain, graphed = train(SAME, optimizer), train(SAME, optimizer, recorder)
-    assert_equal(plain, graphed, near=optimizer in ("rmsprop", "single"))  # rates are rounded sooner
+    assert_equal(plain, graphed, near=optimizer in ("rmsprop", "adadelta", "single"))  # rates are rounded sooner
     captured = optimizer not in ("lamb", "lookahead")
     assert bool(graphed[2].remarks) is not captured
     assert recorder.recordings == (3 if captured else 2)  # backward, update, average; of one shape
