@@ -48,7 +48,7 @@ def test_a_recorded_run_is_the_run(make_args, tmp_path, monkeypatch, recorders, 
 
 
 def test_a_recorded_run_goes_on_as_if_never_stopped_nor_recorded(make_args, tmp_path, monkeypatch, recorders):
-    options = {**AUGMENTED, "epochs": 4, "cuda_graphs": True, "sched_on_updates": True, "val_interval": 4}
+    options = {**AUGMENTED, "epochs": 3, "cuda_graphs": True, "sched_on_updates": True, "val_interval": 3}
     train(make_args(experiment="stopped", max_steps=UPDATES + 2, **options))
     train(make_args(experiment="stopped", resume="auto", **options))
     assert [bool(recorder.runs) for recorder in recorders] == [True, True]
