@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from tape import TapeRecorder
 from timm.layers import DropPath
-from timm.optim import Lamb
+from timm.optim import Lamb, Lookahead
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
@@ -37,9 +37,9 @@ class Net(nn.Module):
 @pytest.fixture(autouse=True)
 def capturable_on_the_cpu(monkeypatch):
     """torch lets `capturable` be on devices only that have graphs."""
-    for name in ("adam", "nadam", "rmsprop"):
+    for name in ("adam", "nadam", "rmsprop", "adadelta"):
         module = sys.modules[f"torch.optim.{name}"]
-        monkeypatch.setattr(module, "_get_capturable_supported_devices", lambda supports_xla=True: ["cpu"])
+        monkeypatch.setattr(module, "_get_capturable_supported_devices", lambda *_, **__: ["cpu", "cuda"])
 
 
 OPTIMIZERS = {
@@ -48,7 +48,9 @@ OPTIMIZERS = {
     "single": lambda p: torch.optim.AdamW(p, weight_decay=0.1, foreach=False),
     "nadam": lambda p: torch.optim.NAdam(p, foreach=True),
     "rmsprop": lambda p: torch.optim.RMSprop(p, eps=0.1, foreach=True, momentum=0.9),
+    "adadelta": lambda p: torch.optim.Adadelta(p, eps=0.1, foreach=True),
     "lamb": lambda p: Lamb(p),
+    "lookahead": lambda p: Lookahead(torch.optim.AdamW(p), k=2),
 }
 
 
@@ -80,8 +82,8 @@ def train(sizes, optimizer="adamw", recorder=None, clip=None, soft=False, change
 
     clipping = clip and (lambda: clip_grad_norm_(model.parameters(), clip))
     step = TrainingStep(forward, made, recorder=recorder, clip=clipping, ema=ema, model=model, **options)
-    losses = []
-    for number, batch in enumerate(batches(sizes, soft)):
+    losses, given = [], list(batches(sizes, soft))
+    for number, batch in enumerate(given):
         for place, group in enumerate(made.param_groups):
             group["lr"] = 0.01 * (place + 1) / (number + 1)
         if change is not None:
@@ -90,6 +92,8 @@ def train(sizes, optimizer="adamw", recorder=None, clip=None, soft=False, change
         result = step(*(tensor.to(device) for tensor in batch))
         losses.append(result["loss"].clone())
         assert all(isinstance(group["lr"], float) for group in made.param_groups)
+    for batch, same in zip(given, batches(sizes, soft), strict=True):
+        assert all(map(torch.equal, batch, same))
     state = {**model.state_dict(), **{f"ema.{k}": v for k, v in ema.module.state_dict().items()}}
     state |= {f"{n}.{k}": v for n, s in made.state_dict()["state"].items() for k, v in s.items()}
     return torch.stack(losses), {k: v.clone() for k, v in state.items() if isinstance(v, torch.Tensor)}, step
@@ -113,8 +117,8 @@ SAME = [(4, 8)] * 9
 def test_a_recorded_training_is_the_training(optimizer):
     recorder = TapeRecorder()
     plain, graphed = train(SAME, optimizer), train(SAME, optimizer, recorder)
-    assert_equal(plain, graphed, near=optimizer in ("rmsprop", "single"))  # rates are rounded sooner
-    captured = optimizer != "lamb"
+    assert_equal(plain, graphed, near=optimizer in ("rmsprop", "adadelta", "single"))  # rates are rounded sooner
+    captured = optimizer not in ("lamb", "lookahead")
     assert bool(graphed[2].remarks) is not captured
     assert recorder.recordings == (3 if captured else 2)  # backward, update, average; of one shape
     assert len(recorder.runs) == (3 if captured else 2) * (len(SAME) - WARMUP)
@@ -148,12 +152,43 @@ def test_another_setting_than_the_rate_is_recorded_anew():
     assert recorder.recordings == 4
 
 
-def test_gradients_that_were_taken_away_come_back():
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+def test_gradients_that_were_taken_away_come_back(optimizer):
     def change(number, optimizer):
         optimizer.zero_grad()
 
     sizes = [*SAME, (3, 8), *SAME]
-    assert_equal(train(sizes, change=change), train(sizes, recorder=TapeRecorder(), change=change))
+    plain, graphed = (train(sizes, optimizer, recorder, change=change) for recorder in (None, TapeRecorder()))
+    assert_equal(plain, graphed)
+
+
+def test_without_a_recorder_a_step_is_the_loop_that_one_writes():
+    sizes, (losses, state, _) = [(4, 8)] * 6, train([(4, 8)] * 6, "sgd", clip=0.1, accumulate=2)
+    torch.manual_seed(0)
+    model = Net()
+    ema = ModelEmaV3(model, decay=0.9, use_warmup=True)
+    parts = [[*model.conv.parameters()], [p for name, p in model.named_parameters() if not name.startswith("conv")]]
+    optimizer = OPTIMIZERS["sgd"]([{"params": part} for part in parts])
+    for number, (images, labels) in enumerate(batches(sizes)):
+        for place, group in enumerate(optimizer.param_groups):
+            group["lr"] = 0.01 * (place + 1) / (number + 1)
+        torch.manual_seed(100 + number)
+        loss = F.cross_entropy(model(images), labels)
+        torch.testing.assert_close(loss.detach(), losses[number])
+        (loss / 2).backward()
+        if number % 2:
+            clip_grad_norm_(model.parameters(), 0.1)
+            optimizer.step()
+            optimizer.zero_grad()
+            ema.update(model, step=(number + 1) // 2)
+    for name, value in {**model.state_dict(), **{f"ema.{k}": v for k, v in ema.module.state_dict().items()}}.items():
+        torch.testing.assert_close(value, state[name])
+
+
+def test_the_average_starts_at_the_weights_to_the_bit():
+    _, state, _ = train([(4, 8)], recorder=TapeRecorder())
+    for name in Net().state_dict():
+        assert torch.equal(state[f"ema.{name}"], state[name]), name
 
 
 def test_what_reads_a_value_is_refused_by_name():
@@ -169,6 +204,15 @@ def test_what_reads_a_value_is_refused_by_name():
             before = copy.deepcopy(model.state_dict())
             step(torch.ones(1, 3))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("returned", "found"), [(lambda x: (x.sum(), x), "tuple"), (lambda x: x, r"shape \(3,\)"), (lambda x: {}, "dict")]
+)
+def test_what_is_no_loss_is_refused(returned, found):
+    step = TrainingStep(returned, torch.optim.SGD(nn.Linear(2, 2).parameters()))
+    with pytest.raises(TypeError, match=f"expected a scalar loss, or a mapping with `loss`, got {found}"):
+        step(torch.ones(3))
 
 
 @pytest.mark.parametrize(
@@ -255,6 +299,10 @@ def test_attention_trains_outside_of_a_graph_after_one(repeatable):
     for _ in range(3):
         losses = [float(step(*batch)) for batch in batches]
     assert step.recorded >= 1 and all(map(math.isfinite, losses))
+    q, k, v = (torch.randn(8, 4, 128, 64, device=CUDA, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    F.scaled_dot_product_attention(q, k, v).sum().backward()
+    torch.cuda.synchronize()
+    assert all(bool(t.grad.isfinite().all()) for t in (q, k, v))
 
 
 @pytest.mark.gpu

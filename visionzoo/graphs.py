@@ -9,6 +9,7 @@ graphs. Recording itself computes nothing.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,13 +18,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from timm.utils import ModelEmaV3, unwrap_model
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import SGD, Optimizer
 
 WARMUP = 3  # steps before a recording: libraries and compilers choose and load what they run in them
 RECENT = 32  # batches among which a shape must have come WARMUP times, so that the odd last batch of an epoch has not
-# Without cuDNN's: in torch 2.11 its backward pass fails outside of a graph once there was one
-ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class CaptureError(RuntimeError):
@@ -46,6 +44,9 @@ class Recorder(Protocol):
 class CudaRecorder:
     """Records CUDA graphs, on a stream of its own and in one pool of memory.
 
+    From then on torch's attention does without cuDNN in this process: in torch 2.11 the backward pass of cuDNN's fails
+    outside of a graph once there was one (illegal memory access).
+
     Args:
         device: a CUDA device.
     """
@@ -54,6 +55,7 @@ class CudaRecorder:
         self.device = device
         self.stream = torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
     @contextlib.contextmanager
     def aside(self, tensors: Sequence[Tensor] = ()) -> Iterator[None]:
@@ -141,9 +143,9 @@ class TrainingStep:
             self.remarks.append(f"the update: {reason}")
         else:
             self._records_update = True
-            devices = [group["params"][0].device for group in optimizer.param_groups]
-            self._rates = [torch.zeros((), dtype=torch.float32, device=device) for device in devices]
-            self._sent = [0.0] * len(devices)
+            device, groups = self._parameters[0].device, len(optimizer.param_groups)
+            self._rates = [torch.zeros((), dtype=torch.float32, device=device) for _ in range(groups)]
+            self._sent = [0.0] * groups
 
     @property
     def recorded(self) -> int:
@@ -184,9 +186,12 @@ class TrainingStep:
         return found.result
 
     def _compute(self, batch: Sequence[Tensor], group: int) -> Any:
-        with sdpa_kernel(ATTENTION) if self.recorder is not None else contextlib.nullcontext():
-            result = self.forward(*batch)
-        loss = (result["loss"] if isinstance(result, Mapping) else result) / group
+        result = self.forward(*batch)
+        loss = result.get("loss") if isinstance(result, Mapping) else result
+        if not isinstance(loss, Tensor) or loss.dim() != 0:
+            found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(result).__name__
+            raise TypeError(f"forward: expected a scalar loss, or a mapping with `loss`, got {found}")
+        loss = loss / group
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
         loss.backward(create_graph=self.second_order)
@@ -365,6 +370,9 @@ def graph_training_step(
     is decided once, at the recording: train in one mode, and let nothing but tensors change from step to step.
     Dropout and stochastic depth draw anew in each step, from the generator that `torch.manual_seed` seeds.
 
+    From the call on, torch's attention does without cuDNN in the whole process: in torch 2.11 the backward pass of
+    cuDNN's fails outside of a graph once there was one.
+
     Recorded are the updates of torch's and timm's optimizers with an argument `capturable`, and of SGD; those of
     others, and with a scaler, run as usual between the graphs, which a UserWarning says. `model` may be compiled
     before, in any mode without CUDA graphs of its own. Not for DistributedDataParallel, whose hooks between the
@@ -449,12 +457,13 @@ def make_capturable(optimizer: Optimizer) -> str:
 
     Call it before the first update. `place_counts` is for states that are loaded later.
     """
-    if isinstance(optimizer, SGD):
+    kind = type(optimizer)
+    if kind is SGD:
         for group in optimizer.param_groups:
             group.update(fused=True, foreach=False)  # which reads rates from tensors
         return ""
-    if not all("capturable" in group for group in optimizer.param_groups):
-        return f"{type(optimizer).__name__} keeps what changes from step to step on the host, so it is not recorded"
+    if "capturable" not in inspect.signature(kind).parameters:  # those around another, too, such as Lookahead
+        return f"{kind.__name__} keeps what changes from step to step on the host, so it is not recorded"
     for group in optimizer.param_groups:
         group["capturable"] = True
     place_counts(optimizer)

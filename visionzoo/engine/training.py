@@ -9,6 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -226,10 +227,12 @@ class Training:
             self.step.update()
 
     def _forward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        # attention with second derivatives, where the optimizer takes them: torch's fused ones have none
-        twice = sdpa_kernel(SDPBackend.MATH) if self.step.second_order else contextlib.nullcontext()
-        with autocast(self.run.args, self.run.process.device), twice:
+        with autocast(self.run.args, self.run.process.device), self._differentiable_twice():
             return self.run.task(images, targets)
+
+    def _differentiable_twice(self) -> AbstractContextManager[None]:
+        """Let attention have second derivatives, where the optimizer takes them: torch's fused ones have none."""
+        return sdpa_kernel(SDPBackend.MATH) if self.step.second_order else contextlib.nullcontext()
 
     def _clip(self) -> None:
         args, task = self.run.args, self.run.task
