@@ -1,4 +1,4 @@
-"""Measure ours against others: python tools/benchmark.py {operations,models,memory,reducers,report} [flags].
+"""Measure ours against others: python tools/benchmark.py {operations,models,memory,reducers,host,report} [flags].
 
 Results go to benchmarks/GPU/ as they come, into SUITE.csv, and then as pictures and report.md. A measurement is named
 case/implementation/measure, see --list; --only and --skip take parts of such names, or patterns with * and ?. A case
@@ -27,7 +27,9 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument(
-        "suite", choices=("operations", "models", "memory", "reducers", "report"), help="report: draw anew, only"
+        "suite",
+        choices=("operations", "models", "memory", "reducers", "host", "report"),
+        help="report: draw anew, only",
     )
     made.add_argument("--only", type=_names, default=[], metavar="A,B", help="measure what fits one of these")
     made.add_argument("--skip", type=_names, default=[], metavar="A,B", help="but nothing that fits one of these")
@@ -62,6 +64,7 @@ def main() -> None:
 
     from visionzoo.benchmark import rivals
     from visionzoo.benchmark.cases import Settings, path, select
+    from visionzoo.benchmark.host import host_cases
     from visionzoo.benchmark.memory import memory_cases
     from visionzoo.benchmark.models import model_cases
     from visionzoo.benchmark.operations import operation_cases
@@ -82,6 +85,7 @@ def main() -> None:
             "models": model_cases,
             "memory": memory_cases,
             "reducers": reducer_cases,
+            "host": host_cases,
         }
         cases = suites[args.suite](settings)
         names = [case.name for case in cases]
