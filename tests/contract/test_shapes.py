@@ -24,10 +24,12 @@ def _image(size, channels=3):
 def _features(model, height=3, width=2):
     """Draw what the model's head takes."""
     if model.HEAD_INPUT.startswith("NCHW"):
-        features = torch.empty(2, model.num_features, height, width, device="meta")
-        if model.HEAD_INPUT == "NCHW":
+        beside = [] if model.HEAD_INPUT == "NCHW" else model.head.latent_dims
+        channels = model.num_features - sum(beside[-1:])
+        features = torch.empty(2, channels, height, width, device="meta")
+        if not beside:
             return features
-        return features, *(torch.empty(2, 5 - i, dim, device="meta") for i, dim in enumerate(model.head.latent_dims))
+        return features, *(torch.empty(2, 5 - i, dim, device="meta") for i, dim in enumerate(beside))
     if model.BRANCHES == 1:
         return torch.empty(2, 2 + height * width, model.num_features, device="meta")
     widths = [info["num_chs"] for info in model.feature_info[:: model.num_parts]]

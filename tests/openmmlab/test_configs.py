@@ -54,15 +54,8 @@ def test_the_configs_are_there():
 
 
 def _stand_ins():
-    """Configs of which each is the first of its head or of its family: for the others they stand, unless --full."""
-    seen, chosen = set(), set()
-    for path in CONFIGS:
-        head, _, rest = path.stem.partition("_zoo-")
-        words = {head, rest.partition("-")[0].partition("_")[0]}
-        if words - seen:
-            chosen.add(path)
-        seen |= words
-    return chosen
+    """Configs of which each is the first of its head: for the others they stand, unless --full."""
+    return {path.stem.partition("_zoo-")[0]: path for path in reversed(CONFIGS)}.values()
 
 
 STAND_INS = _stand_ins()

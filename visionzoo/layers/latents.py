@@ -198,7 +198,7 @@ class PerceiverHead(nn.Module):
     says. The last is the model's answer.
 
     Args:
-        in_features: channels C of the map.
+        in_features: channels of what is pooled, those of the map and of the last latents together.
         num_classes: classes K; 0 for pooled features.
         pool_type: timm's pooling type of the map, of those that keep the width; "" for the features as they came, with
             which there can be no classifiers.
@@ -229,9 +229,9 @@ class PerceiverHead(nn.Module):
     ):
         super().__init__()
         self.latent_dims, self.hidden_features, self.weights = latent_dims, hidden_features, weights
-        self.map_features, self.drop_rate = in_features, drop_rate
-        self.in_features = in_features + latent_dims[1]  # of what is pooled
-        self.write = CrossAttention(in_features, latent_dims[1], max(1, in_features // 8))
+        self.in_features, self.drop_rate = in_features, drop_rate
+        self.map_features = in_features - latent_dims[1]
+        self.write = CrossAttention(self.map_features, latent_dims[1], max(1, self.map_features // 8))
         self.reset(num_classes, pool_type)
 
     @property

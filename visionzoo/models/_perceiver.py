@@ -107,7 +107,7 @@ class DynPerceiver(Contract):
             feature_info=[
                 {"num_chs": dim, "reduction": reduction} for dim, reduction in zip(out_dims, reductions, strict=True)
             ],
-            num_features=out_dims[-1],
+            num_features=out_dims[-1] + in_dims[-1],  # of the map and of the last latents, which have in_dims
             head_layer=partial(
                 PerceiverHead,
                 latent_dims=(in_dims[-2], in_dims[-1]),

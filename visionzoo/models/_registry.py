@@ -119,6 +119,8 @@ def _entry_point(name: str, model_cls: type[Contract], variant: Variant) -> Call
             _require_weights(name, variant, kwargs, accepted)
         if "mixers" in variant.kwargs:
             kwargs["mixers"] = combine_mixers(variant.kwargs["mixers"], kwargs.get("mixers"))
+        if kwargs.get("feature_cls") == "getter":  # timm's name of what ours is a kind of
+            del kwargs["feature_cls"]
         apart = {"flatten_sequential": True} if kwargs.get("feature_cls") in ("dict", "hook", "list") else {}
 
         def build(**arguments: Any) -> nn.Module:
