@@ -177,6 +177,16 @@ def _part_sums(x, step, first, end, channels, ROWS: tl.constexpr, BLOCK: tl.cons
     return mean, deviations
 
 
+@triton.jit
+def _write(x, step, first, end, channels, mean, factor, weight, bias, out, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Write a sample's tokens from `first` to `end`, normalised."""
+    scale = _affine(weight, channels, BLOCK) * factor
+    shift = _affine(bias, channels, BLOCK)
+    for start in range(first, end, ROWS):
+        values, mask = _load(x, step, start, end, channels, ROWS, BLOCK)
+        _store(out, (values - mean) * scale + shift, start, channels, mask, ROWS, BLOCK)
+
+
 @triton.jit(do_not_specialize=["tokens", "part"])
 def _sum_kernel(
     x, step, tokens, part, channels, sums, MAX_PARTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
@@ -199,11 +209,7 @@ def _whole_kernel(
     mean, deviations = _part_sums(x, step, first, end, channels, ROWS, BLOCK)
     _store_sums(sums, b, 0, mean, deviations, MAX_PARTS)
     factor = 1 / tl.sqrt_rn(deviations / (tokens.to(tl.float32) * channels) + eps)
-    scale = _affine(weight, channels, BLOCK) * factor
-    shift = _affine(bias, channels, BLOCK)
-    for start in range(first, end, ROWS):
-        values, mask = _load(x, step, start, end, channels, ROWS, BLOCK)
-        _store(out, (values - mean) * scale + shift, start, channels, mask, ROWS, BLOCK)
+    _write(x, step, first, end, channels, mean, factor, weight, bias, out, ROWS, BLOCK)
 
 
 @triton.jit(do_not_specialize=["tokens", "part"])
@@ -216,11 +222,7 @@ def _forward_kernel(
     x += b * tokens * step
     out += b * tokens * channels
     mean, factor = _statistics(sums, b, tokens, part, channels, eps, MAX_PARTS)
-    scale = _affine(weight, channels, BLOCK) * factor
-    shift = _affine(bias, channels, BLOCK)
-    for start in range(first, end, ROWS):
-        values, mask = _load(x, step, start, end, channels, ROWS, BLOCK)
-        _store(out, (values - mean) * scale + shift, start, channels, mask, ROWS, BLOCK)
+    _write(x, step, first, end, channels, mean, factor, weight, bias, out, ROWS, BLOCK)
 
 
 @triton.jit(do_not_specialize=["tokens", "part"])
