@@ -149,6 +149,16 @@ def _store_sums(sums, b, p, first, second, MAX_PARTS: tl.constexpr):
 
 
 @triton.jit
+def _clear_sums(sums, b, first, parts, MAX_PARTS: tl.constexpr):
+    """Write zeros for the parts that a sample does not have; its first part does."""
+    p = tl.arange(0, MAX_PARTS)
+    unused = (p >= parts) & (first == 0)
+    sums += (b * MAX_PARTS + p) * 2
+    tl.store(sums, tl.zeros([MAX_PARTS], tl.float32), mask=unused)
+    tl.store(sums + 1, tl.zeros([MAX_PARTS], tl.float32), mask=unused)
+
+
+@triton.jit
 def _statistics(sums, b, tokens, part, channels, eps, MAX_PARTS: tl.constexpr):
     """Mean of a sample, and what its deviations are multiplied by."""
     means, deviations = _load_sums(sums, b, tl.cdiv(tokens, part), MAX_PARTS)
@@ -195,6 +205,7 @@ def _sum_kernel(
     b, first, end = _part(tokens, part)
     mean, deviations = _part_sums(x + b * tokens * step, step, first, end, channels, ROWS, BLOCK)
     _store_sums(sums, b, first // part, mean, deviations, MAX_PARTS)
+    _clear_sums(sums, b, first, tl.cdiv(tokens, part), MAX_PARTS)
 
 
 @triton.jit(do_not_specialize=["tokens", "part"])
@@ -208,6 +219,7 @@ def _whole_kernel(
     out += b * tokens * channels
     mean, deviations = _part_sums(x, step, first, end, channels, ROWS, BLOCK)
     _store_sums(sums, b, 0, mean, deviations, MAX_PARTS)
+    _clear_sums(sums, b, 0, 1, MAX_PARTS)
     factor = 1 / tl.sqrt_rn(deviations / (tokens.to(tl.float32) * channels) + eps)
     _write(x, step, first, end, channels, mean, factor, weight, bias, out, ROWS, BLOCK)
 
