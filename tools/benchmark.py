@@ -1,4 +1,4 @@
-"""Measure ours against others: python tools/benchmark.py {operations,models,training,memory,reducers,report} [flags].
+"""Measure ours against others: python tools/benchmark.py {operations,models,training,memory,reducers,host,report} [flags].
 
 Results go to benchmarks/GPU/ as they come, into SUITE.csv, and then as pictures and report.md. A measurement is named
 case/implementation/measure, see --list; --only and --skip take parts of such names, or patterns with * and ?. A case
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument(
         "suite",
-        choices=("operations", "models", "training", "memory", "reducers", "report"),
+        choices=("operations", "models", "training", "memory", "reducers", "host", "report"),
         help="report: draw anew, only",
     )
     made.add_argument("--only", type=_names, default=[], metavar="A,B", help="measure what fits one of these")
@@ -65,6 +65,7 @@ def main() -> None:
 
     from visionzoo.benchmark import rivals
     from visionzoo.benchmark.cases import Case, Settings, path, select
+    from visionzoo.benchmark.host import host_cases
     from visionzoo.benchmark.memory import memory_cases
     from visionzoo.benchmark.models import model_cases
     from visionzoo.benchmark.operations import operation_cases
@@ -87,6 +88,7 @@ def main() -> None:
             "training": training_cases,
             "memory": memory_cases,
             "reducers": reducer_cases,
+            "host": host_cases,
         }
         cases = list(suites[args.suite](settings))
         names = [case.name for case in cases]

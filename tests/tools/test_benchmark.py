@@ -11,9 +11,10 @@ import torch
 from engine.helpers import run_tool
 from torch import nn
 
-from visionzoo.benchmark import rivals
+from visionzoo.benchmark import rivals, timing
 from visionzoo.benchmark.cases import Absent, Case, Measurement, Run, Settings, path, select
 from visionzoo.benchmark.contest import Contender, Contest
+from visionzoo.benchmark.host import host_cases
 from visionzoo.benchmark.memory import biformer_builders, memory_cases, saved_bytes, step_case
 from visionzoo.benchmark.models import Mode, Pair, Twins, model_cases, pair_cases
 from visionzoo.benchmark.operations import attention_costs, operation_cases
@@ -22,7 +23,7 @@ from visionzoo.benchmark.report import results_table, write_report
 from visionzoo.benchmark.results import COLUMNS, Results, Row, read_rows
 from visionzoo.benchmark.runner import run_cases
 from visionzoo.benchmark.targets import QUANTITIES, Target, judge, targets
-from visionzoo.benchmark.timing import Budget, Ceilings, Timing, host_timing
+from visionzoo.benchmark.timing import Budget, Ceilings, Timing, host_timing, launch_timing
 from visionzoo.benchmark.training import training_cases
 from visionzoo.engine import UserError
 from visionzoo.kernels import explain
@@ -317,6 +318,36 @@ def test_reducers_are_measured_against_the_tokens_that_are_left(tmp_path):
     assert all(row.status == "ok" and row.images_per_second > 0 for row in rows)
     write_report(tmp_path)
     assert (tmp_path / "reducers.png").stat().st_size > 5000 and "keep-0.5" in (tmp_path / "report.md").read_text()
+
+
+def test_the_host_is_measured_beside_launches_that_nobody_here_wrote(tmp_path):
+    named = {case.name.partition("/")[0].removeprefix("host-") for case in host_cases(SETTINGS)}
+    assert named == {"launch", "window", "linear", "channel", "routing", "routed", "neighborhood", "halo"} | {
+        *("layer_norm", "group_norm", "depthwise")
+    }
+    cases = select(host_cases(SETTINGS), only=["host-launch/*", "host-layer_norm/7x7/visionzoo/*"], skip=["sdpa"])
+    run_cases(cases, SETTINGS, Results(tmp_path / "host.csv"))
+    rows = read_rows(tmp_path / "host.csv")
+    both = ("forward", "forward+backward")
+    assert [(row.implementation, row.measure, row.status) for row in rows] == [
+        ("triton-empty", "forward", "absent"),
+        *((name, measure, "ok") for name in ("torch-add", "torch-linear", "visionzoo") for measure in both),
+    ]
+    assert all(row.median_ms > 0 and row.replayed_ms is None for row in rows[1:])
+    write_report(tmp_path)
+    assert (tmp_path / "host.png").stat().st_size > 5000 and "host-layer_norm" in (tmp_path / "report.md").read_text()
+
+
+def test_the_hosts_clock_stops_before_the_device_is_done(monkeypatch):
+    clock, waited = [0.0], []
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+
+    def pass_(seconds):
+        clock[0] += seconds
+
+    monkeypatch.setattr(timing, "synchronize", lambda device: waited.append(device) or pass_(1.0))
+    assert launch_timing(lambda: pass_(0.002), CPU, Budget(0, 1)).median_ms == pytest.approx(2.0)
+    assert waited
 
 
 def test_models_that_differ_do_not_agree():

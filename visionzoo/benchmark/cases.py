@@ -70,6 +70,7 @@ class Measurement:
         prepare: builds all that is needed before the clock starts; raises `Absent` where that cannot be.
         items: images that one call handles; None for operations.
         wall: time from the call to its finished result, not what the device does.
+        host: time until the call returns, whether or not the device has done what it launched.
         timed: False for measurements that only check.
         peak: whether the peak of memory says something (not inside CUDA graphs, whose memory is taken before).
         scale: of the time spent on it.
@@ -83,6 +84,7 @@ class Measurement:
     prepare: Callable[[], Run]
     items: int | None = None
     wall: bool = False
+    host: bool = False
     timed: bool = True
     peak: bool = True
     scale: float = 1.0

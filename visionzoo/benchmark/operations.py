@@ -78,24 +78,25 @@ def routed_case(
 
 def _routing(settings: Settings) -> Iterator[Case]:
     for side, heads, topk in ((56, 2, 1), (28, 4, 4), (14, 8, 16)):
+        yield routing_case(settings, f"routing/{side}x{side}-g{heads}-d32-k{topk}", side=side, heads=heads, topk=topk)
 
-        def draw(normal: Draw, side: int = side, heads: int = heads) -> Inputs:
-            return {name: normal(normal.batch, side, side, heads, 32) for name in "qk"}
 
-        contenders = {
-            **zoo("route_regions", regions=7, topk=topk),
-            "authors": Contender(rivals.authors_router(7, topk)),
-            "authors-compiled": Contender(compiled(rivals.authors_router(7, topk))),
-        }
-        yield Contest(
-            settings,
-            f"routing/{side}x{side}-g{heads}-d32-k{topk}",
-            BATCH,
-            f"{side}x{side}, {heads} heads of 32, 7x7 regions, top-{topk}",
-            draw,
-            contenders,
-            partial(_routing_costs, side * side * heads * 32),
-        ).case(side * side)
+def routing_case(settings: Settings, name: str, *, side: int, heads: int, topk: int) -> Case:
+    """Routing of 7×7 regions, with heads of 32."""
+
+    def draw(normal: Draw) -> Inputs:
+        return {name: normal(normal.batch, side, side, heads, 32) for name in "qk"}
+
+    contenders = {
+        **zoo("route_regions", regions=7, topk=topk),
+        "authors": Contender(rivals.authors_router(7, topk)),
+        "authors-compiled": Contender(compiled(rivals.authors_router(7, topk))),
+    }
+    shape, costs = (
+        f"{side}x{side}, {heads} heads of 32, 7x7 regions, top-{topk}",
+        partial(_routing_costs, side * side * heads * 32),
+    )
+    return Contest(settings, name, BATCH, shape, draw, contenders, costs).case(side * side)
 
 
 def _routing_costs(numbers: int, batch: int, itemsize: int) -> dict[str, Cost]:
@@ -377,47 +378,55 @@ def depthwise_case(
 
 def _group_norm(settings: Settings) -> Iterator[Case]:
     for side, dim in ((56, 64), (28, 128), (14, 320), (7, 512)):  # poolformer_s12 at 224 px
+        yield group_norm_case(settings, f"group_norm/{side}x{side}-c{dim}", side, dim)
 
-        def draw(normal: Draw, side: int = side, dim: int = dim) -> Inputs:
-            return {"x": normal(normal.batch, side, side, dim), "weight": normal(dim, mean=1.0), "bias": normal(dim)}
 
-        def costs(batch: int, itemsize: int, numbers: int = side * side * dim) -> dict[str, Cost]:
-            # read for the statistics, read again and write; backward: read input and gradient twice, and write
-            passes = batch * numbers * itemsize
-            return {FORWARD: Cost(3 * passes, 0), BOTH: Cost((3 + 5) * passes, 0)}
+def group_norm_case(settings: Settings, name: str, side: int, dim: int) -> Case:
+    """Group normalisation with one group."""
 
-        contenders = {
-            **zoo("group_norm"),
-            "torch-nchw": Contender(rivals.group_norm_nchw, same=False, rearrange=rivals.channels_first),
-        }
-        name, shape = f"group_norm/{side}x{side}-c{dim}", f"{side}x{side}, {dim} channels"
-        yield Contest(settings, name, MAP_BATCH, shape, draw, contenders, costs, shared=("weight", "bias")).case(
-            side**2
-        )
+    def draw(normal: Draw) -> Inputs:
+        return {"x": normal(normal.batch, side, side, dim), "weight": normal(dim, mean=1.0), "bias": normal(dim)}
+
+    def costs(batch: int, itemsize: int) -> dict[str, Cost]:
+        # read for the statistics, read again and write; backward: read input and gradient twice, and write
+        passes = batch * side * side * dim * itemsize
+        return {FORWARD: Cost(3 * passes, 0), BOTH: Cost((3 + 5) * passes, 0)}
+
+    contenders = {
+        **zoo("group_norm"),
+        "torch-nchw": Contender(rivals.group_norm_nchw, same=False, rearrange=rivals.channels_first),
+    }
+    shape = f"{side}x{side}, {dim} channels"
+    return Contest(settings, name, MAP_BATCH, shape, draw, contenders, costs, shared=("weight", "bias")).case(side**2)
 
 
 def _channel(settings: Settings) -> Iterator[Case]:
     for side, heads in ((56, 3), (28, 6), (14, 12), (7, 24)):  # davit_t at 224 px
+        yield channel_case(settings, f"channel/{side}x{side}-g{heads}-d32", side, heads)
 
-        def draw(normal: Draw, side: int = side, heads: int = heads) -> Inputs:
-            return {name: normal(normal.batch, side, side, heads, 32) for name in "qkv"}
 
-        def costs(batch: int, itemsize: int, side: int = side, heads: int = heads) -> dict[str, Cost]:
-            # read q, k and v, write the output; backward: read those and the output's gradient, write three gradients.
-            # Two products forward, four more backward, and that of the keys and values once more.
-            numbers, product = batch * side**2 * heads * 32, 2 * batch * side**2 * heads * 32**2
-            return {
-                FORWARD: Cost(4 * numbers * itemsize, 2 * product),
-                BOTH: Cost((4 + 7) * numbers * itemsize, (2 + 5) * product),
-            }
+def channel_case(settings: Settings, name: str, side: int, heads: int) -> Case:
+    """Channel attention with heads of 32."""
 
-        ours = zoo("channel_attention")
-        contenders = {
-            **ours,
-            "visionzoo-reference-compiled": Contender(compiled(ours["visionzoo-reference"].make)),
+    def draw(normal: Draw) -> Inputs:
+        return {name: normal(normal.batch, side, side, heads, 32) for name in "qkv"}
+
+    def costs(batch: int, itemsize: int) -> dict[str, Cost]:
+        # read q, k and v, write the output; backward: read those and the output's gradient, write three gradients.
+        # Two products forward, four more backward, and that of the keys and values once more.
+        numbers, product = batch * side**2 * heads * 32, 2 * batch * side**2 * heads * 32**2
+        return {
+            FORWARD: Cost(4 * numbers * itemsize, 2 * product),
+            BOTH: Cost((4 + 7) * numbers * itemsize, (2 + 5) * product),
         }
-        name, shape = f"channel/{side}x{side}-g{heads}-d32", f"{side}x{side}, {heads} heads of 32"
-        yield Contest(settings, name, BATCH, shape, draw, contenders, costs).case(side**2)
+
+    ours = zoo("channel_attention")
+    contenders = {
+        **ours,
+        "visionzoo-reference-compiled": Contender(compiled(ours["visionzoo-reference"].make)),
+    }
+    shape = f"{side}x{side}, {heads} heads of 32"
+    return Contest(settings, name, BATCH, shape, draw, contenders, costs).case(side**2)
 
 
 def attention_costs(tokens: int, heads: int, depth: int, keys: int) -> Callable[[int, int], dict[str, Cost]]:

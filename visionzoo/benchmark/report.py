@@ -12,7 +12,7 @@ from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import UserError, require
 from visionzoo.text import markdown_table
 
-SUITES = ("operations", "models", "training", "memory", "reducers")
+SUITES = ("operations", "models", "training", "memory", "reducers", "host")
 REPORT = "report.md"
 COLOURS = {"visionzoo": "tab:red", "authors": "tab:blue", "timm": "tab:blue", "flex": "tab:green", "natten": "tab:cyan"}
 
@@ -238,12 +238,37 @@ def draw_reducers(rows: Sequence[Row]) -> dict[str, Any]:
     return {"reducers": figure}
 
 
+def draw_host(rows: Sequence[Row]) -> dict[str, Any]:
+    """Draw a panel a measure: bars of µs a call, and what an empty launch takes as a line."""
+    measured = [row for row in rows if row.median_ms is not None]
+    measures = list(dict.fromkeys(row.measure for row in measured))
+    most = max((sum(row.measure == measure for row in measured) for measure in measures), default=1)
+    figure, panels = _figure(max(len(measures), 1), columns=2, height=1 + 0.17 * most)
+    empty = [1e3 * (row.median_ms or 0) for row in measured if row.implementation == "triton-empty"]
+    for panel, measure in zip(panels, measures, strict=False):
+        own = [row for row in measured if row.measure == measure]
+        colours = [_colour(row.implementation) for row in own]
+        labels = [f"{row.case.removeprefix('host-')} {row.implementation}" for row in own]
+        bars = panel.barh(range(len(own)), [1e3 * (row.median_ms or 0) for row in own], color=colours)
+        panel.bar_label(bars, fmt="%.0f", fontsize=6, padding=2)
+        panel.set_yticks(range(len(own)), labels)
+        panel.tick_params(labelsize=6)
+        panel.margins(x=0.1, y=0.01)
+        panel.invert_yaxis()
+        for value in empty:
+            panel.axvline(value, color="black", linewidth=0.8)
+        panel.set_xlabel("µs until the call returns; line: an empty launch of Triton", fontsize=7)
+        panel.set_title(f"{measure}: {own[0].dtype}, batch {own[0].batch}", fontsize=8)
+    return {"host": figure}
+
+
 DRAW: dict[str, Callable[[Sequence[Row]], dict[str, Any]]] = {
     "operations": draw_operations,
     "models": draw_models,
     "training": draw_training,
     "memory": draw_memory,
     "reducers": draw_reducers,
+    "host": draw_host,
 }
 
 

@@ -14,7 +14,15 @@ import torch
 
 from visionzoo.benchmark.cases import Absent, Case, Measurement, Settings
 from visionzoo.benchmark.results import Results, Row, environment
-from visionzoo.benchmark.timing import Ceilings, busy_ms, device_timing, host_timing, peak_bytes, replayed_ms
+from visionzoo.benchmark.timing import (
+    Ceilings,
+    busy_ms,
+    device_timing,
+    host_timing,
+    launch_timing,
+    peak_bytes,
+    replayed_ms,
+)
 from visionzoo.engine.errors import require
 from visionzoo.kernels import explain
 from visionzoo.kernels.dispatch import Decision
@@ -98,7 +106,8 @@ def _measure(row: Row, measurement: Measurement, settings: Settings) -> None:
         if measurement.peak:
             peak = peak_bytes(run.call, settings.device)
             row.peak_mib = None if peak is None else peak / MIB
-        clock = partial(host_timing, calls=measurement.calls) if measurement.wall else device_timing
+        in_calls = partial(host_timing, calls=measurement.calls)
+        clock = launch_timing if measurement.host else in_calls if measurement.wall else device_timing
         timing = clock(run.call, settings.device, settings.budget(measurement.scale))
         row.median_ms, row.low_ms, row.high_ms, row.repeats = (
             timing.median_ms,

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+_AT_ONCE = 20  # calls between two looks at the clock, with up to a dozen launches each: queues hold about a thousand
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -89,6 +91,20 @@ def host_timing(call: Callable[[], Any], device: torch.device, budget: Budget, c
     start = time.perf_counter()
     while len(times) < 3 or time.perf_counter() - start < 1e-3 * budget.repeat_ms:
         times.append(_timed(call, device, calls))
+    return Timing.of(times)
+
+
+def launch_timing(call: Callable[[], Any], device: torch.device, budget: Budget) -> Timing:
+    """Time how long calls keep the host: the mean of a few at once, fewer than a GPU's queue holds, many times over."""
+    host_timing(call, device, Budget(budget.warmup_ms, 0))
+    times: list[float] = []
+    begin = time.perf_counter()
+    while len(times) < 3 or time.perf_counter() - begin < 1e-3 * budget.repeat_ms:
+        start = time.perf_counter()
+        for _ in range(_AT_ONCE):
+            call()
+        times.append(1e3 * (time.perf_counter() - start) / _AT_ONCE)
+        synchronize(device)
     return Timing.of(times)
 
 
