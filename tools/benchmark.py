@@ -1,4 +1,4 @@
-"""Measure ours against others: python tools/benchmark.py {operations,models,training,memory,reducers,host,report} [flags].
+"""Measure ours against others: python tools/benchmark.py SUITE [flags]; SUITE is one of those below, or report.
 
 Results go to benchmarks/GPU/ as they come, into SUITE.csv, and then as pictures and report.md. A measurement is named
 case/implementation/measure, see --list; --only and --skip take parts of such names, or patterns with * and ?. A case
