@@ -20,6 +20,7 @@ from visionzoo.layers.mixers.cross_window import CrossWindowMixer
 from visionzoo.layers.mixers.data_dependent_conv import DataDependentConvMixer
 from visionzoo.layers.mixers.decoupled_fc import DecoupledFcMixer
 from visionzoo.layers.mixers.dual_attention import DualAttentionMixer
+from visionzoo.layers.mixers.dynamic_local import DynamicLocalMixer
 from visionzoo.layers.mixers.embedding_free import EmbeddingFreeMixer
 from visionzoo.layers.mixers.factorized import FactorizedMixer
 from visionzoo.layers.mixers.flow import FlowMixer
@@ -65,6 +66,7 @@ __all__ = [
     "DataDependentConvMixer",
     "DecoupledFcMixer",
     "DualAttentionMixer",
+    "DynamicLocalMixer",
     "EmbeddingFreeMixer",
     "FactorizedMixer",
     "FlowMixer",
@@ -113,6 +115,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "data_dependent_conv": DataDependentConvMixer,
     "decoupled_fc": DecoupledFcMixer,
     "dual_attention": DualAttentionMixer,
+    "dynamic_local": DynamicLocalMixer,
     "embedding_free": EmbeddingFreeMixer,
     "factorized": FactorizedMixer,
     "flow": FlowMixer,
