@@ -43,6 +43,7 @@ from visionzoo.layers.mixers.moving_average import MovingAverageMixer
 from visionzoo.layers.mixers.nchw import MixerNCHW
 from visionzoo.layers.mixers.neighborhood import NeighborhoodMixer
 from visionzoo.layers.mixers.nystrom import NystromMixer
+from visionzoo.layers.mixers.pattern import PatternMixer
 from visionzoo.layers.mixers.pool import PoolMixer
 from visionzoo.layers.mixers.routed import RoutedMixer
 from visionzoo.layers.mixers.score import ScoreMixer
@@ -53,6 +54,7 @@ from visionzoo.layers.mixers.spectral_gate import SpectralGateMixer
 from visionzoo.layers.mixers.subspace import SubspaceMixer
 from visionzoo.layers.mixers.super_token import SuperTokenMixer
 from visionzoo.layers.mixers.taylor_shift import TaylorShiftMixer
+from visionzoo.layers.mixers.token_choice import ExpertChoiceMixer, KMeansMixer
 from visionzoo.layers.mixers.window import WindowMixer
 from visionzoo.layers.specs import Spec, build_spec, by_part, in_turn, read_spec
 
@@ -68,6 +70,7 @@ __all__ = [
     "DualAttentionMixer",
     "DynamicLocalMixer",
     "EmbeddingFreeMixer",
+    "ExpertChoiceMixer",
     "FactorizedMixer",
     "FlowMixer",
     "FocusedLinearMixer",
@@ -80,6 +83,7 @@ __all__ = [
     "HashedLinearMixer",
     "HiLoMixer",
     "InjectiveLinearMixer",
+    "KMeansMixer",
     "KolmogorovArnoldMixer",
     "LargeKernelFfnMixer",
     "LevitMixer",
@@ -90,6 +94,7 @@ __all__ = [
     "MovingAverageMixer",
     "NeighborhoodMixer",
     "NystromMixer",
+    "PatternMixer",
     "PoolMixer",
     "RoutedMixer",
     "ScoreMixer",
@@ -117,6 +122,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "dual_attention": DualAttentionMixer,
     "dynamic_local": DynamicLocalMixer,
     "embedding_free": EmbeddingFreeMixer,
+    "expert_choice": ExpertChoiceMixer,
     "factorized": FactorizedMixer,
     "flow": FlowMixer,
     "focused_linear": FocusedLinearMixer,
@@ -129,6 +135,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "hashed_linear": HashedLinearMixer,
     "hilo": HiLoMixer,
     "injective_linear": InjectiveLinearMixer,
+    "kmeans": KMeansMixer,
     "kolmogorov_arnold": KolmogorovArnoldMixer,
     "large_kernel_ffn": LargeKernelFfnMixer,
     "levit": LevitMixer,
@@ -137,6 +144,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "moving_average": MovingAverageMixer,
     "neighborhood": NeighborhoodMixer,
     "nystrom": NystromMixer,
+    "pattern": PatternMixer,
     "pool": PoolMixer,
     "routed": RoutedMixer,
     "score": ScoreMixer,
