@@ -14,7 +14,7 @@ TOKENS = {  # whether a query at (y, x) sees the token at (r, c)
     "column": lambda y, x, r, c: x == c,
     "band": lambda y, x, r, c: abs((y * SIZE[1] + x) - (r * SIZE[1] + c)) < SIZE[1],
     "last_columns": lambda y, x, r, c: c >= SIZE[1] - 2,
-    "disc": lambda y, x, r, c: math.dist((y, x), (r, c)) < 2,
+    "disc": lambda y, x, r, c: math.dist((y, x), (r, c)) < 3,
 }
 UNIONS = [
     (("band", "column"), True),
@@ -29,7 +29,7 @@ UNIONS = [
 
 def _mixer(parts, count_once=True):
     torch.manual_seed(0)
-    mixer = PatternMixer(WIDTH, 1, parts=parts, count_once=count_once, radius=2, cell_size=2, summary_columns=2)
+    mixer = PatternMixer(WIDTH, 1, parts=parts, count_once=count_once, radius=3, cell_size=2, summary_columns=2)
     for parameter in mixer.parameters():
         torch.nn.init.normal_(parameter)
     return mixer.double()
