@@ -51,8 +51,8 @@ class PatternMixer(Mixer):
       "left", "right") with `count_once=False` is Combiner-Axial. https://github.com/google-research/google-research,
       combiner/ at 5b09c22 (Apache-2.0). As there the own row has a summary too, and sums stand for running maxima.
 
-    65,536 tokens in rows of 256 have 0.4 GiB of scores a head under Combiner-Axial and 0.13 GiB in rows and columns, of
-    which training holds about three times as much.
+    65,536 tokens in rows of 256 have 0.4 GiB of scores a head under Combiner-Axial, whose training then peaks at about
+    2 GiB a head, and 0.13 GiB in rows and columns.
 
     Args:
         dim: channels C.
