@@ -146,3 +146,11 @@ def test_the_first_training_step_finds_the_clusters_and_loaded_ones_stay():
 def test_65536_large_tokens_in_half_precision_stay_finite(mixer):
     out = mixer.half().eval()((torch.randn(1, 256, 256, 2) * 10).half())
     assert out.isfinite().all() and out.std() > 0
+
+
+@torch.no_grad()
+def test_tokens_of_zeros_have_no_direction_and_do_no_harm_in_half_precision():
+    mixer = KMeansMixer(8, 2, num_clusters=3, shared_qk=True, qkv_bias=False).half()
+    x = torch.randn(2, 3, 5, 8).half()
+    x[:, 1:] = 0
+    assert mixer(x).isfinite().all() and mixer.centroids.means.isfinite().all()

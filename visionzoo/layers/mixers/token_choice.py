@@ -154,12 +154,12 @@ class KMeansMixer(Mixer):
 
     def _attend(self, q: Tensor, *kv: Tensor) -> Tensor:
         """Return what queries see, of queries, keys where they are others, and values [B, G, N, D], like them."""
-        count, bias = q.shape[2], None
+        count, bias, wide = q.shape[2], None, torch.promote_types(q.dtype, torch.float32)
         window = -(-count // self.num_clusters) if self.window_size is None else min(self.window_size, count)
         if self.shared_qk:
             products = self.centroids(q)
             chosen = of_keys = _best(products, window)
-            kv = (F.normalize(q, dim=-1), *kv)
+            kv = (F.normalize(q.to(wide), dim=-1).to(q.dtype), *kv)
             bias = OWN_SCORE * torch.eye(window, dtype=q.dtype, device=q.device)
         else:
             products = self.centroids(torch.cat([q, kv[0]], 2))
@@ -168,7 +168,6 @@ class KMeansMixer(Mixer):
             _take(t, at).flatten(1, 2) for t, at in zip((q, *kv), (chosen, of_keys, of_keys), strict=True)
         )
         seen = attend(some_q, some_k, some_v, bias=bias).unflatten(1, (self.num_heads, -1)).flatten(2, 3)
-        wide = torch.promote_types(q.dtype, torch.float32)
         index = chosen.flatten(2)
         taken = torch.zeros(q.shape[:3], dtype=wide, device=q.device).scatter_add(
             2, index, torch.ones_like(index, dtype=wide)
