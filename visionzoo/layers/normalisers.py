@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionzoo.kernels.score_attention.reference import relu, sigmoid, signed_softmax, softplus, taylor
