@@ -76,6 +76,10 @@ def _row_weights(name, row, state, head):
     if name == "standardise":
         spread = np.sqrt(np.mean((row - row.mean()) ** 2)) + 0.001
         return state["normaliser.gain"][head] * (row - row.mean()) / spread + state["normaliser.bias"][head]
+    if name == "topk_softmax":
+        kept = [np.sort(row)[::-1][int(len(row) * share) - 1] for share in (1 / 2, 2 / 3, 3 / 4, 4 / 5)]
+        parts = [_shares(np.where(row >= least, np.exp(row), 0)) for least in kept]
+        return sum(factor * part for factor, part in zip(state["normaliser.factors"], parts, strict=True))
     return {
         "softmax": lambda: _shares(np.exp(row)),
         "sigmoid": lambda: 1 / (1 + len(row) * np.exp(-row)),

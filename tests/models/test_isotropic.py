@@ -17,7 +17,7 @@ from visionzoo.models._registry import TINY
 SMALL = TINY["zoo_convit_t"]
 # Mixers for which a token's place does not matter.
 TAKE = {"channel", "dual_attention", "flow", "full", "hashed_linear", "linear", "spatial_reduction", "subspace"}
-TAKE |= {"score", "taylor_shift"}
+TAKE |= {"expert_choice", "kmeans", "score", "taylor_shift"}
 # Mixers in which it matters, but not that of prefix tokens: they take part in all else.
 TAKE_BESIDE = {"injective_linear", "nystrom", "sparsifiner"}
 OPTIONS = {"levit": {"map_size": 4}, "sparsifiner": {"keep_rate": 1.0, "prefix_tokens": 0}}

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionzoo.kernels.score_attention.reference import relu, sigmoid, signed_softmax, softplus, taylor
@@ -124,6 +125,29 @@ class Standardise(nn.Module):
         return standardise(scores, self.EPS) * gain + bias
 
 
+class TopkSoftmax(nn.Module):
+    """Softmaxes of the largest scores alone, for four shares of the keys, in a learned sum (TKSA, arXiv:2303.11950).
+
+    Of N scores the largest ⌊N/2⌋, ⌊2N/3⌋, ⌊3N/4⌋ and ⌊4N/5⌋ are kept, one at least; all heads share the sum's factors.
+    """
+
+    SHARES = ((1, 2), (2, 3), (3, 4), (4, 5))
+
+    def __init__(self, num_heads: int):
+        super().__init__()
+        self.factors = nn.Parameter(torch.full((len(self.SHARES),), 0.2))
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """Scores [B, G, R, N] to weights."""
+        counts = [max(1, scores.shape[-1] * part // whole) for part, whole in self.SHARES]
+        largest, index = scores.topk(counts[-1], -1)
+        weights = sum(
+            F.pad(largest[..., :count].softmax(-1) * factor, (0, counts[-1] - count))
+            for count, factor in zip(counts, self.factors.to(scores.dtype), strict=True)
+        )
+        return torch.zeros_like(scores).scatter(-1, index, weights)
+
+
 NORMALISERS: dict[str, Callable[[Tensor], Tensor] | type[nn.Module]] = {
     "softmax": softmax,
     "sigmoid": sigmoid,
@@ -135,9 +159,10 @@ NORMALISERS: dict[str, Callable[[Tensor], Tensor] | type[nn.Module]] = {
     "softplus": softplus,
     "standardise": Standardise,
     "taylor": taylor,
+    "topk_softmax": TopkSoftmax,
 }
 # those for which it does not matter what is added to all scores of a query
-SHIFT_INVARIANT = ("softmax", "sparsemax", "entmax15", "entmax")
+SHIFT_INVARIANT = ("softmax", "sparsemax", "entmax15", "entmax", "topk_softmax")
 
 
 def build_normaliser(name: str, num_heads: int) -> Callable[[Tensor], Tensor]:

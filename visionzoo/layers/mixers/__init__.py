@@ -20,6 +20,7 @@ from visionzoo.layers.mixers.cross_window import CrossWindowMixer
 from visionzoo.layers.mixers.data_dependent_conv import DataDependentConvMixer
 from visionzoo.layers.mixers.decoupled_fc import DecoupledFcMixer
 from visionzoo.layers.mixers.dual_attention import DualAttentionMixer
+from visionzoo.layers.mixers.dynamic_local import DynamicLocalMixer
 from visionzoo.layers.mixers.embedding_free import EmbeddingFreeMixer
 from visionzoo.layers.mixers.factorized import FactorizedMixer
 from visionzoo.layers.mixers.flow import FlowMixer
@@ -42,6 +43,7 @@ from visionzoo.layers.mixers.moving_average import MovingAverageMixer
 from visionzoo.layers.mixers.nchw import MixerNCHW
 from visionzoo.layers.mixers.neighborhood import NeighborhoodMixer
 from visionzoo.layers.mixers.nystrom import NystromMixer
+from visionzoo.layers.mixers.pattern import PatternMixer
 from visionzoo.layers.mixers.pool import PoolMixer
 from visionzoo.layers.mixers.routed import RoutedMixer
 from visionzoo.layers.mixers.score import ScoreMixer
@@ -52,6 +54,7 @@ from visionzoo.layers.mixers.spectral_gate import SpectralGateMixer
 from visionzoo.layers.mixers.subspace import SubspaceMixer
 from visionzoo.layers.mixers.super_token import SuperTokenMixer
 from visionzoo.layers.mixers.taylor_shift import TaylorShiftMixer
+from visionzoo.layers.mixers.token_choice import ExpertChoiceMixer, KMeansMixer
 from visionzoo.layers.mixers.window import WindowMixer
 from visionzoo.layers.specs import Spec, build_spec, by_part, in_turn, read_spec
 
@@ -65,7 +68,9 @@ __all__ = [
     "DataDependentConvMixer",
     "DecoupledFcMixer",
     "DualAttentionMixer",
+    "DynamicLocalMixer",
     "EmbeddingFreeMixer",
+    "ExpertChoiceMixer",
     "FactorizedMixer",
     "FlowMixer",
     "FocusedLinearMixer",
@@ -78,6 +83,7 @@ __all__ = [
     "HashedLinearMixer",
     "HiLoMixer",
     "InjectiveLinearMixer",
+    "KMeansMixer",
     "KolmogorovArnoldMixer",
     "LargeKernelFfnMixer",
     "LevitMixer",
@@ -88,6 +94,7 @@ __all__ = [
     "MovingAverageMixer",
     "NeighborhoodMixer",
     "NystromMixer",
+    "PatternMixer",
     "PoolMixer",
     "RoutedMixer",
     "ScoreMixer",
@@ -113,7 +120,9 @@ MIXERS: dict[str, type[Mixer]] = {
     "data_dependent_conv": DataDependentConvMixer,
     "decoupled_fc": DecoupledFcMixer,
     "dual_attention": DualAttentionMixer,
+    "dynamic_local": DynamicLocalMixer,
     "embedding_free": EmbeddingFreeMixer,
+    "expert_choice": ExpertChoiceMixer,
     "factorized": FactorizedMixer,
     "flow": FlowMixer,
     "focused_linear": FocusedLinearMixer,
@@ -126,6 +135,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "hashed_linear": HashedLinearMixer,
     "hilo": HiLoMixer,
     "injective_linear": InjectiveLinearMixer,
+    "kmeans": KMeansMixer,
     "kolmogorov_arnold": KolmogorovArnoldMixer,
     "large_kernel_ffn": LargeKernelFfnMixer,
     "levit": LevitMixer,
@@ -134,6 +144,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "moving_average": MovingAverageMixer,
     "neighborhood": NeighborhoodMixer,
     "nystrom": NystromMixer,
+    "pattern": PatternMixer,
     "pool": PoolMixer,
     "routed": RoutedMixer,
     "score": ScoreMixer,
