@@ -25,6 +25,7 @@ from visionzoo.layers.mixers.factorized import FactorizedMixer
 from visionzoo.layers.mixers.flow import FlowMixer
 from visionzoo.layers.mixers.focused_linear import FocusedLinearMixer
 from visionzoo.layers.mixers.forward_cross import ForwardCrossMixer
+from visionzoo.layers.mixers.fourier import FourierMixer
 from visionzoo.layers.mixers.full import FullMixer
 from visionzoo.layers.mixers.gated_positional import GatedPositionalMixer
 from visionzoo.layers.mixers.glu import GluMixer
@@ -39,6 +40,7 @@ from visionzoo.layers.mixers.levit import LevitMixer
 from visionzoo.layers.mixers.linear import LinearMixer
 from visionzoo.layers.mixers.mixture_of_heads import MixtureOfHeadsMixer
 from visionzoo.layers.mixers.moving_average import MovingAverageMixer
+from visionzoo.layers.mixers.multi_pool import MultiPoolMixer
 from visionzoo.layers.mixers.nchw import MixerNCHW
 from visionzoo.layers.mixers.neighborhood import NeighborhoodMixer
 from visionzoo.layers.mixers.nystrom import NystromMixer
@@ -70,6 +72,7 @@ __all__ = [
     "FlowMixer",
     "FocusedLinearMixer",
     "ForwardCrossMixer",
+    "FourierMixer",
     "FullMixer",
     "GatedPositionalMixer",
     "GluMixer",
@@ -86,6 +89,7 @@ __all__ = [
     "MixerNCHW",
     "MixtureOfHeadsMixer",
     "MovingAverageMixer",
+    "MultiPoolMixer",
     "NeighborhoodMixer",
     "NystromMixer",
     "PoolMixer",
@@ -118,6 +122,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "flow": FlowMixer,
     "focused_linear": FocusedLinearMixer,
     "forward_cross": ForwardCrossMixer,
+    "fourier": FourierMixer,
     "full": FullMixer,
     "gated_positional": GatedPositionalMixer,
     "glu": GluMixer,
@@ -132,6 +137,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "linear": LinearMixer,
     "mixture_of_heads": MixtureOfHeadsMixer,
     "moving_average": MovingAverageMixer,
+    "multi_pool": MultiPoolMixer,
     "neighborhood": NeighborhoodMixer,
     "nystrom": NystromMixer,
     "pool": PoolMixer,
