@@ -123,13 +123,35 @@ def neighborhood_attention() -> Iterator[Callable[[], object]]:
 
     from visionzoo.kernels.neighborhood_attention import triton as kernels
 
-    for dtype, head_dim, kernel in product((torch.bfloat16, torch.float32), (32, 64), (7, 13)):
+    for dtype, head_dim, (kernel, stride) in product(
+        (torch.bfloat16, torch.float32), (32, 64), ((7, 1), (13, 1), (7, 2), (7, 7), (13, 4))
+    ):
         q, k, v = torch.zeros(2, 28, 28, 3, 2, head_dim, dtype=dtype).unbind(3)
         for bias in (None, torch.zeros(2, 2 * kernel - 1, 2 * kernel - 1)):
-            arguments = (q, k, v, bias, [kernel, kernel], [1, 1], 0.1)
+            arguments = (q, k, v, bias, [kernel, kernel], [1, 1], [stride, stride], 0.1)
             yield lambda a=arguments: kernels._attend(*a)
             grad, lse = torch.zeros(q.shape, dtype=dtype), torch.zeros(q.shape[:4])
             yield lambda a=arguments, g=grad, s=lse: kernels._attend_backward(g, g, s, *a, a[3] is not None)
+
+
+def score_attention() -> Iterator[Callable[[], object]]:
+    """Yield calls that launch every kernel of the operation."""
+    import torch
+
+    from visionzoo.kernels.score_attention import triton as kernels
+    from visionzoo.kernels.score_attention.reference import NORMALISERS
+
+    kinds = [(torch.bfloat16, 64, NORMALISERS), (torch.bfloat16, 128, ["sigmoid", "softplus"])]
+    kinds += [(torch.float16, 64, ["relu"]), (torch.float32, 64, ["sigmoid", "signed_softmax"])]
+    for dtype, head_dim, names in kinds:
+        q, k, v = torch.zeros(2, 28, 28, 3, 2, head_dim, dtype=dtype).unbind(3)
+        for name in names:
+            yield lambda a=(q, k, v, name, 0.1, dtype): kernels._attend(*a)
+            grad = torch.zeros(q.shape, dtype=dtype)
+            sums = None if name in kernels._WITHOUT_SUM else torch.zeros(q.shape[:4])
+            yield lambda a=(grad, None if sums is None else grad, sums, q, k, v, name, 0.1): kernels._attend_backward(
+                *a
+            )
 
 
 def group_norm() -> Iterator[Callable[[], object]]:
@@ -168,6 +190,7 @@ OPERATIONS = {
         neighborhood_attention,
         route_regions,
         routed_attention,
+        score_attention,
     )
 }
 

@@ -1,4 +1,4 @@
-"""Measure ours against others: python tools/benchmark.py {operations,models,memory,reducers,report} [flags].
+"""Measure ours against others: python tools/benchmark.py SUITE [flags]; SUITE is one of those below, or report.
 
 Results go to benchmarks/GPU/ as they come, into SUITE.csv, and then as pictures and report.md. A measurement is named
 case/implementation/measure, see --list; --only and --skip take parts of such names, or patterns with * and ?. A case
@@ -14,6 +14,7 @@ if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds, is 
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,7 +28,9 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument(
-        "suite", choices=("operations", "models", "memory", "reducers", "report"), help="report: draw anew, only"
+        "suite",
+        choices=("operations", "models", "training", "memory", "reducers", "host", "report"),
+        help="report: draw anew, only",
     )
     made.add_argument("--only", type=_names, default=[], metavar="A,B", help="measure what fits one of these")
     made.add_argument("--skip", type=_names, default=[], metavar="A,B", help="but nothing that fits one of these")
@@ -61,7 +64,8 @@ def main() -> None:
     import torch  # after parsing: --help comes at once
 
     from visionzoo.benchmark import rivals
-    from visionzoo.benchmark.cases import Settings, path, select
+    from visionzoo.benchmark.cases import Case, Settings, path, select
+    from visionzoo.benchmark.host import host_cases
     from visionzoo.benchmark.memory import memory_cases
     from visionzoo.benchmark.models import model_cases
     from visionzoo.benchmark.operations import operation_cases
@@ -69,6 +73,7 @@ def main() -> None:
     from visionzoo.benchmark.report import write_report
     from visionzoo.benchmark.results import Results, folder_name
     from visionzoo.benchmark.runner import run_cases
+    from visionzoo.benchmark.training import training_cases
 
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -77,13 +82,15 @@ def main() -> None:
     if args.suite != "report":
         rivals.use_folder(args.rivals)
         settings = Settings(device, getattr(torch, args.dtype) if args.dtype else None, args.batch, args.quick)
-        suites = {
+        suites: dict[str, Callable[[Settings], Iterable[Case]]] = {
             "operations": operation_cases,
             "models": model_cases,
+            "training": training_cases,
             "memory": memory_cases,
             "reducers": reducer_cases,
+            "host": host_cases,
         }
-        cases = suites[args.suite](settings)
+        cases = list(suites[args.suite](settings))
         names = [case.name for case in cases]
         cases = select(cases, args.only, args.skip)
         if not cases:

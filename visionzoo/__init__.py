@@ -7,6 +7,7 @@
 from visionzoo import models  # importing it registers the families
 from visionzoo._version import __version__
 from visionzoo.exits import EarlyExitModel, ExitModel
+from visionzoo.graphs import graph_training_step
 from visionzoo.inference import optimize_for_inference
 from visionzoo.kernels import backends, set_backend, use_backend
 from visionzoo.layers.fuse import fuse
@@ -32,6 +33,7 @@ __all__ = [
     "feature_norms",
     "find_register_neurons",
     "fuse",
+    "graph_training_step",
     "head_attention",
     "load_weights",
     "models",

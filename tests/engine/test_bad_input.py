@@ -102,6 +102,7 @@ OPTIONS = [
     ("--torchcompile --torchcompile-mode nope", "--torchcompile-mode: expected one of default"),
     ("--aug-repeats 3", "--aug-repeats needs several processes"),
     ("--fsdp", "start several by torchrun"),
+    ("--cuda-graphs", "--cuda-graphs: what is recorded are launches on a CUDA device, this is cpu"),
     ("--aux-weight balance=1", "--aux-weight balance=1: test_convnext as built has no exits and no terms"),
     ("--aux-weight balance", "--aux-weight: expected key=value, got 'balance'"),
     ("--freeze", "--freeze trains the classifier alone, on features of random weights"),

@@ -19,6 +19,7 @@ from visionzoo.kernels import (
     neighborhood_attention,
     route_regions,
     routed_attention,
+    score_attention,
 )
 
 HEADS, HEAD_DIM = 2, 16
@@ -131,6 +132,15 @@ KINDS = {
         ("neighborhood_attention",),
         lambda q, k, v, bias: neighborhood_attention(q, k, v, kernel_size=3, bias=bias),
         {"bias": (HEADS, 5, 5)},
+    ),
+    "neighborhood with stride": Kind(
+        ("neighborhood_attention",), lambda q, k, v: neighborhood_attention(q, k, v, kernel_size=(3, 4), stride=(3, 2))
+    ),
+    "sigmoid of scores": Kind(
+        ("score_attention",), lambda q, k, v: score_attention(q, k[:, 1:], v[:, 1:], normaliser="sigmoid")
+    ),
+    "softplus of scores": Kind(
+        ("score_attention",), lambda q, k, v: score_attention(q, k, v, normaliser="softplus", scale=0.5)
     ),
     "linear": Kind(("linear_attention",), lambda q, k, v: linear_attention(q, k, v, feature_map="elu")),
     "focused linear": Kind(

@@ -25,7 +25,7 @@ def _low(tensors, dtype=torch.float32):
 
 
 CASES = {  # kernel, height, width, channels, batch
-    "several tiles along each axis, channels that fill none": (3, 9, 18, 65, 1),
+    "several tiles along each axis, channels that fill none": (3, 9, 9, 65, 1),
     "a kernel larger than the map": (5, 2, 3, 8, 1),
     "two channels": (3, 4, 3, 2, 1),
     "seven": (7, 4, 9, 16, 1),
@@ -43,9 +43,23 @@ def test_is_as_exact_as_plain_torch(name):
 def test_programs_that_sum_several_tiles_are_as_exact(monkeypatch):
     from visionzoo.kernels.depthwise_conv import triton
 
-    tall, columns, block, warps, _ = triton._weight_grad_size(3, 8)
-    monkeypatch.setattr(triton, "_weight_grad_size", lambda *_: (tall, columns, block, warps, 2))
+    monkeypatch.setattr(triton, "_WEIGHT_PROGRAMS", 2)
     check_against_float64(depthwise_conv, _case(3, 9, 9, 8, batch=2))
+
+
+def test_taps_of_large_maps_are_laid_out_first(monkeypatch):
+    from visionzoo.kernels.depthwise_conv import triton
+
+    monkeypatch.setattr(triton, "_SMALL", 8)
+    check_against_float64(depthwise_conv, _case(3, 5, 6, 12))
+
+
+def test_columns_of_large_kernels_are_summed_by_several_programs(monkeypatch):
+    from visionzoo.kernels.depthwise_conv import triton
+
+    side, *sizes = triton._weight_grad_size(5, 4)
+    monkeypatch.setattr(triton, "_weight_grad_size", lambda *_: (side - 3, *sizes))
+    check_against_float64(depthwise_conv, _case(5, 3, 4, 4, names=("x", "weight")))
 
 
 @pytest.mark.parametrize("names", [("x", "weight"), ("x", "weight", "bias"), ("x", "weight", "residual")])

@@ -25,8 +25,11 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_is_torchs_and_as_exact(name):
+@pytest.mark.parametrize(("name", "small"), [(name, 0) for name in SHAPES] + [("several parts of a sample", 2**15)])
+def test_is_torchs_and_as_exact(name, small, monkeypatch):
+    from visionzoo.kernels.group_norm import triton
+
+    monkeypatch.setattr(triton, "_SMALL", small)  # numbers of maps that one kernel normalises
     tensors = _case(*SHAPES[name])
     expected = F.group_norm(tensors["x"].permute(0, 3, 1, 2), 1, tensors["weight"], tensors["bias"], 1e-6)
     out = group_norm(**tensors, eps=1e-6)
@@ -37,12 +40,17 @@ def test_is_torchs_and_as_exact(name):
 def test_parts_of_several_tiles_are_as_exact(monkeypatch):
     from visionzoo.kernels.group_norm import triton
 
+    monkeypatch.setattr(triton, "_SMALL", 0)
     monkeypatch.setattr(triton, "_PROGRAMS", 4)
     monkeypatch.setattr(triton, "_TILE", 64)
     check_against_float64(group_norm, _case(2, 5, 7, 12))
 
 
-def test_large_means_cost_no_digits():
+@pytest.mark.parametrize("small", [0, 2**15])
+def test_large_means_cost_no_digits(small, monkeypatch):
+    from visionzoo.kernels.group_norm import triton
+
+    monkeypatch.setattr(triton, "_SMALL", small)
     tensors = {name: t.detach().float().to(DEVICE) for name, t in _case(2, 20, 20, 32, mean=1e4).items()}
     exact = group_norm(**{name: t.double() for name, t in tensors.items()})
     torch.testing.assert_close(group_norm(**tensors, backend="triton").double(), exact, rtol=1e-3, atol=1e-3)

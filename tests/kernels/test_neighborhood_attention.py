@@ -21,21 +21,26 @@ def _inputs(size=(7, 9), kernel_size=(3, 3), heads=2, dim=4, batch=2, dtype=torc
     return q, k, v, draw(heads, 2 * kernel_size[0] - 1, 2 * kernel_size[1] - 1)
 
 
-def _nearest(place, length, kernel_size, dilation):
-    """Of the places in the same group the kernel_size whose window is centred best: by trying them all."""
+def _nearest(place, length, kernel_size, dilation, stride):
+    """Of the places in the same group the kernel_size whose window is centred best: by trying them all.
+
+    Best on the middle one of the `stride` places that share it, or the last if that is not there.
+    """
     group = range(place % dilation, length, dilation)
     windows = [group[start : start + kernel_size] for start in range(len(group) - kernel_size + 1)]
-    return min(windows, key=lambda window: abs(window[kernel_size // 2] - place))
+    (together,) = [t for t in (group[i : i + stride] for i in range(0, len(group), stride)) if place in t]
+    leader = together[min(stride // 2, len(together) - 1)]
+    return min(windows, key=lambda window: abs(window[kernel_size // 2] - leader))
 
 
-def _loops(q, k, v, bias=None, *, kernel_size, dilation=(1, 1), scale=None):
+def _loops(q, k, v, bias=None, *, kernel_size, dilation=(1, 1), stride=(1, 1), scale=None):
     """One query at a time, its keys one by one."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     height, width = q.shape[1:3]
     outputs = []
     for i, j in itertools.product(range(height), range(width)):
-        rows = _nearest(i, height, kernel_size[0], dilation[0])
-        columns = _nearest(j, width, kernel_size[1], dilation[1])
+        rows = _nearest(i, height, kernel_size[0], dilation[0], stride[0])
+        columns = _nearest(j, width, kernel_size[1], dilation[1], stride[1])
         seen = list(itertools.product(rows, columns))
         scores = [scale * (q[:, i, j] * k[:, y, x]).sum(-1) for y, x in seen]  # [B, G] each
         if bias is not None:
@@ -58,16 +63,19 @@ CASES = {
     "groups of one neighborhood": ((6, 15), (3, 5), (2, 3)),
     "even kernels": ((7, 9), (4, 2), (1, 2)),
     "one neighbor": ((3, 4), (1, 1), (1, 3)),
+    "stride": ((7, 9), (3, 3), (1, 1), (2, 3)),
+    "stride and dilation in groups of unequal size": ((6, 11), (4, 5), (1, 2), (3, 2)),
+    "stride of one axis": ((5, 9), (2, 5), (1, 1), (1, 4)),
 }
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_output_and_every_gradient_are_those_of_loops(case, with_bias):
-    size, kernel_size, dilation = CASES[case]
+    size, kernel_size, *options = CASES[case]
     *qkv, bias = _inputs(size, kernel_size, batch=1)
     inputs = [*qkv, bias] if with_bias else qkv
-    options = {"kernel_size": kernel_size, "dilation": dilation}
+    options = {"kernel_size": kernel_size, **dict(zip(("dilation", "stride"), options, strict=False))}
     out = neighborhood_attention(*qkv, bias=bias if with_bias else None, **options)
     expected = _loops(*inputs, **options)
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
@@ -102,6 +110,12 @@ def test_outputs_are_nattens(name):
         assert relative_error(sample(out), record.arrays[key]) <= record.tolerance()
         moved = neighborhood_attention(q, k.roll(1, 2), v.roll(1, 2), bias=bias, **options)
         assert relative_error(sample(moved), record.arrays[key]) > 0.1
+
+
+def test_windows_with_the_stride_of_their_kernel_are_those_that_cut_a_map():
+    q, k, v, _ = _inputs((6, 8))
+    out = neighborhood_attention(q, k, v, kernel_size=(3, 4), stride=(3, 4))
+    torch.testing.assert_close(out, routed_attention(q, k, v, None, regions=2))
 
 
 def test_scale_reaches_products_and_not_the_bias():
@@ -164,7 +178,7 @@ def test_it_compiles_once_for_sizes_that_change():
     counter = CompileCounterWithBackend("aot_eager")
 
     def attend(q, k, v, bias):
-        return neighborhood_attention(q, k, v, kernel_size=3, dilation=2, bias=bias)
+        return neighborhood_attention(q, k, v, kernel_size=3, dilation=2, stride=(1, 2), bias=bias)
 
     compiled = torch.compile(attend, fullgraph=True, dynamic=True, backend=counter)
     for size in [(9, 7), (6, 8), (7, 20)]:
@@ -186,6 +200,8 @@ def test_it_compiles_once_for_sizes_that_change():
         ({"kernel_size": (3, 3, 3)}, r"kernel_size must be .* got \(3, 3, 3\)"),
         ({"dilation": 0}, "dilation must be a positive integer"),
         ({"dilation": 1.5}, "dilation must be a positive integer"),
+        ({"stride": 0}, "stride must be a positive integer"),
+        ({"stride": (2, 4)}, r"stride may be at most kernel_size.* got stride=\(2, 4\) and kernel_size=3"),
         ({"kernel_size": 5}, r"bias must be .* = \[2, 9, 9\] for kernel_size=\(5, 5\), got \(2, 5, 5\)"),
         ({"backend": "cuda"}, "unknown backend"),
         ({"backend": "triton"}, "cannot run"),

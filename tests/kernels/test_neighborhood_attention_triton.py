@@ -6,17 +6,19 @@ from kernels.triton_checks import DEVICE, check_against_float64, check_repeats
 
 from visionzoo.kernels import neighborhood_attention
 
-CASES = {  # (batch, height, width, heads, head width), kernel size, dilation
-    "tiles with borders": ((2, 5, 11, 1, 16), (3, 3), (1, 1)),
-    "the whole map": ((1, 5, 7, 2, 24), (5, 7), (1, 1)),
-    "dilated, with groups of unequal length": ((1, 7, 9, 1, 32), (3, 5), (2, 1)),
-    "an even kernel": ((1, 6, 8, 1, 16), (4, 2), (1, 2)),
-    "windows wider than a tile": ((1, 9, 12, 1, 16), (9, 11), (1, 1)),
+CASES = {  # (batch, height, width, heads, head width), kernel size, dilation, stride
+    "tiles with borders": ((2, 5, 11, 1, 16), (3, 3), (1, 1), (1, 1)),
+    "the whole map": ((1, 5, 7, 2, 24), (5, 7), (1, 1), (1, 1)),
+    "dilated, with groups of unequal length": ((1, 7, 9, 1, 32), (3, 5), (2, 1), (1, 1)),
+    "an even kernel": ((1, 6, 8, 1, 16), (4, 2), (1, 2), (1, 1)),
+    "windows wider than a tile": ((1, 9, 12, 1, 16), (9, 11), (1, 1), (1, 1)),
+    "stride and dilation": ((1, 5, 8, 1, 16), (2, 5), (2, 1), (2, 3)),
+    "a stride over several tiles": ((1, 2, 70, 1, 16), (1, 36), (1, 1), (1, 35)),
 }
 
 
 def _case(name, bias=False):
-    shape, kernel, dilation = CASES[name]
+    shape, kernel, dilation, stride = CASES[name]
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
@@ -24,7 +26,7 @@ def _case(name, bias=False):
 
     tensors = {key: draw(*shape) for key in "qkv"}
     tensors["bias"] = draw(shape[3], 2 * kernel[0] - 1, 2 * kernel[1] - 1) if bias else None
-    return tensors, {"kernel_size": kernel, "dilation": dilation}
+    return tensors, {"kernel_size": kernel, "dilation": dilation, "stride": stride}
 
 
 @pytest.mark.parametrize("name", CASES)

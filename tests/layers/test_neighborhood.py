@@ -26,16 +26,23 @@ def test_a_small_map_is_a_corner_of_one_that_is_just_large_enough(size):
     torch.testing.assert_close(mixer(x), mixer(padded)[:, : size[0], : size[1]])
 
 
-def test_a_kernel_and_a_dilation_for_each_axis_and_the_bias_reach_attention():
-    mixer = _mixer(kernel_size=(3, 5), dilation=(2, 1))
+def test_kernel_dilation_and_stride_for_each_axis_and_the_bias_reach_attention():
+    options = {"kernel_size": (3, 5), "dilation": (2, 1), "stride": (1, 4)}
+    mixer = _mixer(**options)
     assert mixer.relative_position_bias.table.shape == (2, 5, 9)
     x = torch.randn(1, 7, 8, 8, dtype=torch.float64)
     q, k, v = mixer.qkv(x).view(1, 7, 8, 3, 2, 4).unbind(3)
     table = mixer.relative_position_bias.table
-    expected = neighborhood_attention(q, k, v, kernel_size=(3, 5), dilation=(2, 1), bias=table)
+    expected = neighborhood_attention(q, k, v, **options, bias=table)
     torch.testing.assert_close(mixer(x), mixer.proj(expected.flatten(3)))
     without = build_mixer({"type": "neighborhood", "kernel_size": 3, "relative_position_bias": False}, 8, 2)
     assert not [name for name, _ in without.named_parameters() if "bias.table" in name]
+
+
+@pytest.mark.parametrize("stride", [0, (1, 4)])
+def test_a_stride_that_leaves_tokens_without_a_window_is_refused(stride):
+    with pytest.raises(ValueError, match="NeighborhoodMixer: stride must be from 1 to kernel_size, got stride="):
+        _mixer(kernel_size=3, stride=stride)
 
 
 def test_it_compiles_once_for_maps_that_are_large_enough():

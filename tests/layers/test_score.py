@@ -5,7 +5,9 @@ import pytest
 import timm
 import torch
 from golden import relative_error
+from kernels.triton_checks import DEVICE
 
+from visionzoo.kernels import explain, use_backend
 from visionzoo.layers.mixers import ScoreMixer, score
 from visionzoo.layers.normalisers import NORMALISERS, entmax, softplus
 from visionzoo.layers.scores import inverse_distances
@@ -316,6 +318,38 @@ def test_numbers_for_offsets_are_resized_about_offset_0():
 def test_plain_softmax_is_left_to_torch():
     assert ScoreMixer(8, 2).is_plain and ScoreMixer(8, 2, temperature="query").is_plain
     assert not any(_mixer(form).is_plain for form in FORMS if form not in ("softmax", "temperature_position"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"normaliser": "sigmoid", "temperature": "query"},
+        {"normaliser": "taylor", "qk_norm": "l2"},
+        {"normaliser": "relu", "temperature": "position", "qk_norm": "layer_norm"},
+    ],
+)
+def test_kernels_give_what_scores_that_are_held_give(options):
+    generator = torch.Generator().manual_seed(0)
+    mixer = ScoreMixer(8, 2, **options).to(DEVICE)
+    for parameter in mixer.parameters():
+        torch.nn.init.normal_(parameter, generator=generator) if DEVICE == "cpu" else torch.nn.init.normal_(parameter)
+    x = torch.randn(2, 3, 4, 8, generator=generator).to(DEVICE)
+    results = []
+    for backend in ("triton", "reference"):
+        with use_backend(backend), explain() as ran:
+            out = mixer(x)
+        fused = [d.backend for d in ran if d.operation == "score_attention"]
+        assert fused == ["triton"] * (backend == "triton")
+        results.append([out, *torch.autograd.grad(out.square().sum(), mixer.parameters())])
+    for own, expected in zip(*results, strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_scores_that_are_changed_are_not_left_to_kernels():
+    forms = [{"qk_norm": "l2"}, {"position_bias": True}, {"weight_groups": 2}, {"score": "neural"}, {"key_kernel": 3}]
+    found = [ScoreMixer(8, 2, normaliser="sigmoid", **form).has_kernels for form in forms]
+    assert found == [True, False, False, False, False]
+    assert not ScoreMixer(8, 2, normaliser="sparsemax").has_kernels and not ScoreMixer(8, 2).has_kernels
 
 
 def test_softplus_of_scores_too_low_for_its_sum_is_softmax():

@@ -11,18 +11,20 @@ import torch
 from engine.helpers import run_tool
 from torch import nn
 
-from visionzoo.benchmark import rivals
+from visionzoo.benchmark import rivals, timing
 from visionzoo.benchmark.cases import Absent, Case, Measurement, Run, Settings, path, select
 from visionzoo.benchmark.contest import Contender, Contest
+from visionzoo.benchmark.host import host_cases
 from visionzoo.benchmark.memory import biformer_builders, memory_cases, saved_bytes, step_case
 from visionzoo.benchmark.models import Mode, Pair, Twins, model_cases, pair_cases
 from visionzoo.benchmark.operations import attention_costs, operation_cases
 from visionzoo.benchmark.reducers import reducer_cases
-from visionzoo.benchmark.report import write_report
+from visionzoo.benchmark.report import results_table, write_report
 from visionzoo.benchmark.results import COLUMNS, Results, Row, read_rows
 from visionzoo.benchmark.runner import run_cases
 from visionzoo.benchmark.targets import QUANTITIES, Target, judge, targets
-from visionzoo.benchmark.timing import Ceilings, Timing
+from visionzoo.benchmark.timing import Budget, Ceilings, Timing, host_timing, launch_timing
+from visionzoo.benchmark.training import training_cases
 from visionzoo.engine import UserError
 from visionzoo.kernels import explain
 
@@ -230,13 +232,27 @@ def test_another_function_is_found_out(measure):
     }
 
 
-@pytest.mark.parametrize(("length", "kernel", "dilation"), [(7, 3, 1), (9, 3, 2), (14, 7, 2), (7, 7, 1), (13, 3, 4)])
-def test_rivals_see_the_neighborhood_of_natten(length, kernel, dilation):
-    seen = rivals.neighborhood(length, kernel, dilation, CPU)
+@pytest.mark.parametrize(
+    ("length", "kernel", "dilation", "stride"),
+    [
+        (7, 3, 1, 1),
+        (9, 3, 2, 1),
+        (14, 7, 2, 1),
+        (7, 7, 1, 1),
+        (13, 3, 4, 1),
+        (9, 4, 1, 4),
+        (13, 5, 2, 2),
+        (11, 3, 3, 3),
+    ],
+)
+def test_rivals_see_the_neighborhood_of_natten(length, kernel, dilation, stride):
+    seen = rivals.neighborhood(length, kernel, dilation, stride, CPU)
     for query in range(length):
         group = [key for key in range(length) if key % dilation == query % dilation]
-        # the window of `kernel` members around the query, moved inside where it would stick out
-        start = min(max(group.index(query) - kernel // 2, 0), len(group) - kernel)
+        # the window of `kernel` members around the middle of those that share it, moved inside where it would stick out
+        first = group.index(query) - group.index(query) % stride
+        leader = min(first + stride // 2, len(group) - 1)
+        start = min(max(leader - kernel // 2, 0), len(group) - kernel)
         assert seen[query].nonzero().flatten().tolist() == group[start : start + kernel]
 
 
@@ -259,6 +275,39 @@ def test_models_of_a_pair_agree_and_are_measured(tmp_path):
     assert [row.batch for row in rows] == [2] * 7 + [1] * 2
 
 
+def test_steps_are_measured_and_graphs_said_to_be_absent_on_the_cpu(tmp_path, monkeypatch):
+    tiny = {"depths": (1, 1), "embed_dims": (8, 16), "num_classes": 10}
+    monkeypatch.setattr(timm, "create_model", partial(timm.create_model, **tiny))
+    monkeypatch.setattr(Twins, "images", lambda self, batch: torch.randn(batch, 3, 32, 32))
+    cases = select(training_cases(SETTINGS, [Pair("zoo_poolformer_s12")]), skip=["/visionzoo-compiled/"])
+    results = Results(tmp_path / "training.csv")
+    run_cases(cases, SETTINGS, results)
+    rows = {row.implementation: row for row in read_rows(tmp_path / "training.csv")}
+    assert list(rows) == ["visionzoo", "visionzoo-graph", "visionzoo-compiled-graph"]
+    assert rows["visionzoo"].status == "ok" and rows["visionzoo"].busy_share is None
+    assert rows["visionzoo-graph"].status == "absent" and "this is cpu" in rows["visionzoo-graph"].reason
+    assert results.has(cases[0])
+    write_report(tmp_path)
+    assert (tmp_path / "training.png").stat().st_size > 5000
+
+
+def test_the_clock_is_looked_at_after_several_calls():
+    calls = []
+    timing = host_timing(lambda: calls.append(1), CPU, Budget(0, 0), calls=5)
+    assert timing.repeats == 3 and len(calls) == 4 * 5  # one time more to warm up
+
+
+def test_the_share_of_the_gpu_is_told_and_files_without_it_are_read(tmp_path):
+    row = Row("c/step", "visionzoo", "training", median_ms=8.0, low_ms=8.0, high_ms=8.0, busy_ms=6.0)
+    assert row.busy_share == 0.75 and "6 ms, 75%" in results_table([row])
+    results = Results(tmp_path / "r.csv")
+    results.add(row)
+    assert read_rows(tmp_path / "r.csv")[0].busy_ms == 6.0
+    lines = [line.rpartition(",")[0] for line in (tmp_path / "r.csv").read_text().splitlines()]
+    (tmp_path / "r.csv").write_text("\n".join(lines))
+    assert read_rows(tmp_path / "r.csv")[0].busy_ms is None
+
+
 def test_reducers_are_measured_against_the_tokens_that_are_left(tmp_path):
     small = {"depth": 4, "embed_dim": 24, "num_heads": 2, "size": 80}
     cases = reducer_cases(SETTINGS, "zoo_deit_t", rates=(0.5,), names=("class_attention", "token_pooling"), **small)
@@ -269,6 +318,36 @@ def test_reducers_are_measured_against_the_tokens_that_are_left(tmp_path):
     assert all(row.status == "ok" and row.images_per_second > 0 for row in rows)
     write_report(tmp_path)
     assert (tmp_path / "reducers.png").stat().st_size > 5000 and "keep-0.5" in (tmp_path / "report.md").read_text()
+
+
+def test_the_host_is_measured_beside_launches_that_nobody_here_wrote(tmp_path):
+    named = {case.name.partition("/")[0].removeprefix("host-") for case in host_cases(SETTINGS)}
+    assert named == {"launch", "window", "linear", "channel", "routing", "routed", "neighborhood", "halo"} | {
+        *("layer_norm", "group_norm", "depthwise")
+    }
+    cases = select(host_cases(SETTINGS), only=["host-launch/*", "host-layer_norm/7x7/visionzoo/*"], skip=["sdpa"])
+    run_cases(cases, SETTINGS, Results(tmp_path / "host.csv"))
+    rows = read_rows(tmp_path / "host.csv")
+    both = ("forward", "forward+backward")
+    assert [(row.implementation, row.measure, row.status) for row in rows] == [
+        ("triton-empty", "forward", "absent"),
+        *((name, measure, "ok") for name in ("torch-add", "torch-linear", "visionzoo") for measure in both),
+    ]
+    assert all(row.median_ms > 0 and row.replayed_ms is None for row in rows[1:])
+    write_report(tmp_path)
+    assert (tmp_path / "host.png").stat().st_size > 5000 and "host-layer_norm" in (tmp_path / "report.md").read_text()
+
+
+def test_the_hosts_clock_stops_before_the_device_is_done(monkeypatch):
+    clock, waited = [0.0], []
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+
+    def pass_(seconds):
+        clock[0] += seconds
+
+    monkeypatch.setattr(timing, "synchronize", lambda device: waited.append(device) or pass_(1.0))
+    assert launch_timing(lambda: pass_(0.002), CPU, Budget(0, 1)).median_ms == pytest.approx(2.0)
+    assert waited
 
 
 def test_models_that_differ_do_not_agree():
@@ -377,7 +456,7 @@ def test_memory_is_judged_by_what_must_be_held_and_by_its_growth():
 
 
 def test_every_aim_names_measurements_that_exist():
-    cases = [*operation_cases(SETTINGS), *model_cases(SETTINGS), *memory_cases(SETTINGS)]
+    cases = [*operation_cases(SETTINGS), *model_cases(SETTINGS), *training_cases(SETTINGS), *memory_cases(SETTINGS)]
     names = [path(case, m) for case in cases for m in case.measurements]
     assert len(names) == len(set(names))
     for target in targets():

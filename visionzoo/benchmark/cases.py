@@ -70,10 +70,13 @@ class Measurement:
         prepare: builds all that is needed before the clock starts; raises `Absent` where that cannot be.
         items: images that one call handles; None for operations.
         wall: time from the call to its finished result, not what the device does.
+        host: time until the call returns, whether or not the device has done what it launched.
         timed: False for measurements that only check.
         peak: whether the peak of memory says something (not inside CUDA graphs, whose memory is taken before).
         scale: of the time spent on it.
         replay: whether to time a CUDA graph of the call too.
+        calls: calls between two looks at the clock, where `wall` holds; the times are those of one.
+        busy: whether to add up what the device does in a call.
     """
 
     implementation: str
@@ -81,10 +84,13 @@ class Measurement:
     prepare: Callable[[], Run]
     items: int | None = None
     wall: bool = False
+    host: bool = False
     timed: bool = True
     peak: bool = True
     scale: float = 1.0
     replay: bool = False
+    calls: int = 1
+    busy: bool = False
 
 
 @dataclass

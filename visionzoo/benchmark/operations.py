@@ -27,7 +27,7 @@ MAP_BATCH = 128  # of convolutions and norms, whose maps are quick to read
 
 def operation_cases(settings: Settings) -> list[Case]:
     """List all cases of operations."""
-    groups = (_routed, _routing, _neighborhood, _window, _halo, _linear, _depthwise, _group_norm, _channel)
+    groups = (_routed, _routing, _neighborhood, _window, _halo, _score, _linear, _depthwise, _group_norm, _channel)
     return [case for group in groups for case in group(settings)]
 
 
@@ -78,24 +78,25 @@ def routed_case(
 
 def _routing(settings: Settings) -> Iterator[Case]:
     for side, heads, topk in ((56, 2, 1), (28, 4, 4), (14, 8, 16)):
+        yield routing_case(settings, f"routing/{side}x{side}-g{heads}-d32-k{topk}", side=side, heads=heads, topk=topk)
 
-        def draw(normal: Draw, side: int = side, heads: int = heads) -> Inputs:
-            return {name: normal(normal.batch, side, side, heads, 32) for name in "qk"}
 
-        contenders = {
-            **zoo("route_regions", regions=7, topk=topk),
-            "authors": Contender(rivals.authors_router(7, topk)),
-            "authors-compiled": Contender(compiled(rivals.authors_router(7, topk))),
-        }
-        yield Contest(
-            settings,
-            f"routing/{side}x{side}-g{heads}-d32-k{topk}",
-            BATCH,
-            f"{side}x{side}, {heads} heads of 32, 7x7 regions, top-{topk}",
-            draw,
-            contenders,
-            partial(_routing_costs, side * side * heads * 32),
-        ).case(side * side)
+def routing_case(settings: Settings, name: str, *, side: int, heads: int, topk: int) -> Case:
+    """Routing of 7×7 regions, with heads of 32."""
+
+    def draw(normal: Draw) -> Inputs:
+        return {name: normal(normal.batch, side, side, heads, 32) for name in "qk"}
+
+    contenders = {
+        **zoo("route_regions", regions=7, topk=topk),
+        "authors": Contender(rivals.authors_router(7, topk)),
+        "authors-compiled": Contender(compiled(rivals.authors_router(7, topk))),
+    }
+    shape, costs = (
+        f"{side}x{side}, {heads} heads of 32, 7x7 regions, top-{topk}",
+        partial(_routing_costs, side * side * heads * 32),
+    )
+    return Contest(settings, name, BATCH, shape, draw, contenders, costs).case(side * side)
 
 
 def _routing_costs(numbers: int, batch: int, itemsize: int) -> dict[str, Cost]:
@@ -119,9 +120,15 @@ def _neighborhood(settings: Settings) -> Iterator[Case]:
                     dilation=dilation,
                     bias=bias,
                 )
-    yield neighborhood_case(
-        settings, "neighborhood/128x128-g4-d64-k13-x1", batch=8, side=128, heads=4, depth=64, kernel_size=13
-    )
+    large: dict[str, Any] = {"batch": 8, "side": 128, "heads": 4, "depth": 64}
+    yield neighborhood_case(settings, "neighborhood/128x128-g4-d64-k13-x1", **large, kernel_size=13)
+    # with a stride that leaves windows which overlap, and as windows that cut the map
+    middle: dict[str, Any] = {"batch": BATCH, "side": 56, "heads": 2, "depth": 32}
+    for sizes, kernel_size, strides in ((middle, 7, (2, 4, 7)), (large, 13, (4,)), (large, 16, (8, 16))):
+        for stride in strides:
+            side, heads, depth = (sizes[key] for key in ("side", "heads", "depth"))
+            name = f"neighborhood/{side}x{side}-g{heads}-d{depth}-k{kernel_size}-s{stride}"
+            yield neighborhood_case(settings, name, **sizes, kernel_size=kernel_size, stride=stride)
 
 
 def neighborhood_case(
@@ -134,9 +141,13 @@ def neighborhood_case(
     depth: int,
     kernel_size: int,
     dilation: int = 1,
+    stride: int = 1,
     bias: bool = False,
 ) -> Case:
-    """Neighborhood attention, with or without relative position bias."""
+    """Neighborhood attention, with or without relative position bias.
+
+    With a stride "visionzoo-stride-1" is what it is to be faster than: each token's own window.
+    """
 
     def draw(normal: Draw) -> Inputs:
         inputs = {name: normal(normal.batch, side, side, heads, depth) for name in "qkv"}
@@ -145,17 +156,21 @@ def neighborhood_case(
         return inputs
 
     contenders = {
-        **zoo("neighborhood_attention", kernel_size=kernel_size, dilation=dilation),
-        "flex": Contender(rivals.flex_neighborhood_attention(kernel_size, dilation)),
+        **zoo("neighborhood_attention", kernel_size=kernel_size, dilation=dilation, stride=stride),
+        "flex": Contender(rivals.flex_neighborhood_attention(kernel_size, dilation, stride)),
         "sdpa": Contender(rivals.dense_attention(), same=side == kernel_size and not bias),
     }
+    if stride > 1:
+        each = partial(operation("neighborhood_attention"), kernel_size=kernel_size, dilation=dilation)
+        contenders["visionzoo-stride-1"] = Contender(lambda _: each, same=False)
     if not bias:
-        contenders["natten"] = Contender(rivals.natten(kernel_size, dilation))
+        contenders["natten"] = Contender(rivals.natten(kernel_size, dilation, stride))
         if side <= 128:
-            mask = rivals.neighborhood_mask(kernel_size, dilation)
+            mask = rivals.neighborhood_mask(kernel_size, dilation, stride)
             contenders["sdpa-masked"] = Contender(rivals.dense_attention(mask))
     costs = attention_costs(side * side, heads, depth, kernel_size**2)
-    shape = f"{side}x{side}, {heads} heads of {depth}, kernel {kernel_size}, dilation {dilation}{', bias' * bias}"
+    shape = f"{side}x{side}, {heads} heads of {depth}, kernel {kernel_size}, dilation {dilation}"
+    shape += f"{f', stride {stride}' * (stride > 1)}{', bias' * bias}"
     return Contest(settings, name, batch, shape, draw, contenders, costs, shared=("bias",)).case(side * side)
 
 
@@ -230,6 +245,34 @@ def halo_case(settings: Settings, name: str, side: int, heads: int, depth: int) 
     return Contest(settings, name, BATCH, shape, draw, contenders, costs, shared=("rel_height", "rel_width")).case(
         side**2
     )
+
+
+def _score(settings: Settings) -> Iterator[Case]:
+    for side, heads, depth, batch in ((64, 8, 64, 8), (14, 6, 64, BATCH)):  # 4,096 tokens; ViT-S at 224 px
+        names = ("sigmoid", "relu", "signed_softmax", "softplus", "taylor") if side == 64 else ("sigmoid",)
+        for normaliser in names:
+            name = f"score/{side}x{side}-g{heads}-d{depth}-{normaliser}"
+            sizes: dict[str, Any] = {"batch": batch, "side": side, "heads": heads, "depth": depth}
+            yield score_case(settings, name, **sizes, normaliser=normaliser)
+
+
+def score_case(
+    settings: Settings, name: str, *, batch: int, side: int, heads: int, depth: int, normaliser: str
+) -> Case:
+    """Attention with weights that are a function of the scores, beside the softmax of torch."""
+
+    def draw(normal: Draw) -> Inputs:
+        return {name: normal(normal.batch, side, side, heads, depth) for name in "qkv"}
+
+    ours = zoo("score_attention", normaliser=normaliser)
+    contenders = {
+        **ours,
+        "visionzoo-reference-compiled": Contender(compiled(ours["visionzoo-reference"].make)),
+        "sdpa": Contender(rivals.dense_attention(), same=False),
+    }
+    costs = attention_costs(side * side, heads, depth, side * side)
+    shape = f"{side}x{side}, {heads} heads of {depth}, {normaliser}"
+    return Contest(settings, name, batch, shape, draw, contenders, costs).case(side * side)
 
 
 def _linear(settings: Settings) -> Iterator[Case]:
@@ -335,47 +378,55 @@ def depthwise_case(
 
 def _group_norm(settings: Settings) -> Iterator[Case]:
     for side, dim in ((56, 64), (28, 128), (14, 320), (7, 512)):  # poolformer_s12 at 224 px
+        yield group_norm_case(settings, f"group_norm/{side}x{side}-c{dim}", side, dim)
 
-        def draw(normal: Draw, side: int = side, dim: int = dim) -> Inputs:
-            return {"x": normal(normal.batch, side, side, dim), "weight": normal(dim, mean=1.0), "bias": normal(dim)}
 
-        def costs(batch: int, itemsize: int, numbers: int = side * side * dim) -> dict[str, Cost]:
-            # read for the statistics, read again and write; backward: read input and gradient twice, and write
-            passes = batch * numbers * itemsize
-            return {FORWARD: Cost(3 * passes, 0), BOTH: Cost((3 + 5) * passes, 0)}
+def group_norm_case(settings: Settings, name: str, side: int, dim: int) -> Case:
+    """Group normalisation with one group."""
 
-        contenders = {
-            **zoo("group_norm"),
-            "torch-nchw": Contender(rivals.group_norm_nchw, same=False, rearrange=rivals.channels_first),
-        }
-        name, shape = f"group_norm/{side}x{side}-c{dim}", f"{side}x{side}, {dim} channels"
-        yield Contest(settings, name, MAP_BATCH, shape, draw, contenders, costs, shared=("weight", "bias")).case(
-            side**2
-        )
+    def draw(normal: Draw) -> Inputs:
+        return {"x": normal(normal.batch, side, side, dim), "weight": normal(dim, mean=1.0), "bias": normal(dim)}
+
+    def costs(batch: int, itemsize: int) -> dict[str, Cost]:
+        # read for the statistics, read again and write; backward: read input and gradient twice, and write
+        passes = batch * side * side * dim * itemsize
+        return {FORWARD: Cost(3 * passes, 0), BOTH: Cost((3 + 5) * passes, 0)}
+
+    contenders = {
+        **zoo("group_norm"),
+        "torch-nchw": Contender(rivals.group_norm_nchw, same=False, rearrange=rivals.channels_first),
+    }
+    shape = f"{side}x{side}, {dim} channels"
+    return Contest(settings, name, MAP_BATCH, shape, draw, contenders, costs, shared=("weight", "bias")).case(side**2)
 
 
 def _channel(settings: Settings) -> Iterator[Case]:
     for side, heads in ((56, 3), (28, 6), (14, 12), (7, 24)):  # davit_t at 224 px
+        yield channel_case(settings, f"channel/{side}x{side}-g{heads}-d32", side, heads)
 
-        def draw(normal: Draw, side: int = side, heads: int = heads) -> Inputs:
-            return {name: normal(normal.batch, side, side, heads, 32) for name in "qkv"}
 
-        def costs(batch: int, itemsize: int, side: int = side, heads: int = heads) -> dict[str, Cost]:
-            # read q, k and v, write the output; backward: read those and the output's gradient, write three gradients.
-            # Two products forward, four more backward, and that of the keys and values once more.
-            numbers, product = batch * side**2 * heads * 32, 2 * batch * side**2 * heads * 32**2
-            return {
-                FORWARD: Cost(4 * numbers * itemsize, 2 * product),
-                BOTH: Cost((4 + 7) * numbers * itemsize, (2 + 5) * product),
-            }
+def channel_case(settings: Settings, name: str, side: int, heads: int) -> Case:
+    """Channel attention with heads of 32."""
 
-        ours = zoo("channel_attention")
-        contenders = {
-            **ours,
-            "visionzoo-reference-compiled": Contender(compiled(ours["visionzoo-reference"].make)),
+    def draw(normal: Draw) -> Inputs:
+        return {name: normal(normal.batch, side, side, heads, 32) for name in "qkv"}
+
+    def costs(batch: int, itemsize: int) -> dict[str, Cost]:
+        # read q, k and v, write the output; backward: read those and the output's gradient, write three gradients.
+        # Two products forward, four more backward, and that of the keys and values once more.
+        numbers, product = batch * side**2 * heads * 32, 2 * batch * side**2 * heads * 32**2
+        return {
+            FORWARD: Cost(4 * numbers * itemsize, 2 * product),
+            BOTH: Cost((4 + 7) * numbers * itemsize, (2 + 5) * product),
         }
-        name, shape = f"channel/{side}x{side}-g{heads}-d32", f"{side}x{side}, {heads} heads of 32"
-        yield Contest(settings, name, BATCH, shape, draw, contenders, costs).case(side**2)
+
+    ours = zoo("channel_attention")
+    contenders = {
+        **ours,
+        "visionzoo-reference-compiled": Contender(compiled(ours["visionzoo-reference"].make)),
+    }
+    shape = f"{side}x{side}, {heads} heads of 32"
+    return Contest(settings, name, BATCH, shape, draw, contenders, costs).case(side**2)
 
 
 def attention_costs(tokens: int, heads: int, depth: int, keys: int) -> Callable[[int, int], dict[str, Cost]]:

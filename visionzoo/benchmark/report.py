@@ -12,7 +12,7 @@ from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import UserError, require
 from visionzoo.text import markdown_table
 
-SUITES = ("operations", "models", "memory", "reducers")
+SUITES = ("operations", "models", "training", "memory", "reducers", "host")
 REPORT = "report.md"
 COLOURS = {"visionzoo": "tab:red", "authors": "tab:blue", "timm": "tab:blue", "flex": "tab:green", "natten": "tab:cyan"}
 
@@ -78,7 +78,8 @@ def aims_table(verdicts: Iterable[Verdict]) -> str:
 
 def results_table(rows: Iterable[Row]) -> str:
     """Lay out rows as Markdown."""
-    header = ("Case", "Implementation", "What", "ms", "Replayed ms", "img/s", "Floor ms", "Peak MiB", "Error", "Remark")
+    header = [*("Case", "Implementation", "What", "ms", "Replayed ms", "GPU busy", "img/s", "Floor ms", "Peak MiB")]
+    header += ["Error", "Remark"]
     lines = []
     for row in rows:
         error = "" if row.error is None else f"{row.error:.1e}" + ("" if row.agrees else " **differs**")
@@ -90,6 +91,7 @@ def results_table(rows: Iterable[Row]) -> str:
                 row.measure,
                 time if row.status == "ok" else row.status,
                 _number(row.replayed_ms, ".4g"),
+                "" if row.busy_share is None else f"{row.busy_ms:.4g} ms, {row.busy_share:.0%}",
                 _number(row.images_per_second, ".0f"),
                 _number(row.floor_ms, ".3g"),
                 _number(row.peak_mib, ".1f"),
@@ -165,6 +167,27 @@ def draw_models(rows: Sequence[Row]) -> dict[str, Any]:
     return {"models": figure}
 
 
+def draw_training(rows: Sequence[Row]) -> dict[str, Any]:
+    """Draw a panel a model: what a step takes in each way, and in it what the GPU is busy for."""
+    cases = list(dict.fromkeys(row.case for row in rows if row.median_ms is not None))
+    figure, panels = _figure(max(len(cases), 1), columns=3, height=2.4)
+    for panel, case in zip(panels, cases, strict=False):
+        own = [row for row in rows if row.case == case]
+        labels = [row.implementation for row in own]
+        bars = panel.barh(
+            labels, [row.median_ms or 0 for row in own], color=[_colour(name) for name in labels], alpha=0.4
+        )
+        written = ["not measured" if row.median_ms is None else f"{row.median_ms:.3g}" for row in own]
+        panel.bar_label(bars, labels=written, fontsize=6, padding=2)
+        panel.barh(labels, [row.busy_ms or 0 for row in own], height=0.4, color=[_colour(name) for name in labels])
+        panel.tick_params(labelsize=6)
+        panel.margins(x=0.2)
+        panel.invert_yaxis()
+        panel.set_xlabel("ms a step; full colour: the GPU is busy", fontsize=6)
+        panel.set_title(f"{case}, {own[0].dtype}, batch {own[0].batch}", fontsize=7)
+    return {"training": figure}
+
+
 def draw_memory(rows: Sequence[Row]) -> dict[str, Any]:
     """Draw time and memory against tokens for each series, and what training steps take and must hold."""
     series = list(dict.fromkeys(row.case.split("/")[0] for row in rows if row.tokens is not None))
@@ -215,11 +238,37 @@ def draw_reducers(rows: Sequence[Row]) -> dict[str, Any]:
     return {"reducers": figure}
 
 
+def draw_host(rows: Sequence[Row]) -> dict[str, Any]:
+    """Draw a panel a measure: bars of µs a call, and what an empty launch takes as a line."""
+    measured = [row for row in rows if row.median_ms is not None]
+    measures = list(dict.fromkeys(row.measure for row in measured))
+    most = max((sum(row.measure == measure for row in measured) for measure in measures), default=1)
+    figure, panels = _figure(max(len(measures), 1), columns=2, height=1 + 0.17 * most)
+    empty = [1e3 * (row.median_ms or 0) for row in measured if row.implementation == "triton-empty"]
+    for panel, measure in zip(panels, measures, strict=False):
+        own = [row for row in measured if row.measure == measure]
+        colours = [_colour(row.implementation) for row in own]
+        labels = [f"{row.case.removeprefix('host-')} {row.implementation}" for row in own]
+        bars = panel.barh(range(len(own)), [1e3 * (row.median_ms or 0) for row in own], color=colours)
+        panel.bar_label(bars, fmt="%.0f", fontsize=6, padding=2)
+        panel.set_yticks(range(len(own)), labels)
+        panel.tick_params(labelsize=6)
+        panel.margins(x=0.1, y=0.01)
+        panel.invert_yaxis()
+        for value in empty:
+            panel.axvline(value, color="black", linewidth=0.8)
+        panel.set_xlabel("µs until the call returns; line: an empty launch of Triton", fontsize=7)
+        panel.set_title(f"{measure}: {own[0].dtype}, batch {own[0].batch}", fontsize=8)
+    return {"host": figure}
+
+
 DRAW: dict[str, Callable[[Sequence[Row]], dict[str, Any]]] = {
     "operations": draw_operations,
     "models": draw_models,
+    "training": draw_training,
     "memory": draw_memory,
     "reducers": draw_reducers,
+    "host": draw_host,
 }
 
 

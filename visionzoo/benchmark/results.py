@@ -24,10 +24,10 @@ class Row:
     """One measurement, with all that is needed to read it alone.
 
     Times are milliseconds, memory is MiB. `median_ms` is that of a call as one makes it, `replayed_ms` that of a CUDA
-    graph of it: where the first is much longer, launching takes the time. `status` is "ok"; "absent" (the
-    implementation cannot take part here), "failed" or "skipped" (no time was left), each with its `reason`, which for
-    "ok" is a remark. `peak_mib` is what a call takes beyond `fixed_mib`, its inputs and weights; `held_mib` is
-    explained in `visionzoo.benchmark.memory`.
+    graph of it, `busy_ms` what kernels take in a call: where the first is much longer, launching takes the time.
+    `status` is "ok"; "absent" (the implementation cannot take part here), "failed" or "skipped" (no time was left),
+    each with its `reason`, which for "ok" is a remark. `peak_mib` is what a call takes beyond `fixed_mib`, its inputs
+    and weights; `held_mib` is explained in `visionzoo.benchmark.memory`.
     `error` is relative to a reference in float64, `allowed_error` tells another function from rounding.
     """
 
@@ -63,6 +63,12 @@ class Row:
     timm: str = ""
     visionzoo: str = ""
     python: str = ""
+    busy_ms: float | None = None
+
+    @property
+    def busy_share(self) -> float | None:
+        """Share of a call's time in which the GPU was busy; None where that was not measured."""
+        return self.busy_ms / self.median_ms if self.busy_ms and self.median_ms else None
 
     @property
     def agrees(self) -> bool | None:
@@ -72,6 +78,7 @@ class Row:
         return self.error <= self.allowed_error
 
 
+LATER = ("busy_ms",)  # columns that files of earlier versions lack
 COLUMNS = [field.name for field in fields(Row)]
 _NUMBERS = {
     field.name: int if "int" in str(field.type) else float for field in fields(Row) if "None" in str(field.type)
@@ -145,7 +152,7 @@ def read_rows(path: Path) -> list[Row]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if reader.fieldnames != COLUMNS:
+        if reader.fieldnames not in (COLUMNS, COLUMNS[: -len(LATER)]):
             raise UserError(
                 f"{path} has other columns than this version of visionzoo writes; move it away, or name another folder "
                 "with --output"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -141,34 +142,37 @@ def _additive(keep: Tensor, dtype: torch.dtype) -> Tensor:
 # Neighborhood attention
 
 
-def neighborhood(length: int, kernel_size: int, dilation: int, device: torch.device) -> Tensor:
+def neighborhood(length: int, kernel_size: int, dilation: int, stride: int, device: torch.device) -> Tensor:
     """Which keys along one axis a query sees, by NATTEN's rule: bool [length, length]."""
-    group, place, start = _neighbors(torch.arange(length, device=device), length, kernel_size, dilation)
+    group, place, start = _neighbors(torch.arange(length, device=device), length, kernel_size, dilation, stride)
     near = (place >= start[:, None]) & (place < start[:, None] + kernel_size)
     return near & (group == group[:, None])
 
 
-def _neighbors(position: Tensor, length: int, kernel_size: int, dilation: int) -> tuple[Tensor, Tensor, Tensor]:
+def _neighbors(
+    position: Tensor, length: int, kernel_size: int, dilation: int, stride: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the dilation group of positions, their place in it, and the first place that each of them sees."""
     group, place = position % dilation, position // dilation
     members = (length - group + dilation - 1) // dilation
-    start = torch.minimum((place - kernel_size // 2).clamp(min=0), members - kernel_size)
+    leader = torch.minimum(place // stride * stride + stride // 2, members - 1)
+    start = torch.minimum((leader - kernel_size // 2).clamp(min=0), members - kernel_size)
     return group, place, start
 
 
-def neighborhood_mask(kernel_size: int, dilation: int) -> Callable[[Inputs], Tensor]:
+def neighborhood_mask(kernel_size: int, dilation: int, stride: int = 1) -> Callable[[Inputs], Tensor]:
     """For dense attention: -inf [1, 1, N, N] outside of the neighborhoods."""
 
     def mask(inputs: Inputs) -> Tensor:
         q = inputs["q"]
-        rows, columns = (neighborhood(length, kernel_size, dilation, q.device) for length in q.shape[1:3])
+        rows, columns = (neighborhood(length, kernel_size, dilation, stride, q.device) for length in q.shape[1:3])
         keep = rows[:, None, :, None] & columns[None, :, None, :]  # [H, W, H, W]
         return _additive(keep.flatten(2).flatten(0, 1)[None, None], q.dtype)
 
     return mask
 
 
-def flex_neighborhood_attention(kernel_size: int, dilation: int) -> Maker:
+def flex_neighborhood_attention(kernel_size: int, dilation: int, stride: int = 1) -> Maker:
     """Neighborhood attention by FlexAttention, tokens row by row; with the bias where the case has one."""
 
     def make(inputs: Inputs) -> Callable[..., Tensor]:
@@ -178,7 +182,7 @@ def flex_neighborhood_attention(kernel_size: int, dilation: int) -> Maker:
         tokens = height * width
 
         def sees(query: Tensor, key: Tensor, length: int) -> Tensor:
-            group, _, start = _neighbors(query, length, kernel_size, dilation)
+            group, _, start = _neighbors(query, length, kernel_size, dilation, stride)
             place = key // dilation
             return (key % dilation == group) & (place >= start) & (place < start + kernel_size)
 
@@ -209,7 +213,7 @@ def flex_neighborhood_attention(kernel_size: int, dilation: int) -> Maker:
     return make
 
 
-def natten(kernel_size: int, dilation: int) -> Maker:
+def natten(kernel_size: int, dilation: int, stride: int = 1) -> Maker:
     """NATTEN's fused neighborhood attention; it has no bias."""
 
     def make(_: Inputs) -> Callable[..., Tensor]:
@@ -218,7 +222,8 @@ def natten(kernel_size: int, dilation: int) -> Maker:
             attention = getattr(package, "na2d", None) or import_module("natten.functional").na2d
         except (ImportError, AttributeError) as error:
             raise Absent(f"natten.na2d cannot be imported ({error})") from error
-        return lambda q, k, v: attention(q, k, v, kernel_size=kernel_size, dilation=dilation)
+        options = {"kernel_size": kernel_size, "dilation": dilation} | ({"stride": stride} if stride > 1 else {})
+        return partial(attention, **options)
 
     return make
 

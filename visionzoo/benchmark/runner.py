@@ -7,13 +7,22 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from visionzoo.benchmark.cases import Absent, Case, Measurement, Settings
 from visionzoo.benchmark.results import Results, Row, environment
-from visionzoo.benchmark.timing import Ceilings, device_timing, host_timing, peak_bytes, replayed_ms
+from visionzoo.benchmark.timing import (
+    Ceilings,
+    busy_ms,
+    device_timing,
+    host_timing,
+    launch_timing,
+    peak_bytes,
+    replayed_ms,
+)
 from visionzoo.engine.errors import require
 from visionzoo.kernels import explain
 from visionzoo.kernels.dispatch import Decision
@@ -97,7 +106,8 @@ def _measure(row: Row, measurement: Measurement, settings: Settings) -> None:
         if measurement.peak:
             peak = peak_bytes(run.call, settings.device)
             row.peak_mib = None if peak is None else peak / MIB
-        clock = host_timing if measurement.wall else device_timing
+        in_calls = partial(host_timing, calls=measurement.calls)
+        clock = launch_timing if measurement.host else in_calls if measurement.wall else device_timing
         timing = clock(run.call, settings.device, settings.budget(measurement.scale))
         row.median_ms, row.low_ms, row.high_ms, row.repeats = (
             timing.median_ms,
@@ -107,6 +117,8 @@ def _measure(row: Row, measurement: Measurement, settings: Settings) -> None:
         )
         if measurement.replay:
             row.replayed_ms = _replay(run.call, settings, measurement.scale)
+        if measurement.busy:
+            row.busy_ms = busy_ms(run.call, settings.device)
         if measurement.items is not None:
             row.images_per_second = 1e3 * measurement.items / timing.median_ms
     except Absent as error:
@@ -164,6 +176,8 @@ def summary(row: Row) -> str:
         parts.append(f"{row.median_ms:.4g} ms ({row.low_ms:.4g} to {row.high_ms:.4g})")
     if row.replayed_ms is not None:
         parts.append(f"replayed {row.replayed_ms:.4g} ms")
+    if row.busy_ms is not None:
+        parts.append(f"GPU busy {row.busy_ms:.4g} ms")
     if row.images_per_second is not None:
         parts.append(f"{row.images_per_second:.0f} img/s")
     if row.floor_ms is not None:

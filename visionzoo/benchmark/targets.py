@@ -80,6 +80,14 @@ def targets() -> Iterator[Target]:
         for measure in ("forward", both):
             yield Target(f"neighborhood/{stage}", measure, faster, 1.0, "sdpa")
 
+    for stage in ("56x56-g2-d32-k7-s4", "56x56-g2-d32-k7-s7", "128x128-g4-d64-k13-s4", "128x128-g4-d64-k16-s8"):
+        for measure in ("forward", both):
+            yield Target(f"neighborhood/{stage}", measure, faster, 1.0, "natten")
+            yield Target(f"neighborhood/{stage}", measure, faster, 1.1, "visionzoo-stride-1")
+
+    for measure in ("forward", both):
+        yield Target("score/64x64-g8-d64-sigmoid", measure, faster, 1.0, "sdpa")
+
     for shape in ("56x56-g2-d32", "256x256-g4-d32"):
         for feature_map in ("focused", "relu", "elu", "softmax"):
             yield Target(f"linear/{shape}-{feature_map}", "forward", "times the floor", 2.5)
@@ -100,6 +108,11 @@ def targets() -> Iterator[Target]:
         yield Target(f"{model}/compiled", "inference", faster, 1.0, "timm-compiled", compiled)
         yield Target(f"{model}/compiled", "inference", faster, 1.2, "timm-compiled", optimized)
         yield Target(f"{model}/latency", "latency", faster, 1.0, "timm")
+    graphed = "visionzoo-compiled-graph"
+    yield Target("biformer_t/step", "training", faster, 4.5, "authors", graphed)
+    for model in ("davit_t", "pvtv2_b1", "shvit_s1", "levit_128s", "poolformer_s12", "swin_t"):
+        yield Target(f"{model}/step", "training", faster, 1.5, "timm", graphed)
+        yield Target(f"{model}/step", "training", faster, 1.15, "timm-compiled-graph", graphed)
     for pair in smallest():
         yield Target(f"{pair.name}/latency", "latency", "ms", 1.5, ours=optimized)
 

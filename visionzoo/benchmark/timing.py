@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+_AT_ONCE = 20  # calls between two looks at the clock, with up to a dozen launches each: queues hold about a thousand
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -59,25 +61,59 @@ def replayed_ms(call: Callable[[], Any], device: torch.device, budget: Budget) -
     return do_bench_cudagraph(call, rep=budget.repeat_ms, return_mode="median")
 
 
-def host_timing(call: Callable[[], Any], device: torch.device, budget: Budget) -> Timing:
-    """Time from a call to its finished result, as the one waits who called; at least three calls."""
+def busy_ms(call: Callable[[], Any], device: torch.device, calls: int = 3) -> float | None:
+    """Add up what kernels and copies on the device take in a call, by torch's profiler; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    from torch.profiler import ProfilerActivity, profile
+
+    call()
+    synchronize(device)
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        for _ in range(calls):
+            call()
+        synchronize(device)
+    kernels = [event for event in trace.key_averages() if not getattr(event, "is_user_annotation", False)]
+    return 1e-3 * sum(event.self_device_time_total for event in kernels) / calls
+
+
+def host_timing(call: Callable[[], Any], device: torch.device, budget: Budget, calls: int = 1) -> Timing:
+    """Time from a call to its finished result, as the one waits who called; at least three times.
+
+    With several `calls` the one waits for the last of them, and the time is that of one.
+    """
     start = time.perf_counter()
     while True:
-        _timed(call, device)
+        _timed(call, device, calls)
         if time.perf_counter() - start >= 1e-3 * budget.warmup_ms:
             break
     times: list[float] = []
     start = time.perf_counter()
     while len(times) < 3 or time.perf_counter() - start < 1e-3 * budget.repeat_ms:
-        times.append(_timed(call, device))
+        times.append(_timed(call, device, calls))
     return Timing.of(times)
 
 
-def _timed(call: Callable[[], Any], device: torch.device) -> float:
+def launch_timing(call: Callable[[], Any], device: torch.device, budget: Budget) -> Timing:
+    """Time how long calls keep the host: the mean of a few at once, fewer than a GPU's queue holds, many times over."""
+    host_timing(call, device, Budget(budget.warmup_ms, 0))
+    times: list[float] = []
+    begin = time.perf_counter()
+    while len(times) < 3 or time.perf_counter() - begin < 1e-3 * budget.repeat_ms:
+        start = time.perf_counter()
+        for _ in range(_AT_ONCE):
+            call()
+        times.append(1e3 * (time.perf_counter() - start) / _AT_ONCE)
+        synchronize(device)
+    return Timing.of(times)
+
+
+def _timed(call: Callable[[], Any], device: torch.device, calls: int) -> float:
     start = time.perf_counter()
-    call()
+    for _ in range(calls):
+        call()
     synchronize(device)
-    return 1e3 * (time.perf_counter() - start)
+    return 1e3 * (time.perf_counter() - start) / calls
 
 
 def synchronize(device: torch.device) -> None:

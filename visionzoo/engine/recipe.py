@@ -13,9 +13,11 @@ from torch.optim import Optimizer
 from visionzoo.engine.data import mixing
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.multilabel import MultiLabelLoss
+from visionzoo.graphs import place_counts
 
 # What flags say to an optimizer, by its names; its other entries in a checkpoint are how far it has come.
 SETTINGS = ("lr", "initial_lr", "lr_scale", "weight_decay", "betas", "momentum", "eps")
+KINDS = ("capturable", "fused", "foreach")  # what computes it
 
 
 def make_loss(args: argparse.Namespace) -> nn.Module:
@@ -73,11 +75,12 @@ def load_optimizer(
         state: of `optimizer.state_dict()`, which holds the settings of the run that wrote it too.
         before: flags of that run.
     """
-    names = {*SETTINGS, *args.opt_kwargs, *(before.get("opt_kwargs") or {})}
+    names = {*SETTINGS, *KINDS, *args.opt_kwargs, *(before.get("opt_kwargs") or {})}
     own = [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, settings in zip(optimizer.param_groups, own, strict=True):
         group.update(settings)
+    place_counts(optimizer)
 
 
 def make_scheduler(

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from timm.layers import convert_sync_batchnorm
-from timm.utils import NativeScaler, unwrap_model
+from timm.utils import unwrap_model
 from torch import nn
+from torch.optim import Optimizer
 
 from visionzoo.engine import sharding
 from visionzoo.engine.auxiliary import AuxiliaryTask
@@ -49,6 +50,9 @@ from visionzoo.engine.probing import choose_head, freeze
 from visionzoo.engine.recipe import learning_rate, load_optimizer, make_optimizer, make_scheduler, ranking_metric
 from visionzoo.engine.recorded import changed_settings, compare_classes, recorded_args
 from visionzoo.engine.reporting import Reporter
+from visionzoo.graphs import make_capturable
+
+SCALER = "amp_scaler"  # timm's name of its state in a checkpoint
 
 
 class Run:
@@ -93,9 +97,13 @@ class Run:
             sharding.check(args, process.distributed, self.task)
             sharding.shard(self.task)
         self.optimizer = make_optimizer(args, self.trainable)
-        self.scheduler, self.num_epochs = make_scheduler(args, self.optimizer, self.updates_per_epoch)
         needs_scaler = args.amp and args.amp_dtype == "float16"
-        self.scaler = NativeScaler(device=process.device.type) if needs_scaler else None
+        if args.cuda_graphs:
+            check_graphs(args, process, self.optimizer)
+            if not needs_scaler:  # else the update is not recorded
+                make_capturable(self.optimizer)
+        self.scheduler, self.num_epochs = make_scheduler(args, self.optimizer, self.updates_per_epoch)
+        self.scaler = torch.amp.GradScaler(process.device.type) if needs_scaler else None
 
         self.epoch = self.batches_done = 0
         self.losses: tuple[float, int, dict[str, float]] = (0.0, 0, {})
@@ -190,7 +198,7 @@ class Run:
         if self.task.has_ema():
             state |= self.task.get_checkpoint_state(ema=True)
         if self.scaler is not None:
-            state[self.scaler.state_dict_key] = self.scaler.state_dict()
+            state[SCALER] = self.scaler.state_dict()
         return sharding.whole(state, keep=self.process.is_primary) if self.args.fsdp else state
 
     def _claim_folder(self) -> tuple[Path, dict[str, Any]] | None:
@@ -275,8 +283,8 @@ class Run:
             if not args.no_resume_opt:
                 shares = sharding.optimizer_shares(state["optimizer"], self.optimizer)
                 load_optimizer(args, self.optimizer, shares, recorded_args(state))
-                if self.scaler is not None and self.scaler.state_dict_key in state:
-                    self.scaler.load_state_dict(state[self.scaler.state_dict_key])
+                if self.scaler is not None and SCALER in state:
+                    self.scaler.load_state_dict(state[SCALER])
             self.epoch, self.batches_done = done
             loss, images, *parts = state.get("losses", self.losses)
             self.losses = (float(loss), int(images), {name: float(v) for part in parts for name, v in part.items()})
@@ -349,6 +357,37 @@ class Run:
             self.say(f"all of it is warm-up (--warmup-epochs {args.warmup_epochs}): lr {args.lr:g} is never reached")
         self.say(f"{self.num_epochs} epochs of {self.updates_per_epoch} updates; {lr_origin}")
         self.say(f"run folder {self.folder}")
+
+
+def check_graphs(args: argparse.Namespace, process: Process, optimizer: Optimizer) -> None:
+    """Refuse what --cuda-graphs cannot record.
+
+    Raises:
+        UserError: there is no GPU, or several processes, or a flag that it does not go with.
+    """
+    mode = args.torchcompile_mode or ""
+    if process.device.type != "cuda":
+        raise UserError(f"--cuda-graphs: what is recorded are launches on a CUDA device, this is {process.device}")
+    if process.distributed:
+        raise UserError(
+            f"--cuda-graphs: expected one process, got {process.world_size}: what DistributedDataParallel does between "
+            "the launches of the backward pass is not recorded; start one, or leave it out"
+        )
+    if args.grad_checkpointing:
+        raise UserError(
+            "--cuda-graphs: --grad-checkpointing sets random states in the backward pass, which a recording forbids; "
+            "leave one of them out"
+        )
+    if args.torchcompile and (mode == "reduce-overhead" or mode == "max-autotune"):
+        raise UserError(
+            f"--cuda-graphs: --torchcompile-mode {mode} makes CUDA graphs of its own; leave one of them out, or take "
+            "max-autotune-no-cudagraphs"
+        )
+    if getattr(optimizer, "is_second_order", False):
+        raise UserError(
+            f"--cuda-graphs: --opt {args.opt} differentiates gradients, which is not recorded; take another optimizer, "
+            "or leave it out"
+        )
 
 
 def _make_model(args: argparse.Namespace, process: Process, say: Callable[[str], object]) -> nn.Module:

@@ -31,6 +31,7 @@ from visionzoo.engine.observation import TRACE, Trace, Waiting, peak_memory
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.probing import train_mode
 from visionzoo.engine.run import Run
+from visionzoo.graphs import CaptureError, CudaRecorder, TrainingStep
 
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
@@ -54,7 +55,19 @@ class Training:
         self.run = run
         self.stop = StopSignals(run.process)
         self.losses = Losses(run)
-        self.second_order = bool(getattr(run.optimizer, "is_second_order", False))
+        averaged: Any = run.task.get_trainable_module(ema=True)
+        self.step = TrainingStep(
+            self._forward,
+            run.optimizer,
+            recorder=CudaRecorder(run.process.device) if run.args.cuda_graphs else None,
+            clip=self._clip if run.args.clip_grad is not None else None,
+            scaler=run.scaler,
+            ema=averaged,
+            model=run.trainable,
+            second_order=bool(getattr(run.optimizer, "is_second_order", False)),
+        )
+        for remark in self.step.remarks:
+            run.say(f"--cuda-graphs: not recorded: {remark}")
         self.waiting = Waiting()
         self.trace = Trace(run.folder / TRACE, run.args.profile if run.process.is_primary else 0, run.process.device)
 
@@ -103,11 +116,13 @@ class Training:
         if isinstance(error, RuntimeError) and self.stop.received is not None:
             # loading processes and peers get the signal too, and their end is an error here
             return Interrupted(self.stop.received, f"nothing saved. {run.last_good()}")
-        if isinstance(error, RuntimeError) and "derivative for" in str(error) and self.second_order:
+        if isinstance(error, RuntimeError) and "derivative for" in str(error) and self.step.second_order:
             return UserError(
                 f"--opt {run.args.opt} needs second derivatives, which a part of {run.args.model} has not: {error}. "
                 "Another --opt does not need them"
             )
+        if isinstance(error, CaptureError):
+            return UserError(f"--cuda-graphs: {error}; leave --cuda-graphs out. {run.last_good()}")
         if died := loading_death(error):
             return UserError(f"{died}. {run.last_good()}")
         return error
@@ -149,7 +164,7 @@ class Training:
         train_mode(run.trainable, frozen=run.args.freeze)
         for model in (run.task.get_trainable_module(), run.task.get_trainable_module(ema=True)):
             set_epoch(model, run.epoch)
-        run.optimizer.zero_grad()
+        self.step.zero_grad()
         for index, images, targets in self._remaining_batches():
             group = tail if index >= total - tail else accumulated
             is_update = (index + 1) % accumulated == 0 or index + 1 == total
@@ -197,46 +212,37 @@ class Training:
 
     def _forward_backward(self, index: int, images: Tensor, targets: Tensor, group: int, is_update: bool) -> None:
         """Add the gradients of a batch, one of `group`; update the weights when it is the last of them."""
-        run, args, task = self.run, self.run.args, self.run.task
+        args, task = self.run.args, self.run.task
         if args.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with contextlib.nullcontext() if is_update else task.no_sync():
             if not self.losses.spoilt:
                 self.losses.expect()
-                with autocast(args, run.process.device), self._differentiable_twice():
-                    result = task(images, targets)
-                loss = result["loss"]
+                result = self.step.backward(images, targets, group=group)
                 self.losses.add(result, len(images), index)
-            if self.losses.spoilt:
-                self.losses.spoilt = not is_update
-                return
-            clipped = task.get_clip_parameters(exclude_head=args.clip_mode == "agc")
-            if run.scaler is not None:
-                run.scaler(
-                    loss / group,
-                    run.optimizer,
-                    clip_grad=args.clip_grad,
-                    clip_mode=args.clip_mode,
-                    parameters=clipped,
-                    create_graph=self.second_order,
-                    need_update=is_update,
-                )
-                return
-            (loss / group).backward(create_graph=self.second_order)
-        if is_update:
-            if args.clip_grad is not None:
-                dispatch_clip_grad(clipped, args.clip_grad, mode=args.clip_mode)
-            run.optimizer.step()
+        if self.losses.spoilt:
+            self.losses.spoilt = not is_update
+            self.step.zero_grad()
+        elif is_update:
+            self.step.update()
+
+    def _forward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        with autocast(self.run.args, self.run.process.device), self._differentiable_twice():
+            return self.run.task(images, targets)
 
     def _differentiable_twice(self) -> AbstractContextManager[None]:
         """Let attention have second derivatives, where the optimizer takes them: torch's fused ones have none."""
-        return sdpa_kernel(SDPBackend.MATH) if self.second_order else contextlib.nullcontext()
+        return sdpa_kernel(SDPBackend.MATH) if self.step.second_order else contextlib.nullcontext()
+
+    def _clip(self) -> None:
+        args, task = self.run.args, self.run.task
+        clipped = task.get_clip_parameters(exclude_head=args.clip_mode == "agc")
+        dispatch_clip_grad(clipped, args.clip_grad, mode=args.clip_mode)
 
     def _after_update(self) -> None:
         run, args = self.run, self.run.args
         update, lr = run.update, run.lr
-        run.optimizer.zero_grad()
-        run.task.update_ema(step=update)
+        self.step.average(update)
         if run.scheduler is not None:
             run.scheduler.step_update(update)
         is_recovery = args.recovery_interval and update % args.recovery_interval == 0

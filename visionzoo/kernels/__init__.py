@@ -14,6 +14,7 @@ from visionzoo.kernels.neighborhood_attention.api import neighborhood_attention
 from visionzoo.kernels.region_routing.api import route_regions
 from visionzoo.kernels.routed_attention.api import routed_attention
 from visionzoo.kernels.scope import set_backend, use_backend
+from visionzoo.kernels.score_attention.api import score_attention
 
 __all__ = [
     "backends",
@@ -27,6 +28,7 @@ __all__ = [
     "neighborhood_attention",
     "route_regions",
     "routed_attention",
+    "score_attention",
     "set_backend",
     "use_backend",
 ]

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ OPERATIONS = (
     "neighborhood_attention",
     "route_regions",
     "routed_attention",
+    "score_attention",
 )
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 128
@@ -41,6 +43,8 @@ _OLD_TORCH = torch.__version__ < MIN_TORCH
 _logger = logging.getLogger(__name__)
 _logged: set[tuple[str, str]] = set()
 _listeners: list[list[Decision]] = []
+_verdicts: dict[Any, str | None] = {}  # for an operation and tensors like these: why its kernels cannot take them
+_MOST_VERDICTS = 16384
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ def choose(
     avoid: str | None = None,
     max_width: int | None = MAX_HEAD_DIM,
     max_numbers: int | None = MAX_NUMBERS,
+    tell: bool = True,
 ) -> str:
     """Return "reference" or "triton" for one call of `operation`.
 
@@ -101,6 +106,7 @@ def choose(
         avoid: why "auto" takes the reference though the kernels can run, such as that they are the slower.
         max_width: largest last axis that they take; None for any.
         max_numbers: most numbers of one sample of q or v that they take; None for any.
+        tell: the log and `explain`; not where nothing is called yet, by who has a better way than the reference.
 
     Raises:
         ValueError: if the name is unknown, or triton was asked for by name and cannot run.
@@ -112,16 +118,27 @@ def choose(
         asked = backend if by_name else scope.asked
         raise ValueError(f"{operation}: unknown backend {asked!r}, expected one of {BACKENDS}")
     reason: str | None = "it was asked for by name"
+    compiling = torch.compiler.is_compiling()
     if backend != "reference":
         on_cpu = backend == "triton" and _interpreted()
-        reason = _why_not_here() or _why_not(q, v, max_width, on_cpu) or unsupported or _too_large(q, v, max_numbers)
+        if compiling:  # which counts shapes as unknown, and cannot look into a table of them
+            never = _why_not(q, v, max_width, on_cpu)
+        else:
+            key = operation, q.shape, None if v is None else v.shape, q.dtype, q.device, on_cpu
+            try:
+                never = _verdicts[key]
+            except KeyError:
+                if len(_verdicts) >= _MOST_VERDICTS:
+                    _verdicts.clear()
+                never = _verdicts[key] = _why_not(q, v, max_width, on_cpu) or _too_large(q, v, max_numbers)
+        reason = _why_not_here() or never or unsupported
         if backend == "triton" and reason is not None:
             asked = backend if by_name else scope.asked
             raise ValueError(f"{operation}: backend {asked!r} cannot run: {reason}")
         if backend == "auto":
             reason = reason or avoid or _exporting()
     ran = "triton" if reason is None else "reference"
-    if not torch.compiler.is_compiling():  # a log call would break the graph
+    if tell and not compiling:  # a log call would break the graph
         if backend == "reference" and not by_name:
             reason = f"{scope.asked} asks for it"
         for decisions in _listeners:
@@ -170,7 +187,7 @@ def _why_not(q: Tensor, v: Tensor | None, max_width: int | None, on_cpu: bool) -
 
 def _too_large(q: Tensor, v: Tensor | None, max_numbers: int | None) -> str | None:
     """Say that a sample has more numbers than kernels can count; in compiled code they say so when they run."""
-    if max_numbers is None or torch.compiler.is_compiling():
+    if max_numbers is None:
         return None
     numbers = max(t.numel() // max(1, len(t)) for t in (q, v) if t is not None)
     return None if numbers <= max_numbers else f"its kernels take up to {max_numbers} numbers a sample, got {numbers}"

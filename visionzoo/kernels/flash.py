@@ -42,6 +42,12 @@ def store_rows(pointer, at, step, rows, inside, D: tl.constexpr, BLOCK_D: tl.con
 
 
 @triton.jit
+def round_to_tf32(x):
+    """Round float32 numbers to the nearest tf32, which a matrix product of that precision would cut off to."""
+    return ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def softmax_start(BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
     """Return highest score, sum and weighted sum of values of queries that have seen no key."""
     # finite, so that the difference of two scores of a query that sees no key is a number

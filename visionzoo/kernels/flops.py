@@ -36,6 +36,11 @@ def neighborhood_attention(q: Shape, k: Shape, v: Shape, bias: Any, kernel: Shap
     return 4 * prod(q) * prod(kernel)
 
 
+def score_attention(q: Shape, k: Shape, *_: Any, out_shape: Any) -> int:
+    """Scores with all keys, and the sums of their values."""
+    return 4 * prod(q) * k[1] * k[2]
+
+
 def halo_attention(
     q: Shape, k: Shape, v: Shape, rel_height: Shape, rel_width: Shape, block: int, halo: int, *_: Any, out_shape: Any
 ) -> int:

@@ -2,23 +2,67 @@
 
 from __future__ import annotations
 
+import inspect
+from functools import lru_cache
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from visionzoo.kernels.dispatch import MAX_NUMBERS
+
+_compiled: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
+_MOST_COMPILED = 16384  # entries; a new size of a map adds one for each kernel, which is compiled for no size
+
+
+def run(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
+    """Launch a kernel as `kernel[(programs,)](*args, **options)` does, at a fraction of its cost to the host.
+
+    Triton finds the compiled kernel at every launch anew. Here it is kept for what it can depend on and more: values
+    and types of numbers, dtypes of tensors, whether their addresses divide by 16, the device. On AMD GPUs, where sizes
+    of tensors count too, Triton launches.
+
+    Args:
+        kernel: made by `triton.jit`.
+        programs: how many to launch.
+        *args: tensors, numbers and None, in the order of the kernel's first parameters; at least one tensor.
+        **options: the rest of its parameters, which are constants, and options of the compiler.
+    """
+    key = [id(kernel), *options, *options.values()]
+    tensor = None
+    for arg in args:
+        kind = type(arg)
+        if arg is None or kind is int or kind is float:
+            key += (kind, arg)
+        else:
+            tensor = arg
+            key += (arg.dtype, arg.data_ptr() & 15 == 0)
+    key.append(tensor.get_device())  # type: ignore[union-attr]
+    signature = tuple(key)
+    if (kept := _compiled.get(signature)) is not None:
+        compiled, constants = kept
+        compiled[(programs, 1, 1)](*args, *constants)
+        return
+    compiled = kernel[(programs,)](*args, **options)
+    if compiled is None or torch.version.hip is not None:  # the interpreter compiles nothing
+        return
+    if len(_compiled) >= _MOST_COMPILED:
+        _compiled.clear()
+    names = list(inspect.signature(kernel.fn).parameters)[len(args) :]
+    _compiled[signature] = compiled, tuple(options[name] for name in names)
 
 
 def token_rows(x: Tensor) -> tuple[Tensor, int]:
     """Return [B, H, W, G, D] and the step from token to token, such that token t, head g is at t·step + g·D.
 
     Maps and parts of projections lie like this and come back as they are; others are copied, as is what is so far apart
-    that its offsets take more than 32 bits.
+    that its offsets take more than 32 bits. Maps [B, H, W, C] count as such of one head.
 
     Raises:
         ValueError: if a sample's own numbers are too many for that.
     """
-    x, step, head_step = head_rows(x)
-    return (x, step) if head_step == x.shape[4] else (x.contiguous(), x.shape[3] * x.shape[4])
+    (copied, step), _ = _steps(x.shape, x.stride())
+    return (x.contiguous() if copied else x), step
 
 
 def head_rows(x: Tensor) -> tuple[Tensor, int, int]:
@@ -26,22 +70,32 @@ def head_rows(x: Tensor) -> tuple[Tensor, int, int]:
 
     Parts of heads lie like this too.
     """
-    batch, height, width, heads, head_dim = x.shape
+    _, (copied, step, head_step) = _steps(x.shape, x.stride())
+    return (x.contiguous() if copied else x), step, head_step
+
+
+@lru_cache(maxsize=4096)
+def _steps(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[bool, int], tuple[bool, int, int]]:
+    """Whether to copy a map, and its steps then: for `token_rows` and for `head_rows`."""
+    if len(shape) == 4:
+        shape, strides = (*shape[:3], 1, shape[3]), (*strides[:3], shape[3], strides[3])
+    batch, height, width, heads, head_dim = shape
     check_numbers("of a sample", height * width * heads * head_dim)
-    if x.is_contiguous():  # the usual case, and cheap to tell
-        return x, heads * head_dim, head_dim
+    contiguous = heads * head_dim, head_dim
     if width > 1:
-        step = x.stride(2)
+        step = strides[2]
     elif height > 1:
-        step = x.stride(1)
+        step = strides[1]
     else:
-        step = x.stride(0) if batch > 1 else heads * head_dim
-    head_step = x.stride(3) if heads > 1 else head_dim
+        step = strides[0] if batch > 1 else heads * head_dim
+    head_step = strides[3] if heads > 1 else head_dim
     expected = (height * width * step, width * step, step, head_step, 1)
     near = max(height * width * step, heads * head_step) <= MAX_NUMBERS
-    if near and all(size == 1 or s == e for size, s, e in zip(x.shape, x.stride(), expected, strict=True)):
-        return x, step, head_step
-    return x.contiguous(), heads * head_dim, head_dim
+    if 0 in shape or not near or any(n > 1 and s != e for n, s, e in zip(shape, strides, expected, strict=True)):
+        return (True, contiguous[0]), (True, *contiguous)
+    if head_step != head_dim:
+        return (True, contiguous[0]), (False, step, head_step)
+    return (False, step), (False, step, head_step)
 
 
 def check_numbers(what: str, count: int) -> None:

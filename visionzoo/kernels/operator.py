@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
+from torch.nn import Parameter
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
@@ -24,7 +25,7 @@ def operator(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make an operator `visionzoo::name` of a function that launches kernels, for use as a decorator.
 
-    The function takes tensors, None, numbers and lists of numbers, all positional, and is annotated as
+    The function takes a tensor, then tensors, None, numbers and lists of numbers, all positional, and is annotated as
     `torch.library.custom_op` wants it. Tracers, dispatch modes and transforms see a custom op. An eager call on plain
     tensors skips it: looking up the dispatcher's Python kernels takes several times as long as a small launch.
 
@@ -39,7 +40,7 @@ def operator(
     def decorate(launch: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(launch)  # custom_op reads the annotations
         def function(*inputs: Any) -> Any:
-            device = next(x.device for x in inputs if isinstance(x, Tensor))
+            device = inputs[0].device
             if device.type != "cuda" or device.index == torch.cuda.current_device():
                 return launch(*inputs)
             with torch.cuda.device(device):  # Triton launches on the current device, wherever the tensors are
@@ -62,10 +63,14 @@ def operator(
             if torch._C._len_torch_dispatch_stack():
                 _tell_counters(packet)
                 return custom_op(*inputs)
-            tensors = [x for x in inputs if isinstance(x, Tensor)]
-            if any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors):
-                return custom_op(*inputs)
-            if eager is not None and torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+            differentiated = False
+            for x in inputs:
+                kind = type(x)
+                if kind is Tensor or kind is Parameter:
+                    differentiated = differentiated or x.requires_grad
+                elif isinstance(x, Tensor):
+                    return custom_op(*inputs)
+            if differentiated and eager is not None and torch.is_grad_enabled():
                 return eager.apply(*inputs)
             return function(*inputs)
 

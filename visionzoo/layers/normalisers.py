@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionzoo.kernels.score_attention.reference import relu, sigmoid, signed_softmax, softplus, taylor
 from visionzoo.layers.norm import standardise
 
 NEWTON_STEPS = 12  # of rows of 64 to 65,536 scores of several distributions none needed more than 9 in float64
@@ -93,35 +93,6 @@ def sparsemax(scores: Tensor) -> Tensor:
 def entmax15(scores: Tensor) -> Tensor:
     """(s/2 - τ)₊² (Peters et al., arXiv:1905.05702)."""
     return entmax(scores, 1.5)
-
-
-def relu(scores: Tensor) -> Tensor:
-    """max(s, 0); no sum is taken (ReLA, arXiv:2104.07012)."""
-    return scores.relu()
-
-
-def sigmoid(scores: Tensor) -> Tensor:
-    """Sigmoid of s - log N (Ramapuram et al., arXiv:2409.04431); no sum is taken."""
-    return (scores - scores.new_full((), scores.shape[-1]).log()).sigmoid()
-
-
-def signed_softmax(scores: Tensor) -> Tensor:
-    """Softmax of |s| with the sign of s: weights may be negative (Cog attention, arXiv:2411.07176)."""
-    return scores.sign() * scores.abs().softmax(-1)
-
-
-def softplus(scores: Tensor) -> Tensor:
-    """Softplus of s, divided by the sum (arXiv:2501.13428, without its factors of length)."""
-    # As softmax of the logarithm: rows of very negative scores have no sum in float32.
-    low = scores.clamp(max=-20)
-    high = F.softplus(scores.clamp(min=-20), threshold=40).log()
-    return torch.where(scores < -20, low - low.exp() / 2, high).softmax(-1)
-
-
-def taylor(scores: Tensor) -> Tensor:
-    """1 + s + s²/2, divided by the sum (Taylor softmax, as in TaylorShift, arXiv:2403.02920)."""
-    weights = 1 + scores + scores.square() / 2
-    return weights / weights.sum(-1, keepdim=True)
 
 
 class LearnedEntmax(nn.Module):

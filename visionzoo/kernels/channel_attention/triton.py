@@ -16,7 +16,7 @@ from torch import Tensor
 
 from visionzoo.kernels import flops
 from visionzoo.kernels.flash import load_rows, store_rows
-from visionzoo.kernels.launch import blocks, dot_precision, head_block, token_rows
+from visionzoo.kernels.launch import blocks, dot_precision, head_block, run, token_rows
 from visionzoo.kernels.operator import operator
 
 _PROGRAMS = 1024  # about eight for each multiprocessor of a large GPU
@@ -103,7 +103,7 @@ class _Call:
 
     def launch(self, kernel, *tensors) -> None:
         """Run a kernel on every part of every head."""
-        kernel[(self.programs,)](*self.sizes, *tensors, **self.options)
+        run(kernel, self.programs, *self.sizes, *tensors, **self.options)
 
 
 # -- kernels ----------------------------------------------------------------------------------------------------------

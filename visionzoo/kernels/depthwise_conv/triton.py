@@ -19,10 +19,13 @@ import triton.language as tl
 from torch import Tensor
 
 from visionzoo.kernels import flops
-from visionzoo.kernels.launch import blocks, token_rows
+from visionzoo.kernels.launch import blocks, run, token_rows
 from visionzoo.kernels.operator import operator
 from visionzoo.kernels.precision import autocast_dtype
 
+# programs that sum the gradient of weight: enough to fill a GPU, few enough that adding up their sums costs little
+_WEIGHT_PROGRAMS = 1024
+_SMALL = 2**20  # numbers of maps up to which taps are read as they lie, which saves a launch
 # arguments that vary with model and image: the compiler must not look at their values
 _SIZES = [
     "x_step",
@@ -34,6 +37,9 @@ _SIZES = [
     "wide",
     "first",
     "direction",
+    "biased",
+    "tap_step",
+    "stretch",
     "tiles",
     "splits",
 ]
@@ -133,20 +139,26 @@ def _run(
     """Convolution of x in `dtype`, with the kernel turned around if so, plus bias and residual."""
     batch, height, width, channels = x.shape
     kernel = weight.shape[-1]
-    taps = torch.empty((kernel * kernel, channels), dtype=torch.float32, device=x.device)
-    taps.copy_(weight.reshape(channels, -1).t())  # the channels of a tap side by side
+    taps, tap_step, channel_step = weight.contiguous(), 1, kernel * kernel
+    if x.numel() > _SMALL:  # the channels of a tap side by side: pays where many programs read them
+        taps = torch.empty((kernel * kernel, channels), dtype=torch.float32, device=x.device)
+        taps.copy_(weight.reshape(channels, -1).t())
+        tap_step, channel_step = channels, 1
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
-    rows, x_step = token_rows(x[..., None, :])
+    rows, x_step = token_rows(x)
     if residual is x:
         residual, residual_step = rows, x_step
     else:
-        residual, residual_step = (None, 0) if residual is None else token_rows(residual[..., None, :])
+        residual, residual_step = (None, 0) if residual is None else token_rows(residual)
     align = math.gcd(8, channels, x_step, residual_step)
     tall, columns, block, warps = _tile_size(channels)
     programs = batch * blocks(height, tall) * blocks(width, columns) * blocks(channels, block)
-    _convolve_kernel[(programs,)](
-        rows, taps, bias, residual, out, x_step // align, residual_step // align, height, width, channels // align,
-        *_region_size(x, regions), *((kernel * kernel - 1, -1) if turned else (0, 1)),
+    run(
+        _convolve_kernel, programs,
+        rows, taps, weight if bias is None else bias, residual, out, x_step // align, residual_step // align, height,
+        width, channels // align,
+        *_region_size(x, regions), *((kernel * kernel - 1, -1) if turned else (0, 1)), int(bias is not None),
+        tap_step, channel_step,
         K=kernel, ALIGN=align, ROWS=tall, COLUMNS=columns, CHANNELS=block, num_warps=warps,
     )  # fmt: skip
     return out
@@ -156,16 +168,20 @@ def _run_weight_grad(x: Tensor, grad: Tensor, weight: Tensor, regions: list[int]
     """Gradients of weight, and of bias in float32."""
     batch, height, width, channels = x.shape
     kernel = weight.shape[-1]
-    (rows, x_step), (grads, grad_step) = token_rows(x[..., None, :]), token_rows(grad[..., None, :])
+    (rows, x_step), (grads, grad_step) = token_rows(x), token_rows(grad)
     align = math.gcd(8, channels, x_step, grad_step)
-    tall, columns, block, warps, programs = _weight_grad_size(kernel, channels)
-    tiles = batch * blocks(height, tall) * blocks(width, columns)
-    splits = min(tiles, max(1, programs // blocks(channels, block)))
+    side, columns, block, warps = _weight_grad_size(kernel, channels)
+    across = blocks(channels, block) * blocks(kernel, side)
+    programs = max(1, _WEIGHT_PROGRAMS // across)
+    stretch = _stretch(height, programs, batch * blocks(width, columns))
+    tiles = batch * blocks(height, stretch) * blocks(width, columns)
+    splits = min(tiles, programs)
     parts = torch.empty((splits, kernel * kernel + 1, channels), dtype=torch.float32, device=x.device)
-    _weight_grad_kernel[(splits * blocks(channels, block),)](
+    run(
+        _weight_grad_kernel, splits * across,
         rows, grads, parts, x_step // align, grad_step // align, height, width, channels // align,
-        *_region_size(x, regions), tiles, splits,
-        K=kernel, ALIGN=align, ROWS=tall, COLUMNS=columns, CHANNELS=block, num_warps=warps,
+        *_region_size(x, regions), stretch, tiles, splits,
+        K=kernel, SIDE=side, ALIGN=align, COLUMNS=columns, CHANNELS=block, num_warps=warps,
     )  # fmt: skip
     sums = parts.sum(0)
     grad_weight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
@@ -182,15 +198,30 @@ def _tile_size(channels: int) -> tuple[int, int, int, int]:
     return 8, 8, block, block // 32
 
 
-def _weight_grad_size(kernel: int, channels: int) -> tuple[int, int, int, int, int]:
-    """Rows, columns and channels of a tile, its warps, and about how many programs there should be.
+def _weight_grad_size(kernel: int, channels: int) -> tuple[int, int, int, int]:
+    """Columns of the kernel that a program sums, columns and channels of its tile, and its warps.
 
-    A thread has as many channels as let it keep their k² sums in registers. There are enough programs to fill a GPU,
-    few enough that adding up their sums costs little.
+    A program has few columns of large kernels, for the compiler takes long over many sums; a thread has as many
+    channels as let it keep these in registers.
     """
-    columns, block = 8 if kernel <= 7 else 4, _channel_block(channels)
-    numbers = 4 if kernel <= 3 else 2 if kernel <= 7 else 1
-    return 4, columns, block, columns * block // 32 // numbers, 1024
+    block = _channel_block(channels)
+    side = kernel if kernel <= 5 else 4 if kernel == 7 else 3
+    numbers = 4 if kernel <= 3 else 2
+    return side, 8, block, 8 * block // 32 // numbers
+
+
+def _stretch(height: int, programs: int, across: int) -> int:
+    """Rows of a tile: up to 16, for each costs k - 1 rows more, but few where there would be too few tiles.
+
+    Args:
+        height: of the map.
+        programs: that there should be.
+        across: tiles side by side in all samples.
+    """
+    rows = 16
+    while rows > 4 and across * blocks(height, rows) < programs:
+        rows //= 2
+    return rows
 
 
 def _channel_block(channels: int) -> int:
@@ -263,10 +294,14 @@ def _same_region(products, y, other_y, tall):
 
 @triton.jit(do_not_specialize=_SIZES)
 def _convolve_kernel(
-    x, taps, bias, residual, out, x_step, other_step, height, width, channels, tall, wide, first, direction,
+    x, taps, bias, residual, out, x_step, other_step, height, width, channels, tall, wide, first, direction, biased,
+    tap_step, channel_step,
     K: tl.constexpr, ALIGN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Convolve a tile; the taps [K·K, C] are read from number `first` on, forwards or backwards."""
+    """Convolve a tile; the K·K taps are read from number `first` on, forwards or backwards.
+
+    Without bias `biased` is 0 and `bias` is never read: one kernel serves both passes, whose compilation takes long.
+    """
     channels *= ALIGN
     x_step *= ALIGN
     b, top, column, c = _place(tl.program_id(0), height, width, channels, ROWS, COLUMNS, CHANNELS)
@@ -279,8 +314,8 @@ def _convolve_kernel(
         )  # fmt: skip
         column_taps: tl.tuple = ()
         for dy in tl.static_range(K):
-            at = taps + (first + direction * (dy * K + dx)) * channels + c
-            column_taps = column_taps + (tl.load(at, mask=c_inside, other=0.0),)
+            at = taps + (first + direction * (dy * K + dx)) * tap_step + c * channel_step
+            column_taps = column_taps + (tl.load(at, mask=c_inside, other=0.0).to(tl.float32),)
         updated: tl.tuple = ()
         for i in tl.static_range(ROWS):
             total = sums[i]
@@ -294,57 +329,86 @@ def _convolve_kernel(
     if residual is not None:
         other_step *= ALIGN
         residual += b * (height * width) * other_step
-    if bias is not None:
-        constant = tl.load(bias + c, mask=c_inside, other=0.0).to(tl.float32)
+    constant = tl.load(bias + c, mask=c_inside & (biased != 0), other=0.0).to(tl.float32)
     for i in tl.static_range(ROWS):
         y = top + i
         token = y * width + column
         keep = inside & (y < height)
-        total = sums[i]
-        if bias is not None:
-            total += constant[None, :]
+        total = sums[i] + constant[None, :]
         if residual is not None:
             total += _wide(tl.load(residual + (token * other_step)[:, None] + c[None, :], mask=keep, other=0.0))
         tl.store(out + (token * channels)[:, None] + c[None, :], total.to(out.dtype.element_ty), mask=keep)
 
 
+@triton.jit
+def _load_step(
+    x, grad, x_step, other_step, n, top, column, c, height, width, channels, wide, stretch, left,
+    K: tl.constexpr, SIDE: tl.constexpr,
+):  # fmt: skip
+    """Row `n` of those that a stretch meets, once for each column of the kernel from `left`, and its own row `n`."""
+    y = top - K // 2 + n
+    rows: tl.tuple = ()
+    for dx in tl.static_range(SIDE):
+        row = _load_rows(x, x_step, y, column, left + dx, c, height, width, channels, wide, 1)
+        rows = rows + (row[0],)
+    y = tl.where(n < stretch, top + n, height)  # rows of the next stretch are not this one's
+    own = _load_rows(grad, other_step, y, column, 0, c, height, width, channels, None, 1)
+    return rows, own[0]
+
+
 @triton.jit(do_not_specialize=_SIZES)
 def _weight_grad_kernel(
-    x, grad, parts, x_step, other_step, height, width, channels, tall, wide, tiles, splits,
-    K: tl.constexpr, ALIGN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
+    x, grad, parts, x_step, other_step, height, width, channels, tall, wide, stretch, tiles, splits,
+    K: tl.constexpr, SIDE: tl.constexpr, ALIGN: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Sum the gradients of taps and bias over every `splits`-th tile: [K·K + 1, C] of `parts`."""
+    """Sum the gradients of SIDE columns of taps, and of bias, over every `splits`-th tile of `stretch` rows.
+
+    Row by row: a row of x meets the last K rows of the output's gradient, which stay in registers; the next row is on
+    its way meanwhile. Sums are [K·K + 1, C] of `parts`.
+    """
     channels *= ALIGN
     x_step *= ALIGN
     other_step *= ALIGN
-    across = tl.cdiv(channels, CHANNELS)
-    split, block = tl.program_id(0) // across, tl.program_id(0) % across
-    sums = _zeros(K * K + 1, COLUMNS, CHANNELS)
-    for tile in range(split, tiles, splits):
-        b, top, column, c = _place(tile * across + block, height, width, channels, ROWS, COLUMNS, CHANNELS)
-        first = b * (height * width)
-        grads = _load_rows(
-            grad + first * other_step, other_step, top, column, 0, c, height, width, channels, None, ROWS
-        )  # fmt: skip
-        updated: tl.tuple = ()
-        for dx in tl.static_range(K):
-            rows = _load_rows(
-                x + first * x_step, x_step, top - K // 2, column, dx - K // 2, c, height, width, channels, wide,
-                ROWS + K - 1,
-            )  # fmt: skip
-            for dy in tl.static_range(K):
-                total = sums[dx * K + dy]
-                for i in tl.static_range(ROWS):
-                    products = _wide(rows[i + dy]) * _wide(grads[i])
-                    total += _same_region(products, top + i, top + i + dy - K // 2, tall)
-                updated = updated + (total,)
-        total = sums[K * K]
-        for i in tl.static_range(ROWS):
-            total += _wide(grads[i])
-        sums = updated + (total,)
+    across, groups = tl.cdiv(channels, CHANNELS), tl.cdiv(K, SIDE)
+    group, program = tl.program_id(0) % groups, tl.program_id(0) // groups
+    split, block = program // across, program % across
+    left = group * SIDE - K // 2
     c = block * CHANNELS + tl.arange(0, CHANNELS)
+    sums = _zeros(SIDE * K, COLUMNS, CHANNELS)
+    bias_sum = tl.zeros([COLUMNS, CHANNELS], tl.float32)
+    for tile in range(split, tiles, splits):
+        column = tile % tl.cdiv(width, COLUMNS) * COLUMNS + tl.arange(0, COLUMNS)
+        place = tile // tl.cdiv(width, COLUMNS)
+        top = place % tl.cdiv(height, stretch) * stretch
+        first = (place // tl.cdiv(height, stretch)).to(tl.int64) * (height * width)
+        own_x, own_grad = x + first * x_step, grad + first * other_step
+        window = _zeros(K, COLUMNS, CHANNELS)
+        rows, new = _load_step(
+            own_x, own_grad, x_step, other_step, 0, top, column, c, height, width, channels, wide, stretch,
+            left, K, SIDE,
+        )  # fmt: skip
+        for n in range(stretch + K - 1):
+            next_rows, next_new = _load_step(
+                own_x, own_grad, x_step, other_step, n + 1, top, column, c, height, width, channels, wide, stretch,
+                left, K, SIDE,
+            )  # fmt: skip
+            bias_sum += _wide(new)
+            moved: tl.tuple = (_wide(new),)
+            for dy in tl.static_range(K - 1):
+                moved = moved + (window[dy],)
+            window = moved
+            updated: tl.tuple = ()
+            for dx in tl.static_range(SIDE):
+                values = _wide(rows[dx])
+                for dy in tl.static_range(K):
+                    products = _same_region(values * window[dy], top - K // 2 + n, top + n - dy, tall)
+                    updated = updated + (sums[dx * K + dy] + products,)
+            sums = updated
+            rows, new = next_rows, next_new
     parts += split * (K * K + 1) * channels + c
-    for dx in tl.static_range(K):
+    for dx in tl.static_range(SIDE):
+        at = group * SIDE + dx  # of the kernel's columns
         for dy in tl.static_range(K):
-            tl.store(parts + (dy * K + dx) * channels, tl.sum(sums[dx * K + dy], 0), mask=c < channels)
-    tl.store(parts + K * K * channels, tl.sum(sums[K * K], 0), mask=c < channels)
+            keep = (c < channels) & (at < K)
+            tl.store(parts + (dy * K + at) * channels, tl.sum(sums[dx * K + dy], 0), mask=keep)
+    tl.store(parts + K * K * channels, tl.sum(bias_sum, 0), mask=(c < channels) & (group == 0))

@@ -1,8 +1,9 @@
 """Triton kernels of group normalisation with one group, forward and backward.
 
 A sample is cut into as many parts as let a GPU work on all of them at once. One kernel sums over each part, the next
-adds up a sample's sums, always in the same order, and writes: results are the same from run to run. Means and squared
-deviations are joined part by part (Chan, Golub and LeVeque), so that large means cost no digits.
+adds up a sample's sums, always in the same order, and writes: results are the same from run to run. Of a small map
+each sample is one part, and one kernel does both forward. Means and squared deviations are joined part by part (Chan,
+Golub and LeVeque), so that large means cost no digits.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from visionzoo.kernels.launch import blocks, token_rows
+from visionzoo.kernels.launch import blocks, run, token_rows
 from visionzoo.kernels.operator import operator
 
 _TILE = 4096  # numbers
 _PROGRAMS = 1024  # about eight for each multiprocessor of a large GPU
+_SMALL = 2**15  # numbers of maps whose samples are one part each: their forward pass is one launch
 _MAX_PARTS = 64  # of a sample
 
 
@@ -43,29 +45,31 @@ def _differentiate(ctx, grad, _grad_sums):
     if grad is None:
         return (None,) * 5
     x, weight, sums = ctx.saved_tensors
-    return *_normalize_backward(grad, x, weight, sums, ctx.eps), None, None
+    grad_x, grads = _normalize_backward(grad, x, weight, sums, ctx.eps)
+    return grad_x, *grads.unbind(), None, None
 
 
 @operator("group_norm", fake=_normalize_fake, save=_save, differentiate=_differentiate)
 def _normalize(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Output [B, H, W, C] and, for the backward pass, mean and squared deviations of the parts of each sample."""
     out = torch.empty(x.shape, dtype=out_dtype, device=x.device)
-    sums = torch.zeros((x.shape[0], _MAX_PARTS, 2), dtype=torch.float32, device=x.device)
+    sums = torch.empty((x.shape[0], _MAX_PARTS, 2), dtype=torch.float32, device=x.device)
     call = _Call(x)
-    call.launch(_sum_kernel, sums)
-    call.launch(_forward_kernel, sums, weight, bias, out, eps)
+    if call.parts == 1:  # a launch costs more than reading a small map again
+        call.launch(_whole_kernel, sums, weight, bias, out, eps)
+    else:
+        call.launch(_sum_kernel, sums)
+        call.launch(_forward_kernel, sums, weight, bias, out, eps)
     return out, sums
 
 
 def _normalize_backward_fake(grad, x, weight, sums, eps):
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
+    return x.new_empty(x.shape), weight.new_empty((2, *weight.shape))
 
 
 @operator("group_norm_backward", fake=_normalize_backward_fake)
-def _normalize_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, sums: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias."""
+def _normalize_backward(grad: Tensor, x: Tensor, weight: Tensor, sums: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Gradients of x and, one behind the other, of weight and bias."""
     call = _Call(x)
     grad = grad.contiguous()
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -73,19 +77,18 @@ def _normalize_backward(
     shares = torch.empty((2, len(x) * call.parts, x.shape[3]), dtype=torch.float32, device=x.device)
     call.launch(_grad_sum_kernel, sums, weight, grad, grad_sums, shares, eps)
     call.launch(_grad_kernel, sums, weight, grad, grad_sums, grad_x, eps)
-    grad_weight, grad_bias = shares.sum(1).to(weight.dtype)
-    return grad_x, grad_weight, grad_bias.clone()  # outputs of an operator may not share memory
+    return grad_x, shares.sum(1).to(weight.dtype)
 
 
 class _Call:
     """A map, and how its samples are cut into parts of whole tiles."""
 
     def __init__(self, x: Tensor):
-        rows, step = token_rows(x[..., None, :])
+        rows, step = token_rows(x)
         batch, height, width, channels = x.shape
         block = max(16, 1 << (channels - 1).bit_length())
         tall, tokens = max(1, _TILE // block), height * width
-        wanted = min(_MAX_PARTS, blocks(_PROGRAMS, max(1, batch)))
+        wanted = min(_MAX_PARTS, blocks(_PROGRAMS, max(1, batch))) if x.numel() > _SMALL else 1
         part = blocks(blocks(tokens, wanted), tall) * tall
         self.batch, self.parts = batch, blocks(tokens, part)
         self.arguments = rows, step, tokens, part, channels
@@ -93,7 +96,7 @@ class _Call:
 
     def launch(self, kernel, *tensors) -> None:
         """Run a kernel with this map, then `tensors`, on every part."""
-        kernel[(self.batch * self.parts,)](*self.arguments, *tensors, **self.options)
+        run(kernel, self.batch * self.parts, *self.arguments, *tensors, **self.options)
 
 
 # -- kernels ----------------------------------------------------------------------------------------------------------
@@ -146,6 +149,16 @@ def _store_sums(sums, b, p, first, second, MAX_PARTS: tl.constexpr):
 
 
 @triton.jit
+def _clear_sums(sums, b, first, parts, MAX_PARTS: tl.constexpr):
+    """Write zeros for the parts that a sample does not have; its first part does."""
+    p = tl.arange(0, MAX_PARTS)
+    unused = (p >= parts) & (first == 0)
+    sums += (b * MAX_PARTS + p) * 2
+    tl.store(sums, tl.zeros([MAX_PARTS], tl.float32), mask=unused)
+    tl.store(sums + 1, tl.zeros([MAX_PARTS], tl.float32), mask=unused)
+
+
+@triton.jit
 def _statistics(sums, b, tokens, part, channels, eps, MAX_PARTS: tl.constexpr):
     """Mean of a sample, and what its deviations are multiplied by."""
     means, deviations = _load_sums(sums, b, tl.cdiv(tokens, part), MAX_PARTS)
@@ -158,13 +171,9 @@ def _statistics(sums, b, tokens, part, channels, eps, MAX_PARTS: tl.constexpr):
     return mean, 1 / tl.sqrt_rn(variance + eps)
 
 
-@triton.jit(do_not_specialize=["tokens", "part"])
-def _sum_kernel(
-    x, step, tokens, part, channels, sums, MAX_PARTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Mean and squared deviations of a part."""
-    b, first, end = _part(tokens, part)
-    x += b * tokens * step
+@triton.jit
+def _part_sums(x, step, first, end, channels, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Mean and squared deviations of a sample's tokens from `first` to `end`."""
     mean, deviations, count = 0.0, 0.0, 0.0
     for start in range(first, end, ROWS):
         values, mask = _load(x, step, start, end, channels, ROWS, BLOCK)
@@ -175,7 +184,44 @@ def _sum_kernel(
         own -= mean
         deviations += tl.sum(values * values) + own * own * (count - more) * more / count
         mean += own * more / count
+    return mean, deviations
+
+
+@triton.jit
+def _write(x, step, first, end, channels, mean, factor, weight, bias, out, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Write a sample's tokens from `first` to `end`, normalised."""
+    scale = _affine(weight, channels, BLOCK) * factor
+    shift = _affine(bias, channels, BLOCK)
+    for start in range(first, end, ROWS):
+        values, mask = _load(x, step, start, end, channels, ROWS, BLOCK)
+        _store(out, (values - mean) * scale + shift, start, channels, mask, ROWS, BLOCK)
+
+
+@triton.jit(do_not_specialize=["tokens", "part"])
+def _sum_kernel(
+    x, step, tokens, part, channels, sums, MAX_PARTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Write mean and squared deviations of a part."""
+    b, first, end = _part(tokens, part)
+    mean, deviations = _part_sums(x + b * tokens * step, step, first, end, channels, ROWS, BLOCK)
     _store_sums(sums, b, first // part, mean, deviations, MAX_PARTS)
+    _clear_sums(sums, b, first, tl.cdiv(tokens, part), MAX_PARTS)
+
+
+@triton.jit(do_not_specialize=["tokens", "part"])
+def _whole_kernel(
+    x, step, tokens, part, channels, sums, weight, bias, out, eps,
+    MAX_PARTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Normalise a sample that is one part, and write its sums."""
+    b, first, end = _part(tokens, part)
+    x += b * tokens * step
+    out += b * tokens * channels
+    mean, deviations = _part_sums(x, step, first, end, channels, ROWS, BLOCK)
+    _store_sums(sums, b, 0, mean, deviations, MAX_PARTS)
+    _clear_sums(sums, b, 0, 1, MAX_PARTS)
+    factor = 1 / tl.sqrt_rn(deviations / (tokens.to(tl.float32) * channels) + eps)
+    _write(x, step, first, end, channels, mean, factor, weight, bias, out, ROWS, BLOCK)
 
 
 @triton.jit(do_not_specialize=["tokens", "part"])
@@ -188,11 +234,7 @@ def _forward_kernel(
     x += b * tokens * step
     out += b * tokens * channels
     mean, factor = _statistics(sums, b, tokens, part, channels, eps, MAX_PARTS)
-    scale = _affine(weight, channels, BLOCK) * factor
-    shift = _affine(bias, channels, BLOCK)
-    for start in range(first, end, ROWS):
-        values, mask = _load(x, step, start, end, channels, ROWS, BLOCK)
-        _store(out, (values - mean) * scale + shift, start, channels, mask, ROWS, BLOCK)
+    _write(x, step, first, end, channels, mean, factor, weight, bias, out, ROWS, BLOCK)
 
 
 @triton.jit(do_not_specialize=["tokens", "part"])

@@ -30,7 +30,7 @@ from visionzoo.kernels.flash import (
     store_rows,
 )
 from visionzoo.kernels.launch import block_size as rows_block
-from visionzoo.kernels.launch import blocks, check_numbers, dot_precision, head_block, head_rows
+from visionzoo.kernels.launch import blocks, check_numbers, dot_precision, head_block, head_rows, run
 from visionzoo.kernels.operator import operator
 
 _SIZES = ["height", "width", "programs"]  # vary with batch and image: the compiler must not look at their values
@@ -179,7 +179,7 @@ class _Call:
                 "BLOCK_P": head_block(2 * self.window),
                 "num_warps": (2 if self.block == 16 else 4) * (1 if kernel is _forward_kernel else 2),
             }
-        kernel[(programs,)](*self.arguments, *tensors, **self.options, **sizes, num_stages=2)
+        run(kernel, programs, *self.arguments, *tensors, **self.options, **sizes, num_stages=2)
 
 
 # -- kernels ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from visionzoo.kernels.launch import blocks
+from visionzoo.kernels.launch import blocks, run
 from visionzoo.kernels.operator import operator
 
 _TILE = 4096  # numbers
@@ -38,8 +38,8 @@ def _save(ctx, inputs, output):
 
 def _differentiate(ctx, grad):
     x, weight = ctx.saved_tensors
-    grad_x, grad_weight, grad_bias = _normalize_backward(grad, x, weight, ctx.eps)
-    return grad_x, grad_weight, grad_bias, None, None
+    grad_x, grads = _normalize_backward(grad, x, weight, ctx.eps)
+    return grad_x, *grads.unbind(), None, None
 
 
 @operator("layer_norm", fake=_normalize_fake, save=_save, differentiate=_differentiate)
@@ -48,25 +48,24 @@ def _normalize(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: t
     x = x.contiguous()
     out = torch.empty(x.shape, dtype=out_dtype, device=x.device)
     rows, width, options = _tiles(x)
-    _forward_kernel[(blocks(rows, options["ROWS"]),)](x, weight, bias, out, rows, width, eps, **options)
+    run(_forward_kernel, blocks(rows, options["ROWS"]), x, weight, bias, out, rows, width, eps, **options)
     return out
 
 
 def _normalize_backward_fake(grad, x, weight, eps):
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
+    return x.new_empty(x.shape), weight.new_empty((2, *weight.shape))
 
 
 @operator("layer_norm_backward", fake=_normalize_backward_fake)
-def _normalize_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias."""
+def _normalize_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Gradients of x and, one behind the other, of weight and bias."""
     x, grad = x.contiguous(), grad.contiguous()
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rows, width, options = _tiles(x)
     programs = max(1, min(_PARTS, blocks(rows, options["ROWS"])))
     parts = torch.empty((2, programs, width), dtype=torch.float32, device=x.device)
-    _backward_kernel[(programs,)](grad, x, weight, grad_x, parts, rows, width, eps, **options)
-    grad_weight, grad_bias = parts.sum(1).to(weight.dtype)
-    return grad_x, grad_weight, grad_bias.clone()  # outputs of an operator may not share memory
+    run(_backward_kernel, programs, grad, x, weight, grad_x, parts, rows, width, eps, **options)
+    return grad_x, parts.sum(1).to(weight.dtype)
 
 
 def _tiles(x: Tensor) -> tuple[int, int, dict[str, int]]:

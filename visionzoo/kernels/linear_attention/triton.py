@@ -24,8 +24,8 @@ import triton.language as tl
 from torch import Tensor
 
 from visionzoo.kernels import flops
-from visionzoo.kernels.flash import LOG2_E, load_rows, store_rows
-from visionzoo.kernels.launch import blocks, dot_precision, head_block, token_rows
+from visionzoo.kernels.flash import LOG2_E, load_rows, round_to_tf32, store_rows
+from visionzoo.kernels.launch import blocks, dot_precision, head_block, run, token_rows
 from visionzoo.kernels.operator import operator
 
 # arguments that vary with batch and image: the compiler must not look at their values
@@ -169,7 +169,8 @@ class _Call:
 
     def launch(self, kernel, plan: _Plan, *tensors) -> None:
         """Run a kernel as planned."""
-        kernel[(self.batch * plan.splits * plan.groups,)](
+        run(
+            kernel, self.batch * plan.splits * plan.groups,
             *tensors, self.sharpness, *self.numbers, *plan, **self.options, BLOCK_N=self.block(plan.tokens),
             num_warps=self.warps, num_stages=1,
         )  # fmt: skip
@@ -209,7 +210,8 @@ class _Call:
         """Sum states [B, splits, G, ...] over their parts; or gradients, where the `state` is given."""
         summed = torch.empty((self.batch, self.heads, *self.state_shape), dtype=torch.float32, device=parts.device)
         options = {name: self.options[name] for name in ("MAP", "G", "BLOCK_D", "STATE")}
-        _sum_kernel[(self.batch * self.heads * self.block_d // 4,)](
+        run(
+            _sum_kernel, self.batch * self.heads * self.block_d // 4,
             parts, state, summed, parts.shape[1], self.key_count, **options, ROWS=4, BLOCK_S=32,
             num_warps=min(8, self.block_d // 8), num_stages=1,
         )  # fmt: skip
@@ -268,9 +270,9 @@ def _inverse(x):
 
 @triton.jit
 def _rounded(x, PRECISION: tl.constexpr):
-    """Round numbers as a matrix product will see them: to the nearest tf32, which it would cut off to."""
+    """Round numbers as a matrix product will see them."""
     if PRECISION == "tf32":
-        return ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+        return round_to_tf32(x)
     else:
         return x
 
@@ -279,10 +281,10 @@ def _rounded(x, PRECISION: tl.constexpr):
 def _dot(a, b, PRECISION: tl.constexpr, EXACT: tl.constexpr):
     """Matrix product of float32 numbers; `EXACT` names the side that tf32 represents, which saves a third of tf32x3."""
     if PRECISION == "tf32x3" and EXACT == "a":
-        high = _rounded(b, "tf32")
+        high = round_to_tf32(b)
         return tl.dot(a, high, input_precision="tf32") + tl.dot(a, b - high, input_precision="tf32")
     elif PRECISION == "tf32x3" and EXACT == "b":
-        high = _rounded(a, "tf32")
+        high = round_to_tf32(a)
         return tl.dot(high, b, input_precision="tf32") + tl.dot(a - high, b, input_precision="tf32")
     else:
         return tl.dot(a, b, input_precision=PRECISION)

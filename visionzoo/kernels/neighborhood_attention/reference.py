@@ -1,8 +1,9 @@
 """Specification of neighborhood attention, in plain torch; runs in any floating dtype and under autograd.
 
-Neighbors share most of their neighborhoods. So the queries of a tile, half a kernel along each axis, attend together
-to the keys that their windows span, one and a half kernels along each axis, and a mask leaves to each query those in
-its window. All is computed in float32 at least, from one rounding of the inputs to one of the output.
+Neighbors share most of their neighborhoods. So the queries of a tile, half a kernel along each axis or one stride,
+attend together to the keys that their windows span, at most one and a half kernels along each axis, and a mask leaves
+to each query those in its window. All is computed in float32 at least, from one rounding of the inputs to one of the
+output.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ def forward(
     *,
     kernel_size: tuple[int, int],
     dilation: tuple[int, int],
+    stride: tuple[int, int],
     bias: Tensor | None,
     scale: float,
 ) -> Tensor:
@@ -30,8 +32,8 @@ def forward(
     Copies K and V and holds scores: with a kernel of 7 there are 6.25 copies and 100 scores a token and head, where a
     gather of each token's keys and values would make 49 copies.
     """
-    rows = _tile(q.shape[1], kernel_size[0], dilation[0], q.device)
-    columns = _tile(q.shape[2], kernel_size[1], dilation[1], q.device)
+    rows = _tile(q.shape[1], kernel_size[0], dilation[0], stride[0], q.device)
+    columns = _tile(q.shape[2], kernel_size[1], dilation[1], stride[1], q.device)
     dtype, accumulate = q.dtype, torch.promote_types(q.dtype, torch.float32)
     q, k, v = (t.to(accumulate) for t in (q, k, v))
     queries = _cut(q, rows.queries, columns.queries)  # [B, R, C, G, n, D] of R·C tiles with n queries
@@ -51,7 +53,7 @@ def forward(
 
 
 class _Tiles(NamedTuple):
-    """Tiles along an axis: T of them, with t queries and s = t + kernel_size - 1 keys each."""
+    """Tiles along an axis: T of them, with t queries and s = t + kernel_size - stride keys each."""
 
     queries: Tensor  # places [T, t]; the last tile of a group ends with repetitions of the group's last place
     keys: Tensor  # places [T, s], likewise
@@ -60,15 +62,16 @@ class _Tiles(NamedTuple):
     back: Tensor  # index into the flattened `queries` for each place of the axis [length]
 
 
-def _tile(length: int, kernel_size: int, dilation: int, device: torch.device) -> _Tiles:
-    side = (kernel_size + 1) // 2
+def _tile(length: int, kernel_size: int, dilation: int, stride: int, device: torch.device) -> _Tiles:
+    side = max(1, (kernel_size + 1) // 2 // stride) * stride  # whole groups of queries that share a window
     group = torch.arange(dilation, device=device)[:, None, None]  # places that are equal modulo the dilation
     last = (length - 1 - group) // dilation  # rank of the last place of a group, which is a map of its own
     tiles = (length + side * dilation - 1) // (side * dilation)  # of the largest group
     ranks = torch.arange(tiles, device=device)[:, None] * side + torch.arange(side, device=device)
     ranks = torch.minimum(ranks, last)  # of the queries in their group [groups, tiles, t]
-    first = torch.minimum((ranks - kernel_size // 2).clamp(min=0), last + 1 - kernel_size)  # of their windows
-    keys = first[..., :1] + torch.arange(side + kernel_size - 1, device=device)  # [groups, tiles, s]
+    leaders = ranks if stride == 1 else torch.minimum(ranks // stride * stride + stride // 2, last)
+    first = torch.minimum((leaders - kernel_size // 2).clamp(min=0), last + 1 - kernel_size)  # of their windows
+    keys = first[..., :1] + torch.arange(side + kernel_size - stride, device=device)  # [groups, tiles, s]
     into_window = keys[..., None, :] - first[..., None]
     offsets = keys[..., None, :] - ranks[..., None] + kernel_size - 1
     place = torch.arange(length, device=device)

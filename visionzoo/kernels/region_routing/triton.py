@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from visionzoo.kernels import flops
-from visionzoo.kernels.launch import block_size, blocks, head_block, token_rows
+from visionzoo.kernels.launch import block_size, blocks, head_block, run, token_rows
 from visionzoo.kernels.operator import operator
 
 _SIZES = ["height", "width", "rows", "columns", "valid_height", "valid_width", "splits", "topk"]
@@ -45,12 +45,14 @@ def _route(q: Tensor, k: Tensor, regions: list[int], topk: int, scale: float, va
     splits = max(1, min(16, 1024 // max(1, programs), n // 256))  # enough programs for any GPU, of 256 tokens at least
     sums = torch.empty((splits, 2, batch, count, channels), dtype=torch.float32, device=q.device)
     index = torch.empty((batch, count, topk), dtype=torch.int64, device=q.device)
-    _sum_kernel[(programs * splits,)](
+    run(
+        _sum_kernel, programs * splits,
         q, k, q_step, k_step, height, width, rows, columns, valid_height, valid_width, sums, splits,
         C=channels, BLOCK_N=block_n, BLOCK_C=block_c, num_warps=max(1, block_n * block_c // 1024),
     )  # fmt: skip
     block_r = head_block(count)
-    _choose_kernel[(batch * blocks(count, 16),)](
+    run(
+        _choose_kernel, batch * blocks(count, 16),
         sums, batch, height, width, rows, columns, valid_height, valid_width, scale, splits, topk, index,
         C=channels, BLOCK_R=block_r, BLOCK_C=32 if block_r <= 256 else 16, num_warps=4 if block_r <= 256 else 8,
     )  # fmt: skip

@@ -26,7 +26,7 @@ from visionzoo.kernels.flash import (
     softmax_step,
     store_rows,
 )
-from visionzoo.kernels.launch import block_size, blocks, check_numbers, dot_precision, head_block, token_rows
+from visionzoo.kernels.launch import block_size, blocks, check_numbers, dot_precision, head_block, run, token_rows
 from visionzoo.kernels.operator import operator
 
 # arguments that vary with batch and image: the compiler must not look at their values
@@ -182,8 +182,16 @@ class _Call:
             other, accumulators = max(32, own), 2
         warps = max(1, min(8, own * self.block_d * accumulators // 2048)) * (2 if self.extras else 1)
         block_m, block_n = (other, own) if kernel is _key_grad_kernel else (own, other)
-        kernel[(programs,)](
-            *self.arguments, *tensors, **self.options, BLOCK_M=block_m, BLOCK_N=block_n, num_warps=warps, num_stages=2
+        run(
+            kernel,
+            programs,
+            *self.arguments,
+            *tensors,
+            **self.options,
+            BLOCK_M=block_m,
+            BLOCK_N=block_n,
+            num_warps=warps,
+            num_stages=2,
         )
 
     def bias_windows(self, bias: Tensor) -> tuple[int, int]:
@@ -203,8 +211,16 @@ class _Call:
         size = self.count * self.listed
         starts = torch.empty((self.batch, self.count + 1), dtype=torch.int32, device=self.device)
         entries = torch.empty((self.batch, size), dtype=torch.int32, device=self.device)
-        _invert_kernel[(self.batch * self.count,)](
-            self.index, starts, entries, self.count, size, BLOCK=256, num_warps=4
+        run(
+            _invert_kernel,
+            self.batch * self.count,
+            self.index,
+            starts,
+            entries,
+            self.count,
+            size,
+            BLOCK=256,
+            num_warps=4,
         )
         return starts, entries
 

@@ -1,4 +1,4 @@
-"""Neighborhood attention (NAT, arXiv:2204.07143), also dilated (DiNAT, arXiv:2209.15001)."""
+"""Neighborhood attention (NAT, arXiv:2204.07143), dilated (DiNAT, arXiv:2209.15001) or strided (GNA, 2504.16922)."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ class NeighborhoodMixer(Mixer):
     """Each token attends to the k × k tokens nearest to it; O(N·k²·C).
 
     Near the borders the neighborhood is shifted to lie inside the map. With a dilation d the neighbors are d tokens
-    apart. A map with a side below k·d is padded with zeros at the bottom and right up to that before the projection to
-    q, k, v; as in the authors' code (NATTEN before 0.17) the padded tokens take part in attention (their keys and
-    values are the biases). The softmax is float32 at least, the rest is in the dtype of the input or of autocast.
+    apart. With a stride s, groups of s × s tokens share the window of the middle one (GNA), which is the faster, the
+    larger s; with s = k the windows cut the map. A map with a side below k·d is padded with zeros at the bottom and
+    right up to that before the projection to q, k, v; as in the authors' code (NATTEN before 0.17) the padded tokens
+    take part in attention (their keys and values are the biases). The softmax is float32 at least, the rest is in the
+    dtype of the input or of autocast.
 
     Args:
         dim: channels C.
         num_heads: attention heads.
         kernel_size: neighbors k along an axis, or (vertical, horizontal).
         dilation: step d from neighbor to neighbor, or (vertical, horizontal).
+        stride: tokens s along an axis that share a window, or (vertical, horizontal); at most the kernel.
         relative_position_bias: add a learned number for each offset between query and key and each head.
         qkv_bias: whether the projection to q, k, v has a bias.
 
     Raises:
-        ValueError: if kernel or dilation are not positive.
+        ValueError: if kernel, dilation or stride are not positive, or the stride is larger than the kernel.
 
     >>> import torch
     >>> NeighborhoodMixer(64, 2, kernel_size=3, dilation=2)(torch.randn(1, 5, 7, 64)).shape
@@ -42,15 +45,21 @@ class NeighborhoodMixer(Mixer):
         *,
         kernel_size: int | tuple[int, int] = 7,
         dilation: int | tuple[int, int] = 1,
+        stride: int | tuple[int, int] = 1,
         relative_position_bias: bool = True,
         qkv_bias: bool = True,
     ):
         super().__init__(dim, num_heads)
         self.kernel_size: tuple[int, int] = to_2tuple(kernel_size)
         self.dilation: tuple[int, int] = to_2tuple(dilation)
+        self.window_stride: tuple[int, int] = to_2tuple(stride)
         if min(self.kernel_size) < 1 or min(self.dilation) < 1:
             raise ValueError(
                 f"NeighborhoodMixer: kernel_size and dilation must be positive, got {kernel_size=} and {dilation=}"
+            )
+        if not all(1 <= s <= k for s, k in zip(self.window_stride, self.kernel_size, strict=True)):
+            raise ValueError(
+                f"NeighborhoodMixer: stride must be from 1 to kernel_size, got {stride=} and {kernel_size=}"
             )
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.relative_position_bias = (
@@ -70,6 +79,7 @@ class NeighborhoodMixer(Mixer):
             v,
             kernel_size=self.kernel_size,
             dilation=self.dilation,
+            stride=self.window_stride,
             bias=None if self.relative_position_bias is None else self.relative_position_bias(),
         ).flatten(3)
         return self.proj(crop(out, (height, width)))

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
+from visionzoo.kernels import score_attention
+from visionzoo.kernels.dispatch import choose
 from visionzoo.kernels.precision import without_autocast
 from visionzoo.layers.attention import attend
 from visionzoo.layers.mixers.base import Mixer
@@ -27,6 +29,7 @@ from visionzoo.layers.scores import (
     squared_distances,
 )
 
+FUSED = ("relu", "sigmoid", "signed_softmax", "softplus", "taylor")  # normalisers of which there are kernels
 MAX_SCORES = 2**26  # that are held at once; of more, queries come in portions, and again in the backward pass
 
 
@@ -35,8 +38,10 @@ class ScoreMixer(Mixer):
 
     out_i = Σ_j w_ij·v_j, w_i = normaliser(s_i), s_ij = score(q_i, k_j). About 2²⁶ scores are held at once: of larger
     maps queries come in portions, once more in the backward pass, so that time grows with N² and memory with N. Under
-    torch.compile and in exported files all are held. Plain softmax is torch's own function. Scores, weights and sums
-    are float32 at least. What the literature calls
+    torch.compile and in exported files all are held. Plain softmax is torch's own function. Where Triton runs,
+    "sigmoid", "relu", "signed_softmax", "softplus" and "taylor" of "dot" scores are left to kernels that hold none
+    (`visionzoo.kernels.score_attention`), unless heads, offsets or neighbors are mixed in. Scores, weights and sums are
+    float32 at least. What the literature calls
 
     - sigmoid attention (arXiv:2409.04431) is `normaliser="sigmoid"`, with `qk_norm="layer_norm"` where training is not
       stable; facts from https://github.com/apple/ml-sigmoid-attention at 9273b49 (Apple's sample code license);
@@ -207,6 +212,7 @@ class ScoreMixer(Mixer):
         self.score_conv = self._conv("", query_kernel, key_kernel, padding)
         self.score_mix = self._head_mix(score_groups=score_groups)
         self.position_bias = OffsetTable(self.num_heads, map_size, 0.0) if position_bias else None
+        self.normaliser_name = normaliser
         self.normaliser = build_normaliser(normaliser, self.num_heads)
         self.weight_conv = self._conv("weight_", weight_query_kernel, weight_key_kernel, padding)
         self.weight_mix = self._head_mix(weight_groups=weight_groups)
@@ -268,7 +274,9 @@ class ScoreMixer(Mixer):
         q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # [B, G, N, D]
         with without_autocast(x.device):
             tokens = x.flatten(1, 2).to(wide)
-            if self.is_plain:
+            if self._has_kernels_for(self._map(q, x)):
+                out = self._attend_fused(q, k, v, tokens, x)
+            elif self.is_plain:
                 q = q if self.beta is None else q * self._temperatures(tokens).to(q.dtype)
                 out = attend(q, k, v).to(wide)
             else:
@@ -283,11 +291,25 @@ class ScoreMixer(Mixer):
     @property
     def is_plain(self) -> bool:
         """Whether this is softmax of products of queries and keys, which torch's own function computes."""
+        return self.normaliser is softmax and self.qk_scale is None and self._is_of_products
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether the weights are all that `visionzoo.kernels.score_attention` computes."""
+        return self.normaliser_name in FUSED and self._is_of_products
+
+    def _has_kernels_for(self, q: Tensor) -> bool:
+        """Whether these kernels run on queries [B, H, W, G, D]; the portions here are better than their reference."""
+        return self.has_kernels and choose("score_attention", "auto", q, tell=False) == "triton"
+
+    @property
+    def _is_of_products(self) -> bool:
+        """Whether scores are products of queries and keys, and weights a function of a query's scores."""
         changes = (
-            *(self.qk_scale, self.score_conv, self.score_mix, self.position_bias),
+            *(self.score_conv, self.score_mix, self.position_bias),
             *(self.weight_conv, self.weight_mix, self.offset_factor),
         )
-        return self.score == "dot" and self.normaliser is softmax and all(part is None for part in changes)
+        return self.score == "dot" and all(part is None for part in changes)
 
     def _temperatures(self, tokens: Tensor) -> Tensor:
         """Return what the scores of the queries are multiplied by, [B, G, N, 1] or a scalar, of tokens [B, N, C]."""
@@ -298,11 +320,38 @@ class ScoreMixer(Mixer):
             factor = factor + linear(self.temperature, tokens).tanh().transpose(1, 2)[..., None]
         return factor
 
+    @staticmethod
+    def _map(t: Tensor, x: Tensor) -> Tensor:
+        """[B, G, N, D] to [B, H, W, G, D], for the map x."""
+        return t.transpose(1, 2).unflatten(1, x.shape[1:3])
+
+    def _unit(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Return queries and keys of length 1, the queries times the factor of their head."""
+        assert self.qk_scale is not None
+        q, k = F.normalize(q, dim=-1, eps=1e-12), F.normalize(k, dim=-1, eps=1e-12)
+        return q * self.qk_scale.to(q.dtype)[:, None, None], k
+
+    def _attend_fused(self, q: Tensor, k: Tensor, v: Tensor, tokens: Tensor, x: Tensor) -> Tensor:
+        """As `_attend`, by kernels: products are of the dtype of v, factors of queries too."""
+        scale = None
+        if self.qk_scale is not None:
+            q, k = (t.to(v.dtype) for t in self._unit(q.to(tokens.dtype), k.to(tokens.dtype)))
+            scale = 1.0
+        if self.beta is not None:
+            q = q * self._temperatures(tokens).to(q.dtype)
+        normed = not isinstance(self.output_norm, nn.Identity)
+        out = score_attention(
+            *(self._map(t, x) for t in (q, k, v)),
+            normaliser=self.normaliser_name,
+            scale=scale,
+            dtype=tokens.dtype if normed else None,  # sums that pass what float16 holds, before a norm
+        )
+        return out.flatten(1, 2).transpose(1, 2).to(tokens.dtype)
+
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, tokens: Tensor, size: tuple[int, int]) -> Tensor:
         """[B, G, N, D] of queries, keys and values of that shape, and of tokens [B, N, C] of a map of this size."""
         if self.qk_scale is not None:
-            q, k = F.normalize(q, dim=-1, eps=1e-12), F.normalize(k, dim=-1, eps=1e-12)
-            q = q * self.qk_scale.to(q.dtype)[:, None, None]
+            q, k = self._unit(q, k)
         elif self.score == "dot" and not isinstance(self.normaliser, Standardise):  # to which no factor matters
             q = q * self.head_dim**-0.5
         temperatures = self._temperatures(tokens)

@@ -1,0 +1,124 @@
+"""--cuda-graphs in a training by the command's engine; a tape stands for CUDA's graphs on the CPU."""
+
+import sys
+
+import pytest
+import torch
+from engine.helpers import UPDATES, assert_same, learned
+from tape import TapeRecorder
+
+from visionzoo.engine.errors import UserError
+from visionzoo.engine.parallel import Process
+from visionzoo.engine.recipe import make_optimizer
+from visionzoo.engine.run import check_graphs
+from visionzoo.engine.training import train
+from visionzoo.models.biformer import BiFormer
+
+AUGMENTED = {"mixup": 0.4, "cutmix": 1.0, "reprob": 0.5, "model_ema": True, "model_ema_decay": 0.9, "clip_grad": 1.0}
+
+
+@pytest.fixture
+def recorders(monkeypatch):
+    """Let --cuda-graphs record tapes on the CPU, on these recorders."""
+    made = []
+    monkeypatch.setattr("visionzoo.engine.run.check_graphs", lambda *_: None)
+    monkeypatch.setattr("visionzoo.engine.training.CudaRecorder", lambda _: made.append(TapeRecorder()) or made[-1])
+    monkeypatch.setattr(sys.modules["torch.optim.adam"], "_get_capturable_supported_devices", lambda *_, **__: ["cpu"])
+    return made
+
+
+def never_warm(monkeypatch):
+    """Let nothing be recorded from now on."""
+    monkeypatch.setattr("visionzoo.graphs.WARMUP", 10**9)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"grad_accum_steps": 3, "batch_size": 5}, {"amp": True, "amp_dtype": "float16", "skip_nonfinite": 2}],
+    ids=["accumulated", "scaler"],
+)
+def test_a_recorded_run_is_the_run(make_args, tmp_path, monkeypatch, recorders, options):
+    options = {"epochs": 3, "val_split": "", "cuda_graphs": True, **options}
+    train(make_args(experiment="graphs", **options))
+    runs = len(recorders[0].runs)
+    never_warm(monkeypatch)
+    train(make_args(experiment="unrecorded", **options))
+    assert runs >= 8 and not recorders[1].runs
+    assert_same(learned(tmp_path / "output/unrecorded"), learned(tmp_path / "output/graphs"))
+
+
+def test_a_recorded_run_goes_on_as_if_never_stopped_nor_recorded(make_args, tmp_path, monkeypatch, recorders):
+    options = {**AUGMENTED, "epochs": 3, "cuda_graphs": True, "sched_on_updates": True, "val_interval": 3}
+    train(make_args(experiment="stopped", max_steps=UPDATES + 2, **options))
+    train(make_args(experiment="stopped", resume="auto", **options))
+    assert [bool(recorder.runs) for recorder in recorders] == [True, True]
+    never_warm(monkeypatch)
+    train(make_args(experiment="straight", **options))
+    straight, stopped = (learned(tmp_path / "output" / name) for name in ("straight", "stopped"))
+    assert_same({**straight, "kept": [], "best": 0}, {**stopped, "kept": [], "best": 0})
+
+
+def test_runs_with_and_without_graphs_take_up_each_other(make_args, tmp_path, recorders):
+    options = {"opt_eps": 1e-2, "epochs": 3, "val_split": "", "experiment": "run"}
+    train(make_args(max_steps=2, **options))
+    train(make_args(max_steps=8, resume="auto", cuda_graphs=True, **options))
+    assert recorders[0].runs
+    train(make_args(resume="auto", **options))
+    mixed = learned(tmp_path / "output/run")
+    train(make_args(**{**options, "experiment": "plain"}))
+    plain = learned(tmp_path / "output/plain")
+    for name, value in plain["state_dict"].items():
+        torch.testing.assert_close(value, mixed["state_dict"][name], rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_not_recorded_is_said(make_args, recorders, capsys):
+    train(make_args(epochs=1, cuda_graphs=True, opt="lamb", val_split="", max_steps=1))
+    assert "--cuda-graphs: not recorded: the update: Lamb keeps what changes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "what is recorded are launches on a CUDA device, this is cpu"),
+        ({"distributed": True}, "expected one process, got 1"),
+        ({"grad_checkpointing": True}, "sets random states in the backward pass"),
+        ({"torchcompile": "inductor", "torchcompile_mode": "reduce-overhead"}, "makes CUDA graphs of its own"),
+        ({"opt": "adahessian"}, "--opt adahessian differentiates gradients"),
+    ],
+)
+def test_what_cannot_be_recorded_is_refused(make_args, change, message):
+    process = Process(torch.device("cuda" if change else "cpu"), distributed=change.pop("distributed", False))
+    args = make_args(cuda_graphs=True, **change)
+    with pytest.raises(UserError, match="--cuda-graphs: ") as error:
+        check_graphs(args, process, make_optimizer(args, torch.nn.Linear(2, 2)))
+    assert message in str(error.value)
+
+
+def test_a_model_that_cannot_be_recorded_is_named(make_args, recorders, monkeypatch):
+    original = BiFormer.forward
+
+    def reads(self, x):
+        return original(self, x) * (2.0 if x.sum().item() > 0 else 1.0)
+
+    monkeypatch.setattr(BiFormer, "forward", reads)
+    with pytest.raises(UserError, match=r"--cuda-graphs: the forward and backward pass cannot be .*; leave --cuda-gr"):
+        train(make_args(cuda_graphs=True, val_split=""))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "options",
+    [{**AUGMENTED, "amp": True, "amp_dtype": "bfloat16", "workers": 2, "pin_mem": True}, {"torchcompile": "inductor"}],
+    ids=["augmented", "compiled"],
+)
+def test_cuda_graphs_train_as_without(make_args, tmp_path, monkeypatch, options):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    options = {**options, "device": "cuda", "opt_eps": 1e-2, "epochs": 4, "cuda_graphs": True, "val_interval": 4}
+    train(make_args(experiment="stopped", max_steps=UPDATES + 2, **options))
+    train(make_args(experiment="stopped", resume="auto", **options))
+    never_warm(monkeypatch)
+    train(make_args(experiment="straight", **options))
+    straight, stopped = (learned(tmp_path / "output" / name) for name in ("straight", "stopped"))
+    for name, value in straight["state_dict"].items():
+        torch.testing.assert_close(value, stopped["state_dict"][name], rtol=1e-2, atol=1e-2)
+    assert straight["losses"][0] == pytest.approx(stopped["losses"][0], rel=1e-2)

@@ -1,0 +1,79 @@
+"""Cases of training steps: ours against the authors' or timm's, as they are, as CUDA graphs, compiled, and both.
+
+A step is forward, cross entropy and backward under autocast to bfloat16, contiguous NCHW, batch 128, and AdamW's
+update. The clock is looked at every eight steps, so that the host may run ahead of the GPU as it does in a training.
+Beside it stands what the GPU was busy for in a step: where that is much less, the host launches too slowly.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visionzoo.benchmark.cases import Absent, Case, Measurement, Run, Settings
+from visionzoo.benchmark.models import OURS, PAIRS, Mode, Pair, Twins, autocast, storage_bytes
+from visionzoo.graphs import WARMUP, CudaRecorder, TrainingStep
+
+MODE = Mode(128, "training", autocast=True)
+WAYS = ("", "-graph", "-compiled", "-compiled-graph")
+STEPS = 8  # between two looks at the clock
+
+
+def training_cases(settings: Settings, pairs: Sequence[Pair] = PAIRS) -> Iterator[Case]:
+    """Yield a case for each pair of models."""
+    for pair in pairs:
+        twins = Twins(settings, pair)
+        batch = settings.batch or MODE.batch
+        yield Case(
+            f"{pair.name}/step",
+            batch,
+            f"{batch}x3x{twins.size}x{twins.size}",
+            "NCHW",
+            twins.dtype_name(MODE),
+            [
+                Measurement(
+                    whose + way,
+                    MODE.measure,
+                    partial(_prepare, twins, whose, way, batch),
+                    items=batch,
+                    wall=True,
+                    calls=STEPS,
+                    busy=True,
+                    peak=not way,  # graphs have taken their memory before
+                    scale=3.0,
+                )
+                for whose in filter(None, (OURS, pair.whose))
+                for way in WAYS
+            ],
+            close=twins.close,
+        )
+
+
+def _prepare(twins: Twins, whose: str, way: str, batch: int) -> Run:
+    device, graph = twins.settings.device, way.endswith("-graph")
+    if graph and device.type != "cuda":
+        raise Absent(f"CUDA graphs need a CUDA device, this is {device}")
+    model = copy.deepcopy(twins.ours() if whose == OURS else twins.theirs()).train()
+    images = twins.images(batch)
+    labels = torch.arange(batch, device=images.device) % 10
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.05)
+    called: nn.Module = torch.compile(model, dynamic=False) if "-compiled" in way else model  # type: ignore[assignment]
+
+    def forward(images: Tensor, labels: Tensor) -> Tensor:
+        with autocast(images.device, True):
+            return F.cross_entropy(called(images).float(), labels)
+
+    step = TrainingStep(forward, optimizer, recorder=CudaRecorder(images.device) if graph else None)
+    if graph:
+        while step.recorded == 0:  # the warm-up, and the recording
+            step(images, labels)
+        for _ in range(WARMUP):  # and that of the update
+            step(images, labels)
+    return Run(
+        partial(step, images, labels), fixed_bytes=storage_bytes([*model.parameters(), *model.buffers(), images])
+    )
