@@ -39,6 +39,7 @@ SMALL = {  # options that suit tiny maps
     "levit": {"map_size": 4},
     "mixture_of_heads": {"reduction": 1},
     "moving_average": {"qk_dim": 4, "num_averages": 2, "map_size": 4},
+    "multi_pool": {"segments": 2},
     "neighborhood": {"kernel_size": 3, "dilation": 2},
     "nystrom": {"num_landmarks": 4},
     "pattern": {"parts": ("band", "disc", "cells", "left"), "radius": 2, "cell_size": 2},
@@ -438,6 +439,8 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
             {"type": "dual_attention", "symbols": {"type": "position_relative", "max_distance": -1}},
             r"must not be negative, got max_distance=-1",
         ),
+        ({"type": "multi_pool", "segments": 0}, r"MultiPoolMixer: segments must be positive, got segments=0"),
+        ({"type": "multi_pool", "pool_size": 2}, r"pool_size must be odd and positive, got pool_size=2"),
         ({"type": "nystrom", "num_landmarks": -1}, r"not be negative, .*got num_landmarks=-1 and num_iterations=6"),
         ({"type": "nystrom", "num_iterations": 0}, r"got num_landmarks=64 and num_iterations=0"),
         ({"type": "nystrom", "out_dim": 9}, r"num_heads=2 must divide out_dim, got out_dim=9"),
@@ -446,6 +449,8 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ({"type": "taylor_shift", "coefficients": (0.5, 1.5, 1.0)}, r"never negative, got coefficients=\(0.5, 1.5, "),
         ({"type": "spatial_reduction", "reduction": 0}, r"expected a positive reduction.*reduction=0"),
         ({"type": "spatial_reduction", "reduction": 2, "pool_size": 7}, r"with reduction 1, got reduction=2"),
+        ({"type": "full", "kv_heads": 3}, r"kv_heads must divide num_heads=2, got kv_heads=3"),
+        ({"type": "full", "kv_heads": 0}, r"kv_heads must divide num_heads=2, got kv_heads=0"),
         ({"type": "full", "num_heads": 3}, r"num_heads must divide dim, got dim=16 and num_heads=3"),
     ],
 )
@@ -484,7 +489,7 @@ def test_what_is_no_map_of_the_mixer_is_refused_with_its_shape(name, shape):
 def test_a_map_of_another_dtype_than_the_weights_is_refused(name, dtype):
     mixer = build_mixer(_spec(name), 16, 2)
     x = torch.ones(1, 6, 9, 16, dtype=dtype)
-    if name == "pool" and dtype.is_floating_point:  # has no weights
+    if name in ("fourier", "pool") and dtype.is_floating_point:  # have no weights
         assert mixer(x).dtype == dtype
         return
     with pytest.raises(ValueError, match=f"{type(mixer).__name__}: expected a floating point map .*got {dtype}"):

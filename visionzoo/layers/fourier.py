@@ -35,6 +35,21 @@ def irfft2(spectrum: Tensor, width: int) -> Tensor:
     return maps[: spectrum.shape[0]].contiguous()
 
 
+def real_transform(x: Tensor, *, orthonormal: bool = True) -> Tensor:
+    """Return the real part of the transform of a map [B, H, W, C] over H, W and C, in float32 at least.
+
+    Args:
+        x: map.
+        orthonormal: divide by √(H·W·C).
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    norm = "ortho" if orthonormal else "backward"
+    spectrum = torch.fft.fft(_at_least_one(x), dim=3, norm=norm)
+    for dim in (2, 1):
+        spectrum = torch.fft.fft(spectrum, dim=dim, norm=norm)
+    return spectrum.real[: x.shape[0]].contiguous()
+
+
 def _at_least_one(x: Tensor) -> Tensor:
     """Add a sample of zeros where there is none, which torch's transforms refuse on a CPU."""
     if torch.compiler.is_compiling() or x.shape[0]:

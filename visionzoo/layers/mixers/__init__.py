@@ -26,6 +26,7 @@ from visionzoo.layers.mixers.factorized import FactorizedMixer
 from visionzoo.layers.mixers.flow import FlowMixer
 from visionzoo.layers.mixers.focused_linear import FocusedLinearMixer
 from visionzoo.layers.mixers.forward_cross import ForwardCrossMixer
+from visionzoo.layers.mixers.fourier import FourierMixer
 from visionzoo.layers.mixers.full import FullMixer
 from visionzoo.layers.mixers.gated_positional import GatedPositionalMixer
 from visionzoo.layers.mixers.glu import GluMixer
@@ -40,6 +41,7 @@ from visionzoo.layers.mixers.levit import LevitMixer
 from visionzoo.layers.mixers.linear import LinearMixer
 from visionzoo.layers.mixers.mixture_of_heads import MixtureOfHeadsMixer
 from visionzoo.layers.mixers.moving_average import MovingAverageMixer
+from visionzoo.layers.mixers.multi_pool import MultiPoolMixer
 from visionzoo.layers.mixers.nchw import MixerNCHW
 from visionzoo.layers.mixers.neighborhood import NeighborhoodMixer
 from visionzoo.layers.mixers.nystrom import NystromMixer
@@ -75,6 +77,7 @@ __all__ = [
     "FlowMixer",
     "FocusedLinearMixer",
     "ForwardCrossMixer",
+    "FourierMixer",
     "FullMixer",
     "GatedPositionalMixer",
     "GluMixer",
@@ -92,6 +95,7 @@ __all__ = [
     "MixerNCHW",
     "MixtureOfHeadsMixer",
     "MovingAverageMixer",
+    "MultiPoolMixer",
     "NeighborhoodMixer",
     "NystromMixer",
     "PatternMixer",
@@ -127,6 +131,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "flow": FlowMixer,
     "focused_linear": FocusedLinearMixer,
     "forward_cross": ForwardCrossMixer,
+    "fourier": FourierMixer,
     "full": FullMixer,
     "gated_positional": GatedPositionalMixer,
     "glu": GluMixer,
@@ -142,6 +147,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "linear": LinearMixer,
     "mixture_of_heads": MixtureOfHeadsMixer,
     "moving_average": MovingAverageMixer,
+    "multi_pool": MultiPoolMixer,
     "neighborhood": NeighborhoodMixer,
     "nystrom": NystromMixer,
     "pattern": PatternMixer,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from visionzoo.layers.attention import attend, attention_received, attention_weights, hide
@@ -21,12 +22,15 @@ class FullMixer(Mixer):
         qkv_bias: whether the projection to q, k, v has a bias.
         lepe_kernel: kernel of a depthwise convolution of the mixer's input, added before the output projection
             (locally enhanced position encoding); odd, or None for none.
+        kv_heads: heads of keys and values, each for num_heads / kv_heads heads of queries that follow each other
+            (grouped queries, arXiv:2305.13245; one head of them: arXiv:1911.02150); None for num_heads.
+            `mean_pooled_heads` turns the weights of num_heads into those of kv_heads.
         sparse_term: add to the loss the term "sparsity", the mean of log(1 + a²) over attention's weights a, all of
             which are held for it (Sparse then Prune, arXiv:2307.11988; its weight is that of
             https://github.com/yogiprsty/Sparse-ViT at 63a3401, where the term of the last block alone counts).
 
     Raises:
-        ValueError: if the heads do not divide the channels, or the kernel is even.
+        ValueError: if the heads do not divide the channels, kv_heads do not divide the heads, or the kernel is even.
 
     >>> import torch
     >>> FullMixer(64, 2)(torch.randn(1, 5, 7, 64)).shape
@@ -42,11 +46,15 @@ class FullMixer(Mixer):
         *,
         qkv_bias: bool = False,
         lepe_kernel: int | None = None,
+        kv_heads: int | None = None,
         sparse_term: bool = False,
     ):
         super().__init__(dim, num_heads)
         self.check_kernels(lepe_kernel=lepe_kernel)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.kv_heads = self.num_heads if kv_heads is None else kv_heads
+        if self.kv_heads < 1 or self.num_heads % self.kv_heads:
+            raise ValueError(f"FullMixer: kv_heads must divide num_heads={self.num_heads}, got {kv_heads=}")
+        self.qkv = nn.Linear(dim, dim + 2 * self.kv_heads * self.head_dim, bias=qkv_bias)
         self.lepe = DepthwiseConvNHWC(dim, lepe_kernel) if lepe_kernel else None
         self.proj = nn.Linear(dim, dim)
         self.AUXILIARY = {"sparsity": 0.01} if sparse_term else {}
@@ -71,8 +79,7 @@ class FullMixer(Mixer):
                 all give to it, means over the heads; "" for no scores.
         """
         self.check_input(x)
-        # [B, H, W, G, D] -> [B, G, N, D]
-        q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in self.split_heads(self.qkv(x)))
+        q, k, v = self._heads_first(x.flatten(1, 2))
         hidden = hide(keep, q.dtype)
         if self.AUXILIARY and self.training and collecting():
             add_term("sparsity", attention_weights(q, k, hidden).square().log1p().mean())
@@ -86,6 +93,44 @@ class FullMixer(Mixer):
 
     def mix_first(self, x: Tensor, **beside: Any) -> Tensor:
         """Return the output [B, 1, C] for the first of tokens [B, N, C]; the others are keys and values alone."""
-        # [B, N, 3, G, D] -> [B, G, N, D]
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).transpose(1, 3).unbind(2)
+        q, k, v = self._heads_first(x)
         return self.proj(attend(q[:, :, :1], k, v).transpose(1, 2).flatten(2))
+
+    def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q, k, v, each [..., G, D], of a projection laid out (q, k, v) x heads: shared ones repeated."""
+        heads, shared = self.num_heads, self.kv_heads
+        q, k, v = qkv.unflatten(-1, (-1, self.head_dim)).split([heads, shared, shared], -2)
+        if shared < heads:
+            k, v = (t.repeat_interleave(heads // shared, -2) for t in (k, v))
+        return q, k, v
+
+    def _heads_first(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Project [B, N, C] to q, k and v, each [B, G, N, D]."""
+        q, k, v = (t.transpose(1, 2) for t in self.split_heads(self.qkv(x)))
+        return q, k, v
+
+
+def mean_pooled_heads(weight: Tensor, num_heads: int, kv_heads: int) -> Tensor:
+    """Turn the projection to q, k, v of `num_heads` each into one with `kv_heads` of keys and values: means of heads.
+
+    Keys and values that share a group of queries give their mean, as in the conversion of arXiv:2305.13245.
+
+    Args:
+        weight: `qkv.weight` [3·C, C] or `qkv.bias` [3·C] of a FullMixer, or of any layer laid out (q, k, v) x heads.
+        num_heads: heads of each.
+        kv_heads: heads of keys and values wanted.
+
+    Returns:
+        [C + 2·kv_heads·D, ...] with D = C / num_heads.
+
+    Raises:
+        ValueError: if kv_heads do not divide num_heads, or these the rows.
+    """
+    if kv_heads < 1 or num_heads < 1 or num_heads % kv_heads or weight.shape[0] % (3 * num_heads):
+        raise ValueError(
+            f"expected kv_heads that divide num_heads, and 3 * num_heads that divide the rows, got {num_heads=}, "
+            f"{kv_heads=} and a weight of {tuple(weight.shape)}"
+        )
+    q, *shared = weight.chunk(3)
+    pooled = [t.unflatten(0, (kv_heads, num_heads // kv_heads, -1)).mean(1).flatten(0, 1) for t in shared]
+    return torch.cat([q, *pooled])
