@@ -96,7 +96,13 @@ def test_what_is_wrong_is_said_with_the_remedy(name, wrong, error, message):
     [
         (FullMixer, ("64",), {}, ValueError, "FullMixer: dim must be int, got dim='64'"),
         (FullMixer, (64, 2.0), {}, ValueError, "FullMixer: num_heads must be int | None, got num_heads=2.0"),
-        (FullMixer, (64,), {"heads": 2}, TypeError, "FullMixer has no argument 'heads' (did you mean 'num_heads'?)"),
+        (
+            FullMixer,
+            (64,),
+            {"num_head": 2},
+            TypeError,
+            "FullMixer has no argument 'num_head' (did you mean 'num_heads'?)",
+        ),
         (EcaGate, (None,), {}, ValueError, "EcaGate: dim must be int, got dim=None"),
     ],
 )
