@@ -57,9 +57,18 @@ def test_taps_of_large_maps_are_laid_out_first(monkeypatch):
 def test_columns_of_large_kernels_are_summed_by_several_programs(monkeypatch):
     from visionzoo.kernels.depthwise_conv import triton
 
-    side, *sizes = triton._weight_grad_size(5, 4)
-    monkeypatch.setattr(triton, "_weight_grad_size", lambda *_: (side - 3, *sizes))
+    _, *sizes = triton._weight_grad_size(5, 4)
+    monkeypatch.setattr(triton, "_weight_grad_size", lambda *_: (2, *sizes))
+    monkeypatch.setattr(triton, "_BY_TILES", 3)
     check_against_float64(depthwise_conv, _case(5, 3, 4, 4, names=("x", "weight")))
+
+
+@pytest.mark.parametrize("regions", [None, (2, 1)])
+def test_rows_give_the_gradients_of_small_kernels_too(monkeypatch, regions):
+    from visionzoo.kernels.depthwise_conv import triton
+
+    monkeypatch.setattr(triton, "_BY_TILES", 1)
+    check_against_float64(depthwise_conv, _case(3, 6, 5, 4), regions=regions)
 
 
 @pytest.mark.parametrize("names", [("x", "weight"), ("x", "weight", "bias"), ("x", "weight", "residual")])

@@ -25,6 +25,8 @@ from visionzoo.kernels.precision import autocast_dtype
 
 # programs that sum the gradient of weight: enough to fill a GPU, few enough that adding up their sums costs little
 _WEIGHT_PROGRAMS = 1024
+_BY_TILES = 5  # sides of kernels up to which they are summed by tiles: faster there, and slow to compile above
+_TALL = 4  # rows of such tiles
 _SMALL = 2**20  # numbers of maps up to which taps are read as they lie, which saves a launch
 # arguments that vary with model and image: the compiler must not look at their values
 _SIZES = [
@@ -170,19 +172,34 @@ def _run_weight_grad(x: Tensor, grad: Tensor, weight: Tensor, regions: list[int]
     kernel = weight.shape[-1]
     (rows, x_step), (grads, grad_step) = token_rows(x), token_rows(grad)
     align = math.gcd(8, channels, x_step, grad_step)
+    by_tiles = kernel <= _BY_TILES
     side, columns, block, warps = _weight_grad_size(kernel, channels)
-    across = blocks(channels, block) * blocks(kernel, side)
+    across = blocks(channels, block) * (1 if by_tiles else blocks(kernel, side))
     programs = max(1, _WEIGHT_PROGRAMS // across)
-    stretch = _stretch(height, programs, batch * blocks(width, columns))
-    tiles = batch * blocks(height, stretch) * blocks(width, columns)
+    tall = _TALL if by_tiles else _stretch(height, programs, batch * blocks(width, columns))
+    tiles = batch * blocks(height, tall) * blocks(width, columns)
     splits = min(tiles, programs)
     parts = torch.empty((splits, kernel * kernel + 1, channels), dtype=torch.float32, device=x.device)
-    run(
-        _weight_grad_kernel, splits * across,
-        rows, grads, parts, x_step // align, grad_step // align, height, width, channels // align,
-        *_region_size(x, regions), stretch, tiles, splits,
-        K=kernel, SIDE=side, ALIGN=align, COLUMNS=columns, CHANNELS=block, num_warps=warps,
-    )  # fmt: skip
+    shapes = (x_step // align, grad_step // align, height, width, channels // align, *_region_size(x, regions))
+    constants = {"K": kernel, "ALIGN": align, "COLUMNS": columns, "CHANNELS": block, "num_warps": warps}
+    if by_tiles:
+        run(
+            _tile_weight_grad_kernel,
+            splits * across,
+            rows,
+            grads,
+            parts,
+            *shapes,
+            tiles,
+            splits,
+            ROWS=tall,
+            **constants,
+        )
+    else:
+        run(
+            _row_weight_grad_kernel, splits * across, rows, grads, parts, *shapes, tall, tiles, splits,
+            SIDE=side, **constants,
+        )  # fmt: skip
     sums = parts.sum(0)
     grad_weight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
     grad_weight.view(channels, -1).copy_(sums[:-1].t())
@@ -199,13 +216,13 @@ def _tile_size(channels: int) -> tuple[int, int, int, int]:
 
 
 def _weight_grad_size(kernel: int, channels: int) -> tuple[int, int, int, int]:
-    """Columns of the kernel that a program sums, columns and channels of its tile, and its warps.
+    """Columns of the kernel that a program sums row by row, columns and channels of its tile, and its warps.
 
     A program has few columns of large kernels, for the compiler takes long over many sums; a thread has as many
-    channels as let it keep these in registers.
+    channels as let it keep these in registers. By tiles it sums all columns.
     """
     block = _channel_block(channels)
-    side = kernel if kernel <= 5 else 4 if kernel == 7 else 3
+    side = 4 if kernel == 7 else min(kernel, 3)
     numbers = 4 if kernel <= 3 else 2
     return side, 8, block, 8 * block // 32 // numbers
 
@@ -340,6 +357,48 @@ def _convolve_kernel(
         tl.store(out + (token * channels)[:, None] + c[None, :], total.to(out.dtype.element_ty), mask=keep)
 
 
+@triton.jit(do_not_specialize=_SIZES)
+def _tile_weight_grad_kernel(
+    x, grad, parts, x_step, other_step, height, width, channels, tall, wide, tiles, splits,
+    K: tl.constexpr, ALIGN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Sum the gradients of taps and bias over every `splits`-th tile of ROWS rows: [K·K + 1, C] of `parts`."""
+    channels *= ALIGN
+    x_step *= ALIGN
+    other_step *= ALIGN
+    across = tl.cdiv(channels, CHANNELS)
+    split, block = tl.program_id(0) // across, tl.program_id(0) % across
+    sums = _zeros(K * K + 1, COLUMNS, CHANNELS)
+    for tile in range(split, tiles, splits):
+        b, top, column, c = _place(tile * across + block, height, width, channels, ROWS, COLUMNS, CHANNELS)
+        first = b * (height * width)
+        grads = _load_rows(
+            grad + first * other_step, other_step, top, column, 0, c, height, width, channels, None, ROWS
+        )  # fmt: skip
+        updated: tl.tuple = ()
+        for dx in tl.static_range(K):
+            rows = _load_rows(
+                x + first * x_step, x_step, top - K // 2, column, dx - K // 2, c, height, width, channels, wide,
+                ROWS + K - 1,
+            )  # fmt: skip
+            for dy in tl.static_range(K):
+                total = sums[dx * K + dy]
+                for i in tl.static_range(ROWS):
+                    products = _wide(rows[i + dy]) * _wide(grads[i])
+                    total += _same_region(products, top + i, top + i + dy - K // 2, tall)
+                updated = updated + (total,)
+        total = sums[K * K]
+        for i in tl.static_range(ROWS):
+            total += _wide(grads[i])
+        sums = updated + (total,)
+    c = block * CHANNELS + tl.arange(0, CHANNELS)
+    parts += split * (K * K + 1) * channels + c
+    for dx in tl.static_range(K):
+        for dy in tl.static_range(K):
+            tl.store(parts + (dy * K + dx) * channels, tl.sum(sums[dx * K + dy], 0), mask=c < channels)
+    tl.store(parts + K * K * channels, tl.sum(sums[K * K], 0), mask=c < channels)
+
+
 @triton.jit
 def _load_step(
     x, grad, x_step, other_step, n, top, column, c, height, width, channels, wide, stretch, left,
@@ -357,7 +416,7 @@ def _load_step(
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _weight_grad_kernel(
+def _row_weight_grad_kernel(
     x, grad, parts, x_step, other_step, height, width, channels, tall, wide, stretch, tiles, splits,
     K: tl.constexpr, SIDE: tl.constexpr, ALIGN: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
