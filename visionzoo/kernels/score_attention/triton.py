@@ -32,7 +32,7 @@ from visionzoo.kernels.flash import (
     softmax_step,
     store_rows,
 )
-from visionzoo.kernels.launch import blocks, dot_precision, head_block, token_rows
+from visionzoo.kernels.launch import blocks, dot_precision, head_block, run, token_rows
 from visionzoo.kernels.operator import operator
 
 _SIZES = ["queries", "keys"]  # vary from call to call: the compiler must not look at their values
@@ -154,7 +154,8 @@ class _Call:
         count, others = (self.keys, self.queries) if name == "keys" else (self.queries, self.keys)
         own = min(sizes.own, max(16, 1 << (count - 1).bit_length()))
         step = min(sizes.step, max(16, 1 << (others - 1).bit_length()))
-        kernel[(self.batch * self.heads * blocks(count, own),)](
+        run(
+            kernel, self.batch * self.heads * blocks(count, own),
             *self.arguments, *tensors, **self.options, OWN=own, STEP=step, num_warps=sizes.warps,
             num_stages=sizes.stages,
         )  # fmt: skip
