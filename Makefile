@@ -54,7 +54,7 @@ test-full: install
 test-gpu: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --gpu --full -n $(WORKERS) --dist loadgroup
 
-# timm's own model tests, those of the installed release, over every zoo_* model; takes about an hour on two cores.
+# timm's own model tests, those of the installed release, over every zoo_* model; takes hours on two cores.
 test-timm: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/run_timm_suite.py
 
@@ -74,7 +74,7 @@ table: install
 # Everything on this machine's GPU, into benchmarks/; goes on where it was stopped. BiFormer's authors take part if
 # RIVALS names a checkout of their repository: make bench RIVALS=path/to/BiFormer
 bench: install
-	for suite in operations models memory; do \
+	for suite in operations models training memory reducers host; do \
 		$(BIN)/python tools/benchmark.py $$suite --missing $(if $(RIVALS),--rivals $(RIVALS)) || exit 1; done
 
 clean:

@@ -26,7 +26,7 @@ LEFT_OUT = "zoo_ and not torchscript and not pretrained"
 
 
 def not_theirs(model: Any) -> dict[str, tuple[str, ...]]:
-    """Return the tests that ask of a model what timm's models of its kind do not do either, by the reason."""
+    """Return the tests that ask of a model what it has not, by the reason."""
     features = "test_model_forward_intermediates[1-"
     pruned = "test_prune_intermediate_layers_contract["
     found = {

@@ -1,4 +1,4 @@
-"""Neighborhood attention (NAT, arXiv:2204.07143), dilated (DiNAT, arXiv:2209.15001) or strided (GNA, 2504.16922)."""
+"""Neighborhood attention (NAT, arXiv:2204.07143), dilated (DiNAT, 2209.15001) or strided (GNA, 2504.16922)."""
 
 from __future__ import annotations
 

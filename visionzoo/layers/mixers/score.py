@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from visionzoo.kernels import score_attention
 from visionzoo.kernels.dispatch import choose
 from visionzoo.kernels.precision import without_autocast
+from visionzoo.kernels.score_attention.api import NORMALISERS as KERNELS
 from visionzoo.layers.attention import attend
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.norm import LayerNorm
@@ -29,7 +30,6 @@ from visionzoo.layers.scores import (
     squared_distances,
 )
 
-FUSED = ("relu", "sigmoid", "signed_softmax", "softplus", "taylor")  # normalisers of which there are kernels
 MAX_SCORES = 2**26  # that are held at once; of more, queries come in portions, and again in the backward pass
 
 
@@ -296,7 +296,7 @@ class ScoreMixer(Mixer):
     @property
     def has_kernels(self) -> bool:
         """Whether the weights are all that `visionzoo.kernels.score_attention` computes."""
-        return self.normaliser_name in FUSED and self._is_of_products
+        return self.normaliser_name in KERNELS and self._is_of_products
 
     def _has_kernels_for(self, q: Tensor) -> bool:
         """Whether these kernels run on queries [B, H, W, G, D]; the portions here are better than their reference."""
