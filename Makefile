@@ -23,7 +23,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: export VISIONZOO_CACHE = $(CURDIR)/output/cache
 demo: install
 	$(BIN)/python tools/train.py configs/classification/digits_biformer.yaml --output $(DEMO) --experiment digits --resume auto
-	$(BIN)/python tools/eval.py --checkpoint $(DEMO)/digits/model_best.pth.tar
+	$(BIN)/python tools/eval.py --checkpoint $(DEMO)/digits/model_best.pth.tar --recorded-data
 	$(BIN)/python tools/predict.py $(VISIONZOO_CACHE)/digits/validation/[0369]/*00*.png \
 		--checkpoint $(DEMO)/digits/model_best.pth.tar --output $(DEMO)/predictions
 	@echo "Look at $(DEMO)/digits/curves.png and $(DEMO)/predictions"
