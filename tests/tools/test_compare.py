@@ -133,9 +133,8 @@ def test_a_stopped_comparison_goes_on_where_it_was(command, tmp_path, monkeypatc
 
 def test_a_model_that_was_trained_but_not_measured_is_only_measured(command, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(comparison, "_inference_rate", lambda run: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            command(models=[POOL])
+        patch.setattr(comparison, "_inference_rate", lambda *_: 1 / 0)
+        assert command(models=[POOL]) == 1
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_forward_backward", lambda *_: pytest.fail("trained again"))
         assert command(models=[POOL]) == 0
@@ -159,7 +158,7 @@ def test_a_model_may_be_added_but_the_recipe_stays(command, tmp_path, capsys):
         (["zoo_poolformer_s12", "zoo_levit_x"], [], "unknown model 'zoo_levit_x'; did you mean zoo_levit"),
         (["zoo_levit_128s deps=1"], [], "does not take --model-kwargs {'deps': 1}"),
         (["zoo_levit_128s depths"], [], "--models 'zoo_levit_128s depths': expected key=value, got 'depths'"),
-        ([POOL], ["--val-split", ""], "a comparison runs in one process and validates"),
+        ([POOL], ["--val-split", ""], "a comparison is not distributed and validates"),
         ([POOL], ["--write", "nowhere.md"], "--write nowhere.md: "),
         ([POOL], ["--write", "README.md"], "--write README.md: expected the lines '<!-- tiny: written by"),
     ],

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from visionzoo.engine.options import KeyValues, Number, Parser
+from visionzoo.engine.options import KeyValues, Number, Parser, Specs
 
 COUNT, WHOLE = Number(int, low=1), Number(int, low=0)
 AMOUNT, POSITIVE = Number(float, low=0), Number(float, above=0)
@@ -133,6 +133,16 @@ def compare_parser() -> Parser:
     help = "probe each model when it is trained: linear, attentive, ep, in quotes with options: 'ep num_queries=16'"
     add("--probes", nargs="+", default=[], metavar="PROBE", help=help)
     add("--probe-epochs", type=COUNT, metavar="N", help="epochs of each probe (default: --epochs)")
+    part = "in quotes with options: 'NAME KEY=VALUE' or '{type: NAME, KEY: VALUE}', label=... for a short name"
+    add("--hosts", nargs="+", default=[], action=Specs, metavar="MODEL", help=f"zoo_* models for --mixers, {part}")
+    what = f"token mixers that each host has in all its blocks, {part}; own: the host's"
+    add("--mixers", nargs="+", default=[], action=Specs, metavar="MIXER", help=what)
+    add("--seeds", nargs="+", type=WHOLE, default=[], metavar="S", help="train with each of them (default: --seed)")
+    jobs = "runs at a time, each a process, spread over the GPUs; speeds are then measured apart, after the trainings"
+    add("--jobs", type=COUNT, metavar="N", help=f"{jobs} (default: one after the other in this process)")
+    tokens = "smallest and largest map on which the growth of a mixer's time and memory is measured"
+    add("--growth-tokens", type=COUNT, nargs=2, default=[1024, 65536], metavar="N", help=tokens)
+    add("--growth-dim", type=COUNT, default=128, metavar="C", help="channels of these maps")
     add("--write", default="", metavar="FILE", help="put table and picture into this Markdown file, between its marks")
     return parser
 
