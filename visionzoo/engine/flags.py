@@ -36,6 +36,8 @@ def add_data_flags(parser: Parser) -> None:
     _yes(group, "--apply-exif-orientation", "turn images as their EXIF says; else as stored, as in timm (visionzoo)")
     add("-j", "--workers", type=WHOLE, default=4, metavar="N", help="processes that load images")
     _yes(group, "--multi-label", "any number of labels an image, from labels.csv in each split's folder (visionzoo)")
+    cached = "folder where decoded images are kept for all runs; batches are made on the device then (visionzoo)"
+    add("--cache-images", default="", metavar="DIR", help=cached)
     _yes(group, "--pin-mem", "pin the memory that batches are loaded into")
 
 
