@@ -31,7 +31,7 @@ from visionzoo.benchmark.jobs import Failure, Task, devices, run_tasks
 from visionzoo.benchmark.results import device_name
 from visionzoo.benchmark.timing import Budget, host_timing
 from visionzoo.engine.checkpoints import LAST, write_atomically
-from visionzoo.engine.data import mixing
+from visionzoo.engine.data import mixing, open_train_and_val
 from visionzoo.engine.distillation import make_task
 from visionzoo.engine.errors import UserError, closest, require
 from visionzoo.engine.flags import PROBES
@@ -91,6 +91,8 @@ def compare(args: argparse.Namespace) -> list[Row]:
     todo = _to_do(rows, runs)
     _try(runs, {model for model, _ in todo})
     _keep_recipe(args, folder)
+    if args.cache_images and todo:
+        open_train_and_val(args)  # here, once, before many runs do it at a time
     apart = bool(args.hosts) or args.jobs is not None
     for probes in (False, True):  # a probe begins where its model's training has ended
         call = _train if apart else _train_and_measure
