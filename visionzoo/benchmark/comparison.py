@@ -49,9 +49,10 @@ from visionzoo.layers.mixers import MIXERS
 from visionzoo.text import some
 
 RESULTS, SPEEDS, GROWTH, PICTURE = "results.csv", "speeds.csv", "growth.csv", "results.png"
+OF_ALL = ("models", "hosts", "mixers", "seeds", "jobs", "write", "probes", "probe_epochs")  # of the whole comparison
 NOT_OF_THE_RECIPE = {
     *("models", "hosts", "mixers", "seeds", "jobs", "write", "config", "output", "experiment", "resume", "workers"),
-    *("model", "model_kwargs"),
+    *("model", "model_kwargs", "cache_images"),
 }
 LOADER_SECONDS = 5.0  # how long the loader is watched at most
 INFERENCE = Budget(warmup_ms=500, repeat_ms=2000)
@@ -93,7 +94,7 @@ def compare(args: argparse.Namespace) -> list[Row]:
     _keep_recipe(args, folder)
     if args.cache_images and todo:
         open_train_and_val(args)  # here, once, before many runs do it at a time
-    apart = bool(args.hosts) or args.jobs is not None
+    apart = _apart(args)
     for probes in (False, True):  # a probe begins where its model's training has ended
         call = _train if apart else _train_and_measure
         tasks = {key: (call, runs[key]) for key in todo if _is_probe(key[0]) == probes}
@@ -151,10 +152,13 @@ def _runs(args: argparse.Namespace, folder: Path) -> dict[Key, argparse.Namespac
                 args, model=host["type"], model_kwargs=kwargs, spec=spec, host=host["label"], mixer=mixer["label"]
             )
     runs: dict[Key, argparse.Namespace] = {}
+    apart = _apart(args)
     for seed in seeds:
         for name, own in models.items():
             experiment = name.replace(" ", ",").replace("/", ",") + (f",seed={seed}" if args.seeds else "")
-            run = _with(own, seed=seed, output=str(folder), experiment=experiment, resume="auto")
+            run = _with(own, seed=seed, output=str(folder), experiment=experiment, resume="auto", no_curves=apart)
+            for name_of_all in OF_ALL:
+                delattr(run, name_of_all)
             runs[name, seed] = run
             for probe in args.probes:
                 key = (f"{name} + {probe}", seed)
@@ -162,6 +166,11 @@ def _runs(args: argparse.Namespace, folder: Path) -> dict[Key, argparse.Namespac
                     raise UserError(f"--probes: expected names, each once, got {args.probes}")
                 runs[key] = _probe_args(run, probe, args)
     return runs
+
+
+def _apart(args: argparse.Namespace) -> bool:
+    """Whether speeds are measured apart from the trainings."""
+    return bool(args.hosts) or args.jobs is not None
 
 
 def _with(args: argparse.Namespace, **own: Any) -> argparse.Namespace:
@@ -324,9 +333,9 @@ def _run(
             del rows[index]
         rows.append(row)
         _write_rows(rows, path)
-        what, *seed = key if isinstance(key, tuple) else (key,)
+        what = names.get("model") or names["mixer"]
         end = f"failed: {row['reason']}" if row["status"] == "failed" else "done"
-        seed = f", seed {seed[0]}" if seed else ""
+        seed = f", seed {names['seed']}" if "seed" in names else ""
         print(f"{what} ({numbers[key]} of {len(numbers)}){seed}: {end}, {done} of {len(tasks)}", flush=True)
 
     if tasks:

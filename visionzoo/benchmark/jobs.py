@@ -48,7 +48,8 @@ def failure(error: BaseException) -> Failure:
 def devices(device: str | None) -> list[str]:
     """Return the devices that tasks are spread over: all GPUs, unless one device is named."""
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return [f"cuda:{i}" for i in range(torch.cuda.device_count())] if name == "cuda" else [name]
+    found = torch.cuda.device_count() if name == "cuda" else 0
+    return [f"cuda:{i}" for i in range(found)] or [name]
 
 
 def run_tasks(tasks: Mapping[Hashable, Task], done: Done, *, jobs: int | None, logs: Path) -> None:
@@ -81,7 +82,7 @@ def run_tasks(tasks: Mapping[Hashable, Task], done: Done, *, jobs: int | None, l
         context.set_forkserver_preload(PRELOADED)  # type: ignore[attr-defined]
     make_folder(logs)
     waiting = list(tasks.items())
-    places = [devices(args.device) for _, (_, args) in waiting[:1]]
+    places = devices(waiting[0][1][1].device)
     free = list(range(min(jobs, len(waiting))))
     threads = max(1, (os.cpu_count() or 1) // max(1, len(free)))
     working: dict[Any, tuple[Hashable, Any, int]] = {}
@@ -91,7 +92,7 @@ def run_tasks(tasks: Mapping[Hashable, Task], done: Done, *, jobs: int | None, l
             while waiting and free:
                 key, (call, args) = waiting.pop(0)
                 slot = free.pop(0)
-                device = places[0][slot % len(places[0])]
+                device = places[slot % len(places)]
                 given = argparse.Namespace(**{**vars(args), "device": device, "workers": _share(args.workers, jobs)})
                 receiver, sender = context.Pipe(duplex=False)
                 log = logs / f"{'-'.join(map(str, key)) if isinstance(key, tuple) else key}.txt".replace("/", ",")
@@ -102,10 +103,10 @@ def run_tasks(tasks: Mapping[Hashable, Task], done: Done, *, jobs: int | None, l
                 sender.close()
                 working[receiver] = key, process, slot
             stop.check()
-            for receiver in wait(list(working), timeout=0.2):
-                key, process, slot = working.pop(receiver)
+            for ready in wait(list(working), timeout=0.2):
+                key, process, slot = working.pop(ready)
                 try:
-                    result = receiver.recv()
+                    result = ready.recv()  # type: ignore[union-attr, call-arg]
                 except EOFError:
                     process.join()
                     result = Failure(f"its process ended with exit code {process.exitcode}, without a word")

@@ -216,8 +216,9 @@ class DeviceLoader:
         sides = (round(height * scale), round(width * scale))
         if sides != (height, width):
             mode = self.interpolation if self.interpolation in ("nearest", "bilinear", "bicubic") else "bilinear"
-            align = {} if mode == "nearest" else {"align_corners": False}
-            images = F.interpolate(images, sides, mode=mode, **align).clamp(0, 255)
+            smooth = {} if mode == "nearest" else {"align_corners": False, "antialias": True}
+            for shape in ((height, sides[1]), sides):  # one axis after the other, each in whole numbers, as PIL does
+                images = F.interpolate(images, shape, mode=mode, **smooth).round().clamp(0, 255)
         top, left = ((side - size) // 2 for side, size in zip(sides, self.size, strict=True))
         return images[..., top : top + self.size[0], left : left + self.size[1]]
 
@@ -229,7 +230,10 @@ def crop_and_resize(
 
     Args:
         images: [B, C, H, W], floating point.
-        top, left, height, width: [B], whole numbers.
+        top: [B], first row of each rectangle, a whole number.
+        left: [B], first column.
+        height: [B], rows.
+        width: [B], columns.
         size: height and width of the result, at least those of the rectangles for results without aliasing.
 
     Returns:

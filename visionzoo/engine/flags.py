@@ -317,6 +317,7 @@ def _run_flags(parser: Parser) -> None:
     add("--checkpoint-hist", type=COUNT, default=10, metavar="N", help="best checkpoints to keep")
     add("--recovery-interval", type=WHOLE, default=0, metavar="N", help="updates between recovery checkpoints; 0: none")
     add("--log-interval", type=COUNT, default=50, metavar="N", help="updates between log entries")
+    _yes(group, "--no-curves", "leave the picture of losses and accuracy out (visionzoo)")
     _yes(group, "--log-wandb", "log to Weights & Biases too (WANDB_MODE=offline: without a connection)")
     add("--wandb-project", metavar="NAME", help="its project")
     add("--wandb-tags", nargs="+", default=[], metavar="TAG", help="its tags")
