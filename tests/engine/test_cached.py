@@ -1,5 +1,7 @@
 """--cache-images: what is decoded once is what would have been loaded, and the device crops as timm's transforms do."""
 
+import tarfile
+
 import numpy as np
 import pytest
 import torch
@@ -60,6 +62,19 @@ def test_a_changed_file_is_decoded_anew(images, tmp_path):
     Image.new("RGB", (40, 40), (7, 8, 9)).save(tmp_path / "data/train/blue/0.png")
     _, after, _ = images()
     assert before.pixels[0].tolist() != after.pixels[0].tolist() == np.full((40, 40, 3), (7, 8, 9)).tolist()
+
+
+def test_an_archive_is_taken_like_its_folder(images, tmp_path):
+    _, train, val = images()
+    for split in ("train", "val"):
+        with tarfile.open(tmp_path / f"{split}.tar", "w") as archive:
+            archive.add(tmp_path / "data" / split, arcname=".")
+    places = ["--data-dir", str(tmp_path / "train.tar"), "--val-data-dir", str(tmp_path / "val.tar")]
+    for _ in range(2):
+        _, *archived = images(*places)
+        for folder, tar in zip((train, val), archived, strict=True):
+            assert tar.class_to_idx == folder.class_to_idx and tar.targets.tolist() == folder.targets.tolist()
+            assert sorted(map(bytes, tar.pixels)) == sorted(map(bytes, folder.pixels))
 
 
 def test_crops_are_those_of_pil_but_for_rounding():

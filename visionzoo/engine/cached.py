@@ -107,7 +107,8 @@ def _decode(images: Any, root: str, folder: Path) -> None:
         raise UserError(f"--cache-images: {len(bad)} images cannot be used, such as {bad[0]}; mend or remove them")
     make_folder(folder)
     reader: Any = getattr(images.dataset, "reader", None)
-    about = {"root": str(root), "class_to_idx": reader.class_to_idx, "notes": images.notes}
+    names = getattr(reader, "class_to_idx", None) or reader.class_name_to_idx  # of a folder, or of a .tar
+    about = {"root": str(root), "class_to_idx": names, "notes": images.notes}
     write_atomically(folder / "pixels.npy", lambda file: np.save(file, pixels))
     write_atomically(folder / "targets.npy", lambda file: np.save(file, np.array(targets, np.int64)))
     write_atomically(folder / "about.json", lambda file: file.write(json.dumps(about).encode()))  # last: then it counts
