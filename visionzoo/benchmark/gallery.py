@@ -242,11 +242,9 @@ def _entry(name: str, forms: list[str]) -> str:
         "reducers may stand before it" if mixer.takes_dropped_tokens else "no dropped tokens",
     ]
     lines = [f"### `{name}`", _linked(summary), f"    {formula}"]
-    facts = [
-        f"- Cost: {', '.join(costs[:4])}",
-        f"- Paper: {', '.join(map(_link, own)) or 'none; made for this library'}",
-    ]
-    facts += [f"- Forms after other papers: {', '.join(map(_link, others))}"] if others else []
+    facts = [f"- Cost: {', '.join(costs[:4])}"]
+    facts += [f"- Paper: {', '.join(map(_link, own))}"] if own else []
+    facts += [f"- Papers of its forms: {', '.join(map(_link, others))}"] if others else []
     facts += [f"- Takes: {'; '.join(takes)}", f"- Use it for {when}"]
     facts += [f"- In the comparison as {'; '.join(forms)}"] if forms else []
     return "\n\n".join([*lines, "\n".join(facts)])
