@@ -109,6 +109,10 @@ def test_training_crops_mirrors_and_mixes_repeatably(images):
     loader.mixup_enabled = False
     assert epoch(0)[0][1].dtype == torch.int64
 
+    args, train, _ = images(*DEVICE, "-b", "5")
+    loader = train_loader(args, train, CONFIG, CPU)
+    assert [len(targets) for _, targets in loader] == [5, 5] and len(loader) == 2
+
     plain = [*DEVICE, "--scale", "1", "1", "--ratio", "1", "1", "--hflip", "1"]
     args, train, _ = images(*plain)
     loader = train_loader(args, train, CONFIG, CPU)

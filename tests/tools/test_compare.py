@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import statistics
+import sys
 import time
 
 import pytest
@@ -198,6 +199,8 @@ def mixers(command, monkeypatch):
     monkeypatch.setattr(comparison, "SPEED", Budget(warmup_ms=1, repeat_ms=1))
     monkeypatch.setattr(growth, "TIMES", Budget(warmup_ms=1, repeat_ms=1))
     monkeypatch.setattr(jobs, "START", "fork")  # imports are done then; torch runs in one thread here
+    draw = comparison.draw
+    monkeypatch.setattr(comparison, "draw", lambda rows, path: "--write" in sys.argv and draw(rows, path))
 
     def run(*flags, hosts=(HOST,), mixers=MIXERS, seeds=("0",)):
         asked = ["--hosts", *hosts, "--mixers", *mixers, "--growth-tokens", "4", "64", "--growth-dim", "8"]
@@ -206,14 +209,17 @@ def mixers(command, monkeypatch):
     return run
 
 
-def test_mixers_in_hosts_with_seeds_each_in_a_process(mixers, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("hosts", "seeds"), [((HOST,), "01"), pytest.param((HOST, PLAIN), "012", marks=pytest.mark.full)]
+)
+def test_mixers_in_hosts_with_seeds_each_in_a_process(mixers, tmp_path, capsys, hosts, seeds):
     document = tmp_path / "mixers.md"
     document.write_text(MARKS)
-    assert mixers("--jobs", "2", "--write", str(document), hosts=(HOST, PLAIN), seeds=("0", "1")) == 0
+    assert mixers("--jobs", "2", "--write", str(document), hosts=hosts, seeds=seeds) == 0
     folder = tmp_path / "out/tiny"
     results = table(folder / "results.csv")
-    models = ["pyramid/own", "pyramid/sigmoid", "plain/own", "plain/sigmoid"]
-    assert {(row["model"], row["seed"]) for row in results} == {(model, seed) for model in models for seed in "01"}
+    models = ["pyramid/own", "pyramid/sigmoid", "plain/own", "plain/sigmoid"][: 2 * len(hosts)]
+    assert {(row["model"], row["seed"]) for row in results} == {(model, seed) for model in models for seed in seeds}
     for row in results:
         run = folder / f"{row['model'].replace('/', ',')},seed={row['seed']}"
         assert float(row["top1"]) == float(rows(run)[-1]["eval_top1"]) and f"seed: {row['seed']}\n" in (
@@ -231,13 +237,14 @@ def test_mixers_in_hosts_with_seeds_each_in_a_process(mixers, tmp_path, capsys):
     own = [float(row["top1"]) for row in results if row["model"] == "pyramid/sigmoid"]
     cell = f"{statistics.mean(own):.2f} ± {statistics.stdev(own):.2f}"
     assert re.search(rf"\| `sigmoid` \| 0\.0 \| {re.escape(cell)} \|", text.split("`plain`")[0])
-    assert "Mixers in `pyramid`" in text and "of 2 seeds (mean ± standard deviation)" in text
+    assert "Mixers in `pyramid`" in text and f"of {len(seeds)} seeds (mean ± standard deviation)" in text
     assert [row["model"] for row in table(tmp_path / "tiny_models.csv")] == models
     assert (folder / "logs/pyramid,own-0.txt").read_text()
-    assert "plain/sigmoid (8 of 8), seed 1: done" in capsys.readouterr().out
+    runs = len(models) * len(seeds)
+    assert f"{models[-1]} ({runs} of {runs}), seed {seeds[-1]}: done" in capsys.readouterr().out
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison, "run_tasks", lambda *_, **__: pytest.fail("done again"))
-        assert mixers("--jobs", "3", hosts=(HOST, PLAIN), seeds=("0", "1")) == 0
+        assert mixers("--jobs", "3", hosts=hosts, seeds=seeds) == 0
 
 
 def test_a_run_that_fails_or_dies_is_written_down_and_tried_again(mixers, tmp_path, monkeypatch, capsys):
@@ -274,14 +281,14 @@ def test_a_signal_ends_the_processes_and_they_save(mixers, tmp_path, monkeypatch
         step(self, *args)
         if self.run.args.mixer == "sigmoid" and self.run.update == 1:
             os.kill(parent, signal.SIGTERM)
-            time.sleep(1)
+            time.sleep(0.3)
 
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_forward_backward", tell)
-        assert mixers("--jobs", "1") == 128 + signal.SIGTERM
+        assert mixers("--jobs", "1", mixers=MIXERS[1:]) == 128 + signal.SIGTERM
     assert "start the same command again to go on" in capsys.readouterr().err
     assert (tmp_path / "out/tiny/pyramid,sigmoid,seed=0/recovery.pth.tar").exists()
-    assert mixers("--jobs", "1") == 0
+    assert mixers("--jobs", "1", mixers=MIXERS[1:]) == 0
     assert "going on from" in (tmp_path / "out/tiny/logs/pyramid,sigmoid-0.txt").read_text()
 
 
