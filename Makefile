@@ -67,9 +67,10 @@ format: install
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# The model table of README.md, from the registry.
+# The model table of README.md and the gallery of docs/mixers.md, from the registries.
 table: install
 	$(BIN)/python tools/list_models.py --write README.md
+	$(BIN)/python -m visionzoo.benchmark.gallery --write docs/mixers.md
 
 # Everything on this machine's GPU, into benchmarks/; goes on where it was stopped. BiFormer's authors take part if
 # RIVALS names a checkout of their repository: make bench RIVALS=path/to/BiFormer

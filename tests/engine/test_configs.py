@@ -7,17 +7,18 @@ import pytest
 import timm
 import torch
 
-from visionzoo.benchmark.comparison import _probe_args, _run_args
+from visionzoo.benchmark.comparison import _runs
 from visionzoo.engine.data import mixing
 from visionzoo.engine.distillation import make_task
 from visionzoo.engine.flags import compare_parser, train_parser
 from visionzoo.engine.models import Trained, build_model, data_config
 from visionzoo.engine.probing import choose_head
 from visionzoo.engine.recipe import learning_rate, make_optimizer, make_scheduler
+from visionzoo.layers.mixers import MIXERS, build_mixer
 from visionzoo.models._registry import VARIANTS
 
 FOLDER = Path(__file__).parents[2] / "configs" / "classification"
-COMPARISONS = sorted(FOLDER.glob("*_comparison.yaml"))
+COMPARISONS = [path for path in sorted(FOLDER.glob("*.yaml")) if "tools/compare.py" in path.read_text()]
 CONFIGS = sorted(set(FOLDER.glob("*.yaml")) - set(COMPARISONS))
 PAPERS = [path for path in CONFIGS if path.stem.endswith(("_imagenet", "_cifar10"))]  # on what the authors trained on
 
@@ -68,19 +69,38 @@ def test_a_config_states_its_command(path):
     assert f"tools/{tool}.py configs/classification/{path.name}" in head
 
 
-@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
-def test_the_models_of_a_comparison_take_its_images(path):
+def _check_models(path, every):
     args = compare_parser().parse_with_config([str(path)])
     args.num_classes = 10
-    assert len(set(args.models)) == len(args.models) >= (3 if args.probes else 7)
-    for spec in args.models:
-        own = _run_args(args, spec, path.parent)
-        model = build_model(own).train()
-        assert model(torch.randn(2, 3, args.img_size, args.img_size)).shape == (2, 10)
-        for probe in args.probes:
-            choose_head(probed := _probe_args(own, probe, args))
+    runs = {model: run for (model, _), run in reversed(_runs(args, path.parent).items())}
+    assert len(runs) >= (3 if args.probes else 7)
+    for model, run in list(runs.items())[::every]:
+        choose_head(run)
+        if " + " in model:
             with torch.device("meta"):
-                build_model(probed)
+                build_model(run)
+        else:
+            built = build_model(run).train()
+            assert built(torch.randn(2, 3, args.img_size, args.img_size)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
+def test_the_models_of_a_comparison_take_its_images(path):
+    _check_models(path, every=23 if "mixers" in path.stem else 1)
+
+
+@pytest.mark.full
+def test_all_mixers_of_the_comparison_take_its_images():
+    _check_models(FOLDER / "cifar10_mixers.yaml", every=1)
+
+
+def test_the_comparison_of_mixers_has_every_mixer_by_options_that_it_takes():
+    args = compare_parser().parse_with_config([str(FOLDER / "cifar10_mixers.yaml")])
+    specs = [{name: value for name, value in mixer.items() if name != "label"} for mixer in args.mixers]
+    assert {spec["type"] for spec in specs} == {*MIXERS, "none"}
+    for spec in specs:
+        for width, heads in ((64, 2), (128, 4)):
+            build_mixer(spec, width, heads)
 
 
 @pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)

@@ -2,17 +2,26 @@
 
 import csv
 import gc
+import math
 import os
+import re
 import signal
+import statistics
+import sys
+import time
 
 import pytest
 import torch
 from engine.helpers import TINY_FLAGS, rows, run_tool, write_splits
+from matplotlib.figure import Figure
 
-from visionzoo.benchmark import comparison
+from visionzoo.benchmark import comparison, growth, jobs
+from visionzoo.benchmark.comparison_report import place_labels
 from visionzoo.benchmark.timing import Budget
+from visionzoo.engine.flags import compare_parser
 from visionzoo.engine.run import Run
 from visionzoo.engine.training import Training
+from visionzoo.layers.mixers import ScoreMixer
 
 POOL = "zoo_poolformer_s12 depths=[1,1] embed_dims=[8,16]"
 LEVIT = "zoo_levit_128s depths=[1,1,1] embed_dims=[16,24,32] num_heads=[1,1,1] key_dim=8"
@@ -133,9 +142,8 @@ def test_a_stopped_comparison_goes_on_where_it_was(command, tmp_path, monkeypatc
 
 def test_a_model_that_was_trained_but_not_measured_is_only_measured(command, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(comparison, "_inference_rate", lambda run: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            command(models=[POOL])
+        patch.setattr(comparison, "_inference_rate", lambda *_: 1 / 0)
+        assert command(models=[POOL]) == 1
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_forward_backward", lambda *_: pytest.fail("trained again"))
         assert command(models=[POOL]) == 0
@@ -159,7 +167,7 @@ def test_a_model_may_be_added_but_the_recipe_stays(command, tmp_path, capsys):
         (["zoo_poolformer_s12", "zoo_levit_x"], [], "unknown model 'zoo_levit_x'; did you mean zoo_levit"),
         (["zoo_levit_128s deps=1"], [], "does not take --model-kwargs {'deps': 1}"),
         (["zoo_levit_128s depths"], [], "--models 'zoo_levit_128s depths': expected key=value, got 'depths'"),
-        ([POOL], ["--val-split", ""], "a comparison runs in one process and validates"),
+        ([POOL], ["--val-split", ""], "a comparison is not distributed and validates"),
         ([POOL], ["--write", "nowhere.md"], "--write nowhere.md: "),
         ([POOL], ["--write", "README.md"], "--write README.md: expected the lines '<!-- tiny: written by"),
     ],
@@ -177,3 +185,183 @@ def test_peak_memory_is_each_models_own(command, tmp_path):
     assert command("--device", "cuda", models=[wide, POOL]) == 0
     first, second = (float(row["peak_memory_mib"]) for row in table(tmp_path / "out/tiny/results.csv"))
     assert first > 2 * second > 0
+
+
+# -- mixers in hosts ---------------------------------------------------------------------------------------------------
+
+HOST = "zoo_poolformer_s12 depths=[1,1] embed_dims=[8,16] label=pyramid"
+PLAIN = "{type: zoo_deit_t, depth: 1, embed_dim: 16, num_heads: 2, patch_size: 8, img_size: 32, label: plain}"
+MIXERS = ["own", "{type: score, normaliser: sigmoid, label: sigmoid}"]
+
+
+@pytest.fixture
+def mixers(command, monkeypatch):
+    monkeypatch.setattr(comparison, "SPEED", Budget(warmup_ms=1, repeat_ms=1))
+    monkeypatch.setattr(growth, "TIMES", Budget(warmup_ms=1, repeat_ms=1))
+    monkeypatch.setattr(jobs, "START", "fork")  # imports are done then; torch runs in one thread here
+    draw = comparison.draw
+    monkeypatch.setattr(comparison, "draw", lambda rows, path: "--write" in sys.argv and draw(rows, path))
+
+    def run(*flags, hosts=(HOST,), mixers=MIXERS, seeds=("0",)):
+        asked = ["--hosts", *hosts, "--mixers", *mixers, "--growth-tokens", "4", "64", "--growth-dim", "8"]
+        return command(*asked, "--seeds", *seeds, "--epochs", "1", *flags, models=())
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("hosts", "seeds"), [((HOST,), "01"), pytest.param((HOST, PLAIN), "012", marks=pytest.mark.full)]
+)
+def test_mixers_in_hosts_with_seeds_each_in_a_process(mixers, tmp_path, capsys, hosts, seeds):
+    document = tmp_path / "mixers.md"
+    document.write_text(MARKS)
+    assert mixers("--jobs", "2", "--write", str(document), hosts=hosts, seeds=seeds) == 0
+    folder = tmp_path / "out/tiny"
+    results = table(folder / "results.csv")
+    models = ["pyramid/own", "pyramid/sigmoid", "plain/own", "plain/sigmoid"][: 2 * len(hosts)]
+    assert {(row["model"], row["seed"]) for row in results} == {(model, seed) for model in models for seed in seeds}
+    for row in results:
+        run = folder / f"{row['model'].replace('/', ',')},seed={row['seed']}"
+        assert float(row["top1"]) == float(rows(run)[-1]["eval_top1"]) and f"seed: {row['seed']}\n" in (
+            (run / "args.yaml").read_text()
+        )
+        assert ("sigmoid" in (run / "args.yaml").read_text()) == (row["mixer"] == "sigmoid")
+        assert not (run / "curves.png").exists()
+    speeds = table(folder / "speeds.csv")
+    assert {row["model"] for row in speeds} == set(models)
+    assert all(float(row["train_images_per_second"]) > 0 < float(row["inference_images_per_second"]) for row in speeds)
+    (grown,) = table(folder / "growth.csv")
+    assert grown["mixer"] == "sigmoid" and {"ms_4", "ms_16", "ms_64"} <= set(grown) and grown["stops"] == ""
+    assert math.isfinite(float(grown["time_exponent"]))
+    text = document.read_text()
+    own = [float(row["top1"]) for row in results if row["model"] == "pyramid/sigmoid"]
+    cell = f"{statistics.mean(own):.2f} ± {statistics.stdev(own):.2f}"
+    assert re.search(rf"\| `sigmoid` \| 0\.0 \| {re.escape(cell)} \|", text.split("`plain`")[0])
+    assert "Mixers in `pyramid`" in text and f"of {len(seeds)} seeds (mean ± standard deviation)" in text
+    assert [row["model"] for row in table(tmp_path / "tiny_models.csv")] == models
+    assert (folder / "logs/pyramid,own-0.txt").read_text()
+    runs = len(models) * len(seeds)
+    assert f"{models[-1]} ({runs} of {runs}), seed {seeds[-1]}: done" in capsys.readouterr().out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison, "run_tasks", lambda *_, **__: pytest.fail("done again"))
+        assert mixers("--jobs", "3", hosts=hosts, seeds=seeds) == 0
+
+
+def test_a_run_that_fails_or_dies_is_written_down_and_tried_again(mixers, tmp_path, monkeypatch, capsys):
+    forward = ScoreMixer.forward
+
+    def fail(self, x):
+        if self.training:
+            if os.getpid() != parent:
+                os._exit(3)
+            raise RuntimeError("no such\nkernel")
+        return forward(self, x)
+
+    parent = os.getpid()
+    for flags, reason in (
+        ([], "RuntimeError: no such kernel"),
+        (["--jobs", "1"], "its process ended with exit code 3, without a word"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(ScoreMixer, "forward", fail)
+            assert mixers(*flags) == 1
+        assert reason in capsys.readouterr().err
+        results = {row["model"]: row for row in table(tmp_path / "out/tiny/results.csv")}
+        assert results["pyramid/own"]["status"] == "ok" and results["pyramid/sigmoid"]["status"] == "failed"
+        assert results["pyramid/sigmoid"]["reason"] == reason
+    assert mixers() == 0
+    assert [row["status"] for row in table(tmp_path / "out/tiny/results.csv")] == ["ok", "ok"]
+
+
+def test_a_signal_ends_the_processes_and_they_save(mixers, tmp_path, monkeypatch, capsys):
+    step = Training._forward_backward
+    parent = os.getpid()
+
+    def tell(self, *args):
+        step(self, *args)
+        if self.run.args.mixer == "sigmoid" and self.run.update == 1:
+            os.kill(parent, signal.SIGTERM)
+            time.sleep(0.3)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_forward_backward", tell)
+        assert mixers("--jobs", "1", mixers=MIXERS[1:]) == 128 + signal.SIGTERM
+    assert "start the same command again to go on" in capsys.readouterr().err
+    assert (tmp_path / "out/tiny/pyramid,sigmoid,seed=0/recovery.pth.tar").exists()
+    assert mixers("--jobs", "1", mixers=MIXERS[1:]) == 0
+    assert "going on from" in (tmp_path / "out/tiny/logs/pyramid,sigmoid-0.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mixers": ["sigmoyd"]}, "unknown mixer 'sigmoyd'"),
+        ({"mixers": ["windw"]}, "unknown mixer 'windw'; did you mean window"),
+        ({"mixers": ["own", "window window_siz=3"]}, "window_siz=3 (did you mean 'window_size'?)"),
+        (
+            {"mixers": ["halo block_size=0", "pool pool_size=2 label=even"]},
+            "pyramid/even: cannot build zoo_poolformer_s12",
+        ),
+        ({"mixers": ["own", "own"]}, "--mixers: 'own' is there twice; give each its label=NAME"),
+        ({"mixers": ["{type: [}"]}, "--mixers: '{type: [}' is no mapping"),
+        ({"mixers": ["{label: x}"]}, "--mixers: expected 'NAME KEY=VALUE ...' or '{type: NAME, KEY: VALUE}'"),
+        ({"mixers": ["own label=a/b"]}, "expected a label without spaces and slashes, got 'a/b'"),
+        ({"hosts": ["zoo_poolformer_x"]}, "unknown model 'zoo_poolformer_x'; did you mean"),
+        ({"hosts": ["test_resnet"], "mixers": ["pool"]}, "test_resnet does not take"),
+        ({"seeds": ["1", "1"]}, "--seeds: expected numbers, each once"),
+        ({"flags": ["--growth-tokens", "64", "4"]}, "--growth-tokens: expected the smaller number first, got 64 4"),
+        ({"flags": ["--models", POOL]}, "expected --models, or --hosts and --mixers"),
+        ({"flags": ["--jobs", "0"]}, "--jobs: expected a number at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_before_the_first_step(mixers, tmp_path, capsys, given, message):
+    assert mixers(*given.pop("flags", []), **given) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_label_that_means_something_else_now_is_not_taken_for_done(mixers, capsys):
+    assert mixers() == 0
+    assert mixers(mixers=["{type: score, normaliser: relu, label: sigmoid}"]) == 1
+    assert "give it another label, or name another --experiment" in capsys.readouterr().err
+
+
+def test_growth_is_the_slope_and_says_where_it_stops(monkeypatch):
+    seconds = {4: 1.0, 16: 16.0, 64: 256.0}
+    args = compare_parser().parse(["--growth-tokens", "4", "64", "--growth-dim", "8", "--device", "cpu"])
+    args.mixer = {"type": "pool"}
+
+    def measure(mixer, x, *_):
+        tokens = x.shape[1] * x.shape[2]
+        if tokens == 64 and stop:
+            raise stop
+        return x.shape[0] * seconds[tokens], x.shape[0] * 8 * tokens
+
+    monkeypatch.setattr(growth, "_measure", measure)
+    monkeypatch.setattr(growth, "SLOW", math.inf)
+    stop = None
+    row = growth.measure_growth(args)
+    assert row["time_exponent"] == pytest.approx(2) and row["memory_exponent"] == pytest.approx(1)
+    assert row["stops_at"] is None and row["ms_16"] == pytest.approx(16e3)
+    for raised, reason in ((torch.OutOfMemoryError("x"), "memory"), (ValueError("too many"), "ValueError: too many")):
+        stop = raised
+        row = growth.measure_growth(args)
+        assert (row["stops_at"], row["stops"]) == (64, reason) and row["time_exponent"] == pytest.approx(2)
+    monkeypatch.setattr(growth, "SLOW", 50.0)
+    stop = None
+    row = growth.measure_growth(args)
+    assert row["stops_at"] == 64 and "a step of 16 tokens takes over 50 s" in row["stops"]
+
+
+def test_labels_of_many_points_cover_neither_each_other_nor_points():
+    axes = Figure(figsize=(12, 8), dpi=120).subplots()
+    random = torch.Generator().manual_seed(0)
+    points = [tuple(point) for point in torch.rand(60, 2, generator=random).mul(0.5).tolist()]
+    axes.scatter(*zip(*points, strict=True))
+    axes.figure.draw_without_rendering()
+    boxes = place_labels(axes, points, [f"mixer_number_{i}" for i in range(60)])
+    for i, (left, bottom, right, top) in enumerate(boxes):
+        assert not any(a < right and left < c and b < top and bottom < d for a, b, c, d in boxes[:i])
+        assert not any(
+            left < x < right and bottom < y < top for x, y in (axes.transData.transform(point) for point in points)
+        )

@@ -1,7 +1,8 @@
-"""Train models alike and compare accuracy, speed and memory; tools/compare.py is the command over it.
+"""Train models, or mixers in hosts, alike and compare accuracy, speed and memory; tools/compare.py is the command.
 
-Each model is a run of the training engine in a folder of its own, and its row of results.csv is written when it is
-done: a comparison that was stopped goes on, within a model too, when it is started again.
+Each (model, seed) is a run of the training engine in a folder of its own, and its row of results.csv is written when it
+is done: a comparison that was stopped goes on, within a model too, when it is started again. A run that fails has a
+row with its reason, is tried again by the next start, and does not end the others.
 """
 
 from __future__ import annotations
@@ -10,93 +11,204 @@ import argparse
 import csv
 import gc
 import io
+import json
+import os
 import platform
+import re
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from torch import nn
 
 import visionzoo
+from visionzoo.benchmark.comparison_report import draw, section, summarise, table
+from visionzoo.benchmark.growth import measure_growth
+from visionzoo.benchmark.jobs import Failure, Task, devices, run_tasks
 from visionzoo.benchmark.results import device_name
 from visionzoo.benchmark.timing import Budget, host_timing
 from visionzoo.engine.checkpoints import LAST, write_atomically
-from visionzoo.engine.errors import Interrupted, UserError, closest, require
+from visionzoo.engine.data import mixing, open_train_and_val
+from visionzoo.engine.distillation import make_task
+from visionzoo.engine.errors import UserError, closest, require
 from visionzoo.engine.flags import PROBES
 from visionzoo.engine.images import announce_epoch, batches
-from visionzoo.engine.models import autocast, build_model
+from visionzoo.engine.models import autocast, build_model, data_config, try_images
+from visionzoo.engine.observation import peak_memory
 from visionzoo.engine.options import key_values
-from visionzoo.engine.parallel import Process, start_process
+from visionzoo.engine.parallel import start_process
 from visionzoo.engine.probing import choose_head
+from visionzoo.engine.recipe import learning_rate, make_optimizer
 from visionzoo.engine.reporting import insert_between
 from visionzoo.engine.run import Run
 from visionzoo.engine.training import Training
-from visionzoo.text import markdown_table
+from visionzoo.layers.mixers import MIXERS
+from visionzoo.text import some
 
-RESULTS, PICTURE = "results.csv", "results.png"
-NOT_OF_THE_RECIPE = {"models", "write", "config", "output", "experiment", "resume", "workers", "model", "model_kwargs"}
+RESULTS, SPEEDS, GROWTH, PICTURE = "results.csv", "speeds.csv", "growth.csv", "results.png"
+OF_ALL = ("models", "hosts", "mixers", "seeds", "jobs", "write", "probes", "probe_epochs")  # of the whole comparison
+NOT_OF_THE_RECIPE = {
+    *("models", "hosts", "mixers", "seeds", "jobs", "write", "config", "output", "experiment", "resume", "workers"),
+    *("model", "model_kwargs", "cache_images"),
+}
 LOADER_SECONDS = 5.0  # how long the loader is watched at most
 INFERENCE = Budget(warmup_ms=500, repeat_ms=2000)
-COLUMNS = {  # of the table: title, digits
-    "model": ("Model", None),
-    "params_m": ("Parameters (M)", 1),
-    "trained_m": ("Trained (M)", 3),
-    "top1": ("Top-1 (%)", 2),
-    "train_images_per_second": ("Training (images/s)", 0),
-    "inference_images_per_second": ("Inference (images/s)", 0),
-    "peak_memory_mib": ("Peak memory (MiB)", 0),
+SPEED = Budget(warmup_ms=300, repeat_ms=700)  # of each model when speeds are measured apart
+OWN = ("own", "none")  # mixers beside those of the table: the host's own, and none at all
+WORDS = {
+    "model",
+    "host",
+    "mixer",
+    "spec",
+    "status",
+    "reason",
+    "stops",
+    "device",
+    "torch",
+    "timm",
+    "visionzoo",
+    "python",
 }
 
 Row = dict[str, Any]
+Key = tuple[str, int]  # model, seed
 
 
 def compare(args: argparse.Namespace) -> list[Row]:
-    """Train and measure what `args` name (tools/compare.py); write the results and return them.
+    """Train and measure what `args` name (tools/compare.py); write the results and return a row for each model.
 
     Raises:
-        UserError: the models are not named, or the folder holds results of another recipe; or as training.
+        UserError: the models are not named or do not work, the folder holds results of another recipe, or, when all
+            else is done and written, some runs failed.
         Interrupted: by a signal; what is done is kept.
     """
     folder = Path(args.output or "output/compare") / (args.experiment or Path(args.config or "comparison").stem)
-    runs: dict[str, argparse.Namespace] = {}
-    for spec in args.models:
-        runs[spec] = _run_args(args, spec, folder)
-        runs |= {f"{spec} + {probe}": _probe_args(runs[spec], probe, args) for probe in args.probes}
-    process = start_process(args)
-    _check(args, runs, process, folder.name)
-    _keep_recipe(args, folder)
+    runs = _runs(args, folder)
+    _check(args, runs, folder.name)
     rows = read_rows(folder / RESULTS)
-    for number, (spec, run_args) in enumerate(runs.items(), 1):
-        done = any(row["model"] == spec for row in rows)
-        print(f"{spec} ({number} of {len(runs)}){': done before' if done else ''}", flush=True)
-        if not done:
-            rows.append({"model": spec, **_train_and_measure(run_args, process)})
-            _write_rows(rows, folder / RESULTS)
-    rows = [row for spec in runs for row in rows if row["model"] == spec]
-    draw(rows, folder / PICTURE)
-    print(table(rows))
-    if args.write:
+    todo = _to_do(rows, runs)
+    _try(runs, {model for model, _ in todo})
+    _keep_recipe(args, folder)
+    if args.cache_images and todo:
+        open_train_and_val(args)  # here, once, before many runs do it at a time
+    apart = _apart(args)
+    for probes in (False, True):  # a probe begins where its model's training has ended
+        call = _train if apart else _train_and_measure
+        tasks = {key: (call, runs[key]) for key in todo if _is_probe(key[0]) == probes}
+        _run(tasks, rows, folder / RESULTS, args.jobs, of=runs)
+    wanted = [row for key in runs for row in rows if _key(row) == key]
+    trained = [row for row in wanted if row["status"] == "ok"]
+    speeds, growth = [], []
+    if apart:
+        speeds = _measured(args, "model", _first_seeds(runs, trained), folder / SPEEDS, _measure_speed)
+        mixers = {m["label"]: _with(args, mixer=_spec(m)) for m in _labelled("--mixers", args.mixers) if _is_real(m)}
+        growth = _measured(args, "mixer", mixers, folder / GROWTH, measure_growth)
+    models = summarise(wanted, speeds, growth)
+    if trained:
+        draw(models, folder / PICTURE)
+        print(table(models))
+    if args.write and trained:
         target = Path(args.write)
-        _write_rows(rows, target.with_name(f"{folder.name}.csv"))
-        draw(rows, target.with_name(f"{folder.name}.png"))
-        text = _written(target, folder.name, section(rows, args, folder.name))
+        for name, lines in ((folder.name, wanted), (f"{folder.name}_models", models if apart else [])):
+            if lines:
+                _write_rows(lines, target.with_name(f"{name}.csv"))
+        draw(models, target.with_name(f"{folder.name}.png"))
+        text = _written(target, folder.name, section(models, wanted, args, folder.name))
         write_atomically(target, lambda file: file.write(text.encode()))
-    print(f"results in {folder}{f', and in {args.write}' if args.write else ''}")
-    return rows
+    print(f"results in {folder}{f', and in {args.write}' if args.write and trained else ''}")
+    failed = [row for row in [*wanted, *speeds, *growth] if row["status"] != "ok"]
+    if failed:
+        names = (f"{row.get('model') or row.get('mixer')} ({row['reason']})" for row in failed)
+        raise UserError(
+            f"{len(failed)} of the runs and measurements failed: {some(names, 5)}. {folder} has all reasons"
+        )
+    return models
 
 
-def _run_args(args: argparse.Namespace, spec: str, folder: Path) -> argparse.Namespace:
-    """Return the arguments of one model's training."""
-    name, *options = spec.split() or [""]
-    own = {
-        "model": name,
-        "model_kwargs": {**args.model_kwargs, **key_values(options, f"--models {spec!r}")},
-        "output": str(folder),
-        "experiment": spec.replace(" ", ","),
-        "resume": "auto",
-    }
+def _runs(args: argparse.Namespace, folder: Path) -> dict[Key, argparse.Namespace]:
+    """Return the arguments of each run."""
+    seeds = args.seeds or [args.seed]
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds: expected numbers, each once, got {args.seeds}")
+    if bool(args.hosts) != bool(args.mixers) or (args.hosts and args.models):
+        raise UserError("expected --models, or --hosts and --mixers, which are all put into each of the hosts")
+    models: dict[str, argparse.Namespace] = {}
+    for spec in args.models:
+        name, *options = spec.split() or [""]
+        kwargs = {**args.model_kwargs, **key_values(options, f"--models {spec!r}")}
+        models[spec] = _with(args, model=name, model_kwargs=kwargs, spec=spec, host="", mixer="")
+    if len(models) < len(args.models) or not (models or args.hosts):
+        raise UserError(f"--models: expected names, each once, got {args.models}")
+    for host in _labelled("--hosts", args.hosts):
+        for mixer in _labelled("--mixers", args.mixers):
+            kwargs = {**args.model_kwargs, **{k: v for k, v in _spec(host).items() if k != "type"}}
+            if mixer["type"] != "own":
+                kwargs["mixers"] = _spec(mixer)
+            spec = json.dumps([_spec(host), _spec(mixer)])
+            models[f"{host['label']}/{mixer['label']}"] = _with(
+                args, model=host["type"], model_kwargs=kwargs, spec=spec, host=host["label"], mixer=mixer["label"]
+            )
+    runs: dict[Key, argparse.Namespace] = {}
+    apart = _apart(args)
+    for seed in seeds:
+        for name, own in models.items():
+            experiment = name.replace(" ", ",").replace("/", ",") + (f",seed={seed}" if args.seeds else "")
+            run = _with(own, seed=seed, output=str(folder), experiment=experiment, resume="auto", no_curves=apart)
+            for name_of_all in OF_ALL:
+                delattr(run, name_of_all)
+            runs[name, seed] = run
+            for probe in args.probes:
+                key = (f"{name} + {probe}", seed)
+                if key in runs:
+                    raise UserError(f"--probes: expected names, each once, got {args.probes}")
+                runs[key] = _probe_args(run, probe, args)
+    return runs
+
+
+def _apart(args: argparse.Namespace) -> bool:
+    """Whether speeds are measured apart from the trainings."""
+    return bool(args.hosts) or args.jobs is not None
+
+
+def _with(args: argparse.Namespace, **own: Any) -> argparse.Namespace:
     return argparse.Namespace(**{**vars(args), **own})
+
+
+def _labelled(flag: str, parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return parts with a label each: the given one, else name and options.
+
+    Raises:
+        UserError: a label is given twice, or cannot be a part of a folder's name.
+    """
+    labelled: list[dict[str, Any]] = []
+    for part in parts:
+        own = ",".join([part["type"], *(f"{k}={v}".replace(" ", "") for k, v in _spec(part).items() if k != "type")])
+        label = part.get("label", own)
+        if not isinstance(label, str) or not re.fullmatch(r"[^\s/\\]+", label) or label[0] in ".-":
+            raise UserError(f"{flag}: expected a label without spaces and slashes, got {label!r}; pass label=NAME")
+        if label in (other["label"] for other in labelled):
+            raise UserError(f"{flag}: {label!r} is there twice; give each its label=NAME")
+        labelled.append({**part, "label": label})
+    return labelled
+
+
+def _spec(part: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in part.items() if name != "label"}
+
+
+def _is_real(mixer: Mapping[str, Any]) -> bool:
+    return mixer["type"] not in OWN
+
+
+def _is_probe(model: str) -> bool:
+    return " + " in model
+
+
+def _key(row: Row) -> Key:
+    return row["model"], int(row["seed"])
 
 
 def _probe_args(trained: argparse.Namespace, probe: str, args: argparse.Namespace) -> argparse.Namespace:
@@ -104,34 +216,82 @@ def _probe_args(trained: argparse.Namespace, probe: str, args: argparse.Namespac
     name, *options = probe.split() or [""]
     if name not in PROBES:
         raise UserError(f"--probes: expected some of {', '.join(PROBES)}, got {probe!r}{closest(name, PROBES)}")
-    own = {
-        "freeze": True,
-        "probe": name,
-        "head_kwargs": key_values(options, f"--probes {probe!r}"),
-        "initial_checkpoint": str(Path(trained.output) / trained.experiment / LAST),
-        "pretrained": False,
-        "experiment": f"{trained.experiment},{probe.replace(' ', ',')}",
-        "epochs": args.probe_epochs or args.epochs,
-    }
-    return argparse.Namespace(**{**vars(trained), **own})
+    return _with(
+        trained,
+        freeze=True,
+        probe=name,
+        head_kwargs=key_values(options, f"--probes {probe!r}"),
+        initial_checkpoint=str(Path(trained.output) / trained.experiment / LAST),
+        pretrained=False,
+        experiment=f"{trained.experiment},{probe.replace(' ', ',')}",
+        epochs=args.probe_epochs or args.epochs,
+    )
 
 
-def _check(args: argparse.Namespace, runs: dict[str, argparse.Namespace], process: Process, name: str) -> None:
+def _check(args: argparse.Namespace, runs: dict[Key, argparse.Namespace], name: str) -> None:
     """Find before hours of training what would stop it, or what comes behind it."""
-    if not runs or len(runs) < len(args.models) * (1 + len(args.probes)):
-        probes = f" and --probes {args.probes}" if args.probes else ""
-        raise UserError(f"--models: expected names, each once, got {args.models}{probes}")
     if args.probe or args.head_kwargs:
         raise UserError("a comparison takes probes and their options by --probes; leave --probe and --head-kwargs out")
-    if process.distributed or not args.val_split:
-        raise UserError("a comparison runs in one process and validates: start it without torchrun, with --val-split")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 or not args.val_split:
+        raise UserError("a comparison is not distributed and validates: start it without torchrun, with --val-split")
+    if args.growth_tokens[0] > args.growth_tokens[1]:
+        smallest, largest = args.growth_tokens
+        raise UserError(f"--growth-tokens: expected the smaller number first, got {smallest} {largest}")
     if args.write:
         _written(Path(args.write), name, "")
-    for run_args in runs.values():
-        tried = argparse.Namespace(**{**vars(run_args), "pretrained": False})
-        choose_head(tried)
-        with torch.device("meta"):
-            build_model(tried)
+    start_process(_with(args, device=devices(args.device)[0]))
+
+
+def _to_do(rows: list[Row], runs: dict[Key, argparse.Namespace]) -> list[Key]:
+    """Return which runs are not done; rows of earlier versions get what they lack.
+
+    Raises:
+        UserError: a row is of a model with the same name and other options.
+    """
+    todo = dict.fromkeys(runs)
+    for row in rows:
+        row.setdefault("seed", next((seed for model, seed in runs if model == row["model"]), 0))
+        row.setdefault("status", "ok")
+        run = runs.get(_key(row))
+        if run is not None and row["status"] == "ok":
+            if row.get("spec", run.spec) != run.spec:
+                raise UserError(
+                    f"{row['model']} was done with {row['spec']}, and now is {run.spec}; give it another label, or "
+                    "name another --experiment"
+                )
+            del todo[_key(row)]
+    for number, (model, seed) in enumerate(runs, 1):
+        if (model, seed) not in todo:
+            print(f"{model} ({number} of {len(runs)}): done before")
+    return list(todo)
+
+
+def _try(runs: dict[Key, argparse.Namespace], models: set[str]) -> None:
+    """Build each of the models and show it a blank image, on the CPU.
+
+    Raises:
+        UserError: some do not work; it names them all.
+    """
+    wrong = []
+    tried = set()
+    for (name, _), run in runs.items():
+        if name not in models or name in tried:
+            continue
+        tried.add(name)
+        args = _with(run, pretrained=False)
+        try:
+            if args.mixer and (mixer := args.model_kwargs.get("mixers", {"type": "own"})["type"]) not in (
+                *OWN,
+                *MIXERS,
+            ):
+                raise UserError(f"unknown mixer {mixer!r}{closest(mixer, [*MIXERS, *OWN])}")
+            choose_head(args)
+            model = build_model(args)
+            try_images(model, args.model, data_config(args, model)["input_size"])
+        except (UserError, ValueError) as error:
+            wrong.append(str(error) if len(models) == 1 or not args.mixer else f"{name}: {error}")
+    if wrong:
+        raise UserError("\n".join(dict.fromkeys(wrong)))
 
 
 def _keep_recipe(args: argparse.Namespace, folder: Path) -> None:
@@ -141,42 +301,174 @@ def _keep_recipe(args: argparse.Namespace, folder: Path) -> None:
     recipe["model_kwargs"] = args.model_kwargs
     if path.exists():
         before = yaml.safe_load(path.read_text())
-        changed = [name for name in recipe if recipe[name] != before.get(name)]
+        changed = [name for name in recipe if name in before and recipe[name] != before[name]]
         if changed:
-            differences = ", ".join(f"{name} {before.get(name)!r} instead of {recipe[name]!r}" for name in changed)
+            differences = ", ".join(f"{name} {before[name]!r} instead of {recipe[name]!r}" for name in changed)
             raise UserError(f"{folder} holds a comparison with {differences}; name another --experiment")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: file.write(yaml.safe_dump(recipe, sort_keys=False).encode()))
 
 
-def _train_and_measure(args: argparse.Namespace, process: Process) -> Row:
-    run = Run(args, process)
-    try:
-        Training(run).fit()
-    except Interrupted as error:
-        raise Interrupted(error.signum, "what is done is kept; start the same command again to go on") from error
+def _run(
+    tasks: Mapping[Any, Task], rows: list[Row], path: Path, jobs: int | None, of: Sequence[Any] | Mapping[Any, Any]
+) -> None:
+    """Run tasks; each result becomes a row of the file, in the place of what an earlier start left of it."""
+    numbers = {key: number for number, key in enumerate(of, 1)}
+    done = 0
+
+    def keep(key: Any, result: Row | Failure) -> None:
+        nonlocal done
+        done += 1
+        args = tasks[key][1]
+        names = {"model": key[0], "seed": key[1]} if isinstance(key, tuple) else {}
+        if path.name != RESULTS:
+            names = {"mixer": key} if path.name == GROWTH else {"model": key}
+        row = {**names, "spec": _row_spec(args)}
+        if isinstance(result, Failure):
+            row |= {"status": "failed", "reason": result.reason}
+        else:
+            row |= {"status": "ok", "reason": "", **result}
+        same = [i for i, other in enumerate(rows) if all(other.get(name) == value for name, value in names.items())]
+        for index in reversed(same):
+            del rows[index]
+        rows.append(row)
+        _write_rows(rows, path)
+        what = names.get("model") or names["mixer"]
+        end = f"failed: {row['reason']}" if row["status"] == "failed" else "done"
+        seed = f", seed {names['seed']}" if "seed" in names else ""
+        print(f"{what} ({numbers[key]} of {len(numbers)}){seed}: {end}, {done} of {len(tasks)}", flush=True)
+
+    if tasks:
+        run_tasks(tasks, keep, jobs=jobs, logs=path.parent / "logs")
+
+
+def _row_spec(args: argparse.Namespace) -> str:
+    return args.spec if hasattr(args, "spec") else json.dumps(args.mixer)
+
+
+def _first_seeds(runs: dict[Key, argparse.Namespace], trained: list[Row]) -> dict[str, argparse.Namespace]:
+    """Return for each model that is trained the arguments of one run."""
+    models = {row["model"] for row in trained}
+    return {name: run for (name, _), run in reversed(runs.items()) if name in models}
+
+
+def _measured(
+    args: argparse.Namespace,
+    what: str,
+    things: Mapping[str, argparse.Namespace],
+    path: Path,
+    call: Callable[[argparse.Namespace], Row],
+) -> list[Row]:
+    """Return the rows of measurements, one at a time on each device, after doing those that are missing."""
+    rows = read_rows(path)
+    done = {
+        row[what] for row in rows if row["status"] == "ok" and row["spec"] == _row_spec(things.get(row[what], args))
+    }
+    tasks: dict[Any, Task] = {name: (call, own) for name, own in things.items() if name not in done}
+    jobs = None if args.jobs is None else min(args.jobs, len(devices(args.device)))
+    _run(tasks, rows, path, jobs, of=things)
+    return [row for name in things for row in rows if row[what] == name]
+
+
+def _train(args: argparse.Namespace) -> Row:
+    """Train a model; speeds are measured apart, while nothing else runs."""
+    run = _trained(args)
+    return _trained_row(run)
+
+
+def _train_and_measure(args: argparse.Namespace) -> Row:
+    """Train a model and measure it."""
+    run = _trained(args)
     assert run.reporter is not None
     last = run.reporter.rows[-1]
-    row = {
+    model = run.task.get_eval_model()
+    assert model is not None
+    row = _trained_row(run) | {
+        "train_images_per_second": float(last["images_per_second"]),  # of the last epoch, with its loading
+        "loader_images_per_second": _loader_rate(run),
+        "inference_images_per_second": _inference_rate(model, run.args, run.data_config["input_size"], INFERENCE),
+        "peak_memory_mib": float(last["peak_memory_mib"]) if "peak_memory_mib" in last else None,
+    }
+    del run, model  # with all that they hold on the device, before the next one
+    _release()
+    return row
+
+
+def _trained(args: argparse.Namespace) -> Run:
+    print(f"{args.experiment}:", flush=True)
+    run = Run(args, start_process(args))
+    Training(run).fit()
+    return run
+
+
+def _trained_row(run: Run) -> Row:
+    assert run.reporter is not None
+    last = run.reporter.rows[-1]
+    return {
+        "host": run.args.host,
+        "mixer": run.args.mixer,
         "params_m": sum(p.numel() for p in run.trainable.parameters()) / 1e6,
         "trained_m": sum(p.numel() for p in run.trainable.parameters() if p.requires_grad) / 1e6,
         "top1": float(last["eval_top1"]),
-        "train_images_per_second": float(last["images_per_second"]),  # of the last epoch, with its loading
-        "loader_images_per_second": _loader_rate(run),
-        "inference_images_per_second": _inference_rate(run),
-        "peak_memory_mib": float(last["peak_memory_mib"]) if "peak_memory_mib" in last else None,
+        "seconds": sum(float(row["seconds"]) for row in run.reporter.rows),
         "epochs": run.num_epochs,
-        "device": device_name(process.device),
+        "device": device_name(run.process.device),
         "torch": torch.__version__,
         "timm": timm.__version__,
         "visionzoo": visionzoo.__version__,
         "python": platform.python_version(),
     }
-    del run  # with all that it holds on the device, before the next one
+
+
+def _release() -> None:
     gc.collect()
-    if process.device.type == "cuda":
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return row
+
+
+def _measure_speed(args: argparse.Namespace) -> Row:
+    """Measure steps of training, and inference, of a model by itself, on images that are on the device."""
+    args = _with(args, initial_checkpoint="")
+    choose_head(args)
+    device = start_process(args).device
+    if args.num_classes is None:
+        args.num_classes = 10
+    model: Any = build_model(args, drop_path_rate=args.drop_path).to(device)
+    if args.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    config = data_config(args, model)
+    args.lr, _ = learning_rate(args, 1)
+    optimizer: Any = make_optimizer(args, model)
+    task = make_task(args, model, config, None, device)
+    images = _images(args, args.batch_size, config["input_size"], device)
+    labels = torch.arange(args.batch_size, device=device) % args.num_classes
+    if mixing(args):
+        labels = nn.functional.one_hot(labels, args.num_classes).float()
+    model.train()
+
+    def step() -> None:
+        with autocast(args, device):
+            loss = task(images, labels)["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    _release()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    training = 1e3 * args.batch_size / host_timing(step, device, SPEED).median_ms
+    peak = peak_memory(device).get("peak_memory_mib")
+    return {
+        "train_images_per_second": training,
+        "inference_images_per_second": _inference_rate(model, args, config["input_size"], SPEED),
+        "peak_memory_mib": peak,
+        "device": device_name(device),
+    }
+
+
+def _images(args: argparse.Namespace, batch: int, size: Sequence[int], device: torch.device) -> torch.Tensor:
+    images = torch.randn(batch, *size, device=device)
+    return images.contiguous(memory_format=torch.channels_last) if args.channels_last else images
 
 
 def _loader_rate(run: Run) -> float:
@@ -190,26 +482,17 @@ def _loader_rate(run: Run) -> float:
     return images / (time.perf_counter() - started)
 
 
-def _inference_rate(run: Run) -> float:
+def _inference_rate(model: nn.Module, args: argparse.Namespace, size: Sequence[int], budget: Budget) -> float:
     """Images a second of the model alone, in training's precision, on a batch that is on the device."""
-    args, device = run.args, run.process.device
-    model = run.task.get_eval_model()
-    assert model is not None
-    size = _inference_batch(args)
-    images = torch.randn(size, *run.data_config["input_size"], device=device)
-    if args.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
+    device = next(p.device for p in model.parameters())
+    images = _images(args, args.validation_batch_size or args.batch_size, size, device)
 
     def infer() -> None:
         with torch.inference_mode(), autocast(args, device):
             model(images)
 
     model.eval()
-    return 1e3 * size / host_timing(infer, device, INFERENCE).median_ms
-
-
-def _inference_batch(args: argparse.Namespace) -> int:
-    return int(args.validation_batch_size or args.batch_size)
+    return 1e3 * len(images) / host_timing(infer, device, budget).median_ms
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -217,7 +500,10 @@ def read_rows(path: Path) -> list[Row]:
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [{name: _number(text) for name, text in row.items()} for row in csv.DictReader(file)]
+        return [
+            {name: text if name in WORDS else _number(text) for name, text in row.items()}
+            for row in csv.DictReader(file)
+        ]
 
 
 def _number(text: str) -> Any:
@@ -236,73 +522,9 @@ def _write_rows(rows: list[Row], path: Path) -> None:
     write_atomically(path, lambda file: file.write(text.getvalue().encode()))
 
 
-def table(rows: list[Row]) -> str:
-    """Lay results out as a Markdown table."""
-    shown = {name: column for name, column in COLUMNS.items() if name != "trained_m" or _are_probed(rows)}
-    lines = []
-    for row in rows:
-        line = [f"`{row['model']}`"]
-        for name, (_, digits) in list(shown.items())[1:]:
-            line.append("—" if row.get(name) is None else f"{row[name]:,.{digits}f}")
-        lines.append(line)
-    return markdown_table([title for title, _ in shown.values()], lines, numbers=True)
-
-
-def _are_probed(rows: list[Row]) -> bool:
-    return any(" + " in row["model"] for row in rows)
-
-
-def section(rows: list[Row], args: argparse.Namespace, name: str) -> str:
-    """Return the table, how its numbers came about, and the picture, for a Markdown file beside CSV and picture."""
-    machines = {f"{r['device']}, torch {r['torch']}, timm {r['timm']}, Python {r['python']}" for r in rows}
-    loader = [row["loader_images_per_second"] for row in rows]
-    precision = f"{args.amp_dtype} autocast" if args.amp else "float32"
-    trained = f"{rows[0]['epochs']:g} epochs from nothing for each"
-    if args.probes:
-        epochs = args.probe_epochs or args.epochs
-        trained += f", then {epochs} of each probe on the frozen features of that very model and data set"
-    return f"""{table(rows)}
-
-{trained}, batch {args.batch_size}, {precision}; {"; ".join(sorted(machines))}.
-Top-1 is that of the last epoch on the validation split. The speed of training is that of the last epoch with its
-loading (the loader alone gives {min(loader):,.0f} to {max(loader):,.0f} images/s); that of inference is of the model
-alone, not compiled, batch {_inference_batch(args)}, in the same precision. Peak memory is that of training.
-
-    python tools/compare.py {args.config or "CONFIG"} --data-dir TRAIN --val-data-dir VALIDATION
-
-![top-1 against throughput]({name}.png)
-
-The numbers behind the picture: [{name}.csv]({name}.csv)."""
-
-
 def _written(path: Path, name: str, content: str) -> str:
     begin, end = f"<!-- {name}: written by tools/compare.py -->", f"<!-- end of {name} -->"
     try:
         return insert_between(path.read_text(encoding="utf-8"), begin, end, content)
     except (OSError, UserError) as error:
         raise UserError(f"--write {path}: {error}") from error
-
-
-def draw(rows: list[Row], path: Path) -> None:
-    """Draw accuracy against the throughput of training and of inference."""
-    require("matplotlib")
-    from matplotlib.figure import Figure  # not pyplot: no display, no global state
-
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, what in zip(panels, ("train", "inference"), strict=True):
-        fastest = max(row[f"{what}_images_per_second"] for row in rows)
-        for row in rows:
-            x, y = row[f"{what}_images_per_second"], row["top1"]
-            axes.scatter(x, y, s=8 * row["params_m"], alpha=0.7)
-            side = "right" if x > fastest / 2 else "left"
-            at = {"xytext": (0, 8), "textcoords": "offset points", "ha": side, "fontsize": 8}
-            axes.annotate(row["model"].split()[0].removeprefix("zoo_"), (x, y), **at)
-        axes.set_xlim(0, 1.05 * fastest)
-        axes.set_xlabel(f"{'training' if what == 'train' else what}, images/s")
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.margins(y=0.15)
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("top-1, %")
-    figure.suptitle(f"{rows[0]['device']}; area of a point: parameters", fontsize=10)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from timm.data import FastCollateMixup, IterableImageDataset, create_dataset, create_loader
+from timm.data import FastCollateMixup, IterableImageDataset, Mixup, create_dataset, create_loader
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch.utils.data import IterableDataset
 from torchvision.datasets import ImageFolder
 
+from visionzoo.engine.cached import CachedImages, DeviceLoader, check_cached_labels, open_cached
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.folders import find_split, look_at_classes
 from visionzoo.engine.images import CheckedImages, LabelCheck
@@ -86,6 +87,16 @@ def open_split(
         if name:
             raise UserError(f"--multi-label reads folders with a {TABLE}; leave --dataset {name} out")
         return checked(MultiLabelImages(Path(str(root)), class_map or None))
+    if getattr(args, "cache_images", ""):
+        if name:
+            raise UserError(f"--cache-images is for images in folders and .tar files; leave it or --dataset {name} out")
+        assert root is not None
+        without = argparse.Namespace(**{**vars(args), "cache_images": "", "dataset": ""})
+
+        def open_images() -> Any:
+            return open_split(without, is_training=is_training, split=split, root=root, class_map=class_map)
+
+        return open_cached(args, root, mode=image_mode(args), class_map=class_map, open_images=open_images)
     notes: list[str] = []
     if not name and root and Path(root).is_dir():
         class_map, notes = look_at_classes(args, Path(root), class_map, is_training)
@@ -208,6 +219,8 @@ def check_labels(dataset: Any, num_classes: int) -> None:
     """Let a data set stop at, or pass over, images whose class numbers the model does not have."""
     if isinstance(dataset, CheckedImages):
         dataset.num_classes = num_classes
+    elif isinstance(dataset, CachedImages):
+        check_cached_labels(dataset, num_classes)
     elif isinstance(dataset, IterableImageDataset):
         dataset.target_transform = LabelCheck(num_classes)
 
@@ -268,6 +281,8 @@ def _paths(dataset: Any) -> list[str]:
 
 def _folder_or_archive(dataset: Any) -> str | None:
     """Return the folder of class folders, or the .tar, that a data set reads; None where it is another kind of set."""
+    if isinstance(dataset, CachedImages):
+        return dataset.root
     inner = getattr(dataset, "dataset", None)
     if isinstance(inner, MultiLabelImages):
         return str(inner.folder)
@@ -299,7 +314,8 @@ def train_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, 
             raise UserError("--multi-label does not go with mixup and cutmix; leave --mixup and --cutmix out")
         if args.batch_size % 2:
             raise UserError(f"mixup and cutmix need an even --batch-size, got {args.batch_size}")
-        collate = FastCollateMixup(
+        kind = Mixup if isinstance(dataset, CachedImages) else FastCollateMixup
+        collate = kind(
             mixup_alpha=args.mixup,
             cutmix_alpha=args.cutmix,
             cutmix_minmax=args.cutmix_minmax,
@@ -309,6 +325,8 @@ def train_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, 
             label_smoothing=args.smoothing,
             num_classes=args.num_classes,
         )
+    if isinstance(dataset, CachedImages):
+        return _device_loader(args, dataset, data_config, process, mix=collate)
     return _create_loader(
         dataset,
         input_size=data_config["input_size"],
@@ -335,6 +353,23 @@ def train_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, 
     )
 
 
+def _device_loader(
+    args: argparse.Namespace,
+    dataset: CachedImages,
+    data_config: dict[str, Any],
+    process: Any,
+    *,
+    is_training: bool = True,
+    mix: Mixup | None = None,
+) -> DeviceLoader:
+    if process.distributed:
+        raise UserError("--cache-images is for one process; leave it out on several devices")
+    loader = DeviceLoader(dataset, args, data_config, process.device, is_training=is_training)
+    if mix is not None:
+        loader.mix_by(mix)
+    return loader
+
+
 def _create_loader(dataset: Any, **settings: Any) -> Any:
     try:
         return create_loader(dataset, **settings)
@@ -344,6 +379,8 @@ def _create_loader(dataset: Any, **settings: Any) -> Any:
 
 def eval_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, Any], process: Any) -> Any:
     """Return timm's loader with the evaluation's crop."""
+    if isinstance(dataset, CachedImages):
+        return _device_loader(args, dataset, data_config, process, is_training=False)
     return _create_loader(
         dataset,
         input_size=data_config["input_size"],

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from visionzoo.engine.options import KeyValues, Number, Parser
+from visionzoo.engine.options import KeyValues, Number, Parser, Specs
 
 COUNT, WHOLE = Number(int, low=1), Number(int, low=0)
 AMOUNT, POSITIVE = Number(float, low=0), Number(float, above=0)
@@ -36,6 +36,8 @@ def add_data_flags(parser: Parser) -> None:
     _yes(group, "--apply-exif-orientation", "turn images as their EXIF says; else as stored, as in timm (visionzoo)")
     add("-j", "--workers", type=WHOLE, default=4, metavar="N", help="processes that load images")
     _yes(group, "--multi-label", "any number of labels an image, from labels.csv in each split's folder (visionzoo)")
+    cached = "folder where decoded images are kept for all runs; batches are made on the device then (visionzoo)"
+    add("--cache-images", default="", metavar="DIR", help=cached)
     _yes(group, "--pin-mem", "pin the memory that batches are loaded into")
 
 
@@ -133,6 +135,16 @@ def compare_parser() -> Parser:
     help = "probe each model when it is trained: linear, attentive, ep, in quotes with options: 'ep num_queries=16'"
     add("--probes", nargs="+", default=[], metavar="PROBE", help=help)
     add("--probe-epochs", type=COUNT, metavar="N", help="epochs of each probe (default: --epochs)")
+    part = "in quotes with options: 'NAME KEY=VALUE' or '{type: NAME, KEY: VALUE}', label=... for a short name"
+    add("--hosts", nargs="+", default=[], action=Specs, metavar="MODEL", help=f"zoo_* models for --mixers, {part}")
+    what = f"token mixers that each host has in all its blocks, {part}; own: the host's"
+    add("--mixers", nargs="+", default=[], action=Specs, metavar="MIXER", help=what)
+    add("--seeds", nargs="+", type=WHOLE, default=[], metavar="S", help="train with each of them (default: --seed)")
+    jobs = "runs at a time, each a process, spread over the GPUs; speeds are then measured apart, after the trainings"
+    add("--jobs", type=COUNT, metavar="N", help=f"{jobs} (default: one after the other in this process)")
+    tokens = "smallest and largest map on which the growth of a mixer's time and memory is measured"
+    add("--growth-tokens", type=COUNT, nargs=2, default=[1024, 65536], metavar="N", help=tokens)
+    add("--growth-dim", type=COUNT, default=128, metavar="C", help="channels of these maps")
     add("--write", default="", metavar="FILE", help="put table and picture into this Markdown file, between its marks")
     return parser
 
@@ -305,6 +317,7 @@ def _run_flags(parser: Parser) -> None:
     add("--checkpoint-hist", type=COUNT, default=10, metavar="N", help="best checkpoints to keep")
     add("--recovery-interval", type=WHOLE, default=0, metavar="N", help="updates between recovery checkpoints; 0: none")
     add("--log-interval", type=COUNT, default=50, metavar="N", help="updates between log entries")
+    _yes(group, "--no-curves", "leave the picture of losses and accuracy out (visionzoo)")
     _yes(group, "--log-wandb", "log to Weights & Biases too (WANDB_MODE=offline: without a connection)")
     add("--wandb-project", metavar="NAME", help="its project")
     add("--wandb-tags", nargs="+", default=[], metavar="TAG", help="its tags")

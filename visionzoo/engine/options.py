@@ -87,6 +87,35 @@ def key_values(texts: Sequence[str], where: str) -> dict[str, Any]:
     return pairs
 
 
+class Specs(argparse.Action):
+    """Parts with options, each `'NAME KEY=VALUE ...'` or `'{type: NAME, KEY: VALUE, ...}'`; in YAML mappings too."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Store a dict with `type` and the options for each."""
+        setattr(namespace, self.dest, [read_part(text, str(option_string)) for text in values])
+
+
+def read_part(entry: Any, where: str) -> dict[str, Any]:
+    """Return a part with options, as text or as a mapping, as a dict whose `type` is its name.
+
+    Raises:
+        UserError: it is neither; it names `where` it stands.
+    """
+    part = entry
+    if isinstance(entry, str) and entry.lstrip().startswith("{"):
+        yaml = require("yaml")
+        try:
+            part = yaml.safe_load(entry)
+        except yaml.YAMLError as error:
+            raise UserError(f"{where}: {entry!r} is no mapping: {error}") from error
+    elif isinstance(entry, str):
+        name, *options = entry.split() or [""]
+        part = {"type": name, **key_values(options, f"{where} {entry!r}")}
+    if not isinstance(part, Mapping) or not isinstance(part.get("type"), str) or not part["type"]:
+        raise UserError(f"{where}: expected 'NAME KEY=VALUE ...' or '{{type: NAME, KEY: VALUE}}', got {entry!r}")
+    return dict(part)
+
+
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         shown = isinstance(action.default, (int, float, str, list)) and action.default not in (False, "", [])
@@ -169,6 +198,8 @@ def _typed(action: argparse.Action, value: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise UserError(f"{where}: expected a mapping, got {value!r}")
         return dict(value)
+    if isinstance(action, Specs):
+        return [read_part(item, where) for item in (value if isinstance(value, list) else [value])]
     if action.nargs == 0:
         if not isinstance(value, bool):
             raise UserError(f"{where}: expected true or false, got {value!r}")

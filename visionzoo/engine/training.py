@@ -102,7 +102,7 @@ class Training:
                     row = self._epoch() or row
             except Interrupted as error:
                 raise self._saved(error) from None
-        if run.reporter:
+        if run.reporter and not run.args.no_curves:
             run.reporter.draw_curves()
         self._report_unusable()
         if run.checkpoints.best:

@@ -1,0 +1,234 @@
+"""What a comparison found as tables and pictures: a row for each model, means and spread over its seeds."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from visionzoo.engine.checkpoints import write_atomically
+from visionzoo.engine.errors import require
+from visionzoo.text import markdown_table
+
+COLUMNS = {  # of the table: title, digits
+    "params_m": ("Parameters (M)", 1),
+    "trained_m": ("Trained (M)", 3),
+    "top1": ("Top-1 (%)", 2),
+    "train_images_per_second": ("Training (images/s)", 0),
+    "inference_images_per_second": ("Inference (images/s)", 0),
+    "peak_memory_mib": ("Peak memory (MiB)", 0),
+    "time_exponent": ("Time ~ N^", 2),
+    "memory_exponent": ("Memory ~ N^", 2),
+}
+MEANS = ("params_m", "trained_m", "train_images_per_second", "inference_images_per_second", "peak_memory_mib")
+GROWN = ("time_exponent", "memory_exponent", "stops_at", "stops")
+
+Row = dict[str, Any]
+
+
+def summarise(rows: Sequence[Row], speeds: Sequence[Row], growth: Sequence[Row]) -> list[Row]:
+    """Return a row for each model.
+
+    Args:
+        rows: of the runs, for each seed; numbers become means, and `top1_sd` is the standard deviation.
+        speeds: of models, measured apart; they win over those of the runs.
+        growth: of mixers.
+    """
+    apart = {row["model"]: row for row in speeds if row["status"] == "ok"}
+    grown = {row["mixer"]: row for row in growth}
+    models = []
+    for name in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == name]
+        good = [row for row in own if row["status"] == "ok"]
+        first = own[0]
+        model: Row = {"model": name, "host": first.get("host") or "", "mixer": first.get("mixer") or ""}
+        model |= {"runs": len(good), "failed": "; ".join(dict.fromkeys(r["reason"] for r in own if r not in good))}
+        top1 = [row["top1"] for row in good]
+        model |= {"top1": statistics.mean(top1) if top1 else None}
+        model |= {"top1_sd": statistics.stdev(top1) if len(top1) > 1 else None}
+        for column in MEANS:
+            values = [value for row in good if (value := row.get(column)) is not None]
+            model[column] = apart.get(name, {}).get(column, statistics.mean(values) if values else None)
+        for column in GROWN:
+            model[column] = grown.get(model["mixer"], {}).get(column)
+        models.append(model)
+    return models
+
+
+def table(models: Sequence[Row]) -> str:
+    """Lay the rows of models out as Markdown: one table, or one for each host, by accuracy."""
+    hosts = dict.fromkeys(row["host"] for row in models)
+    tables = []
+    for host in hosts:
+        own = [row for row in models if row["host"] == host]
+        shown = [name for name in COLUMNS if any(row.get(name) is not None for row in own)]
+        if not any(" + " in row["model"] for row in own):
+            shown = [name for name in shown if name != "trained_m"]
+        if host:
+            own.sort(key=lambda row: -math.inf if row["top1"] is None else row["top1"], reverse=True)
+        head = ["Mixer" if host else "Model", *(COLUMNS[name][0] for name in shown)]
+        lines = [[f"`{row['mixer'] or row['model']}`", *(_cell(row, name) for name in shown)] for row in own]
+        title = f"Mixers in `{host}`:\n\n" if host else ""
+        tables.append(title + markdown_table(head, lines, numbers=True) + "".join(_notes(own)))
+    return "\n\n".join(tables)
+
+
+def _cell(row: Row, name: str) -> str:
+    value, digits = row.get(name), COLUMNS[name][1]
+    if value is None:
+        return "—"
+    text = f"{value:,.{digits}f}"
+    if name == "top1" and row["top1_sd"] is not None:
+        text += f" ± {row['top1_sd']:.2f}"
+    return text
+
+
+def _notes(models: Sequence[Row]) -> list[str]:
+    """Return what the cells do not say: mixers that stop before the largest map, and runs that failed."""
+    notes = [
+        f"\n\n`{row['mixer']}` stops at {row['stops_at']:,.0f} tokens: {row['stops']}."
+        for row in models
+        if row["stops_at"] is not None
+    ]
+    return notes + [f"\n\n`{row['model']}`, runs that failed: {row['failed']}." for row in models if row["failed"]]
+
+
+def section(models: Sequence[Row], rows: Sequence[Row], args: argparse.Namespace, name: str) -> str:
+    """Return the table, how its numbers came about, and the picture, for a Markdown file beside CSV and picture."""
+    rows = [row for row in rows if row["status"] == "ok"]
+    machines = {f"{r['device']}, torch {r['torch']}, timm {r['timm']}, Python {r['python']}" for r in rows}
+    precision = f"{args.amp_dtype} autocast" if args.amp else "float32"
+    trained = f"{rows[0]['epochs']:g} epochs from nothing for each"
+    if args.seeds:
+        trained += f" of {len(args.seeds)} seeds (mean ± standard deviation)"
+    if args.probes:
+        epochs = args.probe_epochs or args.epochs
+        trained += f", then {epochs} of each probe on the frozen features of that very model and data set"
+    batch = args.validation_batch_size or args.batch_size
+    loader = [row["loader_images_per_second"] for row in rows if row.get("loader_images_per_second")]
+    if loader:
+        speed = f"""The speed of training is that of the last epoch with its
+loading (the loader alone gives {min(loader):,.0f} to {max(loader):,.0f} images/s); that of inference is of the model
+alone, not compiled, batch {batch}, in the same precision. Peak memory is that of training."""
+        data = f"[{name}.csv]({name}.csv)"
+    else:
+        speed = f"""Speeds are of the model
+alone, not compiled, on images that are on the device, in the same precision, measured after the trainings with nothing
+else on the device: steps of training with the optimizer's, and inference, batch {batch}. Peak memory is that of
+training."""
+        data = f"of each run [{name}.csv]({name}.csv), of each model [{name}_models.csv]({name}_models.csv)"
+    if args.mixers:
+        smallest, largest = args.growth_tokens
+        speed += f"""
+Exponents are slopes in log-log of time and memory of a map against its tokens N, of the mixer alone with
+{args.growth_dim} channels, forward and backward, from {smallest:,} to {largest:,} tokens; each step has {largest:,}
+tokens, in many maps or few."""
+    return f"""{table(models)}
+
+{trained}, batch {args.batch_size}, {precision}; {"; ".join(sorted(machines))}.
+Top-1 is that of the last epoch on the validation split. {speed}
+
+    python tools/compare.py {args.config or "CONFIG"} --data-dir TRAIN --val-data-dir VALIDATION
+
+![top-1 against throughput]({name}.png)
+
+The numbers behind the picture: {data}."""
+
+
+def draw(models: Sequence[Row], path: Path) -> None:
+    """Draw accuracy against the throughput of training and of inference, a row of panels for each host."""
+    require("matplotlib")
+    from matplotlib.figure import Figure  # not pyplot: no display, no global state
+
+    models = [row for row in models if row["top1"] is not None and row["train_images_per_second"]]
+    hosts = list(dict.fromkeys(row["host"] for row in models)) or [""]
+    most = max([sum(row["host"] == host for row in models) for host in hosts], default=0)
+    size = (11.0, 4.5) if most <= 12 else (20.0, 10.0)
+    figure = Figure(figsize=(size[0], size[1] * len(hosts)), layout="constrained")
+    panels = figure.subplots(len(hosts), 2, sharey="row", squeeze=False)
+    for host, pair in zip(hosts, panels, strict=True):
+        for axes, what in zip(pair, ("train", "inference"), strict=True):
+            own = [row for row in models if row["host"] == host]
+            points = [(row[f"{what}_images_per_second"], row["top1"]) for row in own]
+            for row, (x, y) in zip(own, points, strict=True):
+                axes.errorbar(x, y, yerr=row["top1_sd"], color="grey", elinewidth=0.8, alpha=0.6)
+                axes.scatter(x, y, s=8 * row["params_m"] if not host else 18, alpha=0.7, zorder=3)
+            axes.set_xlabel(f"{'training' if what == 'train' else what}, images/s")
+            axes.set_xlim(0, 1.08 * max((x for x, _ in points), default=1))
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.margins(y=0.12)
+            axes.grid(alpha=0.3)
+        pair[0].set_ylabel(f"{host}: top-1, %" if host else "top-1, %")
+    machine = "area of a point: parameters" if hosts == [""] else "bars: standard deviation over seeds"
+    figure.suptitle(machine, fontsize=10)
+    figure.draw_without_rendering()  # so that positions on the page are known
+    for host, pair in zip(hosts, panels, strict=True):
+        for axes, what in zip(pair, ("train", "inference"), strict=True):
+            own = [row for row in models if row["host"] == host]
+            places = [(row[f"{what}_images_per_second"], row["top1"]) for row in own]
+            names = [row["mixer"] or row["model"].split()[0].removeprefix("zoo_") for row in own]
+            place_labels(axes, places, names)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
+
+
+def place_labels(axes: Any, points: Sequence[tuple[float, float]], names: Sequence[str]) -> list[Any]:
+    """Write a name beside each point where it covers no other name and no point, with a line where that is far.
+
+    Names take the first free place on rings around their point, those of the densest points first; one that finds none
+    stays at the nearest.
+
+    Args:
+        axes: of matplotlib, drawn once.
+        points: in data units.
+        names: as many.
+
+    Returns:
+        The boxes of the labels in pixels, (left, bottom, right, top).
+    """
+    pixels = [tuple(map(float, axes.transData.transform(point))) for point in points]
+    unit = axes.figure.dpi / 72
+    frame = axes.get_window_extent()
+    dots = [(x - 3 * unit, y - 3 * unit, x + 3 * unit, y + 3 * unit) for x, y in pixels]
+    taken: list[tuple[float, float, float, float]] = []
+    boxes: list[Any] = [None] * len(points)
+    crowd = [sum(math.dist(a, b) < 60 * unit for b in pixels) for a in pixels]
+    for index in sorted(range(len(points)), key=lambda i: -crowd[i]):
+        x, y = pixels[index]
+        text = axes.text(0, 0, names[index], fontsize=7, zorder=4)
+        extent = text.get_window_extent()
+        width, height = extent.width + 2 * unit, extent.height
+        text.remove()
+        best = None
+        for ring in range(24):
+            radius = (4 + 7 * ring) * unit
+            for step in range(8 + 4 * ring):
+                angle = 2 * math.pi * step / (8 + 4 * ring)
+                dx, dy = radius * math.cos(angle), radius * math.sin(angle)
+                left = x + dx - (0 if math.cos(angle) > 0.3 else width if math.cos(angle) < -0.3 else width / 2)
+                bottom = y + dy - height / 2
+                box = (left, bottom, left + width, bottom + height)
+                inside = frame.x0 <= box[0] and box[2] <= frame.x1 and frame.y0 <= box[1] and box[3] <= frame.y1
+                best = best or (box, radius)
+                if inside and not any(_overlap(box, other) for other in (*taken, *dots)):
+                    best = (box, radius)
+                    break
+            else:
+                continue
+            break
+        assert best is not None
+        box, radius = best
+        taken.append(box)
+        boxes[index] = box
+        at = axes.transData.inverted().transform((box[0] + unit, (box[1] + box[3]) / 2))
+        axes.text(*at, names[index], fontsize=7, va="center", zorder=4)
+        if radius > 12 * unit:
+            end = axes.transData.inverted().transform((min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3])))
+            axes.plot(*zip(points[index], end, strict=True), color="grey", linewidth=0.5, zorder=2)
+    return boxes
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

@@ -1,0 +1,259 @@
+"""Small data sets kept decoded: in a file that all runs share, then in the device's memory, augmented there by batches.
+
+No process loads images then, and nothing waits for them. For images of one size that are not larger than the input.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
+
+from visionzoo.engine.checkpoints import make_folder, write_atomically
+from visionzoo.engine.errors import UserError
+from visionzoo.engine.images import CheckedImages, check_label
+
+NOT_ON_DEVICE = {  # augmentation that needs single images, by the flag's value that is without effect
+    "aa": (None, ""),
+    "color_jitter": (0.0,),
+    "color_jitter_prob": (None, 0.0),
+    "grayscale_prob": (None, 0.0),
+    "gaussian_blur_prob": (None, 0.0),
+    "train_crop_mode": (None, "rrc"),
+    "aug_repeats": (0,),
+    "train_interpolation": ("bilinear",),
+}
+
+
+class CachedImages(Dataset):
+    """A split of a data set, decoded.
+
+    Attributes:
+        pixels: [N, H, W, C], 8 bits, as in the file.
+        targets: [N], class numbers.
+        root: folder or .tar that they are from.
+        class_to_idx: names and numbers of the classes.
+        notes: what was left out when they were read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        about = json.loads((folder / "about.json").read_text())
+        self.pixels = np.load(folder / "pixels.npy", mmap_mode="r")
+        self.targets = np.load(folder / "targets.npy")
+        self.root = about["root"]
+        self.class_to_idx: dict[str, int] = about["class_to_idx"]
+        self.notes: list[str] = about["notes"]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+def open_cached(
+    args: argparse.Namespace, root: str, *, mode: str, class_map: Any, open_images: Callable[[], Any]
+) -> CachedImages:
+    """Return a split from `args.cache_images`, after decoding it into there where it is not.
+
+    Args:
+        args: flags of the command.
+        root: folder or .tar.
+        mode: PIL's, of the images.
+        class_map: numbers of the classes, where not the data set's own.
+        open_images: opens the split.
+
+    Raises:
+        UserError: an image is bad, or they are of several sizes.
+    """
+    said = json.dumps([os.path.realpath(root), mode, args.apply_exif_orientation, class_map, args.input_key])
+    digest = hashlib.sha256(said.encode())
+    paths = [Path(root)] if Path(root).is_file() else sorted(path for path in Path(root).rglob("*") if path.is_file())
+    for path in paths:
+        stat = path.stat()
+        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    folder = Path(args.cache_images) / f"{Path(root).stem}-{digest.hexdigest()[:16]}"
+    if not (folder / "about.json").exists():
+        _decode(open_images(), root, folder)
+    return CachedImages(folder)
+
+
+def _decode(images: Any, root: str, folder: Path) -> None:
+    if not isinstance(images, CheckedImages):
+        raise UserError("--cache-images is for data sets whose images can be counted, not for streams")
+    images.transform, targets = np.asarray, []
+    pixels: Any = None
+    for number in range(len(images)):
+        image, target = images[number]
+        image = image if image.ndim == 3 else image[..., None]
+        if pixels is None:
+            pixels = np.empty((len(images), *image.shape), np.uint8)
+        if image.shape != pixels.shape[1:]:
+            raise UserError(
+                f"--cache-images needs images of one size, got {image.shape[1]} x {image.shape[0]} pixels "
+                f"({images.name(number)}) after {pixels.shape[2]} x {pixels.shape[1]}; leave it out"
+            )
+        pixels[number] = image
+        targets.append(int(target))
+    if bad := images.bad_names():
+        raise UserError(f"--cache-images: {len(bad)} images cannot be used, such as {bad[0]}; mend or remove them")
+    make_folder(folder)
+    reader: Any = getattr(images.dataset, "reader", None)
+    names = getattr(reader, "class_to_idx", None) or reader.class_name_to_idx  # of a folder, or of a .tar
+    about = {"root": str(root), "class_to_idx": names, "notes": images.notes}
+    write_atomically(folder / "pixels.npy", lambda file: np.save(file, pixels))
+    write_atomically(folder / "targets.npy", lambda file: np.save(file, np.array(targets, np.int64)))
+    write_atomically(folder / "about.json", lambda file: file.write(json.dumps(about).encode()))  # last: then it counts
+
+
+class DeviceLoader:
+    """Batches of cached images on a device, cropped, mirrored, erased and mixed there, with timm's loader's attributes.
+
+    Crops are those of `RandomResizedCrop` but for two things: a crop that would be larger than the image along an axis
+    is cut to it, where timm draws again, and resizing does not round to whole pixel values.
+
+    Args:
+        images: the split.
+        args: flags of the command.
+        data_config: input size, mean, std and crop.
+        device: of the batches.
+        is_training: augment, shuffle, and drop the last batch where it is not full.
+
+    Raises:
+        UserError: images are larger than the input, or an augmentation is asked for that needs single images.
+    """
+
+    def __init__(
+        self,
+        images: CachedImages,
+        args: argparse.Namespace,
+        data_config: dict[str, Any],
+        device: torch.device,
+        *,
+        is_training: bool,
+    ) -> None:
+        self.dataset, self.args, self.is_training = images, args, is_training
+        self.size: tuple[int, int] = tuple(data_config["input_size"][1:])
+        sides = images.pixels.shape[1:3]
+        if max(sides) > min(self.size):
+            raise UserError(
+                f"--cache-images: images of {sides[1]} x {sides[0]} pixels are larger than the input of {self.size[1]} "
+                f"x {self.size[0]}; give a larger --img-size, or leave it out"
+            )
+        wrong = [name for name, off in NOT_ON_DEVICE.items() if getattr(args, name, off[0]) not in off]
+        if is_training and not args.no_aug and wrong:
+            flags = ", ".join(f"--{name.replace('_', '-')} {getattr(args, name)}" for name in wrong)
+            expected = ", ".join(f"{NOT_ON_DEVICE[name][0]!r}" for name in wrong)
+            raise UserError(f"--cache-images does not go with {flags} (expected {expected}); leave one of them out")
+        self.crop_pct, self.interpolation = data_config["crop_pct"], data_config["interpolation"]
+        self.mean, self.std = (
+            255 * torch.tensor(data_config[name], device=device).view(1, -1, 1, 1) for name in ("mean", "std")
+        )
+        self.pixels = torch.from_numpy(np.array(images.pixels)).to(device)
+        self.targets = torch.from_numpy(images.targets).to(device)
+        batch = args.batch_size if is_training else (getattr(args, "validation_batch_size", None) or args.batch_size)
+        self.sampler: Any = RandomSampler(images) if is_training else SequentialSampler(images)
+        self.loader = DataLoader(images, batch, sampler=self.sampler, drop_last=is_training)  # counts the batches
+        erases = is_training and args.reprob > 0 and not args.no_aug
+        self.erasing = erases and RandomErasing(
+            args.reprob, mode=args.remode, max_count=args.recount, device=str(device)
+        )
+        self.mix: Mixup | None = None
+        self.mixup_enabled = False
+
+    def mix_by(self, mix: Mixup) -> None:
+        """Mix the images and labels of each batch."""
+        self.mix, self.mixup_enabled = mix, True
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.tensor(list(self.sampler), device=self.pixels.device)
+        size = self.loader.batch_size
+        assert size is not None
+        for start in range(0, len(self) * size, size):
+            chosen = order[start : start + size]
+            images = self.pixels[chosen].permute(0, 3, 1, 2).float()
+            targets = self.targets[chosen]
+            images = self._augment(images) if self.is_training and not self.args.no_aug else self._resize(images)
+            images = (images - self.mean) / self.std
+            if self.erasing:
+                images = self.erasing(images)
+            if self.mix is not None and self.mixup_enabled:
+                images, targets = self.mix(images, targets)
+            yield images, targets
+
+    def _augment(self, images: Tensor) -> Tensor:
+        args, (batch, _, height, width) = self.args, images.shape
+
+        def draw(low: float = 0.0, high: float = 1.0) -> Tensor:
+            return low + (high - low) * torch.rand(batch, device=images.device)
+
+        area = draw(*args.scale) * height * width
+        ratio = draw(*(math.log(value) for value in args.ratio)).exp()
+        h = (area / ratio).sqrt().round().clamp(1, height)
+        w = (area * ratio).sqrt().round().clamp(1, width)
+        top, left = (draw() * (height - h + 1)).floor(), (draw() * (width - w + 1)).floor()
+        images = crop_and_resize(images, top, left, h, w, self.size)
+        for probability, axis in ((args.hflip, -1), (args.vflip, -2)):
+            if probability:
+                images = torch.where((draw() < probability).view(-1, 1, 1, 1), images.flip(axis), images)
+        return images
+
+    def _resize(self, images: Tensor) -> Tensor:
+        """Do as timm's transform of evaluation: the shorter side to size / crop_pct, then the middle."""
+        height, width = images.shape[2:]
+        target = [math.floor(side / self.crop_pct) for side in self.size]
+        scale = max(target[0] / height, target[1] / width)
+        sides = (round(height * scale), round(width * scale))
+        if sides != (height, width):
+            mode = self.interpolation if self.interpolation in ("nearest", "bilinear", "bicubic") else "bilinear"
+            smooth = {} if mode == "nearest" else {"align_corners": False, "antialias": True}
+            for shape in ((height, sides[1]), sides):  # one axis after the other, each in whole numbers, as PIL does
+                images = F.interpolate(images, shape, mode=mode, **smooth).round().clamp(0, 255)
+        top, left = ((side - size) // 2 for side, size in zip(sides, self.size, strict=True))
+        return images[..., top : top + self.size[0], left : left + self.size[1]]
+
+
+def crop_and_resize(
+    images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, size: tuple[int, int]
+) -> Tensor:
+    """Cut a rectangle of pixels out of each image and resize it, bilinear, without looking beyond it.
+
+    Args:
+        images: [B, C, H, W], floating point.
+        top: [B], first row of each rectangle, a whole number.
+        left: [B], first column.
+        height: [B], rows.
+        width: [B], columns.
+        size: height and width of the result, at least those of the rectangles for results without aliasing.
+
+    Returns:
+        [B, C, *size].
+    """
+
+    def places(start: Tensor, length: Tensor, count: int, side: int) -> Tensor:
+        steps = (torch.arange(count, device=images.device) + 0.5) / count
+        inside = (steps * length[:, None] - 0.5).clamp(min=0).minimum(length[:, None] - 1)
+        return (start[:, None] + inside + 0.5) * 2 / side - 1  # where -1 and 1 are the image's borders
+
+    y = places(top, height, size[0], images.shape[2])[:, :, None].expand(-1, -1, size[1])
+    x = places(left, width, size[1], images.shape[3])[:, None].expand(-1, size[0], -1)
+    return F.grid_sample(images, torch.stack([x, y], -1), "bilinear", "border", align_corners=False)
+
+
+def check_cached_labels(images: CachedImages, num_classes: int) -> None:
+    """Raise UserError where a class number is out of range."""
+    try:
+        check_label(int(images.targets.max()), num_classes)
+    except ValueError as error:
+        raise UserError(f"an image cannot be used: {error}; mend the data set") from error
