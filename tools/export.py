@@ -1,38 +1,6 @@
-"""Export to ONNX, torch.export or AOTInductor: python tools/export.py [CONFIG.py] --checkpoint FILE [flags].
+"""`visionzoo export` from a checkout: python tools/export.py."""
 
-With a .py config (configs/detection, configs/segmentation) a detector or segmentor, else a classifier.
-"""
-
-import signal
-
-if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds, is no traceback; run_tool takes over
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-import sys
-
-from visionzoo.engine import is_openmmlab, run_tool
-
-
-def main() -> None:
-    """Parse, build, run."""
-    if is_openmmlab(sys.argv):
-        from visionzoo.openmmlab.export import export_dense
-        from visionzoo.openmmlab.flags import export_parser as parser
-
-        export_dense(parser().parse_args())
-        return
-    from visionzoo.deploy.flags import export_parser
-
-    args = export_parser().parse()
-    if args.all is not None:
-        from visionzoo.deploy.sweep import sweep
-
-        sweep(args)
-        return
-    from visionzoo.deploy.command import export_classifier  # after parsing: --help and typing errors come at once
-
-    export_classifier(args)
-
+from visionzoo_cli import run
 
 if __name__ == "__main__":
-    run_tool(main)
+    run("export")

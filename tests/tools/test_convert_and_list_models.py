@@ -1,6 +1,5 @@
 """A converted folder loads through timm, and the README's table is the registry's."""
 
-import importlib.util
 import re
 
 import pytest
@@ -10,6 +9,7 @@ from engine.helpers import ROOT, run_tool
 from golden import Record, relative_error
 from quick import MODELS
 
+from visionzoo.commands import models
 from visionzoo.engine.reporting import insert_between
 from visionzoo.models._registry import TINY, VARIANTS
 
@@ -23,13 +23,6 @@ def run(capsys):
         return code, capsys.readouterr().err
 
     return run
-
-
-def _module(tool):
-    spec = importlib.util.spec_from_file_location(tool, ROOT / "tools" / f"{tool}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_a_converted_checkpoint_loads_from_its_folder_and_gives_the_authors_logits(run, tmp_path):
@@ -69,29 +62,25 @@ def test_numbers_of_classes_and_folders_that_cannot_be_are_refused(run, tmp_path
 @pytest.mark.parametrize("name", [*TINY][::8])
 def test_the_readmes_table_has_the_registrys_rows(name):
     """`make table` writes it anew."""
-    tool = _module("list_models")
-    row = tool.markdown(tool.rows(name)).splitlines()[-1]
+    row = models.markdown(models.rows(name)).splitlines()[-1]
     assert name in row and row in (ROOT / "README.md").read_text().splitlines()
 
 
 def test_the_readmes_table_has_the_registrys_models():
-    tool = _module("list_models")
-    text = (ROOT / "README.md").read_text().split(tool.BEGIN)[1].split(tool.END)[0]
+    text = (ROOT / "README.md").read_text().split(models.BEGIN)[1].split(models.END)[0]
     assert re.findall(r"^\| `(zoo_\w+)` ", text, re.M) == list(VARIANTS)
 
 
 @pytest.mark.full
 def test_the_readmes_table_is_the_registrys():
-    tool = _module("list_models")
     text = (ROOT / "README.md").read_text()
-    table = tool.rows()
-    assert insert_between(text, tool.BEGIN, tool.END, tool.markdown(table)) == text
+    table = models.rows()
+    assert insert_between(text, models.BEGIN, models.END, models.markdown(table)) == text
     assert len(table) == len(MODELS)
 
 
 def test_models_can_be_filtered(run):
-    tool = _module("list_models")
-    assert [row[0] for row in tool.rows("zoo_davit_[tsb]", only_weights=True)] == [
+    assert [row[0] for row in models.rows("zoo_davit_[tsb]", only_weights=True)] == [
         "`zoo_davit_t`",
         "`zoo_davit_s`",
         "`zoo_davit_b`",

@@ -2,10 +2,9 @@
 
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from importlib import import_module
-from importlib.util import find_spec
 from types import ModuleType
 
 
@@ -72,21 +71,3 @@ def require(module: str, extra: str = "train") -> ModuleType:
         if error.name is None or not module.startswith(error.name):
             raise  # the module is there, something that it needs is not
         raise UserError(f'{module} is not installed; install it with: pip install "visionzoo[{extra}]"') from error
-
-
-def is_openmmlab(argv: Sequence[str]) -> bool:
-    """Whether a command line names a config of OpenMMLab, a .py file.
-
-    Raises:
-        UserError: if it does, and OpenMMLab is not installed.
-    """
-    config = next((word for word in argv[1:] if word.endswith(".py")), None)
-    if config is None:
-        return False
-    for module in ("mmengine", "mmcv", "mmdet", "mmseg"):
-        if find_spec(module) is None:
-            raise UserError(
-                f"{config}: configs of detection and segmentation (.py) need {module}, which is not installed; "
-                f'install it with: pip install "visionzoo[openmmlab]"'
-            )
-    return True

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from visionzoo.engine.configs import find_config
 from visionzoo.engine.errors import UserError, closest, require
 
 # Keys that timm's train script has or had, and writes into its args.yaml, and that this one has no flag for.
@@ -142,7 +143,7 @@ class Parser(argparse.ArgumentParser):
         return args
 
     def parse_with_config(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
-        """Parse `argv` over the YAML file it names (positionally or by -c / --config).
+        """Parse `argv` over the YAML it names (positionally or by -c / --config), a file or one of ours.
 
         Raises:
             UserError: a flag or a key that does not exist, a value of the wrong type, an unreadable file.
@@ -152,7 +153,13 @@ class Parser(argparse.ArgumentParser):
             raise UserError(f"two configs: {first.config_file} and --config {first.config}; give one")
         path = first.config or first.config_file
         if path:
-            self.set_defaults(**self.read_config(path))
+            found = find_config(path)
+            if found.suffix == ".py":
+                raise UserError(
+                    f"{path}: expected a .yaml config of classification, got one of OpenMMLab; train, eval, predict "
+                    f"and export take it as their first argument"
+                )
+            self.set_defaults(**self.read_config(found))
         args = self.parse(argv)
         args.config = str(path) if path else None
         del args.config_file

@@ -7,6 +7,7 @@ variables are translated into those. OpenMPI's are understood by timm.
 import argparse
 import os
 import re
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +107,17 @@ def translate_slurm() -> None:
 def under_torchrun() -> bool:
     """Whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def starter(tool: str) -> str:
+    """Return the words that start a tool again, in as many processes.
+
+    Args:
+        tool: a script's path, or `visionzoo COMMAND`, as `sys.argv` names it.
+    """
+    if not tool.startswith("visionzoo "):
+        return f"{launcher()} {shlex.quote(tool)}"
+    return tool if launcher() == "python" else f"{launcher()} -m {tool}"
 
 
 def launcher() -> str:

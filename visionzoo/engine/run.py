@@ -45,7 +45,7 @@ from visionzoo.engine.models import (
 )
 from visionzoo.engine.observation import environment
 from visionzoo.engine.ownership import Claim, check_free, check_own, claim
-from visionzoo.engine.parallel import Process, launcher
+from visionzoo.engine.parallel import Process, starter
 from visionzoo.engine.probing import choose_head, freeze
 from visionzoo.engine.recipe import learning_rate, load_optimizer, make_optimizer, make_scheduler, ranking_metric
 from visionzoo.engine.recorded import changed_settings, compare_classes, recorded_args
@@ -166,11 +166,11 @@ class Run:
 
     def resume_command(self, checkpoint: str = LAST) -> str:
         """Return the command that goes on from a checkpoint of this run."""
-        words = list(sys.argv)
+        tool, *words = sys.argv
         for index, word in reversed(list(enumerate(words))):
             if word.startswith("--resume"):
                 del words[index : index + (1 if "=" in word else 2)]
-        return f"{launcher()} {shlex.join([*words, '--resume', str(self.folder / checkpoint)])}"
+        return f"{starter(tool)} {shlex.join([*words, '--resume', str(self.folder / checkpoint)])}"
 
     def last_good(self) -> str:
         """Return which checkpoint of this run there is and the command that goes on from it."""

@@ -1,4 +1,4 @@
-"""The command lines of the tools with a config of OpenMMLab."""
+"""The command lines of train, eval, predict and export with a config of OpenMMLab."""
 
 import argparse
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from mmengine.config import DictAction
 
 from visionzoo.deploy.flags import add_export_flags
+from visionzoo.engine.configs import find_config
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.flags import SHARE
 
@@ -30,9 +31,17 @@ class CfgOptions(DictAction):
             ) from error
 
 
+class Config(argparse.Action):
+    """A config by its path, or by the name of one that visionzoo ships."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Store the path."""
+        setattr(namespace, self.dest, str(find_config(values)))
+
+
 def train_parser() -> argparse.ArgumentParser:
     """Return mmdet's flags, with those for one's own data."""
-    parser = _parser("tools/train.py CONFIG.py", "Train a detector or segmentor.")
+    parser = _parser("CONFIG", "Train a detector or segmentor.")
     parser.add_argument("--work-dir", help="of logs and checkpoints (default: work_dirs/NAME_OF_CONFIG)")
     parser.add_argument("--resume", nargs="?", const="auto", metavar="FILE", help="go on from FILE, or the last one")
     parser.add_argument("--amp", action="store_true", help="mixed precision on a GPU")
@@ -52,7 +61,7 @@ def train_parser() -> argparse.ArgumentParser:
 
 def eval_parser() -> argparse.ArgumentParser:
     """Return the flags of evaluation."""
-    parser = _parser("tools/eval.py CONFIG.py --checkpoint FILE", "Evaluate a detector or segmentor.")
+    parser = _parser("CONFIG --checkpoint FILE", "Evaluate a detector or segmentor.")
     parser.add_argument("--checkpoint", required=True, help="of the detector or segmentor, as train.py writes it")
     parser.add_argument("--work-dir", help="of the metrics (default: work_dirs/NAME_OF_CONFIG)")
     parser.add_argument("--show-dir", help="write pictures with annotation and prediction side by side there")
@@ -63,7 +72,7 @@ def eval_parser() -> argparse.ArgumentParser:
 
 def predict_parser() -> argparse.ArgumentParser:
     """Return the flags of prediction."""
-    parser = _parser("tools/predict.py CONFIG.py IMAGE...", "Draw boxes and masks on pictures, and write JSON.")
+    parser = _parser("CONFIG IMAGE...", "Draw boxes and masks on pictures, and write JSON.")
     parser.add_argument("images", nargs="+", help="pictures, or folders of them")
     parser.add_argument("--checkpoint", required=True, help="of the detector or segmentor, as train.py writes it")
     parser.add_argument("--output", default="output/predictions", help="folder (default: %(default)s)")
@@ -74,7 +83,7 @@ def predict_parser() -> argparse.ArgumentParser:
 
 def export_parser() -> argparse.ArgumentParser:
     """Return the flags of export."""
-    parser = _parser("tools/export.py CONFIG.py --checkpoint FILE", "Export what a network puts out, before any NMS.")
+    parser = _parser("CONFIG --checkpoint FILE", "Export what a network puts out, before any NMS.")
     parser.add_argument("--checkpoint", default="", help="of the detector or segmentor, as train.py writes it")
     parser.add_argument("--random-weights", action="store_true", help="export without weights, to measure speed")
     add_export_flags(parser, ("onnx",))
@@ -87,8 +96,9 @@ def export_parser() -> argparse.ArgumentParser:
 
 
 def _parser(usage: str, text: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(usage=f"python {usage} [flags]", description=text)
-    parser.add_argument("config", help="a config of mmdet or mmseg, see configs/detection and configs/segmentation")
+    parser = argparse.ArgumentParser(usage=f"%(prog)s {usage} [flags]", description=text)
+    about = "a config of mmdet or mmseg, or the name of one of ours, which `visionzoo configs` lists"
+    parser.add_argument("config", action=Config, metavar="CONFIG", help=about)
     return parser
 
 

@@ -1,0 +1,106 @@
+"""Measure ours against others: visionzoo benchmark SUITE [flags]; SUITE is one of those below, or report.
+
+Results go to benchmarks/GPU/ as they come, into SUITE.csv, and then as pictures and report.md. A measurement is named
+case/implementation/measure, see --list; --only and --skip take parts of such names, or patterns with * and ?. A case
+that is measured again is replaced whole, so that all its rows come from one process.
+
+    visionzoo benchmark operations --only routed,halo --skip compiled,flex --quick
+    visionzoo benchmark models --only 'biformer_t/*' --rivals path/to/BiFormer --minutes 4
+"""
+
+import argparse
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
+from pathlib import Path
+
+from visionzoo.engine import UserError
+from visionzoo.engine.errors import closest
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument(
+        "suite",
+        choices=("operations", "models", "training", "memory", "reducers", "host", "report"),
+        help="report: draw anew, only",
+    )
+    made.add_argument("--only", type=_names, default=[], metavar="A,B", help="measure what fits one of these")
+    made.add_argument("--skip", type=_names, default=[], metavar="A,B", help="but nothing that fits one of these")
+    made.add_argument("--missing", action="store_true", help="only cases that the results in --output do not have yet")
+    made.add_argument("--list", action="store_true", help="print the names of the measurements, measure nothing")
+    made.add_argument("--quick", action="store_true", help="repeat less, for a first look")
+    made.add_argument("--minutes", type=float, metavar="M", help="start no measurement after M minutes")
+    made.add_argument("--batch", type=_positive, metavar="N", help="in the place of each case's batch size")
+    made.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 elsewhere")
+    made.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is one, else cpu")
+    made.add_argument("--rivals", type=Path, metavar="DIR", help="checkout of github.com/rayleizhu/BiFormer")
+    made.add_argument("--output", type=Path, metavar="DIR", help="default: benchmarks/ and the name of the GPU")
+    return made
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
+    return number
+
+
+def main() -> None:
+    """Parse, list the cases, run them, report."""
+    args = parser().parse_args()
+
+    import torch  # after parsing: --help comes at once
+
+    from visionzoo.benchmark import rivals
+    from visionzoo.benchmark.cases import Case, Settings, path, select
+    from visionzoo.benchmark.host import host_cases
+    from visionzoo.benchmark.memory import memory_cases
+    from visionzoo.benchmark.models import model_cases
+    from visionzoo.benchmark.operations import operation_cases
+    from visionzoo.benchmark.reducers import reducer_cases
+    from visionzoo.benchmark.report import write_report
+    from visionzoo.benchmark.results import Results, folder_name
+    from visionzoo.benchmark.runner import run_cases
+    from visionzoo.benchmark.training import training_cases
+
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {args.device}: torch {torch.__version__} sees no CUDA device here")
+    folder = args.output or Path("benchmarks") / folder_name(device)
+    if args.suite != "report":
+        rivals.use_folder(args.rivals)
+        settings = Settings(device, getattr(torch, args.dtype) if args.dtype else None, args.batch, args.quick)
+        suites: dict[str, Callable[[Settings], Iterable[Case]]] = {
+            "operations": operation_cases,
+            "models": model_cases,
+            "training": training_cases,
+            "memory": memory_cases,
+            "reducers": reducer_cases,
+            "host": host_cases,
+        }
+        cases = list(suites[args.suite](settings))
+        names = [case.name for case in cases]
+        cases = select(cases, args.only, args.skip)
+        if not cases:
+            raise UserError(
+                f"--only {','.join(args.only)} --skip {','.join(args.skip)} leave no measurement of {args.suite}"
+                f"{closest(args.only[0] if args.only else '', names)}; see --list"
+            )
+        if args.list:
+            print("\n".join(path(case, measurement) for case in cases for measurement in case.measurements))
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        results = Results(folder / f"{args.suite}.csv")
+        if args.missing:
+            cases = [case for case in cases if not results.has(case)]
+        run_cases(cases, settings, results, minutes=args.minutes)
+    pictures = args.suite == "report" or find_spec("matplotlib") is not None
+    print(write_report(folder, pictures=pictures))
+    print(f"results in {folder}{'' if pictures else '; without pictures, since matplotlib is not installed'}")

@@ -1,0 +1,28 @@
+"""Say what a folder of COCO or ADE20K lacks, and where the data comes from.
+
+visionzoo check-data {coco,ade20k} [FOLDER]
+"""
+
+import argparse
+
+from visionzoo.engine import UserError
+
+
+def main() -> None:
+    """Parse, check, print."""
+    from visionzoo.data.layouts import LAYOUTS, check_folder
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dataset", choices=list(LAYOUTS))
+    parser.add_argument(
+        "folder", nargs="?", help="where the data is; without it, where it comes from is all that is said"
+    )
+    args = parser.parse_args()
+    print(LAYOUTS[args.dataset][0])
+    if args.folder:
+        found, missing = check_folder(args.dataset, args.folder)
+        for line in found:
+            print(line)
+        if missing:
+            raise UserError("\n".join(["incomplete:", *missing]))
+        print("complete")

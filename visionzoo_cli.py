@@ -1,0 +1,82 @@
+"""The command `visionzoo`. It stands beside the package, which imports torch: help and Ctrl-C do not wait for that."""
+
+import runpy
+import signal
+import sys
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+COMMANDS = {  # each is the module of this name in visionzoo/commands
+    "train": "train a classifier, detector or segmentor",
+    "eval": "evaluate a checkpoint or a pretrained model",
+    "predict": "classify images, or draw boxes and masks",
+    "export": "write files that run without visionzoo: ONNX, torch.export, AOTInductor",
+    "convert": "make a folder that timm loads of a checkpoint, or upload it to Hugging Face's hub",
+    "compare": "train several models alike and compare accuracy, speed and memory",
+    "models": "list the models with what is published of them",
+    "configs": "list the configs that train, eval and the others find by name",
+    "license": "show whose code and weights a model is made of",
+    "check-data": "say what a folder of COCO or ADE20K lacks",
+    "benchmark": "measure operations, models and memory against other implementations",
+    "attention": "draw what the queries of a head see",
+    "registers": "move a model's outliers to test-time registers",
+    "sparse-rate": "measure CRATE's objective layer by layer",
+    "fit-hashes": "fit the hash functions of hashed attention to images",
+    "overfit": "check data, heads and losses: fit detectors and segmentors to a hundred images",
+}
+ALIASES = {"licence": "license"}
+
+
+def main() -> None:
+    """Run the command that the first argument names, or print the list of them."""
+    word = next(iter(sys.argv[1:]), None)
+    if word in (None, "-h", "--help", "help"):
+        print(help_text(), file=sys.stderr if word is None else sys.stdout)
+        sys.exit(2 if word is None else 0)
+    if word == "--version":
+        print(version())
+        return
+    command = ALIASES.get(str(word), str(word))
+    if command not in COMMANDS:
+        near = get_close_matches(command, [*COMMANDS, "--help", "--version"], n=2)
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        print(f"error: unknown command {word!r}{meant} (visionzoo --help lists them)", file=sys.stderr)
+        sys.exit(1)
+    sys.argv = [f"visionzoo {command}", *sys.argv[2:]]
+    run(command)
+
+
+def run(command: str) -> None:
+    """Run a command on the arguments in `sys.argv`, without a traceback for Ctrl-C or for what a user can mend."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # during the imports, which take seconds; run_tool takes over
+    from visionzoo.engine.errors import run_tool
+
+    module = command.replace("-", "_")
+    run_tool(lambda: import_module(f"visionzoo.commands.{module}").main())
+
+
+def help_text() -> str:
+    """Return the list of the commands, a line each."""
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:{width}}{about}" for name, about in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: visionzoo COMMAND [arguments]",
+            "",
+            "Vision backbones from the literature: train, evaluate, export and compare them.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "visionzoo COMMAND --help lists the arguments of one, visionzoo --version prints the version.",
+        ]
+    )
+
+
+def version() -> str:
+    """Return the version of the package, which is not imported for it."""
+    spec = find_spec("visionzoo")
+    assert spec is not None and spec.origin is not None
+    return str(runpy.run_path(str(Path(spec.origin).with_name("_version.py")))["__version__"])
