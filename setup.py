@@ -1,9 +1,11 @@
-"""What pyproject.toml cannot say: configs/ is the package visionzoo.configs, of files that are no modules."""
+"""What pyproject.toml cannot say: configs/ is installed as visionzoo/configs."""
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, find_packages, setup
+
+CONFIGS = ["visionzoo.configs", *(f"visionzoo.configs.{name}" for name in find_namespace_packages("configs"))]
 
 setup(
-    packages=[*find_packages(include=["visionzoo", "visionzoo.*"]), "visionzoo.configs"],
+    packages=[*find_packages(include=["visionzoo", "visionzoo.*"]), *CONFIGS],
     package_dir={"visionzoo.configs": "configs"},
-    package_data={"visionzoo": ["py.typed"], "visionzoo.configs": ["*/*.yaml", "*/*.py", "*/_base_/*.py"]},
+    package_data={"visionzoo": ["py.typed"], **{name: ["*.yaml", "*.py"] for name in CONFIGS}},
 )

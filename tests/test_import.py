@@ -3,9 +3,9 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
-import pytest
-
+KERNELS = Path(__file__).parents[1] / "visionzoo/kernels"
 OPTIONAL = ("triton", "matplotlib", "sklearn", "tensorboard", "wandb", "pandas", "mmcv", "mmengine", "mmdet", "mmseg")
 
 
@@ -23,14 +23,28 @@ def test_nothing_heavy_is_imported_beyond_timm():
     assert not set(_python(code)) & set(OPTIONAL)
 
 
-@pytest.mark.parametrize("name", ["zoo_biformer_t", "zoo_davit_t"])
-def test_models_run_without_triton_and_the_rest(name):
-    code = (
-        f"import sys; sys.modules.update(dict.fromkeys({OPTIONAL!r}))\n"
-        "import json, timm, torch, visionzoo\n"
-        f"model = timm.create_model({name!r}, num_classes=3).eval()\n"
-        "print(json.dumps([list(model(torch.zeros(1, 3, 64, 64)).shape), visionzoo.backends()]))"
-    )
-    shape, backends = _python(code)
-    assert shape == [1, 3]
-    assert backends and all(value.startswith("reference (") for value in backends.values())
+WITHOUT_REST = f"""
+import json, pkgutil, sys
+sys.modules.update(dict.fromkeys({OPTIONAL!r}))
+import timm, torch, visionzoo
+
+models = [timm.create_model(name, num_classes=3).eval() for name in ("zoo_biformer_t", "zoo_davit_t")]
+shapes = [list(model(torch.zeros(1, 3, 64, 64)).shape) for model in models]
+missing = {{}}
+for found in pkgutil.walk_packages(visionzoo.__path__, "visionzoo."):
+    try:
+        __import__(found.name)
+    except ModuleNotFoundError as error:
+        missing[found.name] = error.name
+print(json.dumps([shapes, visionzoo.backends(), missing]))
+"""
+
+
+def test_models_run_and_modules_import_without_triton_and_the_rest():
+    shapes, backends, missing = _python(WITHOUT_REST)
+    assert shapes == [[1, 3]] * 2
+    assert backends and set(backends.values()) == {"reference (the package triton is not installed)"}
+    missing = {name: module for name, module in missing.items() if not name.startswith("visionzoo.openmmlab")}
+    assert set(missing.values()) == {"triton"}
+    kernels = {f"visionzoo.kernels.{path.parent.name}.triton" for path in KERNELS.glob("*/triton.py")}
+    assert set(missing) == {*kernels, "visionzoo.kernels.flash", "visionzoo.benchmark.empty_kernel"}

@@ -4,6 +4,12 @@
 >>> model = timm.create_model("zoo_poolformer_s12", num_classes=10)
 """
 
+import signal
+import sys
+
+if sys.argv[:1] == ["-m"] and "visionzoo" in sys.orig_argv:  # `python -m visionzoo`: Ctrl-C from now on is no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from visionzoo import models  # importing it registers the families
 from visionzoo._version import __version__
 from visionzoo.exits import EarlyExitModel, ExitModel

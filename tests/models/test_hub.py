@@ -2,10 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
-import zipfile
-from pathlib import Path
 
 import pytest
 import timm
@@ -17,7 +13,6 @@ from visionzoo.models import _licenses as licences
 from visionzoo.models._licenses import NonCommercialError, describe, is_non_commercial, weights_of
 from visionzoo.models._registry import VARIANTS
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"depths": [1, 1, 1, 1], "embed_dims": [8, 8, 16, 16]}
 OWN = {"licence": "apache-2.0", "source": "trained on three colours", "measured": {"top1": 81.25, "img_size": 64}}
 
@@ -131,21 +126,6 @@ def test_what_cannot_be_saved_is_refused(model, tmp_path, change, message):
         visionzoo.save_pretrained(model, tmp_path / "full", **OWN)
 
 
-def test_the_command_prints_the_licences_of_code_and_weights():
-    def run(*words):
-        command = [sys.executable, "-m", "visionzoo", "licence", *words]
-        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-
-    done = run("zoo_davit_t", "zoo_biformer_t", "convnextv2_tiny.fcmae")
-    assert done.returncode == 0, done.stderr
-    assert "code: apache-2.0, visionzoo's own; the authors' is at https://github.com/dingmyu/davit (mit)" in done.stdout
-    assert "weights zoo_davit_t.msft_in1k: " in done.stdout and "weights: none are published" in done.stdout
-    assert "cc-by-nc-4.0, from https://huggingface.co/timm/" in done.stdout
-    assert "non-commercial use only" in done.stdout
-    done = run("zoo_davit")
-    assert done.returncode == 1 and "unknown model 'zoo_davit'" in done.stderr and "Traceback" not in done.stderr
-
-
 def test_every_model_of_the_zoo_has_licences():
     for name in VARIANTS:
         assert describe(name).startswith(f"{name}\n  code: ")
@@ -177,22 +157,3 @@ def test_non_commercial_weights_need_a_word(model, tmp_path, monkeypatch):
     own = dict(options, pretrained_cfg_overlay={"file": str(folder / "model.safetensors")})
     timm.create_model("zoo_poolformer_s12", **own)  # one's own weights are one's own
     assert licences.check("x", "mit", accepted=False) is None
-
-
-def test_the_wheel_holds_licence_and_notice(tmp_path):
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
-        shutil.copy(ROOT / name, source)
-    (source / "visionzoo").mkdir()
-    for name in ("__init__.py", "_version.py", "__main__.py"):
-        shutil.copy(ROOT / "visionzoo" / name, source / "visionzoo")
-    build = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
-    done = subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    for name in ("LICENSE", "NOTICE"):
-        assert any(entry.endswith(f".dist-info/licenses/{name}") for entry in names), names
-    entry_points = next(name for name in names if name.endswith("entry_points.txt"))
-    assert "visionzoo = visionzoo.__main__:main" in zipfile.ZipFile(wheel).read(entry_points).decode()

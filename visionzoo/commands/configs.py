@@ -21,7 +21,5 @@ def main() -> None:
     ]
     if not lines:
         near = closest(args.filter, shipped)
-        raise UserError(
-            f"no config's name holds {args.filter!r} (of {len(shipped)}){near}"
-        )
+        raise UserError(f"no config's name holds {args.filter!r} (of {len(shipped)}){near}")
     print("\n".join(lines))

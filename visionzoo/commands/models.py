@@ -11,7 +11,7 @@ import visionzoo
 from visionzoo.engine import UserError
 from visionzoo.engine.errors import closest
 from visionzoo.engine.reporting import write_between
-from visionzoo.models._registry import VARIANTS
+from visionzoo.models import _registry
 from visionzoo.text import markdown_table
 
 BEGIN = "<!-- table of models: written by `make table`, from the registry -->"
@@ -22,8 +22,8 @@ HEADER = ("Model", "Params (M)", "GMACs", "Input", "Top-1 (%)", "Weights", "Lice
 def rows(pattern: str = "*", only_weights: bool = False) -> list[tuple[str, ...]]:
     """One row a model: parameters as counted, the rest as published (— where nothing is)."""
     table: list[tuple[str, ...]] = []
-    for name in sorted(VARIANTS, key=list(VARIANTS).index):
-        cfg, published = timm.get_pretrained_cfg(name, allow_unregistered=False), VARIANTS[name].published
+    for name in sorted(_registry.VARIANTS, key=list(_registry.VARIANTS).index):
+        cfg, published = timm.get_pretrained_cfg(name, allow_unregistered=False), _registry.VARIANTS[name].published
         assert cfg is not None
         if not fnmatch.fnmatch(name, pattern) or (only_weights and not cfg.has_weights):
             continue
@@ -62,12 +62,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.write and not args.write.is_file():
         raise UserError(f"no file at {args.write}: expected a Markdown file with the two lines that hold the table")
-    whole = args.filter in VARIANTS or any(sign in args.filter for sign in "*?[")
+    whole = args.filter in _registry.VARIANTS or any(sign in args.filter for sign in "*?[")
     table = rows(args.filter if whole else f"*{args.filter}*", args.weights)
     if not table:
         raise UserError(
-            f"no model matches {args.filter!r}{' with weights' if args.weights else ''} (of {len(VARIANTS)})"
-            f"{closest(args.filter, VARIANTS)}"
+            f"no model matches {args.filter!r}{' with weights' if args.weights else ''} (of {len(_registry.VARIANTS)})"
+            f"{closest(args.filter, _registry.VARIANTS)}"
         )
     if args.write:
         write_between(args.write, BEGIN, END, markdown(rows()))

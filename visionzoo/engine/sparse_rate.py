@@ -17,7 +17,7 @@ from timm.models import safe_model_name
 from torch import Tensor, nn
 
 from visionzoo.engine.checkpoints import make_folder, write_atomically
-from visionzoo.engine.errors import UserError, printable
+from visionzoo.engine.errors import UserError, printable, require
 from visionzoo.engine.images import seed_everything
 from visionzoo.engine.models import autocast, draw_images, restore, try_images
 from visionzoo.engine.outputs import add_rows, free_path
@@ -98,6 +98,7 @@ def measure_sparse_rate(args: argparse.Namespace) -> Path:
             replace another.
     """
     process = start_process(args)
+    require("matplotlib")
     output = Path(args.output)
     if args.output and (output.exists() or output.is_symlink()):
         raise UserError(f"--output {output} is there already and is not replaced; name another folder")
