@@ -74,3 +74,12 @@ def test_a_command_of_the_wheel_runs_outside_the_checkout(wheel, tmp_path):
     ]
     (line,) = (tmp_path / "out/predictions.jsonl").read_text().splitlines()
     assert len(json.loads(line)["classes"]) == 1
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_a_config_of_the_wheel_finds_its_bases(wheel, task):
+    pytest.importorskip("mmdet", reason='needs pip install "visionzoo[openmmlab]"')
+    from visionzoo.openmmlab.running import read_config
+
+    (path,) = (wheel / "visionzoo/configs" / task).glob("*_digits.py")
+    assert read_config(str(path)).to_dict() == read_config(str(ROOT / "configs" / task / path.name)).to_dict()

@@ -254,6 +254,11 @@ def test_what_fails_in_no_part_of_the_config_keeps_its_traceback(scenes, tmp_pat
         ),
         (["train", str(DETECTION), "--cfg-options", "model.backbone.pretrained=True"], "pretrained=False"),
         (["train", str(DETECTION), "--resume", "nowhere.pth"], "no checkpoint at nowhere.pth"),
+        (["train", DETECTION.stem, "--resume", "nowhere.pth"], "no checkpoint at nowhere.pth"),
+        (["eval", DETECTION.stem, "--checkpoint", "nowhere.pth"], "no checkpoint at nowhere.pth"),
+        (["predict", DETECTION.stem, "nowhere.png", "--checkpoint", "x.pth"], "no picture at nowhere.png"),
+        (["export", SEGMENTATION.stem, "--checkpoint", "nowhere.pth"], "no checkpoint at nowhere.pth"),
+        (["export", DETECTION.stem[:-1], "--checkpoint", "x.pth"], f"did you mean {DETECTION.stem}"),
         (["eval", str(DETECTION), "--checkpoint", "nowhere.pth"], "no checkpoint at nowhere.pth"),
         (["predict", str(DETECTION), "nowhere.png", "--checkpoint", "x.pth"], "no picture at nowhere.png"),
         (

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from visionzoo.engine.configs import find_config
+from visionzoo.engine.configs import find_config, shipped_configs
 from visionzoo.engine.errors import UserError, closest, require
 
 # Keys that timm's train script has or had, and writes into its args.yaml, and that this one has no flag for.
@@ -139,7 +139,8 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
             name = unknown[0].split("=")[0]
-            raise UserError(f"unknown argument {name}{closest(name, flags)} (--help lists all flags)")
+            near = closest(name, flags if name.startswith("-") else shipped_configs())
+            raise UserError(f"unknown argument {name}{near} (--help lists all flags)")
         return args
 
     def parse_with_config(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
