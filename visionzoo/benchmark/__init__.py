@@ -1,6 +1,6 @@
-"""Measure operations, models and memory against other implementations; tools/benchmark.py is the command over it.
+"""Measure operations, models and memory against other implementations; `visionzoo benchmark` is the command over it.
 
 `cases` says what a measurement is, `operations`, `models` and `memory` list them, `rivals` finds what they are compared
 with, `timing` holds the clocks, `runner` runs and `results` keeps the rows, `targets` judges them and `report` draws.
-`comparison`, behind tools/compare.py, trains models alike.
+`comparison`, behind `visionzoo compare`, trains models alike.
 """

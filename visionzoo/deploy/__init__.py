@@ -1,7 +1,7 @@
 """Models as files that run without visionzoo: exported programs of torch, ONNX and AOTInductor packages.
 
 `exporting` writes a format and checks the file against the model, `files` does so for several and describes them,
-`command` is tools/export.py for classifiers, `sweep` exports every model and makes a table of it, `flags` has their
+`command` is `visionzoo export` for classifiers, `sweep` exports every model and makes a table of it, `flags` has their
 words. Detectors and segmentors: `visionzoo.openmmlab.export`.
 """
 

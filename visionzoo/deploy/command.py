@@ -1,4 +1,4 @@
-"""tools/export.py for classifiers: a model to files, and a description of their input and output."""
+"""`visionzoo export` for classifiers: a model to files, and a description of their input and output."""
 
 from __future__ import annotations
 

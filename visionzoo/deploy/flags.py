@@ -1,4 +1,4 @@
-"""The command line of tools/export.py for classifiers; the words are those of timm's onnx_export.py."""
+"""The command line of `visionzoo export` for classifiers; the words are those of timm's onnx_export.py."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def add_export_flags(parser: argparse.ArgumentParser, formats: tuple[str, ...] =
 
 
 def export_parser() -> Parser:
-    """Return the parser of tools/export.py."""
+    """Return the parser of `visionzoo export`."""
     about = "Export a classifier to files that run without visionzoo, each checked against the model."
     parser = Parser("%(prog)s [CONFIG.py] [flags]", about)
     add_export_flags(parser)
     add_model_flags(parser, model=None)
     add = parser.add_argument_group("weights").add_argument
     add("--input-img-mode", metavar="MODE", help="PIL mode of the images, for the JSON (default: as in training)")
-    add("--checkpoint", default="", metavar="FILE", help="weights; of a run of tools/train.py, the model too")
+    add("--checkpoint", default="", metavar="FILE", help="weights; of a run of `visionzoo train`, the model too")
     add("--no-ema", action="store_true", help="use the trained weights, not their moving average")
     add("--random-weights", action="store_true", help="export without weights, to measure how fast it runs")
     add("--exit", default="", metavar="NAME", help="export what this early exit answers, without the parts after it")

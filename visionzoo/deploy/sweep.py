@@ -1,4 +1,4 @@
-"""tools/export.py --all: every model to every format, each in a process of its own, as a table."""
+"""`visionzoo export --all`: every model to every format, each in a process of its own, as a table."""
 
 from __future__ import annotations
 
@@ -77,9 +77,7 @@ def sweep(args: argparse.Namespace) -> list[Row]:
     patterns = args.all or ["*"]
     names = [name for name in VARIANTS if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
     if not names:
-        raise UserError(
-            f"--all: no model is called like {' or '.join(patterns)}; python tools/list_models.py lists them"
-        )
+        raise UserError(f"--all: no model is called like {' or '.join(patterns)}; `visionzoo models` lists them")
     table = Path(args.results_csv or Path(args.output) / "export.csv")
     rows = read_rows(table)
     done = {(row.model, row.format, row.axes) for row in rows}

@@ -26,7 +26,7 @@ COLUMNS = 9  # maps in a row
 
 
 def show_attention(args: argparse.Namespace) -> list[Path]:
-    """Draw what the queries of the model that `args` name see (tools/attention.py); return the pictures' paths.
+    """Draw what the queries of the model that `args` name see (`visionzoo attention`); return the pictures' paths.
 
     Raises:
         UserError: the model's head has no queries, there is no such class or layer, or an image cannot be read.

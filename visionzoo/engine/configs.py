@@ -39,7 +39,7 @@ def find_config(word: str) -> Path:
     if word not in shipped:
         raise UserError(
             f"no file {word}, and visionzoo ships no config of this name{closest(word, shipped)}; "
-            f"visionzoo configs lists the {len(shipped)} that there are"
+            f"`visionzoo configs` lists the {len(shipped)} that there are"
         )
     return shipped[word]
 

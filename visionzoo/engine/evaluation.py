@@ -118,7 +118,7 @@ def _own_images(loader: Any, process: Process) -> int | None:
 
 
 def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
-    """Evaluate what `args` name (tools/eval.py), print and write the result, and return it.
+    """Evaluate what `args` name (`visionzoo eval`), print and write the result, and return it.
 
     Raises:
         UserError: the model, its weights or the data set are not there or do not fit.
@@ -241,7 +241,7 @@ def _check_files(args: argparse.Namespace) -> None:
     path = Path(args.results_file)
     make_folder(path.parent)
     if args.results_file and path.exists() and _read(path) is None:
-        raise UserError(f"--results-file {path} is there and no result of tools/eval.py; name another file")
+        raise UserError(f"--results-file {path} is there and no result of `visionzoo eval`; name another file")
 
 
 def _write(result: dict[str, Any], args: argparse.Namespace) -> None:

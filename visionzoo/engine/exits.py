@@ -92,7 +92,7 @@ def calibrate_exits(
     """Calibrate thresholds on a part of a loader's images, measure on the others, print, write and return the result.
 
     Args:
-        args: flags of tools/eval.py.
+        args: flags of `visionzoo eval`.
         model: on its device.
         loader: of the evaluation.
         process: where it runs.
@@ -250,7 +250,7 @@ def _write(result: dict[str, Any], args: argparse.Namespace) -> None:
     write_atomically(table, lambda file: file.write(text.encode()))
     draw_curve(result, curve)
     print(text)
-    print(printable(f"written to {path}, {table} and {curve}; classify by it with tools/predict.py --exits {path}"))
+    print(printable(f"written to {path}, {table} and {curve}; classify by it with visionzoo predict --exits {path}"))
 
 
 def table_of(result: Mapping[str, Any]) -> str:
@@ -307,7 +307,7 @@ def draw_curve(result: Mapping[str, Any], path: Path) -> None:
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """Return a result of tools/eval.py --exits.
+    """Return a result of `visionzoo eval --exits`.
 
     Raises:
         UserError: there is none, or the file is another.
@@ -322,9 +322,9 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read {path} (--exits): {error.strerror}") from error
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is no result of tools/eval.py --exits ({type(error).__name__}: {error})") from error
+        raise UserError(f"{path} is no result of `visionzoo eval --exits` ({type(error).__name__}: {error})") from error
     if not fits:
-        raise UserError(f"{path} is no result of tools/eval.py --exits; name the JSON that it wrote")
+        raise UserError(f"{path} is no result of `visionzoo eval --exits`; name the JSON that it wrote")
     return dict(content)
 
 
@@ -348,7 +348,7 @@ def choose_thresholds(content: Mapping[str, Any], budget: float | None, where: s
 
 
 def early_exit_model(args: argparse.Namespace, model: nn.Module, name: str) -> EarlyExitModel | None:
-    """Return the model with the thresholds that tools/predict.py is given; None where it is given none.
+    """Return the model with the thresholds that `visionzoo predict` is given; None where it is given none.
 
     Raises:
         UserError: they are of another model, or out of range, or the model has no exits.

@@ -95,7 +95,7 @@ def _reading(group: argparse._ArgumentGroup) -> None:
 
 
 def train_parser() -> Parser:
-    """Return the parser of tools/train.py."""
+    """Return the parser of `visionzoo train`."""
     about = "Train a classifier. Every flag may stand in the YAML file; flags given here win."
     parser = Parser("%(prog)s [CONFIG] [flags]", about)
     parser.add_argument("config_file", nargs="?", metavar="CONFIG", help="YAML of flag names and values")
@@ -117,11 +117,11 @@ def train_parser() -> Parser:
 
 
 def compare_parser() -> Parser:
-    """Return the parser of tools/compare.py: that of training, and what is compared."""
+    """Return the parser of `visionzoo compare`: that of training, and what is compared."""
     parser = train_parser()
     parser.usage = "%(prog)s [CONFIG] [flags]"
     parser.description = (
-        "Train several models alike and compare their accuracy, speed and memory. All flags of tools/train.py hold."
+        "Train several models alike and compare their accuracy, speed and memory. All flags of `visionzoo train` hold."
     )
     group = parser.add_argument_group("comparison")
     add = group.add_argument
@@ -325,7 +325,7 @@ def _run_flags(parser: Parser) -> None:
 
 
 def eval_parser() -> Parser:
-    """Return the parser of tools/eval.py."""
+    """Return the parser of `visionzoo eval`."""
     about = "Evaluate a checkpoint (which knows its model) or a pretrained model."
     parser = Parser("%(prog)s [flags]", about)
     add_data_flags(parser)
@@ -333,7 +333,7 @@ def eval_parser() -> Parser:
     add_device_flags(parser)
     group = parser.add_argument_group("evaluation")
     add = group.add_argument
-    add("--checkpoint", default="", metavar="FILE", help="weights; of a run of tools/train.py, the model too")
+    add("--checkpoint", default="", metavar="FILE", help="weights; of a run of `visionzoo train`, the model too")
     _yes(group, "--no-ema", "use the trained weights, not their moving average (visionzoo)")
     _yes(group, "--recorded-data", "evaluate on the data set that the checkpoint says it was validated on (visionzoo)")
     add("--split", default="", metavar="NAME", help="split (default: validation; the run's with --recorded-data)")
@@ -349,7 +349,7 @@ def eval_parser() -> Parser:
 
 
 def predict_parser() -> Parser:
-    """Return the parser of tools/predict.py."""
+    """Return the parser of `visionzoo predict`."""
     about = "Classify images: a picture with the likeliest classes and a line of JSON for each."
     parser = Parser("%(prog)s IMAGE... [flags]", about)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, or patterns like 'x/*.jpg'")
@@ -357,7 +357,7 @@ def predict_parser() -> Parser:
     add_device_flags(parser)
     group = parser.add_argument_group("prediction")
     add = group.add_argument
-    add("--checkpoint", default="", metavar="FILE", help="weights; of a run of tools/train.py, the model too")
+    add("--checkpoint", default="", metavar="FILE", help="weights; of a run of `visionzoo train`, the model too")
     _yes(group, "--no-ema", "use the trained weights, not their moving average (visionzoo)")
     add("--class-names", default="", metavar="FILE", help="text file of class names in order, or `imagenet`")
     add("--topk", type=COUNT, default=5, metavar="K", help="classes to show")
@@ -366,9 +366,7 @@ def predict_parser() -> Parser:
     add("--output", default="", metavar="DIR", help=where)
     _reading(group)
     add = parser.add_argument_group("early exits").add_argument
-    add(
-        "--exits", default="", metavar="FILE", help="stop at the first exit that is sure, as tools/eval.py --exits says"
-    )
+    add("--exits", default="", metavar="FILE", help="stop at the first exit that is sure, as `eval --exits` says")
     add("--budget", type=POSITIVE, metavar="GMACS", help="multiply-adds of an image on average at most, in billions")
     help = "exits to ask, and the probability from 0 to 1 at which each answers"
     add("--thresholds", nargs="*", default={}, action=KeyValues, metavar="EXIT=P", help=help)
@@ -376,7 +374,7 @@ def predict_parser() -> Parser:
 
 
 def attention_parser() -> Parser:
-    """Return the parser of tools/attention.py."""
+    """Return the parser of `visionzoo attention`."""
     about = "Draw what the class queries of INTR, or the queries of efficient probing, see of images."
     parser = Parser("%(prog)s IMAGE... --checkpoint FILE [flags]", about)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, or patterns like 'x/*.jpg'")
@@ -384,7 +382,12 @@ def attention_parser() -> Parser:
     add_device_flags(parser)
     group = parser.add_argument_group("attention")
     add = group.add_argument
-    add("--checkpoint", required=True, metavar="FILE", help="of a run of tools/train.py with --head intr or --probe ep")
+    add(
+        "--checkpoint",
+        required=True,
+        metavar="FILE",
+        help="of a run of `visionzoo train` with --head intr or --probe ep",
+    )
     _yes(group, "--no-ema", "use the trained weights, not their moving average")
     add("--class-names", default="", metavar="FILE", help="text file of class names in order, or `imagenet`")
     add("--label", default="", metavar="CLASS", help="name or number of the true class (default: the folder's name)")
@@ -396,7 +399,7 @@ def attention_parser() -> Parser:
 
 
 def registers_parser() -> Parser:
-    """Return the parser of tools/registers.py."""
+    """Return the parser of `visionzoo registers`."""
     about = "Move a model's outliers to test-time registers, and draw the norms of its features before and after."
     parser = Parser("%(prog)s IMAGE... [flags]", about)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, or patterns like 'x/*.jpg'")
@@ -404,7 +407,7 @@ def registers_parser() -> Parser:
     add_device_flags(parser)
     group = parser.add_argument_group("registers")
     add = group.add_argument
-    add("--checkpoint", default="", metavar="FILE", help="weights; of a run of tools/train.py, the model too")
+    add("--checkpoint", default="", metavar="FILE", help="weights; of a run of `visionzoo train`, the model too")
     _yes(group, "--no-ema", "use the trained weights, not their moving average")
     add("--num-images", type=COUNT, default=100, metavar="N", help="images to look at, drawn from those that are named")
     add("--num-pictures", type=COUNT, default=8, metavar="N", help="of how many of them to draw the norms")
@@ -433,7 +436,7 @@ def _drawn_images(parser: Parser, weights: str) -> None:
 
 
 def fit_hashes_parser() -> Parser:
-    """Return the parser of tools/fit_hashes.py."""
+    """Return the parser of `visionzoo fit-hashes`."""
     about = "Fit the hash functions of a model with hashed attention to images: its checkpoint, with them."
     parser = Parser("%(prog)s IMAGE... --checkpoint FILE [flags]", about)
     _drawn_images(parser, "weights: the model's, or of its softmax form")
@@ -446,7 +449,7 @@ def fit_hashes_parser() -> Parser:
 
 
 def sparse_rate_parser() -> Parser:
-    """Return the parser of tools/sparse_rate.py."""
+    """Return the parser of `visionzoo sparse-rate`."""
     about = "Measure what CRATE's layers optimise, coding rates and sparsity, on images: a table and a plot."
     parser = Parser("%(prog)s IMAGE... --checkpoint FILE [flags]", about)
     _drawn_images(parser, "weights of the model")

@@ -54,7 +54,7 @@ def build_model(args: argparse.Namespace, *, say: Callable[[str], object] = prin
         UserError: the name or an argument is unknown, or the published weights cannot be had, or are of another model.
     """
     if not args.model:
-        raise UserError("which model? give --model, or --checkpoint of a run of tools/train.py")
+        raise UserError("which model? give --model, or --checkpoint of a run of `visionzoo train`")
     is_local_name = ":" not in args.model  # hf-hub:... and local-dir:... are looked up elsewhere
     if is_local_name and not timm.is_model(args.model):
         name = args.model.split(".")[0]

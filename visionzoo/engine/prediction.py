@@ -26,7 +26,7 @@ DEFAULT = Path("output/predict")
 
 
 def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Classify the images that `args` name (tools/predict.py); write and return the likeliest classes of each.
+    """Classify the images that `args` name (`visionzoo predict`); write and return the likeliest classes of each.
 
     Raises:
         UserError: there are no such images, one cannot be read, or the model or its weights do not fit.

@@ -21,7 +21,7 @@ FOUND = "registers.json"
 
 
 def show_registers(args: argparse.Namespace) -> Path:
-    """Look for outliers of the model that `args` name (tools/registers.py), move them, and draw the norms.
+    """Look for outliers of the model that `args` name (`visionzoo registers`), move them, and draw the norms.
 
     Returns:
         the folder of the pictures; with the neurons as a JSON file, where there are outliers.

@@ -91,7 +91,7 @@ def _blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def measure_sparse_rate(args: argparse.Namespace) -> Path:
-    """Measure the model that `args` name on images (tools/sparse_rate.py); return the folder with table and plot.
+    """Measure the model that `args` name on images (`visionzoo sparse-rate`); return the folder with table and plot.
 
     Raises:
         UserError: the model has no attention in subspaces, its weights or the images do not fit, or the result would

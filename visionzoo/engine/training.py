@@ -35,7 +35,7 @@ from visionzoo.graphs import CaptureError, CudaRecorder, TrainingStep
 
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
-    """Train what `args` describe (tools/train.py); return the last epoch's row, the best metric and the run's folder.
+    """Train what `args` describe (`visionzoo train`); return the last epoch's row, best metric and folder of the run.
 
     Raises:
         UserError: the input cannot work, the loss is not finite, or a checkpoint cannot be written.

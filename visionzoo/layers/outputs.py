@@ -105,7 +105,7 @@ def recomputed(function: Callable[..., Any], *args: Any) -> Any:
     """Call a function now and again in the backward pass, under the backend asked for now; its terms count once.
 
     In compiled code, terms need `torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True`, as torch
-    says where it is missing; tools/train.py sets it.
+    says where it is missing; `visionzoo train` sets it.
     """
     function = keep_backend(function)
     if torch.compiler.is_compiling() or not collecting():

@@ -43,7 +43,7 @@ def save_pretrained(
         folder: for config.json, model.safetensors and README.md, the model card.
         licence: of the weights, such as "apache-2.0" for your own; of published ones what `visionzoo licence` prints.
         source: where the weights are from: how and on what they were trained, in Markdown.
-        measured: numbers of these very weights, such as what tools/eval.py writes.
+        measured: numbers of these very weights, such as what `visionzoo eval` writes.
         class_names: in the order of the logits.
         data_config: input size, mean, std, crop and interpolation, where they are not the pretrained cfg's, and which
             of `READING` there are: the mode of the images, whether they are turned as their EXIF says, whether one

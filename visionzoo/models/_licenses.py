@@ -42,7 +42,7 @@ def weights_of(model: str) -> list[Weights]:
     """
     name = model.split(".")[0]
     if not timm.is_model(name):
-        raise ValueError(f"unknown model {model!r}; python tools/list_models.py lists those of the zoo")
+        raise ValueError(f"unknown model {model!r}; `visionzoo models` lists those of the zoo")
     tagged = [full for full in timm.list_pretrained(f"{name}*") if full.split(".")[0] == name]
     found = []
     for full in [model] if model != name else sorted(tagged, key=lambda full: full != _default(name)):

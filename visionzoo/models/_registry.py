@@ -203,7 +203,7 @@ def _require_weights(name: str, variant: Variant, kwargs: Mapping[str, Any], acc
         raise RuntimeError(
             f"No public weights are known for {name}: {variant.no_weights or 'none were published'}. If you have the "
             f"authors' checkpoint, load it with visionzoo.load_weights(model, path), or turn it into a folder with "
-            f"tools/convert.py and use timm.create_model('local-dir:FOLDER', pretrained=True)."
+            f"`visionzoo convert` and use timm.create_model('local-dir:FOLDER', pretrained=True)."
         )
     if not cfg.file:  # else they are the caller's own
         check(name, cfg.license, accepted=accepted)

@@ -3,8 +3,8 @@
 Facts from model/crate.py of https://github.com/Ma-Lab-Berkeley/CRATE at 674408f (MIT); the code here is our own. A
 block is two steps on one objective: attention inside subspaces, added to the tokens, lowers their coding rate there; a
 step towards sparse codes (ISTA), which starts from the normalised tokens and is added to nothing, makes values zero.
-`tools/sparse_rate.py` measures both, layer by layer. Patches are normalised before and after their projection, over all
-channels of the image together: weights for three channels fit no other number, and are refused.
+`visionzoo sparse-rate` measures both, layer by layer. Patches are normalised before and after their projection, over
+all channels of the image together: weights for three channels fit no other number, and are refused.
 
 Left out are dropout, which no released model has, and the mean of all tokens before the norm as another pooling; "avg"
 here is that of the map's normalised tokens. The autoencoders of the same repository (CRATE-MAE) are not here. Where we

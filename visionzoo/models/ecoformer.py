@@ -5,8 +5,8 @@ the zoo, PVTv2 and Twins-PCPVT (whose frame Twins-SVT shares), with linear atten
 but the last, which has softmax attention of all tokens. As released: keys are not reduced, and Twins-SVT has neither
 windows nor strides. The `_msa` forms, with softmax attention everywhere, are what training begins with: their
 checkpoints load into the others, whose shared queries and keys take the weights of the queries, and those of PVTv2 and
-Twins load into them, without the reduction of keys. `tools/fit_hashes.py` fits the hash functions; before that they are
-random. Tokens without length are hashed as zeros here, where the authors divide by zero.
+Twins load into them, without the reduction of keys. `visionzoo fit-hashes` fits the hash functions; before that they
+are random. Tokens without length are hashed as zeros here, where the authors divide by zero.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ mmcv has no compiled extension, lets no checkpoint run code, and registers `ZooB
 constructor in mmengine's root registry, where mmdet and mmseg find them.
 
 `ops` stands in mmcv's place, `checkpoints` reads for mmengine; `backbone`, `necks` and `optim` are what configs name;
-`flags`, `running`, `prediction` and `export` are tools/*.py with a .py config. `description` reads --dataset's file,
+`flags`, `running`, `prediction` and `export` are the commands with a .py config. `description` reads --dataset's file,
 `configuring` puts data and classes into a config; `data` (with `coco` and `masks`), `meta` (what a checkpoint says of
 its training) and `trial` (one batch of validation) check before the first step, `reading` in each; `building` says
 which part of a config cannot be built, and which setting nothing reads.

@@ -89,7 +89,7 @@ def read_coco(path: Path, *, annotated: bool = True) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(
             f"no annotations at {path}. Give the folder of the data by --data-root, or your own by --dataset FILE. "
-            f"tools/check_data.py says what a folder of COCO or ADE20K lacks."
+            f"`visionzoo check-data` says what a folder of COCO or ADE20K lacks."
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from error

@@ -1,4 +1,4 @@
-"""The table and the contact sheet of tools/overfit.py."""
+"""The table and the contact sheet of `visionzoo overfit`."""
 
 from __future__ import annotations
 
