@@ -83,6 +83,14 @@ def test_what_cannot_be_is_one_message(command, argv, code, message):
     assert found == code and message in error and "Traceback" not in error and not said
 
 
+@pytest.mark.parametrize("name", ["attention", "predict", "registers", "sparse-rate"])
+def test_a_command_that_draws_names_the_extra_before_it_looks_for_images(command, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, error = command(name, "nowhere.png", "--checkpoint", "x.pth", "--device", "cpu")
+    assert code == 1
+    assert error == 'error: matplotlib is not installed; install it with: pip install "visionzoo[train]"\n'
+
+
 def test_commands_print_what_they_are_asked_for(command):
     assert command("configs", "digits") == (
         0,
