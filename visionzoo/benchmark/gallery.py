@@ -139,6 +139,10 @@ ABOUT = {  # a line of mathematics; when to use it
         "yᵢ = BN(W·act(Σⱼ softmaxⱼ(qᵢ·kⱼ / √D + b(|j - i|)) vⱼ))",
         "low latency on small maps: batch norms are folded into the layers.",
     ),
+    "light_conv": (
+        "yₚ = W₂ Σₒ softmaxₒ(w)ₒ uₚ₊ₒ, u = GLU(W₁ x), w learned or W uₚ",
+        "near detail at a few taps for each head; `dynamic` where the kernel should follow the content.",
+    ),
     "linear": (
         "yᵢ = φ(qᵢ)·(Σⱼ φ(kⱼ) vⱼᵀ) / φ(qᵢ)·Σⱼ φ(kⱼ)",
         "more than a few thousand tokens; `elu` first, features and denominators of the literature are options.",

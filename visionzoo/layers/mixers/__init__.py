@@ -38,6 +38,7 @@ from visionzoo.layers.mixers.injective_linear import InjectiveLinearMixer
 from visionzoo.layers.mixers.kolmogorov_arnold import KolmogorovArnoldMixer
 from visionzoo.layers.mixers.large_kernel_ffn import LargeKernelFfnMixer
 from visionzoo.layers.mixers.levit import LevitMixer
+from visionzoo.layers.mixers.light_conv import LightConvMixer
 from visionzoo.layers.mixers.linear import LinearMixer
 from visionzoo.layers.mixers.mixture_of_heads import MixtureOfHeadsMixer
 from visionzoo.layers.mixers.moving_average import MovingAverageMixer
@@ -90,6 +91,7 @@ __all__ = [
     "KolmogorovArnoldMixer",
     "LargeKernelFfnMixer",
     "LevitMixer",
+    "LightConvMixer",
     "LinearMixer",
     "Mixer",
     "MixerNCHW",
@@ -144,6 +146,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "kolmogorov_arnold": KolmogorovArnoldMixer,
     "large_kernel_ffn": LargeKernelFfnMixer,
     "levit": LevitMixer,
+    "light_conv": LightConvMixer,
     "linear": LinearMixer,
     "mixture_of_heads": MixtureOfHeadsMixer,
     "moving_average": MovingAverageMixer,
