@@ -183,6 +183,10 @@ ABOUT = {  # a line of mathematics; when to use it
         "yᵢ = Σⱼ normaliser(score(qᵢ, ·))ⱼ vⱼ",
         "to compare softmax with what has been put in its place; sigmoid where sums over keys must not couple tokens.",
     ),
+    "sea": (
+        "yᵢ = σ(bᵢ)·σ(aᵢ)·Σ over j ∈ top(estimated pᵢ) of softmaxⱼ(qᵢ·kⱼ / √D) vⱼ + (1 - σ(bᵢ))·Σⱼ p̄ⱼ vⱼ",
+        "to study which weights matter, or to take over a trained model's attention; all products are computed.",
+    ),
     "single_head": (
         "y = W·[attention(x₁), x₂], x₁ a fifth of the channels",
         "speed on small devices, late stages.",

@@ -50,6 +50,7 @@ from visionzoo.layers.mixers.pattern import PatternMixer
 from visionzoo.layers.mixers.pool import PoolMixer
 from visionzoo.layers.mixers.routed import RoutedMixer
 from visionzoo.layers.mixers.score import ScoreMixer
+from visionzoo.layers.mixers.sea import SeaMixer
 from visionzoo.layers.mixers.single_head import SingleHeadMixer
 from visionzoo.layers.mixers.sparsifiner import SparsifinerMixer
 from visionzoo.layers.mixers.spatial_reduction import SpatialReductionMixer
@@ -104,6 +105,7 @@ __all__ = [
     "PoolMixer",
     "RoutedMixer",
     "ScoreMixer",
+    "SeaMixer",
     "SingleHeadMixer",
     "SparsifinerMixer",
     "SpatialReductionMixer",
@@ -157,6 +159,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "pool": PoolMixer,
     "routed": RoutedMixer,
     "score": ScoreMixer,
+    "sea": SeaMixer,
     "single_head": SingleHeadMixer,
     "sparsifiner": SparsifinerMixer,
     "spatial_reduction": SpatialReductionMixer,

@@ -21,12 +21,12 @@ class LightConvMixer(Mixer):
     Of windows with k places it is O(N·C·(C + k)) in time; memory is O(N·C), with `dynamic` O(N·(C + G·k)). The softmax
     and sums over the window are float32 at least, the rest in the dtype of the input or of autocast.
 
-    Wu et al., ICLR 2019. Facts from https://github.com/facebookresearch/fairseq at 3d262bb (MIT), `LightConvEncoderLayer`
-    and its `LightweightConv1dTBC` and `DynamicConv1dTBC`. Theirs is along a sequence: that is a kernel of (1, k) on a map
-    of one row. The window in two dimensions is ours; its softmax also counts taps beyond the map, so that k × k on one
-    row is another function, unless `renorm_padding` leaves such taps out. Weight dropout is that of their CUDA layers:
-    without `dynamic` it takes the taps of all places at once. Even kernels, causal padding and filters made from another
-    input (`query_size`, `in_proj`) are left out.
+    Wu et al., ICLR 2019. Facts from https://github.com/facebookresearch/fairseq at 3d262bb (MIT), the class
+    `LightConvEncoderLayer` with `LightweightConv1dTBC` or `DynamicConv1dTBC`. Theirs is along a sequence: that is a
+    kernel of (1, k) on a map of one row. The window in two dimensions is ours; its softmax also counts taps beyond the
+    map, so that k × k on one row is another function, unless `renorm_padding` leaves such taps out. Weight dropout is
+    that of their CUDA layers: without `dynamic` it takes the taps of all places at once. Even kernels, causal padding
+    and filters made from another input (`query_size`, `in_proj`) are left out.
 
     Args:
         dim: channels C.

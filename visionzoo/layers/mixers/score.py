@@ -424,13 +424,28 @@ class ScoreMixer(Mixer):
         return torch.where(given, total / torch.where(given, count, 1), k)
 
     def _in_portions(self, function: Rows, q: Tensor, size: tuple[int, int], *, add: bool = False) -> Tensor:
-        """Call a function of queries, as many at once as `MAX_SCORES` allows, and put together or add the results."""
-        batch, heads, count = q.shape[:3]
-        # Compilers would unroll the portions, for one size of maps alone.
-        if torch.compiler.is_compiling() or batch * heads * count * count * self._held <= MAX_SCORES:
-            return function(0, count)
-        step = max(1, MAX_SCORES // (batch * heads * count * self._held))
         # The convolutions of a portion see queries around it, which are to be no more than it has itself.
-        step = max(step, *(sum(conv.halo(size[1])) for conv in (self.score_conv, self.weight_conv) if conv), 1)
-        parts = [recomputed(function, start, min(start + step, count)) for start in range(0, count, step)]
-        return sum(parts[1:], parts[0]) if add else torch.cat(parts, 2)
+        least = max([1, *(sum(conv.halo(size[1])) for conv in (self.score_conv, self.weight_conv) if conv)])
+        return in_portions(function, q, held=self._held, least=least, add=add)
+
+
+def in_portions(function: Rows, q: Tensor, *, held: int = 1, least: int = 1, add: bool = False) -> Tensor:
+    """Call a function of queries, as many at once as `MAX_SCORES` allows, and put together or add the results.
+
+    Args:
+        function: of the first query and the one behind the last; it sees them and as many keys as there are queries.
+        q: all queries [B, G, N, D].
+        held: how much more than the scores a portion holds.
+        least: queries of a portion, except for the last.
+        add: whether results are added; otherwise they are put together along N.
+
+    Returns:
+        What the function gives for all queries; portions are computed once more in the backward pass.
+    """
+    batch, heads, count = q.shape[:3]
+    # Compilers would unroll the portions, for one size of maps alone.
+    if torch.compiler.is_compiling() or batch * heads * count * count * held <= MAX_SCORES:
+        return function(0, count)
+    step = max(least, MAX_SCORES // (batch * heads * count * held))
+    parts = [recomputed(function, start, min(start + step, count)) for start in range(0, count, step)]
+    return sum(parts[1:], parts[0]) if add else torch.cat(parts, 2)
