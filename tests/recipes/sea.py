@@ -117,7 +117,8 @@ def recipe(**kwargs):
             "src.models.perlin_attention.masked_mm": {},
             OPS: {},
         },
-        notes="float64 in place of float32; a softmax is copied before it is changed in place; a teacher's scores are its own; projections around it are the recipe's",
+        notes="float64 in place of float32; a softmax is copied before it is changed in place; a teacher's scores are "
+        "its own; projections around the attention are the recipe's",
     )
 
 
