@@ -444,6 +444,8 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ({"type": "light_conv", "kernel_size": (3, 4)}, r"kernel_size\[1\] must be odd and positive, got .*=4"),
         ({"type": "light_conv", "weight_dropout": 1.0}, r"must be from 0 to below 1, got weight_dropout=1.0"),
         ({"type": "light_conv", "renorm_padding": True}, r"renorm_padding is for dynamic=True with .*dynamic=False"),
+        ({"type": "score", "score": "collision", "hash_length": 0}, r"hash_length must be positive, got hash_length=0"),
+        ({"type": "score", "hash_length": 8}, r"hash_length is for score='collision', which is not given, got hash_l"),
         ({"type": "sea", "length": 5}, r"SeaMixer: length must be even and positive, .*got length=5, topk=7"),
         ({"type": "sea", "topk": 0}, r"topk and num_features positive, got length=128, topk=0 and num_features=None"),
         ({"type": "sea", "among": "batch"}, r"unknown among='batch', expected one of \('query', 'heads', 'queries', "),
