@@ -37,7 +37,8 @@ class Recorder(Protocol):
     def record(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         """Record a function without computing; return what runs it again, and its result, which every run overwrites.
 
-        Nothing but tensors is looked at in a run, and they are those of the recording.
+        Nothing but tensors is looked at in a run, and they are those of the recording. All recordings share memory: a
+        result is there until another recording is run.
         """
 
 
@@ -81,6 +82,13 @@ class _Recording(NamedTuple):
     batch: tuple[Tensor, ...]  # where the inputs are copied to
     replay: Callable[[], None]
     result: Any
+
+
+def _each(result: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return what `forward` returned, a tensor or a mapping of tensors, with each of them changed."""
+    if isinstance(result, Mapping):
+        return {name: change(value) for name, value in result.items()}
+    return change(result)
 
 
 class TrainingStep:
@@ -159,9 +167,6 @@ class TrainingStep:
             batch: what `forward` takes.
             group: the number of batches of an update, by which the loss is divided.
 
-        Returns:
-            Tensors that the next call may overwrite.
-
         Raises:
             CaptureError: the step cannot be recorded.
         """
@@ -183,7 +188,7 @@ class TrainingStep:
             static.copy_(tensor, non_blocking=True)
         found.replay()
         self._bind_gradients()
-        return found.result
+        return _each(found.result, Tensor.clone)  # other recordings use its memory for what they compute
 
     def _compute(self, batch: Sequence[Tensor], group: int) -> Any:
         result = self.forward(*batch)
@@ -195,9 +200,7 @@ class TrainingStep:
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
         loss.backward(create_graph=self.second_order)
-        if isinstance(result, Mapping):
-            return {name: value.detach() for name, value in result.items()}
-        return result.detach()
+        return _each(result, Tensor.detach)
 
     def _record_backward(self, batch: Sequence[Tensor], group: int) -> _Recording:
         assert self.recorder is not None
@@ -398,7 +401,7 @@ def graph_training_step(
         ...         return F.cross_entropy(model(images), labels)
         >>> step = visionzoo.graph_training_step(forward, optimizer)  # doctest: +SKIP
         >>> for images, labels in loader:  # doctest: +SKIP
-        ...     loss = step(images, labels)  # overwritten by the next call
+        ...     loss = step(images, labels)
     """
     if accumulate < 1:
         raise ValueError(f"graph_training_step: accumulate is the number of batches of an update, got {accumulate=}")
