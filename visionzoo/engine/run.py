@@ -28,6 +28,7 @@ from visionzoo.engine.checkpoints import (
 from visionzoo.engine.data import (
     check_labels,
     class_names,
+    end_loading,
     eval_loader,
     open_train_and_val,
     resolve_num_classes,
@@ -148,9 +149,11 @@ class Run:
         return sum(group["lr"] for group in groups) / len(groups)
 
     def close(self) -> None:
-        """Give the folder back to others."""
+        """Give the folder back to others, and end the loading processes."""
         if self._claim is not None:
             self._claim.release()
+        end_loading(self.loader)
+        end_loading(self.val_loader)
 
     def next_epoch(self) -> None:
         """Begin the next epoch."""

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import IterableDataset
 
 from visionzoo.engine.checkpoints import BEST
-from visionzoo.engine.data import train_loader
+from visionzoo.engine.data import end_loading, train_loader
 from visionzoo.engine.errors import Interrupted, UserError
 from visionzoo.engine.evaluation import evaluate
 from visionzoo.engine.images import CheckedImages, announce_epoch, batches, loading_death, seed_everything
@@ -200,6 +200,7 @@ class Training:
         run, args = self.run, self.run.args
         if args.mixup_off_epoch and run.epoch >= args.mixup_off_epoch and run.loader.mixup_enabled:
             # a new loader, since loading processes that run already would go on mixing
+            end_loading(run.loader)
             run.loader = train_loader(args, run.train_set, run.data_config, run.process)
             run.loader.mixup_enabled = False
         announce_epoch(run.loader, args.seed, run.epoch)
