@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from timm.data import IterableImageDataset
 
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import Interrupted, UserError
+from visionzoo.engine.images import batches
 from visionzoo.engine.parallel import Process
 from visionzoo.engine.recipe import learning_rate
 from visionzoo.engine.run import Run
@@ -326,6 +328,15 @@ def test_a_signal_saves_says_how_to_go_on_and_nothing_is_lost(make_args, tmp_pat
     train(make_args(resume=str(recovery), output="", experiment="", **options))
     assert_same(learned(tmp_path / "output/straight"), learned(tmp_path / "output/stopped"))
     assert not recovery.exists()
+
+
+def test_what_is_read_on_a_gpu_is_kept_until_it_was_read(monkeypatch):
+    """timm 1.0.29 wrote the next images over those that a GPU behind the host had still to read."""
+    used = []
+    monkeypatch.setattr("torch.cuda.current_stream", lambda device: f"current of {device}")
+    image = SimpleNamespace(is_cuda=True, device="cuda:1", record_stream=used.append)
+    assert list(batches([(image, torch.ones(1))])) == [(image, torch.ones(1))]
+    assert used == ["current of cuda:1"]
 
 
 @pytest.mark.parametrize("stop", [False, True], ids=["done", "stopped"])
