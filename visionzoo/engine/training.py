@@ -65,6 +65,7 @@ class Training:
             ema=averaged,
             model=run.trainable,
             second_order=bool(getattr(run.optimizer, "is_second_order", False)),
+            replicas=run.replicas,
         )
         for remark in self.step.remarks:
             run.say(f"--cuda-graphs: not recorded: {remark}")
@@ -270,6 +271,8 @@ class Training:
         run, args = self.run, self.run.args
         if run.val_loader is None:
             return {}
+        if run.replicas is not None:
+            run.replicas.share_buffers()  # as DistributedDataParallel does
         models = [run.task.get_eval_model(ema=True), run.task.get_eval_model()]
         with self.stop.at_once():
             first, *raw = evaluate(
