@@ -78,13 +78,14 @@ def _state_size(head_dim: int, value_dim: int, feature_map: str) -> int:
 
 
 def _save(ctx, inputs, output):
-    q, k, v, sharpness, ctx.feature_map, ctx.factor, ctx.eps, _ = inputs
+    q, k, v, sharpness, ctx.feature_map, ctx.factor, ctx.eps, ctx.asked = inputs
     ctx.save_for_backward(output[2], q, k, v, sharpness)
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx, grad, grad_weights, _grad_state):
     state, q, k, v, sharpness = ctx.saved_tensors
+    grad_weights = grad_weights if ctx.asked else None  # of no numbers, then
     if grad is None and grad_weights is None:
         return (None,) * 8
     if grad is None:  # of the weights alone
