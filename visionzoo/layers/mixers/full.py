@@ -22,7 +22,8 @@ class FullMixer(Mixer):
         qkv_bias: whether the projection to q, k, v has a bias.
         lepe_kernel: kernel of a depthwise convolution of the mixer's input, added before the output projection
             (locally enhanced position encoding); odd, or None for none.
-        kv_heads: heads of keys and values, see `Mixer`; `mean_pooled_heads` turns the weights of num_heads into theirs.
+        kv_heads: heads of keys and values (grouped queries, arXiv:2305.13245; one head of them: arXiv:1911.02150), see
+            `Mixer`; `mean_pooled_heads` turns the weights of num_heads into theirs.
         sparse_term: add to the loss the term "sparsity", the mean of log(1 + a²) over attention's weights a, all of
             which are held for it (Sparse then Prune, arXiv:2307.11988; its weight is that of
             https://github.com/yogiprsty/Sparse-ViT at 63a3401, where the term of the last block alone counts).
