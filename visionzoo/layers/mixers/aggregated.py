@@ -90,6 +90,11 @@ class AggregatedMixer(Mixer):
             trunc_normal_(self.window_bias, std=0.0004)
             trunc_normal_(self.window_tokens, std=0.02)
 
+    @property
+    def pair_bytes(self) -> int:
+        """Biases, in half precision at least, twice; none for a pooled map."""
+        return 0 if self.pooled else 4 * self.num_heads
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
         self.check_input(x)

@@ -177,6 +177,11 @@ class DataDependentConvMixer(Mixer):
         self.first, self.second = ConvAlong(dim, conditioning_kernel), ConvAlong(dim, conditioning_kernel, outputs)
         self.out_proj = nn.Linear(dim, dim)
 
+    @property
+    def pair_bytes(self) -> int:
+        """The matrix of the cosine transform and what it is made from."""
+        return 8 if self.transform == "dct" else 0
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
         self.check_input(x)

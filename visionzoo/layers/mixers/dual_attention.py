@@ -97,6 +97,11 @@ class DualAttentionMixer(Mixer):
         self.symbols = None if symbols == "given" else build_spec("symbols", symbols, SYMBOLS, dim)
 
     @property
+    def pair_bytes(self) -> int:
+        """Weights of the relational heads, and relations."""
+        return 4 * (self.relational_heads + self.num_relations)
+
+    @property
     def takes_prefix_tokens(self) -> bool:
         """Yes: they are the first in the tokens' order, where symbols depend on it."""
         return True

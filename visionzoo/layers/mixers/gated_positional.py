@@ -57,6 +57,11 @@ class GatedPositionalMixer(Mixer):
         weight[: side * side, 2] = -1
         self.pos_proj.weight.copy_(weight * self.locality_strength)
 
+    @property
+    def pair_bytes(self) -> int:
+        """Weights by contents and by positions."""
+        return 8 * self.num_heads
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
         self.check_input(x)

@@ -106,6 +106,11 @@ class GmmMixer(WindowMixer):
                 nn.Parameter(torch.randn(self.num_heads, self.num_heads)) for _ in range(2)
             )
 
+    @property
+    def pair_bytes(self) -> int:
+        """Scores and weights, without windows."""
+        return 0 if self.has_windows else 8 * self.num_heads
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
         if self.has_windows:

@@ -171,6 +171,11 @@ class KolmogorovArnoldMixer(Mixer):
         self.proj = nn.Linear(dim, dim)
 
     @property
+    def pair_bytes(self) -> int:
+        """Scores and a term of their series."""
+        return 8 * self.num_heads
+
+    @property
     def takes_prefix_tokens(self) -> bool:
         """Yes, where there are functions for them."""
         return self.prefix_tokens > 0

@@ -164,6 +164,11 @@ class MovingAverageMixer(Mixer):
         self.beta = nn.Parameter(torch.zeros(2, qk_dim))
         self.bias = SequenceBias(size) if position_bias else None
 
+    @property
+    def pair_bytes(self) -> int:
+        """Scores and weights."""
+        return 8
+
     def forward(self, x: Tensor, unnormed: Tensor | None = None) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]; `unnormed` is x before the norm, and x itself where it is not given."""
         self.check_input(x)

@@ -171,6 +171,11 @@ class SparsifinerMixer(Mixer):
         self.proj = nn.Linear(dim, dim)
 
     @property
+    def pair_bytes(self) -> int:
+        """Approximate weights, their order and its inverse, of eight bytes each."""
+        return 20 * self.num_heads
+
+    @property
     def takes_prefix_tokens(self) -> bool:
         """Yes: all see them or not, and they see all."""
         return True
