@@ -1,6 +1,9 @@
 """Every mixer is a [B, H, W, C] map's map, in every family, and says what it cannot do."""
 
+import inspect
 import math
+import re
+import sys
 
 import pytest
 import timm
@@ -11,6 +14,7 @@ from quick import learned_from, of_each_kind
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from visionzoo.benchmark.gallery import mathematics
 from visionzoo.kernels import explain, route_regions, use_backend
 from visionzoo.layers import mixers
 from visionzoo.layers.mixers import (
@@ -207,11 +211,20 @@ def test_channel_attention_stays_finite_in_half_precision_on_large_maps():
     assert (low.float() - exact).norm() < 0.01 * exact.norm()
 
 
+LICENCES = "MIT|Apache-2.0|BSD-|AGPL-3.0|Apple's sample code license|no licence|none given"
+SOURCE = re.compile(rf"https://github\.com/\S+ at (?:[0-9a-f]{{7}}|\d+\.\d+\.\d+)(?:, | \()(?:{LICENCES})")
+
+
 @pytest.mark.parametrize("name", MIXERS)
-def test_the_docstring_gives_cost_dtypes_and_an_example_and_the_import_is_short(name):
-    doc = MIXERS[name].__doc__
-    assert "O(N" in doc and ("float32" in doc or "dtype of the input" in doc) and ">>>" in doc and "Raises:" in doc
-    assert MIXERS[name].__name__ in mixers.__all__
+def test_the_docstring_gives_mathematics_costs_source_dtypes_shapes_and_an_example(name):
+    mixer = MIXERS[name]
+    formula, time, memory = mathematics(mixer)
+    assert " = " in formula and time.startswith("O(N") and memory.startswith("O(")
+    doc = " ".join(f"{inspect.getdoc(sys.modules[mixer.__module__])} {inspect.getdoc(mixer)}".split())
+    assert re.search(r"arXiv:\d{4}\.\d{5}", doc) and SOURCE.search(doc), doc
+    assert ("float32" in doc or "dtype of the input" in doc) and ">>>" in doc and "Raises:" in doc
+    assert re.search(r"\[B, H, W, C\].* to .*\[B, ", inspect.getdoc(mixer.forward))
+    assert mixer.__name__ in mixers.__all__
 
 
 # -- [B, C, H, W] -----------------------------------------------------------------------------------------------------

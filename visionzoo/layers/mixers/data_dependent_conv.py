@@ -101,8 +101,14 @@ class ConvAlong(nn.Module):
 class DataDependentConvMixer(Mixer):
     """Tokens in a row, gated, convolved with a kernel of their length that is made from them, and gated again.
 
+        y = g₂ ⊙ (h(x) ∗ (g₁ ⊙ x)), ∗ around the whole sequence
+
+    Time: O(N·C·log N), with transform="dct" O(N²·C); memory: O(N·C), with "dct" O(N²).
+
     The kernel is a learned one and one that a small network conditions on the input; both are around the whole sequence
-    (circular). O(N·C·log N), with transform="dct" O(N²·C); transforms and products are in float32 at least.
+    (circular). Transforms and products are in float32 at least.
+
+    Facts from https://github.com/Karami-m/orchid at 061f6df (MIT).
 
     Args:
         dim: channels C.

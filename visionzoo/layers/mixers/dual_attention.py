@@ -18,12 +18,18 @@ from visionzoo.layers.symbols import SYMBOLS, by_distance
 
 
 class DualAttentionMixer(Mixer):
-    """Some heads attend to the tokens' values, the others to their relations and symbols; O(N²·C).
+    """Some heads attend to the tokens' values, the others to their relations and symbols.
+
+        yᵢ = [Σⱼ αᵢⱼ vⱼ, Σⱼ αᵢⱼ (W rᵢⱼ + sⱼ)], rᵢⱼ relations of i and j
+
+    Time: O(N²·C); memory: O(N²·(G + R)) with G relational heads.
 
     A relational head with weights α (softmax, as any head's) returns Σⱼ αᵢⱼ (W rᵢⱼ + sⱼ): rᵢⱼ are R relations of tokens
     i and j, scaled products of projections that all heads share, and sⱼ is a projection of j's symbol, or of that of
     the distance from i to j. Both kinds have output projections of their own. Scores, relations and sums are float32 at
     least; those of relational heads are held at once.
+
+    Facts from https://github.com/Awni00/dual-attention at a6ef87c (MIT).
 
     Args:
         dim: channels C.

@@ -11,7 +11,11 @@ from visionzoo.layers.mixers.base import Mixer
 
 
 class GatedPositionalMixer(Mixer):
-    """Attention to contents and attention to relative positions, mixed by a learned gate for each head; O(N²·C).
+    """Attention to contents and attention to relative positions, mixed by a learned gate for each head.
+
+        yᵢ = Σⱼ [(1 - σ(λ)) softmaxⱼ(qᵢ·kⱼ) + σ(λ) softmaxⱼ(w·r(j - i))] vⱼ
+
+    Time: O(N²·C); memory: O(N²·G).
 
     Heads start as a convolution of k×k: each looks at one of k² offsets, where k² is the number of heads or the next
     smaller square, and values are passed on as they are. Softmax is float32 at least.

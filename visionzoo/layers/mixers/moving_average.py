@@ -104,7 +104,11 @@ def _laplace(scores: Tensor) -> Tensor:
 
 
 class MovingAverageMixer(Mixer):
-    """Every token attends to every token, by what moving averages say of their surroundings; O(N²·C).
+    """Every token attends to every token, by what moving averages say of their surroundings.
+
+        y = gate(x, f(q kᵀ + b) v), q and k from damped moving averages of x
+
+    Time: O(N²·C); memory: O(N²).
 
     Tokens are a sequence, row by row. Averages, scores and attention are float32 at least. The attention has one head
     and no softmax unless asked for: every pair has a weight by itself. What a token takes from others replaces it as
