@@ -22,11 +22,14 @@ from visionzoo.benchmark.reducers import reducer_cases
 from visionzoo.benchmark.report import results_table, write_report
 from visionzoo.benchmark.results import COLUMNS, Results, Row, read_rows
 from visionzoo.benchmark.runner import run_cases
+from visionzoo.benchmark.small import LIBRARY, TRITON, limits, small_cases, write_table
 from visionzoo.benchmark.targets import QUANTITIES, Target, judge, targets
 from visionzoo.benchmark.timing import Budget, Ceilings, Timing, host_timing, launch_timing
 from visionzoo.benchmark.training import training_cases
 from visionzoo.engine import UserError
 from visionzoo.kernels import explain
+from visionzoo.kernels.dispatch import OPERATIONS
+from visionzoo.kernels.small_maps import read_table
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(CPU, batch=2, quick=True)
@@ -348,6 +351,94 @@ def test_the_hosts_clock_stops_before_the_device_is_done(monkeypatch):
     monkeypatch.setattr(timing, "synchronize", lambda device: waited.append(device) or pass_(1.0))
     assert launch_timing(lambda: pass_(0.002), CPU, Budget(0, 1)).median_ms == pytest.approx(2.0)
     assert waited
+
+
+def small_rows(operation, times, dtype="bfloat16", measure="forward", setting="k3"):
+    """Rows of maps of 49 tokens: times of torch's operation, of Triton's kernels, and of the GPU for torch's."""
+    for batch, (theirs, ours, busy) in enumerate(times, start=1):
+        for name, time in ((LIBRARY, theirs), (TRITON, ours)):
+            row = Row(f"small-{operation}-{setting}/{batch}x7x7-{dtype}", name, measure, median_ms=time, error=0.0)
+            row.allowed_error, row.batch, row.tokens, row.dtype, row.replayed_ms = 1.0, batch, 49, dtype, busy
+            row.gpu, row.torch = "GPU", "2.11"
+            yield row
+
+
+FAST, SLOW, BUSY, NO_GRAPH = (0.02, 0.05, 0.01), (0.06, 0.05, 0.01), (0.02, 0.05, 0.011), (0.02, 0.05, None)
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        ([FAST, FAST, FAST], 3),
+        ([FAST, SLOW, FAST], 1),
+        ([FAST, FAST, BUSY], 2),  # the GPU takes more than half of the time
+        ([FAST, NO_GRAPH], 1),
+        ([SLOW, FAST], 0),
+        ([FAST, (0.02, None, 0.01), FAST], 1),  # Triton's kernels have no time there
+    ],
+)
+def test_a_limit_is_as_far_as_torchs_operation_was_the_faster(times, expected):
+    (limit,) = limits(list(small_rows("depthwise_conv", times)), "command")
+    assert limit[:5] == ("GPU", "depthwise_conv", "forward", "bfloat16", expected * 49 * 128)
+    assert limit.command == "command" and limit.torch == "2.11"
+    at = times[max(expected, 1) - 1]
+    assert (limit.library_us, limit.triton_us) == (1e3 * at[0], 1e3 * at[1])
+
+
+def test_limits_hold_for_every_case_of_an_operation_and_for_each_measure_and_dtype():
+    rows = [*small_rows("linear_attention", [FAST, FAST]), *small_rows("linear_attention", [FAST, SLOW], setting="elu")]
+    rows += small_rows("linear_attention", [FAST, FAST], dtype="float32")
+    rows += small_rows("linear_attention", [SLOW], measure="forward+backward")
+    rows += small_rows("halo_attention", [(0.02, None, 0.01), FAST])
+    wrong = list(small_rows("group_norm", [FAST]))
+    wrong[0].error = 2.0
+    found = limits([*rows, *wrong], "command")
+    assert [(limit.measure, limit.dtype, limit.numbers) for limit in found] == [
+        ("forward", "bfloat16", 49 * 128),
+        ("forward", "float32", 2 * 49 * 128),
+        ("forward+backward", "bfloat16", 0),
+    ]
+
+
+def test_a_table_keeps_other_gpus_and_gets_this_one_anew(tmp_path):
+    (own,) = limits(list(small_rows("depthwise_conv", [FAST])), "command")
+    other = own._replace(gpu="other")
+    write_table(tmp_path / "t.csv", [own, other])
+    write_table(tmp_path / "t.csv", [own._replace(numbers=7)])
+    assert read_table(tmp_path / "t.csv") == [other, own._replace(numbers=7)]
+    (tmp_path / "t.csv").write_text("something else")
+    with pytest.raises(UserError, match="expected the columns"):
+        write_table(tmp_path / "t.csv", [own])
+
+
+def test_small_maps_are_measured_in_a_suite_that_writes_the_table(tmp_path, capsys):
+    chosen = [
+        "--only",
+        "small-layer_norm/1x7x7-float32/*/forward",
+        "--quick",
+        "--device",
+        "cpu",
+        "--output",
+        str(tmp_path),
+    ]
+    assert run_tool("benchmark", "small", *chosen, "--table", str(tmp_path / "t.csv")) == 0
+    rows = read_rows(tmp_path / "small.csv")
+    assert {row.implementation for row in rows} == {LIBRARY, TRITON} and all(row.agrees for row in rows)
+    assert "by triton" in next(row.reason for row in rows if row.implementation == TRITON)
+    assert (tmp_path / "small-float32.png").stat().st_size > 5000 and "## Small" in (tmp_path / "report.md").read_text()
+    table = read_table(tmp_path / "t.csv")
+    assert [limit[:5] for limit in table] == [("cpu", "layer_norm", "forward", "float32", 0)]  # for want of graphs
+    assert run_tool("benchmark", "host", "--table", "--device", "cpu") == 1
+    assert "--table: the suite small measures" in capsys.readouterr().err
+
+
+def test_every_operation_is_measured_on_small_maps():
+    cases = small_cases(SETTINGS)
+    assert {case.name.split("/")[0].removeprefix("small-").split("-")[0] for case in cases} == set(OPERATIONS)
+    assert {case.dtype for case in cases} == {"bfloat16", "float32"}
+    for case in cases:
+        assert {m.implementation for m in case.measurements} == {LIBRARY, TRITON}
+        assert case.shape.startswith(f"{int(case.tokens**0.5)}x") and case.batch == 2
 
 
 def test_models_that_differ_do_not_agree():

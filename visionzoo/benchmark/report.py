@@ -12,7 +12,7 @@ from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import UserError, require
 from visionzoo.text import markdown_table
 
-SUITES = ("operations", "models", "training", "memory", "reducers", "host")
+SUITES = ("operations", "models", "training", "memory", "reducers", "host", "small")
 REPORT = "report.md"
 COLOURS = {"visionzoo": "tab:red", "authors": "tab:blue", "timm": "tab:blue", "flex": "tab:green", "natten": "tab:cyan"}
 
@@ -262,6 +262,23 @@ def draw_host(rows: Sequence[Row]) -> dict[str, Any]:
     return {"host": figure}
 
 
+def draw_small(rows: Sequence[Row]) -> dict[str, Any]:
+    """Draw a picture a dtype with a panel an operation: time of calls against numbers of the map."""
+    figures = {}
+    for dtype in dict.fromkeys(row.dtype for row in rows):
+        names = list(dict.fromkeys(row.case.split("/")[0] for row in rows if row.dtype == dtype))
+        figure, panels = _figure(len(names), columns=3, height=2.8)
+        for panel, name in zip(panels, names, strict=False):
+            own = [row for row in rows if row.dtype == dtype and row.case.startswith(f"{name}/")]
+            measured = [row for row in own if row.median_ms is not None]
+            _lines(panel, measured, lambda row: row.median_ms, "ms a call", tokens=lambda row: row.all_tokens)
+            panel.set_xlabel("tokens of all maps; dashed: with backward", fontsize=7)
+            panel.legend(fontsize=6) if measured else panel.set_xlabel("not measured", fontsize=7)
+            panel.set_title(name.removeprefix("small-"), fontsize=8)
+        figures[f"small-{dtype}"] = figure
+    return figures
+
+
 DRAW: dict[str, Callable[[Sequence[Row]], dict[str, Any]]] = {
     "operations": draw_operations,
     "models": draw_models,
@@ -269,6 +286,7 @@ DRAW: dict[str, Callable[[Sequence[Row]], dict[str, Any]]] = {
     "memory": draw_memory,
     "reducers": draw_reducers,
     "host": draw_host,
+    "small": draw_small,
 }
 
 
@@ -286,13 +304,18 @@ def _figure(count: int, *, columns: int, height: float) -> tuple[Any, list[Any]]
 
 
 def _lines(
-    panel: Any, rows: Sequence[Row], value: Callable[[Row], float | None], unit: str, floor: bool = False
+    panel: Any,
+    rows: Sequence[Row],
+    value: Callable[[Row], float | None],
+    unit: str,
+    floor: bool = False,
+    tokens: Callable[[Row], float | None] = lambda row: row.tokens,
 ) -> None:
     names = list(dict.fromkeys(row.implementation for row in rows))
     for measure, style in (("forward", "-"), ("forward+backward", "--")):
         own = [row for row in rows if row.measure == measure]
         for i, name in enumerate(names):
-            points = [(row.tokens, value(row)) for row in own if row.implementation == name and value(row)]
+            points = sorted((tokens(row), value(row)) for row in own if row.implementation == name and value(row))
             if points:
                 label = name if measure == "forward" else None
                 panel.plot(*zip(*points, strict=True), style, marker=".", color=f"C{i}", label=label)

@@ -17,6 +17,7 @@ import visionzoo
 from visionzoo.benchmark.cases import Case
 from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import UserError
+from visionzoo.kernels.small_maps import device_name
 
 
 @dataclass
@@ -71,6 +72,11 @@ class Row:
         return self.busy_ms / self.median_ms if self.busy_ms and self.median_ms else None
 
     @property
+    def all_tokens(self) -> int:
+        """Tokens of all maps of a call."""
+        return (self.batch or 0) * (self.tokens or 0)
+
+    @property
     def agrees(self) -> bool | None:
         """Whether it computes what it should; None where that was not measured."""
         if self.error is None or self.allowed_error is None:
@@ -83,11 +89,6 @@ COLUMNS = [field.name for field in fields(Row)]
 _NUMBERS = {
     field.name: int if "int" in str(field.type) else float for field in fields(Row) if "None" in str(field.type)
 }
-
-
-def device_name(device: torch.device) -> str:
-    """Name of the GPU, or "cpu"."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def folder_name(device: torch.device) -> str:
