@@ -1,7 +1,8 @@
 """Which implementation of an operation runs, and why.
 
 Each operation is a folder: `api.py` (validation and dispatch, the public function), `reference.py` (the
-specification in plain torch, which runs everywhere) and `triton.py` (kernels for a GPU, with their backward pass).
+specification in plain torch, which runs everywhere) and `triton.py` (kernels for a GPU, with their backward pass). Some
+have `library.py`: torch's own operation, which small maps may take.
 """
 
 from __future__ import annotations
