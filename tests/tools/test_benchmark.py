@@ -3,7 +3,11 @@
 import csv
 import itertools
 import math
+import os
+import time
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import timm
@@ -11,7 +15,7 @@ import torch
 from engine.helpers import run_tool
 from torch import nn
 
-from visionzoo.benchmark import rivals, timing
+from visionzoo.benchmark import report, rivals, runner, timing
 from visionzoo.benchmark.cases import Absent, Case, Measurement, Run, Settings, path, select
 from visionzoo.benchmark.contest import Contender, Contest
 from visionzoo.benchmark.host import host_cases
@@ -294,6 +298,43 @@ def test_steps_are_measured_and_graphs_said_to_be_absent_on_the_cpu(tmp_path, mo
     assert (tmp_path / "training.png").stat().st_size > 5000
 
 
+def test_the_first_call_has_a_time_of_its_own_and_an_aim(tmp_path, monkeypatch):
+    waits = iter([0.03])
+    results = Results(tmp_path / "host.csv")
+    case = case_of(measurement("visionzoo", lambda: time.sleep(next(waits, 0))), name="host-routed/14x14")
+    run_cases([case], SETTINGS, results)
+    (row,) = results.rows
+    assert row.first_call_s >= 0.03 and f"{row.first_call_s:.2g} |" in results_table([row])
+    target = Target("host-routed/14x14", "forward", "s of a first call", 0.01)
+    assert judge(target, [row]).met is False and judge(replace(target, aim=1e9), [row]).met
+    row.first_call_s = None
+    assert judge(target, [row]).reason == "first call not measured"
+
+
+def test_suites_of_first_calls_compile_into_a_folder_that_goes(tmp_path, monkeypatch):
+    folders = []
+    monkeypatch.setenv("TRITON_CACHE_DIR", "own")
+    monkeypatch.setattr(runner, "run_cases", lambda *_, **__: folders.append(Path(os.environ["TRITON_CACHE_DIR"])))
+    monkeypatch.setattr(report, "write_report", lambda *_, **__: "")
+    for suite in ("host", "operations"):
+        assert run_tool("benchmark", suite, "--device", "cpu", "--output", str(tmp_path)) == 0
+        monkeypatch.setenv("TRITON_CACHE_DIR", "own")
+    assert folders[0].name != "own" and not folders[0].exists() and folders[1].name == "own"
+
+
+def test_what_was_not_measured_is_said(tmp_path):
+    results = Results(tmp_path / "host.csv")
+    results.add(Row("host-routed/14x14", "visionzoo", "forward", "absent", batch=1, dtype="bfloat16"))
+    table = write_report(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "## Training\n\nnot measured; `visionzoo benchmark training` measures it" in text
+    assert "## Host\n\n![host](host.png)" in text and (tmp_path / "host.png").stat().st_size > 5000
+    count = sum(1 for _ in targets())
+    assert f"not measured: {count} further aims, of routed/56x56-g2-d32-k1, " in table
+    labels = [text.get_text() for panel in report.draw_host(results.rows)["host"].axes for text in panel.texts]
+    assert labels == ["not measured"]
+
+
 def test_the_clock_is_looked_at_after_several_calls():
     calls = []
     timing = host_timing(lambda: calls.append(1), CPU, Budget(0, 0), calls=5)
@@ -306,9 +347,11 @@ def test_the_share_of_the_gpu_is_told_and_files_without_it_are_read(tmp_path):
     results = Results(tmp_path / "r.csv")
     results.add(row)
     assert read_rows(tmp_path / "r.csv")[0].busy_ms == 6.0
-    lines = [line.rpartition(",")[0] for line in (tmp_path / "r.csv").read_text().splitlines()]
-    (tmp_path / "r.csv").write_text("\n".join(lines))
-    assert read_rows(tmp_path / "r.csv")[0].busy_ms is None
+    for busy in (6.0, None):  # each version wrote a column more
+        lines = [line.rpartition(",")[0] for line in (tmp_path / "r.csv").read_text().splitlines()]
+        (tmp_path / "r.csv").write_text("\n".join(lines))
+        (row,) = read_rows(tmp_path / "r.csv")
+        assert row.busy_ms == busy and row.first_call_s is None
 
 
 def test_reducers_are_measured_against_the_tokens_that_are_left(tmp_path):
@@ -356,10 +399,10 @@ def test_the_hosts_clock_stops_before_the_device_is_done(monkeypatch):
 def small_rows(operation, times, dtype="bfloat16", measure="forward", setting="k3"):
     """Rows of maps of 49 tokens: times of torch's operation, of Triton's kernels, and of the GPU for torch's."""
     for batch, (theirs, ours, busy) in enumerate(times, start=1):
-        for name, time in ((LIBRARY, theirs), (TRITON, ours)):
-            row = Row(f"small-{operation}-{setting}/{batch}x7x7-{dtype}", name, measure, median_ms=time, error=0.0)
-            row.allowed_error, row.batch, row.tokens, row.dtype, row.replayed_ms = 1.0, batch, 49, dtype, busy
-            row.gpu, row.torch = "GPU", "2.11"
+        for name, milliseconds in ((LIBRARY, theirs), (TRITON, ours)):
+            row = Row(f"small-{operation}-{setting}/{batch}x7x7-{dtype}", name, measure, median_ms=milliseconds)
+            row.error, row.allowed_error, row.replayed_ms, row.dtype = 0.0, 1.0, busy, dtype
+            row.batch, row.tokens, row.gpu, row.torch = batch, 49, "GPU", "2.11"
             yield row
 
 
@@ -548,6 +591,7 @@ def test_memory_is_judged_by_what_must_be_held_and_by_its_growth():
 
 def test_every_aim_names_measurements_that_exist():
     cases = [*operation_cases(SETTINGS), *model_cases(SETTINGS), *training_cases(SETTINGS), *memory_cases(SETTINGS)]
+    cases += host_cases(SETTINGS)
     names = [path(case, m) for case in cases for m in case.measurements]
     assert len(names) == len(set(names))
     for target in targets():
