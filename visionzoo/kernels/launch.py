@@ -32,7 +32,8 @@ def run(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
         kernel: made by `triton.jit`.
         programs: how many to launch.
         *args: tensors, numbers and None, in the order of the kernel's first parameters; at least one tensor.
-        **options: the rest of its parameters, which are constants, and options of the compiler.
+        **options: the rest of its parameters, constants or numbers that it is not specialised for, and options of the
+            compiler.
     """
     key = [id(kernel), *options, *options.values()]
     tensor = None
