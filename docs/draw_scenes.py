@@ -65,7 +65,7 @@ def column(model: Any, path: Path) -> tuple[Image.Image, Image.Image]:
             box, label = found.bboxes[i].tolist(), int(found.labels[i])
             left, top, right, bottom = (SCALE * side for side in box)
             draw.rectangle((left, top, right, bottom), outline=INK, width=3)
-            draw.text((left, top - 20), f"{label} {score:.0%}", fill=INK, font=font)
+            draw.text((left, max(top - 20, 0)), f"{label} {score:.0%}", fill=INK, font=font)
     left, top, right, bottom = found.bboxes[0].tolist()
     x, y = (left + right) / 2, (top + bottom) / 2
     side = round(index.shape[1] ** 0.5)

@@ -21,7 +21,7 @@ from visionzoo.layers.mixers import MIXERS
 from visionzoo.layers.reducers import REDUCERS
 from visionzoo.models._heads import HEADS
 from visionzoo.models._registry import CLASSES, FAMILIES, VARIANTS
-from visionzoo.text import markdown_table
+from visionzoo.text import markdown_table, some
 from visionzoo_cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
@@ -207,9 +207,11 @@ def _recipes(models: list[str]) -> str:
 @cache
 def model_rows() -> dict[str, list[str]]:
     """Return the rows of the table in docs/models.md, by the model."""
-    lines = re.findall(r"^\| `(zoo_\w+)` \|.*\|$", text := (DOCS / "models.md").read_text(encoding="utf-8"), re.M)
-    whole = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `zoo_")}
-    return {name: [cell.strip() for cell in whole[name].strip("|").split(" | ")] for name in lines}
+    lines = (DOCS / "models.md").read_text(encoding="utf-8").splitlines()
+    whole = {line.split("`")[1]: line for line in lines if line.startswith("| `zoo_")}
+    if missing := VARIANTS.keys() - whole.keys():
+        raise SystemExit(f"docs/models.md lacks {some(sorted(missing))}: `make table` writes its rows")
+    return {name: [cell.strip() for cell in line.strip("|").split(" | ")] for name, line in whole.items()}
 
 
 @cache
@@ -254,6 +256,9 @@ def _title(name: str) -> str:
     """Return the name that begins the docstring, or the class's where that is a whole title."""
     doc = (sys.modules[f"visionzoo.models.{name}"].__doc__ or "").splitlines()[0]
     title = re.split(r"[:,.]", doc)[0]
+    if short := re.search(r"\((\w+)\)$", title):
+        return short[1]
+    title = title.split(" for ")[0]
     return title if len(title) <= 26 else CLASSES[FAMILIES[name][0]].__name__
 
 

@@ -45,3 +45,13 @@ def test_measured_parity_is_of_records_and_within_bounds():
     for row in rows:
         assert MODELS[row["record"]] == row["model"]
         assert 0 <= float(row["error"]) <= float(row["allowed"]) == 1e-9
+
+
+def test_doctests_are_shown_as_examples():
+    pytest.importorskip("griffe", reason='needs pip install "visionzoo[docs]"')
+    from doctests import as_examples
+
+    text = "Double.\n\nRaises:\n    ValueError: never.\n\n>>> double(1)\n2\n>>> double(\n...     2\n... )\n4"
+    assert as_examples(text).split("\n\n")[-1] == (
+        "Examples:\n    >>> double(1)\n    2\n    >>> double(\n    ...     2\n    ... )\n    4"
+    )
