@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import yaml
 import visionzoo
 
 ROOT = Path(__file__).parents[1]
-CHECK = ROOT / "tests/check_subject.sh"
+CHECK = ROOT / "tests/check_subject.py"
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,7 @@ CHECK = ROOT / "tests/check_subject.sh"
 )
 def test_subjects_of_commits_have_at_most_72_characters(tmp_path, message, code):
     (tmp_path / "message").write_text(message, encoding="utf-8")
-    done = subprocess.run([CHECK, tmp_path / "message"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, CHECK, tmp_path / "message"], capture_output=True, text=True)
     assert done.returncode == code and ("expected 1 to 72" in done.stdout) == bool(code)
 
 
