@@ -7,6 +7,7 @@ a hook of mkdocs.yml; nothing is written to the repository.
 from __future__ import annotations
 
 import csv
+import os
 import re
 import sys
 from collections import defaultdict
@@ -51,12 +52,22 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Lead links out of docs/ to the pages that `on_files` added; put in the lists that pages ask for."""
-    for name in (*OUTSIDE, "benchmarks/"):
-        markdown = markdown.replace(f"](../{name}", f"]({name}").replace(f"](../../{name}", f"](../{name}")
-    if page.file.src_uri in OUTSIDE:
-        markdown = markdown.replace("](docs/", "](")
+def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
+    """Lead links out of docs/ to the pages that `on_files` added, name other files; put in what pages ask for."""
+    source = page.file.src_uri
+    folder = ROOT if source in OUTSIDE else (DOCS / source).parent
+
+    def lead(match: re.Match[str]) -> str:
+        text, target, anchor = match.groups()
+        path = Path(os.path.normpath(folder / target))
+        if source not in OUTSIDE and (path.is_relative_to(DOCS) or not path.is_relative_to(ROOT)):
+            return match[0]
+        name = path.relative_to(DOCS if path.is_relative_to(DOCS) else ROOT).as_posix()
+        if files.get_file_from_path(name) is None:
+            return f"{text} (`{name}`)" if path.exists() else match[0]
+        return f"[{text}]({os.path.relpath(name, Path(source).parent)}{anchor or ''})"
+
+    markdown = re.sub(r"\[([^\]\n]+)\]\((?![a-z]+:)([^)#\s]+)(#[\w-]*)?\)", lead, markdown)
     for mark, content in LISTS.items():
         if mark in markdown:
             markdown = markdown.replace(mark, content())
