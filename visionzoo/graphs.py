@@ -20,6 +20,8 @@ from timm.utils import ModelEmaV3, unwrap_model
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from visionzoo._torch_private import foreach_add_, foreach_copy_, foreach_mul_, foreach_sub, foreach_zero_
+
 WARMUP = 3  # steps before a recording: libraries and compilers choose and load what they run in them
 RECENT = 32  # batches among which a shape must have come WARMUP times, so that the odd last batch of an epoch has not
 
@@ -222,7 +224,7 @@ class TrainingStep:
     def zero_grad(self) -> None:
         """Forget the gradients."""
         if self._gradients:
-            torch._foreach_zero_(self._gradients)
+            foreach_zero_(self._gradients)
             self._bind_gradients()
         else:
             self.optimizer.zero_grad()
@@ -264,7 +266,7 @@ class TrainingStep:
 
         def run() -> None:
             self._change_weights()
-            torch._foreach_zero_(self._gradients)
+            foreach_zero_(self._gradients)
 
         with self._rates_in_groups(), self._named_errors("update"):
             return _Recording((), *self.recorder.record(run))
@@ -443,11 +445,11 @@ def averaging(ema: ModelEmaV3, model: nn.Module) -> tuple[Callable[[], None] | N
 
     @torch.no_grad()
     def run() -> None:
-        steps = torch._foreach_sub(weights, averages)
-        torch._foreach_mul_(steps, share)
-        torch._foreach_add_(averages, steps)
+        steps = foreach_sub(weights, averages)
+        foreach_mul_(steps, share)
+        foreach_add_(averages, steps)
         if counts:
-            torch._foreach_copy_([a for a, _ in counts], [w for _, w in counts])
+            foreach_copy_([a for a, _ in counts], [w for _, w in counts])
 
     return run, share
 

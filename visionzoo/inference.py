@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._inductor import list_mode_options
 
+from visionzoo._torch_private import list_mode_options
 from visionzoo.layers.fuse import fuse
 
 

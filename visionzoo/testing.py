@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from visionzoo._torch_private import TorchDispatchMode
 
 Results = dict[str, Tensor]
 FACTOR = 2.0  # times the error of plain torch

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 import visionzoo
+from visionzoo._torch_private import BatchNorm
 from visionzoo.deploy.exporting import FORMATS, Reference, Shape, export
 from visionzoo.deploy.files import check_flags, shape_of, versions
 from visionzoo.engine.errors import UserError, require
@@ -157,7 +158,7 @@ def randomise(model: nn.Module, shape: Shape) -> nn.Module:
     exports are compared with are among them, for what the model does to others can explode, rounding errors with it.
     """
     generator = torch.Generator().manual_seed(0)
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1 and name.endswith(("weight", "gamma")):

@@ -17,6 +17,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 import visionzoo  # noqa: F401  registers the zoo_* models
+from visionzoo._torch_private import count_terms_once, keep_memory_formats, list_mode_options
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.data import image_mode
 from visionzoo.engine.errors import UserError, closest, printable
@@ -161,14 +162,12 @@ def prepare_compiler(args: argparse.Namespace) -> None:
         backends = ", ".join(torch.compiler.list_backends())
         raise UserError(f"--torchcompile: expected one of {backends}, got {args.torchcompile!r}")
     if args.torchcompile_mode is not None and args.torchcompile == "inductor":
-        modes = list(torch._inductor.list_mode_options())
+        modes = list(list_mode_options())
         if args.torchcompile_mode not in modes:
             raise UserError(f"--torchcompile-mode: expected one of {', '.join(modes)}, got {args.torchcompile_mode!r}")
-    checkpointing = "skip_fwd_side_effects_in_bwd_under_checkpoint"
-    if hasattr(torch._dynamo.config, checkpointing):  # a term that a block adds to the loss counts once
-        setattr(torch._dynamo.config, checkpointing, True)
+    count_terms_once()
     if args.channels_last:
-        torch._inductor.config.layout_optimization = False
+        keep_memory_formats()
 
 
 def data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from mmengine.registry import MODELS
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from visionzoo._torch_private import BatchNorm
 from visionzoo.engine.errors import UserError, closest
 from visionzoo.models._checkpoint import load_weights
 from visionzoo.models._registry import VARIANTS
@@ -96,7 +97,7 @@ class ZooBackbone(BaseModule):
         """Set the mode, but leave frozen stages and, with `norm_eval`, batch norms in eval mode."""
         super().train(mode)
         for module in self.model.modules():
-            if mode and self.norm_eval and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if mode and self.norm_eval and isinstance(module, BatchNorm):
                 module.eval()
         for part in self._frozen:
             part.eval()
