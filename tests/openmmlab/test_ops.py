@@ -412,7 +412,7 @@ def test_a_compiled_extension_stays_in_charge(tmp_path):
     (tmp_path / "_ext.py").write_text("compiled = True\n")
     code = (
         f"import mmcv; mmcv.__path__.append({str(tmp_path)!r})\n"
-        "import visionzoo.openmmlab.ops as ops; ops.install(); import mmcv._ext; print(mmcv._ext.compiled)"
+        "import visionzoo.openmmlab; import mmcv._ext; print(mmcv._ext.compiled)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["True"], done.stderr

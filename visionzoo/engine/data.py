@@ -15,6 +15,7 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch.utils.data import IterableDataset
 from torchvision.datasets import ImageFolder
 
+from visionzoo.engine._compat import timm_patched
 from visionzoo.engine.cached import CachedImages, DeviceLoader, check_cached_labels, open_cached
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.folders import find_split, look_at_classes
@@ -372,7 +373,8 @@ def _device_loader(
 
 def _create_loader(dataset: Any, **settings: Any) -> Any:
     try:
-        return create_loader(dataset, **settings)
+        with timm_patched():
+            return create_loader(dataset, **settings)
     except (AssertionError, KeyError, ValueError) as error:
         raise UserError(f"cannot make the batches: {type(error).__name__}: {error}") from error
 

@@ -11,7 +11,6 @@ import torch
 import torch.distributed
 from PIL import Image, ImageOps
 from timm.data import ImageDataset
-from timm.data.auto_augment import NAME_TO_OP
 from torch.utils.data import Dataset, RandomSampler, get_worker_info
 
 from visionzoo.engine.errors import UnreadableImageError, UserError, printable
@@ -286,17 +285,6 @@ def seed_everything(*numbers: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-
-
-def posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
-    """Do as timm's augmentation of that name; at its strongest, 0 bits, the image is black, which Pillow 13 refuses."""
-    if bits_to_keep >= 8:
-        return image
-    return ImageOps.posterize(image, bits_to_keep) if bits_to_keep else Image.new(image.mode, image.size)
-
-
-for _name in ("Posterize", "PosterizeIncreasing", "PosterizeOriginal"):
-    NAME_TO_OP[_name] = posterize
 
 
 def _mix(*numbers: int) -> int:

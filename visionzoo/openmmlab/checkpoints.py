@@ -1,7 +1,8 @@
 """mmengine's checkpoints without running code from them.
 
 mmengine stores its logs beside the weights as objects of its own, which torch's safe reader refuses; it then reads the
-whole file unsafely. Here the few things that these objects consist of are allowed, and nothing else is read.
+whole file unsafely. Here the few things that these objects consist of are allowed, and nothing else is read;
+`_compat.install` puts `read` and `download` in the place of mmengine's own.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import pickle
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import mmengine.runner.checkpoint as mmengine_checkpoint
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -22,12 +22,6 @@ from visionzoo.engine.errors import UserError
 from visionzoo.models._checkpoint import read_checkpoint
 from visionzoo.openmmlab.meta import checkpoint_classes, compare_classes, compare_model
 from visionzoo.text import some
-
-
-def install() -> None:
-    """Let all of mmengine, mmdet and mmseg read checkpoints by `read` and `download`."""
-    mmengine_checkpoint._safe_torch_load = read
-    mmengine_checkpoint.load_url = download
 
 
 def read(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
