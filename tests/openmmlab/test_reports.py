@@ -101,7 +101,7 @@ def test_a_batch_without_a_labelled_pixel_spoils_nothing(tmp_path, loss):
     """ultralytics#25096: the mean over no pixels is NaN, and the training is lost."""
     from mmengine.config import Config
 
-    from visionzoo.openmmlab.reading import CheckingRunner
+    from visionzoo.openmmlab.checked_runner import CheckingRunner
 
     options = [*SMALL, "model.decode_head.num_classes=2"]
     options += [f"model.decode_head.out_channels={1 if loss.get('use_sigmoid') else 2}"]

@@ -395,7 +395,7 @@ def test_settings_that_would_fail_late_or_never_be_read_are_refused(option, mess
 
 
 def test_settings_that_mm_reads_are_taken_though_the_config_has_none(scenes):
-    from visionzoo.openmmlab.building import merge_options
+    from visionzoo.openmmlab.config_errors import merge_options
     from visionzoo.openmmlab.running import read_config
 
     cfg = read_config(str(DETECTION))
@@ -485,7 +485,7 @@ def test_annotations_are_counted_from_one_for_cocos_metric(detector, scenes, tmp
     from mmengine.config import Config
     from mmengine.registry import DefaultScope
 
-    from visionzoo.openmmlab.reading import CheckingRunner
+    from visionzoo.openmmlab.checked_runner import CheckingRunner
 
     content = json.loads((scenes / "detection/validation.json").read_text())
     for shift in (0, 1):
@@ -518,7 +518,7 @@ def test_a_batch_norm_of_one_value_is_one_message():
     from mmengine.config import Config
 
     from visionzoo.engine import UserError
-    from visionzoo.openmmlab.building import build
+    from visionzoo.openmmlab.config_errors import build
 
     with pytest.raises(UserError, match=r"Set train_dataloader\.batch_size=2 or more"):
         build(Config(), lambda: torch.nn.BatchNorm2d(3)(torch.ones(1, 3, 1, 1)))

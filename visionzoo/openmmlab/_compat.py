@@ -4,7 +4,7 @@
 for it (`custom_imports`), and `custom_imports` can only import; no other part of visionzoo imports that package.
 Each patch first checks that what it replaces is still there, so that a new release of a library fails by name.
 
-Objects that the commands build are changed in `reading.CheckingRunner`, not here: no library is.
+Objects that the commands build are changed in `checked_runner.CheckingRunner`, not here: no library is.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from visionzoo.engine.errors import UserError
-from visionzoo.openmmlab.building import build
 from visionzoo.openmmlab.checkpoints import check_fit
+from visionzoo.openmmlab.config_errors import build
 from visionzoo.openmmlab.configuring import task_of
 from visionzoo.openmmlab.running import check_windows, read_config, require_checkpoint, say_notes
 

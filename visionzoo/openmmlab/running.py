@@ -18,8 +18,9 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from visionzoo.engine.errors import UserError, require
 from visionzoo.openmmlab import trial  # noqa: F401  # its hooks
 from visionzoo.openmmlab.backbone import feature_channels
-from visionzoo.openmmlab.building import build, merge_options, unread
+from visionzoo.openmmlab.checked_runner import CheckingRunner, without_traceback
 from visionzoo.openmmlab.checkpoints import check_fit, check_start, read_any
+from visionzoo.openmmlab.config_errors import build, merge_options, unread
 from visionzoo.openmmlab.configuring import (
     config_classes,
     datasets,
@@ -31,7 +32,6 @@ from visionzoo.openmmlab.configuring import (
 )
 from visionzoo.openmmlab.data import check_data
 from visionzoo.openmmlab.meta import check_resumed
-from visionzoo.openmmlab.reading import CheckingRunner, without_traceback
 from visionzoo.openmmlab.stopping import stopping_at_once, stopping_between_steps
 
 

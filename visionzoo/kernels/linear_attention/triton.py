@@ -24,8 +24,8 @@ import triton.language as tl
 from torch import Tensor
 
 from visionzoo.kernels import flops
-from visionzoo.kernels.flash import LOG2_E, load_rows, round_to_tf32, store_rows
 from visionzoo.kernels.launch import blocks, dot_precision, head_block, run, token_rows
+from visionzoo.kernels.online_softmax import LOG2_E, load_rows, round_to_tf32, store_rows
 from visionzoo.kernels.operator import operator
 
 # arguments that vary with batch and image: the compiler must not look at their values

@@ -22,8 +22,8 @@ import triton.language as tl
 from torch import Tensor
 
 from visionzoo.kernels import flops
-from visionzoo.kernels.flash import LOG2_E, load_rows, softmax_end, softmax_start, softmax_step, store_rows
 from visionzoo.kernels.launch import blocks, dot_precision, head_block, run, token_rows
+from visionzoo.kernels.online_softmax import LOG2_E, load_rows, softmax_end, softmax_start, softmax_step, store_rows
 from visionzoo.kernels.operator import operator
 
 _BLOCK = 32  # keys, or queries where a program has a tile of keys, of a step
