@@ -1,8 +1,8 @@
 """What visionzoo changes in timm, and why; nothing happens at import, and `timm_patched` undoes it.
 
-timm 1.0.29 to 1.0.31 with Pillow 13: at its strongest, `posterize` of the automatic augmentations asks Pillow for 0 bits
-a channel, a black image, which Pillow refuses since 13.0: training would end at such an image. It can go when timm
-returns the black image itself.
+timm 1.0.29 to 1.0.31 with Pillow 13: at its strongest, `posterize` of the automatic augmentations asks Pillow for
+0 bits a channel, a black image, which Pillow refuses since 13.0: training would end at such an image. It can go when
+timm returns the black image itself.
 """
 
 from __future__ import annotations

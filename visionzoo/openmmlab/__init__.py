@@ -8,8 +8,8 @@ code. `_compat.PATCHES` lists every change of a library, with releases and reaso
 `ops` stands in mmcv's place, `checkpoints` reads for mmengine; `backbone`, `necks` and `optim` are what configs name;
 `flags`, `running`, `prediction` and `export` are the commands with a .py config. `description` reads --dataset's file,
 `configuring` puts data and classes into a config; `data` (with `coco` and `masks`), `meta` (what a checkpoint says of
-its training) and `trial` (one batch of validation) check before the first step, `checked_runner` in each; `config_errors` says
-which part of a config cannot be built, and which setting nothing reads.
+its training) and `trial` (one batch of validation) check before the first step, `checked_runner` in each;
+`config_errors` says which part of a config cannot be built, and which setting nothing reads.
 """
 
 from visionzoo.openmmlab import _compat, ops
