@@ -6,6 +6,8 @@ Settings: local_configs/edaformer of hyunwoo137/EDAFormer at 9f98d76, but with S
 Published: with EDAFormer's head, in the paper. Not run here.
 Hardware: 4 GPUs × 4 images.
 Command: torchrun --nproc-per-node 4 tools/train.py configs/segmentation/segformer_zoo-eft-t_160k_ade20k-512x512.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/segformer_160k.py"
