@@ -189,7 +189,7 @@ def run(model: nn.Module, recipe: Recipe, image: torch.Tensor) -> dict[str, torc
     def keep(key: str, item: int):
         def hook(module, args, output):
             value = output[item] if isinstance(output, tuple | list) else output
-            kept[key] = recipe.layout(value, image).clone()  # authors' code may go on in place
+            kept[key] = recipe.layout(value, image).clone()  # authors' code may continue in place
 
         return hook
 

@@ -71,9 +71,9 @@ class CudaRecorder:
         current.wait_stream(self.stream)
 
     def record(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        """Record a graph. Generators of random numbers go on in each run where the one before has ended."""
+        """Record a graph. Generators of random numbers continue in each run where the one before has ended."""
         graph = torch.cuda.CUDAGraph()
-        # of this thread alone: those that load images may pin memory meanwhile
+        # only of this thread: those that load images may pin memory meanwhile
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             result = function()
         return graph.replay, result
@@ -359,11 +359,11 @@ def graph_training_step(
     ema: ModelEmaV3 | None = None,
     model: nn.Module | None = None,
 ) -> TrainingStep:
-    """Return a training step for one's own loop that runs as CUDA graphs, where the host is slower than the GPU.
+    """Return a training step for your own loop that runs as CUDA graphs, where the host is slower than the GPU.
 
     Each call of the step trains on a batch: forward and backward pass, clipping, update, moving average. The first
     three batches of a shape run as usual, then the shape has a graph; one that has not come three times within the
-    last 32 unrecorded batches, such as the odd last batch of an epoch, goes on as usual. Results are those of the same
+    last 32 unrecorded batches, such as the odd last batch of an epoch, runs as usual. Results are those of the same
     loop without graphs, but that optimizers count their steps on the device, in float32.
 
     The learning rates are read from `optimizer.param_groups` at each call, so that any schedule acts; where another

@@ -62,7 +62,7 @@ def compare_with_float64(candidate: Results, plain: Results, exact: Results) -> 
     """Compare a kernel's results with float64, by the measure of plain torch in the kernel's dtype.
 
     Where plain torch happens to be all but exact, its error counts as what rounding costs: a quarter of the dtype's
-    spacing for rounding the result alone; in float32, in which every step rounds, two spacings: a backward pass that
+    spacing for only rounding the result; in float32, in which every step rounds, two spacings: a backward pass that
     recomputes a softmax from its logarithm rounds numbers as large as the scores.
 
     Args:

@@ -105,7 +105,7 @@ OPTIONS = [
     ("--cuda-graphs", "--cuda-graphs: what is recorded are launches on a CUDA device, this is cpu"),
     ("--aux-weight balance=1", "--aux-weight balance=1: test_convnext as built has no exits and no terms"),
     ("--aux-weight balance", "--aux-weight: expected key=value, got 'balance'"),
-    ("--freeze", "--freeze trains the classifier alone, on features of random weights"),
+    ("--freeze", "--freeze trains only the classifier, on features of random weights"),
 ]
 MODELS = [
     ("--model zoo_biformer", "unknown model 'zoo_biformer'; did you mean zoo_biformer_t"),
@@ -165,11 +165,11 @@ CHECKPOINTS = [
     ("--resume other.pth", "other.pth holds no training state; to start from its weights use --initial-checkpoint"),
     ("--resume misfit.pth", "misfit.pth does not fit this run of test_convnext"),
     ("--resume epoch.pth", "epoch.pth records epoch='three', expected 0 to 1,000,000,000"),
-    ("--resume without.pth", "without.pth lacks 'optimizer'; --no-resume-opt takes up its weights alone"),
+    ("--resume without.pth", "without.pth lacks 'optimizer'; --no-resume-opt loads only its weights"),
     ("--resume o/good/last.pth.tar --model test_vit", "is a checkpoint of test_convnext, this run is of test_vit"),
     ("--resume o/good/last.pth.tar --opt adamw", "was trained by opt='sgd', this run has 'adamw'"),
     ("--resume auto", "give the name, or --resume FILE"),
-    ("--experiment good", "o/good holds a run already; go on with it by --resume auto"),
+    ("--experiment good", "o/good holds a run already; continue it by --resume auto"),
     ("--output file.txt", "cannot make the folder file.txt/"),
 ]
 OTHERS = [

@@ -1,4 +1,4 @@
-"""Learning from a teacher: every way of it learns and goes on when stopped; teachers that cannot teach are refused."""
+"""Learning from a teacher: every way learns and continues when stopped; teachers that cannot teach are refused."""
 
 import pytest
 import timm

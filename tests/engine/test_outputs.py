@@ -47,7 +47,7 @@ def test_predict_into_the_folder_of_the_photos_leaves_them_and_takes_no_own_pict
     assert sorted(line["image"] for line in lines()) == images
     assert len(after) == len(before) + len(images) + 1  # the same image asked for again has its own picture anew
     said = capsys.readouterr().out
-    assert (f"passed over are {len(images)} pictures of earlier predictions" in said) == (source == ".")
+    assert (f"skipped {len(images)} pictures of earlier predictions" in said) == (source == ".")
     assert run_tool("predict", "*-1.png", *flags) == 1
     assert "no images at *-1.png but" in capsys.readouterr().err
 

@@ -419,7 +419,7 @@ def test_a_compiled_extension_stays_in_charge(tmp_path):
 
 
 def test_ops_reach_what_was_imported_without_them():
-    """mmseg imports parts of mmdet, which go on without ops; both are used after that."""
+    """mmseg imports parts of mmdet, which continue without ops; both are used after that."""
     code = """
 import mmseg.apis
 from mmdet.models.dense_heads import rpn_head

@@ -340,7 +340,7 @@ def test_a_start_from_weights_of_which_none_fits_is_refused(scenes, tmp_path, ca
     torch.save({"state_dict": {"other.weight": torch.ones(2)}}, tmp_path / "other.pth")
     options = [*DET_FEW, f"load_from={tmp_path / 'other.pth'}"]
     said = refused(capsys, "train", DETECTION, "--work-dir", tmp_path / "run", "--cfg-options", *options)
-    assert "not one of its weights fits the model, such as backbone.model." in said
+    assert "none of its weights fits the model, such as backbone.model." in said
     assert not list(tmp_path.rglob("epoch_*"))
 
 
@@ -379,7 +379,7 @@ def test_another_config_than_the_trainings_is_said(detector, scenes, tmp_path, c
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("max_epochs=2", "max_epochs: nothing reads it, it is a variable of the config file alone; did you mean"),
+        ("max_epochs=2", "max_epochs: nothing reads it, it is only a variable of the config file; did you mean"),
         ("root=/x", "root: nothing reads it"),
         ("model.test_cfg.rcnn.score_thrr=0.1", "nothing reads 'score_thrr'; did you mean score_thr"),
         ('a=[{"x":1,"y":[1,2]}]', "expected a value, or a list [A,B]"),
@@ -418,9 +418,9 @@ def test_what_a_config_file_sets_and_nothing_reads_is_said(tmp_path, capsys):
     )
     cfg = read_config(str(path))
     assert capsys.readouterr().err.splitlines() == [
-        f"note: {path}: nothing reads max_epochs, it is a variable of this file alone; did you mean "
+        f"note: {path}: nothing reads max_epochs, it is only a variable of this file; did you mean "
         "train_cfg.max_epochs?",
-        f"note: {path}: nothing reads optim_wraper, it is a variable of this file alone; did you mean optim_wrapper?",
+        f"note: {path}: nothing reads optim_wraper, it is only a variable of this file; did you mean optim_wrapper?",
         f"note: {path}: nothing reads model.test_cfg.rcnn.score_thrr; did you mean score_thr?",
     ]
     del cfg.model.test_cfg.rcnn["score_thrr"]
@@ -552,7 +552,7 @@ def test_a_signal_ends_training_with_a_checkpoint_and_its_loading_processes(numb
     code, said = run.stop(number)
     assert code == 128 + number, said[-2000:]
     (saved,) = tmp_path.glob("stopped_iter_*.pth")
-    message = f"stopped by {number.name}; saved {saved}; training goes on from it by --resume"
+    message = f"stopped by {number.name}; saved {saved}; training continues from it by --resume"
     assert said.splitlines()[-1] == message and "Traceback" not in said
     assert (tmp_path / "last_checkpoint").read_text() == str(saved)
 
@@ -561,7 +561,7 @@ def test_a_signal_ends_training_with_a_checkpoint_and_its_loading_processes(numb
     ("step", "count", "steps"),
     [
         ("train_step", 3, 1),  # the first of the two steps of the second epoch
-        ("train_step", 4, 0),  # the last one: the epoch ends when the training goes on
+        ("train_step", 4, 0),  # the last one: the epoch ends when the training continues
         ("val_step", 2, 0),  # the first was the trial
     ],
 )
@@ -687,7 +687,7 @@ def test_bad_files_are_passed_over_and_named_with_skip_bad_images(
     assert run_tool("train", str(config), *flags, "--cfg-options", *options) == 0
     (log,) = (tmp_path / "run").rglob("2*.log")
     bad = tmp_path / "data/images/train/0002.png"
-    assert f"WARNING - 1 training images were passed over: {bad}\n" in log.read_text()
+    assert f"WARNING - 1 training images were skipped: {bad}\n" in log.read_text()
     shutil.copy(bad, tmp_path / "data/images/validation/0001.png")
     shutil.copy(tmp_path / "data/annotations/train/0002.png", tmp_path / "data/annotations/validation/0001.png")
     assert run_tool("train", str(config), *flags, "--cfg-options", *options) == 1  # numbers of fewer images mislead
@@ -705,7 +705,7 @@ def test_bad_files_alone_stop_training_with_skip_bad_images(scenes, tmp_path, ca
 
 @pytest.mark.slow
 def test_two_processes_train_one_detector(scenes, tmp_path):
-    """Without looking for unused parameters: there are none. The first says which image the other passed over."""
+    """Without looking for unused parameters: there are none. The first says which image the other skipped."""
     shutil.copytree(scenes, tmp_path / "data")
     bad = [tmp_path / "data/images/train" / name for name in ("0001.png", "0002.png")]  # processes take every second
     for path in bad:
@@ -725,4 +725,4 @@ def test_two_processes_train_one_detector(scenes, tmp_path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert (tmp_path / "epoch_1.pth").exists()
     (log,) = Path(tmp_path).glob("2*/*.log")
-    assert f"WARNING - 2 training images were passed over: {bad[0]}, {bad[1]}\n" in log.read_text()
+    assert f"WARNING - 2 training images were skipped: {bad[0]}, {bad[1]}\n" in log.read_text()

@@ -127,7 +127,7 @@ def test_a_stopped_comparison_goes_on_where_it_was(command, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_forward_backward", stop_in_the_second)
         assert command() == 128 + signal.SIGTERM
-    assert "what is done is kept; start the same command again to go on" in capsys.readouterr().err
+    assert "what is done is kept; start the same command again to continue" in capsys.readouterr().err
     assert [row["model"] for row in table(tmp_path / "out/tiny/results.csv")] == [POOL]
     with monkeypatch.context() as patch:
         fit = Training.fit
@@ -286,10 +286,10 @@ def test_a_signal_ends_the_processes_and_they_save(mixers, tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_forward_backward", tell)
         assert mixers("--jobs", "1", mixers=MIXERS[1:]) == 128 + signal.SIGTERM
-    assert "start the same command again to go on" in capsys.readouterr().err
+    assert "start the same command again to continue" in capsys.readouterr().err
     assert (tmp_path / "out/tiny/pyramid,sigmoid,seed=0/recovery.pth.tar").exists()
     assert mixers("--jobs", "1", mixers=MIXERS[1:]) == 0
-    assert "going on from" in (tmp_path / "out/tiny/logs/pyramid,sigmoid-0.txt").read_text()
+    assert "continuing from" in (tmp_path / "out/tiny/logs/pyramid,sigmoid-0.txt").read_text()
 
 
 @pytest.mark.parametrize(

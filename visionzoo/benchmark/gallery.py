@@ -81,7 +81,7 @@ ABOUT = {  # a line of mathematics; when to use it
     ),
     "focused_linear": (
         "yᵢ = φ(qᵢ)·(Σⱼ φ(kⱼ) vⱼᵀ) / φ(qᵢ)·Σⱼ φ(kⱼ) + dwconv(v), φ(x) = |x|·relu(x)ᵖ / |relu(x)ᵖ|",
-        "a drop-in for softmax in pyramids with large maps: sharp weights, and the convolution mends the low rank.",
+        "a drop-in for softmax in pyramids with large maps: sharp weights; the convolution makes up for low rank.",
     ),
     "forward_cross": (
         "yᵢ = Σⱼ softmaxⱼ(qᵢ·kⱼ / √D + b(j - i)) vⱼ over tokens and cross tokens",

@@ -72,7 +72,7 @@ def layer_norm_case(settings: Settings, name: str, side: int, dim: int) -> Case:
 
 
 def _floors(settings: Settings) -> Case:
-    """Return the case of what launches cost that nobody here wrote."""
+    """Return the case of launches that are not visionzoo's."""
     dtype, device = settings.low_dtype, settings.device
     x = partial(torch.randn, settings.batch or 1, HEADS, 196, DEPTH, dtype=dtype, device=device)
 

@@ -334,7 +334,7 @@ def depthwise_case(
     residual: str | None,
     regions: tuple[int, int] | None = None,
 ) -> Case:
-    """Depthwise convolution, alone, plus its input ("itself"), or of a third of a projection plus an "other" map."""
+    """Depthwise convolution; plus its input ("itself"), or of a third of a projection plus an "other" map."""
 
     def draw(normal: Draw) -> Inputs:
         x = normal(normal.batch, side, side, 3 * dim if residual == "other" else dim)

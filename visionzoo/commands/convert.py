@@ -57,7 +57,7 @@ def convert(args: argparse.Namespace) -> str:
 
 
 def _push(model: Any, args: argparse.Namespace, card: dict[str, Any]) -> str:
-    """Upload the model and return its address; whatever libraries for the network raise is told in words."""
+    """Upload the model and return its address; whatever libraries for the network raise becomes one message."""
     try:
         return visionzoo.push_to_hub(model, args.push, private=args.private, **card)
     except Exception as error:
@@ -66,7 +66,7 @@ def _push(model: Any, args: argparse.Namespace, card: dict[str, Any]) -> str:
         text = " ".join(str(error).split())[:300]
         raise UserError(
             f"cannot push to {args.push}: {type(error).__name__}: {text}; {args.folder} was not written. "
-            "`hf auth login` gives a token; without --push, the folder alone is written"
+            "`hf auth login` gives a token; without --push, only the folder is written"
         ) from error
 
 

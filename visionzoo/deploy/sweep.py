@@ -147,7 +147,7 @@ def read_rows(path: Path) -> list[Row]:
                 values: dict[str, Any] = {k: (float(v) if v else None) if k in numbers else v for k, v in line.items()}
                 rows.append(Row(**values))
             except (TypeError, ValueError) as error:
-                raise UserError(f"{path}, row {number}: {error}; mend it, or name another --results-csv") from error
+                raise UserError(f"{path}, row {number}: {error}; fix it, or name another --results-csv") from error
     return rows
 
 

@@ -64,7 +64,7 @@ def show_attention(args: argparse.Namespace) -> list[Path]:
         said = f", true class {names[true]}" if true is not None else ""
         print(printable(f"{path}: predicted {names[predicted]}{said}, {pictures[-1]}"))
     notes += [missing_fonts(undrawn)] if undrawn else []
-    notes += [f"{len(skipped)} unreadable images were passed over: {'; '.join(skipped)}"] if skipped else []
+    notes += [f"{len(skipped)} unreadable images were skipped: {'; '.join(skipped)}"] if skipped else []
     for note in notes:
         print(printable(note))
     return pictures

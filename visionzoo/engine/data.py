@@ -217,7 +217,7 @@ def with_same_classes(dataset: Any, names: list[str] | None, reopen: Callable[[A
 
 
 def check_labels(dataset: Any, num_classes: int) -> None:
-    """Let a data set stop at, or pass over, images whose class numbers the model does not have."""
+    """Let a data set stop at, or skip, images whose class numbers the model does not have."""
     if isinstance(dataset, CheckedImages):
         dataset.num_classes = num_classes
     elif isinstance(dataset, CachedImages):

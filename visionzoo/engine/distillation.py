@@ -1,4 +1,4 @@
-"""The task of a training: alone, with what a model returns beside logits, or from a teacher checked beforehand."""
+"""The task of a training: by itself, with what a model returns beside logits, or from a teacher checked beforehand."""
 
 import argparse
 from typing import Any
@@ -29,7 +29,7 @@ def make_task(
     """Return timm's task for a model on its device: distillation where `args` name a teacher, else classification.
 
     Raises:
-        UserError: the teacher cannot be had, has other classes or does not take the images; or the model cannot learn
+        UserError: the teacher is missing, has other classes or does not take the images; or the model cannot learn
             from a teacher in the way that is asked for; or as `auxiliary_weights`.
     """
     loss = make_loss(args).to(device)

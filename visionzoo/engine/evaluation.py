@@ -67,7 +67,7 @@ def evaluate(
     """Return the metrics of each model over one pass of the loader; `progress` may wrap the batches in a bar.
 
     Raises:
-        UserError: not one image could be read.
+        UserError: no image could be read.
     """
     for model in models:
         model.eval()
@@ -99,7 +99,7 @@ def evaluate(
     if process.distributed:
         torch.distributed.all_reduce(sums)
     if not sums[0, 3]:
-        raise UserError("not one image to evaluate on could be used")
+        raise UserError("no image to evaluate on could be used")
     maps: list[float | None] = [None] * len(models)
     if several:
         for index in range(len(models)):

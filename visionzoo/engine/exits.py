@@ -254,7 +254,7 @@ def _write(result: dict[str, Any], args: argparse.Namespace) -> None:
 
 
 def table_of(result: Mapping[str, Any]) -> str:
-    """Return a result as Markdown: each exit alone (anytime), then the settings (budgeted batch)."""
+    """Return a result as Markdown: each exit by itself (anytime), then the settings (budgeted batch)."""
     names = [entry["exit"] for entry in result["exits"]]
     about = (
         f"{result['model']}, {result['input_size'][1]} x {result['input_size'][2]} pixels: {result['images']} images, "

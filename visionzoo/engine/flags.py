@@ -1,4 +1,4 @@
-"""The flags of the tools: timm's names and defaults; what is ours alone is marked (visionzoo)."""
+"""The flags of the tools: timm's names and defaults; what only visionzoo has is marked (visionzoo)."""
 
 import argparse
 from typing import Any
@@ -32,7 +32,7 @@ def add_data_flags(parser: Parser) -> None:
     add("--input-key", help="column or file ending of the image in hfds/ and wds/ sets")
     add("--target-key", help="column or file ending of the class in hfds/ and wds/ sets")
     _yes(group, "--dataset-trust-remote-code", "let hfds/ sets run the code that they come with")
-    _yes(group, "--skip-bad-images", "pass over unusable images and count them, instead of stopping (visionzoo)")
+    _yes(group, "--skip-bad-images", "skip unusable images and count them, instead of stopping (visionzoo)")
     _yes(group, "--apply-exif-orientation", "turn images as their EXIF says; else as stored, as in timm (visionzoo)")
     add("-j", "--workers", type=WHOLE, default=4, metavar="N", help="processes that load images")
     _yes(group, "--multi-label", "any number of labels an image, from labels.csv in each split's folder (visionzoo)")
@@ -91,7 +91,7 @@ def _reading(group: argparse._ArgumentGroup) -> None:
     """Add how image files are read that a command names."""
     _mode(group.add_argument)
     _yes(group, "--apply-exif-orientation", "turn images as their EXIF says (as in the run where it was given)")
-    _yes(group, "--skip-bad-images", "pass over unreadable images and count them, instead of stopping")
+    _yes(group, "--skip-bad-images", "skip unreadable images and count them, instead of stopping")
 
 
 def train_parser() -> Parser:
@@ -291,7 +291,7 @@ def _run_flags(parser: Parser) -> None:
     add = group.add_argument
     add("--output", default="", metavar="DIR", help="where run folders are made (default: output/train)")
     add("--experiment", default="", metavar="NAME", help="name of the run folder (default: time, model and size)")
-    add("--resume", default="", metavar="FILE", help="go on from a checkpoint; auto: the newest one of --experiment")
+    add("--resume", default="", metavar="FILE", help="continue from a checkpoint; auto: the newest one of --experiment")
     _yes(group, "--no-resume-opt", "take only the weights from --resume")
     add("--start-epoch", type=WHOLE, metavar="N", help="epoch to start at, whatever the checkpoint says")
     add("--max-steps", type=COUNT, metavar="N", help="stop after N updates, then validate and save (visionzoo)")
@@ -321,7 +321,7 @@ def _run_flags(parser: Parser) -> None:
     _yes(group, "--log-wandb", "log to Weights & Biases too (WANDB_MODE=offline: without a connection)")
     add("--wandb-project", metavar="NAME", help="its project")
     add("--wandb-tags", nargs="+", default=[], metavar="TAG", help="its tags")
-    add("--wandb-resume-id", default="", metavar="ID", help="the run there to go on with")
+    add("--wandb-resume-id", default="", metavar="ID", help="the run there to continue")
 
 
 def eval_parser() -> Parser:
@@ -441,7 +441,7 @@ def fit_hashes_parser() -> Parser:
     parser = Parser("%(prog)s IMAGE... --checkpoint FILE [flags]", about)
     _drawn_images(parser, "weights: the model's, or of its softmax form")
     add = parser.add_argument_group("fitting").add_argument
-    add("--neighbors", type=COUNT, default=10, metavar="N", help="tokens most and least like another, of each so many")
+    add("--neighbors", type=COUNT, default=10, metavar="N", help="tokens most like another, and as many least like it")
     add("--steps", type=COUNT, default=100, metavar="N", help="steps of SGD for each bit")
     where = "file to write (default: output/fit_hashes/MODEL.pth, numbered where that is taken)"
     add("--output", default="", metavar="FILE", help=where)

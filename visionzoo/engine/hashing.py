@@ -24,7 +24,7 @@ DEFAULT = Path("output/fit_hashes")
 def fit_hashes(args: argparse.Namespace) -> Path:
     """Fit the hash functions of the model that `args` name (`visionzoo fit-hashes`); return the checkpoint's path.
 
-    A block's functions are fitted to the tokens of all images, and what the block makes of them then goes on to the
+    A block's functions are fitted to the tokens of all images, and what the block makes of them then continues to the
     next one.
 
     Raises:

@@ -38,7 +38,7 @@ from visionzoo.models._hub import READING, not_finite, published
 from visionzoo.models._licenses import NonCommercialError, check
 from visionzoo.text import some
 
-NO_USE = "no image could be told by them: take an earlier checkpoint, or the file from where it is from"
+NO_USE = "they cannot classify any image: take an earlier checkpoint, or the file from where it is from"
 
 
 def autocast(args: argparse.Namespace, device: torch.device) -> torch.autocast:
@@ -49,10 +49,10 @@ def autocast(args: argparse.Namespace, device: torch.device) -> torch.autocast:
 def build_model(args: argparse.Namespace, *, say: Callable[[str], object] = print, **more: Any) -> nn.Module:
     """Create `args.model` by timm; `more` are further arguments of timm.create_model, None meaning unset.
 
-    `say` is told of tensors that weights lack beside the classifier's.
+    `say` is called for tensors that weights lack beside the classifier's.
 
     Raises:
-        UserError: the name or an argument is unknown, or the published weights cannot be had, or are of another model.
+        UserError: the name or an argument is unknown, or the published weights are missing, or of another model.
     """
     if not args.model:
         raise UserError("which model? give --model, or --checkpoint of a run of `visionzoo train`")
@@ -371,7 +371,7 @@ def draw_images(args: argparse.Namespace, trained: Trained) -> Tensor:
     """Return a batch of the images that a command names, `args.num_images` drawn without replacement, transformed.
 
     Raises:
-        UserError: none can be read, or one cannot and is not to be passed over.
+        UserError: none can be read, or one cannot and is not to be skipped.
     """
     notes: list[str] = []
     paths = list(dict.fromkeys(find_images(args.images, notes)))
@@ -383,9 +383,9 @@ def draw_images(args: argparse.Namespace, trained: Trained) -> Tensor:
     readable = readable_images(paths, trained.mode, upright=trained.upright, skipped=skipped)
     batch: list[Tensor] = [transform(image) for _, image in islice(readable, args.num_images)]
     if skipped:
-        notes.append(f"{len(skipped)} unreadable images were passed over: {'; '.join(skipped)}")
+        notes.append(f"{len(skipped)} unreadable images were skipped: {'; '.join(skipped)}")
     for note in notes:
         print(printable(note))
     if not batch:
-        raise UserError("not one image could be used")
+        raise UserError("no image could be used")
     return torch.stack(batch)

@@ -94,7 +94,7 @@ def mean_average_precision(logits: Tensor, targets: Tensor, distributed: bool) -
         distributed: whether those of all processes are joined.
 
     Raises:
-        UserError: not one label occurs.
+        UserError: no label occurs.
     """
     if distributed:
         parts: list[Any] = [None] * torch.distributed.get_world_size()
@@ -102,6 +102,6 @@ def mean_average_precision(logits: Tensor, targets: Tensor, distributed: bool) -
         logits, targets = (torch.cat(part) for part in zip(*parts, strict=True))
     occurring = targets.any(0)
     if not occurring.any():
-        raise UserError("not one image that was evaluated on has a label, so there is no average precision")
+        raise UserError("none of the images evaluated on has a label, so there is no average precision")
     precision = require("sklearn.metrics").average_precision_score
     return 100 * float(precision(targets[:, occurring].cpu().numpy(), logits[:, occurring].float().cpu().numpy()))

@@ -88,7 +88,7 @@ def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
     if undrawn:
         _say(missing_fonts(undrawn))
     if skipped:
-        _say(f"{len(skipped)} unreadable images were passed over:", *skipped)
+        _say(f"{len(skipped)} unreadable images were skipped:", *skipped)
     return results
 
 
@@ -98,7 +98,7 @@ class Predictions:
     An image that is predicted again gets its picture and its line anew. Whatever else lies there stays.
 
     Raises:
-        UserError: there is another file in the place of `LINES`.
+        UserError: there is another file where `LINES` goes.
     """
 
     def __init__(self, folder: Path) -> None:

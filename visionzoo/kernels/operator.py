@@ -102,13 +102,13 @@ def _autograd_function(function: Any, save: Any, differentiate: Any) -> Any:
             save(ctx, inputs, output)
             return output
 
-        # once, for kernels leave no graph: a second derivative would be wrong without a word
+        # once, for kernels leave no graph: a second derivative would be wrong silently
         backward = staticmethod(once_differentiable(differentiate))  # type: ignore[assignment]
 
     return Eager
 
 
 def _refuse_tangents(name: str, inputs: tuple[Any, ...]) -> None:
-    """Refuse forward-mode differentiation, through which custom ops would drop the derivative without a word."""
+    """Refuse forward-mode differentiation, through which custom ops would drop the derivative silently."""
     if any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in inputs):
         raise NotImplementedError(f"{name}: Triton kernels have no forward-mode derivative; use backend='reference'")

@@ -70,7 +70,7 @@ class ContextHead(TokenHead):
         num_classes: classes; 0 for the normalised class token.
         pool_type: "class", or "" for the tokens as they came, with which there can be no classifier.
         drop_rate: dropout probability before the classifier.
-        prefix_tokens: 0, for the tokens are those of a map alone.
+        prefix_tokens: 0, because the tokens are only those of a map.
         depth: blocks.
         block: called with `in_features`.
     """

@@ -128,7 +128,7 @@ class BranchedDepthwiseConv(nn.Module):
 
     Args:
         in_dim: channels in.
-        out_dim: channels out, a multiple of `in_dim`: so many kernels see each channel.
+        out_dim: channels out, a multiple of `in_dim`; each channel is seen by out_dim / in_dim kernels.
         kernel_size: side of the large kernels, odd.
         stride: step of the kernels; the map shrinks by it, rounded up.
         small_kernel: side of the small kernels, odd and not above `kernel_size`.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def weighted_sums(q: Tensor, k: Tensor, v: Tensor, count: int | Tensor) -> tuple[Tensor, Tensor]:
-    """Return the means over the keys of the values by weights φ(q)·φ(k), and of the weights alone.
+    """Return the means over the keys of the values by weights φ(q)·φ(k), and of the weights by themselves.
 
     Sums are taken of terms divided by `count`, so that their size does not grow with the map.
 
@@ -122,7 +122,7 @@ class Random(FeatureMap):
     """Base of random features: projections on rows that are orthogonal, D at a time, and as long as Gaussian ones.
 
     The projection is saved with the weights. `redraw` replaces it. Signs are such that all directions are as likely;
-    those of the QR decomposition alone, as in lucidrains' code, prefer some, and weights are then not softmax's on
+    those of the bare QR decomposition, as in lucidrains' code, prefer some, and weights are then not softmax's on
     average.
 
     Args:
@@ -254,7 +254,7 @@ FEATURE_MAPS: dict[str, type[FeatureMap]] = {
 
 
 def redraw_projections(model: nn.Module, seed: int) -> int:
-    """Draw the projections of all random features in a model anew, which depend on the seed and on their order alone.
+    """Draw the projections of all random features in a model anew, which depend only on the seed and on their order.
 
     Performers do so every 1,000 steps of training: `if step % 1000 == 0: redraw_projections(model, seed=step)`. With
     the step as the seed, a training that was resumed, or that runs on several GPUs, draws the same.

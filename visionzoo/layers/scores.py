@@ -32,7 +32,7 @@ def inverse_distances(q: Tensor, k: Tensor, power: float, eps: float) -> Tensor:
 
 
 def collisions(q: Tensor, k: Tensor, hash_length: int) -> Tensor:
-    """Logarithm of the probability that random hyperplanes give a query and a key the same hash of so many bits.
+    """Logarithm of the probability that random hyperplanes give a query and a key the same hash of that many bits.
 
     That is (1 - arccos(cos(q, k)) / π)^hash_length (YOSO, arXiv:2111.09714). As released, cosines are multiplied by
     0.98, which keeps the derivative finite.

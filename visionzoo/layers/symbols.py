@@ -59,7 +59,7 @@ class RelationalSymbols(nn.Module):
         dim: channels C.
         relation_heads: relations to each neighbour.
         neighbours: how many on a side.
-        causal: those before the token alone.
+        causal: only those before the token.
         include_self: the token is a neighbour of its own.
         normalize: have a softmax over the neighbours.
         num_heads: heads of the symbolic attention.

@@ -105,7 +105,7 @@ def load_weights(
         use_ema: take averaged weights where the checkpoint has them.
 
     Raises:
-        ValueError: if the source cannot be read, is unsafe, or does not fit as said above, or the model is on the meta
+        ValueError: if the source cannot be read, is unsafe, or does not fit as above, or the model is on the meta
             device; nothing is loaded then.
     """
     backbone = unwrap(model)
@@ -374,7 +374,7 @@ def _rename_tensor(name: str, value: Tensor, table: Sequence[tuple[str, Any]]) -
 
 
 def _join_parts(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Join the tensors whose names differ by a last "#0", "#1", ... alone, along their first axis."""
+    """Join the tensors whose names differ only by a last "#0", "#1", ..., along their first axis."""
     joined: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
     for name, value in state.items():

@@ -52,7 +52,7 @@ def save_pretrained(
             (before 1.0.31).
 
     Raises:
-        ValueError: the folder holds files or is none, the weights are no numbers, or nobody says what their licence is.
+        ValueError: the folder holds files or is none, the weights are no numbers, or their license is not stated.
     """
     folder = Path(folder)
     model = _bare(model)

@@ -151,7 +151,7 @@ class FeatureGetter(FeatureGetterNet):
     """timm's feature extractor, `create_model(..., features_only=True)`, with what trainers ask of a model."""
 
     def __init__(self, model: Any, out_indices: Any = None, **options: Any):
-        if out_indices == model.FEATURES and isinstance(out_indices, int):  # nobody has named them
+        if out_indices == model.FEATURES and isinstance(out_indices, int):  # the caller has not named them
             out_indices = min(out_indices, model.num_parts)
         super().__init__(model, out_indices, **options)
 

@@ -27,7 +27,7 @@ from visionzoo.models._registry import Published, Variant, register_family
 
 
 class SparseBlock(TokenBlock):
-    """Block whose second step takes the place of the tokens; stochastic depth is that of the first alone."""
+    """Block whose second step takes the place of the tokens; stochastic depth is only that of the first."""
 
     def join_channels(self, x: Tensor, branch: Tensor) -> Tensor:
         """Return the codes [B, P + N, C], which have the tokens in them."""

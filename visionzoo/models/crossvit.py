@@ -4,7 +4,7 @@ Facts from https://github.com/IBM/CrossViT at 3f7ab77 (Apache-2.0); the code her
 small patches sees the image and the one of large patches the image made smaller, by bicubic interpolation; the models
 named after 224 take 240 pixels and make 224 of them, those of 384 take 408. The classifier's mean is one of logits.
 A fusion is one attention; more of them, which the authors' code can build and no released model has, would follow on
-the token alone, and are left out, as are `qk_scale` and dropout other than that of the classifiers.
+only the token, and are left out, as are `qk_scale` and dropout other than that of the classifiers.
 Where we differ: images of any size and shape are taken, the second view has the same proportion to the first, and
 positions are interpolated; the authors resize every image to the two squares that the model is built for.
 """

@@ -78,7 +78,7 @@ class HaloNet(Pyramid):
         "timm": [
             (r"^stem\.conv(\d)\.", lambda m: f"stem.{2 * int(m[1]) - 2}."),
             (r"^stages\.(\d)\.(\d+)\.", r"stages.\1.blocks.\2."),
-            (r"^final_conv\.", "stages.3.blocks.2.0."),  # sehalonet33ts alone has it
+            (r"^final_conv\.", "stages.3.blocks.2.0."),  # only sehalonet33ts has it
             (r"\.attn\.", ".gate."),
             (r"\.conv(\d)_(1x1|kxk)\.", r".conv\1."),
             (r"\.self_attn\.(pos_embed\.)?", ".mixer."),

@@ -51,7 +51,7 @@ class NAT(Pyramid):
         head: `num_classes`, `global_pool` and `drop_rate` of the head.
 
     Raises:
-        ValueError: if there is not one entry of dilations for each stage.
+        ValueError: if there is no entry of dilations for each stage.
     """
 
     CHECKPOINT_KEYS = {

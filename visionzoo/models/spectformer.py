@@ -154,7 +154,7 @@ class SpectFormer(Pyramid):
 
 
 class SpectralBlock(TokenBlock):
-    """Block with one residual around mixer and MLP; tokens that pass by the mixer meet the MLP alone."""
+    """Block with one residual around mixer and MLP; tokens that pass by the mixer only meet the MLP."""
 
     def forward(self, tokens: Tokens) -> Tokens:  # type: ignore[override]
         """Take the tokens through the block; their number and size stay."""

@@ -108,7 +108,7 @@ PATCHES = (
     Patch(
         "mmcv 2.3 (onedl-mmcv 2.3.6), with mmdet 3.5 and mmseg 1.4",
         "`mmcv._ext` is `visionzoo.openmmlab.ops` where mmcv has no compiled extension; modules of mmdet and mmseg "
-        "that were imported before get these ops in the place of functions and classes that raise, or of None",
+        "that were imported before get these ops instead of functions and classes that raise, or of None",
         "The maintained wheels have no compiled ops. A compiled mmcv._ext is found first and stays in charge",
         _serve_ops,
     ),

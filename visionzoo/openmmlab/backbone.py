@@ -128,7 +128,7 @@ class ZooBackbone(BaseModule):
                     f"{error}\nIn a config: init_cfg=dict(type='Pretrained', checkpoint=FILE) of the backbone and "
                     f"pretrained=False, or on the command line --cfg-options model.backbone.pretrained=False "
                     f"model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE. To start from "
-                    f"random weights, pretrained=False alone."
+                    f"random weights, only pretrained=False."
                 ) from error
         if self.checkpoint.startswith(("http://", "https://")):
             return download(self.checkpoint, map_location="cpu")
@@ -166,7 +166,7 @@ def feature_strides(name: str, out_indices: Sequence[int] | None = None, **model
 def _features(name: str, out_indices: Sequence[int] | None, model: Mapping[str, Any]) -> tuple[list[int], list[int]]:
     if not model:
         return _cached_features(name, None if out_indices is None else tuple(out_indices))
-    with torch.device("meta"):  # shapes alone
+    with torch.device("meta"):  # only shapes
         info = create_getter(name, out_indices, **model).feature_info
     return info.channels(), info.reduction()
 

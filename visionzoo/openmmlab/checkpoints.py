@@ -2,7 +2,7 @@
 
 mmengine stores its logs beside the weights as objects of its own, which torch's safe reader refuses; it then reads the
 whole file unsafely. Here the few things that these objects consist of are allowed, and nothing else is read;
-`_compat.install` puts `read` and `download` in the place of mmengine's own.
+`_compat.install` replaces mmengine's own by `read` and `download`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def read(file: Any, map_location: Any = None, weights_only: bool | None = None) 
     Args:
         file: what to read; a path may be of safetensors.
         map_location: as of `torch.load`, for open files.
-        weights_only: passed over; nothing but weights and mmengine's logs is read.
+        weights_only: ignored; nothing but weights and mmengine's logs is read.
 
     Raises:
         UserError: the file holds something else, or is damaged.
@@ -83,8 +83,8 @@ def check_start(model: nn.Module, path: str, classes: Sequence[str] | None) -> l
     missing, other, fitting = compare_weights(model, content)
     if not fitting:
         raise UserError(
-            f"load_from={path}: not one of its weights fits the model, such as {some([*missing, *other], 3)}; for "
-            f"weights of a backbone alone set model.backbone.init_cfg.type=Pretrained and "
+            f"load_from={path}: none of its weights fits the model, such as {some([*missing, *other], 3)}; for "
+            f"only the weights of a backbone set model.backbone.init_cfg.type=Pretrained and "
             f"model.backbone.init_cfg.checkpoint={path}"
         )
     left = [*other, *missing]
@@ -142,7 +142,7 @@ def _refused(what: str, error: Exception) -> str:
 
 
 def _statistic(owner: Any, name: str) -> Any:
-    """Stand for `getattr` in mmengine's logs, where it is called for these four alone."""
+    """Stand for `getattr` in mmengine's logs, where it is called only for these four."""
     if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
         raise pickle.UnpicklingError(f"Unsupported global: getattr of {owner!r}, {name!r}")
     return getattr(owner, name)

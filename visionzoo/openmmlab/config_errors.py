@@ -1,4 +1,4 @@
-"""What a config has in the wrong place, or what cannot be built of it, is told by its place and its values."""
+"""What a config has in the wrong place, or what cannot be built of it, is reported by its place and its values."""
 
 from __future__ import annotations
 
@@ -51,8 +51,7 @@ def _check_read(cfg: Config, key: str) -> None:
     name = key.rpartition(".")[2]
     if first not in READ and first not in _names_of_sources(cfg, ()):
         raise UserError(
-            f"--cfg-options {key}: nothing reads it, it is a variable of the config file alone"
-            f"{_meant(cfg, first, name)}"
+            f"--cfg-options {key}: nothing reads it, it is only a variable of the config file{_meant(cfg, first, name)}"
         )
     place = key.rpartition(".")[0]
     inside: Mapping[str, Any] = dict(_parts(cfg)).get(place, {})
@@ -67,7 +66,7 @@ def unread(cfg: Config) -> list[str]:
     OpenMMLab's own configs have some, such as settings of its earlier versions, so that it is no error.
     """
     notes = [
-        f"{cfg.filename}: nothing reads {name}, it is a variable of this file alone{_meant(cfg, name, name)}"
+        f"{cfg.filename}: nothing reads {name}, it is only a variable of this file{_meant(cfg, name, name)}"
         for name in _unread_variables(cfg)
     ]
     sources = _names_of_sources(cfg)

@@ -16,7 +16,7 @@ LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
 
 def use_dataset(cfg: Config, path: str) -> None:
-    """Put the data that a YAML file describes in the place of a config's own, and its classes everywhere.
+    """Put the data that a YAML file describes into a config instead of its own, and its classes everywhere.
 
     For detection (annotations in COCO's format; without `classes` those of the training annotations are taken):
 

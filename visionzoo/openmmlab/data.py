@@ -25,7 +25,7 @@ def check_data(cfg: Config, loaders: Sequence[str] = LOADERS) -> list[str]:
 
     Returns:
         A summary of each split, images used and boxes or pixels of each class; then what is worth saying, though
-        training can go on.
+        training can continue.
 
     Raises:
         UserError: if something is missing, they disagree, or nothing is left of a split; with both lists.
@@ -84,7 +84,7 @@ def _check_headers(cfg: Config, loader: str, dataset: Mapping[str, Any], images:
                 if image.mode[0] in "IF":
                     deep.append(str(path))
         except UNREADABLE:
-            continue  # training names it, or passes over it
+            continue  # training names it, or skips it
     _check_batch(cfg, loader, dataset, sizes)
     of = f"of {len(sample)} images opened"
     notes = []

@@ -29,7 +29,7 @@ def check_masks(
     Args:
         loader: the name of its part of the config.
         dataset: of mmseg.
-        classes: that are wanted.
+        classes: to learn.
         own: those that the kind of data set has by itself.
         annotated: False where results are written for a test server, and no masks are read.
 
@@ -87,7 +87,7 @@ def _count_pixels(
     Args:
         loader: the name of its part of the config.
         masks: of the split.
-        classes: that are wanted; mmseg maps the data set's own to them.
+        classes: to learn; mmseg maps the data set's own to them.
         values: the class of each value of a mask, from 0, or from 1 where 0 is unlabelled.
         from_zero: whether the first class is 0.
     """
@@ -162,7 +162,7 @@ def _mask_values(loader: str, path: Path) -> Counter[int]:
         with Image.open(path) as mask:
             pixels = np.array(mask)
     except UNREADABLE as error:
-        raise UserError(f"{loader}: the mask {path} cannot be read: {error}; mend or remove it") from error
+        raise UserError(f"{loader}: the mask {path} cannot be read: {error}; fix or remove it") from error
     if pixels.ndim != 2:
         raise UserError(
             f"{loader}: the mask {path} has {pixels.shape[2]} channels ({mask.mode}); expected one, whose values are "
@@ -187,7 +187,7 @@ def labels_beyond_8_bits(pixels: np.ndarray) -> str:
     if not wrong.size:
         return ""
     return (
-        f"has the labels {some([str(label) for label in wrong.tolist()])}, mmseg reads masks of 8 bits alone "
+        f"has the labels {some([str(label) for label in wrong.tolist()])}, mmseg reads only masks of 8 bits "
         f"({wrong[0]} as {read[differ][first[0]]}); expected class numbers up to 254, and {UNLABELLED} for unlabelled"
     )
 

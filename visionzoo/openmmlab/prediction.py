@@ -102,5 +102,5 @@ def _images(paths: list[str]) -> list[str]:
         raise UserError(f"pictures of the same name would overwrite each other's results: {', '.join(twice)}")
     for image in images:  # all, before the first is predicted: the inferencers stop in the middle, without its name
         if image.stat().st_size == 0 or cv2.imread(str(image)) is None:
-            raise UserError(f"the picture {image} cannot be read; mend or remove it")
+            raise UserError(f"the picture {image} cannot be read; fix or remove it")
     return [str(image) for image in images]

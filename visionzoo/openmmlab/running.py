@@ -40,7 +40,7 @@ def train(args: argparse.Namespace) -> Runner:
 
     Raises:
         UserError: if the config, its data and its classes do not fit together, before the first step; if an image or
-            mask cannot be used, at the step that reads it; with --skip-bad-images those of validation alone.
+            mask cannot be used, at the step that reads it; with --skip-bad-images only those of validation.
         Interrupted: by a signal; a checkpoint is written and named.
     """
     cfg = prepare(args)
@@ -60,7 +60,7 @@ def train(args: argparse.Namespace) -> Runner:
     say_notes(check_data(cfg))
     make_folder(cfg.work_dir)
     _log_to(cfg, args)
-    # mmengine's checkpoints hold Python objects; at the end the last and the best are also written as tensors alone
+    # mmengine's checkpoints hold Python objects; at the end the last and the best are also written as bare tensors
     cfg.default_hooks.checkpoint.setdefault("published_keys", ["meta", "state_dict"])
     cfg.setdefault("custom_hooks", []).append({"type": "ProgressBarHook"})
     cfg.custom_hooks.append({"type": "TrialValidationHook"})

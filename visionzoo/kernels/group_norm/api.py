@@ -19,7 +19,7 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5, ba
     plain torch under torch.compile, which fuses it with its neighbors.
 
     Args:
-        x: [B, H, W, C]; views that keep the channels side by side, such as the first so many of them, are not copied.
+        x: [B, H, W, C]; views that keep the channels side by side, such as the first few of them, are not copied.
         weight: scale [C].
         bias: shift [C].
         eps: added to the variance.

@@ -297,7 +297,7 @@ def _query_grad_kernel(
     BLOCK: tl.constexpr, HALO: tl.constexpr, STRIDE: tl.constexpr, MASK: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of queries, and what they give to those of the embeddings, for every so manyth of `programs`.
+    """Gradients of queries, and what they give to those of the embeddings, for one program in `programs`.
 
     Writes for the kernel of keys: `delta`, the products of outputs and their gradients, and the position terms.
     """

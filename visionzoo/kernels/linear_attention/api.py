@@ -1,4 +1,4 @@
-"""Linear attention: features of queries and keys in the place of the softmax, so that the cost is linear in tokens."""
+"""Linear attention: features of queries and keys instead of the softmax, so that the cost is linear in tokens."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def linear_attention(
         [B, H, W, G, D] in q's dtype; features, sums and states are float32 at least, under autocast too.
 
     Raises:
-        ValueError: if shapes, dtypes, names or numbers are not as said.
+        ValueError: if shapes, dtypes, names or numbers are not as described.
     """
     check_qkv("linear_attention", q, k, v, share="BGD")
     if k.shape != v.shape:

@@ -58,7 +58,7 @@ def neighborhood_attention(
         [B, H, W, G, D] in q's dtype; scores, softmax and sums are float32 at least.
 
     Raises:
-        ValueError: if shapes, dtypes, kernel, dilation, stride, bias or backend are not as said.
+        ValueError: if shapes, dtypes, kernel, dilation, stride, bias or backend are not as described.
     """
     kernel, step = _pair("kernel_size", kernel_size), _pair("dilation", dilation)
     shared = _pair("stride", stride)

@@ -161,7 +161,7 @@ def _tokens(tall: int, wide: int) -> int:
 def _strided_tile(kernel_size: tuple[int, int], stride: tuple[int, int], largest: int) -> tuple[int, int]:
     """Tile whose queries cause the least work each, of at most `largest` tokens: of whole groups where these fit.
 
-    The work is that of the scores, those of padding too, and of the loads of keys, which count as so many queries more.
+    The work is that of the scores, those of padding too, and of the loads of keys, which count as more queries.
     """
     tiles = [(tall, wide) for tall in range(1, largest + 1) for wide in range(1, largest // tall + 1)]
 

@@ -16,7 +16,7 @@ class ForwardCrossMixer(OffsetBiasMixer):
     Cross tokens are scaled, each by a learned factor, normalised, and projected to keys and values by the same layer as
     the map's tokens; both share one softmax. A bias for how far apart two tokens are is added to the scores, and one
     for each cross token. `visionzoo.models.fcaformer` makes the cross tokens; without them, as in the first block of
-    its stages and alone, this is attention with biases for offsets. Softmax and sums are float32 at least; biases are
+    its stages and by itself, this is attention with biases for offsets. Softmax and sums are float32 at least; biases are
     added in the dtype of the queries.
 
     Args:

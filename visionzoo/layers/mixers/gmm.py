@@ -42,7 +42,7 @@ class GmmMixer(WindowMixer):
     """Every token attends to every token, or to those of its window, less to far ones; O(N²·C), or O(N·w²·C).
 
     Scores are multiplied by a mixture of Gaussians before the softmax: those of far tokens become 0, not -∞. Scores,
-    mixture and softmax are float32 at least. Any map: the mixture knows the distance alone.
+    mixture and softmax are float32 at least. Any map: the mixture only knows the distance.
 
     Facts from https://github.com/CatworldLee/Gaussian-Mixture-Mask-Attention at b06b199 (no licence).
 
@@ -59,7 +59,7 @@ class GmmMixer(WindowMixer):
         mask_padding: leave padded tokens out of windows' attention.
 
     Raises:
-        ValueError: if the heads do not divide the channels, there are no Gaussians, window or shift are not as said, or
+        ValueError: if the heads do not divide the channels, there are no Gaussians, window or shift do not fit, or
             there are positions or a shift without windows.
 
     >>> import torch

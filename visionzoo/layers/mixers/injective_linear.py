@@ -35,7 +35,7 @@ class InjectiveLinearMixer(Mixer):
         qkv_bias: whether the projection to q, k, v has a bias.
 
     Raises:
-        ValueError: if the feature map is unknown, a kernel even, or a size not as said.
+        ValueError: if the feature map is unknown, a kernel even, or a size not as described.
 
     >>> import torch
     >>> InjectiveLinearMixer(64, 2)(torch.randn(1, 5, 7, 64)).shape

@@ -459,7 +459,7 @@ def in_portions(function: Rows, q: Tensor, *, held: int = 1, least: int = 1, add
         What the function gives for all queries; portions are computed once more in the backward pass.
     """
     batch, heads, count = q.shape[:3]
-    # Compilers would unroll the portions, for one size of maps alone.
+    # Compilers would unroll the portions, for only one size of maps.
     if torch.compiler.is_compiling() or batch * heads * count * count * held <= MAX_SCORES:
         return function(0, count)
     step = max(least, MAX_SCORES // (batch * heads * count * held))

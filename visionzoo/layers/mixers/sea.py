@@ -27,7 +27,7 @@ class SeaMixer(Mixer):
     are a layer of the encoding.
 
     The estimate is O(N·length·G·(D + G)) in time and O(N·G·length) in memory. The authors' CUDA kernels then visit S(i)
-    alone; here the weights of all pairs are computed and hidden: O(N²·C), with about 2²⁶ of them held at once, in
+    only; here the weights of all pairs are computed and hidden: O(N²·C), with about 2²⁶ of them held at once, in
     portions that are computed once more in the backward pass. Features, softmaxes and sums are float32 at least, the
     layers of the network have the dtype of the input or of autocast.
 

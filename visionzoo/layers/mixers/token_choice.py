@@ -101,7 +101,7 @@ class KMeansMixer(Mixer):
         num_heads: attention heads G.
         num_clusters: K.
         window_size: w, queries and keys in a cluster, at most N; None for N/K, rounded up.
-        shared_qk: keys are the queries at unit length, and a token sees itself only where it is alone.
+        shared_qk: keys are the queries at unit length, and a token sees itself only where there is no other.
         decay: of the centroids, from 0 to 1.
         qkv_bias: whether the projection to q, k, v has a bias.
 
@@ -181,7 +181,7 @@ class ExpertChoiceMixer(Mixer):
     """Each head attends among the tokens that it chooses (MoSA, arXiv:2505.00315).
 
     out = Σ_g Sᵍ (rᵍ ⊙ softmax(D^-½ Qᵍ Kᵍᵀ) Vᵍ) Oᵍ: head g takes the k tokens with the largest rᵍ = sigmoid(x·wᵍ),
-    projects these alone to Qᵍ, Kᵍ and Vᵍ, and adds what they see to their places (Sᵍ). Tokens that no head takes get 0.
+    projects only these to Qᵍ, Kᵍ and Vᵍ, and adds what they see to their places (Sᵍ). Tokens that no head takes get 0.
     With k = N/s for a sparsity s it is O(N·C²/s + N²·C/s²); memory is that of the chosen tokens, N·G·C/s. Routing and
     the sum over heads are float32 at least, the rest in the dtype of the input or of autocast.
 

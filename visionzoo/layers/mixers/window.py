@@ -34,7 +34,7 @@ class WindowMixer(Mixer):
         head_dim: width of a head; None means C / num_heads.
 
     Raises:
-        ValueError: if window or shift are not as said.
+        ValueError: if window or shift are not as described.
 
     >>> import torch
     >>> WindowMixer(64, 2, window_size=4, shift_size=2)(torch.randn(1, 5, 7, 64)).shape
