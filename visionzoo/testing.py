@@ -135,7 +135,7 @@ class matrix_units(TorchDispatchMode):
 
 @contextmanager
 def poisoned_memory():
-    """Fill memory that torch allocates without initialising it with NaN, so that what a kernel forgets shows."""
+    """Fill memory that torch allocates without initializing it with NaN, so that what a kernel forgets shows."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:

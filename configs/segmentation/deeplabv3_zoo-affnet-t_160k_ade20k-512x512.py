@@ -1,7 +1,7 @@
 """DeepLabV3's head, 160,000 iterations, AFFNet-T.
 
 Paper: AFFNet, arXiv:2307.14008.
-Settings: mmseg's for ResNet-50, as the authors' are not in their repository; images are not normalised, as theirs. The
+Settings: mmseg's for ResNet-50, as the authors' are not in their repository; images are not normalized, as theirs. The
     head sees a 32nd of the image, where the authors' code has dilated convolutions in the last stages.
 Published: mIoU 36.9 (AFFNet-ET 33.0, AFFNet 38.4). Not run here.
 Hardware: 4 GPUs × 4 images.

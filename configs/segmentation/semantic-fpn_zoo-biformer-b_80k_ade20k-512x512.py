@@ -2,7 +2,7 @@
 
 Paper: BiFormer, arXiv:2303.08810.
 Settings: semantic_segmentation/configs/ade20k of rayleizhu/BiFormer at 1697bbb, but for the backbone's batch norms,
-    which the authors synchronise.
+    which the authors synchronize.
 Published: mIoU 49.9. Not run here.
 Hardware: 8 GPUs × 4 images.
 Command: torchrun --nproc-per-node 8 tools/train.py

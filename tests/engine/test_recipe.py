@@ -206,7 +206,7 @@ def test_a_yaml_of_timms_train_script_runs_unchanged(images, tmp_path, name):
 
 @pytest.fixture
 def labelled(images, tmp_path):
-    """Pictures of two halves, each of a colour: both colours are labels; grey ones have none."""
+    """Pictures of two halves, each of a color: both colors are labels; grey ones have none."""
     colours = {"blue": (30, 30, 220), "green": (30, 220, 30), "red": (220, 30, 30)}
     for split, count in (("train", 32), ("validation", 12)):
         folder = tmp_path / "labelled" / split

@@ -1,4 +1,4 @@
-"""Classes, image mode, size and normalisation are those of the training however a model is loaded, in every tool."""
+"""Classes, image mode, size and normalization are those of the training however a model is loaded, in every tool."""
 
 import argparse
 import json

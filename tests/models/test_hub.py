@@ -1,4 +1,4 @@
-"""Folders and repositories of the hub give the same logits back; cards and licences say whose weights they are."""
+"""Folders and repositories of the hub give the same logits back; cards and licenses say whose weights they are."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from visionzoo.models._licenses import NonCommercialError, describe, is_non_comm
 from visionzoo.models._registry import VARIANTS
 
 SMALL = {"depths": [1, 1, 1, 1], "embed_dims": [8, 8, 16, 16]}
-OWN = {"licence": "apache-2.0", "source": "trained on three colours", "measured": {"top1": 81.25, "img_size": 64}}
+OWN = {"licence": "apache-2.0", "source": "trained on three colors", "measured": {"top1": 81.25, "img_size": 64}}
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_folder_gives_the_same_logits_and_says_what_it_is(model, tmp_path):
     assert timm.create_model(config["architecture"], **args).num_classes == 3
     card = (folder / "README.md").read_text()
     assert card.startswith("---\n") and "\nlicense: apache-2.0\n" in card
-    for words in ("trained on three colours", "| top1 | 81.25 |", "## Measured", "77.2 % top-1", "2111.11418", "Use"):
+    for words in ("trained on three colors", "| top1 | 81.25 |", "## Measured", "77.2 % top-1", "2111.11418", "Use"):
         assert words in card, words
     assert card.index("81.25") < card.index("## Published for this architecture") < card.index("77.2 %")
 

@@ -389,7 +389,7 @@ def test_each_split_is_summed_up(pets, tmp_path):
     assert "val_dataloader: 2 of 2 images, 2 boxes: dog 1, cat 1" in lines
     cfg = load(UPERNET)
     use_dataset(cfg, pets(**masks()))
-    assert "train_dataloader: 2 images; pixels of 2 masks: soil 50.0%, crop 50.0%, unlabelled 0.0%" in check_data(cfg)
+    assert "train_dataloader: 2 images; pixels of 2 masks: soil 50.0%, crop 50.0%, unlabeled 0.0%" in check_data(cfg)
 
 
 def test_background_and_small_images_are_a_choice(pets, tmp_path):
@@ -412,7 +412,7 @@ def test_background_and_small_images_are_a_choice(pets, tmp_path):
     [
         ({"iscrowd": 1}, r"are crowds \(iscrowd: 1\)"),
         ({"ignore": 1}, "are marked ignore: 1"),
-        ({"area": 0}, '2 boxes of .*train.json have "area": 0 or less, from which nothing is learnt: 1, 2'),
+        ({"area": 0}, '2 boxes of .*train.json have "area": 0 or less, from which nothing is learned: 1, 2'),
         ({"bbox": [100, 3, 4, 4]}, "are outside of their image"),
     ],
 )
@@ -524,7 +524,7 @@ def test_classes_without_a_pixel_are_named(pets, tmp_path):
     cfg = load(UPERNET)
     use_dataset(cfg, pets(**masks()))
     (note,) = notes(cfg)
-    assert "1 of 2 classes have no pixel in any mask: crop; 255 is unlabelled, never a class" in note
+    assert "1 of 2 classes have no pixel in any mask: crop; 255 is unlabeled, never a class" in note
 
 
 def test_one_class_under_a_softmax_is_refused(pets, tmp_path):

@@ -617,7 +617,7 @@ def other_number(folder):
 
 
 def read_few_masks(monkeypatch):
-    """Let the check before the first step read others than the one that is spoilt."""
+    """Let the check before the first step read others than the one that is spoiled."""
     monkeypatch.setattr("visionzoo.openmmlab.masks.MASKS_READ", 1)
     monkeypatch.setattr("visionzoo.openmmlab.masks.MASKS_SEARCHED", 0)
 

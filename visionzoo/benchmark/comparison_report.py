@@ -111,8 +111,8 @@ def section(models: Sequence[Row], rows: Sequence[Row], args: argparse.Namespace
     loader = [row["loader_images_per_second"] for row in rows if row.get("loader_images_per_second")]
     if loader:
         speed = f"""The speed of training is that of the last epoch with its
-loading (the loader by itself gives {min(loader):,.0f} to {max(loader):,.0f} images/s); that of inference is of the model
-only, not compiled, batch {batch}, in the same precision. Peak memory is that of training."""
+loading (by itself, loading gives {min(loader):,.0f} to {max(loader):,.0f} images/s); that of inference is of the
+model only, not compiled, batch {batch}, in the same precision. Peak memory is that of training."""
         data = f"[{name}.csv]({name}.csv)"
     else:
         speed = f"""Speeds are of the model

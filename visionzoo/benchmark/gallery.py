@@ -156,7 +156,7 @@ ABOUT = {  # a line of mathematics; when to use it
         "sequences with a strong order; slow for its accuracy on maps.",
     ),
     "multi_pool": (
-        "yᵢ = W((g + sᵢ) ⊙ oᵢ + lᵢ), g global, s of the segment, l of the neighbourhood",
+        "yᵢ = W((g + sᵢ) ⊙ oᵢ + lᵢ), g global, s of the segment, l of the neighborhood",
         "as cheap as pooling with a global part.",
     ),
     "neighborhood": (

@@ -59,7 +59,7 @@ def _operations(settings: Settings, side: int) -> Iterator[tuple[str, Case]]:
 
 
 def layer_norm_case(settings: Settings, name: str, side: int, dim: int) -> Case:
-    """Layer normalisation, whose kernels "auto" leaves to torch on small maps."""
+    """Layer normalization, whose kernels "auto" leaves to torch on small maps."""
 
     def draw(normal: Draw) -> Inputs:
         return {"x": normal(normal.batch, side, side, dim), "weight": normal(dim, mean=1.0), "bias": normal(dim)}

@@ -382,7 +382,7 @@ def _group_norm(settings: Settings) -> Iterator[Case]:
 
 
 def group_norm_case(settings: Settings, name: str, side: int, dim: int) -> Case:
-    """Group normalisation with one group."""
+    """Group normalization with one group."""
 
     def draw(normal: Draw) -> Inputs:
         return {"x": normal(normal.batch, side, side, dim), "weight": normal(dim, mean=1.0), "bias": normal(dim)}

@@ -183,7 +183,7 @@ def draw_training(rows: Sequence[Row]) -> dict[str, Any]:
         panel.tick_params(labelsize=6)
         panel.margins(x=0.2)
         panel.invert_yaxis()
-        panel.set_xlabel("ms a step; full colour: the GPU is busy", fontsize=6)
+        panel.set_xlabel("ms a step; full color: the GPU is busy", fontsize=6)
         panel.set_title(f"{case}, {own[0].dtype}, batch {own[0].batch}", fontsize=7)
     return {"training": figure}
 

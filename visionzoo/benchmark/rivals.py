@@ -307,7 +307,7 @@ def timm_halo_attention(block_size: int, halo_size: int) -> Maker:
 
 
 def group_norm_nchw(inputs: Inputs) -> Callable[..., Tensor]:
-    """PyTorch's group normalisation with one group, of maps in its own layout (see `channels_first`)."""
+    """PyTorch's group normalization with one group, of maps in its own layout (see `channels_first`)."""
     return lambda x, weight, bias: F.group_norm(x, 1, weight, bias)
 
 

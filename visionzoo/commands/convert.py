@@ -62,7 +62,7 @@ def _push(model: Any, args: argparse.Namespace, card: dict[str, Any]) -> str:
         return visionzoo.push_to_hub(model, args.push, private=args.private, **card)
     except Exception as error:
         if isinstance(error, ValueError) and not type(error).__module__.startswith("huggingface_hub"):
-            raise  # of the model or its licence
+            raise  # of the model or its license
         text = " ".join(str(error).split())[:300]
         raise UserError(
             f"cannot push to {args.push}: {type(error).__name__}: {text}; {args.folder} was not written. "

@@ -65,7 +65,7 @@ def draw_maps(image: Any, rows: Sequence[Sequence[tuple[str, Any]]], path: Path,
 
     Args:
         image: [H, W, 3] from 0 to 1, drawn first in each row.
-        rows: of each the maps [h, w] of the whole image, with their titles; colours are over each map's own range.
+        rows: of each the maps [h, w] of the whole image, with their titles; colors are over each map's own range.
         path: of the picture, a PNG.
         over: draw the maps half transparent over the image, smoothly; else cell by cell, with their ranges.
 

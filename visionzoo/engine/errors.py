@@ -51,7 +51,7 @@ def run_tool(main: Callable[[], object]) -> None:
 def printable(text: str) -> str:
     r"""Return a text with escapes (`\x1b`, `\udce9`) for what would steer a terminal and what no terminal can show.
 
-    File names may hold both: codes that colour or clear the screen, and bytes that are not UTF-8. Ends of lines stay.
+    File names may hold both: codes that color or clear the screen, and bytes that are not UTF-8. Ends of lines stay.
     """
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 

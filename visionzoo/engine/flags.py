@@ -53,7 +53,7 @@ def add_model_flags(parser: Parser, *, model: str | None) -> None:
     add = group.add_argument
     add("--model", default=model, metavar="NAME", help="any timm model, zoo_* included")
     _yes(group, "--pretrained", "start from the published weights")
-    _yes(group, "--non-commercial", "accept weights whose licence forbids commercial use (visionzoo)")
+    _yes(group, "--non-commercial", "accept weights whose license forbids commercial use (visionzoo)")
     add("--num-classes", type=COUNT, metavar="N", help="number of classes (default: the data set's, else the model's)")
     add("--in-chans", type=COUNT, metavar="N", help="image channels (default: 3)")
     add("--gp", metavar="POOL", help="global pooling (default: the model's)")
@@ -242,9 +242,9 @@ def _augmentation_flags(parser: Parser) -> None:
     add("--ratio", type=POSITIVE, nargs="+", default=[3 / 4, 4 / 3], metavar="RATIO", help="sides of the random crop")
     add("--hflip", type=SHARE, default=0.5, metavar="P", help="probability of a horizontal flip")
     add("--vflip", type=SHARE, default=0.0, metavar="P", help="probability of a vertical flip")
-    add("--color-jitter", type=AMOUNT, default=0.4, metavar="X", help="colour jitter; without effect under --aa")
-    add("--color-jitter-prob", type=SHARE, metavar="P", help="probability of colour jitter")
-    add("--grayscale-prob", type=SHARE, metavar="P", help="probability of greyscale")
+    add("--color-jitter", type=AMOUNT, default=0.4, metavar="X", help="color jitter; without effect under --aa")
+    add("--color-jitter-prob", type=SHARE, metavar="P", help="probability of color jitter")
+    add("--grayscale-prob", type=SHARE, metavar="P", help="probability of grayscale")
     add("--gaussian-blur-prob", type=SHARE, metavar="P", help="probability of blur")
     add("--aa", metavar="POLICY", help="e.g. rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, original")
     add("--aug-repeats", type=AMOUNT, default=0, metavar="N", help="repeated augmentation (several devices only)")
@@ -450,7 +450,7 @@ def fit_hashes_parser() -> Parser:
 
 def sparse_rate_parser() -> Parser:
     """Return the parser of `visionzoo sparse-rate`."""
-    about = "Measure what CRATE's layers optimise, coding rates and sparsity, on images: a table and a plot."
+    about = "Measure what CRATE's layers optimize, coding rates and sparsity, on images: a table and a plot."
     parser = Parser("%(prog)s IMAGE... --checkpoint FILE [flags]", about)
     _drawn_images(parser, "weights of the model")
     where = "folder to write to (default: output/sparse_rate/MODEL, numbered where that is taken)"

@@ -43,7 +43,7 @@ OF_ONE_START = {
         "recovery_interval",
     ),
 }
-# Words of arguments that say where weights come from, or under which licence they are accepted.
+# Words of arguments that say where weights come from, or under which license they are accepted.
 ELSEWHERE = {"pretrained", "checkpoint", "file", "url", "hub", "cache", "dir", "source", "load", "commercial"}
 
 
@@ -54,7 +54,7 @@ class Recorded:
     Attributes:
         model: flags that build the model: `model`, `model_kwargs`, `num_classes`, `in_chans`, `gp`.
         images: flags on how images are read: `input_img_mode`, `multi_label`, `apply_exif_orientation`.
-        data_config: size, crop, filter and normalisation of the images, in timm's names.
+        data_config: size, crop, filter and normalization of the images, in timm's names.
         data: flags that name the data set, only for `--recorded-data`.
         class_names: in the order of their numbers.
         left_out: what the record asks for and does not get, in words.

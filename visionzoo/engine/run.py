@@ -412,7 +412,7 @@ def _make_model(args: argparse.Namespace, process: Process, say: Callable[[str],
         freeze(args, model)
     if process.distributed and args.sync_bn:
         if process.device.type == "cpu":
-            raise UserError("--sync-bn: torch's synchronised batch norm needs GPUs; leave it out on CPUs")
+            raise UserError("--sync-bn: torch's synchronized batch norm needs GPUs; leave it out on CPUs")
         model = convert_sync_batchnorm(model)
     model.to(process.device)
     return model.to(memory_format=torch.channels_last) if args.channels_last else model

@@ -191,7 +191,7 @@ class Favor(Random):
 
 
 class FavorRelu(Random):
-    """max(w·x, 0) + 1e-3, x divided by D^¼ (Performer's generalised attention, arXiv:2009.14794; code as `Favor`)."""
+    """max(w·x, 0) + 1e-3, x divided by D^¼ (Performer's generalized attention, arXiv:2009.14794; code as `Favor`)."""
 
     EPS = 1e-3
 

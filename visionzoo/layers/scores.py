@@ -1,4 +1,4 @@
-"""Scores of attention, and what is done to scores or weights before and after they are normalised.
+"""Scores of attention, and what is done to scores or weights before and after they are normalized.
 
 Scores are [B, G, R, N]: of R queries, which follow each other in the order of the map's tokens, and all N keys.
 """

@@ -51,22 +51,22 @@ class SymbolicAttention(nn.Module):
 
 
 class RelationalSymbols(nn.Module):
-    """Symbolic attention by a token's relations to its neighbours, those before and after it in the tokens' order.
+    """Symbolic attention by a token's relations to its neighbors, those before and after it in the tokens' order.
 
-    Beyond the ends the neighbour is the first or last token.
+    Beyond the ends the neighbor is the first or last token.
 
     Args:
         dim: channels C.
-        relation_heads: relations to each neighbour.
+        relation_heads: relations to each neighbor.
         neighbours: how many on a side.
         causal: only those before the token.
-        include_self: the token is a neighbour of its own.
-        normalize: have a softmax over the neighbours.
+        include_self: the token is a neighbor of its own.
+        normalize: have a softmax over the neighbors.
         num_heads: heads of the symbolic attention.
         num_symbols: its symbols.
 
     Raises:
-        ValueError: if the heads do not divide the channels, or there are no symbols or neighbours.
+        ValueError: if the heads do not divide the channels, or there are no symbols or neighbors.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class RelationalSymbols(nn.Module):
         super().__init__()
         if relation_heads < 1 or dim % relation_heads or neighbours < 1:
             raise ValueError(
-                f"symbols: relation_heads must divide {dim=}, and there must be neighbours, got {relation_heads=} and "
+                f"symbols: relation_heads must divide {dim=}, and there must be neighbors, got {relation_heads=} and "
                 f"{neighbours=}"
             )
         steps = [-i for i in range(1 - include_self, neighbours + 1)]

@@ -1,4 +1,4 @@
-"""Weights of others and our own into our models: reading files safely, recognising names, reporting what fitted."""
+"""Weights of others and our own into our models: reading files safely, recognizing names, reporting what fitted."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def load_weights(
 ) -> LoadReport:
     """Load weights into a model of the zoo, whoever's names they have.
 
-    Recognises our names, the authors' and timm's (the model's `CHECKPOINT_KEYS`), the wrappers and containers people
+    Recognizes our names, the authors' and timm's (the model's `CHECKPOINT_KEYS`), the wrappers and containers people
     meet, and linear weights kept as 1×1 convolutions. The first convolution is adapted to the model's input channels
     as timm does, from any number to any. Tensors of parts that the model was built without (`num_classes=0`,
     `features_only=True`) and those beside the model in its wrapper (a detector's neck, a loss) are left out and

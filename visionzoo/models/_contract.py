@@ -62,7 +62,7 @@ class Contract(nn.Module):
     POOL = "avg"  # pooling where the caller names none
     POOLS: tuple[str, ...] = ("", "avg", "max", "avgmax", "catavgmax")  # poolings that the head has a place for
     UNFOLDED = ""  # pattern of batch norms that `visionzoo.fuse` leaves, for no layer comes directly before them
-    INIT_CONVS = False  # whether convolutions are initialised as linear layers are
+    INIT_CONVS = False  # whether convolutions are initialized as linear layers are
     ANY_SIZE = True  # whether images of any size are taken, or only of the model's own `img_size`
     DYNAMIC_SIZE = True  # whether torch.export makes a program for images of any size
     TWICE = True  # whether gradients have gradients under `use_backend("reference")`
@@ -154,7 +154,7 @@ class Contract(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Initialise linear layers as the families here do (truncated normal of std 0.02, no bias); others as torch.
+        """Initialize linear layers as the families here do (truncated normal of std 0.02, no bias); others as torch.
 
         With `INIT_CONVS` convolutions too. Weights on the meta device have no numbers, and are skipped.
         """
@@ -223,7 +223,7 @@ class Contract(nn.Module):
             return Outputs(logits, tuple(self.exits(states, logits)), terms)
 
     def forward_features(self, x: Tensor, states: list[Any] | None = None) -> Any:
-        """Image [B, in_chans, H, W] to what the head takes, normalised; `states` keeps the state after each part."""
+        """Image [B, in_chans, H, W] to what the head takes, normalized; `states` keeps the state after each part."""
         state = self.begin(x)
         for i in range(len(self.parts)):
             state = self.advance(i, state)

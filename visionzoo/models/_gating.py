@@ -27,7 +27,7 @@ _logger = logging.getLogger(__name__)
 
 
 def with_gates(model_cls: Callable[..., Contract], gates: Any) -> Callable[..., Contract]:
-    """Return what builds `model_cls` with gates; they initialise themselves, after the model did.
+    """Return what builds `model_cls` with gates; they initialize themselves, after the model did.
 
     Args:
         model_cls: the model's class.

@@ -59,7 +59,7 @@ def save_pretrained(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty, or no folder; name a new one")
     if not licence:
-        raise ValueError("whose weights are these? give their licence, such as 'apache-2.0' for your own")
+        raise ValueError("whose weights are these? give their license, such as 'apache-2.0' for your own")
     if class_names and len(class_names) != model.num_classes:
         raise ValueError(f"{len(class_names)} class names for the {model.num_classes} classes of the model")
     if spoilt := not_finite(model):
@@ -182,7 +182,7 @@ def model_card(
         "Parameters": f"{parameters / 1e6:.2f} M",
         "Input": " x ".join(map(str, cfg["input_size"])),
         "Classes": str(model.num_classes),
-        "Licence of the weights": licence,
+        "License of the weights": licence,
         "Source of the weights": source or cfg.get("origin_url") or "not stated",
     }
     if papers := cfg.get("paper_ids"):

@@ -1,4 +1,4 @@
-"""Whose weights may be used for what: each model's licences, and a stop before non-commercial ones."""
+"""Whose weights may be used for what: each model's licenses, and a stop before non-commercial ones."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Weights:
 
     @property
     def non_commercial(self) -> bool:
-        """Whether the licence forbids commercial use."""
+        """Whether the license forbids commercial use."""
         return is_non_commercial(self.licence)
 
 
 def is_non_commercial(licence: str | None) -> bool:
-    """Whether a licence's name says that it forbids commercial use.
+    """Whether a license's name says that it forbids commercial use.
 
     >>> is_non_commercial("cc-by-nc-4.0"), is_non_commercial("mit")
     (True, False)
@@ -59,7 +59,7 @@ def _default(name: str) -> str:
 
 
 def describe(model: str) -> str:
-    """Return the licences of a model's code and weights in a few lines.
+    """Return the licenses of a model's code and weights in a few lines.
 
     Raises:
         ValueError: there is no such model.

@@ -2,7 +2,7 @@
 
 ICML 2025, https://arxiv.org/abs/2405.16727. Facts from https://github.com/Awni00/dual-attention at a6ef87c (MIT); the
 code here is our own. A ViT with heads of self-attention and of relational attention side by side. Before every block,
-one retriever that all share makes symbols of the tokens, which are not normalised for it. As released, there is no norm
+one retriever that all share makes symbols of the tokens, which are not normalized for it. As released, there is no norm
 before the classifier. `zoo_dat_s` is the README's model; nothing is published for images of ImageNet.
 
 Where we differ: images of any size and shape are taken, with positions interpolated (but for "positional" symbols, of

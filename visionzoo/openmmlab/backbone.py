@@ -22,7 +22,7 @@ from visionzoo.models._registry import VARIANTS
 from visionzoo.openmmlab.checkpoints import download, read
 
 if "LN2d" not in MODELS.module_dict:
-    MODELS.register_module("LN2d", module=LayerNorm2d)  # layer normalisation of the channels of [B, C, H, W]
+    MODELS.register_module("LN2d", module=LayerNorm2d)  # layer normalization of the channels of [B, C, H, W]
 
 
 @MODELS.register_module()
@@ -221,6 +221,6 @@ def _checkpoint(init_cfg: Mapping[str, Any] | None) -> str | None:
     if init_cfg.get("type") != "Pretrained" or not init_cfg.get("checkpoint"):
         raise UserError(
             f"ZooBackbone: init_cfg must be dict(type='Pretrained', checkpoint=FILE_OR_URL) or None (the models "
-            f"initialise themselves), got {dict(init_cfg)}"
+            f"initialize themselves), got {dict(init_cfg)}"
         )
     return str(init_cfg["checkpoint"])

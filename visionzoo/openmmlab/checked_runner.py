@@ -28,7 +28,7 @@ class CheckingRunner(Runner):
     """mmengine's Runner, whose data sets name the file that they cannot use."""
 
     def build_model(self, model: Any) -> Any:
-        """Build what mmengine does, with losses that take batches without a labelled pixel."""
+        """Build what mmengine does, with losses that take batches without a labeled pixel."""
         built = super().build_model(model)
         allow_unlabelled_batches(built)
         return built

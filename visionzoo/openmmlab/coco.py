@@ -171,7 +171,7 @@ def check_coco(
         odd = {a["id"]: reasons[a["id"]] for a in counted if reasons[a["id"]]}
     else:
         counted = [a for a in listed if not reasons[a["id"]]]
-        fate = "from which nothing is learnt"
+        fate = "from which nothing is learned"
         odd = {key: reason for key, reason in reasons.items() if reason}
     for reason in dict.fromkeys(odd.values()):
         which = [str(key) for key, found in odd.items() if found == reason]
@@ -209,7 +209,7 @@ def _check_names(loader: str, path: Path, classes: list[str], annotated: list[st
     if missing:
         raise UserError(
             f"{loader}: {len(missing)} of {len(classes)} classes are not among the annotated categories "
-            f"({some(missing, 100)}); they would never be learnt, or all of AP be 0.{both}\nName your classes by "
+            f"({some(missing, 100)}); they would never be learned, or all of AP be 0.{both}\nName your classes by "
             f"--classes a,b,c, or give the data by --dataset FILE.yaml. A class that only this split lacks needs its "
             f"category there, without annotations."
         )

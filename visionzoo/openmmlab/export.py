@@ -120,7 +120,7 @@ def _describe_detector(detector: Any) -> dict[str, Any]:
             "means": list(head.bbox_coder.means),
             "stds": list(head.bbox_coder.stds),
             "wh_ratio_clip": 16 / 1000,  # mmdet's DeltaXYWHBBoxCoder.decode
-            "decode": "d = delta · std + mean; centre = anchor centre + d_xy · anchor size; size = anchor size · "
+            "decode": "d = delta · std + mean; center = anchor center + d_xy · anchor size; size = anchor size · "
             "exp(clip(d_wh, ± |log wh_ratio_clip|))",
         },
         "test_cfg": detector.test_cfg.to_dict(),

@@ -28,7 +28,7 @@ def compare_classes(
         learning: whether a training begins with the weights, and can learn another order.
 
     Returns:
-        A note where classes have other names, or another order that can be learnt.
+        A note where classes have other names, or another order that can be learned.
 
     Raises:
         UserError: they have the same names in other places: every result would bear a wrong one.

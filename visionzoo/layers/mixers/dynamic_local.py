@@ -15,7 +15,7 @@ class DynamicLocalMixer(Mixer):
     """A depthwise convolution whose k × k weights a small network makes at each place, for groups of channels.
 
     outₚ = W₁ Σₒ wₚₒ (W₀ x)ₚ₊ₒ over the offsets o of the window, with zeros around the map and w = W₃ conv(W₂ W₀ x), a
-    depthwise convolution between two projections, without activation or normalisation. O(N·C·(C + k²)); memory for
+    depthwise convolution between two projections, without activation or normalization. O(N·C·(C + k²)); memory for
     the N·G·k² weights and a few maps. Sums over the window are float32 at least, the rest in the dtype of the input or
     of autocast.
 

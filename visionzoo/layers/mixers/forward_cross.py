@@ -13,11 +13,11 @@ from visionzoo.layers.norm import LayerNorm
 class ForwardCrossMixer(OffsetBiasMixer):
     """Every token attends to every token, and to cross tokens from earlier blocks; O(N²·C), and an N×N bias a head.
 
-    Cross tokens are scaled, each by a learned factor, normalised, and projected to keys and values by the same layer as
+    Cross tokens are scaled, each by a learned factor, normalized, and projected to keys and values by the same layer as
     the map's tokens; both share one softmax. A bias for how far apart two tokens are is added to the scores, and one
     for each cross token. `visionzoo.models.fcaformer` makes the cross tokens; without them, as in the first block of
-    its stages and by itself, this is attention with biases for offsets. Softmax and sums are float32 at least; biases are
-    added in the dtype of the queries.
+    its stages and by itself, this is attention with biases for offsets. Softmax and sums are float32 at least; biases
+    are added in the dtype of the queries.
 
     Args:
         dim: channels C.

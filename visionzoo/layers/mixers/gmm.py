@@ -44,7 +44,7 @@ class GmmMixer(WindowMixer):
     Scores are multiplied by a mixture of Gaussians before the softmax: those of far tokens become 0, not -∞. Scores,
     mixture and softmax are float32 at least. Any map: the mixture only knows the distance.
 
-    Facts from https://github.com/CatworldLee/Gaussian-Mixture-Mask-Attention at b06b199 (no licence).
+    Facts from https://github.com/CatworldLee/Gaussian-Mixture-Mask-Attention at b06b199 (no license).
 
     Args:
         dim: channels C.

@@ -84,7 +84,7 @@ class HaloMixer(Mixer):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Initialise projections by their inputs' width and embeddings by their own, as timm does."""
+        """Initialize projections by their inputs' width and embeddings by their own, as timm does."""
         for linear in (self.q, self.kv):
             nn.init.trunc_normal_(linear.weight, std=self.dim**-0.5)
         for table in (self.rel_height, self.rel_width):

@@ -28,7 +28,7 @@ class InjectiveLinearMixer(Mixer):
         feature_map: φ: "identity", as in all released models, "relu", "leaky_relu" or "exp" (of 0.2 x).
         window_size: attend inside windows of this side, each with means and a convolution of its own; None for the
             whole map. Longer sides of a map are padded with zeros to whole windows, which take part.
-        shift_size: how much further down and right windows start; as released the parts that are no neighbours are
+        shift_size: how much further down and right windows start; as released the parts that are no neighbors are
             not kept apart. Along an axis where the map is one window at most, nothing is shifted.
         lepe_kernel: kernel, odd, of a learned depthwise convolution of v that is added; None for none.
         sees_input: in a `Block` predict from the mean of its input, before the norm, as in CSWin.

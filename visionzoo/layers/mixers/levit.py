@@ -13,7 +13,7 @@ from visionzoo.layers.mixers.offset_bias import OffsetBiasMixer
 class LevitMixer(OffsetBiasMixer):
     """Every token attends to every token, with a bias for how far apart they are; O(N²·C), and an N×N bias a head.
 
-    Each linear layer is followed by batch normalisation, and an activation comes before the output projection, so a
+    Each linear layer is followed by batch normalization, and an activation comes before the output projection, so a
     block needs no norm of its own. Queries and keys are narrower than values. Softmax and sums are float32 at least;
     the bias is added in the dtype of the queries.
 

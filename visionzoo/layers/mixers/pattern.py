@@ -44,7 +44,7 @@ class PatternMixer(Mixer):
 
     - the sparse transformer (arXiv:1904.10509): ("band", "column") is its strided attention, ("row", "last_columns")
       its fixed one, ("row", "column") the axial form; there, each part is a head of its own. Rules from
-      https://github.com/openai/sparse_attention at c53f3bd (no licence), which has causal modes only;
+      https://github.com/openai/sparse_attention at c53f3bd (no license), which has causal modes only;
     - CLEAR (arXiv:2412.16112): ("disc",) and ("disc", "cells"), https://github.com/Huage001/CLEAR at 98e9fed
       (Apache-2.0), without text tokens;
     - Combiner (arXiv:2107.05768): ("row", "row_summaries") is Combiner-Fixed; ("row", "column", "above", "below",

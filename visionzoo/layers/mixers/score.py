@@ -61,7 +61,7 @@ class ScoreMixer(Mixer):
     - probabilistic attention (arXiv:2106.15338) is `score="gaussian"`; with scores of "dot" it is softmax;
       https://github.com/apple/ml-probabilistic-attention at 2945e06 (Apple's sample code license);
     - YOSO (arXiv:2111.09714) in expectation over its hash functions is `score="collision"`, whose heads' outputs come
-      to length 1; https://github.com/mlpen/YOSO at 6000487 (no licence), `yoso_e`; without its convolution of values;
+      to length 1; https://github.com/mlpen/YOSO at 6000487 (no license), `yoso_e`; without its convolution of values;
     - neural attention (arXiv:2502.17206) is `score="neural"`; O(N²·C·p) with p = `hidden_dim`;
       https://github.com/awayfromzel/neural-attention-research at f6572f5 (MIT);
     - selective attention (arXiv:2411.12892) is a `temperature`; https://github.com/umich-sota/selective_attention at

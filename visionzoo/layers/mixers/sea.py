@@ -35,7 +35,7 @@ class SeaMixer(Mixer):
     the loss of models that collect terms: 0.1·KL + squared error of the estimate for this mixer's own attention, which
     holds all N² weights. The authors have a trained model's attention in its place, and this one's as an option.
 
-    Lee et al., ICLR 2024. Facts from https://github.com/gmlwns2000/sea-attention at 5609413 (no licence, so only facts
+    Lee et al., ICLR 2024. Facts from https://github.com/gmlwns2000/sea-attention at 5609413 (no license, so only facts
     are taken), `PerlinAttention` without causal mask, with predictor "mlp" and backend "performer". Left out: its
     causal form, the predictor "comp", `k_oversample`, adapters (LoRA) of the projections. Its code divides scores by
     √D only where a teacher is given: here they always are.

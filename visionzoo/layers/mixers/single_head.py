@@ -16,8 +16,8 @@ PARTIAL_RATIO = 1 / 4.67  # of the channels, the paper's choice
 class SingleHeadMixer(Mixer):
     """The first channels attend with one head, the others pass by; then all are projected; O(N²·P) for P channels.
 
-    The part is normalised over height, width and its channels, and each linear layer is followed by batch
-    normalisation. There is no position term. Softmax and sums are float32 at least.
+    The part is normalized over height, width and its channels, and each linear layer is followed by batch
+    normalization. There is no position term. Softmax and sums are float32 at least.
 
     Args:
         dim: channels C.

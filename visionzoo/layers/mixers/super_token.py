@@ -103,9 +103,9 @@ class _HeadsFirstAttention(FullMixer):
 def _gather(pixels: Tensor, membership: Tensor) -> Tensor:
     """Mean of the pixels that belong to each token, [B, h, w, C]."""
     with without_autocast(pixels.device):  # gradients of tokens that get next to nothing pass what half precision holds
-        parts = membership.mT @ pixels.to(membership.dtype)  # [B, h, w, 9, C], for the 9 neighbours
+        parts = membership.mT @ pixels.to(membership.dtype)  # [B, h, w, 9, C], for the 9 neighbors
     shares = membership.sum(3).unsqueeze(-1)  # [B, h, w, 9, 1]
-    # what was given to the i-th neighbour comes from the place to which one is the (8 - i)-th
+    # what was given to the i-th neighbor comes from the place to which one is the (8 - i)-th
     total, share = (
         torch.stack([neighbours(part.select(3, i))[8 - i] for i in range(9)]).sum(0) for part in (parts, shares)
     )

@@ -110,7 +110,7 @@ class WindowMixer(Mixer):
         return routed_attention(q, k, v, None, regions=regions, bias=bias, segments=segments, valid_size=valid_size)
 
     def _segments(self, size: Sequence[int], padded: Sequence[int], shift: Sequence[int], device) -> Tensor:
-        """Numbers [H, W] of the parts of a shifted map that are no neighbours in the map itself."""
+        """Numbers [H, W] of the parts of a shifted map that are no neighbors in the map itself."""
         rows, columns = (torch.arange(length, device=device) for length in padded)
         wrapped_rows, wrapped_columns = rows >= padded[0] - shift[0], columns >= padded[1] - shift[1]
         segments = 2 * wrapped_rows[:, None] + wrapped_columns
