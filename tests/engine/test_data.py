@@ -208,7 +208,7 @@ def test_a_data_set_of_unreadable_images_ends(make_args, tmp_path):
         (tmp_path / "d" / name).mkdir(parents=True)
         (tmp_path / "d" / name / "0.png").write_bytes(b"")
     args = make_args(data_dir=str(tmp_path / "d"), val_split="", skip_bad_images=True, batch_size=2)
-    with pytest.raises(UnreadableImageError, match="not one image"):
+    with pytest.raises(UnreadableImageError, match="no image"):
         list(batches(train_loader(args, open_train_and_val(args)[0], CONFIG, CPU)))
 
 

@@ -260,7 +260,7 @@ def test_a_run_that_fails_or_dies_is_written_down_and_tried_again(mixers, tmp_pa
     parent = os.getpid()
     for flags, reason in (
         ([], "RuntimeError: no such kernel"),
-        (["--jobs", "1"], "its process ended with exit code 3, without a word"),
+        (["--jobs", "1"], "its process ended with exit code 3 and no message"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(ScoreMixer, "forward", fail)
