@@ -13,7 +13,7 @@ def test_a_run_becomes_a_folder_with_its_classes_and_what_was_measured(trained, 
     flags = ["--source", "three colors", "--measured", str(tmp_path / "eval.json")]
     code = run_tool("convert", "zoo_biformer_t", str(checkpoint), str(folder), *flags)
     assert code == 1 and "whose weights are these" in capsys.readouterr().err
-    code = run_tool("convert", "zoo_biformer_t", str(checkpoint), str(folder), *flags, "--licence", "cc0-1.0")
+    code = run_tool("convert", "zoo_biformer_t", str(checkpoint), str(folder), *flags, "--license", "cc0-1.0")
     assert code == 0
     config = json.loads((folder / "config.json").read_text())
     assert config["label_names"] == ["blue", "green", "red"] and config["pretrained_cfg"]["input_size"] == [3, 32, 32]

@@ -434,7 +434,7 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ),
         (
             {"type": "dual_attention", "symbols": {"type": "relational", "neighbours": 0}},
-            r"there must be neighbors, got relation_heads=1 and neighbours=0",
+            r"there must be neighbors, got relation_heads=1 and neighbors=0",
         ),
         ({"type": "dual_attention", "symbols": {"type": "positional", "max_length": 0}}, r"positive, got max_length=0"),
         (

@@ -39,7 +39,7 @@ def convert(args: argparse.Namespace) -> str:
     model: Any = timm.create_model(args.model, num_classes=classes, **model_args)
     report = visionzoo.load_weights(model, state, use_ema=not args.no_ema)
     card: dict[str, Any] = {
-        "licence": args.licence or ("" if run else model.pretrained_cfg["license"]),
+        "license": args.license or ("" if run else model.pretrained_cfg["license"]),
         "source": args.source,
         "measured": _measured(args.measured),
         "class_names": found.class_names if run else None,
@@ -91,7 +91,7 @@ def main() -> None:
         "--num-classes", type=COUNT, metavar="N", help="classes of the checkpoint (default: the run's, else 1000)"
     )
     parser.add_argument("--no-ema", action="store_true", help="take the last weights, not the averaged ones")
-    parser.add_argument("--licence", "--license", help="of the weights (default: the authors'; of your own, say it)")
+    parser.add_argument("--license", "--licence", help="of the weights (default: the authors'; of your own, say it)")
     parser.add_argument("--source", default="", help="where the weights are from, for the model card")
     parser.add_argument("--measured", type=Path, metavar="JSON", help="what visionzoo eval wrote, for the model card")
     parser.add_argument("--push", metavar="USER/NAME", help="upload it to Hugging Face's hub too")

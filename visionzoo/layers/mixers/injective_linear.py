@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from visionzoo.kernels.precision import without_autocast
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
-from visionzoo.layers.padding import crop, from_windows, neighbours, pad_to_multiple, to_windows
+from visionzoo.layers.padding import crop, from_windows, neighbors, pad_to_multiple, to_windows
 
 
 class InjectiveLinearMixer(Mixer):
@@ -129,7 +129,7 @@ class InjectiveLinearMixer(Mixer):
                 count = x.shape[2] - map_size[0] * map_size[1]
                 prefix, out = out[:, :, :count], out[:, 0, count:].unflatten(1, map_size)
                 v = v[:, 0, count:].unflatten(1, map_size)
-            for place, kernel in zip(neighbours(v), kernels, strict=True):
+            for place, kernel in zip(neighbors(v), kernels, strict=True):
                 out = torch.addcmul(out, place.to(dtype), kernel.to(dtype))
         out = out.to(qkv.dtype)
         out = out if self.lepe is None else self.lepe(v, residual=out)
