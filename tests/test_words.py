@@ -54,9 +54,9 @@ def test_no_listed_word_is_used(place):
 
 def test_listed_words_are_found(tmp_path):
     page, code = tmp_path / "page.md", tmp_path / "code.py"
-    page.write_text("As said,\nin the place of `colour` the Colors\n```\nlicence\n```\nMIT licenses\n")
-    expected = ["page.md:1: said", "page.md:2: in the place of", "page.md:2: Colors", "page.md:6: licenses"]
+    page.write_text("As said,\nin the place of `colour` the Colours\n```\nlicence\n```\nMIT licences\n")
+    expected = ["page.md:1: said", "page.md:2: in the place of", "page.md:2: Colours", "page.md:6: licences"]
     assert list(found(page, listed())) == expected
-    lines = ['color = "licence"  # the map alone', 'f"""{said}', "    >>> mend(1)", "    told: is mended", '"""', ""]
+    lines = ['colour = "licence"  # the map alone', 'f"""{said}', "    >>> mend(1)", "    told: is mended", '"""', ""]
     code.write_text("\n".join(lines))
     assert list(found(code, listed())) == ["code.py:1: alone", "code.py:4: mended"]
