@@ -142,7 +142,7 @@ def rows(model: nn.Module, recipe: Recipe) -> list[tuple[str, list[int], str]]:
             kind = "stat"
         else:
             raise RecordError(
-                f"buffer {name} is no statistic of a norm: name its ending in the recipe's `constants` or `filled`"
+                f"buffer {name} is not a statistic of a norm: name its ending in the recipe's `constants` or `filled`"
             )
         state.append((name, list(value.shape), kind))
     return state

@@ -73,7 +73,7 @@ def fewer(folder):
         (config(num_classes=5, model_args={"num_classes": 3}), "are of 5 classes, the model is asked to have 3"),
         (config(label_names=["a", "b"]), "names 2 classes, the model has 3"),
         (config(model_args={"nope": 3}), "unexpected keyword argument 'nope'"),
-        (config(pretrained_cfg={"mean": "x", "num_classes": 3}), "records mean='x', which is no such setting"),
+        (config(pretrained_cfg={"mean": "x", "num_classes": 3}), "records mean='x', which is not a valid setting"),
         (config(pretrained_cfg={"input_size": [3, -1, 2]}), "3, -1, 2"),
         (config(pretrained_cfg={"unknown": 3}), "unexpected keyword argument 'unknown'"),
         (instead(b"abc"), "it is damaged or no model of timm's"),

@@ -134,7 +134,7 @@ def test_a_missing_validation_folder_is_not_replaced_by_the_training_one(make_ar
 def test_validation_classes_unknown_to_training_are_named(make_args, images, tmp_path):
     write_images(tmp_path / "val", per_class=1, seed=1)
     (tmp_path / "val/red").rename(tmp_path / "val/crimson")
-    with pytest.raises(UserError, match="not trained on: crimson; trained on were blue, green, red"):
+    with pytest.raises(UserError, match="not trained on: crimson; the training had blue, green, red"):
         open_train_and_val(make_args(val_data_dir=str(tmp_path / "val")))
 
 

@@ -137,6 +137,6 @@ def test_a_teacher_of_other_classes_is_refused_but_for_its_features(distil, tmp_
         for image in (tmp_path / "data" / split / "crimson").iterdir():
             image.unlink()
         (tmp_path / "data" / split / "crimson").rmdir()
-    with pytest.raises(UserError, match="the teacher tells 3 classes apart, the student 2; fine-tune the teacher"):
+    with pytest.raises(UserError, match="the teacher has 3 classes, the student 2; fine-tune the teacher"):
         train(distil(**options))
     assert train(distil(**options, kd_distill_type="feature"))["updates"] == 1

@@ -79,7 +79,7 @@ def test_what_is_not_recorded_is_said(make_args, recorders, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({}, "what is recorded are launches on a CUDA device, this is cpu"),
+        ({}, "only launches on a CUDA device can be recorded, this is cpu"),
         ({"distributed": True}, "expected one process, got 1"),
         ({"grad_checkpointing": True}, "sets random states in the backward pass"),
         ({"torchcompile": "inductor", "torchcompile_mode": "reduce-overhead"}, "makes CUDA graphs of its own"),

@@ -129,8 +129,8 @@ def test_eval_names_data_and_split_and_keeps_the_result_on_other_images(place, i
 @pytest.mark.parametrize(
     ("flag", "text", "message"),
     [
-        ("--results-file", "a photo", "is there and no result of `visionzoo eval`"),
-        ("--results-file", "[1]", "is there and no result of `visionzoo eval`"),
+        ("--results-file", "a photo", "exists and is not a result of `visionzoo eval`"),
+        ("--results-file", "[1]", "exists and is not a result of `visionzoo eval`"),
         ("--results-csv", "model;top1\na;1\n", "expected the columns model, img_size, top1"),
         ("--results-csv", "epoch,loss\n1,2\n", "its first line is epoch, loss"),
     ],

@@ -72,7 +72,7 @@ def test_a_head_is_trained_with_the_whole_model(make_args, start, tmp_path):
     ("flags", "message"),
     [
         ({"probe": "ep"}, "--probe ep is what --freeze trains .*: add --freeze; .* give --head"),
-        ({"probe": "ep", "freeze": True, "head": "ep"}, "--probe ep beside --head ep"),
+        ({"probe": "ep", "freeze": True, "head": "ep"}, "--probe ep together with --head ep"),
         ({"head_kwargs": {"num_queries": 2}}, "num_queries=2 are options of a head: give --probe or --head too"),
         (
             {"head_kwargs": {"num_queries": 2}, "probe": "linear", "freeze": True},

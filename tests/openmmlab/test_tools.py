@@ -225,7 +225,7 @@ def test_configs_that_cannot_be_read_are_named(tmp_path, capsys):
             "train_dataloader.dataset.pipeline.0.foo=1",
             "train_dataloader.dataset.pipeline.0 of the config cannot be built",
         ),
-        ("randomness.sed=3", "the config makes no training or evaluation: Runner.set_randomness() got an unexpected"),
+        ("randomness.sed=3", "the config describes no training or evaluation: Runner.set_randomness() got"),
     ],
 )
 def test_a_part_of_the_config_that_cannot_be_is_named_with_its_values(option, message, scenes, tmp_path, capsys):

@@ -303,7 +303,7 @@ def test_a_signal_ends_the_processes_and_they_save(mixers, tmp_path, monkeypatch
             "pyramid/even: cannot build zoo_poolformer_s12",
         ),
         ({"mixers": ["own", "own"]}, "--mixers: 'own' is there twice; give each its label=NAME"),
-        ({"mixers": ["{type: [}"]}, "--mixers: '{type: [}' is no mapping"),
+        ({"mixers": ["{type: [}"]}, "--mixers: '{type: [}' is not a mapping"),
         ({"mixers": ["{label: x}"]}, "--mixers: expected 'NAME KEY=VALUE ...' or '{type: NAME, KEY: VALUE}'"),
         ({"mixers": ["own label=a/b"]}, "expected a label without spaces and slashes, got 'a/b'"),
         ({"hosts": ["zoo_poolformer_x"]}, "unknown model 'zoo_poolformer_x'; did you mean"),

@@ -25,7 +25,7 @@ def convert(args: argparse.Namespace) -> str:
         ValueError: if the checkpoint cannot be read or does not fit the model, or the folder holds files already.
     """
     if args.folder.exists() and (not args.folder.is_dir() or any(args.folder.iterdir())):
-        raise ValueError(f"{args.folder} is not empty, or no folder; name a new one")
+        raise ValueError(f"{args.folder} is not an empty folder; name a new one")
     if not timm.is_model(args.model):
         raise ValueError(f"unknown model {args.model!r}; visionzoo models lists them")
     state = read_checkpoint(args.checkpoint)
@@ -91,7 +91,7 @@ def main() -> None:
         "--num-classes", type=COUNT, metavar="N", help="classes of the checkpoint (default: the run's, else 1000)"
     )
     parser.add_argument("--no-ema", action="store_true", help="take the last weights, not the averaged ones")
-    parser.add_argument("--license", "--licence", help="of the weights (default: the authors'; of your own, say it)")
+    parser.add_argument("--license", "--licence", help="of the weights (default: the authors'; required for your own)")
     parser.add_argument("--source", default="", help="where the weights are from, for the model card")
     parser.add_argument("--measured", type=Path, metavar="JSON", help="what visionzoo eval wrote, for the model card")
     parser.add_argument("--push", metavar="USER/NAME", help="upload it to Hugging Face's hub too")

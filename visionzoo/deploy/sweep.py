@@ -74,11 +74,11 @@ def sweep(args: argparse.Namespace) -> list[Row]:
     check_flags(args)
     tqdm = require("tqdm").tqdm
     if args.model or args.checkpoint:
-        raise UserError("--all beside --model or --checkpoint; give one")
+        raise UserError("--all together with --model or --checkpoint; give one")
     patterns = args.all or ["*"]
     names = [name for name in VARIANTS if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
     if not names:
-        raise UserError(f"--all: no model is called like {' or '.join(patterns)}; `visionzoo models` lists them")
+        raise UserError(f"--all: no model matches {' or '.join(patterns)}; `visionzoo models` lists them")
     table = Path(args.results_csv or Path(args.output) / "export.csv")
     rows = read_rows(table)
     done = {(row.model, row.format, row.axes) for row in rows}

@@ -56,7 +56,7 @@ def auxiliary_weights(args: argparse.Namespace, model: Any) -> dict[str, float]:
     """Return the weights of the exits and terms that a model is to be trained on: its own, or those of --aux-weight.
 
     Raises:
-        UserError: --aux-weight names what the model does not have, or a weight is no number from 0; or there is a
+        UserError: --aux-weight names what the model does not have, or a weight is not a number from 0; or there is a
             teacher, or only the classifier is trained, and they have no place.
     """
     own = model.auxiliary_weights() if hasattr(model, "auxiliary_weights") else {}

@@ -193,7 +193,7 @@ class CheckpointFolder:
         if complaints and not sound:
             first = next(iter(complaints.values()))
             raise UserError(
-                f"none of the {len(complaints)} checkpoints in {self.folder} can be read, and no run is begun anew "
+                f"none of the {len(complaints)} checkpoints in {self.folder} can be read, and no new run is started "
                 f"over them; the first: {first} Or name another --experiment"
             )
         self.unreadable = list(complaints)
@@ -264,9 +264,7 @@ def _check_numbers(state: Mapping[str, Any]) -> None:
     """Refuse weights from which no run can continue, so that they do not replace better ones."""
     spoilt = [name for name, value in state.get("state_dict", {}).items() if bool(value.isnan().any())]
     if spoilt:
-        raise UserError(
-            f"{len(spoilt)} tensors of the model hold NaN, such as {spoilt[0]}; no checkpoint is written of them"
-        )
+        raise UserError(f"{len(spoilt)} tensors of the model hold NaN, such as {spoilt[0]}; no checkpoint is written")
 
 
 def is_ours(state: Mapping[str, Any]) -> bool:

@@ -172,7 +172,7 @@ def open_train_and_val(args: argparse.Namespace) -> tuple[Any, Any | None]:
     )
     names = class_names(train)
     if names and len(names) == 1 and not args.multi_label:
-        raise UserError(f"all training images are of one class, {names[0]!r}: there is nothing to tell apart")
+        raise UserError(f"all training images are of one class, {names[0]!r}: there is nothing to distinguish")
     if not args.val_split:
         return train, None
 
@@ -211,7 +211,7 @@ def with_same_classes(dataset: Any, names: list[str] | None, reopen: Callable[[A
     if strangers := sorted(set(own) - set(names)):
         raise UserError(
             f"{len(strangers)} classes of the evaluated images were not trained on: {some(strangers)}; "
-            f"trained on were {some(names)}"
+            f"the training had {some(names)}"
         )
     return reopen({name: index for index, name in enumerate(names)})
 

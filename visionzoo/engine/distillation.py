@@ -103,9 +103,7 @@ def _make_teacher(args: argparse.Namespace, channels: int) -> Trained:
 def _check_classes(teacher: Trained, model: Any, class_names: list[str] | None) -> None:
     advice = "fine-tune the teacher on this data set first, and give its checkpoint by --kd-checkpoint"
     if teacher.num_classes != model.num_classes:
-        raise UserError(
-            f"the teacher tells {teacher.num_classes} classes apart, the student {model.num_classes}; {advice}"
-        )
+        raise UserError(f"the teacher has {teacher.num_classes} classes, the student {model.num_classes}; {advice}")
     if teacher.class_names and class_names and teacher.class_names != class_names:
         pairs = enumerate(zip(teacher.class_names, class_names, strict=True))
         number, (there, here) = next((i, names) for i, names in pairs if names[0] != names[1])
@@ -123,7 +121,7 @@ def _try_teacher(task: Any, input_size: tuple[int, ...], device: torch.device, n
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(
             f"the teacher {name} does not take the student's images, {tuple(input_size)}: {error}; another --img-size, "
-            "--in-chans or teacher may do"
+            "--in-chans or teacher may work"
         ) from error
 
 

@@ -154,7 +154,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
     about = {"model": name, "img_size": trained.data_config["input_size"][-1]}
     if args.exits:
         if args.multi_label:
-            raise UserError("--exits: how sure an exit is, is asked of models with one label an image")
+            raise UserError("--exits: exits are for models with one label per image")
         with_exits(model, name)
         args.exits_files = exits_files(args, _default_file(about, args.checkpoint))
     if args.channels_last:
@@ -226,7 +226,7 @@ def _check_exit_flags(args: argparse.Namespace, process: Process) -> None:
     if args.torchcompile:
         raise UserError("--exits runs a model part by part, and --torchcompile makes one of all; leave it out")
     if args.results_csv:
-        raise UserError("--results-csv takes a row a model, and --exits has a table of its own; leave it out")
+        raise UserError("--results-csv takes one row per model, and --exits has a table of its own; leave it out")
     require("matplotlib")
 
 
@@ -241,7 +241,7 @@ def _check_files(args: argparse.Namespace) -> None:
     path = Path(args.results_file)
     make_folder(path.parent)
     if args.results_file and path.exists() and _read(path) is None:
-        raise UserError(f"--results-file {path} is there and no result of `visionzoo eval`; name another file")
+        raise UserError(f"--results-file {path} exists and is not a result of `visionzoo eval`; name another file")
 
 
 def _write(result: dict[str, Any], args: argparse.Namespace) -> None:

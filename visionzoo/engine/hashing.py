@@ -35,7 +35,7 @@ def fit_hashes(args: argparse.Namespace) -> Path:
     tqdm = require("tqdm").tqdm
     output = Path(args.output)
     if args.output and (output.exists() or output.is_symlink()):
-        raise UserError(f"--output {output} is there already and is not replaced; name another file")
+        raise UserError(f"--output {output} exists already and is not replaced; name another file")
     seed_everything(args.seed)
     trained = restore(args, complete=_with_hashes)
     model = trained.model.to(process.device).eval()

@@ -179,7 +179,7 @@ def data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
     for name in ("mean", "std"):
         channels = getattr(args, "in_chans", None) or (getattr(args, "input_size", None) or [3])[0]
         if (values := getattr(args, name, None)) and len(values) not in (1, channels):
-            raise UserError(f"--{name}: expected 1 or {channels} numbers, one a channel, got {len(values)}")
+            raise UserError(f"--{name}: expected 1 or {channels} numbers, one per channel, got {len(values)}")
     return resolve_data_config(vars(args), model=model)
 
 

@@ -21,7 +21,7 @@ def choose_head(args: argparse.Namespace) -> None:
             "whole model with such a head, give --head in place of --probe"
         )
     if args.probe and args.head:
-        raise UserError(f"--probe {args.probe} beside --head {args.head}: the model has one head; give one of them")
+        raise UserError(f"--probe {args.probe} together with --head {args.head}: a model has one head; give one")
     name = args.head or (args.probe if args.probe != "linear" else None)
     if name is None:
         if args.head_kwargs:

@@ -219,7 +219,7 @@ def take_data(args: argparse.Namespace, recorded: Recorded, where: str) -> None:
             )
         return
     if given:
-        raise UserError("--recorded-data beside --data-dir or --dataset; give one")
+        raise UserError("--recorded-data together with --data-dir or --dataset; give one")
     if not shown:
         raise UserError(f"--recorded-data: {where} records no data set; give --data-dir or --dataset")
     for key, value in recorded.data.items():
@@ -329,6 +329,6 @@ def _check_kwargs(kwargs: Mapping[str, Any], where: str) -> None:
 def _damaged(where: str, key: str, value: Any) -> UserError:
     shown = repr(value)
     return UserError(
-        f"{where} records {key}={shown[:80] + ' ...' if len(shown) > 80 else shown}, which is no such setting; its "
+        f"{where} records {key}={shown[:80] + ' ...' if len(shown) > 80 else shown}, which is not a valid setting; its "
         "record is damaged. Its bare weights (its state_dict, saved by itself) can be used with --model"
     )

@@ -101,7 +101,7 @@ def measure_sparse_rate(args: argparse.Namespace) -> Path:
     require("matplotlib")
     output = Path(args.output)
     if args.output and (output.exists() or output.is_symlink()):
-        raise UserError(f"--output {output} is there already and is not replaced; name another folder")
+        raise UserError(f"--output {output} exists already and is not replaced; name another folder")
     seed_everything(args.seed)
     trained = restore(args)
     model = trained.model.to(process.device).eval()

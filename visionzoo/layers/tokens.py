@@ -231,7 +231,7 @@ def map_size(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int
     """Return height and width of the map of patches, the last ones padded, of an image of this size in pixels.
 
     Raises:
-        ValueError: if it is no size.
+        ValueError: if it is not a size.
     """
     height, width = to_2tuple(img_size)
     if min(height, width) < 1:

@@ -226,7 +226,7 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
             with path.open("rb") as file:
                 start = file.read(20)
             if start[:1] != pickle.PROTO:  # with which torch files begin that are no zip archives
-                raise ValueError(_damaged(path, f"it is no archive of tensors, and begins with {start!r}"))
+                raise ValueError(_damaged(path, f"it is not an archive of tensors, and begins with {start!r}"))
         # Authors store their command line beside the weights; a Namespace holds values and runs nothing.
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)

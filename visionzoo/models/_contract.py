@@ -463,7 +463,7 @@ def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
         depths: blocks of each part.
 
     Raises:
-        ValueError: if it is no probability below 1.
+        ValueError: if it is not a probability below 1.
     """
     if not 0 <= last < 1:
         raise ValueError(f"drop_path_rate must be from 0 to below 1, got drop_path_rate={last}")

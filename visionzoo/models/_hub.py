@@ -59,13 +59,13 @@ def save_pretrained(
     folder, license = Path(folder), license or licence
     model = _bare(model)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is not empty, or no folder; name a new one")
+        raise ValueError(f"{folder} is not an empty folder; name a new one")
     if not license:
         raise ValueError("whose weights are these? give their license, such as 'apache-2.0' for your own")
     if class_names and len(class_names) != model.num_classes:
         raise ValueError(f"{len(class_names)} class names for the {model.num_classes} classes of the model")
     if spoilt := not_finite(model):
-        raise ValueError(f"{len(spoilt)} tensors hold NaN or infinite weights, such as {spoilt[0]}: no model to keep")
+        raise ValueError(f"{len(spoilt)} tensors hold NaN or infinite weights, such as {spoilt[0]}: nothing is written")
     before = published(model)  # as it was itself loaded from such a folder
     class_names = class_names or (before["class_names"] if before["num_classes"] == model.num_classes else None)
     reading = before["reading"] | {name: value for name in READING if (value := (data_config or {}).get(name))}
@@ -126,7 +126,7 @@ def _check_whole(model: nn.Module, folder: Path) -> None:
     if strangers := sorted(name for name in theirs.keys() | own.keys() if theirs.get(name) != own.get(name)):
         raise ValueError(
             f"{type(model).__name__} is not as it was built: {len(strangers)} tensors are other than its config.json "
-            f"says, such as {strangers[0]}. A model that was fused or cut cannot be loaded again: give the one before. "
+            f"says, such as {strangers[0]}. A model that was fused or cut cannot be loaded again: give the original. "
             "Arguments that it was built with go into model_args"
         )
 

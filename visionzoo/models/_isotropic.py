@@ -65,7 +65,7 @@ def build_blocks(
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
 
     Raises:
-        ValueError: if a mixer is unknown, or `drop_path_rate` is no probability below 1.
+        ValueError: if a mixer is unknown, or `drop_path_rate` is not a probability below 1.
     """
     (rates,) = drop_path_rates(drop_path_rate, [len(own)])
     specs = resolve_mixers([[spec] for spec in own], mixers)

@@ -91,6 +91,6 @@ def check(model: str, license: str | None, *, accepted: bool) -> None:
     """
     if is_non_commercial(license) and not accepted:
         raise NonCommercialError(
-            f"the weights of {model} are licensed {license}, which forbids commercial use; if yours is none, pass "
+            f"the weights of {model} are licensed {license}, which forbids commercial use; for other use pass "
             f"--non-commercial on the command line, non_commercial=True to timm.create_model"
         )

@@ -76,8 +76,8 @@ def build_stages(
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
 
     Raises:
-        ValueError: if the sequences differ in length, `drop_path_rate` is no probability below 1, or a mixer is one of
-            tokens only.
+        ValueError: if the sequences differ in length, `drop_path_rate` is not a probability below 1, or a mixer is
+            one of tokens only.
     """
     if not len(embed_dims) == len(depths) == len(num_heads) == len(mixers):
         raise ValueError(

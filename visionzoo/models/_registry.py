@@ -184,7 +184,7 @@ def _check_arguments(name: str, model_cls: type[Contract], kwargs: dict[str, Any
 
     Raises:
         TypeError: if there is one.
-        ValueError: if a value is of another type than the family states, or `img_size` is no size.
+        ValueError: if a value is of another type than the family states, or `img_size` is not a size.
     """
     own = signature(model_cls).parameters
     if "img_size" not in own and (size := kwargs.pop("img_size", None)) is not None:

@@ -58,7 +58,7 @@ class CrossViT(Contract):
 
     Raises:
         ValueError: if arguments are not for two branches, there are no three convolutions for a patch size, or a rate
-            is no probability.
+            is not a probability.
     """
 
     PARTS = "blocks"

@@ -186,7 +186,7 @@ def create_getter(name: str, out_indices: Sequence[int] | None = None, **model: 
     """
     if name not in VARIANTS:
         raise UserError(
-            f"ZooBackbone: {name!r} is no model of the zoo{closest(name, VARIANTS)}. All: timm.list_models('zoo_*')"
+            f"ZooBackbone: {name!r} is not a model of the zoo{closest(name, VARIANTS)}. All: timm.list_models('zoo_*')"
         )
     if out_indices is not None:
         if not isinstance(out_indices, Sequence) or not out_indices:

@@ -114,11 +114,11 @@ def read_any(path: str) -> dict[str, Any]:
     """Return the content of a checkpoint, of a path or an address.
 
     Raises:
-        UserError: it cannot be read, or is no dictionary.
+        UserError: it cannot be read, or is not a dictionary.
     """
     content = download(path, map_location="cpu") if path.startswith(("http://", "https://")) else read(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path} is no checkpoint: expected a dictionary of weights, got {type(content).__name__}")
+        raise UserError(f"{path} is not a checkpoint: expected a dictionary of weights, got {type(content).__name__}")
     return content
 
 

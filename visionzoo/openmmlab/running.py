@@ -168,7 +168,7 @@ def read_config(path: str) -> Config:
     """Read a config file, and say what it sets that nothing reads.
 
     Raises:
-        UserError: if there is none, it cannot be read, or it is no config of a model.
+        UserError: if there is none, it cannot be read, or it is not a config of a model.
     """
     if not Path(path).is_file():
         raise UserError(f"no config at {path}")
@@ -177,7 +177,7 @@ def read_config(path: str) -> Config:
     except (SyntaxError, FileNotFoundError, ConfigParsingError) as error:
         raise UserError(f"the config {path} cannot be read: {error}") from error
     if "model" not in cfg or "default_scope" not in cfg:
-        raise UserError(f"{path} is no config of a detector or segmentor: it has no model or no default_scope")
+        raise UserError(f"{path} is not a config of a detector or segmentor: it has no model or no default_scope")
     say_notes(unread(cfg))
     return cfg
 
