@@ -96,7 +96,7 @@ OPTIONS = [
     ("--sched wave", "argument --sched: invalid choice: 'wave'"),
     ("--seed -1", "argument --seed: expected a number at least 0"),
     ("--device gpu", "unknown device"),
-    ("--device meta", "device 'meta' computes nothing"),
+    ("--device meta", "device 'meta' cannot compute"),
     ("--amp --amp-dtype float8", "argument --amp-dtype: invalid choice: 'float8'"),
     ("--torchcompile nope", "--torchcompile: expected one of"),
     ("--torchcompile --torchcompile-mode nope", "--torchcompile-mode: expected one of default"),
