@@ -20,6 +20,7 @@ from timm.utils import ModelEmaV3, unwrap_model
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from visionzoo._torch_private import foreach_add_, foreach_copy_, foreach_mul_, foreach_sub, foreach_zero_
 from visionzoo.kernels.small_maps import recorded
 from visionzoo.replicas import Replicas
 
@@ -75,7 +76,7 @@ class CudaRecorder:
     def record(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         """Record a graph. Generators of random numbers continue in each run where the one before has ended."""
         graph = torch.cuda.CUDAGraph()
-        # of this thread alone: those that load images may pin memory meanwhile
+        # only of this thread: those that load images may pin memory meanwhile
         of_thread = torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local")
         with of_thread, recorded():
             result = function()

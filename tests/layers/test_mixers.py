@@ -234,7 +234,7 @@ def test_channel_attention_stays_finite_in_half_precision_on_large_maps():
     assert (low.float() - exact).norm() < 0.01 * exact.norm()
 
 
-LICENCES = "MIT|Apache-2.0|BSD-|AGPL-3.0|Apple's sample code license|no licence|none given"
+LICENCES = "MIT|Apache-2.0|BSD-|AGPL-3.0|Apple's sample code license|no license|none given"
 SOURCE = re.compile(rf"https://github\.com/\S+ at (?:[0-9a-f]{{7}}|\d+\.\d+\.\d+)(?:, | \()(?:{LICENCES})")
 
 

@@ -301,7 +301,7 @@ def linear_case(
     feature_map: str,
     value_depth: int | None = None,
 ) -> Case:
-    """Linear attention, "focused" with a temperature as in FLatten; values as wide as queries unless said."""
+    """Linear attention, "focused" with a temperature as in FLatten; values as wide as queries by default."""
     depths = {"q": depth, "k": depth, "v": value_depth or depth}
 
     def draw(normal: Draw) -> Inputs:

@@ -257,10 +257,10 @@ def batch_names(loader: Any, seed: int, epoch: int, index: int) -> list[str]:
 
 
 def batches(loader: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield the batches of a loader; what a loading process raises is told without its traceback.
+    """Yield the batches of a loader; what a loading process raises is reported without its traceback.
 
     On a GPU, memory of a batch that was given back is not written to before all that reads it has run. timm 1.0.29
-    writes there at once, on a stream of its own, images that it normalises later.
+    writes there at once, on a stream of its own, images that it normalizes later.
     """
     try:
         for batch in loader:

@@ -374,7 +374,7 @@ def check_graphs(args: argparse.Namespace, process: Process, optimizer: Optimize
     """
     mode = args.torchcompile_mode or ""
     if process.device.type != "cuda":
-        raise UserError(f"--cuda-graphs: what is recorded are launches on a CUDA device, this is {process.device}")
+        raise UserError(f"--cuda-graphs: only launches on a CUDA device can be recorded, this is {process.device}")
     for flag, what in (("fsdp", "fetches weights"), ("sync_bn", "sends statistics")):
         if getattr(args, flag):
             raise UserError(

@@ -200,7 +200,7 @@ class Training:
         """Yield what is left of the epoch; what is done is drawn again, so that the rest is what it would have been."""
         run, args = self.run, self.run.args
         if args.mixup_off_epoch and run.epoch >= args.mixup_off_epoch and run.loader.mixup_enabled:
-            # a new loader, since loading processes that run already would go on mixing
+            # a new loader, since loading processes that run already would continue mixing
             end_loading(run.loader)
             run.loader = train_loader(args, run.train_set, run.data_config, run.process)
             run.loader.mixup_enabled = False

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visionzoo._torch_private import is_exporting
 from visionzoo.kernels import scope, small_maps
 from visionzoo.kernels.scope import BACKENDS
 

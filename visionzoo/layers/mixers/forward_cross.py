@@ -23,7 +23,7 @@ class ForwardCrossMixer(OffsetBiasMixer):
     its stages and by itself, this is attention with biases for offsets. Softmax and sums are float32 at least; biases
     are added in the dtype of the queries.
 
-    Facts from https://github.com/hkzhang-git/FcaFormer at 7dcd8e0 (no licence).
+    Facts from https://github.com/hkzhang-git/FcaFormer at 7dcd8e0 (no license).
 
     Args:
         dim: channels C.

@@ -26,7 +26,7 @@ class InjectiveLinearMixer(Mixer):
     kernels, one for each sample and channel, are predicted from the mean of the map. Prefix tokens take part in all but
     the convolutions. Features, sums and states are float32 at least, whatever the input.
 
-    Facts from https://github.com/LeapLabTHU/InLine at e463a6f (no licence).
+    Facts from https://github.com/LeapLabTHU/InLine at e463a6f (no license).
 
     Args:
         dim: channels C.

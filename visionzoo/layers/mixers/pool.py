@@ -9,7 +9,7 @@ from visionzoo.layers.mixers.base import Mixer
 
 
 class PoolMixer(Mixer):
-    """Mean over a square neighbourhood, minus the token itself; no parameters, in the dtype of the input.
+    """Mean over a square neighborhood, minus the token itself; no parameters, in the dtype of the input.
 
         yᵢ = mean over the k × k nearest of x - xᵢ
 

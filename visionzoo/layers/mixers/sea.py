@@ -30,7 +30,7 @@ class SeaMixer(Mixer):
     the tokens of the largest cells, about `topk` tokens for each head; p̄ is the mean of the estimates, each token with
     the number of its cell. aᵢ and bᵢ are a layer of the encoding.
 
-    The authors' CUDA kernels visit S(i) alone; here the weights of all pairs are computed and hidden, in portions that
+    The authors' CUDA kernels only visit S(i); here the weights of all pairs are computed and hidden, in portions that
     are computed once more in the backward pass. Features, softmaxes and sums are float32 at least, the layers of the
     network have the dtype of the input or of autocast.
 

@@ -28,7 +28,7 @@ class SuperTokenMixer(Mixer):
     padded with zeros at the bottom and right, which belong to super tokens too, and so do super tokens of zeros around
     the map, whose share is lost.
 
-    Facts from https://github.com/hhb072/STViT at c9ed9a4 (no licence).
+    Facts from https://github.com/hhb072/STViT at c9ed9a4 (no license).
 
     Args:
         dim: channels C.
