@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO := output/demo
 WORKERS ?= 2
 
-.PHONY: install demo demo-detection demo-segmentation test test-full test-gpu test-timm check format docs table bench clean
+.PHONY: install demo demo-detection demo-segmentation test test-full test-gpu test-timm check format docs table configs bench clean
 
 install: $(VENV)/installed
 
@@ -77,6 +77,10 @@ table: install
 	$(BIN)/visionzoo models --write docs/models.md
 	$(BIN)/python -m visionzoo.benchmark.gallery --write docs/mixers.md
 	$(BIN)/python tests/parity_table.py
+
+# The configs of detection and segmentation, from configs/dense.yaml.
+configs: install
+	$(BIN)/python tools/make_configs.py
 
 # Everything on this machine's GPU, into benchmarks/; goes on where it was stopped. BiFormer's authors take part if
 # RIVALS names a checkout of their repository: make bench RIVALS=path/to/BiFormer

@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def run(command: str) -> None:
-    """Run a command on the arguments in `sys.argv`, without a traceback for Ctrl-C or for what a user can mend."""
+    """Run a command on the arguments in `sys.argv`, without a traceback for Ctrl-C or for what a user can fix."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # during the imports, which take seconds; run_tool takes over
     from visionzoo.engine.errors import run_tool
 

@@ -142,7 +142,7 @@ def rows(model: nn.Module, recipe: Recipe) -> list[tuple[str, list[int], str]]:
             kind = "stat"
         else:
             raise RecordError(
-                f"buffer {name} is no statistic of a norm: name its ending in the recipe's `constants` or `filled`"
+                f"buffer {name} is not a statistic of a norm: name its ending in the recipe's `constants` or `filled`"
             )
         state.append((name, list(value.shape), kind))
     return state
@@ -189,7 +189,7 @@ def run(model: nn.Module, recipe: Recipe, image: torch.Tensor) -> dict[str, torc
     def keep(key: str, item: int):
         def hook(module, args, output):
             value = output[item] if isinstance(output, tuple | list) else output
-            kept[key] = recipe.layout(value, image).clone()  # authors' code may go on in place
+            kept[key] = recipe.layout(value, image).clone()  # authors' code may continue in place
 
         return hook
 

@@ -1,4 +1,4 @@
-"""Models whose weights are drawn cheaply: proper initialisation of the largest ones takes longer than testing them."""
+"""Models whose weights are drawn cheaply: proper initialization of the largest ones takes longer than testing them."""
 
 from __future__ import annotations
 

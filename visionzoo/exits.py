@@ -29,7 +29,7 @@ class Answers(NamedTuple):
 class EarlyExitModel(nn.Module):
     """A model whose samples stop at the first exit that is sure enough; a stopped one costs nothing further.
 
-    After each part with exits the batch is cut to the samples that go on, and a batch of which none does ends there.
+    After each part with exits the batch is cut to the samples that continue, and a batch of which none does ends there.
     A sample gets the answer that it gets by itself. How sure an exit is, is its largest probability (softmax, in
     float32 at least).
 
@@ -204,7 +204,7 @@ def confidence(logits: Tensor) -> Tensor:
 
 
 def take_samples(state: Any, index: Tensor, batch: int) -> Any:
-    """Return the state of a model with some samples of its batch alone.
+    """Return the state of a model with only some samples of its batch.
 
     Args:
         state: tensors whose first axis is the batch, in tuples and named tuples; other values stay.

@@ -20,6 +20,7 @@ from timm.utils import ModelEmaV3, unwrap_model
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from visionzoo._torch_private import foreach_add_, foreach_copy_, foreach_mul_, foreach_sub, foreach_zero_
 from visionzoo.kernels.small_maps import recorded
 from visionzoo.replicas import Replicas
 
@@ -73,9 +74,9 @@ class CudaRecorder:
         current.wait_stream(self.stream)
 
     def record(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        """Record a graph. Generators of random numbers go on in each run where the one before has ended."""
+        """Record a graph. Generators of random numbers continue in each run where the one before has ended."""
         graph = torch.cuda.CUDAGraph()
-        # of this thread alone: those that load images may pin memory meanwhile
+        # only of this thread: those that load images may pin memory meanwhile
         of_thread = torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local")
         with of_thread, recorded():
             result = function()
@@ -248,7 +249,7 @@ class TrainingStep:
         """Forget the gradients."""
         self._begins = True
         if self._gradients:
-            torch._foreach_zero_(self._gradients)
+            foreach_zero_(self._gradients)
             self._bind_gradients()
         else:
             self.optimizer.zero_grad()
@@ -296,7 +297,7 @@ class TrainingStep:
 
         def run() -> None:
             self._change_weights()
-            torch._foreach_zero_(self._gradients)
+            foreach_zero_(self._gradients)
 
         with self._rates_in_groups(), self._named_errors("update"):
             return _Recording((), *self.recorder.record(run))
@@ -390,11 +391,11 @@ def graph_training_step(
     model: nn.Module | None = None,
     replicas: Replicas | None = None,
 ) -> TrainingStep:
-    """Return a training step for one's own loop that runs as CUDA graphs, where the host is slower than the GPU.
+    """Return a training step for your own loop that runs as CUDA graphs, where the host is slower than the GPU.
 
     Each call of the step trains on a batch: forward and backward pass, clipping, update, moving average. The first
     three batches of a shape run as usual, then the shape has a graph; one that has not come three times within the
-    last 32 unrecorded batches, such as the odd last batch of an epoch, goes on as usual. Results are those of the same
+    last 32 unrecorded batches, such as the odd last batch of an epoch, runs as usual. Results are those of the same
     loop without graphs, but that optimizers count their steps on the device, in float32.
 
     The learning rates are read from `optimizer.param_groups` at each call, so that any schedule acts; where another
@@ -479,11 +480,11 @@ def averaging(ema: ModelEmaV3, model: nn.Module) -> tuple[Callable[[], None] | N
 
     @torch.no_grad()
     def run() -> None:
-        steps = torch._foreach_sub(weights, averages)
-        torch._foreach_mul_(steps, share)
-        torch._foreach_add_(averages, steps)
+        steps = foreach_sub(weights, averages)
+        foreach_mul_(steps, share)
+        foreach_add_(averages, steps)
         if counts:
-            torch._foreach_copy_([a for a, _ in counts], [w for _, w in counts])
+            foreach_copy_([a for a, _ in counts], [w for _, w in counts])
 
     return run, share
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._inductor import list_mode_options
 
+from visionzoo._torch_private import list_mode_options
 from visionzoo.layers.fuse import fuse
 
 
@@ -83,8 +83,8 @@ def optimize_for_inference(
         compile_options: further arguments of torch.compile.
 
     Raises:
-        ValueError: if `dtype` is not floating point, `example_input` is no image or shape of one, or there are options
-            for a compilation that is not to be.
+        ValueError: if `dtype` is not floating point, `example_input` is neither an image nor a shape of one, or there
+            are options for a compilation that is not to be.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if mode == "auto":

@@ -12,9 +12,9 @@ from torch.nn.utils import prune
 from visionzoo.text import did_you_mean
 
 # What is pruned, by whose choice. Essential sparsity: The Emergence of Essential Sparsity in Large Pre-trained Models,
-# arXiv:2306.03805, https://github.com/VITA-Group/essential_sparsity at 2f85c27 (no licence), whose code is for BERT and
+# arXiv:2306.03805, https://github.com/VITA-Group/essential_sparsity at 2f85c27 (no license), whose code is for BERT and
 # OPT: the linear layers of the blocks. Sparse then Prune, arXiv:2307.11988, https://github.com/yogiprsty/Sparse-ViT at
-# 63a3401 (no licence): the patches' convolution, norms and linear layers of the blocks, and the classifier.
+# 63a3401 (no license): the patches' convolution, norms and linear layers of the blocks, and the classifier.
 METHODS = ("essential_sparsity", "sparse_then_prune")
 
 

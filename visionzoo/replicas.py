@@ -10,6 +10,8 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from visionzoo._torch_private import foreach_copy_
+
 
 class Replicas:
     """A model that is in all processes of a group, one replica in each.
@@ -95,6 +97,6 @@ class _Packed:
         """Let a function change tensors like those that this was made for."""
         for chosen, whole, views in self._parts:
             own = [tensors[number] for number in chosen]
-            torch._foreach_copy_(views, own)
+            foreach_copy_(views, own)
             function(whole)
-            torch._foreach_copy_(own, views)
+            foreach_copy_(own, views)

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from visionzoo._torch_private import TorchDispatchMode
 
 Results = dict[str, Tensor]
 FACTOR = 2.0  # times the error of plain torch
@@ -61,7 +62,7 @@ def compare_with_float64(candidate: Results, plain: Results, exact: Results) -> 
     """Compare a kernel's results with float64, by the measure of plain torch in the kernel's dtype.
 
     Where plain torch happens to be all but exact, its error counts as what rounding costs: a quarter of the dtype's
-    spacing for rounding the result alone; in float32, in which every step rounds, two spacings: a backward pass that
+    spacing for only rounding the result; in float32, in which every step rounds, two spacings: a backward pass that
     recomputes a softmax from its logarithm rounds numbers as large as the scores.
 
     Args:
@@ -134,7 +135,7 @@ class matrix_units(TorchDispatchMode):
 
 @contextmanager
 def poisoned_memory():
-    """Fill memory that torch allocates without initialising it with NaN, so that what a kernel forgets shows."""
+    """Fill memory that torch allocates without initializing it with NaN, so that what a kernel forgets shows."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:

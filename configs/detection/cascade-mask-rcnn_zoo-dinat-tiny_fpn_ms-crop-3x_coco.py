@@ -6,6 +6,8 @@ Published: box AP 52.2, mask AP 45.1. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py
     configs/detection/cascade-mask-rcnn_zoo-dinat-tiny_fpn_ms-crop-3x_coco.py --amp
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/cascade-mask-rcnn_ms-crop-3x.py"

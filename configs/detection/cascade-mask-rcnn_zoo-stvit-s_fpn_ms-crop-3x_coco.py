@@ -6,6 +6,8 @@ Published: in the paper; only its best (box AP 53.9, mask AP 46.8) are in the au
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py
     configs/detection/cascade-mask-rcnn_zoo-stvit-s_fpn_ms-crop-3x_coco.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/cascade-mask-rcnn_ms-crop-3x.py"

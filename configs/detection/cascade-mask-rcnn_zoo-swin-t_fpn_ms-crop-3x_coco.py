@@ -6,6 +6,8 @@ Published: box AP 50.4, mask AP 43.7. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py
     configs/detection/cascade-mask-rcnn_zoo-swin-t_fpn_ms-crop-3x_coco.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/cascade-mask-rcnn_ms-crop-3x.py"

@@ -5,6 +5,8 @@ Settings: mmdet's for ResNet-50.
 Published: none. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/dino-4scale_zoo-biformer-s_1x_coco.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/dino_1x.py"

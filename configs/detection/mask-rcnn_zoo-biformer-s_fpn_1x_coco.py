@@ -5,6 +5,8 @@ Settings: object_detection/configs/coco of rayleizhu/BiFormer at 1697bbb.
 Published: box AP 47.8, mask AP 43.2 (paper), 48.1 and 43.6 (second run of the authors). Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/mask-rcnn_zoo-biformer-s_fpn_1x_coco.py --amp
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/mask-rcnn_1x.py"

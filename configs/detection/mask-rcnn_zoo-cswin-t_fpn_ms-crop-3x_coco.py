@@ -5,6 +5,8 @@ Settings: README.md of microsoft/CSWin-Transformer at f111ae2; the configs are n
 Published: box AP 49.0, mask AP 43.6. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/mask-rcnn_zoo-cswin-t_fpn_ms-crop-3x_coco.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/mask-rcnn_ms-crop-3x.py"

@@ -5,6 +5,8 @@ Settings: mmdet/configs of dingmyu/davit.
 Published: box AP 45.0, mask AP 41.1. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/mask-rcnn_zoo-davit-t_fpn_ms-crop-1x_coco.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/mask-rcnn_ms-crop-1x.py"

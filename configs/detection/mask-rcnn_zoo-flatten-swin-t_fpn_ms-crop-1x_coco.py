@@ -6,6 +6,8 @@ Published: box AP 44.2, mask AP 40.2. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py
     configs/detection/mask-rcnn_zoo-flatten-swin-t_fpn_ms-crop-1x_coco.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/mask-rcnn_ms-crop-1x.py"

@@ -5,6 +5,8 @@ Settings: no code published; those of the host, configs/swin of Swin-Transformer
 Published: in the paper, not in the authors' repository. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/mask-rcnn_zoo-inline-swin-t_fpn_ms-crop-3x_coco.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/mask-rcnn_ms-crop-3x.py"

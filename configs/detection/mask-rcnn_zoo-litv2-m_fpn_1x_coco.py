@@ -5,6 +5,8 @@ Settings: detection/configs/litv2 of ziplab/LITv2 at 7501c86.
 Published: box AP 46.8, mask AP 42.3; 46.5 and 42.0 with window_sizes=(0, 0, 4, 1), which is faster. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/mask-rcnn_zoo-litv2-m_fpn_1x_coco.py --amp
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/mask-rcnn_1x.py"
@@ -17,6 +19,5 @@ model = dict(
     neck=dict(in_channels=feature_channels(backbone)),
 )
 optim_wrapper = dict(
-    optimizer=dict(lr=2e-4, weight_decay=1e-4),
-    paramwise_cfg=dict(custom_keys=dict(norm=dict(decay_mult=0.0))),
+    optimizer=dict(lr=2e-4, weight_decay=1e-4), paramwise_cfg=dict(custom_keys=dict(norm=dict(decay_mult=0.0)))
 )

@@ -6,6 +6,8 @@ Published: box AP 48.4, mask AP 43.2. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/mask-rcnn_zoo-nat-small_fpn_ms-crop-3x_coco.py
     --amp
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/mask-rcnn_ms-crop-3x.py"

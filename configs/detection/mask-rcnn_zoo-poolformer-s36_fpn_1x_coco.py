@@ -5,6 +5,8 @@ Settings: detection/configs of sail-sg/poolformer.
 Published: box AP 41.0, mask AP 37.7. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/mask-rcnn_zoo-poolformer-s36_fpn_1x_coco.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/mask-rcnn_1x.py"

@@ -5,6 +5,8 @@ Settings: downstream/configs of ysj9909/SHViT at 6a729cc.
 Published: box AP 39.0, mask AP 35.9. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/mask-rcnn_zoo-shvit-s4_fpn_1x_coco.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/mask-rcnn_1x.py"

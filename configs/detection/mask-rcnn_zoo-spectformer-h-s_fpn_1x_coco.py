@@ -5,6 +5,8 @@ Settings: the authors published no code for detection; these are PVTv2's, with a
 Published: in the paper; the authors' README has no numbers. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/mask-rcnn_zoo-spectformer-h-s_fpn_1x_coco.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/mask-rcnn_1x.py"

@@ -5,6 +5,8 @@ Settings: the authors published no code for detection; these are Swin's, with no
 Published: in the paper; only its best (box AP 53.9, mask AP 46.8) are in the authors' README. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/mask-rcnn_zoo-stvit-s_fpn_1x_coco.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/mask-rcnn_1x.py"

@@ -6,6 +6,8 @@ Settings: detection/maskrcnn of DaiShiResearch/TransNeXt at c8a9974, but for the
 Published: box AP 49.9, mask AP 44.6. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/mask-rcnn_zoo-transnext-t_fpn_1x_coco.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/mask-rcnn_1x.py"

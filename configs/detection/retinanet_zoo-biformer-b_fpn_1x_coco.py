@@ -5,6 +5,8 @@ Settings: object_detection/configs/coco of rayleizhu/BiFormer at 1697bbb.
 Published: box AP 47.1. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/retinanet_zoo-biformer-b_fpn_1x_coco.py --amp
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/retinanet_1x.py"

@@ -5,6 +5,8 @@ Settings: object_detection/configs/coco of rayleizhu/BiFormer at 1697bbb.
 Published: box AP 45.9 (paper), 47.3 (second run of the authors). Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/retinanet_zoo-biformer-s_fpn_1x_coco.py --amp
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/retinanet_1x.py"

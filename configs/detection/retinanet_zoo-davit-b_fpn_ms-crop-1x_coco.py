@@ -5,6 +5,8 @@ Settings: mmdet/configs of dingmyu/davit, where only the tiny size is.
 Published: box AP 46.7. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/retinanet_zoo-davit-b_fpn_ms-crop-1x_coco.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/retinanet_ms-crop-1x.py"

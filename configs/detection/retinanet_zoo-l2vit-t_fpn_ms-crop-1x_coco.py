@@ -5,6 +5,8 @@ Settings: object_detection/configs/L2ViT of ChuanyangZheng/L2ViT at fad0341; L²
 Published: in the paper, not in the authors' repository. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/retinanet_zoo-l2vit-t_fpn_ms-crop-1x_coco.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/retinanet_ms-crop-1x.py"

@@ -5,6 +5,8 @@ Settings: detection/configs/litv2 of ziplab/LITv2 at 7501c86.
 Published: box AP 46.0; 45.8 with window_sizes=(0, 0, 4, 1), which is faster. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/retinanet_zoo-litv2-m_fpn_1x_coco.py --amp
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/retinanet_1x.py"

@@ -5,6 +5,8 @@ Settings: detection/configs of sail-sg/poolformer.
 Published: box AP 36.2. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/retinanet_zoo-poolformer-s12_fpn_1x_coco.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/retinanet_1x.py"

@@ -5,6 +5,8 @@ Settings: downstream/configs of ysj9909/SHViT at 6a729cc.
 Published: box AP 38.8. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/retinanet_zoo-shvit-s4_fpn_1x_coco.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/retinanet_1x.py"

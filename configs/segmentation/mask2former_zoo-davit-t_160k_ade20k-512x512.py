@@ -4,8 +4,9 @@ Paper: DaViT, arXiv:2204.03645.
 Settings: mmseg's for ResNet-50.
 Published: none. Not run here.
 Hardware: 8 GPUs × 2 images.
-Command: torchrun --nproc-per-node 8 tools/train.py
-    configs/segmentation/mask2former_zoo-davit-t_160k_ade20k-512x512.py
+Command: torchrun --nproc-per-node 8 tools/train.py configs/segmentation/mask2former_zoo-davit-t_160k_ade20k-512x512.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/mask2former_160k.py"

@@ -1,11 +1,13 @@
 """SegFormer's head, 160,000 iterations, EFT-T.
 
 Paper: EDAFormer, arXiv:2407.17261.
-Settings: local_configs/edaformer of hyunwoo137/EDAFormer at 9f98d76, but with SegFormer's head in the place of
-    EDAFormer's, which mmseg does not have. For inference spatial reduction add isr=(2, 2, 1, 1) to the backbone.
+Settings: local_configs/edaformer of hyunwoo137/EDAFormer at 9f98d76, but with SegFormer's head instead of EDAFormer's,
+    which mmseg does not have. For inference spatial reduction add isr=(2, 2, 1, 1) to the backbone.
 Published: with EDAFormer's head, in the paper. Not run here.
 Hardware: 4 GPUs × 4 images.
 Command: torchrun --nproc-per-node 4 tools/train.py configs/segmentation/segformer_zoo-eft-t_160k_ade20k-512x512.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/segformer_160k.py"

@@ -1,8 +1,9 @@
-"""Semantic FPN, DaViT-T, from random weights on data of one's own.
+"""Semantic FPN, DaViT-T, from random weights on your own data.
 
-Command: python tools/train.py configs/segmentation/semantic-fpn_zoo-davit-t_tiny.py
-    --dataset FILE.yaml
+Command: python tools/train.py configs/segmentation/semantic-fpn_zoo-davit-t_tiny.py --dataset FILE.yaml
 Hardware: one GPU. Published: none; on 100 images of COCO see docs/overfit.md.
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/semantic-fpn_tiny.py"

@@ -6,10 +6,15 @@ Published: mIoU 37.21. Not run here.
 Hardware: 8 GPUs × 4 images.
 Command: torchrun --nproc-per-node 8 tools/train.py
     configs/segmentation/semantic-fpn_zoo-flatten-pvt-t_40k_ade20k-512x512.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/semantic-fpn_40k.py"
 from visionzoo.openmmlab import feature_channels
 
 backbone = "zoo_flatten_pvt_t"
-model = dict(backbone=dict(name=backbone), neck=dict(in_channels=feature_channels(backbone)))
+model = dict(
+    backbone=dict(name=backbone),
+    neck=dict(in_channels=feature_channels(backbone)),
+)

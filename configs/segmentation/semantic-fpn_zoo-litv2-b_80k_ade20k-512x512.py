@@ -4,8 +4,9 @@ Paper: LITv2, arXiv:2205.13213.
 Settings: segmentation/configs/litv2 of ziplab/LITv2 at 7501c86.
 Published: mIoU 47.2. Not run here.
 Hardware: 8 GPUs × 2 images.
-Command: torchrun --nproc-per-node 8 tools/train.py
-    configs/segmentation/semantic-fpn_zoo-litv2-b_80k_ade20k-512x512.py
+Command: torchrun --nproc-per-node 8 tools/train.py configs/segmentation/semantic-fpn_zoo-litv2-b_80k_ade20k-512x512.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/semantic-fpn_80k.py"

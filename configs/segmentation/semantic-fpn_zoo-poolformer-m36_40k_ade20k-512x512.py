@@ -6,6 +6,8 @@ Published: mIoU 42.4. Not run here.
 Hardware: 8 GPUs × 4 images.
 Command: torchrun --nproc-per-node 8 tools/train.py
     configs/segmentation/semantic-fpn_zoo-poolformer-m36_40k_ade20k-512x512.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/semantic-fpn_40k.py"

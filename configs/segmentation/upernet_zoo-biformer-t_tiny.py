@@ -1,8 +1,9 @@
-"""UPerNet, BiFormer-T, from random weights on data of one's own.
+"""UPerNet, BiFormer-T, from random weights on your own data.
 
-Command: python tools/train.py configs/segmentation/upernet_zoo-biformer-t_tiny.py
-    --dataset FILE.yaml
+Command: python tools/train.py configs/segmentation/upernet_zoo-biformer-t_tiny.py --dataset FILE.yaml
 Hardware: one GPU. Published: none; on 100 images of COCO see docs/overfit.md.
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/upernet_tiny.py"

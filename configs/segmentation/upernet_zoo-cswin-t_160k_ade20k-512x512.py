@@ -5,6 +5,8 @@ Settings: segmentation/configs/cswin of microsoft/CSWin-Transformer at f111ae2.
 Published: mIoU 49.3, 50.7 with test-time augmentation. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/segmentation/upernet_zoo-cswin-t_160k_ade20k-512x512.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/upernet_160k.py"

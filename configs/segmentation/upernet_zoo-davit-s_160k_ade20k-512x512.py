@@ -5,6 +5,8 @@ Settings: mmseg/configs/upernet_davit_512x512_160k_ade20k.py of dingmyu/davit.
 Published: mIoU 48.8. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/segmentation/upernet_zoo-davit-s_160k_ade20k-512x512.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/upernet_160k.py"

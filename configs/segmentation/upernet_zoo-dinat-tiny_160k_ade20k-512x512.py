@@ -6,6 +6,8 @@ Published: mIoU 47.8, 48.8 with test-time augmentation. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/segmentation/upernet_zoo-dinat-tiny_160k_ade20k-512x512.py
     --amp
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/upernet_160k.py"

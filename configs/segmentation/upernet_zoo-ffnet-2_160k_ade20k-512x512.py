@@ -5,6 +5,8 @@ Settings: segmentation/configs/ade20k of ysj9909/FFNet at f3c3e4c; FFNet-3 and F
 Published: mIoU 47.1, 47.8 with test-time augmentation; FFNet-3 49.6, FFNet-4 50.7. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/segmentation/upernet_zoo-ffnet-2_160k_ade20k-512x512.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/upernet_160k.py"

@@ -2,10 +2,12 @@
 
 Paper: FLatten Transformer, arXiv:2308.00442.
 Settings: no code published; those of the host, configs/swin of Swin-Transformer-Semantic-Segmentation at 87e6f90.
-Published: mIoU 48.14 (whether at one scale is not said). Not run here.
+Published: mIoU 48.14 (whether at one scale is not stated). Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py
     configs/segmentation/upernet_zoo-flatten-swin-s_160k_ade20k-512x512.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/upernet_160k.py"

@@ -5,6 +5,8 @@ Settings: semantic_segmentation/configs/novel of ChuanyangZheng/L2ViT at fad0341
 Published: in the paper, not in the authors' repository. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/segmentation/upernet_zoo-l2vit-t_160k_ade20k-512x512.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/upernet_160k.py"

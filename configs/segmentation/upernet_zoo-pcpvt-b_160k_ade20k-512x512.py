@@ -5,6 +5,8 @@ Settings: segmentation/configs of Meituan-AutoML/Twins at c1ff671.
 Published: mIoU 47.1, 48.4 with test-time augmentation. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/segmentation/upernet_zoo-pcpvt-b_160k_ade20k-512x512.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/upernet_160k.py"

@@ -1,11 +1,13 @@
 """UPerNet, Twins-PCPVT-L.
 
 Paper: Twins, arXiv:2104.13840.
-Settings: segmentation/configs of Meituan-AutoML/Twins at c1ff671, whose class does not
-    read the drop path of 0.3 that the config gives.
+Settings: segmentation/configs of Meituan-AutoML/Twins at c1ff671, whose class does not read the drop path of 0.3 that
+    the config gives.
 Published: mIoU 48.6, 49.8 with test-time augmentation. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/segmentation/upernet_zoo-pcpvt-l_160k_ade20k-512x512.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/upernet_160k.py"

@@ -5,6 +5,8 @@ Settings: the authors published no code for segmentation; these are Swin's, with
 Published: in the paper; only its best (mIoU 51.9) is in the authors' README. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/segmentation/upernet_zoo-stvit-s_160k_ade20k-512x512.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/upernet_160k.py"

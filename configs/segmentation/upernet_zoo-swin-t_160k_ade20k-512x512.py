@@ -5,6 +5,8 @@ Settings: configs/swin of Swin-Transformer-Semantic-Segmentation at 87e6f90.
 Published: mIoU 44.51, 45.81 with test-time augmentation. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/segmentation/upernet_zoo-swin-t_160k_ade20k-512x512.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/upernet_160k.py"

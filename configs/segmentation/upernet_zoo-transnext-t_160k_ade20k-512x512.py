@@ -6,6 +6,8 @@ Settings: segmentation/upernet of DaiShiResearch/TransNeXt at c8a9974, but for t
 Published: mIoU 51.1, 51.5 at several scales (51.7 with biases that are not interpolated). Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/segmentation/upernet_zoo-transnext-t_160k_ade20k-512x512.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
 """
 
 _base_ = "_base_/upernet_160k.py"

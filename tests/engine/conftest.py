@@ -13,7 +13,7 @@ from visionzoo.engine.training import train
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """36 training and 9 validation images of three colours."""
+    """36 training and 9 validation images of three colors."""
     root = tmp_path_factory.mktemp("images")
     write_images(root / "train", per_class=12, seed=0)
     write_images(root / "validation", per_class=3, seed=1)

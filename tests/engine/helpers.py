@@ -37,7 +37,7 @@ TINY_FLAGS = ["--img-size", "32", "-b", "4", "--warmup-epochs", "0", "--lr", "1e
 
 
 def write_images(root: Path, per_class: int, seed: int, size: int = 40) -> None:
-    """Write noisy images of each colour in a folder each."""
+    """Write noisy images of each color in a folder each."""
     random = np.random.default_rng(seed)
     for name, colour in COLOURS.items():
         (root / name).mkdir(parents=True)

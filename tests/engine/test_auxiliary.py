@@ -214,7 +214,7 @@ def test_two_processes_share_exits_and_terms_in_either_way(early, tmp_path):
         ),
         (
             {"aux_weight": {"early": 1}, "freeze": True, "resume": "auto"},
-            ["--freeze trains the classifier alone, without exits and terms; leave --aux-weight out"],
+            ["--freeze trains only the classifier, without exits and terms; leave --aux-weight out"],
         ),
         (
             {"kd_checkpoint": "teacher.pth", "aux_weight": {"early": 0}},

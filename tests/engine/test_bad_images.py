@@ -1,4 +1,4 @@
-"""Folders as people have them: what is read, what is passed over and counted, what is refused by name."""
+"""Folders as people have them: what is read, what is skipped and counted, what is refused by name."""
 
 import multiprocessing
 import os
@@ -169,7 +169,7 @@ def test_unusable_images_are_refused_by_name_or_passed_over_and_counted(make_arg
     assert "--skip-bad-images" in str(error.value)
     capsys.readouterr()
     train(make_args(**options, skip_bad_images=True, experiment="skips"))
-    assert f"1 unusable training images were passed over\n  {folder}/train/red/{shown}" in capsys.readouterr().out
+    assert f"1 unusable training images were skipped\n  {folder}/train/red/{shown}" in capsys.readouterr().out
 
 
 def test_every_ending_is_read_or_told(make_args, folder, capsys):
@@ -190,22 +190,22 @@ def test_every_ending_is_read_or_told(make_args, folder, capsys):
         (
             lambda train: (train / "grey").mkdir(),
             r"no image \(\.jpeg \.jpg \.png\) of 1 classes in .*/train: grey; add some, remove the folders, or",
-            "of 1 classes in {train}: grey: passed over",
+            "of 1 classes in {train}: grey: skipped",
         ),
         (
             lambda train: ((train / "grey").mkdir(), write(train / "grey/a.webp")),
             r"of 1 classes in .*: grey; .*left out \(1 \.webp\); --input-key",
-            "of 1 classes in {train}: grey: passed over",
+            "of 1 classes in {train}: grey: skipped",
         ),
         (
             lambda train: write(train / "overview.png"),
             r"beside the folders of the classes: 1 in .*/train; they would make a class of their own",
-            "beside the folders of the classes: 1 in {train}: passed over",
+            "beside the folders of the classes: 1 in {train}: skipped",
         ),
         (
             lambda train: ((train / ".ipynb_checkpoints").mkdir(), write(train / ".ipynb_checkpoints/a.png")),
             r"beside the folders of the classes: 1 in .*/train/\.ipynb_checkpoints",
-            "beside the folders of the classes: 1 in {train}/.ipynb_checkpoints: passed over",
+            "beside the folders of the classes: 1 in {train}/.ipynb_checkpoints: skipped",
         ),
     ],
     ids=["empty class", "class of other endings", "beside", "hidden"],
@@ -259,7 +259,7 @@ def test_classes_of_a_stream_out_of_range_stop_in_plain_words(make_args, monkeyp
     with pytest.raises(UserError) as error:
         train(make_args(dataset="wds/x", num_classes=3, val_split="", workers=workers))
     assert str(error.value) == (
-        "an image of the stream cannot be used: its class is number 7, the model has 3, from 0 to 2; mend the data set"
+        "an image of the stream cannot be used: its class is number 7, the model has 3, from 0 to 2; fix the data set"
     )
 
 
@@ -295,7 +295,7 @@ def test_a_loading_process_that_dies_ends_the_run_with_words(make_args, tmp_path
     message = said.get()
     last = tmp_path / "output/run/last.pth.tar"
     assert "a process that loads images has died: DataLoader worker (pid" in message and "--workers" in message
-    assert f"The last good checkpoint: {last}; go on with: " in message
+    assert f"The last good checkpoint: {last}; continue with: " in message
     assert message in (tmp_path / "output/run/log.txt").read_text()
 
 
@@ -312,8 +312,8 @@ def test_all_of_it_at_once_is_passed_over_and_the_rest_is_learned(make_args, fol
     assert "error: cannot use the image" in capsys.readouterr().err
     assert run_tool("train", *flags, "--warmup-epochs", "0", "--skip-bad-images", "--resume", "auto") == 0
     said = capsys.readouterr().out
-    assert f"{len(UNUSABLE)} unusable training images were passed over" in said
-    assert f"{len(UNUSABLE)} unusable validation images were passed over" in said
+    assert f"{len(UNUSABLE)} unusable training images were skipped" in said
+    assert f"{len(UNUSABLE)} unusable validation images were skipped" in said
 
 
 def test_images_of_any_shape_are_taken(make_args, folder):

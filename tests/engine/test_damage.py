@@ -26,7 +26,7 @@ def good(tmp_path_factory):
     Image.new("RGB", (40, 40)).save(root / "x.png")
     model = timm.create_model("test_convnext", num_classes=3)
     torch.save(model.state_dict(), root / "w.pth")
-    return visionzoo.save_pretrained(model, root / "m", licence="mit", class_names=["a", "b", "c"])
+    return visionzoo.save_pretrained(model, root / "m", license="mit", class_names=["a", "b", "c"])
 
 
 def cut(bytes_left):
@@ -73,7 +73,7 @@ def fewer(folder):
         (config(num_classes=5, model_args={"num_classes": 3}), "are of 5 classes, the model is asked to have 3"),
         (config(label_names=["a", "b"]), "names 2 classes, the model has 3"),
         (config(model_args={"nope": 3}), "unexpected keyword argument 'nope'"),
-        (config(pretrained_cfg={"mean": "x", "num_classes": 3}), "records mean='x', which is no such setting"),
+        (config(pretrained_cfg={"mean": "x", "num_classes": 3}), "records mean='x', which is not a valid setting"),
         (config(pretrained_cfg={"input_size": [3, -1, 2]}), "3, -1, 2"),
         (config(pretrained_cfg={"unknown": 3}), "unexpected keyword argument 'unknown'"),
         (instead(b"abc"), "it is damaged or no model of timm's"),
@@ -105,7 +105,7 @@ def test_a_push_without_a_network_leaves_nothing_in_the_way(tmp_path, monkeypatc
     torch.save(model.state_dict(), tmp_path / "w.pth")
     argv = ["zoo_poolformer_s12", str(tmp_path / "w.pth"), str(tmp_path / "m"), "--num-classes", "3"]
     for _ in range(2):
-        assert run_tool("convert", *argv, "--push", "me/x", "--licence", "mit") == 1
+        assert run_tool("convert", *argv, "--push", "me/x", "--license", "mit") == 1
         said = capsys.readouterr().err
         assert f"cannot push to me/x: {type(error).__name__}" in said and "was not written" in said
     assert not (tmp_path / "m").exists()
@@ -121,13 +121,13 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch, capsys):
         patch.setattr("pathlib.Path.write_text", full)
         for name in ("there", "new"):
             with pytest.raises(OSError, match="No space"):
-                visionzoo.save_pretrained(model, tmp_path / name, licence="mit")
+                visionzoo.save_pretrained(model, tmp_path / name, license="mit")
     assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
-    visionzoo.save_pretrained(model, tmp_path / "there", licence="mit")
+    visionzoo.save_pretrained(model, tmp_path / "there", license="mit")
     assert {path.name for path in (tmp_path / "there").iterdir()} == {"config.json", "README.md", WEIGHTS}
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="or no folder"):
-        visionzoo.save_pretrained(model, tmp_path / "file", licence="mit")
+        visionzoo.save_pretrained(model, tmp_path / "file", license="mit")
 
 
 @pytest.mark.parametrize("call", ["predict", "eval", "export", "convert", "list_models"])

@@ -7,9 +7,10 @@ import pytest
 import torch
 from engine.helpers import truncate, write_images
 from PIL import Image
-from timm.data.auto_augment import AugmentOp, rand_augment_transform
+from timm.data.auto_augment import NAME_TO_OP, AugmentOp, RandAugment, rand_augment_transform
 
 from visionzoo.data import digits
+from visionzoo.engine._compat import posterize, timm_patched
 from visionzoo.engine.data import (
     class_names,
     eval_loader,
@@ -133,7 +134,7 @@ def test_a_missing_validation_folder_is_not_replaced_by_the_training_one(make_ar
 def test_validation_classes_unknown_to_training_are_named(make_args, images, tmp_path):
     write_images(tmp_path / "val", per_class=1, seed=1)
     (tmp_path / "val/red").rename(tmp_path / "val/crimson")
-    with pytest.raises(UserError, match="not trained on: crimson; trained on were blue, green, red"):
+    with pytest.raises(UserError, match="not trained on: crimson; the training had blue, green, red"):
         open_train_and_val(make_args(val_data_dir=str(tmp_path / "val")))
 
 
@@ -207,7 +208,7 @@ def test_a_data_set_of_unreadable_images_ends(make_args, tmp_path):
         (tmp_path / "d" / name).mkdir(parents=True)
         (tmp_path / "d" / name / "0.png").write_bytes(b"")
     args = make_args(data_dir=str(tmp_path / "d"), val_split="", skip_bad_images=True, batch_size=2)
-    with pytest.raises(UnreadableImageError, match="not one image"):
+    with pytest.raises(UnreadableImageError, match="no image"):
         list(batches(train_loader(args, open_train_and_val(args)[0], CONFIG, CPU)))
 
 
@@ -226,12 +227,20 @@ def test_loading_processes_repeat_an_epoch_and_differ_between_epochs(make_args):
 
 
 def test_the_strongest_posterizing_works_with_every_pillow():
-    image = Image.new("RGB", (4, 4), (255, 100, 3))
-    strongest = AugmentOp("PosterizeIncreasing", prob=1.0, magnitude=10)
-    assert strongest(image).getextrema() == ((0, 0),) * 3
-    assert AugmentOp("PosterizeIncreasing", prob=1.0, magnitude=5)(image).getpixel((0, 0)) == (192, 64, 0)
-    augment = rand_augment_transform("rand-m10-mstd0.5-inc1", {})
+    image, own = Image.new("RGB", (4, 4), (255, 100, 3)), dict(NAME_TO_OP)
+    with timm_patched():
+        strongest, medium = (AugmentOp("PosterizeIncreasing", prob=1.0, magnitude=m) for m in (10, 5))
+        augment = rand_augment_transform("rand-m10-mstd0.5-inc1", {})
+    assert strongest(image).getextrema() == ((0, 0),) * 3 and medium(image).getpixel((0, 0)) == (192, 64, 0)
     assert all(augment(image).size == (4, 4) for _ in range(300))
+    assert own == NAME_TO_OP  # timm's table is its own again
+
+
+def test_training_posterizes_so(make_args):
+    args = make_args(aa="rand-m10-inc1")
+    loader = train_loader(args, open_train_and_val(args)[0], CONFIG, CPU)
+    randaugment = next(t for t in loader.dataset.transform.transforms if isinstance(t, RandAugment))
+    assert posterize in {op.aug_fn for op in randaugment.ops}
 
 
 def test_digits_are_split_by_class_for_good(tmp_path, monkeypatch):

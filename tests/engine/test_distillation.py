@@ -1,4 +1,4 @@
-"""Learning from a teacher: every way of it learns and goes on when stopped; teachers that cannot teach are refused."""
+"""Learning from a teacher: every way learns and continues when stopped; teachers that cannot teach are refused."""
 
 import pytest
 import timm
@@ -75,7 +75,7 @@ def test_an_interrupted_distillation_is_the_one_that_ran_through(distil, tmp_pat
 
 
 def test_the_teacher_sees_images_as_it_was_trained_on_them(distil, trained):
-    """Whatever mean and deviation the student's images are normalised by."""
+    """Whatever mean and deviation the student's images are normalized by."""
     run = Run(distil(mean=[0.2, 0.3, 0.4], std=[0.5, 0.6, 0.7]), Process(torch.device("cpu")))
     image = torch.rand(2, 3, 32, 32)
     theirs = read_checkpoint(trained[0] / "model_best.pth.tar")["data_config"]
@@ -137,6 +137,6 @@ def test_a_teacher_of_other_classes_is_refused_but_for_its_features(distil, tmp_
         for image in (tmp_path / "data" / split / "crimson").iterdir():
             image.unlink()
         (tmp_path / "data" / split / "crimson").rmdir()
-    with pytest.raises(UserError, match="the teacher tells 3 classes apart, the student 2; fine-tune the teacher"):
+    with pytest.raises(UserError, match="the teacher has 3 classes, the student 2; fine-tune the teacher"):
         train(distil(**options))
     assert train(distil(**options, kd_distill_type="feature"))["updates"] == 1

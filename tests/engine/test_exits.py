@@ -83,11 +83,11 @@ def test_exits_are_calibrated_measured_saved_and_used(place, tmp_path, capsys):
     capsys.readouterr()
     for more, message in (
         (["--exits", str(path), "--budget", "1e-9"], f"the settings of {path} need {cheapest} GMACs an image and more"),
-        (["--exits", str(path), "--thresholds", "early=1"], "--exits beside --thresholds; give one"),
+        (["--exits", str(path), "--thresholds", "early=1"], "--exits together with --thresholds; give one"),
         (["--budget", "1"], "--budget chooses among the settings of a file"),
         (["--thresholds", "early=2"], "'early' must be a probability from 0 to 1 at which the exit answers, got 2"),
         (["--thresholds", "erly=0.5"], "no exit 'erly' (did you mean 'early'?); it has early, taught"),
-        (["--exits", str(folder / "summary.csv")], "summary.csv is no result of `visionzoo eval --exits`"),
+        (["--exits", str(folder / "summary.csv")], "summary.csv is not a result of `visionzoo eval --exits`"),
         (["--exits", "nowhere.json"], "cannot read nowhere.json (--exits): No such file"),
     ):
         assert run_tool("predict", image, *flags, "--output", out, *more) == 1

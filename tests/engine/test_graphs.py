@@ -109,7 +109,7 @@ def test_replicas_learn_by_graphs_as_by_ddp(make_args, broadcast, val_split):
         assert runs >= 7  # backward, update and average
         for name, value in plain.items():
             assert value == graphs[name], name
-            if rank == 0 or not broadcast:  # the first one's go on from the checkpoint in all
+            if rank == 0 or not broadcast:  # the first one's continue from the checkpoint in all
                 mean, other = torch.tensor(plain_average[name]), torch.tensor(average[name])
                 torch.testing.assert_close(mean, other, rtol=1e-5, atol=1e-6)
     (one, _), (two, _) = found[0][1], found[1][1]
@@ -125,7 +125,7 @@ def test_what_is_not_recorded_is_said(make_args, recorders, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({}, "what is recorded are launches on a CUDA device, this is cpu"),
+        ({}, "only launches on a CUDA device can be recorded, this is cpu"),
         ({"fsdp": True}, "--fsdp fetches weights between the launches"),
         ({"sync_bn": True}, "--sync-bn sends statistics between the launches"),
         ({"grad_checkpointing": True}, "sets random states in the backward pass"),

@@ -1,4 +1,4 @@
-"""Runs that are killed, wherever they stand, and go on: the end is that of a run which was never killed."""
+"""Runs that are killed, wherever they stand, and continue: the end is that of a run which was never killed."""
 
 import multiprocessing
 import os

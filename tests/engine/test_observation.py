@@ -130,8 +130,8 @@ def test_a_run_folder_explains_itself(make_args, tmp_path):
     assert f"torch {torch.__version__}" in lines[0] and "M parameters" in lines[1]
     assert any("epoch 0: train_loss" in line for line in lines) and "best top1" in lines[-1]
     train(make_args(epochs=2, resume="auto"))
-    more = (folder / "log.txt").read_text().splitlines()[len(lines) :]  # it goes on, as the run does
-    assert "going on from" in more[0] and "best top1" in more[-1]
+    more = (folder / "log.txt").read_text().splitlines()[len(lines) :]  # it continues, as the run does
+    assert "continuing from" in more[0] and "best top1" in more[-1]
 
 
 def test_the_git_state_is_told_from_none(tmp_path):
@@ -214,7 +214,7 @@ def test_a_loss_that_is_no_number_stops_with_step_images_and_last_checkpoint(mak
         train(make_args())
     said, last = str(error.value), tmp_path / "output/run/last.pth.tar"
     assert f"the loss is nan in epoch 1, batch 1, update {UPDATES + 2} (images /" in said and "/train/" in said
-    assert f"The last good checkpoint: {last}; go on with:" in said
+    assert f"The last good checkpoint: {last}; continue with:" in said
     assert said in (tmp_path / "output/run/log.txt").read_text()
     assert all(value.isfinite().all() for value in learned(tmp_path / "output/run")["state_dict"].values())
 

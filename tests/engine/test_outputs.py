@@ -47,7 +47,7 @@ def test_predict_into_the_folder_of_the_photos_leaves_them_and_takes_no_own_pict
     assert sorted(line["image"] for line in lines()) == images
     assert len(after) == len(before) + len(images) + 1  # the same image asked for again has its own picture anew
     said = capsys.readouterr().out
-    assert (f"passed over are {len(images)} pictures of earlier predictions" in said) == (source == ".")
+    assert (f"skipped {len(images)} pictures of earlier predictions" in said) == (source == ".")
     assert run_tool("predict", "*-1.png", *flags) == 1
     assert "no images at *-1.png but" in capsys.readouterr().err
 
@@ -129,8 +129,8 @@ def test_eval_names_data_and_split_and_keeps_the_result_on_other_images(place, i
 @pytest.mark.parametrize(
     ("flag", "text", "message"),
     [
-        ("--results-file", "a photo", "is there and no result of `visionzoo eval`"),
-        ("--results-file", "[1]", "is there and no result of `visionzoo eval`"),
+        ("--results-file", "a photo", "exists and is not a result of `visionzoo eval`"),
+        ("--results-file", "[1]", "exists and is not a result of `visionzoo eval`"),
         ("--results-csv", "model;top1\na;1\n", "expected the columns model, img_size, top1"),
         ("--results-csv", "epoch,loss\n1,2\n", "its first line is epoch, loss"),
     ],

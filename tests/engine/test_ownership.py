@@ -48,7 +48,7 @@ def test_a_run_of_timms_script_goes_on_in_a_folder_of_its_own(make_args, timms, 
     result = train(make_args(resume=str(timms / "last.pth.tar"), output="", experiment="", epochs=5))
     assert result["updates"] == 5 * UPDATES and [row["epoch"] for row in rows(tmp_path / result["folder"])] == ["4"]
     assert str(timms) not in result["folder"]
-    assert f"going on in {result['folder']}" in capsys.readouterr().out
+    assert f"continuing in {result['folder']}" in capsys.readouterr().out
     assert content(timms) == before
 
 
@@ -127,7 +127,7 @@ def test_unreadable_checkpoints_stop_a_start_and_stay(make_args, tmp_path):
         path.unlink()
     torch.save({"state_dict": {}, "metric": torch.zeros(1).numpy()[0]}, folder / "last.pth.tar")  # numpy's scalar
     before = content(folder)
-    with pytest.raises(UserError, match=r"not one of the 1 checkpoints in .* can be read"):
+    with pytest.raises(UserError, match=r"none of the 1 checkpoints in .* can be read"):
         train(make_args(resume="auto"))
     assert content(folder) == before
 

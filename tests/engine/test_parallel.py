@@ -113,7 +113,7 @@ def test_a_signal_to_one_process_stops_both_at_the_same_update(make_args, tmp_pa
     in_two_processes(train, make_args(experiment="straight", **options))
     said, _ = in_two_processes(stopped_by_the_second, make_args(experiment="stopped", **options))
     recovery = tmp_path / "output/stopped/recovery.pth.tar"
-    assert f"stopped by SIGTERM; saved {recovery}; go on with: torchrun --nproc-per-node 2 " in said
+    assert f"stopped by SIGTERM; saved {recovery}; continue with: torchrun --nproc-per-node 2 " in said
     assert read_checkpoint(recovery)["batches_done"] == 3
     in_two_processes(train, make_args(experiment="stopped", resume="auto", **options))
     if not fsdp:  # batch norms of other processes are not in a checkpoint; under DDP they follow the first one's

@@ -43,7 +43,7 @@ def test_a_probe_learns_alone_goes_on_as_if_never_stopped_and_is_used_as_built(
     assert run_tool("eval", "--checkpoint", last, "--data-dir", str(images), "-j", "0", "--device", "cpu") == 0
     assert json.loads((tmp_path / "output/whole/eval-last.json").read_text())["top1"] == round(result["eval_top1"], 4)
     assert run_tool("export", "--checkpoint", last, "--output", str(tmp_path / "x"), "--format", "pt2") == 0
-    assert run_tool("convert", TINY["model"], last, str(tmp_path / "folder"), "--licence", "mit") == 0
+    assert run_tool("convert", TINY["model"], last, str(tmp_path / "folder"), "--license", "mit") == 0
     model = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True)
     assert torch.equal(model.head.pooling.query, after["head.pooling.query"])
 
@@ -72,7 +72,7 @@ def test_a_head_is_trained_with_the_whole_model(make_args, start, tmp_path):
     ("flags", "message"),
     [
         ({"probe": "ep"}, "--probe ep is what --freeze trains .*: add --freeze; .* give --head"),
-        ({"probe": "ep", "freeze": True, "head": "ep"}, "--probe ep beside --head ep"),
+        ({"probe": "ep", "freeze": True, "head": "ep"}, "--probe ep together with --head ep"),
         ({"head_kwargs": {"num_queries": 2}}, "num_queries=2 are options of a head: give --probe or --head too"),
         (
             {"head_kwargs": {"num_queries": 2}, "probe": "linear", "freeze": True},

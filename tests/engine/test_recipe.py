@@ -208,7 +208,7 @@ def test_a_yaml_of_timms_train_script_runs_unchanged(images, tmp_path, name):
 
 @pytest.fixture
 def labelled(images, tmp_path):
-    """Pictures of two halves, each of a colour: both colours are labels; grey ones have none."""
+    """Pictures of two halves, each of a color: both colors are labels; grey ones have none."""
     colours = {"blue": (30, 30, 220), "green": (30, 220, 30), "red": (220, 30, 30)}
     for split, count in (("train", 32), ("validation", 12)):
         folder = tmp_path / "labelled" / split
@@ -248,7 +248,7 @@ def test_images_with_several_labels_are_learned_evaluated_and_predicted(make_arg
         (lambda table: table.unlink(), "needs a table of labels in the split's folder"),
         (lambda table: table.write_text("a,b\n1,2\n"), "expected a header `image,labels`"),
         (lambda table: table.write_text("image,labels\nnowhere.png,red\n"), "1 images are not there, such as nowhere"),
-        (lambda table: table.write_text(table.read_text() + "pictures/0.png,red\n"), "stands twice: pictures/0.png"),
+        (lambda table: table.write_text(table.read_text() + "pictures/0.png,red\n"), "is listed twice: pictures/0.png"),
         (lambda table: table.write_text("image,labels\npictures/0.png,pink\n"), "not trained on"),
     ],
     ids=["none", "header", "image", "twice", "label"],

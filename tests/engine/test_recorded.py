@@ -184,7 +184,7 @@ def test_absurd_numbers_of_a_record_end_each_command_in_a_message(altered, image
     assert (
         run_tool(tool, *flags, "--checkpoint", altered(num_classes=10**12, batch_size=10**12), "--device", "cpu") == 1
     )
-    assert "records num_classes=1000000000000, which is no such setting" in capsys.readouterr().err
+    assert "records num_classes=1000000000000, which is not a valid setting" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_pictures_of_every_usual_kind_are_taken_and_others_counted(tmp_path, mon
     (tmp_path / "d/notes.txt").write_text("no image")
     images, notes = found("d")
     assert images == sorted(f"d/x{ending}" for ending in (*PICTURES, ".PNG"))
-    assert notes == ["d: passed over are 1 .gif, 1 .ico"]
+    assert notes == ["d: skipped 1 .gif, 1 .ico"]
     assert found("d/x.gif") == (["d/x.gif"], [])  # asked for by name
     with pytest.raises(UserError, match=r"no images at d/\*\.gif but 1 \.gif; known endings are \.bmp"):
         found("d/*.gif")

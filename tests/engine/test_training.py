@@ -228,7 +228,7 @@ def test_a_damaged_last_checkpoint_is_named_and_the_one_before_taken(make_args, 
     train(make_args(epochs=3, resume="auto"))
     said = capsys.readouterr().out
     assert f"{folder / 'last.pth.tar'}" in said and "damaged" in said
-    assert f"going on from {folder / 'checkpoint-0.pth.tar'} in epoch 1" in said
+    assert f"continuing from {folder / 'checkpoint-0.pth.tar'} in epoch 1" in said
     assert [row["epoch"] for row in rows(folder)] == ["0", "1", "2"]
 
 
@@ -264,7 +264,7 @@ def test_resume_auto_starts_where_there_is_nothing_yet(make_args, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({}, "holds a run already; go on with it by --resume auto"),
+        ({}, "holds a run already; continue it by --resume auto"),
         ({"resume": "auto", "experiment": ""}, "give the name"),
         ({"resume": "{last}", "experiment": "b", **POOLFORMER}, "is a checkpoint of zoo_biformer_t"),
         ({"resume": "{last}", "experiment": "b", "opt": "sgd"}, "was trained by opt='adamw', this run has 'sgd'"),
@@ -319,7 +319,7 @@ def test_a_signal_saves_says_how_to_go_on_and_nothing_is_lost(make_args, tmp_pat
             train(make_args(experiment="stopped", **options))
     recovery = tmp_path / "output/stopped/recovery.pth.tar"
     assert str(error.value) == (
-        f"stopped by {number.name}; saved {recovery}; go on with: "
+        f"stopped by {number.name}; saved {recovery}; continue with: "
         f"python tools/train.py c.yaml --lr 1 --resume {recovery}"
     )
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
@@ -440,8 +440,8 @@ def test_skipped_images_are_counted_at_the_end(make_args, tmp_path, capsys):
     result = train(make_args(data_dir=str(tmp_path / "d"), skip_bad_images=True, batch_size=4))
     assert result["updates"] == 6
     said = capsys.readouterr().out
-    assert f"1 unusable training images were passed over\n  {tmp_path}/d/train/red/1.png" in said
-    assert "0 unusable validation images were passed over" in said
+    assert f"1 unusable training images were skipped\n  {tmp_path}/d/train/red/1.png" in said
+    assert "0 unusable validation images were skipped" in said
 
 
 def test_a_streamed_set_may_be_shorter_than_it_says(make_args, monkeypatch):

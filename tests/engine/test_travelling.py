@@ -1,4 +1,4 @@
-"""Classes, image mode, size and normalisation are those of the training however a model is loaded, in every tool."""
+"""Classes, image mode, size and normalization are those of the training however a model is loaded, in every tool."""
 
 import argparse
 import json
@@ -40,7 +40,7 @@ def folder_of(state, where):
     model = timm.create_model(args["model"], num_classes=3, in_chans=args["in_chans"], **args["model_kwargs"])
     model.load_state_dict(state["state_dict"])
     return save_pretrained(
-        model, where, licence="mit", class_names=NAMES, data_config={**args, **state["data_config"]},
+        model, where, license="mit", class_names=NAMES, data_config={**args, **state["data_config"]},
         model_args={**args["model_kwargs"], "in_chans": args["in_chans"]},
     )  # fmt: skip
 
@@ -50,10 +50,10 @@ def ways(tmp_path, mode, **more):
     state = write_run(tmp_path / "run.pth.tar", mode, **more)
     folder_of(state, tmp_path / "folder")
     assert (
-        run_tool("convert", TINY["model"], str(tmp_path / "run.pth.tar"), str(tmp_path / "out"), "--licence", "x") == 0
+        run_tool("convert", TINY["model"], str(tmp_path / "run.pth.tar"), str(tmp_path / "out"), "--license", "x") == 0
     )
     again = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True)
-    save_pretrained(again, tmp_path / "again", licence="mit", model_args=TINY["model_kwargs"])
+    save_pretrained(again, tmp_path / "again", license="mit", model_args=TINY["model_kwargs"])
     timms = {**state["args"], "mean": [0.4] * MODES[mode], "std": [0.3] * MODES[mode], "crop_pct": 0.6}
     timms = argparse.Namespace(**timms, interpolation="bilinear")
     torch.save({"args": timms, "state_dict": state["state_dict"], "arch": TINY["model"]}, tmp_path / "timm.pth.tar")
@@ -120,7 +120,7 @@ def test_classes_of_a_folder_are_compared_by_name(tmp_path):
 def test_a_thousand_classes_of_ones_own_have_ones_own_names(tmp_path):
     model = timm.create_model("test_convnext")
     names = [f"mine {index}" for index in range(1000)]
-    save_pretrained(model, tmp_path / "m", licence="mit", class_names=names)
+    save_pretrained(model, tmp_path / "m", license="mit", class_names=names)
     Image.new("RGB", (60, 60)).save(tmp_path / "a.png")
     flags = ["--pretrained", "--model", f"local-dir:{tmp_path / 'm'}", "--device", "cpu", "--output", str(tmp_path)]
     (line,) = predict(predict_parser().parse([str(tmp_path / "a.png"), *flags]))
@@ -161,7 +161,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, value, capsys):
         "eval": [*flags, "--data-dir", str(tmp_path / "d")],
         "predict": [str(tmp_path / "d"), *flags, "--output", str(tmp_path / "p")],
         "export": [*flags, "--output", str(tmp_path / "e")],
-        "convert": [TINY["model"], str(tmp_path / "run.pth.tar"), str(tmp_path / "c"), "--licence", "mit"],
+        "convert": [TINY["model"], str(tmp_path / "run.pth.tar"), str(tmp_path / "c"), "--license", "mit"],
     }.items():
         assert run_tool(tool, *argv) == 1
         assert "1 tensors hold NaN or infinite weights, such as head.fc.bias" in capsys.readouterr().err

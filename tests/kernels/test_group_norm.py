@@ -1,4 +1,4 @@
-"""Group normalisation with one group is torch's, and as exact in Triton as in plain torch."""
+"""Group normalization with one group is torch's, and as exact in Triton as in plain torch."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ SHAPES = {
 def test_is_torchs_and_as_exact(name, small, monkeypatch):
     from visionzoo.kernels.group_norm import triton
 
-    monkeypatch.setattr(triton, "_SMALL", small)  # numbers of maps that one kernel normalises
+    monkeypatch.setattr(triton, "_SMALL", small)  # numbers of maps that one kernel normalizes
     tensors = _case(*SHAPES[name])
     expected = F.group_norm(tensors["x"].permute(0, 3, 1, 2), 1, tensors["weight"], tensors["bias"], 1e-6)
     out = group_norm(**tensors, eps=1e-6)

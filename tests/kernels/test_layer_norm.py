@@ -1,4 +1,4 @@
-"""Layer normalisation is torch's, as exact in Triton as in plain torch, and keeps autocast's dtype."""
+"""Layer normalization is torch's, as exact in Triton as in plain torch, and keeps autocast's dtype."""
 
 import pytest
 import torch

@@ -22,7 +22,7 @@ def _inputs(size=(7, 9), kernel_size=(3, 3), heads=2, dim=4, batch=2, dtype=torc
 
 
 def _nearest(place, length, kernel_size, dilation, stride):
-    """Of the places in the same group the kernel_size whose window is centred best: by trying them all.
+    """Of the places in the same group the kernel_size whose window is centered best: by trying them all.
 
     Best on the middle one of the `stride` places that share it, or the last if that is not there.
     """

@@ -61,8 +61,8 @@ def test_symbols_of_distances_are_clipped():
     ],
 )
 @torch.no_grad()
-def test_symbols_of_relations_are_those_of_neighbours(options, steps):
-    symbols = RelationalSymbols(8, relation_heads=2, neighbours=2, normalize=False, **options).double()
+def test_symbols_of_relations_are_those_of_neighbors(options, steps):
+    symbols = RelationalSymbols(8, relation_heads=2, neighbors=2, normalize=False, **options).double()
     x = torch.randn(1, 5, 8, dtype=torch.float64)
     q, k = symbols.q(x).view(5, 2, 4), symbols.k(x).view(5, 2, 4)
     near = [torch.stack([(q[i] * k[min(max(i + s, 0), 4)]).sum(-1) for s in steps]).flatten() for i in range(5)]

@@ -250,8 +250,8 @@ def _pair(**options):
         (nn.Sequential(nn.Conv2d(5, 6, 3), BatchNormAct2d(6)), False),  # an activation comes with it
         (nn.Sequential(nn.BatchNorm2d(5), nn.Conv2d(5, 4, 1)), True),
         (nn.Sequential(nn.BatchNorm2d(5), nn.Conv2d(5, 4, 3, padding=1)), False),
-        (nn.Sequential(nn.Conv2d(5, 6, 1), nn.Identity(), nn.BatchNorm2d(6)), False),  # not neighbours
-        (nn.Sequential(nn.BatchNorm2d(5), nn.Linear(8, 4)), False),  # normalises rows, not channels
+        (nn.Sequential(nn.Conv2d(5, 6, 1), nn.Identity(), nn.BatchNorm2d(6)), False),  # not neighbors
+        (nn.Sequential(nn.BatchNorm2d(5), nn.Linear(8, 4)), False),  # normalizes rows, not channels
         (nn.Sequential(nn.Linear(8, 4), nn.BatchNorm2d(5)), False),
         (DepthwiseConvNorm(8, 5), True),
     ],

@@ -234,7 +234,7 @@ def test_channel_attention_stays_finite_in_half_precision_on_large_maps():
     assert (low.float() - exact).norm() < 0.01 * exact.norm()
 
 
-LICENCES = "MIT|Apache-2.0|BSD-|AGPL-3.0|Apple's sample code license|no licence|none given"
+LICENCES = "MIT|Apache-2.0|BSD-|AGPL-3.0|Apple's sample code license|no license|none given"
 SOURCE = re.compile(rf"https://github\.com/\S+ at (?:[0-9a-f]{{7}}|\d+\.\d+\.\d+)(?:, | \()(?:{LICENCES})")
 
 
@@ -559,7 +559,7 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ),
         (
             {"type": "dual_attention", "symbols": {"type": "relational", "neighbours": 0}},
-            r"there must be neighbours, got relation_heads=1 and neighbours=0",
+            r"there must be neighbors, got relation_heads=1 and neighbors=0",
         ),
         ({"type": "dual_attention", "symbols": {"type": "positional", "max_length": 0}}, r"positive, got max_length=0"),
         (

@@ -1,4 +1,4 @@
-"""Folders and repositories of the hub give the same logits back; cards and licences say whose weights they are."""
+"""Folders and repositories of the hub give the same logits back; cards and licenses say whose weights they are."""
 
 import json
 import shutil
@@ -9,12 +9,12 @@ import torch
 from timm.models import generate_default_cfgs
 
 import visionzoo
-from visionzoo.models import _licenses as licences
+from visionzoo.models import _licenses as licenses
 from visionzoo.models._licenses import NonCommercialError, describe, is_non_commercial, weights_of
 from visionzoo.models._registry import VARIANTS
 
 SMALL = {"depths": [1, 1, 1, 1], "embed_dims": [8, 8, 16, 16]}
-OWN = {"licence": "apache-2.0", "source": "trained on three colours", "measured": {"top1": 81.25, "img_size": 64}}
+OWN = {"license": "apache-2.0", "source": "trained on three colors", "measured": {"top1": 81.25, "img_size": 64}}
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_folder_gives_the_same_logits_and_says_what_it_is(model, tmp_path):
     assert timm.create_model(config["architecture"], **args).num_classes == 3
     card = (folder / "README.md").read_text()
     assert card.startswith("---\n") and "\nlicense: apache-2.0\n" in card
-    for words in ("trained on three colours", "| top1 | 81.25 |", "## Measured", "77.2 % top-1", "2111.11418", "Use"):
+    for words in ("trained on three colors", "| top1 | 81.25 |", "## Measured", "77.2 % top-1", "2111.11418", "Use"):
         assert words in card, words
     assert card.index("81.25") < card.index("## Published for this architecture") < card.index("77.2 %")
 
@@ -95,7 +95,7 @@ def test_what_could_not_be_loaded_again_is_not_written(tmp_path):
         (torch.nn.Linear(2, 2), "as timm.create_model gives it, got Linear"),
     ]:
         with pytest.raises(ValueError, match=message):
-            visionzoo.save_pretrained(model, tmp_path / "m", licence="mit")
+            visionzoo.save_pretrained(model, tmp_path / "m", license="mit")
     assert not (tmp_path / "m").exists()
 
 
@@ -113,7 +113,7 @@ def test_a_pickle_in_a_folder_is_refused(model, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"licence": ""}, "whose weights are these"),
+        ({"license": ""}, "whose weights are these"),
         ({"class_names": ["a"]}, "1 class names for the 3 classes"),
     ],
 )
@@ -129,18 +129,18 @@ def test_what_cannot_be_saved_is_refused(model, tmp_path, change, message):
 def test_every_model_of_the_zoo_has_licences():
     for name in VARIANTS:
         assert describe(name).startswith(f"{name}\n  code: ")
-        assert all(weights.licence != "unknown" and weights.origin for weights in weights_of(name))
+        assert all(weights.license != "unknown" and weights.origin for weights in weights_of(name))
 
 
 @pytest.mark.parametrize(
-    ("licence", "expected"),
+    ("license", "expected"),
     [
         *[("cc-by-nc-4.0", True), ("cc-by-nc-sa-4.0", True), ("Non-Commercial", True), ("research-only", True)],
         *[(None, False), ("ncsa", False), ("mit", False), ("apache-2.0", False)],
     ],
 )
-def test_non_commercial_licences_are_recognised(licence, expected):
-    assert is_non_commercial(licence) == expected
+def test_non_commercial_licenses_are_recognized(license, expected):
+    assert is_non_commercial(license) == expected
 
 
 def test_non_commercial_weights_need_a_word(model, tmp_path, monkeypatch):
@@ -156,4 +156,4 @@ def test_non_commercial_weights_need_a_word(model, tmp_path, monkeypatch):
     assert torch.equal(logits(again), logits(model))
     own = dict(options, pretrained_cfg_overlay={"file": str(folder / "model.safetensors")})
     timm.create_model("zoo_poolformer_s12", **own)  # one's own weights are one's own
-    assert licences.check("x", "mit", accepted=False) is None
+    assert licenses.check("x", "mit", accepted=False) is None

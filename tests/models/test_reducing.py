@@ -407,8 +407,8 @@ WHY_NOT = {
     "zoo_convit_t": r"blocks.1 mixes by GatedPositionalMixer, which needs the whole map",
     "zoo_inline_deit_t": r"blocks.1 mixes by InjectiveLinearMixer, which needs the whole map",
     "zoo_tnt_s": r"blocks.1 \(TNTBlock\) carries more than tokens",
-    "zoo_swin_t": r"reduce: SwinTransformer is no isotropic model, its stages need whole maps.*zoo_deit_s",
-    "zoo_crossvit_t": r"reduce: CrossViT is no isotropic model, its blocks need whole maps.*zoo_deit_s",
+    "zoo_swin_t": r"reduce: SwinTransformer is not an isotropic model, its stages need whole maps.*zoo_deit_s",
+    "zoo_crossvit_t": r"reduce: CrossViT is not an isotropic model, its blocks need whole maps.*zoo_deit_s",
 }
 ISOTROPIC = [name for name, kwargs in TINY.items() if "embed_dim" in kwargs]
 

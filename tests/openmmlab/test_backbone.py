@@ -140,8 +140,8 @@ def test_further_arguments_reach_the_model():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "zoo_biformr_s"}, "'zoo_biformr_s' is no model of the zoo; did you mean zoo_biformer_s"),
-        ({"name": "resnet50"}, "'resnet50' is no model of the zoo"),
+        ({"name": "zoo_biformr_s"}, "'zoo_biformr_s' is not a model of the zoo; did you mean zoo_biformer_s"),
+        ({"name": "resnet50"}, "'resnet50' is not a model of the zoo"),
         ({"out_indices": (0, 4)}, "feature indices must be from -4 to 3"),
         ({"out_indices": ()}, "out_indices must be numbers of stages or blocks, such as (1, 2, 3), got out_indices=()"),
         ({"out_indices": 2}, "out_indices must be numbers of stages or blocks, such as (1, 2, 3), got out_indices=2"),

@@ -13,7 +13,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 from openmmlab.shrink import inputs, load_small
 
-from visionzoo.openmmlab.building import unread
+from visionzoo.openmmlab.config_errors import unread
 from visionzoo.openmmlab.running import check_channels
 
 FOLDER = Path(__file__).parents[2] / "configs"

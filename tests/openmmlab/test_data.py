@@ -263,7 +263,7 @@ def as_tiff(path, dtype, label):
         (lambda path: path.write_text("no image"), r"the mask .*0\.png cannot be read: cannot identify"),
         (truncate, r"the mask .*0\.png cannot be read: "),
         (lambda path: Image.new("RGB", (48, 32)).save(path), r"the mask .*0\.png has 3 channels \(RGB\)"),
-        (sixteen_bits, r"the mask .*0\.png has the labels 256, 300, mmseg reads masks of 8 bits alone \(256 as 0\)"),
+        (sixteen_bits, r"the mask .*0\.png has the labels 256, 300, mmseg reads only masks of 8 bits \(256 as 0\)"),
         (lambda path: path.unlink(), r"1 masks are missing, the first is .*0\.png"),
         (lambda path: as_tiff(path, np.int32, -100), r"the mask .* has the labels -100, .* \(-100 as 156\)"),
         (lambda path: as_tiff(path, np.float32, np.nan), "the mask .* has the labels nan, mmseg reads masks of 8 bits"),
@@ -384,12 +384,12 @@ def test_each_split_is_summed_up(pets, tmp_path):
     edited(tmp_path / "train.json", lambda c: c["annotations"].pop())
     lines = check_data(cfg)
     assert "train_dataloader: 1 of 2 images, 1 boxes: dog 1, cat 0" in lines
-    assert "train_dataloader: 1 of 2 classes have no box, they are never learnt: cat" in lines
+    assert "train_dataloader: 1 of 2 classes have no box, they are never learned: cat" in lines
     assert any("1 of 2 images are left out: they have no annotation of the classes (to learn" in line for line in lines)
     assert "val_dataloader: 2 of 2 images, 2 boxes: dog 1, cat 1" in lines
     cfg = load(UPERNET)
     use_dataset(cfg, pets(**masks()))
-    assert "train_dataloader: 2 images; pixels of 2 masks: soil 50.0%, crop 50.0%, unlabelled 0.0%" in check_data(cfg)
+    assert "train_dataloader: 2 images; pixels of 2 masks: soil 50.0%, crop 50.0%, unlabeled 0.0%" in check_data(cfg)
 
 
 def test_background_and_small_images_are_a_choice(pets, tmp_path):
@@ -412,7 +412,7 @@ def test_background_and_small_images_are_a_choice(pets, tmp_path):
     [
         ({"iscrowd": 1}, r"are crowds \(iscrowd: 1\)"),
         ({"ignore": 1}, "are marked ignore: 1"),
-        ({"area": 0}, '2 boxes of .*train.json have "area": 0 or less, from which nothing is learnt: 1, 2'),
+        ({"area": 0}, '2 boxes of .*train.json have "area": 0 or less, from which nothing is learned: 1, 2'),
         ({"bbox": [100, 3, 4, 4]}, "are outside of their image"),
     ],
 )
@@ -524,7 +524,7 @@ def test_classes_without_a_pixel_are_named(pets, tmp_path):
     cfg = load(UPERNET)
     use_dataset(cfg, pets(**masks()))
     (note,) = notes(cfg)
-    assert "1 of 2 classes have no pixel in any mask: crop; 255 is unlabelled, never a class" in note
+    assert "1 of 2 classes have no pixel in any mask: crop; 255 is unlabeled, never a class" in note
 
 
 def test_one_class_under_a_softmax_is_refused(pets, tmp_path):

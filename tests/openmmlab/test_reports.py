@@ -71,7 +71,7 @@ def test_a_mask_lies_where_its_picture_does(by_brightness, capsys, size, model, 
     picture[rows, columns] = 255
     mask = by_brightness(picture, model, load)
     assert mask.shape == size
-    assert "x.pth does not have a colour for each of its classes" in capsys.readouterr().err
+    assert "x.pth does not have a color for each of its classes" in capsys.readouterr().err
     near = np.zeros(size, bool)  # where rounding may say either
     near[rows.start - 4 : rows.stop + 4, columns.start - 4 : columns.stop + 4] = True
     near[rows.start + 4 : rows.stop - 4, columns.start + 4 : columns.stop - 4] = False
@@ -101,7 +101,7 @@ def test_a_batch_without_a_labelled_pixel_spoils_nothing(tmp_path, loss):
     """ultralytics#25096: the mean over no pixels is NaN, and the training is lost."""
     from mmengine.config import Config
 
-    from visionzoo.openmmlab.reading import CheckingRunner
+    from visionzoo.openmmlab.checked_runner import CheckingRunner
 
     options = [*SMALL, "model.decode_head.num_classes=2"]
     options += [f"model.decode_head.out_channels={1 if loss.get('use_sigmoid') else 2}"]

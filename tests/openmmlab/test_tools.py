@@ -225,7 +225,7 @@ def test_configs_that_cannot_be_read_are_named(tmp_path, capsys):
             "train_dataloader.dataset.pipeline.0.foo=1",
             "train_dataloader.dataset.pipeline.0 of the config cannot be built",
         ),
-        ("randomness.sed=3", "the config makes no training or evaluation: Runner.set_randomness() got an unexpected"),
+        ("randomness.sed=3", "the config describes no training or evaluation: Runner.set_randomness() got"),
     ],
 )
 def test_a_part_of_the_config_that_cannot_be_is_named_with_its_values(option, message, scenes, tmp_path, capsys):
@@ -340,7 +340,7 @@ def test_a_start_from_weights_of_which_none_fits_is_refused(scenes, tmp_path, ca
     torch.save({"state_dict": {"other.weight": torch.ones(2)}}, tmp_path / "other.pth")
     options = [*DET_FEW, f"load_from={tmp_path / 'other.pth'}"]
     said = refused(capsys, "train", DETECTION, "--work-dir", tmp_path / "run", "--cfg-options", *options)
-    assert "not one of its weights fits the model, such as backbone.model." in said
+    assert "none of its weights fits the model, such as backbone.model." in said
     assert not list(tmp_path.rglob("epoch_*"))
 
 
@@ -379,7 +379,7 @@ def test_another_config_than_the_trainings_is_said(detector, scenes, tmp_path, c
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("max_epochs=2", "max_epochs: nothing reads it, it is a variable of the config file alone; did you mean"),
+        ("max_epochs=2", "max_epochs: nothing reads it, it is only a variable of the config file; did you mean"),
         ("root=/x", "root: nothing reads it"),
         ("model.test_cfg.rcnn.score_thrr=0.1", "nothing reads 'score_thrr'; did you mean score_thr"),
         ('a=[{"x":1,"y":[1,2]}]', "expected a value, or a list [A,B]"),
@@ -395,7 +395,7 @@ def test_settings_that_would_fail_late_or_never_be_read_are_refused(option, mess
 
 
 def test_settings_that_mm_reads_are_taken_though_the_config_has_none(scenes):
-    from visionzoo.openmmlab.building import merge_options
+    from visionzoo.openmmlab.config_errors import merge_options
     from visionzoo.openmmlab.running import read_config
 
     cfg = read_config(str(DETECTION))
@@ -418,9 +418,9 @@ def test_what_a_config_file_sets_and_nothing_reads_is_said(tmp_path, capsys):
     )
     cfg = read_config(str(path))
     assert capsys.readouterr().err.splitlines() == [
-        f"note: {path}: nothing reads max_epochs, it is a variable of this file alone; did you mean "
+        f"note: {path}: nothing reads max_epochs, it is only a variable of this file; did you mean "
         "train_cfg.max_epochs?",
-        f"note: {path}: nothing reads optim_wraper, it is a variable of this file alone; did you mean optim_wrapper?",
+        f"note: {path}: nothing reads optim_wraper, it is only a variable of this file; did you mean optim_wrapper?",
         f"note: {path}: nothing reads model.test_cfg.rcnn.score_thrr; did you mean score_thr?",
     ]
     del cfg.model.test_cfg.rcnn["score_thrr"]
@@ -485,7 +485,7 @@ def test_annotations_are_counted_from_one_for_cocos_metric(detector, scenes, tmp
     from mmengine.config import Config
     from mmengine.registry import DefaultScope
 
-    from visionzoo.openmmlab.reading import CheckingRunner
+    from visionzoo.openmmlab.checked_runner import CheckingRunner
 
     content = json.loads((scenes / "detection/validation.json").read_text())
     for shift in (0, 1):
@@ -518,7 +518,7 @@ def test_a_batch_norm_of_one_value_is_one_message():
     from mmengine.config import Config
 
     from visionzoo.engine import UserError
-    from visionzoo.openmmlab.building import build
+    from visionzoo.openmmlab.config_errors import build
 
     with pytest.raises(UserError, match=r"Set train_dataloader\.batch_size=2 or more"):
         build(Config(), lambda: torch.nn.BatchNorm2d(3)(torch.ones(1, 3, 1, 1)))
@@ -554,7 +554,7 @@ def test_a_signal_ends_training_with_a_checkpoint_and_its_loading_processes(numb
     code, said = run.stop(number)
     assert code == 128 + number, said[-2000:]
     (saved,) = tmp_path.glob("stopped_iter_*.pth")
-    message = f"stopped by {number.name}; saved {saved}; training goes on from it by --resume"
+    message = f"stopped by {number.name}; saved {saved}; training continues from it by --resume"
     assert said.splitlines()[-1] == message and "Traceback" not in said
     assert (tmp_path / "last_checkpoint").read_text() == str(saved)
 
@@ -563,7 +563,7 @@ def test_a_signal_ends_training_with_a_checkpoint_and_its_loading_processes(numb
     ("step", "count", "steps"),
     [
         ("train_step", 3, 1),  # the first of the two steps of the second epoch
-        # the last one: the epoch ends when the training goes on
+        # the last one: the epoch ends when the training continues
         pytest.param("train_step", 4, 0, marks=pytest.mark.full),
         pytest.param("val_step", 2, 0, marks=pytest.mark.full),  # the first was the trial
     ],
@@ -620,7 +620,7 @@ def other_number(folder):
 
 
 def read_few_masks(monkeypatch):
-    """Let the check before the first step read others than the one that is spoilt."""
+    """Let the check before the first step read others than the one that is spoiled."""
     monkeypatch.setattr("visionzoo.openmmlab.masks.MASKS_READ", 1)
     monkeypatch.setattr("visionzoo.openmmlab.masks.MASKS_SEARCHED", 0)
 
@@ -694,7 +694,7 @@ def test_bad_files_are_passed_over_and_named_with_skip_bad_images(
     assert run_tool("train", str(config), *flags, "--cfg-options", *options) == 0
     (log,) = (tmp_path / "run").rglob("2*.log")
     bad = tmp_path / "data/images/train/0002.png"
-    assert f"WARNING - 1 training images were passed over: {bad}\n" in log.read_text()
+    assert f"WARNING - 1 training images were skipped: {bad}\n" in log.read_text()
     shutil.copy(bad, tmp_path / "data/images/validation/0001.png")
     shutil.copy(tmp_path / "data/annotations/train/0002.png", tmp_path / "data/annotations/validation/0001.png")
     assert run_tool("train", str(config), *flags, "--cfg-options", *options) == 1  # numbers of fewer images mislead
@@ -712,7 +712,7 @@ def test_bad_files_alone_stop_training_with_skip_bad_images(scenes, tmp_path, ca
 
 @pytest.mark.slow
 def test_two_processes_train_one_detector(scenes, tmp_path):
-    """Without looking for unused parameters: there are none. The first says which image the other passed over."""
+    """Without looking for unused parameters: there are none. The first says which image the other skipped."""
     shutil.copytree(scenes, tmp_path / "data")
     bad = [tmp_path / "data/images/train" / name for name in ("0001.png", "0002.png")]  # processes take every second
     for path in bad:
@@ -732,4 +732,4 @@ def test_two_processes_train_one_detector(scenes, tmp_path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert (tmp_path / "epoch_1.pth").exists()
     (log,) = Path(tmp_path).glob("2*/*.log")
-    assert f"WARNING - 2 training images were passed over: {bad[0]}, {bad[1]}\n" in log.read_text()
+    assert f"WARNING - 2 training images were skipped: {bad[0]}, {bad[1]}\n" in log.read_text()

@@ -37,7 +37,7 @@ def build(module, *, depth: int = 12, attn: float = 0.25, token: float = 1.0, af
 
 
 def run(model: nn.Module, image):
-    """Keep logits and the normalised tokens of the map."""
+    """Keep logits and the normalized tokens of the map."""
     out = model(image)
     return {"logits": out["x"], "feat0": out["features"]}
 

@@ -127,7 +127,7 @@ def test_a_stopped_comparison_goes_on_where_it_was(command, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_forward_backward", stop_in_the_second)
         assert command() == 128 + signal.SIGTERM
-    assert "what is done is kept; start the same command again to go on" in capsys.readouterr().err
+    assert "what is done is kept; start the same command again to continue" in capsys.readouterr().err
     assert [row["model"] for row in table(tmp_path / "out/tiny/results.csv")] == [POOL]
     with monkeypatch.context() as patch:
         fit = Training.fit
@@ -260,7 +260,7 @@ def test_a_run_that_fails_or_dies_is_written_down_and_tried_again(mixers, tmp_pa
     parent = os.getpid()
     for flags, reason in (
         ([], "RuntimeError: no such kernel"),
-        (["--jobs", "1"], "its process ended with exit code 3, without a word"),
+        (["--jobs", "1"], "its process ended with exit code 3 and no message"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(ScoreMixer, "forward", fail)
@@ -286,10 +286,10 @@ def test_a_signal_ends_the_processes_and_they_save(mixers, tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_forward_backward", tell)
         assert mixers("--jobs", "1", mixers=MIXERS[1:]) == 128 + signal.SIGTERM
-    assert "start the same command again to go on" in capsys.readouterr().err
+    assert "start the same command again to continue" in capsys.readouterr().err
     assert (tmp_path / "out/tiny/pyramid,sigmoid,seed=0/recovery.pth.tar").exists()
     assert mixers("--jobs", "1", mixers=MIXERS[1:]) == 0
-    assert "going on from" in (tmp_path / "out/tiny/logs/pyramid,sigmoid-0.txt").read_text()
+    assert "continuing from" in (tmp_path / "out/tiny/logs/pyramid,sigmoid-0.txt").read_text()
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_a_signal_ends_the_processes_and_they_save(mixers, tmp_path, monkeypatch
             "pyramid/even: cannot build zoo_poolformer_s12",
         ),
         ({"mixers": ["own", "own"]}, "--mixers: 'own' is there twice; give each its label=NAME"),
-        ({"mixers": ["{type: [}"]}, "--mixers: '{type: [}' is no mapping"),
+        ({"mixers": ["{type: [}"]}, "--mixers: '{type: [}' is not a mapping"),
         ({"mixers": ["{label: x}"]}, "--mixers: expected 'NAME KEY=VALUE ...' or '{type: NAME, KEY: VALUE}'"),
         ({"mixers": ["own label=a/b"]}, "expected a label without spaces and slashes, got 'a/b'"),
         ({"hosts": ["zoo_poolformer_x"]}, "unknown model 'zoo_poolformer_x'; did you mean"),

@@ -201,7 +201,7 @@ WRONG = {  # what is wrong: changes of the recipe, what the message says
     "file": ({"file": "models/other.py"}, r"has no file code/models/other\.py, which the recipe names"),
     "factory": ({"factory": "Other"}, r"net\.py has no Other, which the recipe names"),
     "import": ({"stand_ins": {}}, r"does not import: No module named 'elsewhere'\. Install .* stand-in"),
-    "buffer": ({"constants": ()}, r"buffer index is no statistic of a norm: .*`constants`"),
+    "buffer": ({"constants": ()}, r"buffer index is not a statistic of a norm: .*`constants`"),
     "module": ({"features": ("stem", "trunk")}, r"the model has no module trunk, whose output the recipe keeps"),
 }
 

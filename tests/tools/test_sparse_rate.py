@@ -82,7 +82,7 @@ def test_one_command_writes_a_table_and_a_plot_and_replaces_none(place, tmp_path
     [
         ("val", "the following arguments are required: --checkpoint"),
         ("val --checkpoint zoo_convit_t.pth", "zoo_convit_t has no attention in subspaces; give --model zoo_crate_*"),
-        ("val --checkpoint zoo_crate_t.pth --output val", "--output val is there already and is not replaced"),
+        ("val --checkpoint zoo_crate_t.pth --output val", "--output val exists already and is not replaced"),
         ("nowhere --checkpoint zoo_crate_t.pth", "no images at nowhere"),
     ],
 )

@@ -23,7 +23,7 @@ class Settings:
     Args:
         device: where everything runs.
         dtype: of the operations and of models without autocast; None means bfloat16 on a GPU, float32 elsewhere.
-        batch: in the place of every case's own batch size.
+        batch: instead of every case's own batch size.
         quick: fewer repeats, for a first look.
     """
 

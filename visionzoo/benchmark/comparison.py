@@ -1,7 +1,7 @@
 """Train models, or mixers in hosts, alike and compare accuracy, speed and memory; tools/compare.py is the command.
 
 Each (model, seed) is a run of the training engine in a folder of its own, and its row of results.csv is written when it
-is done: a comparison that was stopped goes on, within a model too, when it is started again. A run that fails has a
+is done: a comparison that was stopped continues, within a model too, when it is started again. A run that fails has a
 row with its reason, is tried again by the next start, and does not end the others.
 """
 
@@ -312,7 +312,7 @@ def _keep_recipe(args: argparse.Namespace, folder: Path) -> None:
 def _run(
     tasks: Mapping[Any, Task], rows: list[Row], path: Path, jobs: int | None, of: Sequence[Any] | Mapping[Any, Any]
 ) -> None:
-    """Run tasks; each result becomes a row of the file, in the place of what an earlier start left of it."""
+    """Run tasks; each result becomes a row of the file and replaces what an earlier start left of it."""
     numbers = {key: number for number, key in enumerate(of, 1)}
     done = 0
 
@@ -483,7 +483,7 @@ def _loader_rate(run: Run) -> float:
 
 
 def _inference_rate(model: nn.Module, args: argparse.Namespace, size: Sequence[int], budget: Budget) -> float:
-    """Images a second of the model alone, in training's precision, on a batch that is on the device."""
+    """Images a second of only the model, in training's precision, on a batch that is on the device."""
     device = next(p.device for p in model.parameters())
     images = _images(args, args.validation_batch_size or args.batch_size, size, device)
 

@@ -111,19 +111,19 @@ def section(models: Sequence[Row], rows: Sequence[Row], args: argparse.Namespace
     loader = [row["loader_images_per_second"] for row in rows if row.get("loader_images_per_second")]
     if loader:
         speed = f"""The speed of training is that of the last epoch with its
-loading (the loader alone gives {min(loader):,.0f} to {max(loader):,.0f} images/s); that of inference is of the model
-alone, not compiled, batch {batch}, in the same precision. Peak memory is that of training."""
+loading (by itself, loading gives {min(loader):,.0f} to {max(loader):,.0f} images/s); that of inference is of the
+model only, not compiled, batch {batch}, in the same precision. Peak memory is that of training."""
         data = f"[{name}.csv]({name}.csv)"
     else:
         speed = f"""Speeds are of the model
-alone, not compiled, on images that are on the device, in the same precision, measured after the trainings with nothing
+only, not compiled, on images that are on the device, in the same precision, measured after the trainings with nothing
 else on the device: steps of training with the optimizer's, and inference, batch {batch}. Peak memory is that of
 training."""
         data = f"of each run [{name}.csv]({name}.csv), of each model [{name}_models.csv]({name}_models.csv)"
     if args.mixers:
         smallest, largest = args.growth_tokens
         speed += f"""
-Exponents are slopes in log-log of time and memory of a map against its tokens N, of the mixer alone with
+Exponents are slopes in log-log of time and memory of a map against its tokens N, of only the mixer with
 {args.growth_dim} channels, forward and backward, from {smallest:,} to {largest:,} tokens; each step has {largest:,}
 tokens, in many maps or few."""
     return f"""{table(models)}

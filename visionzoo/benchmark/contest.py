@@ -42,7 +42,7 @@ class Draw:
         self.generator = torch.Generator(device).manual_seed(0)
 
     def __call__(self, *shape: int, scale: float = 1.0, mean: float = 0.0) -> Tensor:
-        """Return normal numbers that gradients are wanted of."""
+        """Return normal numbers that require gradients."""
         x = torch.randn(shape, device=self.device, generator=self.generator) * scale + mean
         return x.to(self.dtype).requires_grad_()
 

@@ -42,7 +42,7 @@ ABOUT = {  # when to use it
     "expert_choice": "many heads at the price of few, where most tokens say little.",
     "factorized": "pyramids with large maps: reach grows with r, cost does not.",
     "flow": "linear attention that must not become uniform; any set of tokens.",
-    "focused_linear": "pyramids with large maps, in softmax's place: sharp weights, a low rank mended.",
+    "focused_linear": "pyramids with large maps, in softmax's place: sharp weights, and no low rank.",
     "forward_cross": "in FcaFormer, whose blocks hand cross tokens on; elsewhere attention with a bias for offsets.",
     "fourier": "a baseline without parameters: how much of the accuracy is due to mixing at all.",
     "full": "the default up to about 1,000 tokens; `kv_heads` where keys and values are too much memory.",

@@ -59,7 +59,7 @@ def _operations(settings: Settings, side: int) -> Iterator[tuple[str, Case]]:
 
 
 def layer_norm_case(settings: Settings, name: str, side: int, dim: int) -> Case:
-    """Layer normalisation, whose kernels "auto" leaves to torch on small maps."""
+    """Layer normalization, whose kernels "auto" leaves to torch on small maps."""
 
     def draw(normal: Draw) -> Inputs:
         return {"x": normal(normal.batch, side, side, dim), "weight": normal(dim, mean=1.0), "bias": normal(dim)}
@@ -72,7 +72,7 @@ def layer_norm_case(settings: Settings, name: str, side: int, dim: int) -> Case:
 
 
 def _floors(settings: Settings) -> Case:
-    """Return the case of what launches cost that nobody here wrote."""
+    """Return the case of launches that are not visionzoo's."""
     dtype, device = settings.low_dtype, settings.device
     x = partial(torch.randn, settings.batch or 1, HEADS, 196, DEPTH, dtype=dtype, device=device)
 

@@ -35,7 +35,7 @@ class Failure:
 
 
 Task = tuple[Callable[[argparse.Namespace], Any], argparse.Namespace]  # called with its arguments; both are pickled
-Done = Callable[[Any, Any], None]  # is told the key of a task, and its result or a Failure
+Done = Callable[[Any, Any], None]  # receives the key of a task, and its result or a Failure
 
 
 def failure(error: BaseException) -> Failure:
@@ -57,12 +57,12 @@ def run_tasks(tasks: Mapping[Hashable, Task], done: Done, *, jobs: int | None, l
 
     Args:
         tasks: functions of a module with their arguments, by keys.
-        done: is told each result, here, as they come.
+        done: receives each result, here, as they come.
         jobs: how many at a time; None for this process. The loader's workers and the CPU's cores are shared out.
         logs: folder for what the processes print, a file for each.
 
     Raises:
-        Interrupted: a signal came; tasks in work were told too, and given time to save what they have.
+        Interrupted: a signal came; tasks in work received it too, and had time to save what they have.
     """
     if jobs is None:
         for key, (call, args) in tasks.items():
@@ -71,7 +71,7 @@ def run_tasks(tasks: Mapping[Hashable, Task], done: Done, *, jobs: int | None, l
             except Exception as error:
                 if isinstance(error, Interrupted):
                     raise Interrupted(
-                        error.signum, "what is done is kept; start the same command again to go on"
+                        error.signum, "what is done is kept; start the same command again to continue"
                     ) from error
                 traceback.print_exc()
                 result = failure(error)
@@ -109,7 +109,7 @@ def run_tasks(tasks: Mapping[Hashable, Task], done: Done, *, jobs: int | None, l
                     result = ready.recv()  # type: ignore[union-attr, call-arg]
                 except EOFError:
                     process.join()
-                    result = Failure(f"its process ended with exit code {process.exitcode}, without a word")
+                    result = Failure(f"its process ended with exit code {process.exitcode} and no message")
                 process.join()
                 free.append(slot)
                 done(key, result)
@@ -125,7 +125,7 @@ def _ended(working: dict[Any, tuple[Hashable, Any, int]]) -> Iterator[None]:
     try:
         yield
     except Interrupted as error:
-        raise Interrupted(error.signum, "what is done is kept; start the same command again to go on") from None
+        raise Interrupted(error.signum, "what is done is kept; start the same command again to continue") from None
     finally:
         processes = [process for _, process, _ in working.values()]
         for process in processes:
@@ -140,7 +140,7 @@ def _ended(working: dict[Any, tuple[Hashable, Any, int]]) -> Iterator[None]:
 def _work(call: Callable[..., Any], args: argparse.Namespace, threads: int, log: str, sender: Any) -> None:
     """Be the process of a task: print into its log, and send its result or why there is none."""
     if hasattr(os, "setpgid"):
-        os.setpgid(0, 0)  # Ctrl-C goes to the whole group: this process is told by the one that started it
+        os.setpgid(0, 0)  # Ctrl-C goes to the whole group: this process is stopped by the one that started it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with open(log, "a", buffering=1) as file:
         for stream in (sys.stdout, sys.stderr):
@@ -157,4 +157,4 @@ def _work(call: Callable[..., Any], args: argparse.Namespace, threads: int, log:
         try:
             sender.send(result)
         except (OSError, ValueError):
-            print("nobody is there to hear the result any more")
+            print("the process that waited for the result has gone")

@@ -112,7 +112,7 @@ def saved_bytes(forward: Callable[[], Any], known: Iterable[Tensor]) -> int:
     saved: list[weakref.ref[Tensor]] = []
 
     def pack(tensor: Tensor) -> Tensor:
-        tensor = tensor.detach()  # an object that the graph alone refers to
+        tensor = tensor.detach()  # an object that only the graph refers to
         saved.append(weakref.ref(tensor))
         return tensor
 

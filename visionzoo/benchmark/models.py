@@ -35,11 +35,11 @@ OURS = "visionzoo"
 
 @dataclass(frozen=True)
 class Pair:
-    """A model of ours and the same network by somebody else, or by nobody.
+    """A model of ours and the same network by others, where there is one.
 
     Args:
         ours: name in the registry.
-        whose: "authors" or "timm"; empty where nobody else's is measured.
+        whose: "authors" or "timm"; empty where no other is measured.
         theirs: name of the factory in the authors' code, or timm's name.
         same_head: False where the heads differ, so that features are compared and not logits.
         options: of their factory, to have the same network.

@@ -301,7 +301,7 @@ def linear_case(
     feature_map: str,
     value_depth: int | None = None,
 ) -> Case:
-    """Linear attention, "focused" with a temperature as in FLatten; values as wide as queries unless said."""
+    """Linear attention, "focused" with a temperature as in FLatten; values as wide as queries by default."""
     depths = {"q": depth, "k": depth, "v": value_depth or depth}
 
     def draw(normal: Draw) -> Inputs:
@@ -351,7 +351,7 @@ def depthwise_case(
     residual: str | None,
     regions: tuple[int, int] | None = None,
 ) -> Case:
-    """Depthwise convolution, alone, plus its input ("itself"), or of a third of a projection plus an "other" map."""
+    """Depthwise convolution; plus its input ("itself"), or of a third of a projection plus an "other" map."""
 
     def draw(normal: Draw) -> Inputs:
         x = normal(normal.batch, side, side, 3 * dim if residual == "other" else dim)
@@ -399,7 +399,7 @@ def _group_norm(settings: Settings) -> Iterator[Case]:
 
 
 def group_norm_case(settings: Settings, name: str, side: int, dim: int) -> Case:
-    """Group normalisation with one group."""
+    """Group normalization with one group."""
 
     def draw(normal: Draw) -> Inputs:
         return {"x": normal(normal.batch, side, side, dim), "weight": normal(dim, mean=1.0), "bias": normal(dim)}

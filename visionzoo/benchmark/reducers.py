@@ -1,6 +1,6 @@
 """Cases of reducers: what a model does in a second against the tokens that its reducers leave.
 
-Weights are random, so that this is about time alone. The interpreter is left out: how many tokens it keeps depends on
+Weights are random, so that this is only about time. The interpreter is left out: how many tokens it keeps depends on
 weights and images.
 """
 

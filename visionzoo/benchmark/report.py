@@ -58,7 +58,7 @@ def _environments(rows: Sequence[Row]) -> list[str]:
         "Medians, in brackets the 20 % and 80 % quantiles. All rows of a case come from one process. The floor is the "
         "larger of bytes to move over the rate of a copy and FLOPs over the rate of a matrix product. Replayed are "
         "CUDA graphs of the same calls: where a call takes much longer, the host cannot launch it any faster. What was "
-        "measured and how is said in `visionzoo/benchmark`; `tools/benchmark.py` measures it again."
+        "measured, and how, is stated in `visionzoo/benchmark`; `tools/benchmark.py` measures it again."
     )
     return [*(f"- {line}" for line in sorted(said) + sorted(rates)), how]
 
@@ -190,7 +190,7 @@ def draw_training(rows: Sequence[Row]) -> dict[str, Any]:
         panel.tick_params(labelsize=6)
         panel.margins(x=0.2)
         panel.invert_yaxis()
-        panel.set_xlabel("ms a step; full colour: the GPU is busy", fontsize=6)
+        panel.set_xlabel("ms a step; full color: the GPU is busy", fontsize=6)
         panel.set_title(f"{case}, {own[0].dtype}, batch {own[0].batch}", fontsize=7)
     return {"training": figure}
 

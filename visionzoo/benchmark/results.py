@@ -22,7 +22,7 @@ from visionzoo.kernels.small_maps import device_name
 
 @dataclass
 class Row:
-    """One measurement, with all that is needed to read it alone.
+    """One measurement, with all that is needed to read it by itself.
 
     Times are milliseconds, memory is MiB. `median_ms` is that of a call as one makes it, `replayed_ms` that of a CUDA
     graph of it, `busy_ms` what kernels take in a call: where the first is much longer, launching takes the time.

@@ -276,7 +276,7 @@ def partitioned_window_attention(regions: tuple[int, int]) -> Maker:
 
 
 class _Given(nn.Module):
-    """In the place of a projection: gives what it was told, as [B, C, H, W]."""
+    """Stands in for a projection: gives what it was given, as [B, C, H, W]."""
 
     value: Tensor
 
@@ -298,7 +298,7 @@ def timm_halo_attention(block_size: int, halo_size: int) -> Maker:
         def call(q: Tensor, kv: Tensor, rel_height: Tensor, rel_width: Tensor) -> Tensor:
             attention.q.value, attention.kv.value = q, kv
             attention.pos_embed.height_rel, attention.pos_embed.width_rel = rel_height, rel_width
-            out = attention(attention.q(q))  # of what it is given it looks at the size alone
+            out = attention(attention.q(q))  # of what it is given it only looks at the size
             return out.permute(0, 2, 3, 1).unflatten(-1, (heads, depth))
 
         return call
@@ -307,7 +307,7 @@ def timm_halo_attention(block_size: int, halo_size: int) -> Maker:
 
 
 def group_norm_nchw(inputs: Inputs) -> Callable[..., Tensor]:
-    """PyTorch's group normalisation with one group, of maps in its own layout (see `channels_first`)."""
+    """PyTorch's group normalization with one group, of maps in its own layout (see `channels_first`)."""
     return lambda x, weight, bias: F.group_norm(x, 1, weight, bias)
 
 

@@ -97,7 +97,7 @@ def limits(rows: Sequence[Row], command: str) -> list[Limit]:
 
     It was so on maps of that many numbers and on all smaller ones, in every case of the operation: its calls took less
     time, of which the GPU was busy for at most half, and both computed the same. Where one of the two has no time, for
-    whatever reason, nothing is said of maps of that many numbers and more.
+    whatever reason, nothing is known of maps of that many numbers and more.
     """
     groups: dict[tuple[str, str, str, str], dict[int, list[tuple[Row, Row]]]] = {}
     pairs: dict[tuple[str, str], dict[str, Row]] = {}
@@ -144,7 +144,7 @@ def _is_faster(library: Row, triton: Row) -> bool:
 
 
 def write_table(path: Path, found: Sequence[Limit]) -> None:
-    """Put limits into a table, in the place of those that it has of the same GPUs.
+    """Put limits into a table, instead of those that it has of the same GPUs.
 
     Raises:
         UserError: if the file is no such table.

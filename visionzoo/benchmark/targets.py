@@ -52,7 +52,7 @@ class Target:
 class Verdict:
     """What became of a target: the quantity measured, or the reason why it was not.
 
-    `replayed` is the same quantity of CUDA graphs, where there are such: what the GPU alone takes.
+    `replayed` is the same quantity of CUDA graphs, where there are any: the time of the GPU by itself.
     """
 
     target: Target
@@ -157,7 +157,7 @@ def judge(target: Target, rows: Sequence[Row]) -> Verdict:
         return replace(verdict, replayed=_ratio(ours.replayed_ms, ours.floor_ms))
     if target.quantity == "times what must be held":
         if ours.peak_mib is None or ours.fixed_mib is None:
-            return Verdict(target, None, "nobody counts memory there")
+            return Verdict(target, None, "memory is not counted there")
         return _quotient(target, ours.fixed_mib + ours.peak_mib, ours.held_mib, "no held memory")
     theirs = _find(rows, target, target.rival)
     if isinstance(theirs, str):

@@ -81,7 +81,7 @@ def busy_ms(call: Callable[[], Any], device: torch.device, calls: int = 3) -> fl
 
 
 def host_timing(call: Callable[[], Any], device: torch.device, budget: Budget, calls: int = 1) -> Timing:
-    """Time from a call to its finished result, as the one waits who called; at least three times.
+    """Time from a call to its finished result, as the caller waits; at least three times.
 
     With several `calls` the one waits for the last of them, and the time is that of one.
     """
@@ -126,7 +126,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
-    """Most memory that tensors take during a call beyond what they took before; None where nobody counts (CPU)."""
+    """Most memory that tensors take during a call beyond what they took before; None where it is not counted (CPU)."""
     if device.type != "cuda":
         return None
     gc.collect()

@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--list", action="store_true", help="print the names of the measurements, measure nothing")
     made.add_argument("--quick", action="store_true", help="repeat less, for a first look")
     made.add_argument("--minutes", type=float, metavar="M", help="start no measurement after M minutes")
-    made.add_argument("--batch", type=_positive, metavar="N", help="in the place of each case's batch size")
+    made.add_argument("--batch", type=_positive, metavar="N", help="replaces each case's batch size")
     made.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 elsewhere")
     made.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is one, else cpu")
     made.add_argument("--rivals", type=Path, metavar="DIR", help="checkout of github.com/rayleizhu/BiFormer")

@@ -14,9 +14,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset", choices=list(LAYOUTS))
-    parser.add_argument(
-        "folder", nargs="?", help="where the data is; without it, where it comes from is all that is said"
-    )
+    parser.add_argument("folder", nargs="?", help="where the data is; without it, only where to get it is printed")
     args = parser.parse_args()
     print(LAYOUTS[args.dataset][0])
     if args.folder:

@@ -25,7 +25,7 @@ def convert(args: argparse.Namespace) -> str:
         ValueError: if the checkpoint cannot be read or does not fit the model, or the folder holds files already.
     """
     if args.folder.exists() and (not args.folder.is_dir() or any(args.folder.iterdir())):
-        raise ValueError(f"{args.folder} is not empty, or no folder; name a new one")
+        raise ValueError(f"{args.folder} is not an empty folder; name a new one")
     if not timm.is_model(args.model):
         raise ValueError(f"unknown model {args.model!r}; visionzoo models lists them")
     state = read_checkpoint(args.checkpoint)
@@ -39,7 +39,7 @@ def convert(args: argparse.Namespace) -> str:
     model: Any = timm.create_model(args.model, num_classes=classes, **model_args)
     report = visionzoo.load_weights(model, state, use_ema=not args.no_ema)
     card: dict[str, Any] = {
-        "licence": args.licence or ("" if run else model.pretrained_cfg["license"]),
+        "license": args.license or ("" if run else model.pretrained_cfg["license"]),
         "source": args.source,
         "measured": _measured(args.measured),
         "class_names": found.class_names if run else None,
@@ -57,16 +57,16 @@ def convert(args: argparse.Namespace) -> str:
 
 
 def _push(model: Any, args: argparse.Namespace, card: dict[str, Any]) -> str:
-    """Upload the model and return its address; whatever libraries for the network raise is told in words."""
+    """Upload the model and return its address; whatever libraries for the network raise becomes one message."""
     try:
         return visionzoo.push_to_hub(model, args.push, private=args.private, **card)
     except Exception as error:
         if isinstance(error, ValueError) and not type(error).__module__.startswith("huggingface_hub"):
-            raise  # of the model or its licence
+            raise  # of the model or its license
         text = " ".join(str(error).split())[:300]
         raise UserError(
             f"cannot push to {args.push}: {type(error).__name__}: {text}; {args.folder} was not written. "
-            "`hf auth login` gives a token; without --push, the folder alone is written"
+            "`hf auth login` gives a token; without --push, only the folder is written"
         ) from error
 
 
@@ -91,7 +91,7 @@ def main() -> None:
         "--num-classes", type=COUNT, metavar="N", help="classes of the checkpoint (default: the run's, else 1000)"
     )
     parser.add_argument("--no-ema", action="store_true", help="take the last weights, not the averaged ones")
-    parser.add_argument("--licence", "--license", help="of the weights (default: the authors'; of your own, say it)")
+    parser.add_argument("--license", "--licence", help="of the weights (default: the authors'; required for your own)")
     parser.add_argument("--source", default="", help="where the weights are from, for the model card")
     parser.add_argument("--measured", type=Path, metavar="JSON", help="what visionzoo eval wrote, for the model card")
     parser.add_argument("--push", metavar="USER/NAME", help="upload it to Hugging Face's hub too")

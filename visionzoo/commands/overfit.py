@@ -56,7 +56,7 @@ def main() -> None:
     contact_sheet(output, args.runs, data, output / "overfit.jpg")
     print(text)
     if short := [f"{r['run']}: {r['metric']} {r['value']:.4g}" for r in rows if r["value"] < WANTED[r["metric"]]]:
-        raise UserError("below what was wanted: " + ", ".join(short))
+        raise UserError("below the target: " + ", ".join(short))
 
 
 def describe_data(coco: Path, masks: Path, output: Path) -> dict[str, Path]:

@@ -19,7 +19,7 @@ class Folder:
 LAYOUTS = {
     "coco": (
         "COCO 2017: train2017.zip, val2017.zip and annotations_trainval2017.zip of https://cocodataset.org/#download, "
-        "unpacked side by side. Images under their Flickr licences, annotations CC BY 4.0.",
+        "unpacked side by side. Images under their Flickr licenses, annotations CC BY 4.0.",
         (
             Folder("train2017", 118287),
             Folder("val2017", 5000),

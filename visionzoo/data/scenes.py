@@ -19,7 +19,7 @@ SIDE = 128  # pixels
 COUNTS = {"train": 400, "validation": 80}
 INK = 96  # a pixel of at least this grey level, of 255, belongs to the digit
 DIGITS = [str(digit) for digit in range(10)]
-CLASSES = ["background", *DIGITS]  # of segmentation; the mask's value is the index + 1, 0 is unlabelled
+CLASSES = ["background", *DIGITS]  # of segmentation; the mask's value is the index + 1, 0 is unlabeled
 
 
 def scenes_folder() -> Path:

@@ -66,6 +66,6 @@ def _build(args: argparse.Namespace) -> Trained:
             )
         return restore(args)
     if args.checkpoint or args.pretrained:
-        raise UserError("--random-weights beside --checkpoint or --pretrained; give one")
+        raise UserError("--random-weights together with --checkpoint or --pretrained; give one")
     model = build_model(args)
     return Trained(model, per_channel(data_config(args, model)))

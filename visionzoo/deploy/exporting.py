@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,8 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.utils._pytree import tree_leaves
 
+from visionzoo._torch_private import (
+    aoti_compile_and_package,
+    aoti_load_package,
+    find_cpp_compiler,
+    tree_leaves,
+    without_special_ones,
+)
 from visionzoo.engine.checkpoints import make_folder
 from visionzoo.engine.errors import UserError, require
 
@@ -232,20 +238,12 @@ def trace(model: nn.Module, example: Tensor, shape: Shape) -> ExportedProgram:
     dynamic: dict[int, Any] = {axis: Dim.DYNAMIC for axis in shape.dynamic_axes}
     if shape.dynamic_size and shape.dynamic_batch:
         dynamic[0] = Dim("batch", min=2)  # torch lets such programs take 1 as well
-    with torch.no_grad(), _ones_are_not_special() if shape.dynamic_size else nullcontext():
+    with torch.no_grad(), without_special_ones() if shape.dynamic_size else nullcontext():
         program = torch.export.export(model, (example,), dynamic_shapes=(dynamic,))
     own = {str(node.target) for node in program.graph.nodes if str(node.target).startswith("visionzoo.")}
     if own:
         raise UserError(_OWN_OPERATORS.format(", ".join(sorted(own))))
     return program
-
-
-def _ones_are_not_special() -> AbstractContextManager[None]:
-    """Let torch.export ask no more whether a size is 1, which would bind a program to maps of more than one window."""
-    from torch.fx.experimental import _config
-
-    name = "backed_size_oblivious"  # of torch >= 2.7
-    return _config.patch(name, True) if hasattr(_config, name) else nullcontext()  # type: ignore[attr-defined]
 
 
 _OWN_OPERATORS = (
@@ -272,11 +270,11 @@ def _write_package(
 ) -> None:
     require_compiler()
     program = trace(model, example, shape)
-    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    aoti_compile_and_package(program, package_path=str(path))
 
 
 def _load_package(path: Path) -> Callable[[Tensor], list[Tensor]]:
-    module = torch._inductor.aoti_load_package(str(path))
+    module = aoti_load_package(str(path))
     return lambda image: tree_leaves(module(image))
 
 
@@ -341,10 +339,8 @@ def require_compiler() -> str:
     Raises:
         UserError: there is none.
     """
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
     try:
-        return get_cpp_compiler()
+        return find_cpp_compiler()
     except Exception as error:  # InvalidCxxCompiler, which moved between releases
         raise UserError(
             f"--format aoti compiles C++ and finds no compiler ({str(error).splitlines()[0]}); install one (apt "

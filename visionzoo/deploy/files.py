@@ -26,7 +26,7 @@ def write_files(
     """Write a model in `args.format`, each next to the others as `stem` with a suffix, and its description as JSON.
 
     Files of the same model and description in other formats stay, and stay described. Those of another one are replaced
-    with `args.overwrite` alone, all of them.
+    with only `args.overwrite`, all of them.
 
     Args:
         model: in eval mode, from images to tensors.
@@ -112,7 +112,7 @@ def _digest(model: nn.Module) -> str:
 
 
 def _shape(output: Sequence[int], shape: Shape) -> list[Any]:
-    """Return the shape of an output, with names in the place of what is not fixed."""
+    """Return the shape of an output, with names for what is not fixed."""
     named: dict[int, str] = {0: "batch"} if shape.dynamic_batch else {}
     if shape.dynamic_size and len(output) == 4:
         named |= {2: "h", 3: "w"}
@@ -133,7 +133,7 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.batch_size < 1:
         raise UserError(f"--batch-size: expected a positive number, got {args.batch_size}")
     if args.batch_size > 1 and not args.static_batch:
-        raise UserError("--batch-size is of files that take that batch alone: add --static-batch, or leave it out")
+        raise UserError("--batch-size is for files that take only that batch: add --static-batch, or leave it out")
     if getattr(args, "torchcompile", None):
         raise UserError("--torchcompile has no effect on files; --format aoti compiles")
 

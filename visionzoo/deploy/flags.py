@@ -24,7 +24,7 @@ def add_export_flags(parser: argparse.ArgumentParser, formats: tuple[str, ...] =
     add("--output", default="output/export", metavar="DIR", help="folder for the files (default: output/export)")
     add("--overwrite", action="store_true", help="replace files of another export under the same names")
     add("-b", "--batch-size", type=int, default=1, metavar="N", help="images of a batch with --static-batch")
-    add("--static-batch", action="store_true", help="take batches of --batch-size alone (default: of any number)")
+    add("--static-batch", action="store_true", help="take only batches of --batch-size (default: of any number)")
     add("--dynamic-size", action="store_true", help="take any height and width, where the model can be exported so")
     add("--opset", type=int, metavar="N", help="version of ONNX's operators (default: torch's choice)")
     add("--no-fuse", action="store_true", help="leave batch norms as they are (default: fold them, visionzoo.fuse)")

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 import visionzoo
+from visionzoo._torch_private import BatchNorm
 from visionzoo.deploy.exporting import FORMATS, Reference, Shape, export
 from visionzoo.deploy.files import check_flags, shape_of, versions
 from visionzoo.engine.errors import UserError, require
@@ -73,11 +74,11 @@ def sweep(args: argparse.Namespace) -> list[Row]:
     check_flags(args)
     tqdm = require("tqdm").tqdm
     if args.model or args.checkpoint:
-        raise UserError("--all beside --model or --checkpoint; give one")
+        raise UserError("--all together with --model or --checkpoint; give one")
     patterns = args.all or ["*"]
     names = [name for name in VARIANTS if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
     if not names:
-        raise UserError(f"--all: no model is called like {' or '.join(patterns)}; `visionzoo models` lists them")
+        raise UserError(f"--all: no model matches {' or '.join(patterns)}; `visionzoo models` lists them")
     table = Path(args.results_csv or Path(args.output) / "export.csv")
     rows = read_rows(table)
     done = {(row.model, row.format, row.axes) for row in rows}
@@ -146,7 +147,7 @@ def read_rows(path: Path) -> list[Row]:
                 values: dict[str, Any] = {k: (float(v) if v else None) if k in numbers else v for k, v in line.items()}
                 rows.append(Row(**values))
             except (TypeError, ValueError) as error:
-                raise UserError(f"{path}, row {number}: {error}; mend it, or name another --results-csv") from error
+                raise UserError(f"{path}, row {number}: {error}; fix it, or name another --results-csv") from error
     return rows
 
 
@@ -157,7 +158,7 @@ def randomise(model: nn.Module, shape: Shape) -> nn.Module:
     exports are compared with are among them, for what the model does to others can explode, rounding errors with it.
     """
     generator = torch.Generator().manual_seed(0)
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1 and name.endswith(("weight", "gamma")):

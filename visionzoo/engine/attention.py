@@ -64,7 +64,7 @@ def show_attention(args: argparse.Namespace) -> list[Path]:
         said = f", true class {names[true]}" if true is not None else ""
         print(printable(f"{path}: predicted {names[predicted]}{said}, {pictures[-1]}"))
     notes += [missing_fonts(undrawn)] if undrawn else []
-    notes += [f"{len(skipped)} unreadable images were passed over: {'; '.join(skipped)}"] if skipped else []
+    notes += [f"{len(skipped)} unreadable images were skipped: {'; '.join(skipped)}"] if skipped else []
     for note in notes:
         print(printable(note))
     return pictures
@@ -104,7 +104,7 @@ def _lines(maps: list[tuple[str, Tensor]]) -> list[list[tuple[str, Any]]]:
 
 
 def as_seen(image: Tensor, config: dict[str, Any]) -> Any:
-    """Return the image [H, W, 3] from 0 to 1 that a normalised one [C, H, W] is of: what the model sees, cropped."""
+    """Return the image [H, W, 3] from 0 to 1 that a normalized one [C, H, W] is of: what the model sees, cropped."""
     mean, std = (torch.tensor(config[name], device=image.device)[:, None, None] for name in ("mean", "std"))
     pixels = (image * std + mean).clamp(0, 1).permute(1, 2, 0)
     return (pixels if pixels.shape[2] == 3 else pixels.mean(2, keepdim=True).expand(-1, -1, 3)).cpu().numpy()

@@ -27,7 +27,7 @@ class AuxiliaryTask(ClassificationTask):
         super().__init__(model, criterion, device=device, verbose=False)
         model.set_auxiliary()
         self.weights = weights
-        smooths = isinstance(criterion, LabelSmoothingCrossEntropy)  # which takes labels alone
+        smooths = isinstance(criterion, LabelSmoothingCrossEntropy)  # which only takes labels
         self.soft_criterion = SoftTargetCrossEntropy() if smooths else criterion
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def auxiliary_weights(args: argparse.Namespace, model: Any) -> dict[str, float]:
     """Return the weights of the exits and terms that a model is to be trained on: its own, or those of --aux-weight.
 
     Raises:
-        UserError: --aux-weight names what the model does not have, or a weight is no number from 0; or there is a
+        UserError: --aux-weight names what the model does not have, or a weight is not a number from 0; or there is a
             teacher, or only the classifier is trained, and they have no place.
     """
     own = model.auxiliary_weights() if hasattr(model, "auxiliary_weights") else {}
@@ -74,7 +74,7 @@ def auxiliary_weights(args: argparse.Namespace, model: Any) -> dict[str, float]:
             raise UserError(f"--aux-weight {name}: expected a number at least 0, got {weight!r}") from error
     if args.freeze:
         if args.aux_weight:
-            raise UserError("--freeze trains the classifier alone, without exits and terms; leave --aux-weight out")
+            raise UserError("--freeze trains only the classifier, without exits and terms; leave --aux-weight out")
         return {}
     if args.kd_model_name or args.kd_checkpoint:
         if learned := [name for name, weight in own.items() if weight]:

@@ -104,7 +104,7 @@ def _decode(images: Any, root: str, folder: Path) -> None:
         pixels[number] = image
         targets.append(int(target))
     if bad := images.bad_names():
-        raise UserError(f"--cache-images: {len(bad)} images cannot be used, such as {bad[0]}; mend or remove them")
+        raise UserError(f"--cache-images: {len(bad)} images cannot be used, such as {bad[0]}; fix or remove them")
     make_folder(folder)
     reader: Any = getattr(images.dataset, "reader", None)
     names = getattr(reader, "class_to_idx", None) or reader.class_name_to_idx  # of a folder, or of a .tar
@@ -256,4 +256,4 @@ def check_cached_labels(images: CachedImages, num_classes: int) -> None:
     try:
         check_label(int(images.targets.max()), num_classes)
     except ValueError as error:
-        raise UserError(f"an image cannot be used: {error}; mend the data set") from error
+        raise UserError(f"an image cannot be used: {error}; fix the data set") from error

@@ -65,9 +65,9 @@ def draw_maps(image: Any, rows: Sequence[Sequence[tuple[str, Any]]], path: Path,
 
     Args:
         image: [H, W, 3] from 0 to 1, drawn first in each row.
-        rows: of each the maps [h, w] of the whole image, with their titles; colours are over each map's own range.
+        rows: of each the maps [h, w] of the whole image, with their titles; colors are over each map's own range.
         path: of the picture, a PNG.
-        over: draw the maps half transparent over the image, smoothly; else alone, cell by cell, with their ranges.
+        over: draw the maps half transparent over the image, smoothly; else cell by cell, with their ranges.
 
     Returns:
         the characters of the titles that no installed font has.
@@ -144,7 +144,7 @@ def missing_fonts(characters: Iterable[str]) -> str:
     """Say in a sentence which characters no font has, and what to do."""
     listed = " ".join(sorted(characters)[:20])
     return (
-        f"no installed font has {listed}: the pictures show `class NUMBER` in the place of such names, the lines have "
+        f"no installed font has {listed}: the pictures show `class NUMBER` instead of such names, the lines have "
         "them; for Chinese, Japanese and Korean the package fonts-noto-cjk has them"
     )
 

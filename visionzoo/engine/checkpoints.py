@@ -171,7 +171,7 @@ class CheckpointFolder:
         return aside
 
     def newest(self, warn: Callable[[str], object]) -> tuple[Path, dict[str, Any]] | None:
-        """Return the newest sound checkpoint, or None where there is no checkpoint; `warn` is told of damaged ones.
+        """Return the newest sound checkpoint, or None where there is no checkpoint; `warn` is called for damaged ones.
 
         Raises:
             UserError: there are checkpoints, and none of them can be read.
@@ -193,7 +193,7 @@ class CheckpointFolder:
         if complaints and not sound:
             first = next(iter(complaints.values()))
             raise UserError(
-                f"not one of the {len(complaints)} checkpoints in {self.folder} can be read, and no run is begun anew "
+                f"none of the {len(complaints)} checkpoints in {self.folder} can be read, and no new run is started "
                 f"over them; the first: {first} Or name another --experiment"
             )
         self.unreadable = list(complaints)
@@ -217,7 +217,7 @@ class CheckpointFolder:
             return
         if furthest > (done := progress(state, path)):
             raise UserError(
-                f"{path} is of epoch {done[0]}, and {last} of epoch {furthest[0]} would be replaced: go on "
+                f"{path} is of epoch {done[0]}, and {last} of epoch {furthest[0]} would be replaced: continue "
                 "from that, or under another --experiment; --output and --experiment that name this folder replace it"
             )
 
@@ -261,12 +261,10 @@ def _put_aside(path: Path) -> Path:
 
 
 def _check_numbers(state: Mapping[str, Any]) -> None:
-    """Refuse weights from which no run can go on, so that they take no better ones' place."""
+    """Refuse weights from which no run can continue, so that they do not replace better ones."""
     spoilt = [name for name, value in state.get("state_dict", {}).items() if bool(value.isnan().any())]
     if spoilt:
-        raise UserError(
-            f"{len(spoilt)} tensors of the model hold NaN, such as {spoilt[0]}; no checkpoint is written of them"
-        )
+        raise UserError(f"{len(spoilt)} tensors of the model hold NaN, such as {spoilt[0]}; no checkpoint is written")
 
 
 def is_ours(state: Mapping[str, Any]) -> bool:

@@ -15,6 +15,7 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch.utils.data import IterableDataset
 from torchvision.datasets import ImageFolder
 
+from visionzoo.engine._compat import timm_patched
 from visionzoo.engine.cached import CachedImages, DeviceLoader, check_cached_labels, open_cached
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.folders import find_split, look_at_classes
@@ -171,7 +172,7 @@ def open_train_and_val(args: argparse.Namespace) -> tuple[Any, Any | None]:
     )
     names = class_names(train)
     if names and len(names) == 1 and not args.multi_label:
-        raise UserError(f"all training images are of one class, {names[0]!r}: there is nothing to tell apart")
+        raise UserError(f"all training images are of one class, {names[0]!r}: there is nothing to distinguish")
     if not args.val_split:
         return train, None
 
@@ -210,13 +211,13 @@ def with_same_classes(dataset: Any, names: list[str] | None, reopen: Callable[[A
     if strangers := sorted(set(own) - set(names)):
         raise UserError(
             f"{len(strangers)} classes of the evaluated images were not trained on: {some(strangers)}; "
-            f"trained on were {some(names)}"
+            f"the training had {some(names)}"
         )
     return reopen({name: index for index, name in enumerate(names)})
 
 
 def check_labels(dataset: Any, num_classes: int) -> None:
-    """Let a data set stop at, or pass over, images whose class numbers the model does not have."""
+    """Let a data set stop at, or skip, images whose class numbers the model does not have."""
     if isinstance(dataset, CheckedImages):
         dataset.num_classes = num_classes
     elif isinstance(dataset, CachedImages):
@@ -372,7 +373,8 @@ def _device_loader(
 
 def _create_loader(dataset: Any, **settings: Any) -> Any:
     try:
-        return create_loader(dataset, **settings)
+        with timm_patched():
+            return create_loader(dataset, **settings)
     except (AssertionError, KeyError, ValueError) as error:
         raise UserError(f"cannot make the batches: {type(error).__name__}: {error}") from error
 

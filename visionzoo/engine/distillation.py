@@ -1,4 +1,4 @@
-"""The task of a training: alone, with what a model returns beside logits, or from a teacher checked beforehand."""
+"""The task of a training: by itself, with what a model returns beside logits, or from a teacher checked beforehand."""
 
 import argparse
 from typing import Any
@@ -29,7 +29,7 @@ def make_task(
     """Return timm's task for a model on its device: distillation where `args` name a teacher, else classification.
 
     Raises:
-        UserError: the teacher cannot be had, has other classes or does not take the images; or the model cannot learn
+        UserError: the teacher is missing, has other classes or does not take the images; or the model cannot learn
             from a teacher in the way that is asked for; or as `auxiliary_weights`.
     """
     loss = make_loss(args).to(device)
@@ -54,7 +54,7 @@ def make_task(
         task = _distillation_task(args, common)
     except ValueError as error:
         raise UserError(f"--kd-distill-type {args.kd_distill_type} with {args.model}: {error}") from error
-    # timm takes these from the models' cfgs, whatever the images were normalised by
+    # timm takes these from the models' cfgs, whatever the images were normalized by
     task.student_mean, task.student_std = (_per_channel(data_config[name], device) for name in ("mean", "std"))
     task.teacher.mean_kd, task.teacher.std_kd = (
         _per_channel(teacher.data_config[name], device) for name in ("mean", "std")
@@ -103,9 +103,7 @@ def _make_teacher(args: argparse.Namespace, channels: int) -> Trained:
 def _check_classes(teacher: Trained, model: Any, class_names: list[str] | None) -> None:
     advice = "fine-tune the teacher on this data set first, and give its checkpoint by --kd-checkpoint"
     if teacher.num_classes != model.num_classes:
-        raise UserError(
-            f"the teacher tells {teacher.num_classes} classes apart, the student {model.num_classes}; {advice}"
-        )
+        raise UserError(f"the teacher has {teacher.num_classes} classes, the student {model.num_classes}; {advice}")
     if teacher.class_names and class_names and teacher.class_names != class_names:
         pairs = enumerate(zip(teacher.class_names, class_names, strict=True))
         number, (there, here) = next((i, names) for i, names in pairs if names[0] != names[1])
@@ -123,7 +121,7 @@ def _try_teacher(task: Any, input_size: tuple[int, ...], device: torch.device, n
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(
             f"the teacher {name} does not take the student's images, {tuple(input_size)}: {error}; another --img-size, "
-            "--in-chans or teacher may do"
+            "--in-chans or teacher may work"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What a user can mend is said in one message; everything else keeps its traceback."""
+"""What a user can fix is one message; everything else keeps its traceback."""
 
 import signal
 import sys
@@ -29,7 +29,7 @@ class Interrupted(Exception):
 
 
 def run_tool(main: Callable[[], object]) -> None:
-    """Run `main`; print what a user can mend as one message and exit with 1, or 128 + the signal's number.
+    """Run `main`; print what a user can fix as one message and exit with 1, or 128 + the signal's number.
 
     Tools leave SIGINT to the system while they import; here it becomes Python's KeyboardInterrupt again.
     """
@@ -51,7 +51,7 @@ def run_tool(main: Callable[[], object]) -> None:
 def printable(text: str) -> str:
     r"""Return a text with escapes (`\x1b`, `\udce9`) for what would steer a terminal and what no terminal can show.
 
-    File names may hold both: codes that colour or clear the screen, and bytes that are not UTF-8. Ends of lines stay.
+    File names may hold both: codes that color or clear the screen, and bytes that are not UTF-8. Ends of lines stay.
     """
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 

@@ -67,7 +67,7 @@ def evaluate(
     """Return the metrics of each model over one pass of the loader; `progress` may wrap the batches in a bar.
 
     Raises:
-        UserError: not one image could be read.
+        UserError: no image could be read.
     """
     for model in models:
         model.eval()
@@ -99,7 +99,7 @@ def evaluate(
     if process.distributed:
         torch.distributed.all_reduce(sums)
     if not sums[0, 3]:
-        raise UserError("not one image to evaluate on could be used")
+        raise UserError("no image to evaluate on could be used")
     maps: list[float | None] = [None] * len(models)
     if several:
         for index in range(len(models)):
@@ -154,7 +154,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
     about = {"model": name, "img_size": trained.data_config["input_size"][-1]}
     if args.exits:
         if args.multi_label:
-            raise UserError("--exits: how sure an exit is, is asked of models with one label an image")
+            raise UserError("--exits: exits are for models with one label per image")
         with_exits(model, name)
         args.exits_files = exits_files(args, _default_file(about, args.checkpoint))
     if args.channels_last:
@@ -226,7 +226,7 @@ def _check_exit_flags(args: argparse.Namespace, process: Process) -> None:
     if args.torchcompile:
         raise UserError("--exits runs a model part by part, and --torchcompile makes one of all; leave it out")
     if args.results_csv:
-        raise UserError("--results-csv takes a row a model, and --exits has a table of its own; leave it out")
+        raise UserError("--results-csv takes one row per model, and --exits has a table of its own; leave it out")
     require("matplotlib")
 
 
@@ -241,7 +241,7 @@ def _check_files(args: argparse.Namespace) -> None:
     path = Path(args.results_file)
     make_folder(path.parent)
     if args.results_file and path.exists() and _read(path) is None:
-        raise UserError(f"--results-file {path} is there and no result of `visionzoo eval`; name another file")
+        raise UserError(f"--results-file {path} exists and is not a result of `visionzoo eval`; name another file")
 
 
 def _write(result: dict[str, Any], args: argparse.Namespace) -> None:

@@ -254,7 +254,7 @@ def _write(result: dict[str, Any], args: argparse.Namespace) -> None:
 
 
 def table_of(result: Mapping[str, Any]) -> str:
-    """Return a result as Markdown: each exit alone (anytime), then the settings (budgeted batch)."""
+    """Return a result as Markdown: each exit by itself (anytime), then the settings (budgeted batch)."""
     names = [entry["exit"] for entry in result["exits"]]
     about = (
         f"{result['model']}, {result['input_size'][1]} x {result['input_size'][2]} pixels: {result['images']} images, "
@@ -322,9 +322,10 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read {path} (--exits): {error.strerror}") from error
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is no result of `visionzoo eval --exits` ({type(error).__name__}: {error})") from error
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} is not a result of `visionzoo eval --exits` ({what})") from error
     if not fits:
-        raise UserError(f"{path} is no result of `visionzoo eval --exits`; name the JSON that it wrote")
+        raise UserError(f"{path} is not a result of `visionzoo eval --exits`; name the JSON that it wrote")
     return dict(content)
 
 
@@ -356,7 +357,7 @@ def early_exit_model(args: argparse.Namespace, model: nn.Module, name: str) -> E
     if args.budget is not None and not args.exits:
         raise UserError("--budget chooses among the settings of a file; give it by --exits")
     if args.exits and args.thresholds:
-        raise UserError("--exits beside --thresholds; give one")
+        raise UserError("--exits together with --thresholds; give one")
     if not args.exits and not args.thresholds:
         return None
     thresholds = args.thresholds

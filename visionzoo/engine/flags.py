@@ -1,4 +1,4 @@
-"""The flags of the tools: timm's names and defaults; what is ours alone is marked (visionzoo)."""
+"""The flags of the tools: timm's names and defaults; what only visionzoo has is marked (visionzoo)."""
 
 import argparse
 from typing import Any
@@ -32,7 +32,7 @@ def add_data_flags(parser: Parser) -> None:
     add("--input-key", help="column or file ending of the image in hfds/ and wds/ sets")
     add("--target-key", help="column or file ending of the class in hfds/ and wds/ sets")
     _yes(group, "--dataset-trust-remote-code", "let hfds/ sets run the code that they come with")
-    _yes(group, "--skip-bad-images", "pass over unusable images and count them, instead of stopping (visionzoo)")
+    _yes(group, "--skip-bad-images", "skip unusable images and count them, instead of stopping (visionzoo)")
     _yes(group, "--apply-exif-orientation", "turn images as their EXIF says; else as stored, as in timm (visionzoo)")
     add("-j", "--workers", type=WHOLE, default=4, metavar="N", help="processes that load images")
     _yes(group, "--multi-label", "any number of labels an image, from labels.csv in each split's folder (visionzoo)")
@@ -53,7 +53,7 @@ def add_model_flags(parser: Parser, *, model: str | None) -> None:
     add = group.add_argument
     add("--model", default=model, metavar="NAME", help="any timm model, zoo_* included")
     _yes(group, "--pretrained", "start from the published weights")
-    _yes(group, "--non-commercial", "accept weights whose licence forbids commercial use (visionzoo)")
+    _yes(group, "--non-commercial", "accept weights whose license forbids commercial use (visionzoo)")
     add("--num-classes", type=COUNT, metavar="N", help="number of classes (default: the data set's, else the model's)")
     add("--in-chans", type=COUNT, metavar="N", help="image channels (default: 3)")
     add("--gp", metavar="POOL", help="global pooling (default: the model's)")
@@ -91,7 +91,7 @@ def _reading(group: argparse._ArgumentGroup) -> None:
     """Add how image files are read that a command names."""
     _mode(group.add_argument)
     _yes(group, "--apply-exif-orientation", "turn images as their EXIF says (as in the run where it was given)")
-    _yes(group, "--skip-bad-images", "pass over unreadable images and count them, instead of stopping")
+    _yes(group, "--skip-bad-images", "skip unreadable images and count them, instead of stopping")
 
 
 def train_parser() -> Parser:
@@ -242,9 +242,9 @@ def _augmentation_flags(parser: Parser) -> None:
     add("--ratio", type=POSITIVE, nargs="+", default=[3 / 4, 4 / 3], metavar="RATIO", help="sides of the random crop")
     add("--hflip", type=SHARE, default=0.5, metavar="P", help="probability of a horizontal flip")
     add("--vflip", type=SHARE, default=0.0, metavar="P", help="probability of a vertical flip")
-    add("--color-jitter", type=AMOUNT, default=0.4, metavar="X", help="colour jitter; without effect under --aa")
-    add("--color-jitter-prob", type=SHARE, metavar="P", help="probability of colour jitter")
-    add("--grayscale-prob", type=SHARE, metavar="P", help="probability of greyscale")
+    add("--color-jitter", type=AMOUNT, default=0.4, metavar="X", help="color jitter; without effect under --aa")
+    add("--color-jitter-prob", type=SHARE, metavar="P", help="probability of color jitter")
+    add("--grayscale-prob", type=SHARE, metavar="P", help="probability of grayscale")
     add("--gaussian-blur-prob", type=SHARE, metavar="P", help="probability of blur")
     add("--aa", metavar="POLICY", help="e.g. rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, original")
     add("--aug-repeats", type=AMOUNT, default=0, metavar="N", help="repeated augmentation (several devices only)")
@@ -291,7 +291,7 @@ def _run_flags(parser: Parser) -> None:
     add = group.add_argument
     add("--output", default="", metavar="DIR", help="where run folders are made (default: output/train)")
     add("--experiment", default="", metavar="NAME", help="name of the run folder (default: time, model and size)")
-    add("--resume", default="", metavar="FILE", help="go on from a checkpoint; auto: the newest one of --experiment")
+    add("--resume", default="", metavar="FILE", help="continue from a checkpoint; auto: the newest one of --experiment")
     _yes(group, "--no-resume-opt", "take only the weights from --resume")
     add("--start-epoch", type=WHOLE, metavar="N", help="epoch to start at, whatever the checkpoint says")
     add("--max-steps", type=COUNT, metavar="N", help="stop after N updates, then validate and save (visionzoo)")
@@ -321,7 +321,7 @@ def _run_flags(parser: Parser) -> None:
     _yes(group, "--log-wandb", "log to Weights & Biases too (WANDB_MODE=offline: without a connection)")
     add("--wandb-project", metavar="NAME", help="its project")
     add("--wandb-tags", nargs="+", default=[], metavar="TAG", help="its tags")
-    add("--wandb-resume-id", default="", metavar="ID", help="the run there to go on with")
+    add("--wandb-resume-id", default="", metavar="ID", help="the run there to continue")
 
 
 def eval_parser() -> Parser:
@@ -441,7 +441,7 @@ def fit_hashes_parser() -> Parser:
     parser = Parser("%(prog)s IMAGE... --checkpoint FILE [flags]", about)
     _drawn_images(parser, "weights: the model's, or of its softmax form")
     add = parser.add_argument_group("fitting").add_argument
-    add("--neighbors", type=COUNT, default=10, metavar="N", help="tokens most and least like another, of each so many")
+    add("--neighbors", type=COUNT, default=10, metavar="N", help="tokens most like another, and as many least like it")
     add("--steps", type=COUNT, default=100, metavar="N", help="steps of SGD for each bit")
     where = "file to write (default: output/fit_hashes/MODEL.pth, numbered where that is taken)"
     add("--output", default="", metavar="FILE", help=where)
@@ -450,7 +450,7 @@ def fit_hashes_parser() -> Parser:
 
 def sparse_rate_parser() -> Parser:
     """Return the parser of `visionzoo sparse-rate`."""
-    about = "Measure what CRATE's layers optimise, coding rates and sparsity, on images: a table and a plot."
+    about = "Measure what CRATE's layers optimize, coding rates and sparsity, on images: a table and a plot."
     parser = Parser("%(prog)s IMAGE... --checkpoint FILE [flags]", about)
     _drawn_images(parser, "weights of the model")
     where = "folder to write to (default: output/sparse_rate/MODEL, numbered where that is taken)"

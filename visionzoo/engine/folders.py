@@ -1,4 +1,4 @@
-"""What lies in the folders of a data set: timm passes over, or takes for a class, what it does not expect there."""
+"""What lies in the folders of a data set: timm skips, or takes for a class, what it does not expect there."""
 
 import argparse
 import os
@@ -43,7 +43,7 @@ def find_split(root: str | None, split: str) -> str:
 
 
 def look_at_classes(args: argparse.Namespace, root: Path, class_map: Any, is_training: bool) -> tuple[Any, list[str]]:
-    """Return the class map to use, and words on what timm passes over without any.
+    """Return the class map to use, and notes on what timm skips without any.
 
     Raises:
         UserError: a class has no image, or images lie beside the folders of the classes, and neither is to be skipped.
@@ -77,7 +77,7 @@ def look_at_classes(args: argparse.Namespace, root: Path, class_map: Any, is_tra
         said = f"images lie beside the folders of the classes: {listed}"
         if not args.skip_bad_images:
             raise UserError(f"{said}; they would make a class of their own: move them, or pass --skip-bad-images")
-        notes.append(f"{said}: passed over")
+        notes.append(f"{said}: skipped")
         names = sorted((name for name in counts if _is_class(name) and counts[name]), key=natural_key)
         class_map = {name: number for number, name in enumerate(names)}
     empty = sorted(name for name in leaves if not counts[name])
@@ -86,7 +86,7 @@ def look_at_classes(args: argparse.Namespace, root: Path, class_map: Any, is_tra
         if not args.skip_bad_images:
             said = "".join(f". {note}" for note in notes)
             raise UserError(f"{without}; add some, remove the folders, or pass --skip-bad-images{said}")
-        notes.append(f"{without}: passed over")
+        notes.append(f"{without}: skipped")
     return class_map, notes
 
 
@@ -133,7 +133,7 @@ def _look_at_names(root: Path, places: dict[str, list[str]]) -> list[str]:
 
 
 def _look_at_class_map(class_map: Mapping[str, int], called: str, root: Path, folders: set[str]) -> list[str]:
-    """Return words on the folders that timm passes over since a class map does not name them.
+    """Return notes on the folders that timm skips since a class map does not name them.
 
     Raises:
         UserError: it names none of them.

@@ -24,7 +24,7 @@ DEFAULT = Path("output/fit_hashes")
 def fit_hashes(args: argparse.Namespace) -> Path:
     """Fit the hash functions of the model that `args` name (`visionzoo fit-hashes`); return the checkpoint's path.
 
-    A block's functions are fitted to the tokens of all images, and what the block makes of them then goes on to the
+    A block's functions are fitted to the tokens of all images, and what the block makes of them then continues to the
     next one.
 
     Raises:
@@ -35,7 +35,7 @@ def fit_hashes(args: argparse.Namespace) -> Path:
     tqdm = require("tqdm").tqdm
     output = Path(args.output)
     if args.output and (output.exists() or output.is_symlink()):
-        raise UserError(f"--output {output} is there already and is not replaced; name another file")
+        raise UserError(f"--output {output} exists already and is not replaced; name another file")
     seed_everything(args.seed)
     trained = restore(args, complete=_with_hashes)
     model = trained.model.to(process.device).eval()

@@ -11,7 +11,6 @@ import torch
 import torch.distributed
 from PIL import Image, ImageOps
 from timm.data import ImageDataset
-from timm.data.auto_augment import NAME_TO_OP
 from torch.utils.data import Dataset, RandomSampler, get_worker_info
 
 from visionzoo.engine.errors import UnreadableImageError, UserError, printable
@@ -19,7 +18,7 @@ from visionzoo.engine.multilabel import MultiLabelImages
 from visionzoo.text import some
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-NONE = "not one image of the data set can be used"
+NONE = "no image of the data set can be used"
 SIXTEEN_BITS = ("PNG", "PPM")  # whose pixels of 16 bits are in 32 where Pillow is old
 IGNORED = -1  # class of a blank image that stands in for an unreadable one at evaluation
 
@@ -55,7 +54,7 @@ def readable_images(
         paths: of the files.
         mode: see `read_image`.
         upright: see `read_image`.
-        skipped: gets what is wrong with an unreadable one, which is passed over; None to stop at it.
+        skipped: gets what is wrong with an unreadable one, which is skipped; None to stop at it.
 
     Raises:
         UnreadableImageError: one is unreadable, and `skipped` is None.
@@ -82,16 +81,16 @@ def read_image(path: Path, mode: str, *, upright: bool = False) -> Image.Image:
             return to_mode(image, mode, upright=upright)
     except UNREADABLE as error:
         raise UnreadableImageError(
-            f"cannot use the image {path}: {error}; mend or leave it out, or pass --skip-bad-images"
+            f"cannot use the image {path}: {error}; fix or leave it out, or pass --skip-bad-images"
         ) from error
 
 
 class CheckedImages(Dataset):
-    """A timm or torchvision data set whose bad images stop the run by name, or are passed over and counted.
+    """A timm or torchvision data set whose bad images stop the run by name, or are skipped and counted.
 
-    Bad are those that cannot be read or whose class number is out of range. When passed over, a training image is
+    Bad are those that cannot be read or whose class number is out of range. When skipped, a training image is
     replaced by the next good one, an evaluation image by a blank one of class `IGNORED`. Loading processes draw
-    augmentation from (seed, epoch, rank, worker), so that a run that goes on from a checkpoint sees the images that it
+    augmentation from (seed, epoch, rank, worker), so that a run continued from a checkpoint sees the images it
     would have seen.
 
     Attributes:
@@ -187,7 +186,7 @@ class CheckedImages(Dataset):
         return number
 
     def _complaint(self, index: int, error: Exception) -> str:
-        return f"cannot use the image {self.name(index)}: {error}; mend or remove it, or pass --skip-bad-images"
+        return f"cannot use the image {self.name(index)}: {error}; fix or remove it, or pass --skip-bad-images"
 
     def name(self, index: int) -> str:
         """Return the file name of an image, printable, or its number where the data set knows no files."""
@@ -225,12 +224,12 @@ class LabelCheck:
         try:
             check_label(int(label), self.num_classes)
         except ValueError as error:
-            raise UserError(f"an image of the stream cannot be used: {error}; mend the data set") from error
+            raise UserError(f"an image of the stream cannot be used: {error}; fix the data set") from error
         return label
 
 
 def check_label(number: int, num_classes: int) -> None:
-    """Raise ValueError where a class number is out of range: on a GPU, the loss would end the process without words."""
+    """Raise ValueError where a class number is out of range: on a GPU, the loss would end the process silently."""
     if not 0 <= number < num_classes:
         raise ValueError(f"its class is number {number}, the model has {num_classes}, from 0 to {num_classes - 1}")
 
@@ -239,7 +238,7 @@ def announce_epoch(loader: Any, seed: int, epoch: int) -> None:
     """Let order and augmentation of a loader's next pass follow from (seed, epoch), whatever ran before."""
     if hasattr(loader.dataset, "set_epoch"):
         loader.dataset.set_epoch(epoch)
-    # Samplers of several processes shuffle by the epoch's number alone, all others by torch's global state, of which
+    # Samplers of several processes shuffle only by the epoch's number, all others by torch's global state, of which
     # more is drawn where loading processes start anew. Seeded alike, any number of them makes the same batches.
     if isinstance(loader.sampler, RandomSampler):
         loader.sampler.generator = torch.Generator().manual_seed(_mix(seed, epoch))
@@ -258,10 +257,10 @@ def batch_names(loader: Any, seed: int, epoch: int, index: int) -> list[str]:
 
 
 def batches(loader: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield the batches of a loader; what a loading process raises is told without its traceback.
+    """Yield the batches of a loader; what a loading process raises is reported without its traceback.
 
     On a GPU, memory of a batch that was given back is not written to before all that reads it has run. timm 1.0.29
-    writes there at once, on a stream of its own, images that it normalises later.
+    writes there at once, on a stream of its own, images that it normalizes later.
     """
     try:
         for batch in loader:
@@ -294,17 +293,6 @@ def seed_everything(*numbers: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-
-
-def posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
-    """Do as timm's augmentation of that name; at its strongest, 0 bits, the image is black, which Pillow 13 refuses."""
-    if bits_to_keep >= 8:
-        return image
-    return ImageOps.posterize(image, bits_to_keep) if bits_to_keep else Image.new(image.mode, image.size)
-
-
-for _name in ("Posterize", "PosterizeIncreasing", "PosterizeOriginal"):
-    NAME_TO_OP[_name] = posterize
 
 
 def _mix(*numbers: int) -> int:

@@ -19,7 +19,7 @@ if hasattr(signal, "SIGHUP"):
 class StopSignals:
     """Within `with`, a signal is kept until `check` is called; a second one, or one within `at_once`, raises there.
 
-    Under torchrun a second one is passed over: torchrun passes on what the terminal has sent to all already.
+    Under torchrun a second one is skipped: torchrun passes on what the terminal has sent to all already.
 
     Attributes:
         received: the first signal.

@@ -33,12 +33,12 @@ class Losses:
         self._averages: list[tuple[Tensor, Tensor]] = []  # of batch norms, and what they were before the batch
 
     def expect(self) -> None:
-        """Keep what the forward pass of the next batch changes, where its loss may be passed over."""
+        """Keep what the forward pass of the next batch changes, where its loss may be skipped."""
         if self.run.args.skip_nonfinite:
             self._averages = [(buffer, buffer.clone()) for buffer in self.run.trainable.buffers()]
 
     def add(self, result: Mapping[str, Tensor], images: int, index: int) -> None:
-        """Keep the losses of a batch until they are fetched; set `spoilt` where --skip-nonfinite passes over it.
+        """Keep the losses of a batch until they are fetched; set `spoilt` where --skip-nonfinite skips it.
 
         Args:
             result: of timm's task: `loss`, `output` and scalars that the loss is made of.
@@ -46,7 +46,7 @@ class Losses:
             index: of the batch in the epoch.
 
         Raises:
-            UserError: it is not finite, and more have been passed over than that allows.
+            UserError: it is not finite, and more have been skipped than that allows.
         """
         run, allowed = self.run, self.run.args.skip_nonfinite
         loss = result["loss"].detach()

@@ -17,6 +17,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 import visionzoo  # noqa: F401  registers the zoo_* models
+from visionzoo._torch_private import count_terms_once, keep_memory_formats, list_mode_options
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.data import image_mode
 from visionzoo.engine.errors import UserError, closest, printable
@@ -37,7 +38,7 @@ from visionzoo.models._hub import READING, not_finite, published
 from visionzoo.models._licenses import NonCommercialError, check
 from visionzoo.text import some
 
-NO_USE = "no image could be told by them: take an earlier checkpoint, or the file from where it is from"
+NO_USE = "they cannot classify any image: take an earlier checkpoint, or the file from where it is from"
 
 
 def autocast(args: argparse.Namespace, device: torch.device) -> torch.autocast:
@@ -48,10 +49,10 @@ def autocast(args: argparse.Namespace, device: torch.device) -> torch.autocast:
 def build_model(args: argparse.Namespace, *, say: Callable[[str], object] = print, **more: Any) -> nn.Module:
     """Create `args.model` by timm; `more` are further arguments of timm.create_model, None meaning unset.
 
-    `say` is told of tensors that weights lack beside the classifier's.
+    `say` is called for tensors that weights lack beside the classifier's.
 
     Raises:
-        UserError: the name or an argument is unknown, or the published weights cannot be had, or are of another model.
+        UserError: the name or an argument is unknown, or the published weights are missing, or of another model.
     """
     if not args.model:
         raise UserError("which model? give --model, or --checkpoint of a run of `visionzoo train`")
@@ -161,14 +162,12 @@ def prepare_compiler(args: argparse.Namespace) -> None:
         backends = ", ".join(torch.compiler.list_backends())
         raise UserError(f"--torchcompile: expected one of {backends}, got {args.torchcompile!r}")
     if args.torchcompile_mode is not None and args.torchcompile == "inductor":
-        modes = list(torch._inductor.list_mode_options())
+        modes = list(list_mode_options())
         if args.torchcompile_mode not in modes:
             raise UserError(f"--torchcompile-mode: expected one of {', '.join(modes)}, got {args.torchcompile_mode!r}")
-    checkpointing = "skip_fwd_side_effects_in_bwd_under_checkpoint"
-    if hasattr(torch._dynamo.config, checkpointing):  # a term that a block adds to the loss counts once
-        setattr(torch._dynamo.config, checkpointing, True)
+    count_terms_once()
     if args.channels_last:
-        torch._inductor.config.layout_optimization = False
+        keep_memory_formats()
 
 
 def data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
@@ -180,7 +179,7 @@ def data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
     for name in ("mean", "std"):
         channels = getattr(args, "in_chans", None) or (getattr(args, "input_size", None) or [3])[0]
         if (values := getattr(args, name, None)) and len(values) not in (1, channels):
-            raise UserError(f"--{name}: expected 1 or {channels} numbers, one a channel, got {len(values)}")
+            raise UserError(f"--{name}: expected 1 or {channels} numbers, one per channel, got {len(values)}")
     return resolve_data_config(vars(args), model=model)
 
 
@@ -372,7 +371,7 @@ def draw_images(args: argparse.Namespace, trained: Trained) -> Tensor:
     """Return a batch of the images that a command names, `args.num_images` drawn without replacement, transformed.
 
     Raises:
-        UserError: none can be read, or one cannot and is not to be passed over.
+        UserError: none can be read, or one cannot and is not to be skipped.
     """
     notes: list[str] = []
     paths = list(dict.fromkeys(find_images(args.images, notes)))
@@ -384,9 +383,9 @@ def draw_images(args: argparse.Namespace, trained: Trained) -> Tensor:
     readable = readable_images(paths, trained.mode, upright=trained.upright, skipped=skipped)
     batch: list[Tensor] = [transform(image) for _, image in islice(readable, args.num_images)]
     if skipped:
-        notes.append(f"{len(skipped)} unreadable images were passed over: {'; '.join(skipped)}")
+        notes.append(f"{len(skipped)} unreadable images were skipped: {'; '.join(skipped)}")
     for note in notes:
         print(printable(note))
     if not batch:
-        raise UserError("not one image could be used")
+        raise UserError("no image could be used")
     return torch.stack(batch)

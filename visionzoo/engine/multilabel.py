@@ -41,7 +41,7 @@ class MultiLabelImages(Dataset):
         self.class_to_idx = dict(class_to_idx or {name: number for number, name in enumerate(sorted(found))})
         if strangers := sorted(found - set(self.class_to_idx)):
             raise UserError(
-                f"{folder / TABLE}: labels that were not trained on: {some(strangers)}; trained on were "
+                f"{folder / TABLE}: labels that were not trained on: {some(strangers)}; the training had "
                 f"{some(self.class_to_idx)}"
             )
 
@@ -73,7 +73,7 @@ def _read_table(path: Path) -> list[tuple[str, list[str]]]:
     if missing := [name for name in names if not (path.parent / name).is_file()]:
         raise UserError(f"{path}: {len(missing)} images are not there, such as {missing[0]}")
     if len(set(names)) < len(names):
-        raise UserError(f"{path}: an image stands twice: {next(name for name in names if names.count(name) > 1)}")
+        raise UserError(f"{path}: an image is listed twice: {next(name for name in names if names.count(name) > 1)}")
     return [(name, [label for label in labels if label]) for name, labels in samples]
 
 
@@ -94,7 +94,7 @@ def mean_average_precision(logits: Tensor, targets: Tensor, distributed: bool) -
         distributed: whether those of all processes are joined.
 
     Raises:
-        UserError: not one label occurs.
+        UserError: no label occurs.
     """
     if distributed:
         parts: list[Any] = [None] * torch.distributed.get_world_size()
@@ -102,6 +102,6 @@ def mean_average_precision(logits: Tensor, targets: Tensor, distributed: bool) -
         logits, targets = (torch.cat(part) for part in zip(*parts, strict=True))
     occurring = targets.any(0)
     if not occurring.any():
-        raise UserError("not one image that was evaluated on has a label, so there is no average precision")
+        raise UserError("none of the images evaluated on has a label, so there is no average precision")
     precision = require("sklearn.metrics").average_precision_score
     return 100 * float(precision(targets[:, occurring].cpu().numpy(), logits[:, occurring].float().cpu().numpy()))

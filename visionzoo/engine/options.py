@@ -108,7 +108,7 @@ def read_part(entry: Any, where: str) -> dict[str, Any]:
         try:
             part = yaml.safe_load(entry)
         except yaml.YAMLError as error:
-            raise UserError(f"{where}: {entry!r} is no mapping: {error}") from error
+            raise UserError(f"{where}: {entry!r} is not a mapping: {error}") from error
     elif isinstance(entry, str):
         name, *options = entry.split() or [""]
         part = {"type": name, **key_values(options, f"{where} {entry!r}")}

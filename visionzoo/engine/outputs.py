@@ -41,7 +41,7 @@ def check_table(path: Path, columns: Sequence[str]) -> None:
         raise UserError(f"cannot read the table {path}: {error}") from error
     if found not in ([], list(columns)):
         raise UserError(
-            f"{path} is no table to add a row to: expected the columns {', '.join(columns)}; its first line is "
+            f"{path} is not a table for such rows: expected the columns {', '.join(columns)}; its first line is "
             f"{printable(', '.join(found))[:200]}. Name another file"
         )
 

@@ -103,7 +103,7 @@ class Claim:
 
 
 def claim(args: argparse.Namespace, size: int, found: tuple[Path, Mapping[str, Any]] | None) -> Claim:
-    """Claim the folder of a run: the one that the user names, else that of what it goes on from, else a new one.
+    """Claim the folder of a run: the one that the user names, else that of what it continues from, else a new one.
 
     Args:
         args: the run's flags.
@@ -149,7 +149,7 @@ def check_free(folder: Path) -> None:
         UserError: it is such a folder.
     """
     if checkpoint_names(folder):
-        raise UserError(f"{folder} holds a run already; go on with it by --resume auto, or name another --experiment")
+        raise UserError(f"{folder} holds a run already; continue it by --resume auto, or name another --experiment")
     if not has_run(folder) and (theirs := [name for name in WRITTEN if (folder / name).exists()]):
         raise UserError(
             f"{folder} holds {', '.join(theirs)}, which no run of this tool wrote and this one would replace; name "
@@ -158,21 +158,21 @@ def check_free(folder: Path) -> None:
 
 
 def check_own(folder: Path, path: Path, state: Mapping[str, Any], *, ranked_by: str) -> None:
-    """Refuse to go on in a folder from a checkpoint in it whose files are not this run's to rank and to delete.
+    """Refuse to continue in a folder from a checkpoint in it whose files are not this run's to rank and to delete.
 
     Raises:
         UserError: the checkpoint is of another tool, or the ranking is by another metric.
     """
     if not is_ours(state):
         raise UserError(
-            f"{path} was not written by this tool, and its folder is not this run's to write to; go on from it in "
+            f"{path} was not written by this tool, and its folder is not this run's to write to; continue from it in "
             f"another one: --resume {path} with another --experiment or --output"
         )
     before = state.get("ranked_by", ranked_by)
     if before != ranked_by:
         raise UserError(
             f"the best checkpoints in {folder} are ranked by {before}, this run would rank them by {ranked_by} "
-            "(--eval-metric, --val-split); give what was given before, or go on under another --experiment"
+            "(--eval-metric, --val-split); give what was given before, or continue under another --experiment"
         )
 
 

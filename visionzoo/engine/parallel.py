@@ -62,7 +62,7 @@ def start_process(args: argparse.Namespace) -> Process:
     except RuntimeError as error:
         raise UserError(f"unknown device: {str(error).splitlines()[0]}") from error
     if kind == "meta":
-        raise UserError("device 'meta' computes nothing; expected cuda, cpu, ...")
+        raise UserError("device 'meta' cannot compute; expected cuda, cpu, ...")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"no CUDA device here, device={name!r}; pass --device cpu")
     if kind == "cuda":

@@ -43,7 +43,7 @@ def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
     try_images(model, name, trained.data_config["input_size"])
     early = early_exit_model(args, model, name)
     if early and trained.multi_label:
-        raise UserError("--exits, --thresholds: exits stop models with one label an image")
+        raise UserError("--exits, --thresholds: exits are for models with one label per image")
     names = choose_names(args.class_names, trained.class_names, trained.num_classes)
     transform = create_transform(**trained.data_config, is_training=False)
     if args.show_tokens and not any(getattr(module, "reducer", None) is not None for module in model.modules()):
@@ -88,7 +88,7 @@ def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
     if undrawn:
         _say(missing_fonts(undrawn))
     if skipped:
-        _say(f"{len(skipped)} unreadable images were passed over:", *skipped)
+        _say(f"{len(skipped)} unreadable images were skipped:", *skipped)
     return results
 
 
@@ -98,7 +98,7 @@ class Predictions:
     An image that is predicted again gets its picture and its line anew. Whatever else lies there stays.
 
     Raises:
-        UserError: there is another file in the place of `LINES`.
+        UserError: there is another file where `LINES` goes.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Probing: the classifier, or a head in its place, is trained alone, on features of weights that stay as they are."""
+"""Probing: the classifier, or a head in its place, is all that is trained, on features of frozen weights."""
 
 import argparse
 from typing import Any
@@ -21,7 +21,7 @@ def choose_head(args: argparse.Namespace) -> None:
             "whole model with such a head, give --head in place of --probe"
         )
     if args.probe and args.head:
-        raise UserError(f"--probe {args.probe} beside --head {args.head}: the model has one head; give one of them")
+        raise UserError(f"--probe {args.probe} together with --head {args.head}: a model has one head; give one")
     name = args.head or (args.probe if args.probe != "linear" else None)
     if name is None:
         if args.head_kwargs:
@@ -45,7 +45,7 @@ def freeze(args: argparse.Namespace, model: nn.Module) -> None:
     """
     if not (args.pretrained or args.pretrained_path or args.initial_checkpoint or args.resume):
         raise UserError(
-            "--freeze trains the classifier alone, on features of random weights; give --pretrained, --pretrained-path "
+            "--freeze trains only the classifier, on features of random weights; give --pretrained, --pretrained-path "
             "or --initial-checkpoint"
         )
     parts = classifiers(model)

@@ -86,7 +86,7 @@ def load_optimizer(
 def make_scheduler(
     args: argparse.Namespace, optimizer: Optimizer, updates_per_epoch: int
 ) -> tuple[Scheduler | None, int]:
-    """Return timm's schedule and the number of epochs with cool-down; it is a function of epoch and update alone."""
+    """Return timm's schedule and the number of epochs with cool-down; it depends only on epoch and update."""
     settings: dict[str, Any] = scheduler_kwargs(args, decreasing_metric=args.eval_metric == "loss")
     scheduler, epochs = create_scheduler_v2(optimizer, **settings, updates_per_epoch=updates_per_epoch)
     if scheduler is None:  # which would apply --layer-decay

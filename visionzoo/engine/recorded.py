@@ -43,7 +43,7 @@ OF_ONE_START = {
         "recovery_interval",
     ),
 }
-# Words of arguments that say where weights come from, or under which licence they are accepted.
+# Words of arguments that say where weights come from, or under which license they are accepted.
 ELSEWHERE = {"pretrained", "checkpoint", "file", "url", "hub", "cache", "dir", "source", "load", "commercial"}
 
 
@@ -54,8 +54,8 @@ class Recorded:
     Attributes:
         model: flags that build the model: `model`, `model_kwargs`, `num_classes`, `in_chans`, `gp`.
         images: flags on how images are read: `input_img_mode`, `multi_label`, `apply_exif_orientation`.
-        data_config: size, crop, filter and normalisation of the images, in timm's names.
-        data: flags that name the data set, for `--recorded-data` alone.
+        data_config: size, crop, filter and normalization of the images, in timm's names.
+        data: flags that name the data set, only for `--recorded-data`.
         class_names: in the order of their numbers.
         left_out: what the record asks for and does not get, in words.
     """
@@ -69,7 +69,7 @@ class Recorded:
 
 
 def read_recorded(state: Mapping[str, Any], where: str) -> Recorded:
-    """Return what a checkpoint, ours or of timm's train script, says about its training; little for weights alone.
+    """Return what a checkpoint, ours or of timm's train script, says about its training; little for bare weights.
 
     Raises:
         UserError: the record is damaged: a setting is not of its type.
@@ -99,7 +99,7 @@ def read_recorded(state: Mapping[str, Any], where: str) -> Recorded:
         found.images["input_img_mode"] = mode
     config = state.get("data_config") or {key: run[key] for key in DATA_CONFIG if run.get(key)}
     found.data_config = check_data_config(_checked(dict, config, "data_config", where), where)
-    if "input_size" not in found.data_config and run.get("img_size"):  # timm's script records its flags alone
+    if "input_size" not in found.data_config and run.get("img_size"):  # timm's script records only its flags
         side = _checked(int, run["img_size"], "img_size", where)
         found.data_config["input_size"] = (found.model.get("in_chans") or 3, side, side)
     found.data = {key: _checked(str, run[key], key, where) for key in DATA_FLAGS if run.get(key)}
@@ -133,7 +133,7 @@ def recorded_beside(path: str | Path) -> Recorded | None:
         model = {"model": str(content["architecture"]), "num_classes": cfg.get("num_classes"), "model_kwargs": taken}
         said = published_by(cfg)
     except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
-        raise UserError(f"cannot read {config}: {type(error).__name__}: {error}; mend it, or move it away") from error
+        raise UserError(f"cannot read {config}: {type(error).__name__}: {error}; fix it, or move it away") from error
     if model["num_classes"] is not None:
         _checked(int, model["num_classes"], "num_classes", str(config))
     _check_kwargs(taken, str(config))
@@ -143,7 +143,7 @@ def recorded_beside(path: str | Path) -> Recorded | None:
 
 
 def recorded_args(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the flags of the training that wrote a checkpoint, unchecked; none for weights alone."""
+    """Return the flags of the training that wrote a checkpoint, unchecked; none for bare weights."""
     args = state.get("args") or {}
     if isinstance(args, argparse.Namespace):  # of timm's own
         return dict(vars(args))
@@ -151,7 +151,7 @@ def recorded_args(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compare_classes(recorded: Any, here: list[str] | None, where: str) -> None:
-    """Refuse to go on from a checkpoint of other classes, or of the same ones in another order.
+    """Refuse to continue from a checkpoint of other classes, or of the same ones in another order.
 
     Raises:
         UserError: the first class that differs is named.
@@ -169,7 +169,7 @@ def compare_classes(recorded: Any, here: list[str] | None, where: str) -> None:
 
 
 def changed_settings(state: Mapping[str, Any], args: Mapping[str, Any], data_config: Mapping[str, Any]) -> list[str]:
-    """Return the settings of a run that are not those of the checkpoint it goes on from, each as `name: old -> new`."""
+    """Return the settings of a run that differ from those of its checkpoint, each as `name: old -> new`."""
 
     def plain(value: Any) -> Any:
         return list(value) if isinstance(value, tuple) else value or None  # timm's script has None for our '' and 0
@@ -219,7 +219,7 @@ def take_data(args: argparse.Namespace, recorded: Recorded, where: str) -> None:
             )
         return
     if given:
-        raise UserError("--recorded-data beside --data-dir or --dataset; give one")
+        raise UserError("--recorded-data together with --data-dir or --dataset; give one")
     if not shown:
         raise UserError(f"--recorded-data: {where} records no data set; give --data-dir or --dataset")
     for key, value in recorded.data.items():
@@ -329,6 +329,6 @@ def _check_kwargs(kwargs: Mapping[str, Any], where: str) -> None:
 def _damaged(where: str, key: str, value: Any) -> UserError:
     shown = repr(value)
     return UserError(
-        f"{where} records {key}={shown[:80] + ' ...' if len(shown) > 80 else shown}, which is no such setting; its "
-        "record is damaged. Its weights alone (its state_dict, saved by itself) can be used with --model"
+        f"{where} records {key}={shown[:80] + ' ...' if len(shown) > 80 else shown}, which is not a valid setting; its "
+        "record is damaged. Its bare weights (its state_dict, saved by itself) can be used with --model"
     )

@@ -167,7 +167,7 @@ def _start_wandb(folder: Path, args: argparse.Namespace) -> Any:
 
 
 def insert_between(text: str, begin: str, end: str, content: str) -> str:
-    """Put `content` in the place of what stands between two marks of a text.
+    """Replace what stands between two marks of a text.
 
     Raises:
         UserError: a mark is missing.

@@ -169,7 +169,7 @@ class Run:
             print(text, flush=True)
 
     def resume_command(self, checkpoint: str = LAST) -> str:
-        """Return the command that goes on from a checkpoint of this run."""
+        """Return the command that continues from a checkpoint of this run."""
         tool, *words = sys.argv
         for index, word in reversed(list(enumerate(words))):
             if word.startswith("--resume"):
@@ -177,11 +177,11 @@ class Run:
         return f"{starter(tool)} {shlex.join([*words, '--resume', str(self.folder / checkpoint)])}"
 
     def last_good(self) -> str:
-        """Return which checkpoint of this run there is and the command that goes on from it."""
+        """Return which checkpoint of this run there is and the command that continues from it."""
         found = [name for name in (RECOVERY, LAST) if (self.folder / name).exists()]
         if not found:
             return "There is no checkpoint yet"
-        return f"The last good checkpoint: {self.folder / found[0]}; go on with: {self.resume_command(found[0])}"
+        return f"The last good checkpoint: {self.folder / found[0]}; continue with: {self.resume_command(found[0])}"
 
     def state(self) -> dict[str, Any]:
         """Return all that a checkpoint holds, in plain types and tensors; all processes call this."""
@@ -206,7 +206,7 @@ class Run:
         return sharding.whole(state, keep=self.process.is_primary) if self.args.fsdp else state
 
     def _claim_folder(self) -> tuple[Path, dict[str, Any]] | None:
-        """Make the run's folder its own and return what to go on from; the first process does, and tells the others.
+        """Make the run's folder its own and return what to continue from; the first process does, and tells the others.
 
         Raises:
             UserError: another run is there or at work there, or what is there cannot be read.
@@ -233,7 +233,7 @@ class Run:
         return found
 
     def _found(self, own: Claim, found: tuple[Path, dict[str, Any]] | None) -> tuple[Path, dict[str, Any]] | None:
-        """Return what to go on from, once the folder is found fit for it."""
+        """Return what to continue from, once the folder is found fit for it."""
         args, self.folder = self.args, own.folder
         self.checkpoints = self._checkpoint_folder()
         if own.note:
@@ -249,7 +249,7 @@ class Run:
         else:
             check_free(self.folder)
             if found and not args.experiment:
-                self.say(f"what lies beside {found[0]} stays as it is: going on in {self.folder}")
+                self.say(f"what lies beside {found[0]} stays as it is: continuing in {self.folder}")
         self.checkpoints.clear_leftovers()
         return found
 
@@ -257,7 +257,7 @@ class Run:
         return CheckpointFolder(self.folder, keep=self.args.checkpoint_hist, lower_is_better=self.metric == "loss")
 
     def _take_up(self, found: tuple[Path, dict[str, Any]] | None) -> None:
-        """Go on from `found`, if anything; then the moving average and the schedule stand where the run stands."""
+        """Continue from `found`, if anything; then the moving average and the schedule stand where the run stands."""
         args = self.args
         state = self._restore(*found) if found else {}
         if args.model_ema and state:  # without averages of its own it starts at the weights
@@ -293,7 +293,7 @@ class Run:
             loss, images, *parts = state.get("losses", self.losses)
             self.losses = (float(loss), int(images), {name: float(v) for part in parts for name, v in part.items()})
         except KeyError as error:
-            raise UserError(f"{path} lacks {error}; --no-resume-opt takes up its weights alone") from error
+            raise UserError(f"{path} lacks {error}; --no-resume-opt loads only its weights") from error
         except (RuntimeError, ValueError, TypeError) as error:
             raise UserError(f"{path} does not fit this run of {args.model}: {error}") from error
         batches_per_epoch = state.get("batches_per_epoch", self.batches_done)
@@ -310,7 +310,7 @@ class Run:
         if self.process.is_primary and path.parent.resolve() == self.folder.resolve():
             for kept in self.checkpoints.continue_from(path, state):
                 self.say(f"what cannot be read is kept as {kept}")
-        self.say(f"going on from {path} in epoch {self.epoch}, batch {self.batches_done}")
+        self.say(f"continuing from {path} in epoch {self.epoch}, batch {self.batches_done}")
         if changes := changed_settings(state, self.recorded_args, self.data_config):
             self.say(f"other than in {path}, and from here on: {', '.join(changes)}")
         return state
@@ -374,7 +374,7 @@ def check_graphs(args: argparse.Namespace, process: Process, optimizer: Optimize
     """
     mode = args.torchcompile_mode or ""
     if process.device.type != "cuda":
-        raise UserError(f"--cuda-graphs: what is recorded are launches on a CUDA device, this is {process.device}")
+        raise UserError(f"--cuda-graphs: only launches on a CUDA device can be recorded, this is {process.device}")
     for flag, what in (("fsdp", "fetches weights"), ("sync_bn", "sends statistics")):
         if getattr(args, flag):
             raise UserError(
@@ -420,7 +420,7 @@ def _make_model(args: argparse.Namespace, process: Process, say: Callable[[str],
         freeze(args, model)
     if process.distributed and args.sync_bn:
         if process.device.type == "cpu":
-            raise UserError("--sync-bn: torch's synchronised batch norm needs GPUs; leave it out on CPUs")
+            raise UserError("--sync-bn: torch's synchronized batch norm needs GPUs; leave it out on CPUs")
         model = convert_sync_batchnorm(model)
     model.to(process.device)
     return model.to(memory_format=torch.channels_last) if args.channels_last else model

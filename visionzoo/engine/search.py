@@ -43,7 +43,7 @@ def find_images(sources: Sequence[str], notes: list[str] | None = None) -> Itera
             but = f" but {', '.join(passed)}" if passed else ""
             raise UserError(f"no images at {source}{but}; known endings are {', '.join(PICTURES)}")
         if passed:
-            notes.append(f"{source}: passed over are {', '.join(passed)}")
+            notes.append(f"{source}: skipped {', '.join(passed)}")
         yield from images
 
 

@@ -31,7 +31,7 @@ def check(args: argparse.Namespace, distributed: bool, task: TrainingTask) -> No
     if args.clip_grad is not None and args.clip_mode == "agc":
         raise UserError("--fsdp: --clip-mode agc needs whole gradients; pass --clip-mode norm")
     if isinstance(task, FeatureDistillationTask):
-        raise UserError("--fsdp: --kd-distill-type feature calls parts of the model by themselves; logit or token do")
+        raise UserError("--fsdp: --kd-distill-type feature calls parts of the model by themselves; use logit or token")
 
 
 def shard(task: TrainingTask) -> None:

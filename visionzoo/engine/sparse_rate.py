@@ -1,4 +1,4 @@
-"""What CRATE's layers optimise, measured on images: coding rates of their tokens and how few values are not zero.
+"""What CRATE's layers optimize, measured on images: coding rates of their tokens and how few values are not zero.
 
 Sparse rate reduction (arXiv:2306.01129) is to raise the coding rate R of all tokens, to lower that inside each layer's
 subspaces R^c, and to keep few values that are not zero. As the authors measure it, tokens are scaled to length 1, in
@@ -52,7 +52,7 @@ def sparse_rates(model: nn.Module, images: Tensor) -> dict[str, dict[str, Tensor
     """Measure each block with attention in subspaces on images [B, in_chans, H, W].
 
     Returns:
-        for each block's name, in order, the `MEASURES` of each image [B]: R of the normalised tokens that attention
+        for each block's name, in order, the `MEASURES` of each image [B]: R of the normalized tokens that attention
         sees, R^c of them in its subspaces (summed over these), their difference, and the share of values after the
         block that are not zero, from 0 to 1.
     """
@@ -101,7 +101,7 @@ def measure_sparse_rate(args: argparse.Namespace) -> Path:
     require("matplotlib")
     output = Path(args.output)
     if args.output and (output.exists() or output.is_symlink()):
-        raise UserError(f"--output {output} is there already and is not replaced; name another folder")
+        raise UserError(f"--output {output} exists already and is not replaced; name another folder")
     seed_everything(args.seed)
     trained = restore(args)
     model = trained.model.to(process.device).eval()

@@ -1,6 +1,6 @@
 """The training loop over timm's task, optimizer and schedule.
 
-Everything random in a step follows from (seed, epoch, step, process), so a run that goes on from a checkpoint, be it
+Everything random in a step follows from (seed, epoch, step, process), so a run that continues from a checkpoint, be it
 in mid-epoch, is the run that was never stopped; a checkpoint needs no random states.
 """
 
@@ -39,7 +39,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
 
     Raises:
         UserError: the input cannot work, the loss is not finite, or a checkpoint cannot be written.
-        Interrupted: by a signal; a checkpoint is written and the command to go on is in the message.
+        Interrupted: by a signal; a checkpoint is written and the command to continue is in the message.
     """
     process = start_process(args)
     result = Training(Run(args, process)).fit()
@@ -148,7 +148,7 @@ class Training:
             row |= {"lr": run.lr, "images_per_second": self.images / self.seconds, "seconds": self.seconds}
             row |= {"waiting_seconds": self.waited, **peak_memory(run.process.device)}
             self.images, self.seconds, self.waited = 0, 0.0, 0.0
-            if run.reporter:  # before the checkpoint: a row without one is dropped when the run goes on
+            if run.reporter:  # before the checkpoint: a row without one is dropped when the run continues
                 with self._last_good_told():
                     run.reporter.epoch(run.update, row)
             self._save(row[f"eval_{run.metric}" if run.val_set else "train_loss"])
@@ -174,7 +174,7 @@ class Training:
             is_update = (index + 1) % accumulated == 0 or index + 1 == total
             self._forward_backward(index, images, targets, group, is_update)
             run.batches_done, run.validated = index + 1, False
-            if run.batches_done == total:  # before any checkpoint, which holds the first process's alone
+            if run.batches_done == total:  # before any checkpoint, which holds only the first process's
                 self._share_batch_norms()
             if run.reporter:
                 run.reporter.advance(len(images) * run.process.world_size)
@@ -200,7 +200,7 @@ class Training:
         """Yield what is left of the epoch; what is done is drawn again, so that the rest is what it would have been."""
         run, args = self.run, self.run.args
         if args.mixup_off_epoch and run.epoch >= args.mixup_off_epoch and run.loader.mixup_enabled:
-            # a new loader, since loading processes that run already would go on mixing
+            # a new loader, since loading processes that run already would continue mixing
             end_loading(run.loader)
             run.loader = train_loader(args, run.train_set, run.data_config, run.process)
             run.loader.mixup_enabled = False
@@ -288,7 +288,7 @@ class Training:
         return row | ({f"raw_{name}": raw[0].named()[name]} if raw else {})
 
     def _stoppable(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Yield batches as long as no process was told to stop."""
+        """Yield batches as long as no process was asked to stop."""
         together = self.run.process.distributed and not isinstance(self.run.val_set, IterableDataset)
         for batch in batches:
             if together:  # then each process has as many batches
@@ -312,7 +312,7 @@ class Training:
             raise UserError(f"{error}. {self.run.last_good()}") from error
 
     def _saved(self, error: Interrupted) -> Interrupted:
-        """Write a checkpoint where the run stands and say how to go on."""
+        """Write a checkpoint where the run stands and say how to continue."""
         run = self.run
         if self.stop.cut_short:  # perhaps between the weights and their moving average
             said = f"the second signal came in the middle of an update, nothing saved. {run.last_good()}"
@@ -323,7 +323,7 @@ class Training:
             return error
         with self._last_good_told():
             path = run.checkpoints.save_recovery(state)
-        return Interrupted(error.signum, f"saved {path}; go on with: {run.resume_command(path.name)}")
+        return Interrupted(error.signum, f"saved {path}; continue with: {run.resume_command(path.name)}")
 
     def _start_bar(self) -> None:
         run = self.run
@@ -341,4 +341,4 @@ class Training:
                     dataset.bad.copy_(bad)
                 names = dataset.bad_names()
                 listed = "".join(f"\n  {name}" for name in names[:20])
-                self.run.say(f"{len(names)} unusable {split} images were passed over{listed}")
+                self.run.say(f"{len(names)} unusable {split} images were skipped{listed}")

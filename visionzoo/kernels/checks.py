@@ -25,7 +25,7 @@ def check_qkv(operation: str, q: Tensor, k: Tensor, v: Tensor | None = None, *, 
         q.shape == k.shape == last.shape and q.dtype == k.dtype == last.dtype and q.device == k.device == last.device
     )
     if alike and q.ndim == 5 and q.is_floating_point():
-        return  # as nearly always, and told at a fraction of the cost
+        return  # as nearly always, and found at a fraction of the cost
     tensors = (q, k) if v is None else (q, k, v)
     if any(t.ndim != 5 for t in tensors) or any(_lengths(t, share) != _lengths(q, share) for t in tensors[1:]):
         how = "of one shape" if share == AXES else f"with the same {', '.join(share[:-1])} and {share[-1]}"

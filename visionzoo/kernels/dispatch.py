@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visionzoo._torch_private import is_exporting
 from visionzoo.kernels import scope, small_maps
 from visionzoo.kernels.scope import BACKENDS
 
@@ -222,8 +223,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 def _exporting() -> str | None:
     """Say that torch.export (ONNX, AOTInductor) is tracing, or None; kernels asked for by name are exported."""
-    # The flag, not torch.compiler.is_exporting(): the compiler of torch 2.11 takes that for true without an export too.
-    if not _OLD_TORCH and torch.compiler._is_exporting_flag:
+    if not _OLD_TORCH and is_exporting():
         return "an exported program is made of torch's own operators"
     return None
 

@@ -32,7 +32,7 @@ def routed_attention(q: Shape, k: Shape, v: Shape, index: Shape | None, *rest: A
 
 
 def neighborhood_attention(q: Shape, k: Shape, v: Shape, bias: Any, kernel: Shape, *_: Any, out_shape: Any) -> int:
-    """Scores with the tokens of the window alone, and the sums of their values."""
+    """Scores with only the tokens of the window, and the sums of their values."""
     return 4 * prod(q) * prod(kernel)
 
 

@@ -1,4 +1,4 @@
-"""What the launches of Triton kernels share; plain torch, imported by `<op>/triton.py` alone."""
+"""What the launches of Triton kernels share; plain torch, imported only by `<op>/triton.py`."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _steps(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[bool
 
 
 def check_numbers(what: str, count: int) -> None:
-    """Check that a kernel can count so many numbers in 32 bits.
+    """Check that a kernel can count this many numbers in 32 bits.
 
     Raises:
         ValueError: if it cannot.

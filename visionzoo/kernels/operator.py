@@ -11,8 +11,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
+
+from visionzoo._torch_private import (
+    count_dispatch_modes,
+    dispatch_modes,
+    forward_mode_level,
+    transforms_are_active,
+)
 
 
 def operator(
@@ -56,11 +62,11 @@ def operator(
         eager = None if save is None or differentiate is None else _autograd_function(function, save, differentiate)
 
         def call(*inputs: Any) -> Any:
-            if eager is not None and forward_ad._current_level >= 0:
+            if eager is not None and forward_mode_level() >= 0:
                 _refuse_tangents(name, inputs)
-            if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            if torch.compiler.is_compiling() or transforms_are_active():
                 return custom_op(*inputs)
-            if torch._C._len_torch_dispatch_stack():
+            if count_dispatch_modes():
                 _tell_counters(packet)
                 return custom_op(*inputs)
             differentiated = False
@@ -83,7 +89,7 @@ def operator(
 def _tell_counters(packet: Any) -> None:
     """Give an operator's formula to counters made before its file was imported: they copy what there is then."""
     if (formula := flop_registry.get(packet)) is not None:
-        for mode in _get_current_dispatch_mode_stack():
+        for mode in dispatch_modes():
             if isinstance(counter := getattr(mode, "counter", None), FlopCounterMode):
                 counter.flop_registry.setdefault(packet, formula)
 
@@ -96,13 +102,13 @@ def _autograd_function(function: Any, save: Any, differentiate: Any) -> Any:
             save(ctx, inputs, output)
             return output
 
-        # once, for kernels leave no graph: a second derivative would be wrong without a word
+        # once, for kernels leave no graph: a second derivative would be wrong silently
         backward = staticmethod(once_differentiable(differentiate))  # type: ignore[assignment]
 
     return Eager
 
 
 def _refuse_tangents(name: str, inputs: tuple[Any, ...]) -> None:
-    """Refuse forward-mode differentiation, through which custom ops would drop the derivative without a word."""
+    """Refuse forward-mode differentiation, through which custom ops would drop the derivative silently."""
     if any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in inputs):
         raise NotImplementedError(f"{name}: Triton kernels have no forward-mode derivative; use backend='reference'")

@@ -30,7 +30,7 @@ class Block(nn.Module):
         mixer: token mixer, [B, H, W, C] to [B, H, W, C]; None leaves its branch out. One that `sees_input` gets the
             map before `norm1` as well.
         mlp_ratio: hidden width of the MLP over `dim`.
-        norm_layer: called with `dim`; `nn.Identity` where mixer and MLP normalise by themselves.
+        norm_layer: called with `dim`; `nn.Identity` where mixer and MLP normalize by themselves.
         mlp_norm_layer: as `norm_layer`, where the MLP has another norm than the mixer, also a batch norm of
             [B, C, H, W]; None for the same.
         act_layer: activation of the MLP.

@@ -67,10 +67,10 @@ class ContextHead(TokenHead):
 
     Args:
         in_features: channels C.
-        num_classes: classes; 0 for the normalised class token.
+        num_classes: classes; 0 for the normalized class token.
         pool_type: "class", or "" for the tokens as they came, with which there can be no classifier.
         drop_rate: dropout probability before the classifier.
-        prefix_tokens: 0, for the tokens are those of a map alone.
+        prefix_tokens: 0, because the tokens are only those of a map.
         depth: blocks.
         block: called with `in_features`.
     """
@@ -98,7 +98,7 @@ class ContextHead(TokenHead):
     NO_WEIGHT_DECAY = ("cls_token",)
 
     def pool(self, x: Tensor) -> Tensor:
-        """[B, N, C] to the normalised class token [B, C], or the tokens as they are where there is no pooling."""
+        """[B, N, C] to the normalized class token [B, C], or the tokens as they are where there is no pooling."""
         if not self.pool_type:
             return x
         token = self.cls_token.repeat(x.shape[0], 1, 1).to(x.dtype)

@@ -42,7 +42,7 @@ class ClassQueryHead(MapHead):
         dec_layers: layers of the decoder.
         mlp_dim: hidden width of the MLPs.
         dropout: dropout probability in the layers.
-        pre_norm: normalise before each branch, not after each sum.
+        pre_norm: normalize before each branch, not after each sum.
         position: of the places of the map in the encoder: "sine", or "learned", which takes maps of 50 x 50 at most.
 
     Raises:
@@ -148,7 +148,7 @@ class DecoderLayer(nn.Module):
         num_heads: heads G.
         mlp_dim: hidden width of the MLP.
         dropout: dropout probability of attention, of the MLP and of each branch.
-        pre_norm: normalise before each branch, not after each sum.
+        pre_norm: normalize before each branch, not after each sum.
         cross: have the cross-attention.
     """
 

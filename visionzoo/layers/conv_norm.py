@@ -1,4 +1,4 @@
-"""A convolution or linear layer and its normalisation: the pairs that stems, downsampling and norm-free blocks have."""
+"""A convolution or linear layer and its normalization: the pairs that stems, downsampling and norm-free blocks have."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from visionzoo.layers.tracing import one_node
 
 
 class ConvNorm(nn.Module):
-    """Convolution and normalisation on [B, H, W, C] maps, in either order.
+    """Convolution and normalization on [B, H, W, C] maps, in either order.
 
     Args:
         in_dim: channels in.
@@ -27,9 +27,9 @@ class ConvNorm(nn.Module):
         padding: zeros on every side before the convolution.
         groups: channel groups of the convolution.
         bias: whether the convolution has a bias.
-        norm_layer: called with the channels it normalises, for a norm of [B, H, W, C] or a batch norm of [B, C, H, W];
-            None for no normalisation.
-        norm_first: normalise the input (`in_dim` channels) instead of the output.
+        norm_layer: called with the channels it normalizes, for a norm of [B, H, W, C] or a batch norm of [B, C, H, W];
+            None for no normalization.
+        norm_first: normalize the input (`in_dim` channels) instead of the output.
         norm_weight: initial value of the norm's weight; 0 lets a residual branch start as nothing.
         pad_to_stride: add zeros at the bottom and right of the convolution's input until the stride divides it, so
             that no row or column is lost (sizes are rounded up); else the remainder is dropped, as torch does.
@@ -95,7 +95,7 @@ def _check_size(x: Tensor, kernel_size: int, padding: int) -> Tensor:
 
 
 class DepthwiseConvNorm(nn.Module):
-    """Depthwise convolution without bias and batch normalisation, on [B, H, W, C] maps, which keep their size.
+    """Depthwise convolution without bias and batch normalization, on [B, H, W, C] maps, which keep their size.
 
     Args:
         dim: channels C.
@@ -128,7 +128,7 @@ class BranchedDepthwiseConv(nn.Module):
 
     Args:
         in_dim: channels in.
-        out_dim: channels out, a multiple of `in_dim`: so many kernels see each channel.
+        out_dim: channels out, a multiple of `in_dim`; each channel is seen by out_dim / in_dim kernels.
         kernel_size: side of the large kernels, odd.
         stride: step of the kernels; the map shrinks by it, rounded up.
         small_kernel: side of the small kernels, odd and not above `kernel_size`.
@@ -192,7 +192,7 @@ class ResidualConvNorm(nn.Module):
 
 
 class LinearNorm(nn.Module):
-    """Linear layer without bias and batch normalisation over all tokens of the batch, on [B, H, W, C] maps.
+    """Linear layer without bias and batch normalization over all tokens of the batch, on [B, H, W, C] maps.
 
     Args:
         in_dim: channels in.

@@ -108,7 +108,7 @@ class Random(FeatureMap):
     """Base of random features: projections on rows that are orthogonal, D at a time, and as long as Gaussian ones.
 
     The projection is saved with the weights. `redraw` replaces it. Signs are such that all directions are as likely;
-    those of the QR decomposition alone, as in lucidrains' code, prefer some, and weights are then not softmax's on
+    those of the bare QR decomposition, as in lucidrains' code, prefer some, and weights are then not softmax's on
     average.
 
     Args:
@@ -174,7 +174,7 @@ class Favor(Random):
 
 
 class FavorRelu(Random):
-    """max(w·x, 0) + 1e-3, x divided by D^¼ (Performer's generalised attention, arXiv:2009.14794; code as `Favor`)."""
+    """max(w·x, 0) + 1e-3, x divided by D^¼ (Performer's generalized attention, arXiv:2009.14794; code as `Favor`)."""
 
     EPS = 1e-3
 
@@ -238,7 +238,7 @@ FEATURE_MAPS: dict[str, type[FeatureMap]] = {
 
 
 def redraw_projections(model: nn.Module, seed: int) -> int:
-    """Draw the projections of all random features in a model anew, which depend on the seed and on their order alone.
+    """Draw the projections of all random features in a model anew, which depend only on the seed and on their order.
 
     Performers do so every 1,000 steps of training: `if step % 1000 == 0: redraw_projections(model, seed=step)`. With
     the step as the seed, a training that was resumed, or that runs on several GPUs, draws the same.

@@ -44,7 +44,7 @@ def fuse(model: nn.Module) -> nn.Module:
 
     Branches that are linear then become one convolution (modules with a method `merge_branches`).
 
-    Folded are the pairs of the zoo's layers (modules with a method `fusible`) and neighbours in an `nn.Sequential`. A
+    Folded are the pairs of the zoo's layers (modules with a method `fusible`) and neighbors in an `nn.Sequential`. A
     norm that comes before a convolution with zero padding stays: its shift is missing in the padding.
 
     Args:
@@ -86,7 +86,7 @@ def _refuse_computed_weights(model: nn.Module) -> None:
     computed = []
     for path, module in model.named_modules():
         own = module._parameters
-        names = [name for name in vars(module) if f"{name}_orig" in own or f"{name}_g" in own]  # pruned, normalised
+        names = [name for name in vars(module) if f"{name}_orig" in own or f"{name}_g" in own]  # pruned, normalized
         names += module.parametrizations if parametrize.is_parametrized(module) else []  # type: ignore[arg-type]
         computed += [f"{path}.{name}" if path else name for name in names]
     if computed:

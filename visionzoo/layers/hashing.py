@@ -73,15 +73,15 @@ def fit_hash(
 
     Anchors are drawn from the tokens. Then the bits are fitted one after the other, each to what the bits before leave
     of the targets: 1 between a token and those of its map that are most like it, -1 to those that are least. A bit
-    starts from its present weights, moves by SGD with sigmoids in the place of signs, and is kept for the heads where
-    the signs fit better than before. Where we differ: anchors are from all maps, not from the first alone; each head
+    starts from its present weights, moves by SGD with sigmoids instead of signs, and is kept for the heads where
+    the signs fit better than before. Where we differ: anchors are from all maps, not only from the first; each head
     learns by itself, where their loss is the mean over heads; and the rate is forty times theirs, at which a hundred
     steps come nowhere near the best weights.
 
     Args:
         functions: are changed.
         tokens: [B, G, N, D] of length 1, float32 or float64; B maps of N tokens.
-        neighbors: tokens that are most and that are least like another, of each so many; at most half of a map.
+        neighbors: how many tokens most like another, and as many least like it; at most half of a map.
         steps: of SGD for each bit.
         learning_rate: of SGD with Nesterov momentum 0.9.
         advance: is called after each bit.

@@ -17,7 +17,7 @@ from visionzoo.layers.norm import LayerNorm
 
 
 class BatchNormHead(nn.Module):
-    """Pooling, batch normalisation, linear classifier; and a second pair of the last two that learns from a teacher.
+    """Pooling, batch normalization, linear classifier; and a second pair of the last two that learns from a teacher.
 
     Args:
         in_features: channels C.
@@ -93,7 +93,7 @@ def adapt(head: nn.Module, like: nn.Parameter | None) -> None:
 
 
 class ProjectionHead(ClassifierHead):
-    """1×1 convolution with batch normalisation and activation, pooling, linear classifier.
+    """1×1 convolution with batch normalization and activation, pooling, linear classifier.
 
     Args:
         in_features: channels C.
@@ -172,7 +172,7 @@ class ClassAttentionHead(ClassifierHead):
 
     Args:
         in_features: channels C.
-        num_classes: classes; 0 for the normalised class token.
+        num_classes: classes; 0 for the normalized class token.
         pool_type: timm's pooling type, of those that keep the width, that makes the class token; "" for the map as it
             came, with which there can be no classifier.
         drop_rate: dropout probability before the classifiers.

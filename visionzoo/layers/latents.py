@@ -20,7 +20,7 @@ from visionzoo.layers.outputs import recomputed
 from visionzoo.layers.pooling import pool_cells
 from visionzoo.layers.tokens import TokenBlock, Tokens
 
-CELLS = 7  # a map is pooled to so many rows and columns before latents look at it
+CELLS = 7  # rows and columns to which a map is pooled before latents look at it
 
 
 class Perceived(NamedTuple):
@@ -116,7 +116,7 @@ class LatentExchange(nn.Module):
     Args:
         dims: channels of the latents, before and after; the map has the latter.
         counts: latents, before and after.
-        reader: how they look at the map; None where nobody asks for them.
+        reader: how they look at the map; None where they are not asked for.
     """
 
     read: LatentReader | None

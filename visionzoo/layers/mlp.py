@@ -1,4 +1,4 @@
-"""MLPs over the channels that also look at neighbours, or at all tokens, and what stands in their place."""
+"""MLPs over the channels that also look at neighbors, or at all tokens, and what stands in their place."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Inside stems and stages every map is [B, H, W, C] and contiguous. Its NCHW permutation is then exactly torch's
 `channels_last` memory format, so torch's own convolutions, batch norms and pools run on a permuted view: the module
 that owns such a layer calls it by `on_nchw`. The layer itself is torch's and sees [B, C, H, W], so that what others do
-with such layers stays right: synchronising and freezing norms, counting operations, adapters, hooks.
+with such layers stays right: synchronizing and freezing norms, counting operations, adapters, hooks.
 
 Layers that take [B, H, W, C] themselves are classes of their own here, and none of torch's to `isinstance`.
 """
@@ -93,7 +93,7 @@ class DepthwiseConvNHWC(nn.Module):
 
 
 class GroupNorm1(nn.Module):
-    """Group normalisation with one group: statistics over height, width and channels of each sample.
+    """Group normalization with one group: statistics over height, width and channels of each sample.
 
     The same function as `nn.GroupNorm(1, dim)`, on [B, H, W, C], by `visionzoo.kernels.group_norm`. Under autocast the
     output has autocast's dtype, not float32.
@@ -107,5 +107,5 @@ class GroupNorm1(nn.Module):
 
     @one_node  # as torch's own layers are
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise a [B, H, W, C] map."""
+        """Normalize a [B, H, W, C] map."""
         return group_norm(x, self.weight, self.bias, eps=self.eps)

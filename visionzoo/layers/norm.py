@@ -22,7 +22,7 @@ class LayerNorm(nn.LayerNorm):
 
     @one_node  # as torch's own layers are
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise [..., C]."""
+        """Normalize [..., C]."""
         if self.weight is None or self.bias is None or len(self.normalized_shape) > 1:
             return super().forward(x)
         return layer_norm(x, self.weight, self.bias, eps=self.eps)
@@ -42,13 +42,13 @@ class ScaleNorm(nn.Module):
         self.scalar = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise [..., C], in float32 at least."""
+        """Normalize [..., C], in float32 at least."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.scalar
 
 
 class TokenBatchNorm(nn.Module):
-    """Batch normalisation of [..., C] over everything but C.
+    """Batch normalization of [..., C] over everything but C.
 
     Args:
         dim: channels C.
@@ -59,7 +59,7 @@ class TokenBatchNorm(nn.Module):
         self.bn = nn.BatchNorm1d(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise [..., C]."""
+        """Normalize [..., C]."""
         return self.bn(x.flatten(0, -2)).reshape(x.shape)
 
 
@@ -80,7 +80,7 @@ class DeviationNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise [..., C], in float32 at least."""
+        """Normalize [..., C], in float32 at least."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         return standardise(wide, self.eps).to(x.dtype) * self.weight + self.bias
 

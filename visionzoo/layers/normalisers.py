@@ -28,7 +28,7 @@ class _Entmax(torch.autograd.Function):
         x = scores * (alpha - 1)
         x = x - x.amax(-1, keepdim=True)
         # The norm ‖(x - τ)₊‖ of this power falls and is convex in τ; from below, where it is at least 1, Newton's
-        # steps never pass the τ at which it is 1. Both start values are below: the largest score alone, and the mean.
+        # steps never pass the τ at which it is 1. Both start values are below: only the largest score, and the mean.
         tau = (x.mean(-1, keepdim=True) - x.new_full((), x.shape[-1]) ** (1 - alpha)).clamp(min=-1)
         for _ in range(NEWTON_STEPS):
             above = (x - tau).clamp(min=0)
@@ -126,7 +126,7 @@ class Standardise(nn.Module):
 
 
 class TopkSoftmax(nn.Module):
-    """Softmaxes of the largest scores alone, for four shares of the keys, in a learned sum (TKSA, arXiv:2303.11950).
+    """Softmaxes of only the largest scores, for four shares of the keys, in a learned sum (TKSA, arXiv:2303.11950).
 
     Of N scores the largest ⌊N/2⌋, ⌊2N/3⌋, ⌊3N/4⌋ and ⌊4N/5⌋ are kept, one at least; all heads share the sum's factors.
     """
@@ -166,6 +166,6 @@ SHIFT_INVARIANT = ("softmax", "sparsemax", "entmax15", "entmax", "topk_softmax")
 
 
 def build_normaliser(name: str, num_heads: int) -> Callable[[Tensor], Tensor]:
-    """Return the normaliser of a name in `NORMALISERS`, a function or a module, for scores of so many heads."""
+    """Return the normaliser of a name in `NORMALISERS`, a function or a module, for scores of that many heads."""
     entry = NORMALISERS[name]
     return entry(num_heads) if isinstance(entry, type) else entry

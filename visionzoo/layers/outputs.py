@@ -72,7 +72,7 @@ def add_term(name: str, value: Tensor) -> None:
         value: scalar, not weighted; a mean over the images of the batch. It is kept in float32 at least.
 
     Raises:
-        ValueError: if the value is no scalar.
+        ValueError: if the value is not a scalar.
 
     >>> with collect() as terms:
     ...     add_term("balance", torch.tensor(0.5))

@@ -73,7 +73,7 @@ def pad_to_size(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x
 
 
-def neighbours(x: Tensor) -> list[Tensor]:
+def neighbors(x: Tensor) -> list[Tensor]:
     """Nine maps like [B, H, W, C]: at each place what stands at the 3×3 around it, row by row, with zeros around x.
 
     They are views of one copy.

@@ -1,4 +1,4 @@
-"""Swin's downsampling: four neighbours become one token (arXiv:2103.14030)."""
+"""Swin's downsampling: four neighbors become one token (arXiv:2103.14030)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from visionzoo.layers.padding import pad_to_multiple
 
 
 class PatchMerge(nn.Module):
-    """Concatenate 2×2 neighbours, normalise, project; maps of odd size are padded with zeros at the bottom and right.
+    """Concatenate 2×2 neighbors, normalize, project; maps of odd size are padded with zeros at the bottom and right.
 
     Args:
         in_dim: channels in.
@@ -27,6 +27,6 @@ class PatchMerge(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, in_dim] to [B, ⌈H/2⌉, ⌈W/2⌉, out_dim]."""
         x = pad_to_multiple(x, (2, 2)).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # [B, H/2, 2, W/2, 2, C]
-        # as released, the neighbours come column by column: the one below is the second, the one to the right the third
+        # as released, the neighbors come column by column: the one below is the second, the one to the right the third
         x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)
         return self.reduction(self.norm(x))

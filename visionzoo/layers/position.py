@@ -165,7 +165,7 @@ class NeighborhoodBias(nn.Module):
 class ContinuousPositionBias(nn.Module):
     """A bias for each offset between query and key and each head, which an MLP computes (TransNeXt, arXiv:2311.17132).
 
-    Keys are the tokens of a map, or cells of it, whose places are their centres. The MLP sees the offset along each
+    Keys are the tokens of a map, or cells of it, whose places are their centers. The MLP sees the offset along each
     axis, sign(d)·log2(1 + |d|) / 3 with d = 8 for the longest one of a map of `unit` size; maps may have any size.
 
     Args:
@@ -200,7 +200,7 @@ class ContinuousPositionBias(nn.Module):
         """Offsets along an axis as the MLP sees them, and which of them each query [length] has to each key [count]."""
         first, end = cells_of(length, count, device)
         twice = 2 * torch.arange(length, device=device)[:, None] - (first + end - 1)  # in half tokens
-        # Where the cells divide the map all their centres are whole tokens apart: half of the offsets do not occur.
+        # Where the cells divide the map all their centers are whole tokens apart: half of the offsets do not occur.
         whole = length % count == 0
         step, longest = (2, 2 * length - length // count - 1) if whole else (1, 2 * length - 2)
         distance = torch.arange(-longest, longest + 1, step, device=device).float() / 2  # as released, in float32

@@ -1,4 +1,4 @@
-"""Scores of attention, and what is done to scores or weights before and after they are normalised.
+"""Scores of attention, and what is done to scores or weights before and after they are normalized.
 
 Scores are [B, G, R, N]: of R queries, which follow each other in the order of the map's tokens, and all N keys.
 """
@@ -32,7 +32,7 @@ def inverse_distances(q: Tensor, k: Tensor, power: float, eps: float) -> Tensor:
 
 
 def collisions(q: Tensor, k: Tensor, hash_length: int) -> Tensor:
-    """Logarithm of the probability that random hyperplanes give a query and a key the same hash of so many bits.
+    """Logarithm of the probability that random hyperplanes give a query and a key the same hash of that many bits.
 
     That is (1 - arccos(cos(q, k)) / π)^hash_length (YOSO, arXiv:2111.09714). As released, cosines are multiplied by
     0.98, which keeps the derivative finite.

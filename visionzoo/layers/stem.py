@@ -67,7 +67,7 @@ class PixelsToTokens(nn.Module):
 
 
 class NormedPatchStem(PixelsToTokens):
-    """Patches that are normalised before and after they are projected, their pixels row by row with channels last.
+    """Patches that are normalized before and after they are projected, their pixels row by row with channels last.
 
     Args:
         in_chans: image channels.
@@ -118,7 +118,7 @@ def conv_stem(
     last_act: bool = True,
     pool: bool = False,
 ) -> Stem:
-    """Build a stem of batch-normalised convolutions: [B, in_chans, H, W] to [B, dims[-1], ⌈H/s⌉, ⌈W/s⌉].
+    """Build a stem of batch-normalized convolutions: [B, in_chans, H, W] to [B, dims[-1], ⌈H/s⌉, ⌈W/s⌉].
 
     Args:
         in_chans: image channels.

@@ -51,22 +51,23 @@ class SymbolicAttention(nn.Module):
 
 
 class RelationalSymbols(nn.Module):
-    """Symbolic attention by a token's relations to its neighbours, those before and after it in the tokens' order.
+    """Symbolic attention by a token's relations to its neighbors, those before and after it in the tokens' order.
 
-    Beyond the ends the neighbour is the first or last token.
+    Beyond the ends the neighbor is the first or last token.
 
     Args:
         dim: channels C.
-        relation_heads: relations to each neighbour.
-        neighbours: how many on a side.
-        causal: those before the token alone.
-        include_self: the token is a neighbour of its own.
-        normalize: have a softmax over the neighbours.
+        relation_heads: relations to each neighbor.
+        neighbors: how many on a side.
+        causal: only those before the token.
+        include_self: the token is a neighbor of its own.
+        normalize: have a softmax over the neighbors.
         num_heads: heads of the symbolic attention.
         num_symbols: its symbols.
+        neighbours: the earlier name of `neighbors`.
 
     Raises:
-        ValueError: if the heads do not divide the channels, or there are no symbols or neighbours.
+        ValueError: if the heads do not divide the channels, or there are no symbols or neighbors.
     """
 
     def __init__(
@@ -74,22 +75,24 @@ class RelationalSymbols(nn.Module):
         dim: int,
         *,
         relation_heads: int = 1,
-        neighbours: int = 2,
+        neighbors: int = 2,
         causal: bool = True,
         include_self: bool = False,
         normalize: bool = True,
         num_heads: int = 1,
         num_symbols: int = 16,
+        neighbours: int | None = None,
     ):
         super().__init__()
-        if relation_heads < 1 or dim % relation_heads or neighbours < 1:
+        neighbors = neighbors if neighbours is None else neighbours
+        if relation_heads < 1 or dim % relation_heads or neighbors < 1:
             raise ValueError(
-                f"symbols: relation_heads must divide {dim=}, and there must be neighbours, got {relation_heads=} and "
-                f"{neighbours=}"
+                f"symbols: relation_heads must divide {dim=}, and there must be neighbors, got {relation_heads=} and "
+                f"{neighbors=}"
             )
-        steps = [-i for i in range(1 - include_self, neighbours + 1)]
+        steps = [-i for i in range(1 - include_self, neighbors + 1)]
         if not causal:
-            steps = [i for i in range(-neighbours, neighbours + 1) if i or include_self]
+            steps = [i for i in range(-neighbors, neighbors + 1) if i or include_self]
         self.steps, self.relation_heads, self.normalize = steps, relation_heads, normalize
         self.symbolic = SymbolicAttention(dim, num_heads=num_heads, num_symbols=num_symbols)
         self.q, self.k = nn.Linear(dim, dim), nn.Linear(dim, dim)

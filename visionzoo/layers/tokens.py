@@ -36,7 +36,7 @@ class Tokens(NamedTuple):
         return cls(x.flatten(1, 2), (x.shape[1], x.shape[2]))
 
     def map(self) -> Tensor:
-        """Return the map alone: [B, H, W, C], zeros where a reducer dropped the token."""
+        """Return only the map: [B, H, W, C], zeros where a reducer dropped the token."""
         x = self.x[:, self.prefix :]
         if self.source is not None or self.keep is not None:
             x = put_back(x, self.source, self.keep)
@@ -95,7 +95,7 @@ def mix_tokens(mixer: nn.Module, tokens: Tokens, unnormed: Tokens | None = None)
     """Return what a mixer of maps makes of tokens, [B, P + M, C].
 
     Where the mixer has a place for prefix tokens (`Mixer.takes_prefix_tokens`), they take part like any other token.
-    Else it sees the map alone, and the prefix tokens get zeros: a residual branch leaves them as they are. Tokens that
+    Else it sees only the map, and the prefix tokens get zeros: a residual branch leaves them as they are. Tokens that
     reducers left are for mixers that `takes_dropped_tokens`, as those who put the reducers in have checked. A mixer
     that `sees_input` gets `unnormed`, the tokens before the norm, as well.
     """
@@ -136,7 +136,7 @@ def _with_prefix(keep: Tensor | None, prefix: int) -> Tensor | None:
 
 
 class TokenBlock(Block):
-    """`Block` on `Tokens`; its convolutions `cpe1` and `cpe2`, its `peg` and its gate see the map alone.
+    """`Block` on `Tokens`; its convolutions `cpe1` and `cpe2`, its `peg` and its gate see only the map.
 
     `reducer` is a place for a reducer of the tokens that come in, and `score` says what the reducer of the next block
     needs to know of those that go out (`visionzoo.models._reducing` fills both). `memory` is one for memory tokens
@@ -231,7 +231,7 @@ def map_size(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int
     """Return height and width of the map of patches, the last ones padded, of an image of this size in pixels.
 
     Raises:
-        ValueError: if it is no size.
+        ValueError: if it is not a size.
     """
     height, width = to_2tuple(img_size)
     if min(height, width) < 1:

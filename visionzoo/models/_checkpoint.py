@@ -1,4 +1,4 @@
-"""Weights of others and our own into our models: reading files safely, recognising names, reporting what fitted."""
+"""Weights of others and our own into our models: reading files safely, recognizing names, reporting what fitted."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def load_weights(
 ) -> LoadReport:
     """Load weights into a model of the zoo, whoever's names they have.
 
-    Recognises our names, the authors' and timm's (the model's `CHECKPOINT_KEYS`), the wrappers and containers people
+    Recognizes our names, the authors' and timm's (the model's `CHECKPOINT_KEYS`), the wrappers and containers people
     meet, and linear weights kept as 1×1 convolutions. The first convolution is adapted to the model's input channels
     as timm does, from any number to any. Tensors of parts that the model was built without (`num_classes=0`,
     `features_only=True`) and those beside the model in its wrapper (a detector's neck, a loss) are left out and
@@ -105,7 +105,7 @@ def load_weights(
         use_ema: take averaged weights where the checkpoint has them.
 
     Raises:
-        ValueError: if the source cannot be read, is unsafe, or does not fit as said above, or the model is on the meta
+        ValueError: if the source cannot be read, is unsafe, or does not fit as above, or the model is on the meta
             device; nothing is loaded then.
     """
     backbone = unwrap(model)
@@ -226,7 +226,7 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
             with path.open("rb") as file:
                 start = file.read(20)
             if start[:1] != pickle.PROTO:  # with which torch files begin that are no zip archives
-                raise ValueError(_damaged(path, f"it is no archive of tensors, and begins with {start!r}"))
+                raise ValueError(_damaged(path, f"it is not an archive of tensors, and begins with {start!r}"))
         # Authors store their command line beside the weights; a Namespace holds values and runs nothing.
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -374,7 +374,7 @@ def _rename_tensor(name: str, value: Tensor, table: Sequence[tuple[str, Any]]) -
 
 
 def _join_parts(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Join the tensors whose names differ by a last "#0", "#1", ... alone, along their first axis."""
+    """Join the tensors whose names differ only by a last "#0", "#1", ..., along their first axis."""
     joined: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
     for name, value in state.items():

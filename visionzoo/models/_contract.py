@@ -58,12 +58,12 @@ class Contract(nn.Module):
     FORMATS: tuple[str, ...] = ("NCHW", "NHWC")  # of features
     HEAD_INPUT = "NCHW"  # what `forward_features` returns and the head takes; "NLC" for tokens, "NCHW, NLC" for both
     BRANCHES = 1  # how many such, in a tuple where there are several
-    FEATURES: int | tuple[int, ...] = 4  # features_only gives the last so many, or these, where the caller names none
+    FEATURES: int | tuple[int, ...] = 4  # which of them, or how many of the last, features_only gives by default
     POOL = "avg"  # pooling where the caller names none
     POOLS: tuple[str, ...] = ("", "avg", "max", "avgmax", "catavgmax")  # poolings that the head has a place for
     UNFOLDED = ""  # pattern of batch norms that `visionzoo.fuse` leaves, for no layer comes directly before them
-    INIT_CONVS = False  # whether convolutions are initialised as linear layers are
-    ANY_SIZE = True  # whether images of any size are taken, or of the model's own `img_size` alone
+    INIT_CONVS = False  # whether convolutions are initialized as linear layers are
+    ANY_SIZE = True  # whether images of any size are taken, or only of the model's own `img_size`
     DYNAMIC_SIZE = True  # whether torch.export makes a program for images of any size
     TWICE = True  # whether gradients have gradients under `use_backend("reference")`
     AUXILIARY: Mapping[str, float] = {}  # weights of what `exits` yields, by name; modules inside have their terms' so
@@ -154,9 +154,9 @@ class Contract(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Initialise linear layers as the families here do (truncated normal of std 0.02, no bias); others as torch.
+        """Initialize linear layers as the families here do (truncated normal of std 0.02, no bias); others as torch.
 
-        With `INIT_CONVS` convolutions too. Weights on the meta device have no numbers, and are passed over.
+        With `INIT_CONVS` convolutions too. Weights on the meta device have no numbers, and are skipped.
         """
         kinds = (nn.Linear, nn.Conv2d, DepthwiseConvNHWC) if self.INIT_CONVS else nn.Linear
         for module in self.modules():
@@ -223,7 +223,7 @@ class Contract(nn.Module):
             return Outputs(logits, tuple(self.exits(states, logits)), terms)
 
     def forward_features(self, x: Tensor, states: list[Any] | None = None) -> Any:
-        """Image [B, in_chans, H, W] to what the head takes, normalised; `states` keeps the state after each part."""
+        """Image [B, in_chans, H, W] to what the head takes, normalized; `states` keeps the state after each part."""
         state = self.begin(x)
         for i in range(len(self.parts)):
             state = self.advance(i, state)
@@ -260,11 +260,11 @@ class Contract(nn.Module):
 
         Args:
             x: image.
-            indices: which features: None all, an int the last so many, a sequence these (negative from the end).
+            indices: which features: None all, an int that many of the last, a sequence these (negative from the end).
             norm: apply the model's last norm, where it fits.
             stop_early: leave out parts after the last one asked for.
             output_fmt: one of `FORMATS`: "NCHW", "NHWC" or, where there are tokens, "NLC" [B, N, C].
-            intermediates_only: return the list alone, not (features, list).
+            intermediates_only: return only the list, not (features, list).
             return_prefix_tokens: have (map, prefix tokens [B, P, C]) in the list, where the model has such tokens.
 
         Raises:
@@ -376,7 +376,7 @@ class Contract(nn.Module):
             ValueError: if the model has neither exits nor terms.
         """
         if enable and not self.auxiliary_weights():
-            raise ValueError(f"{type(self).__name__} as built has no exits and no terms: it returns logits alone")
+            raise ValueError(f"{type(self).__name__} as built has no exits and no terms: it returns only logits")
         self.auxiliary = enable
 
     def set_epoch(self, epoch: int) -> None:
@@ -463,7 +463,7 @@ def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
         depths: blocks of each part.
 
     Raises:
-        ValueError: if it is no probability below 1.
+        ValueError: if it is not a probability below 1.
     """
     if not 0 <= last < 1:
         raise ValueError(f"drop_path_rate must be from 0 to below 1, got drop_path_rate={last}")

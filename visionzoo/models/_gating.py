@@ -3,7 +3,7 @@
 There squeeze-and-excitation, ECA, CBAM and triplet attention stand in their papers' residual networks; in the zoo's
 `Block` it is the MLP's branch. Blocks offer the place as a child `branch_gate`, an `nn.Identity` without gates, and say
 its width in an attribute `dim`. Blocks that are part of downsampling (LeViT, SHViT) get none. Gates see maps,
-and prefix tokens pass by: where the head reads the class token alone, a gate of the last block changes features, not
+and prefix tokens pass by: where the head reads only the class token, a gate of the last block changes features, not
 logits.
 """
 
@@ -27,7 +27,7 @@ _logger = logging.getLogger(__name__)
 
 
 def with_gates(model_cls: Callable[..., Contract], gates: Any) -> Callable[..., Contract]:
-    """Return what builds `model_cls` with gates; they initialise themselves, after the model did.
+    """Return what builds `model_cls` with gates; they initialize themselves, after the model did.
 
     Args:
         model_cls: the model's class.

@@ -1,6 +1,6 @@
 """Heads of `visionzoo.layers` put onto any model in place of its own: `timm.create_model("zoo_...", head=...)`.
 
-They read the model's last map, normalised as the model's own head would get it; prefix tokens are left out, and places
+They read the model's last map, normalized as the model's own head would get it; prefix tokens are left out, and places
 of tokens that reducers dropped are zeros before the norm, as `forward_intermediates` has them. Where the model has
 several branches (CrossViT) each has a head, and their logits are averaged.
 """
@@ -30,7 +30,7 @@ _logger = logging.getLogger(__name__)
 
 
 def with_head(build: Callable[..., Contract], head: Spec | None) -> Callable[..., Contract]:
-    """Return what builds a model with another head, which initialises itself, after the model did.
+    """Return what builds a model with another head, which initializes itself, after the model did.
 
     Args:
         build: builds the model.

@@ -29,19 +29,20 @@ def save_pretrained(
     model: nn.Module,
     folder: str | Path,
     *,
-    licence: str,
+    license: str = "",
     source: str = "",
     measured: Mapping[str, Any] | None = None,
     class_names: Sequence[str] | None = None,
     data_config: Mapping[str, Any] | None = None,
     model_args: Mapping[str, Any] | None = None,
+    licence: str = "",
 ) -> Path:
     """Write a model into a new or empty folder, and return that.
 
     Args:
         model: a model of timm's registry.
         folder: for config.json, model.safetensors and README.md, the model card.
-        licence: of the weights, such as "apache-2.0" for your own; of published ones what `visionzoo licence` prints.
+        license: of the weights, such as "apache-2.0" for your own; of published ones what `visionzoo license` prints.
         source: where the weights are from: how and on what they were trained, in Markdown.
         measured: numbers of these very weights, such as what `visionzoo eval` writes.
         class_names: in the order of the logits.
@@ -50,20 +51,21 @@ def save_pretrained(
             may have several labels.
         model_args: arguments that the model was built with beside its name, where timm does not know them itself
             (before 1.0.31).
+        licence: the earlier name of `license`.
 
     Raises:
-        ValueError: the folder holds files or is none, the weights are no numbers, or nobody says what their licence is.
+        ValueError: the folder holds files or is none, the weights are no numbers, or their license is not stated.
     """
-    folder = Path(folder)
+    folder, license = Path(folder), license or licence
     model = _bare(model)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is not empty, or no folder; name a new one")
-    if not licence:
-        raise ValueError("whose weights are these? give their licence, such as 'apache-2.0' for your own")
+        raise ValueError(f"{folder} is not an empty folder; name a new one")
+    if not license:
+        raise ValueError("whose weights are these? give their license, such as 'apache-2.0' for your own")
     if class_names and len(class_names) != model.num_classes:
         raise ValueError(f"{len(class_names)} class names for the {model.num_classes} classes of the model")
     if spoilt := not_finite(model):
-        raise ValueError(f"{len(spoilt)} tensors hold NaN or infinite weights, such as {spoilt[0]}: no model to keep")
+        raise ValueError(f"{len(spoilt)} tensors hold NaN or infinite weights, such as {spoilt[0]}: nothing is written")
     before = published(model)  # as it was itself loaded from such a folder
     class_names = class_names or (before["class_names"] if before["num_classes"] == model.num_classes else None)
     reading = before["reading"] | {name: value for name in READING if (value := (data_config or {}).get(name))}
@@ -81,7 +83,7 @@ def save_pretrained(
             for name in ("non_commercial", "num_classes"):  # classes stand beside, and count once
                 config.get("model_args", {}).pop(name, None)
             given = {name: value for name, value in (data_config or {}).items() if name in DATA_CONFIG}
-            config["pretrained_cfg"] |= {**given, "license": licence}
+            config["pretrained_cfg"] |= {**given, "license": license}
             if reading:
                 config["pretrained_cfg"]["notes"] = [f"{name}={value}" for name, value in reading.items()]
             if given:  # what the published weights were tested at says nothing about these
@@ -90,7 +92,7 @@ def save_pretrained(
             if class_names:
                 config["label_names"] = list(class_names)
             (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-            card = model_card(config["architecture"], model, licence, source, measured or {}, config["pretrained_cfg"])
+            card = model_card(config["architecture"], model, license, source, measured or {}, config["pretrained_cfg"])
             (new / "README.md").write_text(card, encoding="utf-8")
             _check_whole(model, new)
             for file in sorted(new.iterdir(), key=lambda file: file.name == "config.json"):
@@ -124,7 +126,7 @@ def _check_whole(model: nn.Module, folder: Path) -> None:
     if strangers := sorted(name for name in theirs.keys() | own.keys() if theirs.get(name) != own.get(name)):
         raise ValueError(
             f"{type(model).__name__} is not as it was built: {len(strangers)} tensors are other than its config.json "
-            f"says, such as {strangers[0]}. A model that was fused or cut cannot be loaded again: give the one before. "
+            f"says, such as {strangers[0]}. A model that was fused or cut cannot be loaded again: give the original. "
             "Arguments that it was built with go into model_args"
         )
 
@@ -168,21 +170,21 @@ def push_to_hub(model: nn.Module, repo_id: str, *, private: bool = False, token:
 def model_card(
     name: str,
     model: nn.Module,
-    licence: str,
+    license: str,
     source: str,
     measured: Mapping[str, Any],
     cfg: Mapping[str, Any],
 ) -> str:
     """Return the card: what the model is, whose it is, and its numbers, those measured apart from those published."""
     head = ["---", "tags:", "- image-classification", "- timm", "- visionzoo", "library_name: timm"]
-    head += [f"license: {licence}", "---", f"# {name}", ""]
+    head += [f"license: {license}", "---", f"# {name}", ""]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     facts = {
         "Architecture": f"`{name}` of visionzoo {__version__}",
         "Parameters": f"{parameters / 1e6:.2f} M",
         "Input": " x ".join(map(str, cfg["input_size"])),
         "Classes": str(model.num_classes),
-        "Licence of the weights": licence,
+        "License of the weights": license,
         "Source of the weights": source or cfg.get("origin_url") or "not stated",
     }
     if papers := cfg.get("paper_ids"):

@@ -65,7 +65,7 @@ def build_blocks(
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
 
     Raises:
-        ValueError: if a mixer is unknown, or `drop_path_rate` is no probability below 1.
+        ValueError: if a mixer is unknown, or `drop_path_rate` is not a probability below 1.
     """
     (rates,) = drop_path_rates(drop_path_rate, [len(own)])
     specs = resolve_mixers([[spec] for spec in own], mixers)
@@ -207,7 +207,7 @@ class Isotropic(Contract):
         return tokens if isinstance(state, Tokens) else state._replace(tokens=tokens)
 
     def read(self, i: int, state: Any, norm: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Return the map and the prefix tokens, normalised on request."""
+        """Return the map and the prefix tokens, normalized on request."""
         x, prefix = state.map(), state.x[:, : state.prefix] if state.prefix else None
         if norm:
             x, prefix = self.norm(x), None if prefix is None else self.norm(prefix)
@@ -217,7 +217,7 @@ class Isotropic(Contract):
         return x, prefix
 
     def finish(self, state: Any) -> Any:
-        """Normalise the tokens: [B, P + N, C]; with a memory, its reader is the first of the P.
+        """Normalize the tokens: [B, P + N, C]; with a memory, its reader is the first of the P.
 
         For the places of dropped tokens see `visionzoo.models._reducing`.
         """

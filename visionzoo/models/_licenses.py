@@ -1,4 +1,4 @@
-"""Whose weights may be used for what: each model's licences, and a stop before non-commercial ones."""
+"""Whose weights may be used for what: each model's licenses, and a stop before non-commercial ones."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ class Weights:
     """One set of published weights of a model."""
 
     name: str  # as timm.create_model takes it
-    licence: str
+    license: str
     origin: str  # where they are from
 
     @property
     def non_commercial(self) -> bool:
-        """Whether the licence forbids commercial use."""
-        return is_non_commercial(self.licence)
+        """Whether the license forbids commercial use."""
+        return is_non_commercial(self.license)
 
 
-def is_non_commercial(licence: str | None) -> bool:
-    """Whether a licence's name says that it forbids commercial use.
+def is_non_commercial(license: str | None) -> bool:
+    """Whether a license's name says that it forbids commercial use.
 
     >>> is_non_commercial("cc-by-nc-4.0"), is_non_commercial("mit")
     (True, False)
     """
-    return bool(re.search(r"(^|[-_ ])nc([-_ ]|$)|non-?commercial|research-only", (licence or "").lower()))
+    return bool(re.search(r"(^|[-_ ])nc([-_ ]|$)|non-?commercial|research-only", (license or "").lower()))
 
 
 def weights_of(model: str) -> list[Weights]:
@@ -59,7 +59,7 @@ def _default(name: str) -> str:
 
 
 def describe(model: str) -> str:
-    """Return the licences of a model's code and weights in a few lines.
+    """Return the licenses of a model's code and weights in a few lines.
 
     Raises:
         ValueError: there is no such model.
@@ -73,7 +73,7 @@ def describe(model: str) -> str:
         lines.append("  code: apache-2.0, timm's")
     for one in weights:
         use = "; non-commercial use only: asks for --non-commercial" if one.non_commercial else ""
-        lines.append(f"  weights {one.name}: {one.licence}, from {one.origin}{use}")
+        lines.append(f"  weights {one.name}: {one.license}, from {one.origin}{use}")
     if not weights:
         lines.append("  weights: none are published")
     return "\n".join(lines)
@@ -83,14 +83,14 @@ class NonCommercialError(RuntimeError):
     """Weights that forbid commercial use were asked for without saying that it is none."""
 
 
-def check(model: str, licence: str | None, *, accepted: bool) -> None:
+def check(model: str, license: str | None, *, accepted: bool) -> None:
     """Stop before weights that forbid commercial use, unless that is `accepted`.
 
     Raises:
         NonCommercialError: it is not.
     """
-    if is_non_commercial(licence) and not accepted:
+    if is_non_commercial(license) and not accepted:
         raise NonCommercialError(
-            f"the weights of {model} are licensed {licence}, which forbids commercial use; if yours is none, pass "
+            f"the weights of {model} are licensed {license}, which forbids commercial use; for other use pass "
             f"--non-commercial on the command line, non_commercial=True to timm.create_model"
         )

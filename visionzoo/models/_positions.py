@@ -18,7 +18,7 @@ def add_position_generators(model: Contract, *, after: Collection[int] = (0,), k
 
     Args:
         model: its blocks have a place `peg`.
-        after: numbers of the blocks, counted in each stage, that a generator follows. The first alone is the papers'.
+        after: numbers of the blocks, counted in each stage, that a generator follows. Only the first is the papers'.
         kernel_size: side of the generators' kernels, odd.
 
     Raises:

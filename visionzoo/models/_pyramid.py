@@ -76,8 +76,8 @@ def build_stages(
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
 
     Raises:
-        ValueError: if the sequences differ in length, `drop_path_rate` is no probability below 1, or a mixer is one of
-            tokens only.
+        ValueError: if the sequences differ in length, `drop_path_rate` is not a probability below 1, or a mixer is
+            one of tokens only.
     """
     if not len(embed_dims) == len(depths) == len(num_heads) == len(mixers):
         raise ValueError(
@@ -137,7 +137,7 @@ class Pyramid(Contract):
         stages: each maps [B, C, H, W] to [B, C', H', W'].
         embed_dims: channels of each stage's output.
         reduction: image size over the first stage's map size; every further stage doubles it.
-        norm: of the last map, [B, H, W, C], or a batch norm of [B, C, H, W]; None where the family normalises after
+        norm: of the last map, [B, H, W, C], or a batch norm of [B, C, H, W]; None where the family normalizes after
             pooling.
         head_layer: timm's `ClassifierHead`, `NormMlpClassifierHead` or alike, on [B, C, H, W].
         in_chans: image channels.
@@ -206,7 +206,7 @@ class Pyramid(Contract):
         return feature.permute(0, 2, 3, 1), None
 
     def finish(self, state: Any) -> Any:
-        """Normalise the last map: [B, C, H, W]."""
+        """Normalize the last map: [B, C, H, W]."""
         return self.normalise(state)
 
     def normalise(self, x: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def add_reducers(model: Contract, reduce: Any) -> None:
     name = type(model).__name__
     if not isinstance(model, Isotropic):
         raise ValueError(
-            f"reduce: {name} is no isotropic model, its {model.PARTS} need whole maps; leave reduce out, or take a "
+            f"reduce: {name} is not an isotropic model, its {model.PARTS} need whole maps; leave reduce out, or take a "
             f"model of tokens, such as zoo_deit_s, got reduce={reduce!r}"
         )
     blocks: Any = model.blocks

@@ -2,10 +2,10 @@
 
 Few neurons of a trained Transformer's MLPs make tokens of large norm out of patches that say little. Their activations
 are moved to a token that was not trained, and the patches keep what they say. Facts from
-https://github.com/nickjiang2378/test-time-registers at 860df43 (no licence given); the code here is our own. Where we
+https://github.com/nickjiang2378/test-time-registers at 860df43 (no license given); the code here is our own. Where we
 differ: a register gets the largest activation of each neuron, as the paper says, while the released code gives it the
-largest one of all register neurons of a block; outliers are looked for on the map alone, and without a threshold they
-are told by the median.
+largest one of all register neurons of a block; outliers are looked for only on the map, and without a threshold they
+are found by the median.
 """
 
 from __future__ import annotations

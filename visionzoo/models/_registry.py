@@ -151,7 +151,7 @@ class FeatureGetter(FeatureGetterNet):
     """timm's feature extractor, `create_model(..., features_only=True)`, with what trainers ask of a model."""
 
     def __init__(self, model: Any, out_indices: Any = None, **options: Any):
-        if out_indices == model.FEATURES and isinstance(out_indices, int):  # nobody has named them
+        if out_indices == model.FEATURES and isinstance(out_indices, int):  # the caller has not named them
             out_indices = min(out_indices, model.num_parts)
         super().__init__(model, out_indices, **options)
 
@@ -184,7 +184,7 @@ def _check_arguments(name: str, model_cls: type[Contract], kwargs: dict[str, Any
 
     Raises:
         TypeError: if there is one.
-        ValueError: if a value is of another type than the family states, or `img_size` is no size.
+        ValueError: if a value is of another type than the family states, or `img_size` is not a size.
     """
     own = signature(model_cls).parameters
     if "img_size" not in own and (size := kwargs.pop("img_size", None)) is not None:

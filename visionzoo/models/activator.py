@@ -1,7 +1,7 @@
 """Activator: GLU Activation Function as the Core Component of a Vision Transformer, https://arxiv.org/abs/2405.15953.
 
 Facts from https://github.com/Abdullah-88/Activator at 631c38a (BSD-3-Clause); the code here is our own. As released: a
-gated linear unit stands in the place of attention, so that tokens meet in the pooling alone; one norm serves both
+gated linear unit replaces attention, so that tokens meet only in the pooling; one norm serves both
 branches of a block, one more both factors of a unit; there are no positions, no class token and no norm at the end.
 `zoo_activator_geglu` leaves the MLPs out, which makes the units its only branches; token mixers asked of it with
 `mixers` come before them. `activation` gives units with other activations, such as the paper's ablations have. Images

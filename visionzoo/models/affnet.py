@@ -3,7 +3,7 @@
 Facts from "Adaptive Frequency Filters" of https://github.com/microsoft/TokenMixers at 99dbe38 (MIT), a copy of CVNets;
 the code here is our own. The settings of the published models are not in the repository. The defaults here are those of
 CVNets' MobileViT: swish, and a norm over channels and map. `norm_layer="layer_norm"` is the norm that the authors'
-command line has where nothing is said, and `act_layer="relu"` its activation. Images have 256 px, not normalised.
+command line has by default, and `act_layer="relu"` its activation. Images have 256 px, not normalized.
 
 Where we differ: transforms of float64 are in float64, where the authors' code rounds. Their form with dilated
 convolutions, for segmentation, is not here. Multiply-adds are counted without those of the Fourier transforms. AFFNet-T
@@ -51,7 +51,7 @@ class FrequencyBlock(nn.Module):
 
     Args:
         dim: channels C.
-        mixer: token mixer; None leaves the inverted residual alone.
+        mixer: token mixer; None leaves only the inverted residual.
         mlp_ratio: channels inside the inverted residual over those that it gets.
         norm_layer: norm of [B, H, W, C], or a batch norm of [B, C, H, W].
         act_layer: activation of the inverted residual.
@@ -100,7 +100,7 @@ class FrequencyBlock(nn.Module):
 
 
 class FusionStage(Stage):
-    """A stage whose blocks' output is normalised, projected, and fused with their input by a 1×1 convolution.
+    """A stage whose blocks' output is normalized, projected, and fused with their input by a 1×1 convolution.
 
     Args:
         downsample: of a map [B, H, W, C_in] to [B, H', W', dim].

@@ -1,6 +1,6 @@
 """BiFormer: Vision Transformer with Bi-Level Routing Attention, CVPR 2023, https://arxiv.org/abs/2303.08810.
 
-Facts from https://github.com/rayleizhu/BiFormer at 1697bbb (MIT licence); the code here is our own. As released:
+Facts from https://github.com/rayleizhu/BiFormer at 1697bbb (MIT license); the code here is our own. As released:
 attention is scaled by the width of all heads together; the last stage attends globally with 8 heads at every size,
 without qkv bias, and takes its position term from the attention's input. Where the regions do not divide a map we pad
 as the authors' detection and segmentation backbones do (`mask_padding=True` leaves padding out); their classifier

@@ -93,7 +93,7 @@ class ConViT(Isotropic):
         )
 
     def init_weights(self) -> None:
-        """Initialise as released: local heads as convolutions."""
+        """Initialize as released: local heads as convolutions."""
         super().init_weights()
         for module in self.modules():
             if isinstance(module, GatedPositionalMixer):

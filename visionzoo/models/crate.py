@@ -2,12 +2,12 @@
 
 Facts from model/crate.py of https://github.com/Ma-Lab-Berkeley/CRATE at 674408f (MIT); the code here is our own. A
 block is two steps on one objective: attention inside subspaces, added to the tokens, lowers their coding rate there; a
-step towards sparse codes (ISTA), which starts from the normalised tokens and is added to nothing, makes values zero.
-`visionzoo sparse-rate` measures both, layer by layer. Patches are normalised before and after their projection, over
+step towards sparse codes (ISTA), which starts from the normalized tokens and is added to nothing, makes values zero.
+`visionzoo sparse-rate` measures both, layer by layer. Patches are normalized before and after their projection, over
 all channels of the image together: weights for three channels fit no other number, and are refused.
 
 Left out are dropout, which no released model has, and the mean of all tokens before the norm as another pooling; "avg"
-here is that of the map's normalised tokens. The autoencoders of the same repository (CRATE-MAE) are not here. Where we
+here is that of the map's normalized tokens. The autoencoders of the same repository (CRATE-MAE) are not here. Where we
 differ: images of any size and shape are taken, padded to whole patches and with positions interpolated.
 """
 
@@ -27,7 +27,7 @@ from visionzoo.models._registry import Published, Variant, register_family
 
 
 class SparseBlock(TokenBlock):
-    """Block whose second step takes the place of the tokens; stochastic depth is that of the first alone."""
+    """Block whose second step takes the place of the tokens; stochastic depth is only that of the first."""
 
     def join_channels(self, x: Tensor, branch: Tensor) -> Tensor:
         """Return the codes [B, P + N, C], which have the tokens in them."""
@@ -113,7 +113,7 @@ class CRATE(Isotropic):
         )
 
     def init_weights(self) -> None:
-        """Initialise as released: linear layers as torch's, positions and prefix tokens standard normal."""
+        """Initialize as released: linear layers as torch's, positions and prefix tokens standard normal."""
         for parameter in (self.positions.table, *(p for n, p in self.named_parameters() if n.startswith("prefix."))):
             nn.init.normal_(parameter)
 
@@ -143,7 +143,7 @@ register_family(
     CRATE,
     VARIANTS,
     tiny=TINY,
-    first_conv=(),  # patches are normalised over all channels: there is none that could be cut to others
+    first_conv=(),  # patches are normalized over all channels: there is none that could be cut to others
     pool_size=None,
     interpolation="bilinear",
     paper_ids="arXiv:2306.01129",

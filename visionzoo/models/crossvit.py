@@ -4,7 +4,7 @@ Facts from https://github.com/IBM/CrossViT at 3f7ab77 (Apache-2.0); the code her
 small patches sees the image and the one of large patches the image made smaller, by bicubic interpolation; the models
 named after 224 take 240 pixels and make 224 of them, those of 384 take 408. The classifier's mean is one of logits.
 A fusion is one attention; more of them, which the authors' code can build and no released model has, would follow on
-the token alone, and are left out, as are `qk_scale` and dropout other than that of the classifiers.
+only the token, and are left out, as are `qk_scale` and dropout other than that of the classifiers.
 Where we differ: images of any size and shape are taken, the second view has the same proportion to the first, and
 positions are interpolated; the authors resize every image to the two squares that the model is built for.
 """
@@ -58,7 +58,7 @@ class CrossViT(Contract):
 
     Raises:
         ValueError: if arguments are not for two branches, there are no three convolutions for a patch size, or a rate
-            is no probability.
+            is not a probability.
     """
 
     PARTS = "blocks"
@@ -185,13 +185,13 @@ class CrossViT(Contract):
         return super().advance(i, state)
 
     def read(self, i: int, state: Any, norm: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Return the map and the class token of the branch that feature i is of, normalised on request."""
+        """Return the map and the class token of the branch that feature i is of, normalized on request."""
         branch = i // self.num_parts
         tokens = self._normalise(branch, state[branch]) if norm else state[branch]
         return tokens.map(), tokens.x[:, : tokens.prefix] if tokens.prefix else None
 
     def finish(self, state: Any) -> Any:
-        """Normalise the tokens: [B, 1 + N, C] for each branch."""
+        """Normalize the tokens: [B, 1 + N, C] for each branch."""
         return tuple(self._normalise(branch, tokens).x for branch, tokens in enumerate(state))
 
     def _normalise(self, branch: int, tokens: Tokens) -> Tokens:

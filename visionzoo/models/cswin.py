@@ -1,6 +1,6 @@
 """CSWin Transformer: cross-shaped windows, CVPR 2022, https://arxiv.org/abs/2107.00652.
 
-Facts from https://github.com/microsoft/CSWin-Transformer at f111ae2 (MIT licence); the code here is our own. Their
+Facts from https://github.com/microsoft/CSWin-Transformer at f111ae2 (MIT license); the code here is our own. Their
 classifier takes one image size; maps that the stripes do not divide are treated as in their segmentation backbone
 (zeros on both sides of q, k and v, not masked). Of the published counts the tiny model's 23 M parameters are 22.3 M in
 the authors' own code, and the large model's 31.5 and 96.8 GMACs are 33.1 and 101.9.

@@ -2,11 +2,11 @@
 
 ICML 2025, https://arxiv.org/abs/2405.16727. Facts from https://github.com/Awni00/dual-attention at a6ef87c (MIT); the
 code here is our own. A ViT with heads of self-attention and of relational attention side by side. Before every block,
-one retriever that all share makes symbols of the tokens, which are not normalised for it. As released, there is no norm
+one retriever that all share makes symbols of the tokens, which are not normalized for it. As released, there is no norm
 before the classifier. `zoo_dat_s` is the README's model; nothing is published for images of ImageNet.
 
 Where we differ: images of any size and shape are taken, with positions interpolated (but for "positional" symbols, of
-which there is one for each token); the pooling "avg" is that of the map alone, without the class token. Norms after the
+which there is one for each token); the pooling "avg" is that of only the map, without the class token. Norms after the
 sums, RMS norms, the older relational cross-attention (`ra_type`), and what language models need (causal masks, shared
 keys and values, rotary positions) are not here.
 """

@@ -1,6 +1,6 @@
 """DaViT: Dual Attention Vision Transformers, ECCV 2022, https://arxiv.org/abs/2204.03645.
 
-Facts from https://github.com/dingmyu/davit at fc79470 (MIT licence) and, for the large, huge and giant sizes, from timm
+Facts from https://github.com/dingmyu/davit at fc79470 (MIT license) and, for the large, huge and giant sizes, from timm
 1.0.31 (Apache-2.0); the code here is our own. A block of theirs is a pair: we count its window half and its channel
 half as a block each. As released: padding to whole windows comes after the norm and takes part in attention; inputs
 of stem and downsampling are padded to whole patches. Like timm we default to windows of 7 tokens at every size.

@@ -1,6 +1,6 @@
 """DiNAT: Dilated Neighborhood Attention Transformer, https://arxiv.org/abs/2209.15001.
 
-Facts from https://github.com/SHI-Labs/Neighborhood-Attention-Transformer at d334f5b (MIT licence); the code here is our
+Facts from https://github.com/SHI-Labs/Neighborhood-Attention-Transformer at d334f5b (MIT license); the code here is our
 own. DiNAT is NAT with dilated neighborhoods in every second block; DiNATs (DiNAT_s in the paper) has the stem, the
 downsampling and the sizes of Swin Transformer. The dilations suit the named input: they are the largest at which a
 neighborhood fits into the map of each stage. Maps of smaller images are padded (see `NeighborhoodMixer`). For dense

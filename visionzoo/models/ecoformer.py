@@ -66,7 +66,7 @@ def _softmax(host: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _hashed(host: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a host's variant, with softmax attention in the last stage alone."""
+    """Arguments of a host's variant, with softmax attention only in the last stage."""
     return {**host, "mixers": [[{"type": "hashed_linear"}]] * 3 + [[{"type": "full", "qkv_bias": True}]]}
 
 

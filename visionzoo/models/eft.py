@@ -2,7 +2,7 @@
 
 Facts from https://github.com/hyunwoo137/EDAFormer at 9f98d76 (Apache-2.0); the code here is our own. PVTv2-Linear whose
 attention has no embeddings: tokens are their own queries, and one linear layer of pooled tokens gives keys that are
-values too. `isr=(2, 2, 1, 1)` is the paper's inference spatial reduction: in eval mode keys are pooled over so many
+values too. `isr=(2, 2, 1, 1)` is the paper's inference spatial reduction: in eval mode keys are pooled over that many
 times larger patches, with the same weights. The authors' code has the encoder only; the classifier on the mean of its
 last map is PVTv2's. They state no ImageNet numbers there.
 """
@@ -32,7 +32,7 @@ class EmbeddingFreeTransformer(PyramidVisionTransformerV2):
         others: `in_chans`, `drop_path_rate`, and the head's, as `PyramidVisionTransformerV2` takes them.
 
     Raises:
-        ValueError: if `isr` has not one entry for each stage.
+        ValueError: if `isr` does not have one entry for each stage.
     """
 
     CHECKPOINT_KEYS = {

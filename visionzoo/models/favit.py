@@ -2,7 +2,7 @@
 
 Paper: https://arxiv.org/abs/2312.08614.
 
-Facts from https://github.com/q2479036243/FaViT at 529b46b, which states no licence; the code here is our own. PVTv2
+Facts from https://github.com/q2479036243/FaViT at 529b46b, which states no license; the code here is our own. PVTv2
 with factorized self-attention and other MLP ratios. Where a map is too small for the authors' reflection, it is
 reflected repeatedly. Of the published counts B1's 2.4 GMACs are 2.3 here, and B2's 24 M parameters are 24.9 M, in the
 authors' own code too.

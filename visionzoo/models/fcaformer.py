@@ -1,6 +1,6 @@
 """FcaFormer: Forward Cross Attention in Hybrid Vision Transformer, ICCV 2023, https://arxiv.org/abs/2211.07198.
 
-Facts from https://github.com/hkzhang-git/FcaFormer at 7dcd8e0, which states no licence; the code here is our own. Two
+Facts from https://github.com/hkzhang-git/FcaFormer at 7dcd8e0, which states no license; the code here is our own. Two
 stages of ConvNeXt blocks, then two of attention that also sees what earlier blocks of its stage left: a convolution
 makes some 1/16 as many tokens of each block's map. As released for detection and segmentation, maps larger than at 224
 px are cut into windows of that size, in which whole blocks run; zeros fill them up at the top and left for blocks 0, 2,

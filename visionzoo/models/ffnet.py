@@ -48,7 +48,7 @@ class ConvFirstMlp(Mlp):
 
 
 class _SqueezeExciteAfterMixer(nn.Module):
-    """In the place of `Block`'s second position encoding."""
+    """Replaces `Block`'s second position encoding."""
 
     def __init__(self, dim: int, kernel_size: int):
         super().__init__()

@@ -1,6 +1,6 @@
 """FLatten Transformer: Vision Transformer using Focused Linear Attention, ICCV 2023, https://arxiv.org/abs/2308.00442.
 
-Facts from https://github.com/LeapLabTHU/FLatten-Transformer at abdb115, which states no licence (no file, not a word in
+Facts from https://github.com/LeapLabTHU/FLatten-Transformer at abdb115, which states no license (no file, not a word in
 its README; the files derived from Swin and CSWin keep the MIT notes of those); the code here is our own. Four other
 families of the zoo with focused linear attention in all stages (PVT, PVTv2) or in the first two (Swin, CSWin); the
 others keep the mixers of their hosts. As released: linear attention spans the whole map and is neither shifted nor cut

@@ -2,7 +2,7 @@
 
 Facts from https://github.com/thuml/Flowformer at 61f5d8c (MIT), folder Flowformer_CV; the code here is our own. One
 size is published. As released: attention is global in every stage, in twelve heads whatever the width, and the MLPs'
-branches alone have a learned scale. Where we differ: images of any size and shape are taken, with positions
+branches, and no others, have a learned scale. Where we differ: images of any size and shape are taken, with positions
 interpolated and zeros where the stem and the convolutions between stages lack rows or columns. The published 41 M
 parameters and 6.3 GMACs are in units of 2²⁰ and 2³⁰, the latter without attention's products; the authors' own code
 has 43.3 million parameters and 6.9 billion multiply-adds.

@@ -1,6 +1,6 @@
 """GMM: RetNet Viewed through Convolution, Pattern Recognition 2024, https://arxiv.org/abs/2309.05375.
 
-Facts from https://github.com/CatworldLee/Gaussian-Mixture-Mask-Attention at b06b199, which states no licence (its Swin
+Facts from https://github.com/CatworldLee/Gaussian-Mixture-Mask-Attention at b06b199, which states no license (its Swin
 and T2T keep the notes of MIT and Clear BSD); the code here is our own. Attention's scores are multiplied by a learned
 mixture of Gaussians of the distance, in a ViT without class token, in Swin's windows, and in the patches' blocks of
 CaiT, whose class token attends to patches that no norm has seen. Models are for small images, of 32 px and, in larger
@@ -271,7 +271,7 @@ class GmmCait(Isotropic):
         )
 
     def init_weights(self) -> None:
-        """Initialise as released: scales of the later blocks are smaller."""
+        """Initialize as released: scales of the later blocks are smaller."""
         super().init_weights()
         for i, block in enumerate(self.blocks):
             for scale in block.children():

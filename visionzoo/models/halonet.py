@@ -9,7 +9,7 @@ refuses maps that the blocks do not divide, ours treat the rest of a block as be
 leaves all of that out). The 1×1 convolution before the head of `zoo_sehalonet_33ts` counts to the last stage here.
 
 `zoo_halonet_h0` to `_h7` are the paper's. Their table is not taken from its text but from two transcriptions that
-agree: https://github.com/leondgarse/keras_cv_attention_models at 687943d (MIT licence), and models/halonet.py of
+agree: https://github.com/leondgarse/keras_cv_attention_models at 687943d (MIT license), and models/halonet.py of
 https://github.com/Weiyun1025/STM-Evaluation at 80c9ff1. Published parameters and top-1 are those in the former's
 README at 943b82e. All eight come out with the parameters published (H6 with 43.46 million for 43.4), which speaks for
 the table and for the shape of the blocks. Uncertain are: the heads, 4, 8, 8, 8 in both transcriptions (timm's
@@ -78,7 +78,7 @@ class HaloNet(Pyramid):
         "timm": [
             (r"^stem\.conv(\d)\.", lambda m: f"stem.{2 * int(m[1]) - 2}."),
             (r"^stages\.(\d)\.(\d+)\.", r"stages.\1.blocks.\2."),
-            (r"^final_conv\.", "stages.3.blocks.2.0."),  # sehalonet33ts alone has it
+            (r"^final_conv\.", "stages.3.blocks.2.0."),  # only sehalonet33ts has it
             (r"\.attn\.", ".gate."),
             (r"\.conv(\d)_(1x1|kxk)\.", r".conv\1."),
             (r"\.self_attn\.(pos_embed\.)?", ".mixer."),
@@ -184,7 +184,7 @@ class HaloNet(Pyramid):
         )
 
     def init_weights(self) -> None:
-        """Initialise as timm does, and blocks as identities."""
+        """Initialize as timm does, and blocks as identities."""
         super().init_weights()
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -1,7 +1,7 @@
 """IA-RED²: Interpretability-Aware Redundancy Reduction for Vision Transformers, https://arxiv.org/abs/2106.12620.
 
 NeurIPS 2021. The authors' repository could not be had; facts from a copy of their model for evaluation in
-https://github.com/joon-stack/ltrp at ba04d7f (no licence), so details are likely, not certain. The code here is our
+https://github.com/joon-stack/ltrp at ba04d7f (no license), so details are likely, not certain. The code here is our
 own. DeiT whose blocks are in groups; before each an agent decides which tokens stay (`InterpreterReducer`, which also
 says how training differs). As released dropped tokens are hidden and their share is counted; here evaluation leaves
 them out. A third of each agent's projection, which nothing reads, is not here: 22.9 M parameters, 23.4 M in that code.

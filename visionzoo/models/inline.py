@@ -1,6 +1,6 @@
 """InLine: Bridging the Divide, Reconsidering Softmax and Linear Attention, https://arxiv.org/abs/2412.06590.
 
-NeurIPS 2024. Facts from https://github.com/LeapLabTHU/InLine at e463a6f, which states no licence (the files derived
+NeurIPS 2024. Facts from https://github.com/LeapLabTHU/InLine at e463a6f, which states no license (the files derived
 from Swin and CSWin keep the MIT notes of those); the code here is our own. DeiT and three other families of the zoo
 with injective linear attention: DeiT in all blocks, narrower and, small and base, for images of 288 and 448 px; PVT in
 all stages, without class token, last norm and reduction; Swin in the first three stages (tiny), two (small), or two and

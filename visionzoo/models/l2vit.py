@@ -1,6 +1,6 @@
 """L²ViT: The Linear Attention Resurrection in Vision Transformer, 2025, https://arxiv.org/abs/2501.16182.
 
-Facts from https://github.com/ChuanyangZheng/L2ViT at fad0341 (MIT licence); the code here is our own. Blocks attend
+Facts from https://github.com/ChuanyangZheng/L2ViT at fad0341 (MIT license); the code here is our own. Blocks attend
 inside windows and, linearly, to the whole map in turn; the latter have two 7×7 convolutions behind attention (the
 authors' local concentration module) where the former have a second position encoding. `mixers="window"` and
 `mixers="clamped_linear"` give the authors' `block_type` "local" and "enhanced_vit". Their scale of layers is accepted

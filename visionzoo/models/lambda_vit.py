@@ -5,7 +5,7 @@ whose blocks fade out their attention in training: they compute (2 - λ)·x + λ
 λ falls from 1 in the first epoch to 0 in epoch 299. At 0 attention and its norm are gone, and the residual is doubled:
 2·x. `removed` names such blocks; they have no parameters of attention, and a checkpoint's are left out. `fading` names
 those in transition: `visionzoo train` sets their λ before every epoch (`set_epoch`), and what is trained so loads into
-a model with `removed` in the place of `fading`. The numbers in names are the blocks without attention; the published
+a model with `removed` instead of `fading`. The numbers in names are the blocks without attention; the published
 accuracies are those of the authors' torch 1.7.1. They publish no parameters or multiply-adds.
 
 Where we differ: images of any size and shape are taken, with positions interpolated.

@@ -36,7 +36,7 @@ class MoHViT(TransNeXt):
         others: as `TransNeXt` takes them.
 
     Raises:
-        ValueError: if a stage has not so many heads, or some that no token takes, or numbers for stages are missing.
+        ValueError: if a stage has too few heads, or some that no token takes, or numbers for stages are missing.
     """
 
     MIXER = "mixture_of_heads"

@@ -1,6 +1,6 @@
 """NAT: Neighborhood Attention Transformer, CVPR 2023, https://arxiv.org/abs/2204.07143.
 
-Facts from https://github.com/SHI-Labs/Neighborhood-Attention-Transformer at d334f5b (MIT licence); the code here is our
+Facts from https://github.com/SHI-Labs/Neighborhood-Attention-Transformer at d334f5b (MIT license); the code here is our
 own. Its stem and downsampling are overlapping convolutions, without activation between those of the stem. As there
 (with NATTEN before 0.17) maps smaller than a neighborhood are padded; of the dense tasks' backbones the norm of each
 output is left to the caller. Weights load by the authors' names and by those of Hugging Face transformers.
@@ -51,7 +51,7 @@ class NAT(Pyramid):
         head: `num_classes`, `global_pool` and `drop_rate` of the head.
 
     Raises:
-        ValueError: if there is not one entry of dilations for each stage.
+        ValueError: if there is no entry of dilations for each stage.
     """
 
     CHECKPOINT_KEYS = {

@@ -1,6 +1,6 @@
 """Orchid: Flexible and Data-Dependent Convolution for Sequence Modeling, NeurIPS 2024, https://arxiv.org/abs/2402.18508.
 
-Facts from https://github.com/Karami-m/orchid at 061f6df (MIT), which has the operator alone, not the networks; the code
+Facts from https://github.com/Karami-m/orchid at 061f6df (MIT), which only has the operator, not the networks; the code
 here is our own. The operator is theirs, compared with a transcript of that code, in its non-causal form, which images
 take, with one layer in each conditioning network; the causal form, which is not here, gives an output for each pair of
 samples of a batch. Around it stands a ViT with the sizes of DeiT and without class token, which is ours: the networks
@@ -66,7 +66,7 @@ class Orchid(DeiT):
         )
 
 
-_NO_WEIGHTS = "the authors published the operator alone, and no weights"
+_NO_WEIGHTS = "the authors published only the operator, and no weights"
 
 VARIANTS = {
     "zoo_orchid_t": Variant({}, Published(), no_weights=_NO_WEIGHTS),

@@ -2,7 +2,7 @@
 
 Facts from gvt.py of https://github.com/Meituan-AutoML/Twins at c1ff671 (Apache-2.0), where the class is CPVTV2; the
 code here is our own. As released: a position generator (CPVT, arXiv:2102.10882) follows the first block of each stage,
-in the place of PVT's tables and class token; the head pools the normalised map; rows and columns after the last whole
+instead of PVT's tables and class token; the head pools the normalized map; rows and columns after the last whole
 patch are dropped. The authors' own code has 3.8, 6.7 and 9.8 GMACs, attention's products counted, not the published
 3.7, 6.4 and 9.5.
 """

@@ -1,7 +1,7 @@
 """PoolFormer: MetaFormer Is Actually What You Need for Vision, CVPR 2022, https://arxiv.org/abs/2111.11418.
 
 Facts from https://github.com/sail-sg/poolformer at a075575 (Apache-2.0); the code here is our own. As the authors' and
-unlike timm's `poolformer_*` the last map is normalised over channels and positions before it is pooled. timm's weights
+unlike timm's `poolformer_*` the last map is normalized over channels and positions before it is pooled. timm's weights
 are the authors' and load here, but give the authors' logits, not timm's.
 """
 
@@ -26,7 +26,7 @@ class PoolFormer(Pyramid):
     Args:
         depths: blocks of each stage.
         embed_dims: channels of each stage.
-        pool_size: side of the pooled neighbourhood, odd.
+        pool_size: side of the pooled neighborhood, odd.
         mlp_ratio: hidden width of the MLPs over the channels.
         layer_scale: initial value of the learned scales of both branches.
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.

@@ -178,7 +178,7 @@ class PyramidVisionTransformer(Pyramid):
         return tokens.map(), tokens.x[:, :1]
 
     def finish(self, state: Any) -> Any:
-        """Normalise the last stage's tokens [B, 1 + N, C], or return the map [B, C, H, W] where there is no token."""
+        """Normalize the last stage's tokens [B, 1 + N, C], or return the map [B, C, H, W] where there is no token."""
         return self.norm(state.x) if isinstance(state, Tokens) else super().finish(state)
 
 

@@ -1,7 +1,7 @@
 """PVTv2: Improved Baselines with Pyramid Vision Transformer, https://arxiv.org/abs/2106.13797.
 
 Facts from https://github.com/whai362/PVT at 57e2dfa (Apache-2.0); the code here is our own. As released: a norm ends
-every stage, so that features are normalised; where attention's keys come from patches of tokens, rows and columns after
+every stage, so that features are normalized; where attention's keys come from patches of tokens, rows and columns after
 the last whole patch have no part in them. B0's 0.57 GMACs are published as 0.6.
 """
 
@@ -117,7 +117,7 @@ class PyramidVisionTransformerV2(Pyramid):
         )
 
     def init_weights(self) -> None:
-        """Initialise as released: convolutions too, normal by their fan-out."""
+        """Initialize as released: convolutions too, normal by their fan-out."""
         super().init_weights()
         init_by_fan_out(self)
 

@@ -1,6 +1,6 @@
 """SHViT: Single-Head Vision Transformer with Memory Efficient Macro Design, CVPR 2024, https://arxiv.org/abs/2401.16456.
 
-Facts from https://github.com/ysj9909/SHViT at 6a729cc (MIT licence); the code here is our own. The authors' residual
+Facts from https://github.com/ysj9909/SHViT at 6a729cc (MIT license); the code here is our own. The authors' residual
 depthwise convolution is the first part of our blocks, and what they do before and after a map shrinks is a block
 without token mixing. Stochastic depth is ours; the authors train without.
 """

@@ -1,6 +1,6 @@
 """SpectFormer: Frequency and Attention is what you need in a Vision Transformer, https://arxiv.org/abs/2304.06446.
 
-Facts from https://github.com/badripatro/SpectFormers at b6cf487, which states no licence; the code here is our own, and
+Facts from https://github.com/badripatro/SpectFormers at b6cf487, which states no license; the code here is our own, and
 the class token's block is timm's. Hierarchical and plain networks filter the map's frequencies first and attend then.
 As released, maps are rounded to float32 before they are filtered, in a float64 model too.
 
@@ -120,7 +120,7 @@ class SpectFormer(Pyramid):
             stage_norm=norm,
             drop_path_rate=drop_path_rate,
         )
-        stages[-1].norm = nn.Identity()  # the head normalises, after the class token's block
+        stages[-1].norm = nn.Identity()  # the head normalizes, after the class token's block
         conv = partial(ConvNorm, bias=False, norm_layer=nn.BatchNorm2d)
         super().__init__(
             stem=Stem(
@@ -142,7 +142,7 @@ class SpectFormer(Pyramid):
         )
 
     def init_weights(self) -> None:
-        """Initialise as released: convolutions too, normal by their fan-out."""
+        """Initialize as released: convolutions too, normal by their fan-out."""
         super().init_weights()
         init_by_fan_out(self)
 
@@ -154,7 +154,7 @@ class SpectFormer(Pyramid):
 
 
 class SpectralBlock(TokenBlock):
-    """Block with one residual around mixer and MLP; tokens that pass by the mixer meet the MLP alone."""
+    """Block with one residual around mixer and MLP; tokens that pass by the mixer only meet the MLP."""
 
     def forward(self, tokens: Tokens) -> Tokens:  # type: ignore[override]
         """Take the tokens through the block; their number and size stay."""

@@ -1,6 +1,6 @@
 """STViT: Vision Transformer with Super Token Sampling, CVPR 2023, https://arxiv.org/abs/2211.11167.
 
-Facts from https://github.com/hhb072/STViT at c9ed9a4, which states no licence; the code here is our own. Also called
+Facts from https://github.com/hhb072/STViT at c9ed9a4, which states no license; the code here is our own. Also called
 SViT there. The models fine-tuned at 384 px are the same networks. Attention between super tokens is plain attention in
 the last two stages, whose cells hold one token. The fixed kernels of ones that the authors keep as tensors
 (`unfold.weights`, `fold.weights`) are no weights here. As released the activation comes before the norm in the stem,

@@ -1,6 +1,6 @@
 """Swin Transformer: Hierarchical Vision Transformer using Shifted Windows, ICCV 2021, https://arxiv.org/abs/2103.14030.
 
-Facts from https://github.com/microsoft/Swin-Transformer at f82860b (MIT licence); the code here is our own. Their
+Facts from https://github.com/microsoft/Swin-Transformer at f82860b (MIT license); the code here is our own. Their
 classifier takes one image size; maps that the windows do not divide are padded before the shift as in their detection
 and segmentation backbones, where padded tokens take part in attention. Along an axis where a map is one window at most
 nothing is shifted, as in their classifier. The weights of the other sizes of window and image load too: the tables of

@@ -2,7 +2,7 @@
 
 Facts from ImageNet/T2T-ViT of https://github.com/mlpen/Nystromformer at 5689313 (Apache-2.0) and from T2T-ViT
 (https://arxiv.org/abs/2101.11986), https://github.com/yitu-opensource/T2T-ViT at 0f63dc9 (Clear BSD); the code here is
-our own. Tokens become tokens twice: each of 3×3 neighbours' tokens, joined, goes through one head of attention by 64
+our own. Tokens become tokens twice: each of 3×3 neighbors' tokens, joined, goes through one head of attention by 64
 landmarks and an MLP, with no residual around attention but the values'. The blocks after that attend to all tokens.
 `num_landmarks=0` is T2T-ViT_t, whose weights fit. Positions are sinusoids of the place in the row of tokens and do
 not learn. The repository gives no numbers of these networks.

@@ -1,7 +1,7 @@
 """TaylorShift: Shifting the Complexity of Self-Attention from Squared to Linear (and Back) using Taylor-Softmax.
 
 ICPR 2024, https://arxiv.org/abs/2403.02920. Facts from taylor_shift.py of https://github.com/tobna/TaylorShift at
-b290faa (MIT); the code here is our own. A ViT whose positions are those of the map alone. As released, `coefficients`
+b290faa (MIT); the code here is our own. A ViT whose positions are only those of the map. As released, `coefficients`
 given to the model never reach the attention there; here they do. Where we differ: images of any size and shape are
 taken, with positions interpolated. The authors' folder `training` scales branches by 1e-4 at the start (`layer_scale`).
 Its text models, and its XCiT with this attention, are not here.

@@ -222,11 +222,11 @@ class TNT(Isotropic):
         return TokensAndPixels(self.join(Tokens.of(stem.to_tokens(pixels))), pixels.flatten(0, 2))
 
     def read(self, i: int, state: Any, norm: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Return the tokens' map and the prefix tokens, normalised on request."""
+        """Return the tokens' map and the prefix tokens, normalized on request."""
         return super().read(i, state.tokens, norm)
 
     def finish(self, state: Any) -> Any:
-        """Normalise the tokens: [B, P + N, C]."""
+        """Normalize the tokens: [B, P + N, C]."""
         return super().finish(state.tokens)
 
 

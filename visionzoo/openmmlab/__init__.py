@@ -1,25 +1,20 @@
 """Detection and segmentation on OpenMMLab; the only part of visionzoo that imports mm*.
 
-`custom_imports = dict(imports=['visionzoo.openmmlab'])` in a config is all that is needed: it serves mmcv's ops where
-mmcv has no compiled extension, lets no checkpoint run code, and registers `ZooBackbone`, the necks and the optimizer
-constructor in mmengine's root registry, where mmdet and mmseg find them.
+`custom_imports = dict(imports=['visionzoo.openmmlab'])` in a config is all that is needed. Importing this package
+registers `ZooBackbone`, the necks and the optimizer constructor in mmengine's root registry, where mmdet and mmseg find
+them, and calls `_compat.install()`: mmcv's ops are served where mmcv has no compiled extension, and no checkpoint runs
+code. `_compat.PATCHES` lists every change of a library, with releases and reasons.
 
 `ops` stands in mmcv's place, `checkpoints` reads for mmengine; `backbone`, `necks` and `optim` are what configs name;
 `flags`, `running`, `prediction` and `export` are the commands with a .py config. `description` reads --dataset's file,
 `configuring` puts data and classes into a config; `data` (with `coco` and `masks`), `meta` (what a checkpoint says of
-its training) and `trial` (one batch of validation) check before the first step, `reading` in each; `building` says
-which part of a config cannot be built, and which setting nothing reads.
+its training) and `trial` (one batch of validation) check before the first step, `checked_runner` in each;
+`config_errors` says which part of a config cannot be built, and which setting nothing reads.
 """
 
-from mmengine.config import utils as _config_utils
+from visionzoo.openmmlab import _compat, ops
 
-from visionzoo.openmmlab import checkpoints, ops
-
-ops.install()  # before anything that imports mmcv.ops
-checkpoints.install()
-
-# mmengine looks for mmseg's configs under the name that its maintainers' wheels had; the module's name finds any.
-_config_utils.MODULE2PACKAGE["mmseg"] = "mmseg"
+_compat.install()  # before anything that imports mmcv.ops
 
 from visionzoo.openmmlab.backbone import ZooBackbone, feature_channels, feature_strides  # noqa: E402
 from visionzoo.openmmlab.necks import SimplePyramid, UpsamplingFPN  # noqa: E402

@@ -15,13 +15,14 @@ from mmengine.registry import MODELS
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from visionzoo._torch_private import BatchNorm
 from visionzoo.engine.errors import UserError, closest
 from visionzoo.models._checkpoint import load_weights
 from visionzoo.models._registry import VARIANTS
 from visionzoo.openmmlab.checkpoints import download, read
 
 if "LN2d" not in MODELS.module_dict:
-    MODELS.register_module("LN2d", module=LayerNorm2d)  # layer normalisation of the channels of [B, C, H, W]
+    MODELS.register_module("LN2d", module=LayerNorm2d)  # layer normalization of the channels of [B, C, H, W]
 
 
 @MODELS.register_module()
@@ -96,7 +97,7 @@ class ZooBackbone(BaseModule):
         """Set the mode, but leave frozen stages and, with `norm_eval`, batch norms in eval mode."""
         super().train(mode)
         for module in self.model.modules():
-            if mode and self.norm_eval and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if mode and self.norm_eval and isinstance(module, BatchNorm):
                 module.eval()
         for part in self._frozen:
             part.eval()
@@ -127,7 +128,7 @@ class ZooBackbone(BaseModule):
                     f"{error}\nIn a config: init_cfg=dict(type='Pretrained', checkpoint=FILE) of the backbone and "
                     f"pretrained=False, or on the command line --cfg-options model.backbone.pretrained=False "
                     f"model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE. To start from "
-                    f"random weights, pretrained=False alone."
+                    f"random weights, only pretrained=False."
                 ) from error
         if self.checkpoint.startswith(("http://", "https://")):
             return download(self.checkpoint, map_location="cpu")
@@ -165,7 +166,7 @@ def feature_strides(name: str, out_indices: Sequence[int] | None = None, **model
 def _features(name: str, out_indices: Sequence[int] | None, model: Mapping[str, Any]) -> tuple[list[int], list[int]]:
     if not model:
         return _cached_features(name, None if out_indices is None else tuple(out_indices))
-    with torch.device("meta"):  # shapes alone
+    with torch.device("meta"):  # only shapes
         info = create_getter(name, out_indices, **model).feature_info
     return info.channels(), info.reduction()
 
@@ -185,7 +186,7 @@ def create_getter(name: str, out_indices: Sequence[int] | None = None, **model: 
     """
     if name not in VARIANTS:
         raise UserError(
-            f"ZooBackbone: {name!r} is no model of the zoo{closest(name, VARIANTS)}. All: timm.list_models('zoo_*')"
+            f"ZooBackbone: {name!r} is not a model of the zoo{closest(name, VARIANTS)}. All: timm.list_models('zoo_*')"
         )
     if out_indices is not None:
         if not isinstance(out_indices, Sequence) or not out_indices:
@@ -220,6 +221,6 @@ def _checkpoint(init_cfg: Mapping[str, Any] | None) -> str | None:
     if init_cfg.get("type") != "Pretrained" or not init_cfg.get("checkpoint"):
         raise UserError(
             f"ZooBackbone: init_cfg must be dict(type='Pretrained', checkpoint=FILE_OR_URL) or None (the models "
-            f"initialise themselves), got {dict(init_cfg)}"
+            f"initialize themselves), got {dict(init_cfg)}"
         )
     return str(init_cfg["checkpoint"])

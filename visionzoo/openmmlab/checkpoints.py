@@ -1,7 +1,8 @@
 """mmengine's checkpoints without running code from them.
 
 mmengine stores its logs beside the weights as objects of its own, which torch's safe reader refuses; it then reads the
-whole file unsafely. Here the few things that these objects consist of are allowed, and nothing else is read.
+whole file unsafely. Here the few things that these objects consist of are allowed, and nothing else is read;
+`_compat.install` replaces mmengine's own by `read` and `download`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import pickle
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import mmengine.runner.checkpoint as mmengine_checkpoint
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -24,19 +24,13 @@ from visionzoo.openmmlab.meta import checkpoint_classes, compare_classes, compar
 from visionzoo.text import some
 
 
-def install() -> None:
-    """Let all of mmengine, mmdet and mmseg read checkpoints by `read` and `download`."""
-    mmengine_checkpoint._safe_torch_load = read
-    mmengine_checkpoint.load_url = download
-
-
 def read(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
     """Return the content of a checkpoint, tensors on the CPU: a path, or a file that is open.
 
     Args:
         file: what to read; a path may be of safetensors.
         map_location: as of `torch.load`, for open files.
-        weights_only: passed over; nothing but weights and mmengine's logs is read.
+        weights_only: ignored; nothing but weights and mmengine's logs is read.
 
     Raises:
         UserError: the file holds something else, or is damaged.
@@ -89,8 +83,8 @@ def check_start(model: nn.Module, path: str, classes: Sequence[str] | None) -> l
     missing, other, fitting = compare_weights(model, content)
     if not fitting:
         raise UserError(
-            f"load_from={path}: not one of its weights fits the model, such as {some([*missing, *other], 3)}; for "
-            f"weights of a backbone alone set model.backbone.init_cfg.type=Pretrained and "
+            f"load_from={path}: none of its weights fits the model, such as {some([*missing, *other], 3)}; for "
+            f"only the weights of a backbone set model.backbone.init_cfg.type=Pretrained and "
             f"model.backbone.init_cfg.checkpoint={path}"
         )
     left = [*other, *missing]
@@ -120,11 +114,11 @@ def read_any(path: str) -> dict[str, Any]:
     """Return the content of a checkpoint, of a path or an address.
 
     Raises:
-        UserError: it cannot be read, or is no dictionary.
+        UserError: it cannot be read, or is not a dictionary.
     """
     content = download(path, map_location="cpu") if path.startswith(("http://", "https://")) else read(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path} is no checkpoint: expected a dictionary of weights, got {type(content).__name__}")
+        raise UserError(f"{path} is not a checkpoint: expected a dictionary of weights, got {type(content).__name__}")
     return content
 
 
@@ -148,7 +142,7 @@ def _refused(what: str, error: Exception) -> str:
 
 
 def _statistic(owner: Any, name: str) -> Any:
-    """Stand for `getattr` in mmengine's logs, where it is called for these four alone."""
+    """Stand for `getattr` in mmengine's logs, where it is called only for these four."""
     if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
         raise pickle.UnpicklingError(f"Unsupported global: getattr of {owner!r}, {name!r}")
     return getattr(owner, name)

@@ -171,7 +171,7 @@ def check_coco(
         odd = {a["id"]: reasons[a["id"]] for a in counted if reasons[a["id"]]}
     else:
         counted = [a for a in listed if not reasons[a["id"]]]
-        fate = "from which nothing is learnt"
+        fate = "from which nothing is learned"
         odd = {key: reason for key, reason in reasons.items() if reason}
     for reason in dict.fromkeys(odd.values()):
         which = [str(key) for key, found in odd.items() if found == reason]
@@ -198,7 +198,7 @@ def check_coco(
         raise UserError(f"{loader}: {path} leaves nothing to {'evaluate' if evaluated else 'learn from'}. "
                         + "\n  ".join([summary, *notes]))  # fmt: skip
     if without := [name for name in classes if not boxes[name]]:
-        fate = "COCO's metric passes over them" if evaluated else "they are never learnt"
+        fate = "COCO's metric ignores them" if evaluated else "they are never learned"
         notes.append(f"{loader}: {len(without)} of {len(classes)} classes have no box, {fate}: {some(without)}")
     return [summary, *notes], files
 
@@ -209,8 +209,8 @@ def _check_names(loader: str, path: Path, classes: list[str], annotated: list[st
     if missing:
         raise UserError(
             f"{loader}: {len(missing)} of {len(classes)} classes are not among the annotated categories "
-            f"({some(missing, 100)}); they would never be learnt, or all of AP be 0.{both}\nName your classes by "
-            f"--classes a,b,c, or give the data by --dataset FILE.yaml. A class that this split alone lacks needs its "
+            f"({some(missing, 100)}); they would never be learned, or all of AP be 0.{both}\nName your classes by "
+            f"--classes a,b,c, or give the data by --dataset FILE.yaml. A class that only this split lacks needs its "
             f"category there, without annotations."
         )
     if [name for name in annotated if name in classes] != classes:
@@ -279,7 +279,7 @@ def _why_not_learnt(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> 
 def _images_used(
     dataset: Mapping[str, Any], images: Mapping[Any, Any], listed: Sequence[Any], *, evaluated: bool
 ) -> tuple[set[Any], dict[str, int]]:
-    """Return the ids that mmdet keeps, and how many it does not for each reason; it filters for training alone."""
+    """Return the ids that mmdet keeps, and how many it does not for each reason; it filters only for training."""
     choice = {} if evaluated or dataset.get("test_mode") else dataset.get("filter_cfg") or {}
     boxed = {a["image_id"] for a in listed} if choice.get("filter_empty_gt") else set(images)
     least = choice.get("min_size", 0)
@@ -305,7 +305,7 @@ def _check_segmentations(
     if without := [str(a["id"]) for a in annotations if not a.get("segmentation")]:
         raise UserError(
             f"{loader}: {len(without)} of {len(annotations)} annotations of {path} have no segmentation, and this "
-            f"detector learns masks: {some(without, 20)}. Add polygons, or take a detector of boxes alone, such as "
+            f"detector learns masks: {some(without, 20)}. Add polygons, or take a detector of only boxes, such as "
             f"RetinaNet."
         )
     for a in annotations:
@@ -328,5 +328,5 @@ def _check_segmentations(
         f"points, or of an odd number of coordinates: {some(short, 20)}"
     )
     if loader != "train_dataloader":
-        raise UserError(f"{found}. COCO's metric cannot read it: remove or mend these polygons")
+        raise UserError(f"{found}. COCO's metric cannot read it: remove or fix these polygons")
     return [f"{found}; mmdet leaves these polygons out"]

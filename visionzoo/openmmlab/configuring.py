@@ -16,7 +16,7 @@ LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
 
 def use_dataset(cfg: Config, path: str) -> None:
-    """Put the data that a YAML file describes in the place of a config's own, and its classes everywhere.
+    """Put the data that a YAML file describes into a config instead of its own, and its classes everywhere.
 
     For detection (annotations in COCO's format; without `classes` those of the training annotations are taken):
 
@@ -27,13 +27,13 @@ def use_dataset(cfg: Config, path: str) -> None:
         background_images: true      # learn from images without boxes too (default: the config's choice)
         min_image_size: 0            # pixels; smaller images are left out of training (default: the config's choice)
 
-    For segmentation (masks are PNGs of class indices, 255 is unlabelled):
+    For segmentation (masks are PNGs of class indices, 255 is unlabeled):
 
         root: /data/fields
         train: {images: images/training, masks: annotations/training}
         val: {images: images/validation, masks: annotations/validation}
         classes: [soil, crop, weed]
-        zero_is_unlabelled: false    # true: 0 is unlabelled, classes count from 1, as in ADE20K
+        zero_is_unlabelled: false    # true: 0 is unlabeled, classes count from 1, as in ADE20K
         image_suffix: .jpg
         mask_suffix: .png
 

@@ -25,7 +25,7 @@ def check_data(cfg: Config, loaders: Sequence[str] = LOADERS) -> list[str]:
 
     Returns:
         A summary of each split, images used and boxes or pixels of each class; then what is worth saying, though
-        training can go on.
+        training can continue.
 
     Raises:
         UserError: if something is missing, they disagree, or nothing is left of a split; with both lists.
@@ -57,7 +57,7 @@ def check_data(cfg: Config, loaders: Sequence[str] = LOADERS) -> list[str]:
 
 
 def _check_single_class(cfg: Config) -> None:
-    """Refuse a softmax over one channel: it is 1 everywhere, the loss 0, and nothing is ever learnt."""
+    """Refuse a softmax over one channel: it is 1 everywhere, the loss 0, and nothing is ever learned."""
     for head in heads(cfg):
         losses = head.get("loss_decode")
         if losses is None or head["num_classes"] != 1:
@@ -66,7 +66,7 @@ def _check_single_class(cfg: Config) -> None:
         if not any(loss.get("use_sigmoid") for loss in parts):
             raise UserError(
                 f"{head.get('type', 'a head')} has one class under a softmax, which is 1 everywhere: nothing would be "
-                f"learnt. Name the background as a class too, or decide by a threshold: "
+                f"learned. Name the background as a class too, or decide by a threshold: "
                 f"model.decode_head.num_classes=2 out_channels=1 threshold=0.5 loss_decode.use_sigmoid=True"
             )
 
@@ -84,7 +84,7 @@ def _check_headers(cfg: Config, loader: str, dataset: Mapping[str, Any], images:
                 if image.mode[0] in "IF":
                     deep.append(str(path))
         except UNREADABLE:
-            continue  # training names it, or passes over it
+            continue  # training names it, or skips it
     _check_batch(cfg, loader, dataset, sizes)
     of = f"of {len(sample)} images opened"
     notes = []

@@ -1,4 +1,4 @@
-"""The YAML file that describes data of one's own: its keys and their types."""
+"""The YAML file that describes your own data: its keys and their types."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from visionzoo.deploy.exporting import Exported
 from visionzoo.deploy.files import check_flags, shape_of, write_files
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.parallel import start_process
-from visionzoo.openmmlab.building import merge_options
+from visionzoo.openmmlab.config_errors import merge_options
 from visionzoo.openmmlab.configuring import config_classes
 from visionzoo.openmmlab.meta import checkpoint_classes, compare_model
 from visionzoo.openmmlab.running import check_channels, read_config, require_checkpoint, say_notes
@@ -120,7 +120,7 @@ def _describe_detector(detector: Any) -> dict[str, Any]:
             "means": list(head.bbox_coder.means),
             "stds": list(head.bbox_coder.stds),
             "wh_ratio_clip": 16 / 1000,  # mmdet's DeltaXYWHBBoxCoder.decode
-            "decode": "d = delta · std + mean; centre = anchor centre + d_xy · anchor size; size = anchor size · "
+            "decode": "d = delta · std + mean; center = anchor center + d_xy · anchor size; size = anchor size · "
             "exp(clip(d_wh, ± |log wh_ratio_clip|))",
         },
         "test_cfg": detector.test_cfg.to_dict(),

@@ -40,19 +40,17 @@ class Config(argparse.Action):
 
 
 def train_parser() -> argparse.ArgumentParser:
-    """Return mmdet's flags, with those for one's own data."""
+    """Return mmdet's flags, with those for your own data."""
     parser = _parser("CONFIG", "Train a detector or segmentor.")
     parser.add_argument("--work-dir", help="of logs and checkpoints (default: work_dirs/NAME_OF_CONFIG)")
-    parser.add_argument("--resume", nargs="?", const="auto", metavar="FILE", help="go on from FILE, or the last one")
+    parser.add_argument("--resume", nargs="?", const="auto", metavar="FILE", help="continue from FILE, or the last one")
     parser.add_argument("--amp", action="store_true", help="mixed precision on a GPU")
     parser.add_argument("--auto-scale-lr", action="store_true", help="scale the learning rate with the whole batch")
     parser.add_argument("--seed", type=int, help="of the initial weights and the order of the data")
     parser.add_argument(
-        "--skip-bad-images", action="store_true", help="pass over unusable training images and masks, and log which"
+        "--skip-bad-images", action="store_true", help="skip unusable training images and masks, and log which"
     )
-    parser.add_argument(
-        "--log-wandb", action="store_true", help="log to Weights & Biases too, not to TensorBoard alone"
-    )
+    parser.add_argument("--log-wandb", action="store_true", help="log to Weights & Biases too, not only to TensorBoard")
     parser.add_argument("--wandb-project", help="its project")
     _add_data(parser)
     _add_common(parser)
@@ -105,7 +103,7 @@ def _parser(usage: str, text: str) -> argparse.ArgumentParser:
 def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-root", help="folder of the data, in the layout that the config expects")
     parser.add_argument(
-        "--dataset", metavar="FILE.yaml", help="data of one's own; see visionzoo.openmmlab.configuring.use_dataset"
+        "--dataset", metavar="FILE.yaml", help="your own data; see visionzoo.openmmlab.configuring.use_dataset"
     )
     parser.add_argument("--classes", metavar="A,B,...", help="names of the classes; sets num_classes everywhere")
 

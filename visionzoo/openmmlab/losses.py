@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def allow_unlabelled_batches(model: nn.Module) -> None:
-    """Let binary cross-entropies be 0 on a batch of which no pixel is labelled; mmseg's ends in an error of `max()`."""
+    """Let binary cross-entropies be 0 on a batch of which no pixel is labeled; mmseg's ends in an error of `max()`."""
     for module in model.modules():
         if isinstance(module, CrossEntropyLoss) and module.use_sigmoid:
             module.cls_criterion = partial(_of_labelled, module.cls_criterion)

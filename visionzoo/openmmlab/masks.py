@@ -29,7 +29,7 @@ def check_masks(
     Args:
         loader: the name of its part of the config.
         dataset: of mmseg.
-        classes: that are wanted.
+        classes: to learn.
         own: those that the kind of data set has by itself.
         annotated: False where results are written for a test server, and no masks are read.
 
@@ -87,13 +87,13 @@ def _count_pixels(
     Args:
         loader: the name of its part of the config.
         masks: of the split.
-        classes: that are wanted; mmseg maps the data set's own to them.
-        values: the class of each value of a mask, from 0, or from 1 where 0 is unlabelled.
+        classes: to learn; mmseg maps the data set's own to them.
+        values: the class of each value of a mask, from 0, or from 1 where 0 is unlabeled.
         from_zero: whether the first class is 0.
     """
     first = 0 if from_zero else 1
     allowed = set(range(len(values) + first))
-    start = "classes count from 0" if from_zero else "0 is unlabelled, classes count from 1"
+    start = "classes count from 0" if from_zero else "0 is unlabeled, classes count from 1"
     number = {name: values.index(name) + first for name in classes}
     step = max(1, len(masks) // MASKS_READ)
     sample = masks[::step][:MASKS_READ]
@@ -110,7 +110,7 @@ def _count_pixels(
             lossy = " (JPEG does not keep values: masks need PNG)" if jpeg else ""
             raise UserError(
                 f"{loader}: {path} has the values {_values(wrong)}{lossy}, but there are {len(values)} classes and "
-                f"{start}, so 0 to {max(allowed)}, and {UNLABELLED} for unlabelled, were expected.\n"
+                f"{start}, so 0 to {max(allowed)}, and {UNLABELLED} for unlabeled, were expected.\n"
                 f"  values of the mask: {_values(found)}\n  classes: {some(values, 100)}"
             )
         pixels += found
@@ -121,12 +121,12 @@ def _count_pixels(
         raise UserError(f"{loader}: no pixel of {read} masks in {masks[0].parent} has a class")
     unlabelled = pixels[UNLABELLED] + (0 if from_zero else pixels[0])
     shares = [f"{name} {pixels[value] / total:.1%}" for name, value in number.items()]
-    shares.append(f"unlabelled {unlabelled / total:.1%}")
+    shares.append(f"unlabeled {unlabelled / total:.1%}")
     lines = [f"{loader}: {len(masks)} images; pixels of {read} masks: {some(shares, 100)}"]
     if absent:
         hint = ""
         if pixels[UNLABELLED]:
-            hint = f"; {UNLABELLED} is unlabelled, never a class: masks of 0 and 255 have to become 0 and 1"
+            hint = f"; {UNLABELLED} is unlabeled, never a class: masks of 0 and 255 have to become 0 and 1"
         whole = "any mask" if read == len(masks) else f"any of the {read} masks read of {len(masks)}"
         lines.append(
             f"{loader}: {len(absent)} of {len(classes)} classes have no pixel in {whole}: {some(absent)}{hint}"
@@ -162,11 +162,11 @@ def _mask_values(loader: str, path: Path) -> Counter[int]:
         with Image.open(path) as mask:
             pixels = np.array(mask)
     except UNREADABLE as error:
-        raise UserError(f"{loader}: the mask {path} cannot be read: {error}; mend or remove it") from error
+        raise UserError(f"{loader}: the mask {path} cannot be read: {error}; fix or remove it") from error
     if pixels.ndim != 2:
         raise UserError(
             f"{loader}: the mask {path} has {pixels.shape[2]} channels ({mask.mode}); expected one, whose values are "
-            f"class numbers (colours have to be turned into these)"
+            f"class numbers (colors have to be turned into these)"
         )
     if wrong := labels_beyond_8_bits(pixels):
         raise UserError(f"{loader}: the mask {path} {wrong}")
@@ -187,13 +187,13 @@ def labels_beyond_8_bits(pixels: np.ndarray) -> str:
     if not wrong.size:
         return ""
     return (
-        f"has the labels {some([str(label) for label in wrong.tolist()])}, mmseg reads masks of 8 bits alone "
-        f"({wrong[0]} as {read[differ][first[0]]}); expected class numbers up to 254, and {UNLABELLED} for unlabelled"
+        f"has the labels {some([str(label) for label in wrong.tolist()])}, mmseg reads only masks of 8 bits "
+        f"({wrong[0]} as {read[differ][first[0]]}); expected class numbers up to 254, and {UNLABELLED} for unlabeled"
     )
 
 
 def reduces_zero(dataset: Mapping[str, Any]) -> bool:
-    """Whether 0 is unlabelled: mmseg reads it from the pipeline's transform."""
+    """Whether 0 is unlabeled: mmseg reads it from the pipeline's transform."""
     for transform in dataset.get("pipeline", []):
         if transform["type"] == "LoadAnnotations" and transform.get("reduce_zero_label") is not None:
             return bool(transform["reduce_zero_label"])

@@ -12,7 +12,7 @@ from visionzoo.engine.checkpoints import LONGEST
 from visionzoo.engine.errors import UserError
 from visionzoo.text import some
 
-# what training alone reads, or where weights came from
+# what only training reads, or where weights came from
 _NOT_COMPARED = ("train_cfg", "init_cfg", "pretrained", "loss", "_scope_", "drop", "with_cp", "frozen", "norm_eval")
 
 
@@ -28,7 +28,7 @@ def compare_classes(
         learning: whether a training begins with the weights, and can learn another order.
 
     Returns:
-        A note where classes have other names, or another order that can be learnt.
+        A note where classes have other names, or another order that can be learned.
 
     Raises:
         UserError: they have the same names in other places: every result would bear a wrong one.
@@ -57,7 +57,7 @@ def checkpoint_classes(content: Mapping[str, Any]) -> list[str]:
 
 
 def checkpoint_config(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config that mmengine wrote into a checkpoint, without running it: literals and `dict(...)` alone."""
+    """Return the config that mmengine wrote into a checkpoint, without running it: only literals and `dict(...)`."""
     meta = content.get("meta")
     text = meta.get("cfg") if isinstance(meta, Mapping) else None
     try:
@@ -97,7 +97,7 @@ def compare_model(content: Mapping[str, Any], cfg: Config, path: str) -> list[st
 
 
 def check_resumed(content: Mapping[str, Any], cfg: Config, path: str) -> None:
-    """Refuse to go on with another optimizer, schedule or batch size: mmengine would take the checkpoint's silently.
+    """Refuse to continue with another optimizer, schedule or batch size: mmengine would take the checkpoint's silently.
 
     Raises:
         UserError: the config differs there; with the places and both values. Or the steps done are no such number.
@@ -121,7 +121,7 @@ def check_resumed(content: Mapping[str, Any], cfg: Config, path: str) -> None:
         places += _differences(before, after, "train_dataloader.batch_size")
     if places:
         raise UserError(
-            f"--resume goes on with what {path} was trained with, and the config has changed: {some(places)}. Leave "
+            f"--resume continues with what {path} was trained with, and the config has changed: {some(places)}. Leave "
             f"these as they were, or begin a new training from its weights: --cfg-options load_from={path}, without "
             f"--resume"
         )

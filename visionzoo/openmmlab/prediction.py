@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from visionzoo.engine.errors import UserError
-from visionzoo.openmmlab.building import build
 from visionzoo.openmmlab.checkpoints import check_fit
+from visionzoo.openmmlab.config_errors import build
 from visionzoo.openmmlab.configuring import task_of
 from visionzoo.openmmlab.running import check_windows, read_config, require_checkpoint, say_notes
 
@@ -71,7 +71,7 @@ def _segment(args: argparse.Namespace, cfg: Any, checkpoint: str, images: list[s
     meta = inferencer.model.dataset_meta
     names = meta["classes"] = meta.get("classes") or [str(n) for n in range(inferencer.model.decode_head.num_classes)]
     if len(meta.get("palette") or ()) != len(names):  # mmseg would end in an AssertionError
-        say_notes([f"{checkpoint} does not have a colour for each of its classes; they are drawn in others"])
+        say_notes([f"{checkpoint} does not have a color for each of its classes; they are drawn in others"])
         meta["palette"] = np.random.RandomState(42).randint(0, 256, (len(names), 3)).tolist()
     (output / "pred").mkdir(exist_ok=True)
     paths = []
@@ -102,5 +102,5 @@ def _images(paths: list[str]) -> list[str]:
         raise UserError(f"pictures of the same name would overwrite each other's results: {', '.join(twice)}")
     for image in images:  # all, before the first is predicted: the inferencers stop in the middle, without its name
         if image.stat().st_size == 0 or cv2.imread(str(image)) is None:
-            raise UserError(f"the picture {image} cannot be read; mend or remove it")
+            raise UserError(f"the picture {image} cannot be read; fix or remove it")
     return [str(image) for image in images]

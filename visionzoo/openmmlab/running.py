@@ -18,8 +18,9 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from visionzoo.engine.errors import UserError, require
 from visionzoo.openmmlab import trial  # noqa: F401  # its hooks
 from visionzoo.openmmlab.backbone import feature_channels
-from visionzoo.openmmlab.building import build, merge_options, unread
+from visionzoo.openmmlab.checked_runner import CheckingRunner, without_traceback
 from visionzoo.openmmlab.checkpoints import check_fit, check_start, read_any
+from visionzoo.openmmlab.config_errors import build, merge_options, unread
 from visionzoo.openmmlab.configuring import (
     config_classes,
     datasets,
@@ -31,7 +32,6 @@ from visionzoo.openmmlab.configuring import (
 )
 from visionzoo.openmmlab.data import check_data
 from visionzoo.openmmlab.meta import check_resumed
-from visionzoo.openmmlab.reading import CheckingRunner, without_traceback
 from visionzoo.openmmlab.stopping import stopping_at_once, stopping_between_steps
 
 
@@ -40,7 +40,7 @@ def train(args: argparse.Namespace) -> Runner:
 
     Raises:
         UserError: if the config, its data and its classes do not fit together, before the first step; if an image or
-            mask cannot be used, at the step that reads it; with --skip-bad-images those of validation alone.
+            mask cannot be used, at the step that reads it; with --skip-bad-images only those of validation.
         Interrupted: by a signal; a checkpoint is written and named.
     """
     cfg = prepare(args)
@@ -60,7 +60,7 @@ def train(args: argparse.Namespace) -> Runner:
     say_notes(check_data(cfg))
     make_folder(cfg.work_dir)
     _log_to(cfg, args)
-    # mmengine's checkpoints hold Python objects; at the end the last and the best are also written as tensors alone
+    # mmengine's checkpoints hold Python objects; at the end the last and the best are also written as bare tensors
     cfg.default_hooks.checkpoint.setdefault("published_keys", ["meta", "state_dict"])
     cfg.setdefault("custom_hooks", []).append({"type": "ProgressBarHook"})
     cfg.custom_hooks.append({"type": "TrialValidationHook"})
@@ -168,7 +168,7 @@ def read_config(path: str) -> Config:
     """Read a config file, and say what it sets that nothing reads.
 
     Raises:
-        UserError: if there is none, it cannot be read, or it is no config of a model.
+        UserError: if there is none, it cannot be read, or it is not a config of a model.
     """
     if not Path(path).is_file():
         raise UserError(f"no config at {path}")
@@ -177,7 +177,7 @@ def read_config(path: str) -> Config:
     except (SyntaxError, FileNotFoundError, ConfigParsingError) as error:
         raise UserError(f"the config {path} cannot be read: {error}") from error
     if "model" not in cfg or "default_scope" not in cfg:
-        raise UserError(f"{path} is no config of a detector or segmentor: it has no model or no default_scope")
+        raise UserError(f"{path} is not a config of a detector or segmentor: it has no model or no default_scope")
     say_notes(unread(cfg))
     return cfg
 

@@ -1,4 +1,4 @@
-"""Signals end a training between two steps, with a checkpoint, from which it goes on where it was."""
+"""Signals end a training between two steps, with a checkpoint, from which it continues where it was."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class StopHook(Hook):
         self._together = agree(count) == -agree(-count)
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Stop; the validation begins anew when the training goes on."""
+        """Stop; the validation begins anew when the training continues."""
         if self._together:
             self._check(runner, runner.iter, {VALIDATION_DUE: True})
 
@@ -80,18 +80,18 @@ class StopHook(Hook):
             except (OSError, RuntimeError) as failure:
                 raise UserError(f"cannot write {path}: {failure}; {LAST_GOOD}") from failure
             barrier()  # torchrun ends all processes as soon as one has ended
-            said = f"saved {path}; training goes on from it by --resume" if runner.rank == 0 else ""
+            said = f"saved {path}; training continues from it by --resume" if runner.rank == 0 else ""
             raise Interrupted(error.signum, said) from None
 
 
-LAST_GOOD = "training goes on from the last checkpoint by --resume"
+LAST_GOOD = "training continues from the last checkpoint by --resume"
 
 
 class GoingOnTrainLoop(EpochBasedTrainLoop):
-    """mmengine's loop over epochs, which goes on in the middle of the one that was stopped."""
+    """mmengine's loop over epochs, which continues in the middle of the one that was stopped."""
 
     def run_epoch(self) -> None:
-        """Train what is left of the epoch: the batches that are done are read and passed over."""
+        """Train what is left of the epoch: the batches that are done are read and skipped."""
         done = self.runner.message_hub.runtime_info.pop(BATCHES_DONE, 0)
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
@@ -106,7 +106,7 @@ def stopping_between_steps(runner: Runner) -> Iterator[None]:
     """Let signals end a training as `StopHook` does; a second one ends it at once.
 
     Raises:
-        Interrupted: a signal came; what was saved is said.
+        Interrupted: a signal came; the message says what was saved.
     """
     several = is_distributed()
     control = torch.distributed.new_group(backend="gloo") if several and get_backend() != "gloo" else None

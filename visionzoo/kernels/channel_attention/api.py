@@ -26,7 +26,7 @@ def channel_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = 
         [B, H, W, G, D] in q's dtype; products, softmax and sums are float32 at least.
 
     Raises:
-        ValueError: if shapes, dtypes, devices or backend are not as said.
+        ValueError: if shapes, dtypes, devices or backend are not as described.
     """
     check_qkv("channel_attention", q, k, v)
     scale = q.shape[-1] ** -0.5 if scale is None else scale

@@ -15,8 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from visionzoo.kernels import flops
-from visionzoo.kernels.flash import load_rows, store_rows
 from visionzoo.kernels.launch import blocks, dot_precision, head_block, run, token_rows
+from visionzoo.kernels.online_softmax import load_rows, store_rows
 from visionzoo.kernels.operator import operator
 
 _PROGRAMS = 1024  # about eight for each multiprocessor of a large GPU

@@ -39,7 +39,7 @@ def depthwise_conv(
         [B, H, W, C] in x's dtype, under autocast in autocast's; or in residual's where that is wider.
 
     Raises:
-        ValueError: if shapes, dtypes, devices, regions or backend are not as said.
+        ValueError: if shapes, dtypes, devices, regions or backend are not as described.
     """
     _check(x, weight, bias, residual)
     if regions is not None:

@@ -1,4 +1,4 @@
-"""Group normalisation with one group: each sample as a whole, for which torch reads and writes maps thrice."""
+"""Group normalization with one group: each sample as a whole, for which torch reads and writes maps thrice."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ MAX_WIDTH = 2048  # a program holds the channels of whole tokens
 
 
 def group_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5, backend: str = "auto") -> Tensor:
-    """Normalise each sample to mean 0 and variance 1, then scale and shift the channels.
+    """Normalize each sample to mean 0 and variance 1, then scale and shift the channels.
 
     The same as `torch.nn.functional.group_norm` with one group, of maps whose channels lie side by side. "auto" takes
     plain torch under torch.compile, which fuses it with its neighbors.
 
     Args:
-        x: [B, H, W, C]; views that keep the channels side by side, such as the first so many of them, are not copied.
+        x: [B, H, W, C]; views that keep the channels side by side, such as the first few of them, are not copied.
         weight: scale [C].
         bias: shift [C].
         eps: added to the variance.

@@ -10,6 +10,6 @@ from visionzoo.kernels.precision import without_autocast
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, out_dtype: torch.dtype) -> Tensor:
-    """Normalise [B, H, W, C] as `group_norm` says, with statistics in float32, rounded before and after the scale."""
+    """Normalize [B, H, W, C] as `group_norm` says, with statistics in float32, rounded before and after the scale."""
     with without_autocast(x.device):
         return torch.addcmul(bias, F.layer_norm(x, x.shape[1:], eps=eps), weight).to(out_dtype)

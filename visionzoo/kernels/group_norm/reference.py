@@ -1,4 +1,4 @@
-"""Specification of group normalisation with one group."""
+"""Specification of group normalization with one group."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from torch import Tensor
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, out_dtype: torch.dtype) -> Tensor:
-    """Normalise [B, H, W, C] as `group_norm` says."""
+    """Normalize [B, H, W, C] as `group_norm` says."""
     accumulate = torch.promote_types(x.dtype, torch.float32)
     return (F.layer_norm(x.to(accumulate), x.shape[1:], eps=eps) * weight + bias).to(out_dtype)

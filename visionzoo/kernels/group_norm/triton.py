@@ -1,4 +1,4 @@
-"""Triton kernels of group normalisation with one group, forward and backward.
+"""Triton kernels of group normalization with one group, forward and backward.
 
 A sample is cut into as many parts as let a GPU work on all of them at once. One kernel sums over each part, the next
 adds up a sample's sums, always in the same order, and writes: results are the same from run to run. Of a small map
@@ -23,7 +23,7 @@ _MAX_PARTS = 64  # of a sample
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, out_dtype: torch.dtype) -> Tensor:
-    """Normalise [B, H, W, C] as `group_norm` says."""
+    """Normalize [B, H, W, C] as `group_norm` says."""
     return _normalize(x, weight, bias, eps, out_dtype)[0]
 
 
@@ -189,7 +189,7 @@ def _part_sums(x, step, first, end, channels, ROWS: tl.constexpr, BLOCK: tl.cons
 
 @triton.jit
 def _write(x, step, first, end, channels, mean, factor, weight, bias, out, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Write a sample's tokens from `first` to `end`, normalised."""
+    """Write a sample's tokens from `first` to `end`, normalized."""
     scale = _affine(weight, channels, BLOCK) * factor
     shift = _affine(bias, channels, BLOCK)
     for start in range(first, end, ROWS):
@@ -213,7 +213,7 @@ def _whole_kernel(
     x, step, tokens, part, channels, sums, weight, bias, out, eps,
     MAX_PARTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Normalise a sample that is one part, and write its sums."""
+    """Normalize a sample that is one part, and write its sums."""
     b, first, end = _part(tokens, part)
     x += b * tokens * step
     out += b * tokens * channels
@@ -229,7 +229,7 @@ def _forward_kernel(
     x, step, tokens, part, channels, sums, weight, bias, out, eps,
     MAX_PARTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Normalise a part."""
+    """Normalize a part."""
     b, first, end = _part(tokens, part)
     x += b * tokens * step
     out += b * tokens * channels

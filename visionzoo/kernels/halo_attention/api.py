@@ -53,7 +53,7 @@ def halo_attention(
         [B, ⌈H / stride⌉, ⌈W / stride⌉, G, V] in q's dtype; scores, softmax and sums are float32 at least.
 
     Raises:
-        ValueError: if shapes, dtypes, sizes or backend are not as said.
+        ValueError: if shapes, dtypes, sizes or backend are not as described.
     """
     _check_sizes(block_size, halo_size, stride)
     _check_tensors(q, k, v, stride)

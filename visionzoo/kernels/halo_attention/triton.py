@@ -20,7 +20,9 @@ import triton.language as tl
 from torch import Tensor
 
 from visionzoo.kernels import flops
-from visionzoo.kernels.flash import (
+from visionzoo.kernels.launch import block_size as rows_block
+from visionzoo.kernels.launch import blocks, check_numbers, dot_precision, head_block, head_rows, run
+from visionzoo.kernels.online_softmax import (
     LOG2_E,
     load_rows,
     program_place,
@@ -29,8 +31,6 @@ from visionzoo.kernels.flash import (
     softmax_step,
     store_rows,
 )
-from visionzoo.kernels.launch import block_size as rows_block
-from visionzoo.kernels.launch import blocks, check_numbers, dot_precision, head_block, head_rows, run
 from visionzoo.kernels.operator import operator
 
 _SIZES = ["height", "width", "programs"]  # vary with batch and image: the compiler must not look at their values
@@ -297,7 +297,7 @@ def _query_grad_kernel(
     BLOCK: tl.constexpr, HALO: tl.constexpr, STRIDE: tl.constexpr, MASK: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of queries, and what they give to those of the embeddings, for every so manyth of `programs`.
+    """Gradients of queries, and what they give to those of the embeddings, for one program in `programs`.
 
     Writes for the kernel of keys: `delta`, the products of outputs and their gradients, and the position terms.
     """

@@ -1,4 +1,4 @@
-"""Layer normalisation of narrow rows, for which torch's own kernel leaves most of a GPU idle."""
+"""Layer normalization of narrow rows, for which torch's own kernel leaves most of a GPU idle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MIN_ROWS = 16384
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5, backend: str = "auto") -> Tensor:
-    """Normalise the last axis to mean 0 and variance 1, then scale and shift: as `torch.nn.functional.layer_norm`.
+    """Normalize the last axis to mean 0 and variance 1, then scale and shift: as `torch.nn.functional.layer_norm`.
 
     "auto" takes the Triton kernels for at least 16,384 rows; not under torch.compile, which fuses the plain form with
     its neighbors.

@@ -1,4 +1,4 @@
-"""Specification of layer normalisation."""
+"""Specification of layer normalization."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, out_dtype: torch.dtype) -> Tensor:
-    """Normalise [..., C] as `layer_norm` says."""
+    """Normalize [..., C] as `layer_norm` says."""
     if not x.dtype == weight.dtype == bias.dtype:  # torch takes one dtype only, and has float32 statistics in each
         dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), bias.dtype)
         x, weight, bias = (t.to(dtype) for t in (x, weight, bias))

@@ -1,4 +1,4 @@
-"""Triton kernels of layer normalisation, forward and backward.
+"""Triton kernels of layer normalization, forward and backward.
 
 A program holds as many whole rows as make a tile of a few thousand numbers; the backward pass computes the statistics
 anew, since it reads the rows anyway. Gradients of scale and shift are summed a program, then over a fixed number of
@@ -20,7 +20,7 @@ _PARTS = 512  # programs of the backward pass: about four for each multiprocesso
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, out_dtype: torch.dtype) -> Tensor:
-    """Normalise [..., C] as `layer_norm` says."""
+    """Normalize [..., C] as `layer_norm` says."""
     return _normalize(x, weight, bias, eps, out_dtype)
 
 
@@ -44,7 +44,7 @@ def _differentiate(ctx, grad):
 
 @operator("layer_norm", fake=_normalize_fake, save=_save, differentiate=_differentiate)
 def _normalize(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype) -> Tensor:
-    """Normalise the last axis: [..., C] in `out_dtype`."""
+    """Normalize the last axis: [..., C] in `out_dtype`."""
     x = x.contiguous()
     out = torch.empty(x.shape, dtype=out_dtype, device=x.device)
     rows, width, options = _tiles(x)

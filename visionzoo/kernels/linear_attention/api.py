@@ -1,4 +1,4 @@
-"""Linear attention: features of queries and keys in the place of the softmax, so that the cost is linear in tokens."""
+"""Linear attention: features of queries and keys instead of the softmax, so that the cost is linear in tokens."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def linear_attention(
         Features, sums and states are float32 at least, under autocast too. Gradients pass through both.
 
     Raises:
-        ValueError: if shapes, dtypes, names or numbers are not as said.
+        ValueError: if shapes, dtypes, names or numbers are not as described.
     """
     if feature_map not in FEATURE_MAPS:
         raise ValueError(f"linear_attention: unknown {feature_map=}, expected one of {FEATURE_MAPS}")

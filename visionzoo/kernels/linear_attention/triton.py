@@ -25,8 +25,8 @@ from torch import Tensor
 
 from visionzoo.kernels import flops
 from visionzoo.kernels.dispatch import MAX_HEAD_DIM
-from visionzoo.kernels.flash import LOG2_E, load_rows, round_to_tf32, store_rows
 from visionzoo.kernels.launch import blocks, dot_precision, head_block, run, token_rows
+from visionzoo.kernels.online_softmax import LOG2_E, load_rows, round_to_tf32, store_rows
 from visionzoo.kernels.operator import operator
 
 # arguments that vary with batch and image: the compiler must not look at their values
@@ -88,7 +88,7 @@ def _differentiate(ctx, grad, grad_weights, _grad_state):
     grad_weights = grad_weights if ctx.asked else None  # of no numbers, then
     if grad is None and grad_weights is None:
         return (None,) * 8
-    if grad is None:  # of the weights alone
+    if grad is None:  # only of the weights
         grad = v.new_zeros((*q.shape[:4], v.shape[-1]))
     *grads, grad_sharpness = _attend_backward(
         grad, grad_weights, state, q, k, v, sharpness, ctx.feature_map, ctx.factor, ctx.eps

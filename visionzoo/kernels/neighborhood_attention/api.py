@@ -29,7 +29,7 @@ def neighborhood_attention(
     """Multi-head softmax attention of each token to the kernel_size nearest ones along each axis, itself among them.
 
     Along an axis the tokens whose places are equal modulo the dilation d are a map of their own, and a token sees
-    only those of its map. Its window of kernel_size neighbors is centred on it, except that near a border it is
+    only those of its map. Its window of kernel_size neighbors is centered on it, except that near a border it is
     shifted to lie inside the map: every token has equally many neighbors. An even kernel has one neighbor more before
     the token than after it. With a stride s, s tokens in a row share the window of the middle one, which is the one
     right of the middle if s is even; the last of a map that s does not divide have what is left of the group, and its
@@ -58,7 +58,7 @@ def neighborhood_attention(
         [B, H, W, G, D] in q's dtype; scores, softmax and sums are float32 at least.
 
     Raises:
-        ValueError: if shapes, dtypes, kernel, dilation, stride, bias or backend are not as said.
+        ValueError: if shapes, dtypes, kernel, dilation, stride, bias or backend are not as described.
     """
     kernel, step = _pair("kernel_size", kernel_size), _pair("dilation", dilation)
     shared = _pair("stride", stride)

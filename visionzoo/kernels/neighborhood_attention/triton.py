@@ -1,6 +1,6 @@
 """Triton kernels of neighborhood attention, forward and backward, with the gradient of the relative position bias.
 
-Tokens that a dilation brings together form a map of their own, on which neighbours are adjacent; there a program
+Tokens that a dilation brings together form a map of their own, on which neighbors are adjacent; there a program
 computes a tile of queries, for one head. It walks the rectangle of keys that the tile's windows cover together; keys
 outside a query's own window are masked. The gradients of keys and values walk the rectangle of queries whose windows
 can reach a tile of keys. Nothing is summed by atomics: results are the same from run to run.
@@ -22,8 +22,8 @@ import triton.language as tl
 from torch import Tensor
 
 from visionzoo.kernels import flops
-from visionzoo.kernels.flash import LOG2_E, load_rows, softmax_end, softmax_start, softmax_step, store_rows
 from visionzoo.kernels.launch import blocks, dot_precision, head_block, run, token_rows
+from visionzoo.kernels.online_softmax import LOG2_E, load_rows, softmax_end, softmax_start, softmax_step, store_rows
 from visionzoo.kernels.operator import operator
 
 _BLOCK = 32  # keys, or queries where a program has a tile of keys, of a step
@@ -161,7 +161,7 @@ def _tokens(tall: int, wide: int) -> int:
 def _strided_tile(kernel_size: tuple[int, int], stride: tuple[int, int], largest: int) -> tuple[int, int]:
     """Tile whose queries cause the least work each, of at most `largest` tokens: of whole groups where these fit.
 
-    The work is that of the scores, those of padding too, and of the loads of keys, which count as so many queries more.
+    The work is that of the scores, those of padding too, and of the loads of keys, which count as more queries.
     """
     tiles = [(tall, wide) for tall in range(1, largest + 1) for wide in range(1, largest // tall + 1)]
 
@@ -272,7 +272,7 @@ def _places(y0, x0, rows, columns, TILE_H: tl.constexpr, TILE_W: tl.constexpr, T
 
 @triton.jit
 def _window_start(position, length, KERNEL: tl.constexpr, STRIDE: tl.constexpr):
-    """First key of a query's window along an axis: centred on its group's leader, shifted inside at the borders."""
+    """First key of a query's window along an axis: centered on its group's leader, shifted inside at the borders."""
     if STRIDE > 1:
         position = tl.minimum(position // STRIDE * STRIDE + STRIDE // 2, length - 1)
     return tl.minimum(tl.maximum(position - KERNEL // 2, 0), length - KERNEL)

@@ -35,14 +35,14 @@ def route_regions(
         topk: from 1 to the number of regions R.
         scale: of the scores; None means (G·D)^-½. It does not change the choice unless it is negative.
         valid_size: (height, width) of the map without its padding at the bottom and right; padded tokens are then
-            left out of the means, and regions of padding alone come last. None: every token counts.
+            left out of the means, and regions of only padding come last. None: every token counts.
         backend: "auto", "reference" or "triton".
 
     Returns:
         int64 [B, R, topk], region numbers row by row.
 
     Raises:
-        ValueError: if shapes, dtypes, regions, topk or backend are not as said.
+        ValueError: if shapes, dtypes, regions, topk or backend are not as described.
     """
     check_qkv("route_regions", q, k)
     regions = check_grid("route_regions", regions, (q.shape[1], q.shape[2]))

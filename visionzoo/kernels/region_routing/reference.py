@@ -20,7 +20,7 @@ def forward(
         q_mean, k_mean = q_regions.mean(2), k_regions.mean(2)
     else:
         valid = valid_tokens((q.shape[1], q.shape[2]), valid_size, regions, q.device)
-        count = valid.sum(1).clamp(min=1)[:, None]  # a region of padding alone has mean 0
+        count = valid.sum(1).clamp(min=1)[:, None]  # a region of only padding has mean 0
         q_mean, k_mean = ((t * valid[..., None]).sum(2) / count for t in (q_regions, k_regions))
     with without_autocast(q.device):
         scores = (q_mean * scale) @ k_mean.transpose(1, 2)

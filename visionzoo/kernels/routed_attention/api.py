@@ -46,7 +46,7 @@ def routed_attention(
         weights: of soft routing, floating point [B, R, K]: keys and values of a listed region are multiplied by its
             weight. None: they count as they are.
         valid_size: (height, width) of the map without its padding at the bottom and right; padded keys are then left
-            out. Every query's list needs one region that is not padding alone, as `route_regions` ensures; queries
+            out. Every query's list needs one region that is not only padding, as `route_regions` ensures; queries
             in regions of padding give 0. None: every token counts.
         check_index: look whether `index` names regions that exist; on a GPU this waits for it. Without, and under
             torch.compile, the Triton kernels leave out regions that do not exist.
@@ -56,7 +56,7 @@ def routed_attention(
         [B, H, W, G, D] in q's dtype; scores, softmax and sums are float32 at least.
 
     Raises:
-        ValueError: if shapes, dtypes, regions, index, bias, segments, weights or backend are not as said.
+        ValueError: if shapes, dtypes, regions, index, bias, segments, weights or backend are not as described.
     """
     check_qkv("routed_attention", q, k, v)
     regions = check_grid("routed_attention", regions, (q.shape[1], q.shape[2]))

@@ -17,7 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from visionzoo.kernels import flops
-from visionzoo.kernels.flash import (
+from visionzoo.kernels.launch import block_size, blocks, check_numbers, dot_precision, head_block, run, token_rows
+from visionzoo.kernels.online_softmax import (
     LOG2_E,
     load_rows,
     program_place,
@@ -26,7 +27,6 @@ from visionzoo.kernels.flash import (
     softmax_step,
     store_rows,
 )
-from visionzoo.kernels.launch import block_size, blocks, check_numbers, dot_precision, head_block, run, token_rows
 from visionzoo.kernels.operator import operator
 
 # arguments that vary with batch and image: the compiler must not look at their values

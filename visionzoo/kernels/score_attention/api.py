@@ -49,7 +49,7 @@ def score_attention(
         [B, H, W, G, D]; scores, weights and sums are float32 at least.
 
     Raises:
-        ValueError: if shapes, dtypes, names or numbers are not as said.
+        ValueError: if shapes, dtypes, names or numbers are not as described.
     """
     check_qkv("score_attention", q, k, v, share="BGD")
     if k.shape != v.shape:

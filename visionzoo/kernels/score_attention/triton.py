@@ -22,7 +22,8 @@ import triton.language as tl
 from torch import Tensor
 
 from visionzoo.kernels import flops
-from visionzoo.kernels.flash import (
+from visionzoo.kernels.launch import blocks, dot_precision, head_block, run, token_rows
+from visionzoo.kernels.online_softmax import (
     LOG2_E,
     load_rows,
     program_place,
@@ -32,7 +33,6 @@ from visionzoo.kernels.flash import (
     softmax_step,
     store_rows,
 )
-from visionzoo.kernels.launch import blocks, dot_precision, head_block, run, token_rows
 from visionzoo.kernels.operator import operator
 
 _SIZES = ["queries", "keys"]  # vary from call to call: the compiler must not look at their values

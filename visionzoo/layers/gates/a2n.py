@@ -1,6 +1,6 @@
 """Attention in attention (A²N, Chen et al., arXiv:2104.09497): branches with and without attention, weighed by the map.
 
-Facts from code/model/aan.py of https://github.com/haoyuc/A2N at 210b38c (no licence at its root, so only facts are
+Facts from code/model/aan.py of https://github.com/haoyuc/A2N at 210b38c (no license at its root, so only facts are
 taken); the code here is our own. Its argument `K`, the number of weights, has a meaning for 2 only: further ones would
 take a share and weigh nothing.
 """

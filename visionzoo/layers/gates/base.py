@@ -71,6 +71,6 @@ def pool_by_scores(scores: Tensor, values: Tensor) -> Tensor:
 
 
 def init_by_inputs(*layers: nn.Linear) -> None:
-    """Initialise weights by He's normal distribution for the inputs' number, as for layers before ReLUs."""
+    """Initialize weights by He's normal distribution for the inputs' number, as for layers before ReLUs."""
     for layer in layers:
         nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")

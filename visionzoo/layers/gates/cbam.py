@@ -1,6 +1,6 @@
 """CBAM (Woo et al., arXiv:1807.06521): a channel gate, then a spatial gate.
 
-Facts from https://github.com/Jongchan/attention-module at 459efad (MIT licence); the code here is our own. The spatial
+Facts from https://github.com/Jongchan/attention-module at 459efad (MIT license); the code here is our own. The spatial
 gate's batch norm is the repository's, the paper has none.
 """
 

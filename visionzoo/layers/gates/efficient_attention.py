@@ -1,6 +1,6 @@
 """Efficient Attention's module (Shen et al., arXiv:1812.01243): linear attention with its projections and residual.
 
-Facts from efficient_attention.py of https://github.com/cmsflash/efficient-attention at 46a5f9e (MIT licence); the code
+Facts from efficient_attention.py of https://github.com/cmsflash/efficient-attention at 46a5f9e (MIT license); the code
 here is our own. `LinearMixer(feature_map="softmax")` is the same attention as a mixer, without the residual.
 """
 

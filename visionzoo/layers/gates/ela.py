@@ -1,7 +1,7 @@
 """Efficient local attention (ELA, arXiv:2403.01123): gates of rows and columns from one-dimensional convolutions.
 
 There is no code of the authors. Convolution and norm shared by both directions, and the absence of a bias, are those
-of the class that public repositories copy from each other, its origin and licence unknown; the settings of the variants
+of the class that public repositories copy from each other, its origin and license unknown; the settings of the variants
 are the paper's. The code here is our own. timm's `EfficientLocalAttn` is another function: it has convolutions and
 norms of their own for each direction, a norm of one group, and a SiLU.
 """

@@ -39,7 +39,7 @@ class EcaGate(TimmGate):
     """Efficient channel attention (ECA, Wang et al., arXiv:1910.03151): O(N·C), dtype of the input or of autocast.
 
     The mean of the map passes a convolution along the channels, without bias, and a sigmoid that scales the channels.
-    The same as models/eca_module.py of https://github.com/BangguWu/ECANet at b332f6b (MIT licence).
+    The same as models/eca_module.py of https://github.com/BangguWu/ECANet at b332f6b (MIT license).
 
     Args:
         dim: channels C.
@@ -137,7 +137,7 @@ class EffectiveSqueezeExciteGate(TimmGate):
 
 
 class GatherExciteGate(TimmGate):
-    """Gather-excite without parameters (GE-θ⁻, Hu et al., arXiv:1810.12348): the sigmoid of a neighbourhood's mean.
+    """Gather-excite without parameters (GE-θ⁻, Hu et al., arXiv:1810.12348): the sigmoid of a neighborhood's mean.
 
     O(N·C·extent²) at most, dtype of the input or of autocast. Of timm's module this is what runs in 1.0.31; the forms
     with parameters and with an MLP raise TypeError there.
@@ -196,7 +196,7 @@ class GlobalContextGate(TimmGate):
 class CoordinateGate(TimmGate):
     """Coordinate attention (Hou et al., arXiv:2103.02907): gates of rows and columns from a shared bottleneck; O(N·C).
 
-    With the defaults the same as coordatt.py of https://github.com/houqb/CoordAttention at 7619bea (MIT licence).
+    With the defaults the same as coordatt.py of https://github.com/houqb/CoordAttention at 7619bea (MIT license).
     Everything has the dtype of the input or of autocast.
 
     Args:

@@ -1,6 +1,6 @@
 """Multi-aspect global context (MASTER, Lu et al., arXiv:1910.02562): what each group of channels gathers, for all.
 
-Facts from model/context_block.py of https://github.com/wenwenyu/MASTER-pytorch at 7fe140f (MIT licence), which calls
+Facts from model/context_block.py of https://github.com/wenwenyu/MASTER-pytorch at 7fe140f (MIT license), which calls
 itself a reimplementation, different from the authors' own unpublished one; the code here is our own. Its argument
 `att_scale` is ignored (always False), so there is none here.
 """

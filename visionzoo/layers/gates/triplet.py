@@ -1,6 +1,6 @@
 """Triplet attention (Misra et al., arXiv:2010.03045): a spatial gate on each of a map's three sides.
 
-Facts from triplet_attention.py of https://github.com/LandskapeAI/triplet-attention at f07524e (MIT licence); the code
+Facts from triplet_attention.py of https://github.com/LandskapeAI/triplet-attention at f07524e (MIT license); the code
 here is our own.
 """
 

@@ -1,6 +1,6 @@
 """ULSAM (Saini et al., arXiv:2006.15102): a spatial attention map for each subspace of the channels.
 
-Facts from ulsam.py of https://github.com/Nandan91/ULSAM at 9a07d68 (no licence file, so only facts are taken); the code
+Facts from ulsam.py of https://github.com/Nandan91/ULSAM at 9a07d68 (no license file, so only facts are taken); the code
 here is our own, with the subspaces as groups of layers over all channels.
 """
 

@@ -42,7 +42,7 @@ class AggregatedMixer(Mixer):
         reduction: side of the cells in tokens, but for what a map has over.
         pool_size: cells along each axis, at most one a token, whatever the size of the map; None for what `reduction`
             gives.
-        map_size: side of the maps that positions are relative to, or (height, width), for biases that go on beyond it
+        map_size: side of the maps that positions are relative to, or (height, width), for biases that extend beyond it
             on larger maps; None for each map's own, so that biases stretch with it.
         qkv_bias: whether the projections to q and to k, v have a bias.
 

@@ -53,7 +53,7 @@ class Mixer(MapLayer):
         """Whether tokens without a place on the map can take part, as further tokens: the class token and the like.
 
         So it is where a token's place does not matter, or matters in a part of the mixer that leaves such tokens out.
-        Other mixers see the map alone, and such tokens pass by.
+        Other mixers see only the map, and such tokens pass by.
         """
         return False
 

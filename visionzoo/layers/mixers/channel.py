@@ -30,7 +30,7 @@ class ChannelMixer(Mixer):
 
     - MDTA (Restormer, arXiv:2111.09881) with "softmax";
     - TKSA (DRSformer, arXiv:2303.11950) with "topk_softmax"; https://github.com/cschenxiang/DRSformer at e77bbb4 (no
-      licence);
+      license);
     - SparseGSA (DLGSANet, arXiv:2301.02031) with "relu"; https://github.com/NeonLeexiang/DLGSANet at 0974b9a
       (Apache-2.0), whose windows at test time are left out.
 

@@ -17,7 +17,7 @@ class DecoupledFcMixer(Mixer):
 
     Everything has the dtype of the input or of autocast; the norms' statistics are kept in the parameters' dtype.
 
-    Facts from https://github.com/huawei-noah/Efficient-AI-Backbones at f90e129 (no licence in its folder).
+    Facts from https://github.com/huawei-noah/Efficient-AI-Backbones at f90e129 (no license in its folder).
 
     Args:
         dim: channels C.

@@ -19,7 +19,7 @@ class DynamicLocalMixer(Mixer):
     Time: O(N·C·(C + k²)); memory: O(N·(C + G·k²)).
 
     The sum is over the offsets o of the window, with zeros around the map, and w = W₃ conv(W₂ W₀ x) is a depthwise
-    convolution between two projections, without activation or normalisation. Sums over the window are float32 at
+    convolution between two projections, without activation or normalization. Sums over the window are float32 at
     least, the rest in the dtype of the input or of autocast.
 
     Facts from https://github.com/NeonLeexiang/DLGSANet at 0974b9a (Apache-2.0), `IDynamicDWConvBlock`, whose `heads`

@@ -27,7 +27,7 @@ class EmbeddingFreeMixer(Mixer):
         dim: channels C.
         num_heads: attention heads.
         reduction: side r of the patches; 1 for every token.
-        isr: inference spatial reduction: in eval mode r is so many times larger, which costs less and needs no
+        isr: inference spatial reduction: in eval mode r is this many times larger, which costs less and needs no
             training.
 
     Raises:

@@ -30,7 +30,7 @@ class FactorizedMixer(Mixer):
     The reduced map takes no rows and columns after the last whole patch, as released; a map smaller than a patch is
     padded with zeros to one.
 
-    Facts from https://github.com/q2479036243/FaViT at 529b46b (no licence).
+    Facts from https://github.com/q2479036243/FaViT at 529b46b (no license).
 
     Args:
         dim: channels C. The local groups have the largest multiples of `num_heads` in 7·C/16 each (7·C/8 where there

@@ -40,7 +40,7 @@ class FlowMixer(Mixer):
     torch.Size([1, 5, 7, 64])
     """
 
-    EPS = 1e-6  # added to one factor of each flow, to the sum that is the other, and where wanted to the flow
+    EPS = 1e-6  # added to one factor of each flow, to the sum that is the other, and, where asked for, to the flow
 
     def __init__(self, dim: int, num_heads: int | None = None, *, qkv_bias: bool = True, eps_of_flows: bool = True):
         super().__init__(dim, num_heads)

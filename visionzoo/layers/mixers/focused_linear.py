@@ -23,7 +23,7 @@ class FocusedLinearMixer(Mixer):
     precision stays finite at any number of tokens. Keys carry a learned position; a map of another size than the
     table gets it interpolated (bicubic, as the authors do when they fine-tune at another size).
 
-    Facts from https://github.com/LeapLabTHU/FLatten-Transformer at abdb115 (no licence).
+    Facts from https://github.com/LeapLabTHU/FLatten-Transformer at abdb115 (no license).
 
     Args:
         dim: channels C.

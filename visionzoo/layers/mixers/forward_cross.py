@@ -17,13 +17,13 @@ class ForwardCrossMixer(OffsetBiasMixer):
 
     Time: O(N²·C); memory: O(N²·G).
 
-    Cross tokens are scaled, each by a learned factor, normalised, and projected to keys and values by the same layer as
+    Cross tokens are scaled, each by a learned factor, normalized, and projected to keys and values by the same layer as
     the map's tokens; both share one softmax. A bias for how far apart two tokens are is added to the scores, and one
     for each cross token. `visionzoo.models.fcaformer` makes the cross tokens; without them, as in the first block of
-    its stages and alone, this is attention with biases for offsets. Softmax and sums are float32 at least; biases are
-    added in the dtype of the queries.
+    its stages and by itself, this is attention with biases for offsets. Softmax and sums are float32 at least; biases
+    are added in the dtype of the queries.
 
-    Facts from https://github.com/hkzhang-git/FcaFormer at 7dcd8e0 (no licence).
+    Facts from https://github.com/hkzhang-git/FcaFormer at 7dcd8e0 (no license).
 
     Args:
         dim: channels C.

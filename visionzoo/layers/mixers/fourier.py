@@ -1,4 +1,4 @@
-"""Mixing by the discrete Fourier transform alone (FNet, arXiv:2105.03824)."""
+"""Mixing only by the discrete Fourier transform (FNet, arXiv:2105.03824)."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class FullMixer(Mixer):
             `Mixer`; `mean_pooled_heads` turns the weights of num_heads into theirs.
         sparse_term: add to the loss the term "sparsity", the mean of log(1 + a²) over attention's weights a, all of
             which are held for it (Sparse then Prune, arXiv:2307.11988; its weight is that of
-            https://github.com/yogiprsty/Sparse-ViT at 63a3401, where the term of the last block alone counts).
+            https://github.com/yogiprsty/Sparse-ViT at 63a3401, where only the term of the last block counts).
 
     Raises:
         ValueError: if the heads do not divide the channels, kv_heads do not divide the heads, or the kernel is even.
@@ -94,7 +94,7 @@ class FullMixer(Mixer):
         return out, attention_received(q[:, :, :1] if score == "class_attention" else q, k, hidden)
 
     def mix_first(self, x: Tensor, **beside: Any) -> Tensor:
-        """Return the output [B, 1, C] for the first of tokens [B, N, C]; the others are keys and values alone."""
+        """Return the output [B, 1, C] for the first of tokens [B, N, C]; the others are only keys and values."""
         q, k, v = self._heads_first(x)
         return self.proj(attend(q[:, :, :1], k, v).transpose(1, 2).flatten(2))
 
@@ -112,7 +112,7 @@ def mean_pooled_heads(weight: Tensor, num_heads: int, kv_heads: int) -> Tensor:
     Args:
         weight: `qkv.weight` [3·C, C] or `qkv.bias` [3·C] of a FullMixer, or of any layer laid out (q, k, v) x heads.
         num_heads: heads of each.
-        kv_heads: heads of keys and values wanted.
+        kv_heads: heads of keys and values to return.
 
     Returns:
         [C + 2·kv_heads·D, ...] with D = C / num_heads.

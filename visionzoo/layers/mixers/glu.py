@@ -1,4 +1,4 @@
-"""Gated linear unit in the place of attention (Activator, arXiv:2405.15953)."""
+"""Gated linear unit instead of attention (Activator, arXiv:2405.15953)."""
 
 from __future__ import annotations
 

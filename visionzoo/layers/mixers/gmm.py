@@ -46,9 +46,9 @@ class GmmMixer(WindowMixer):
     Time: O(N²·C), in windows O(N·w²·C); memory: O(N²·G), in windows O(N·w²·G).
 
     Scores are multiplied by a mixture of Gaussians before the softmax: those of far tokens become 0, not -∞. Scores,
-    mixture and softmax are float32 at least. Any map: the mixture knows the distance alone.
+    mixture and softmax are float32 at least. Any map: the mixture only knows the distance.
 
-    Facts from https://github.com/CatworldLee/Gaussian-Mixture-Mask-Attention at b06b199 (no licence).
+    Facts from https://github.com/CatworldLee/Gaussian-Mixture-Mask-Attention at b06b199 (no license).
 
     Args:
         dim: channels C.
@@ -63,7 +63,7 @@ class GmmMixer(WindowMixer):
         mask_padding: leave padded tokens out of windows' attention.
 
     Raises:
-        ValueError: if the heads do not divide the channels, there are no Gaussians, window or shift are not as said, or
+        ValueError: if the heads do not divide the channels, there are no Gaussians, window or shift do not fit, or
             there are positions or a shift without windows.
 
     >>> import torch

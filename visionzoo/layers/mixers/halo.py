@@ -29,7 +29,7 @@ class HaloMixer(Mixer):
         num_heads: attention heads.
         block_size: side of the blocks, in tokens.
         halo_size: width of the rim, in tokens.
-        stride: keep every so manyth query along each axis; must divide `block_size`. The map shrinks by it, rounded
+        stride: step between the queries kept along each axis; must divide `block_size`. The map shrinks by it, rounded
             up.
         head_dim: width D of queries and keys of a head; None means C / heads.
         value_dim: channels of the values of all heads together; None means C.
@@ -39,7 +39,7 @@ class HaloMixer(Mixer):
         mask_padding: leave what is beyond the map out of attention instead.
 
     Raises:
-        ValueError: if heads, blocks, rim or stride cannot be as said.
+        ValueError: if heads, blocks, rim or stride do not fit each other.
 
     >>> import torch
     >>> HaloMixer(64, 2, block_size=4, halo_size=1)(torch.randn(1, 5, 7, 64)).shape
@@ -92,7 +92,7 @@ class HaloMixer(Mixer):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Initialise projections by their inputs' width and embeddings by their own, as timm does."""
+        """Initialize projections by their inputs' width and embeddings by their own, as timm does."""
         for linear in (self.q, self.kv):
             nn.init.trunc_normal_(linear.weight, std=self.dim**-0.5)
         for table in (self.rel_height, self.rel_width):

@@ -20,7 +20,7 @@ class HashedLinearMixer(Mixer):
 
     Queries and keys are one projection, whose heads are brought to length 1 and hashed to codes h of `num_bits` bits.
     With c = num_bits + 1 the output is (h·(Σ h vᵀ) + c·v) / (h·(Σ h) + N·c), the sums over all tokens. As released, the
-    constant of the numerator belongs to the token's own value alone, while the products h·h + c, which are positive
+    constant of the numerator belongs only to the token's own value, while the products h·h + c, which are positive
     weights, would have it with all. Codes, sums and states are float32 at least, whatever the input. The hash functions
     are buffers: random at first, fitted by `visionzoo fit-hashes`.
 

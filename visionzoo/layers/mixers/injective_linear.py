@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from visionzoo.kernels.precision import without_autocast
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
-from visionzoo.layers.padding import crop, from_windows, neighbours, pad_to_multiple, to_windows
+from visionzoo.layers.padding import crop, from_windows, neighbors, pad_to_multiple, to_windows
 
 
 class InjectiveLinearMixer(Mixer):
@@ -26,7 +26,7 @@ class InjectiveLinearMixer(Mixer):
     kernels, one for each sample and channel, are predicted from the mean of the map. Prefix tokens take part in all but
     the convolutions. Features, sums and states are float32 at least, whatever the input.
 
-    Facts from https://github.com/LeapLabTHU/InLine at e463a6f (no licence).
+    Facts from https://github.com/LeapLabTHU/InLine at e463a6f (no license).
 
     Args:
         dim: channels C.
@@ -34,14 +34,14 @@ class InjectiveLinearMixer(Mixer):
         feature_map: φ: "identity", as in all released models, "relu", "leaky_relu" or "exp" (of 0.2 x).
         window_size: attend inside windows of this side, each with means and a convolution of its own; None for the
             whole map. Longer sides of a map are padded with zeros to whole windows, which take part.
-        shift_size: how much further down and right windows start; as released the parts that are no neighbours are
+        shift_size: how much further down and right windows start; as released the parts that are no neighbors are
             not kept apart. Along an axis where the map is one window at most, nothing is shifted.
         lepe_kernel: kernel, odd, of a learned depthwise convolution of v that is added; None for none.
         sees_input: in a `Block` predict from the mean of its input, before the norm, as in CSWin.
         qkv_bias: whether the projection to q, k, v has a bias.
 
     Raises:
-        ValueError: if the feature map is unknown, a kernel even, or a size not as said.
+        ValueError: if the feature map is unknown, a kernel even, or a size not as described.
 
     >>> import torch
     >>> InjectiveLinearMixer(64, 2)(torch.randn(1, 5, 7, 64)).shape
@@ -135,7 +135,7 @@ class InjectiveLinearMixer(Mixer):
                 count = x.shape[2] - map_size[0] * map_size[1]
                 prefix, out = out[:, :, :count], out[:, 0, count:].unflatten(1, map_size)
                 v = v[:, 0, count:].unflatten(1, map_size)
-            for place, kernel in zip(neighbours(v), kernels, strict=True):
+            for place, kernel in zip(neighbors(v), kernels, strict=True):
                 out = torch.addcmul(out, place.to(dtype), kernel.to(dtype))
         out = out.to(qkv.dtype)
         out = out if self.lepe is None else self.lepe(v, residual=out)

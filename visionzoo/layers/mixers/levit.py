@@ -17,7 +17,7 @@ class LevitMixer(OffsetBiasMixer):
 
     Time: O(N²·C); memory: O(N²·G).
 
-    Each linear layer is followed by batch normalisation, and an activation comes before the output projection, so a
+    Each linear layer is followed by batch normalization, and an activation comes before the output projection, so a
     block needs no norm of its own. Queries and keys are narrower than values. Softmax and sums are float32 at least;
     the bias is added in the dtype of the queries.
 

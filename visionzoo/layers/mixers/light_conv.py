@@ -36,11 +36,11 @@ class LightConvMixer(Mixer):
         num_heads: heads G, of C/G channels in turn that share taps.
         kernel_size: sides of the window, odd: one, or (height, width).
         dynamic: make the taps at each place; otherwise they are learned.
-        weight_softmax: normalise the taps; otherwise they are taken as they are.
+        weight_softmax: normalize the taps; otherwise they are taken as they are.
         renorm_padding: leave taps beyond the map out of the softmax; with `dynamic` and `weight_softmax` only.
         glu: W₁ gives 2·C channels, half of them multiplied by the sigmoid of the others; otherwise C.
         conv_bias: add a learned bias of each channel to the convolution.
-        weight_dropout: share of normalised taps that training sets to zero, from 0 to below 1.
+        weight_dropout: share of normalized taps that training sets to zero, from 0 to below 1.
 
     Raises:
         ValueError: if the heads do not divide the channels, a side is even, or an option is out of its range.

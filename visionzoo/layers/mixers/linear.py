@@ -33,7 +33,7 @@ class LinearMixer(Mixer):
       (arXiv:2402.17512) is that with `key_dim` latents for each head and no biases;
       https://github.com/raresdolga/latte_transformer at 77d7e33 (MIT);
     - cosFormer (arXiv:2202.08791) is "cosformer", in two dimensions here;
-    - Performer (arXiv:2009.14794) is "favor", its generalised attention "favor_relu"; their projections are buffers,
+    - Performer (arXiv:2009.14794) is "favor", its generalized attention "favor_relu"; their projections are buffers,
       which `visionzoo.layers.features.redraw_projections` draws anew;
     - linear log-normal attention (arXiv:2311.13541) is "log_normal", without the diagonal blocks that are beside it;
     - NormAttention (arXiv:2210.10340) is `denominator="rms_norm"`, here over each head;

@@ -26,7 +26,7 @@ class HeadRouter(nn.Module):
         routed_heads: how many of the others a token takes.
 
     Raises:
-        ValueError: if there are not so many heads, or some that no token takes.
+        ValueError: if there are not that many heads, or some that no token takes.
     """
 
     num_layers = 1  # over which the terms are means: the model says how many it has
@@ -89,7 +89,7 @@ class MixtureOfHeadsMixer(AggregatedMixer):
         options: of `AggregatedMixer`.
 
     Raises:
-        ValueError: if there are not so many heads, or some that no token takes.
+        ValueError: if there are not that many heads, or some that no token takes.
 
     >>> import torch
     >>> MixtureOfHeadsMixer(64, 4, reduction=2)(torch.randn(1, 5, 7, 64)).shape

@@ -11,27 +11,27 @@ from visionzoo.layers.mixers.base import Mixer
 
 
 class MultiPoolMixer(Mixer):
-    """What the whole map, a segment of it and the neighbours say, pooled, and weighted by the token itself.
+    """What the whole map, a segment of it and the neighbors say, pooled, and weighted by the token itself.
 
         yᵢ = W((g + sᵢ) ⊙ oᵢ + lᵢ)
 
     Time: O(N·C²); memory: O(N·C).
 
     g, of all tokens, is attention of their mean query to the keys, which are the values, too; s is the maximum over the
-    token's segment, l over its neighbourhood, o a projection of the token. Mean and softmax are float32 at least.
+    token's segment, l over its neighborhood, o a projection of the token. Mean and softmax are float32 at least.
 
     Segments are windows of (⌊H/S⌋ + 1)·(⌊W/S⌋ + 1) tokens, the last ones smaller; a map of one row has those of the
     paper, whose tokens are a sequence. Facts from https://github.com/lxchtan/PoNet at cc9a29a (Apache-2.0); windows and
-    square neighbourhoods are ours.
+    square neighborhoods are ours.
 
     Args:
         dim: channels C.
         num_heads: heads of the attention of the mean.
         segments: S along height and width, or (of the height, of the width); at most.
-        pool_size: side of the neighbourhood, odd.
+        pool_size: side of the neighborhood, odd.
 
     Raises:
-        ValueError: if the heads do not divide the channels, segments are not positive, or the neighbourhood's side is
+        ValueError: if the heads do not divide the channels, segments are not positive, or the neighborhood's side is
             even.
 
     >>> import torch
@@ -53,7 +53,7 @@ class MultiPoolMixer(Mixer):
         if min(self.segments) < 1:
             raise ValueError(f"MultiPoolMixer: segments must be positive, got {segments=}")
         self.pool_size = pool_size
-        self.in_proj = nn.Linear(dim, 5 * dim)  # query, key, the token's own, neighbourhood, segment
+        self.in_proj = nn.Linear(dim, 5 * dim)  # query, key, the token's own, neighborhood, segment
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ class NystromMixer(Mixer):
 
     @property
     def takes_prefix_tokens(self) -> bool:
-        """Yes: landmarks, for which the order matters, are of the map alone."""
+        """Yes: landmarks, for which the order matters, are only of the map."""
         return True
 
     def forward(self, x: Tensor, *, map_size: tuple[int, int] | None = None) -> Tensor:
@@ -131,7 +131,7 @@ def _stretches(length: int, count: int, like: Tensor) -> Tensor:
     made: Any = torch.sym_min(count, length)
     place, stretch = torch.arange(length, device=like.device), torch.arange(made, device=like.device)[:, None]
     short = length // made
-    shorter = made - length % made  # so many stretches are short
+    shorter = made - length % made  # this many stretches are short
     begin = stretch * short + (stretch - shorter).clamp(min=0)
     size = short + (stretch >= shorter).long()
     return ((place >= begin) & (place < begin + size)).to(like.dtype) / size

@@ -46,8 +46,8 @@ class PatternMixer(Mixer):
     On a map whose rows are the segments, and without causal masks, they are
 
     - the sparse transformer (arXiv:1904.10509): ("band", "column") is its strided attention, ("row", "last_columns")
-      its fixed one, ("row", "column") the axial form; each part alone is a head of its own there. Rules from
-      https://github.com/openai/sparse_attention at c53f3bd (no licence), which has causal modes only;
+      its fixed one, ("row", "column") the axial form; there, each part is a head of its own. Rules from
+      https://github.com/openai/sparse_attention at c53f3bd (no license), which has causal modes only;
     - CLEAR (arXiv:2412.16112): ("disc",) and ("disc", "cells"), https://github.com/Huage001/CLEAR at 98e9fed
       (Apache-2.0), without text tokens;
     - Combiner (arXiv:2107.05768): ("row", "row_summaries") is Combiner-Fixed; ("row", "column", "above", "below",

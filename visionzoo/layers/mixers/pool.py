@@ -9,7 +9,7 @@ from visionzoo.layers.mixers.base import Mixer
 
 
 class PoolMixer(Mixer):
-    """Mean over a square neighbourhood, minus the token itself; no parameters, in the dtype of the input.
+    """Mean over a square neighborhood, minus the token itself; no parameters, in the dtype of the input.
 
         yᵢ = mean over the k × k nearest of x - xᵢ
 
@@ -20,10 +20,10 @@ class PoolMixer(Mixer):
     Args:
         dim: channels; only checked.
         num_heads: ignored, for the shared signature.
-        pool_size: side of the neighbourhood, odd; positions beyond the border are not counted.
+        pool_size: side of the neighborhood, odd; positions beyond the border are not counted.
 
     Raises:
-        ValueError: if the neighbourhood's side is even.
+        ValueError: if the neighborhood's side is even.
 
     >>> import torch
     >>> PoolMixer(8)(torch.ones(1, 5, 7, 8)).abs().max().item()

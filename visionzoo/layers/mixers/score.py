@@ -65,7 +65,7 @@ class ScoreMixer(Mixer):
     - probabilistic attention (arXiv:2106.15338) is `score="gaussian"`; with scores of "dot" it is softmax;
       https://github.com/apple/ml-probabilistic-attention at 2945e06 (Apple's sample code license);
     - YOSO (arXiv:2111.09714) in expectation over its hash functions is `score="collision"`, whose heads' outputs come
-      to length 1; https://github.com/mlpen/YOSO at 6000487 (no licence), `yoso_e`; without its convolution of values;
+      to length 1; https://github.com/mlpen/YOSO at 6000487 (no license), `yoso_e`; without its convolution of values;
     - neural attention (arXiv:2502.17206) is `score="neural"`; O(N²·C·p) with p = `hidden_dim`;
       https://github.com/awayfromzel/neural-attention-research at f6572f5 (MIT);
     - selective attention (arXiv:2411.12892) is a `temperature`; https://github.com/umich-sota/selective_attention at
@@ -465,7 +465,7 @@ def in_portions(function: Rows, q: Tensor, *, held: int = 1, least: int = 1, add
         What the function gives for all queries; portions are computed once more in the backward pass.
     """
     batch, heads, count = q.shape[:3]
-    # Compilers would unroll the portions, for one size of maps alone.
+    # Compilers would unroll the portions, for only one size of maps.
     if torch.compiler.is_compiling() or batch * heads * count * count * held <= MAX_SCORES:
         return function(0, count)
     step = max(least, MAX_SCORES // (batch * heads * count * held))

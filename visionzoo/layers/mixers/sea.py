@@ -30,7 +30,7 @@ class SeaMixer(Mixer):
     the tokens of the largest cells, about `topk` tokens for each head; p̄ is the mean of the estimates, each token with
     the number of its cell. aᵢ and bᵢ are a layer of the encoding.
 
-    The authors' CUDA kernels visit S(i) alone; here the weights of all pairs are computed and hidden, in portions that
+    The authors' CUDA kernels only visit S(i); here the weights of all pairs are computed and hidden, in portions that
     are computed once more in the backward pass. Features, softmaxes and sums are float32 at least, the layers of the
     network have the dtype of the input or of autocast.
 
@@ -38,7 +38,7 @@ class SeaMixer(Mixer):
     the loss of models that collect terms: 0.1·KL + squared error of the estimate for this mixer's own attention, which
     holds all N² weights. The authors have a trained model's attention in its place, and this one's as an option.
 
-    Lee et al., ICLR 2024. Facts from https://github.com/gmlwns2000/sea-attention at 5609413 (no licence, so only facts
+    Lee et al., ICLR 2024. Facts from https://github.com/gmlwns2000/sea-attention at 5609413 (no license, so only facts
     are taken), `PerlinAttention` without causal mask, with predictor "mlp" and backend "performer". Left out: its
     causal form, the predictor "comp", `k_oversample`, adapters (LoRA) of the projections. Its code divides scores by
     √D only where a teacher is given: here they always are.

@@ -20,8 +20,8 @@ class SingleHeadMixer(Mixer):
 
     Time: O(N·C² + N²·P) for P channels; memory: O(N·C).
 
-    The part is normalised over height, width and its channels, and each linear layer is followed by batch
-    normalisation. There is no position term. Softmax and sums are float32 at least.
+    The part is normalized over height, width and its channels, and each linear layer is followed by batch
+    normalization. There is no position term. Softmax and sums are float32 at least.
 
     Facts from https://github.com/ysj9909/SHViT at 6a729cc (MIT).
 

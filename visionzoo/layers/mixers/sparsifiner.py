@@ -105,7 +105,7 @@ class SparsifinerMixer(Mixer):
     released, too, prefix tokens see those that a reducer dropped, as zeros: a part of their attention goes to nothing.
 
     In training the choice has the approximation's gradient, where the authors train the predictor by attention's
-    reconstruction alone; that is the term "attention" of the loss: squared differences to full attention, summed over
+    reconstruction only; that is the term "attention" of the loss: squared differences to full attention, summed over
     heads, queries and keys, as a mean over images. Scores, softmax and sums are float32 at least.
 
     Facts from https://github.com/lim142857/Sparsifiner at 9a11e26 (MIT).

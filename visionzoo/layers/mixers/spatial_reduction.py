@@ -28,7 +28,7 @@ class SpatialReductionMixer(Mixer):
         dim: channels C.
         num_heads: attention heads.
         reduction: side r of the patches, which a convolution and a norm turn into a token each; 1 for every token.
-        pool_size: side s of the map that average pooling, in the place of the patches, reduces any map to (7 in
+        pool_size: side s of the map that average pooling, instead of the patches, reduces any map to (7 in
             PVTv2-Linear); None for patches.
         qkv_bias: whether the projections to q and to k, v have a bias.
         kv_heads: heads of keys and values, see `Mixer`.

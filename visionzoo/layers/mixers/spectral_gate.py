@@ -21,7 +21,7 @@ class SpectralGateMixer(Mixer):
     The transforms are in float32 at least, whatever the dtype. The filter is made for maps of one size;
     for others it is interpolated (bicubic, with the lowest and the highest frequencies staying what they are).
 
-    Facts from https://github.com/badripatro/SpectFormers at b6cf487 (no licence).
+    Facts from https://github.com/badripatro/SpectFormers at b6cf487 (no license).
 
     Args:
         dim: channels C.

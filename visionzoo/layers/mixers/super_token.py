@@ -10,7 +10,7 @@ from visionzoo.kernels.precision import without_autocast
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.mixers.full import FullMixer
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
-from visionzoo.layers.padding import crop, neighbours, pad_to_multiple
+from visionzoo.layers.padding import crop, neighbors, pad_to_multiple
 
 
 class SuperTokenMixer(Mixer):
@@ -28,7 +28,7 @@ class SuperTokenMixer(Mixer):
     padded with zeros at the bottom and right, which belong to super tokens too, and so do super tokens of zeros around
     the map, whose share is lost.
 
-    Facts from https://github.com/hhb072/STViT at c9ed9a4 (no licence).
+    Facts from https://github.com/hhb072/STViT at c9ed9a4 (no license).
 
     Args:
         dim: channels C.
@@ -109,15 +109,15 @@ class _HeadsFirstAttention(FullMixer):
 def _gather(pixels: Tensor, membership: Tensor) -> Tensor:
     """Mean of the pixels that belong to each token, [B, h, w, C]."""
     with without_autocast(pixels.device):  # gradients of tokens that get next to nothing pass what half precision holds
-        parts = membership.mT @ pixels.to(membership.dtype)  # [B, h, w, 9, C], for the 9 neighbours
+        parts = membership.mT @ pixels.to(membership.dtype)  # [B, h, w, 9, C], for the 9 neighbors
     shares = membership.sum(3).unsqueeze(-1)  # [B, h, w, 9, 1]
-    # what was given to the i-th neighbour comes from the place to which one is the (8 - i)-th
+    # what was given to the i-th neighbor comes from the place to which one is the (8 - i)-th
     total, share = (
-        torch.stack([neighbours(part.select(3, i))[8 - i] for i in range(9)]).sum(0) for part in (parts, shares)
+        torch.stack([neighbors(part.select(3, i))[8 - i] for i in range(9)]).sum(0) for part in (parts, shares)
     )
     return (total / (share + 1e-12)).to(pixels.dtype)
 
 
 def _around(tokens: Tensor) -> Tensor:
     """[B, h, w, C] to [B, h, w, 9, C]: the 3×3 around each, with zeros around the map."""
-    return torch.stack(neighbours(tokens), dim=3)
+    return torch.stack(neighbors(tokens), dim=3)

@@ -104,7 +104,7 @@ class KMeansMixer(Mixer):
         num_heads: attention heads G.
         num_clusters: K.
         window_size: w, queries and keys in a cluster, at most N; None for N/K, rounded up.
-        shared_qk: keys are the queries at unit length, and a token sees itself only where it is alone.
+        shared_qk: keys are the queries at unit length, and a token sees itself only where there is no other.
         decay: of the centroids, from 0 to 1.
         qkv_bias: whether the projection to q, k, v has a bias.
 
@@ -187,7 +187,7 @@ class ExpertChoiceMixer(Mixer):
 
     Time: O(N·C²/s + N²·C/s²); memory: O(N·G·C/s).
 
-    Head g takes the k = N/s tokens with the largest rᵍ = sigmoid(x·wᵍ), s being the sparsity, projects these alone to
+    Head g takes the k = N/s tokens with the largest rᵍ = sigmoid(x·wᵍ), s being the sparsity, projects only these to
     Qᵍ, Kᵍ and Vᵍ, and adds what they see to their places (Sᵍ). Tokens that no head takes get 0. Routing and the sum
     over heads are float32 at least, the rest in the dtype of the input or of autocast.
 

@@ -42,7 +42,7 @@ class WindowMixer(Mixer):
         head_dim: width of a head; None means C / num_heads.
 
     Raises:
-        ValueError: if window or shift are not as said.
+        ValueError: if window or shift are not as described.
 
     >>> import torch
     >>> WindowMixer(64, 2, window_size=4, shift_size=2)(torch.randn(1, 5, 7, 64)).shape
@@ -119,7 +119,7 @@ class WindowMixer(Mixer):
         return routed_attention(q, k, v, None, regions=regions, bias=bias, segments=segments, valid_size=valid_size)
 
     def _segments(self, size: Sequence[int], padded: Sequence[int], shift: Sequence[int], device) -> Tensor:
-        """Numbers [H, W] of the parts of a shifted map that are no neighbours in the map itself."""
+        """Numbers [H, W] of the parts of a shifted map that are no neighbors in the map itself."""
         rows, columns = (torch.arange(length, device=device) for length in padded)
         wrapped_rows, wrapped_columns = rows >= padded[0] - shift[0], columns >= padded[1] - shift[1]
         segments = 2 * wrapped_rows[:, None] + wrapped_columns

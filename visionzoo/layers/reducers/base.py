@@ -59,7 +59,7 @@ class Reducer(nn.Module):
         Args:
             x: tokens [B, P + M, C].
             keep: which of the M are there, [B, M]; None for all.
-            scores: what the block before said of them, [B, M]; None where `SCORES` asks for nothing.
+            scores: what the block before gave for them, [B, M]; None where `SCORES` asks for nothing.
             prefix: P.
             places: N, places of the map.
 

@@ -16,7 +16,7 @@ class InterpreterReducer(Reducer):
 
     A token's probability is the mean over the heads of sigmoid(q·k·D^-½), q of the class token and k of the token, both
     projections of the tokens after a norm without weights. Facts from score_net/ia_red_utils/IA_RED_model.py of
-    https://github.com/joon-stack/ltrp at ba04d7f (no licence), a copy by others of the authors' code for evaluation;
+    https://github.com/joon-stack/ltrp at ba04d7f (no license), a copy by others of the authors' code for evaluation;
     theirs could not be had.
 
     The authors train the decisions by policy gradients, whose reward needs labels and which are left out here. Instead

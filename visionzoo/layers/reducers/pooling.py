@@ -1,4 +1,4 @@
-"""Reducer that puts cluster centres in place of tokens (Token Pooling, arXiv:2110.03860)."""
+"""Reducer that puts cluster centers in place of tokens (Token Pooling, arXiv:2110.03860)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from visionzoo.layers.tracing import one_node
 
 
 class TokenPoolingReducer(Reducer):
-    """Puts K centres of weighted clusters in place of M tokens; O(M²·C), with K-means O(M·K·C) each round.
+    """Puts K centers of weighted clusters in place of M tokens; O(M²·C), with K-means O(M·K·C) each round.
 
     A token's weight is the attention that it receives in the block before, as a mean over heads and queries. The tokens
-    of the largest weights are the first centres. Each round, every token joins the nearest centre, and a cluster's
-    centre becomes its weighted mean ("kmeans") or the token with the smallest weighted sum of squared distances to the
-    others of its cluster ("kmedoids"). Places of the map read the centre of their cluster: none is dropped, shapes are
-    the same in training and evaluation, and the choice has no gradient, but the centres do.
+    of the largest weights are the first centers. Each round, every token joins the nearest center, and a cluster's
+    center becomes its weighted mean ("kmeans") or the token with the smallest weighted sum of squared distances to the
+    others of its cluster ("kmedoids"). Places of the map read the center of their cluster: none is dropped, shapes are
+    the same in training and evaluation, and the choice has no gradient, but the centers do.
 
     There is no code of the authors; the paper gives the problem and the two algorithms. Places, share and the number of
     rounds are our choice.
@@ -59,7 +59,7 @@ class TokenPoolingReducer(Reducer):
 
 
 def pool(x: Tensor, weights: Tensor, count: int, *, method: str, iterations: int) -> tuple[Tensor, Tensor]:
-    """Return the centres of weighted clusters, and to which of them each token belongs.
+    """Return the centers of weighted clusters, and to which of them each token belongs.
 
     Args:
         x: tokens [B, M, C].
@@ -69,7 +69,7 @@ def pool(x: Tensor, weights: Tensor, count: int, *, method: str, iterations: int
         iterations: rounds.
 
     Returns:
-        Centres [B, K, C] in x's dtype, and numbers of clusters [B, M].
+        Centers [B, K, C] in x's dtype, and numbers of clusters [B, M].
     """
     first = weights.topk(count, dim=1).indices
     dtype = torch.promote_types(x.dtype, torch.float32)

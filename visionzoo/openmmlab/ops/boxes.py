@@ -36,7 +36,7 @@ def rotated_iou(boxes1: Tensor, boxes2: Tensor, *, over_first: bool = False) -> 
     other and the crossings of their edges; its area comes from the corners in the order of their angle.
 
     Args:
-        boxes1: centre x, centre y, width, height, angle in radians (clockwise in image coordinates).
+        boxes1: center x, center y, width, height, angle in radians (clockwise in image coordinates).
         boxes2: the same.
         over_first: divide by the area of the first box instead of the union.
     """

@@ -17,7 +17,7 @@ def masked_im2col_forward(
     pad_h: int,
     pad_w: int,
 ) -> None:
-    """Fill `columns` [C·kernel_h·kernel_w, P] with the neighbourhoods of P pixels of `features` [1, C, H, W]."""
+    """Fill `columns` [C·kernel_h·kernel_w, P] with the neighborhoods of P pixels of `features` [1, C, H, W]."""
     padded = F.pad(features, (pad_w, pad_w, pad_h, pad_h))[0]
     patches = padded.unfold(1, kernel_h, 1).unfold(2, kernel_w, 1)  # a view [C, H', W', kernel_h, kernel_w]
     chosen = patches[:, mask_h_idx, mask_w_idx]

@@ -96,7 +96,7 @@ def nms_rotated(
     """Return the indices that greedy suppression of rotated boxes keeps, best score first.
 
     Args:
-        boxes: [N, 5] as centre x, centre y, width, height, angle in radians; with the label as sixth if `multi_label`.
+        boxes: [N, 5] as center x, center y, width, height, angle in radians; with the label as sixth if `multi_label`.
         scores: [N].
         order: [N], the indices by falling score.
         boxes_sorted: `boxes[order]`.

@@ -1,4 +1,4 @@
-"""Images and masks that cannot be used stop training by name, at the step that reads them, or are passed over."""
+"""Images and masks that cannot be used stop training by name, at the step that reads them, or are skipped."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class CheckingRunner(Runner):
     """mmengine's Runner, whose data sets name the file that they cannot use."""
 
     def build_model(self, model: Any) -> Any:
-        """Build what mmengine does, with losses that take batches without a labelled pixel."""
+        """Build what mmengine does, with losses that take batches without a labeled pixel."""
         built = super().build_model(model)
         allow_unlabelled_batches(built)
         return built
@@ -42,7 +42,7 @@ class CheckingRunner(Runner):
         return loader
 
     def build_train_loop(self, loop: Any) -> Any:
-        """Build what mmengine does; over epochs, one that goes on in the middle of an epoch."""
+        """Build what mmengine does; over epochs, one that continues in the middle of an epoch."""
         built = super().build_train_loop(loop)
         if type(built) is EpochBasedTrainLoop:
             built.__class__ = GoingOnTrainLoop  # it has no attributes of its own, and the config names mmengine's
@@ -76,14 +76,14 @@ class CheckingPipeline(Compose):
     """The pipeline of a data set, which compares what was read with what is annotated.
 
     mmcv's errors of reading do not always name the file; a mask of another size, or a class number out of range, would
-    be told by a later step in words of its own, on a GPU by the end of the process.
+    surface in a later step in other words, on a GPU by the end of the process.
 
     Args:
         dataset: whose pipeline this is.
         skip_bad: give None for files that cannot be used, for which mmengine then takes others at random.
 
     Attributes:
-        bad: [N], which of the data set's N images were passed over so far, by any loading process.
+        bad: [N], which of the data set's N images were skipped so far, by any loading process.
     """
 
     def __init__(self, dataset: Any, *, skip_bad: bool = False) -> None:
@@ -96,7 +96,7 @@ class CheckingPipeline(Compose):
         self.bad = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
 
     def __call__(self, data: Any) -> Any:
-        """Apply the transforms in turn; None if one of them gives None, or for a bad file that is passed over.
+        """Apply the transforms in turn; None if one of them gives None, or for a bad file that is skipped.
 
         Raises:
             UnreadableImageError: a file cannot be read, or is not what its annotations are for.
@@ -154,7 +154,7 @@ class CheckingPipeline(Compose):
 
 @HOOKS.register_module()
 class SkippedImagesHook(Hook):
-    """Logs which training images were passed over, by any process, before each validation and at the end.
+    """Logs which training images were skipped, by any process, before each validation and at the end.
 
     mmengine leaves out a warning that it has given in the same words.
     """
@@ -170,11 +170,11 @@ class SkippedImagesHook(Hook):
             all_reduce(bad, op="max")
             names = [dataset.get_data_info(int(index))["img_path"] for index in bad.nonzero()]
             if names:
-                runner.logger.warning(f"{len(names)} training images were passed over: {', '.join(names)}")
+                runner.logger.warning(f"{len(names)} training images were skipped: {', '.join(names)}")
 
 
 def without_traceback(step: Callable[[], Any]) -> Any:
-    """Return what `step` does; a bad file that a loading process met is told without that process's traceback."""
+    """Return what `step` does; a bad file that a loading process met is reported without that process's traceback."""
     try:
         return step()
     except UnreadableImageError as error:
@@ -191,8 +191,8 @@ def _read(transform: Callable[[Any], Any], data: Any, path: Any) -> Any:
 
 def _unusable(path: Any, reason: str) -> UnreadableImageError:
     return UnreadableImageError(
-        f"cannot use {path}: {reason}; mend or remove it; training goes on from the last checkpoint by --resume, and "
-        f"passes over such files with --skip-bad-images"
+        f"cannot use {path}: {reason}; fix or remove it; training continues from the last checkpoint by --resume, and "
+        f"skips such files with --skip-bad-images"
     )
 
 

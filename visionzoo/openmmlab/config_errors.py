@@ -1,4 +1,4 @@
-"""What a config has in the wrong place, or what cannot be built of it, is told by its place and its values."""
+"""What a config has in the wrong place, or what cannot be built of it, is reported by its place and its values."""
 
 from __future__ import annotations
 
@@ -51,8 +51,7 @@ def _check_read(cfg: Config, key: str) -> None:
     name = key.rpartition(".")[2]
     if first not in READ and first not in _names_of_sources(cfg, ()):
         raise UserError(
-            f"--cfg-options {key}: nothing reads it, it is a variable of the config file alone"
-            f"{_meant(cfg, first, name)}"
+            f"--cfg-options {key}: nothing reads it, it is only a variable of the config file{_meant(cfg, first, name)}"
         )
     place = key.rpartition(".")[0]
     inside: Mapping[str, Any] = dict(_parts(cfg)).get(place, {})
@@ -64,10 +63,10 @@ def _check_read(cfg: Config, key: str) -> None:
 def unread(cfg: Config) -> list[str]:
     """Name what a config file sets and nothing reads: variables of its own, and keys that no source of OpenMMLab has.
 
-    OpenMMLab's own configs have some, such as settings of its earlier versions, so that it is no error.
+    OpenMMLab's own configs have some, such as settings of its earlier versions, so that it is not an error.
     """
     notes = [
-        f"{cfg.filename}: nothing reads {name}, it is a variable of this file alone{_meant(cfg, name, name)}"
+        f"{cfg.filename}: nothing reads {name}, it is only a variable of this file{_meant(cfg, name, name)}"
         for name in _unread_variables(cfg)
     ]
     sources = _names_of_sources(cfg)
@@ -161,7 +160,7 @@ def build(cfg: Config, step: Callable[[], Any]) -> Any:
     except Exception as error:
         if str(error).startswith("Expected more than 1 value per channel when training"):
             raise UserError(
-                "a batch norm got one value a channel, of which it has no deviation: a head such as UPerNet's pools a "
+                "a batch norm got one value per channel, which has no deviation: a head such as UPerNet's pools a "
                 "map to 1x1. Set train_dataloader.batch_size=2 or more (and train_dataloader.drop_last=True if one "
                 "image is left over), or another norm, such as norm_cfg of type GN"
             ) from error
@@ -170,7 +169,7 @@ def build(cfg: Config, step: Callable[[], Any]) -> Any:
         if parts:
             raise UserError(_told(cfg, parts[-1], error, *frames[-1])) from error
         if any(frame.f_code is Runner.from_cfg.__func__.__code__ for frame, _ in frames):  # type: ignore[attr-defined]
-            raise UserError(f"the config makes no training or evaluation: {_said(error)}") from error
+            raise UserError(f"the config describes no training or evaluation: {_said(error)}") from error
         raise
 
 

@@ -1,7 +1,7 @@
 """Triton functions that several attention kernels share: rows of tokens, and softmax over keys that come in blocks.
 
 Tokens are rows of D numbers at a constant step, as `visionzoo.kernels.launch.token_rows` gives them; scores are in base
-2, since exp2 is what the hardware has. Imports Triton: for `<op>/triton.py` alone.
+2, since exp2 is what the hardware has. Imports Triton: only for `<op>/triton.py`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,129 @@
+"""What visionzoo changes in OpenMMLab's libraries, and why: every change is a line of `PATCHES`.
+
+`install()` makes them, once. Importing `visionzoo.openmmlab` calls it, because that is the name by which a config asks
+for it (`custom_imports`), and `custom_imports` can only import; no other part of visionzoo imports that package.
+Each patch first checks that what it replaces is still there, so that a new release of a library fails by name.
+
+Objects that the commands build are changed in `checked_runner.CheckingRunner`, not here: no library is.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+import mmengine.runner.checkpoint as mmengine_checkpoint
+from mmengine.config import utils as config_utils
+
+from visionzoo.openmmlab import checkpoints, ops
+
+EXTENSION = "mmcv._ext"
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A change of a library.
+
+    Attributes:
+        library: with the releases for which it was checked.
+        what: it changes.
+        reason: for it, and when it can go.
+        apply: makes the change; a second call changes nothing.
+    """
+
+    library: str
+    what: str
+    reason: str
+    apply: Callable[[], None]
+
+
+def install() -> None:
+    """Make every change of `PATCHES` that is not made yet.
+
+    Raises:
+        RuntimeError: a library no longer has what a patch replaces.
+    """
+    for patch in PATCHES:
+        patch.apply()
+
+
+def _serve_ops() -> None:
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.append(_Finder())  # the last to be asked: a compiled extension comes first
+        _replace_stand_ins()
+
+
+def _replace_stand_ins() -> None:
+    """Give mmcv's ops to modules that could not import them, such as those that `import mmseg.apis` brings in."""
+    early = [module for name, module in sys.modules.items() if name.partition(".")[0] in ("mmdet", "mmseg")]
+    if not early:
+        return
+    mmcv_ops = import_module("mmcv.ops")
+    for module in early:
+        for name, value in list(vars(module).items()):
+            op = getattr(mmcv_ops, name.lstrip("_"), None)  # some import an op as _op
+            if op is not None and _stands_in(value):
+                setattr(module, name, op)
+
+
+def _stands_in(value: Any) -> bool:
+    function = vars(value).get("__init__") if isinstance(value, type) else value
+    constants = getattr(getattr(function, "__code__", None), "co_consts", ())
+    return value is None or any(isinstance(text, str) and "requires mmcv" in text for text in constants)
+
+
+class _Finder(MetaPathFinder, Loader):
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self, origin=ops.__file__) if fullname == EXTENSION else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        vars(module).update(ops.SERVED, __getattr__=ops.unserved)
+
+
+def _read_safely() -> None:
+    _replace(mmengine_checkpoint, "_safe_torch_load", checkpoints.read)
+    _replace(mmengine_checkpoint, "load_url", checkpoints.download)
+
+
+def _replace(module: ModuleType, name: str, value: Any) -> None:
+    if not hasattr(module, name):
+        raise RuntimeError(
+            f"visionzoo replaces {module.__name__}.{name}, which this release does not have; install the releases of "
+            f'pip install "visionzoo[openmmlab]"'
+        )
+    setattr(module, name, value)
+
+
+def _find_configs_of_mmseg() -> None:
+    config_utils.MODULE2PACKAGE["mmseg"] = "mmseg"
+
+
+PATCHES = (
+    Patch(
+        "mmcv 2.3 (onedl-mmcv 2.3.6), with mmdet 3.5 and mmseg 1.4",
+        "`mmcv._ext` is `visionzoo.openmmlab.ops` where mmcv has no compiled extension; modules of mmdet and mmseg "
+        "that were imported before get these ops instead of functions and classes that raise, or of None",
+        "The maintained wheels have no compiled ops. A compiled mmcv._ext is found first and stays in charge",
+        _serve_ops,
+    ),
+    Patch(
+        "mmengine 0.10 (onedl-mmengine 0.10.12)",
+        "`mmengine.runner.checkpoint._safe_torch_load` is `checkpoints.read`, `load_url` is `checkpoints.download`",
+        "Where torch's safe reader refuses a file, mmengine reads it again by a reader that runs code from it. It can "
+        "go when mmengine lists its own classes as safe",
+        _read_safely,
+    ),
+    Patch(
+        "mmengine 0.10 (onedl-mmengine 0.10.12)",
+        "`mmengine.config.utils.MODULE2PACKAGE['mmseg']` is the module's name",
+        "Bases such as mmseg::… are looked for under the name of the first maintainers' wheel, mmsegmentation. It can "
+        "go when mmengine knows onedl-mmsegmentation",
+        _find_configs_of_mmseg,
+    ),
+)
