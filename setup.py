@@ -7,5 +7,5 @@ CONFIGS = ["visionzoo.configs", *(f"visionzoo.configs.{name}" for name in find_n
 setup(
     packages=[*find_packages(include=["visionzoo", "visionzoo.*"]), *CONFIGS],
     package_dir={"visionzoo.configs": "configs"},
-    package_data={name: ["*.yaml"] for name in CONFIGS},
+    package_data={**{name: ["*.yaml"] for name in CONFIGS}, "visionzoo.engine": ["page.html", "page.css", "page.js"]},
 )

@@ -87,8 +87,8 @@ def frequency_channel(
     the model looks at that octave: its spatial-frequency channel (Subramanian et al., NeurIPS 2023, arXiv:2309.13190;
     facts from https://github.com/ajaysub110/critical-band-masking at a2b3d94, no license: noise of the power of white
     noise of a deviation, in one octave). We differ: octaves are cut out of the spectrum, not by a Laplacian pyramid;
-    the image keeps its colors and its contrast, which they cut to a fifth; and the probability of one image stands for the
-    accuracy over many.
+    the image keeps its colors and its contrast, which they cut to a fifth; and the probability of one image stands for
+    the accuracy over many.
 
     Args:
         model: of images to logits, in evaluation mode.
