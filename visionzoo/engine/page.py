@@ -23,6 +23,7 @@ from visionzoo.engine.images import UNREADABLE, to_mode
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 MAX_BYTES = 20 * 2**20  # of an upload
 MAX_PIXELS = 50 * 10**6  # of a picture
+TOO_MANY = f"more than {MAX_PIXELS // 10**6} million pixels; choose a smaller one."
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 KEPT = 16  # pictures
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'"
@@ -68,12 +69,10 @@ def read_upload(content: bytes, mode: str, *, upright: bool = False) -> Image.Im
         with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             width, height = opened.size
             if width * height > MAX_PIXELS:
-                raise Refused(
-                    f"The picture has {width} x {height} pixels, more than {MAX_PIXELS // 10**6} millions; choose a "
-                    "smaller one.",
-                    413,
-                )
+                raise Refused(f"The picture has {width} x {height}, {TOO_MANY}", 413)
             return to_mode(opened, mode, upright=upright)
+    except Image.DecompressionBombError as error:  # Pillow's own limit, before its size can be asked for
+        raise Refused(f"The picture has {TOO_MANY}", 413) from error
     except UNREADABLE as error:
         kinds = ", ".join(FORMATS)
         raise Refused(
