@@ -69,6 +69,7 @@ class Training:
         for remark in self.step.remarks:
             run.say(f"--cuda-graphs: not recorded: {remark}")
         self.waiting = Waiting()
+        self.images, self.seconds, self.waited = 0, 0.0, 0.0  # of training since the last row of summary.csv
         self.trace = Trace(run.folder / TRACE, run.args.profile if run.process.is_primary else 0, run.process.device)
 
     def fit(self) -> dict[str, Any]:
@@ -135,15 +136,17 @@ class Training:
         if first < len(run.loader):  # else it was stopped in its validation
             self._train_epoch()
         seconds = time.perf_counter() - started
-        images = (run.batches_done - first) * args.batch_size * run.process.world_size
+        self.images += (run.batches_done - first) * args.batch_size * run.process.world_size
+        self.seconds, self.waited = self.seconds + seconds, self.waited + self.waiting.seconds
         row: dict[str, Any] = {}
         if (run.epoch + 1) % args.val_interval == 0 or run.epoch + 1 == run.num_epochs or run.at_max_steps:
             total, count, parts = run.losses
             row = {"epoch": run.epoch, "train_loss": total / max(count, 1)}
             row |= {f"train_{name}": value / max(count, 1) for name, value in parts.items()}
             row |= self._validate()
-            row |= {"lr": run.lr, "images_per_second": images / seconds, "seconds": seconds}
-            row |= {"waiting_seconds": self.waiting.seconds, **peak_memory(run.process.device)}
+            row |= {"lr": run.lr, "images_per_second": self.images / self.seconds, "seconds": self.seconds}
+            row |= {"waiting_seconds": self.waited, **peak_memory(run.process.device)}
+            self.images, self.seconds, self.waited = 0, 0.0, 0.0
             if run.reporter:  # before the checkpoint: a row without one is dropped when the run goes on
                 with self._last_good_told():
                     run.reporter.epoch(run.update, row)
