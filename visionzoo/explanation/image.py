@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from visionzoo.explanation.attention import attention_flow, attention_rollout, attention_weights
 from visionzoo.explanation.attribution import Faithfulness, deeplift, faithfulness, gradient_input, resize_map
 from visionzoo.explanation.features import FrequencyChannel, attention_iou, feature_colors, frequency_channel
-from visionzoo.explanation.reach import Reach, attended
+from visionzoo.explanation.reach import Reach, attended, last_mixers
 from visionzoo.models._contract import Contract
 from visionzoo.models._reducing import kept_places
 from visionzoo.text import did_you_mean
@@ -222,7 +222,7 @@ def _explain(
         return attention
 
     makers: dict[str, Callable[[], None]] = {
-        "attended": lambda: found.attended.extend(attended(model, batch, found.place)),
+        "attended": lambda: _attended(found, model, batch),
         "features": lambda: found.features.extend((n, c.cpu().numpy()) for n, c in feature_colors(model, batch)),
         "rollout": lambda: _rollout(found, model, batch, weights(), place),
         "flow": lambda: _flow(found, model, batch, weights(), place),
@@ -288,6 +288,13 @@ def _source(model: Any, batch: Tensor, place: tuple[float, float] | None) -> tup
         return (0 if reads_class else None), size
     row, column = (min(int(share * side), side - 1) for share, side in zip(place, size, strict=True))
     return prefix + row * size[1] + column, size
+
+
+def _attended(found: Explanation, model: nn.Module, batch: Tensor) -> None:
+    found.attended.extend(attended(model, batch, found.place))
+    without = len(last_mixers(model)) - len(found.attended)
+    left = f"; {without} further mixers see tokens without places" if without else ""
+    found.notes["attended"] = f"from {_named(1, found.place)}{left}"
 
 
 def _rollout(

@@ -110,7 +110,7 @@ def curves_figure(curves: Mapping[str, Faithfulness]) -> Any:
         for name, curve in curves.items():
             values = (curve.deletion, curve.insertion)[place]
             axis.plot(curve.shares.numpy(), values.numpy(), label=f"{name}: {curve.areas[place]:.3f}")
-        axis.set_xlabel(f"share of the pixels {title}, most important first")
+        axis.set_xlabel(f"share of the pixels {title}")
         axis.set_ylim(0, 1.02)
         axis.grid(alpha=0.3)
         axis.legend(title="area under the curve", fontsize=8)

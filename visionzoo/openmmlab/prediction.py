@@ -75,7 +75,7 @@ class OverlayViewer:
 
     def look(self, picture: Image.Image) -> dict[str, Any]:
         """Return the boxes above the threshold, or the share of the picture of each class, largest first."""
-        result = self._infer(picture)["predictions"][0]
+        result, _ = self._infer(picture)
         if not self._detects:
             found = _shares(np.asarray(result), self._names)
         else:
@@ -90,13 +90,15 @@ class OverlayViewer:
 
     def draw(self, picture: Image.Image, method: str, place: tuple[float, float] | None) -> tuple[bytes, str]:
         """Return the picture with what was found, as a PNG."""
-        drawn = Image.fromarray(np.asarray(self._infer(picture)["visualization"][0]))
-        return _png(drawn), self.methods[method]
+        return _png(Image.fromarray(np.asarray(self._infer(picture)[1]))), self.methods[method]
 
-    def _infer(self, picture: Image.Image) -> Any:
+    def _infer(self, picture: Image.Image) -> tuple[Any, Any]:
+        """Return what is found, and the picture with it."""
         pixels = np.asarray(picture)[..., ::-1].copy()  # OpenMMLab reads BGR
         options = {"pred_score_thr": self._threshold} if self._detects else {}
-        return self._inferencer(pixels, return_vis=True, **options)
+        found = self._inferencer(pixels, return_vis=True, **options)
+        results = found["predictions"], found["visualization"]
+        return (results[0][0], results[1][0]) if self._detects else results  # mmseg has no list of one picture
 
 
 def _png(picture: Image.Image) -> bytes:
