@@ -8,7 +8,7 @@ from timm.task import ClassificationTask
 from torch import Tensor, nn
 
 from visionzoo.engine.errors import UserError, closest
-from visionzoo.engine.flags import AMOUNT
+from visionzoo.engine.flags import AMOUNT, TrainConfig
 
 TAKEN = ("loss", "output", "task_loss", "lr", "images_per_second")  # names that the log has for something else
 
@@ -52,7 +52,7 @@ class AuxiliaryTask(ClassificationTask):
         return {"loss": loss, "output": logits, "task_loss": task_loss, **dict(parts)}
 
 
-def auxiliary_weights(args: argparse.Namespace, model: Any) -> dict[str, float]:
+def auxiliary_weights(config: TrainConfig, model: Any) -> dict[str, float]:
     """Return the weights of the exits and terms that a model is to be trained on: its own, or those of --aux-weight.
 
     Raises:
@@ -61,26 +61,30 @@ def auxiliary_weights(args: argparse.Namespace, model: Any) -> dict[str, float]:
     """
     own = model.auxiliary_weights() if hasattr(model, "auxiliary_weights") else {}
     if taken := sorted(set(own) & set(TAKEN)):
-        raise ValueError(f"AUXILIARY of {args.model}: {taken[0]!r} is a name that the log has for something else")
-    for name, weight in args.aux_weight.items():
+        raise ValueError(
+            f"AUXILIARY of {config.model.model}: {taken[0]!r} is a name that the log has for something else"
+        )
+    for name, weight in config.augmentation.aux_weight.items():
         if not own:
-            raise UserError(f"--aux-weight {name}={weight}: {args.model} as built has no exits and no terms")
+            raise UserError(f"--aux-weight {name}={weight}: {config.model.model} as built has no exits and no terms")
         if name not in own:
             near, listed = closest(name, own), ", ".join(own)
-            raise UserError(f"--aux-weight: {args.model} has no exit and no term {name!r}{near or ';'} it has {listed}")
+            raise UserError(
+                f"--aux-weight: {config.model.model} has no exit and no term {name!r}{near or ';'} it has {listed}"
+            )
         try:
             own[name] = AMOUNT(str(weight))
         except (argparse.ArgumentTypeError, ValueError) as error:
             raise UserError(f"--aux-weight {name}: expected a number at least 0, got {weight!r}") from error
-    if args.freeze:
-        if args.aux_weight:
+    if config.fit.freeze:
+        if config.augmentation.aux_weight:
             raise UserError("--freeze trains the classifier alone, without exits and terms; leave --aux-weight out")
         return {}
-    if args.kd_model_name or args.kd_checkpoint:
+    if config.distillation.kd_model_name or config.distillation.kd_checkpoint:
         if learned := [name for name, weight in own.items() if weight]:
             raise UserError(
-                f"{args.model} learns from labels with {', '.join(learned)} in its loss, which a teacher has no place "
-                f"for; leave the teacher out, or these: --aux-weight {' '.join(f'{name}=0' for name in learned)}"
+                f"{config.model.model} learns from labels with {', '.join(learned)} in its loss, which a teacher has "
+                f"no place for; leave the teacher out, or these: --aux-weight {' '.join(f'{name}=0' for name in learned)}"
             )
         return {}
     return dict(own)

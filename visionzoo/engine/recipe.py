@@ -1,6 +1,7 @@
 """Loss, learning rate, optimizer and schedule from the flags, as timm's train script makes them."""
 
-import argparse
+from dataclasses import asdict
+from types import SimpleNamespace
 from typing import Any
 
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 
 from visionzoo.engine.data import mixing
 from visionzoo.engine.errors import UserError
+from visionzoo.engine.flags import AugmentationConfig, OptimizerConfig, TrainConfig
 from visionzoo.engine.multilabel import MultiLabelLoss
 from visionzoo.graphs import place_counts
 
@@ -20,62 +22,67 @@ SETTINGS = ("lr", "initial_lr", "lr_scale", "weight_decay", "betas", "momentum",
 KINDS = ("capturable", "fused", "foreach")  # what computes it
 
 
-def make_loss(args: argparse.Namespace) -> nn.Module:
+def make_loss(augmentation: AugmentationConfig, *, multi_label: bool) -> nn.Module:
     """Return the training loss; mixed targets are smoothed already."""
-    if args.multi_label:
-        return MultiLabelLoss(smoothing=0.0, sum_classes=args.bce_sum, pos_weight=args.bce_pos_weight)
-    if args.bce_loss:
+    if multi_label:
+        return MultiLabelLoss(smoothing=0.0, sum_classes=augmentation.bce_sum, pos_weight=augmentation.bce_pos_weight)
+    if augmentation.bce_loss:
         return BinaryCrossEntropy(
-            smoothing=0.0 if mixing(args) else args.smoothing,
-            target_threshold=args.bce_target_thresh,
-            sum_classes=args.bce_sum,
-            pos_weight=args.bce_pos_weight,
+            smoothing=0.0 if mixing(augmentation) else augmentation.smoothing,
+            target_threshold=augmentation.bce_target_thresh,
+            sum_classes=augmentation.bce_sum,
+            pos_weight=augmentation.bce_pos_weight,
         )
-    if mixing(args):
+    if mixing(augmentation):
         return SoftTargetCrossEntropy()
-    return LabelSmoothingCrossEntropy(args.smoothing) if args.smoothing else nn.CrossEntropyLoss()
+    return LabelSmoothingCrossEntropy(augmentation.smoothing) if augmentation.smoothing else nn.CrossEntropyLoss()
 
 
-def learning_rate(args: argparse.Namespace, world_size: int) -> tuple[float, str]:
+def learning_rate(config: TrainConfig, world_size: int) -> tuple[float, str]:
     """Return the learning rate and how it came about: --lr, or --lr-base scaled to the total batch."""
-    total = args.batch_size * world_size * args.grad_accum_steps
-    if args.lr is not None:
-        return args.lr, f"lr {args.lr:g} as given, total batch {total}"
-    ratio = total / args.lr_base_size
-    scale = args.lr_base_scale or ("sqrt" if any(name in args.opt.lower() for name in ("ada", "lamb")) else "linear")
-    lr = args.lr_base * (ratio**0.5 if scale == "sqrt" else ratio)
-    return lr, f"lr {lr:g} = {args.lr_base:g} at {args.lr_base_size}, scaled ({scale}) to a total batch of {total}"
+    schedule = config.schedule
+    total = config.fit.batch_size * world_size * config.fit.grad_accum_steps
+    if schedule.lr is not None:
+        return schedule.lr, f"lr {schedule.lr:g} as given, total batch {total}"
+    ratio = total / schedule.lr_base_size
+    scale = schedule.lr_base_scale or (
+        "sqrt" if any(name in config.optimizer.opt.lower() for name in ("ada", "lamb")) else "linear"
+    )
+    lr = schedule.lr_base * (ratio**0.5 if scale == "sqrt" else ratio)
+    return (
+        lr,
+        f"lr {lr:g} = {schedule.lr_base:g} at {schedule.lr_base_size}, scaled ({scale}) to a total batch of {total}",
+    )
 
 
-def ranking_metric(args: argparse.Namespace) -> str:
+def ranking_metric(config: TrainConfig) -> str:
     """Return what the best checkpoint is best in."""
-    return "map" if args.multi_label and args.eval_metric != "loss" else str(args.eval_metric)
+    return "map" if config.data.multi_label and config.run.eval_metric != "loss" else str(config.run.eval_metric)
 
 
-def make_optimizer(args: argparse.Namespace, model: nn.Module) -> Optimizer:
+def make_optimizer(optimizer: OptimizerConfig, lr: float, model: nn.Module) -> Optimizer:
     """Create the optimizer over `model`'s parameters by timm.
 
     Raises:
         UserError: timm has no such optimizer, or it does not take an argument.
     """
     try:
-        return create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+        timms = optimizer_kwargs(cfg=SimpleNamespace(**asdict(optimizer), lr=lr))
+        return create_optimizer_v2(model, **timms, **optimizer.opt_kwargs)
     except (AssertionError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"cannot make the optimizer opt={args.opt!r}: {error}") from error
+        raise UserError(f"cannot make the optimizer opt={optimizer.opt!r}: {error}") from error
 
 
-def load_optimizer(
-    args: argparse.Namespace, optimizer: Optimizer, state: dict[str, Any], before: dict[str, Any]
-) -> None:
+def load_optimizer(given: OptimizerConfig, optimizer: Optimizer, state: dict[str, Any], before: dict[str, Any]) -> None:
     """Load an optimizer's state of a checkpoint; rates, decay and the like stay as this run was given them.
 
     Args:
-        args: flags of this run.
-        optimizer: as made of them.
+        given: to this run.
+        optimizer: as made of it.
         state: of `optimizer.state_dict()`, which holds the settings of the run that wrote it too.
         before: flags of that run.
     """
-    names = {*SETTINGS, *KINDS, *args.opt_kwargs, *(before.get("opt_kwargs") or {})}
+    names = {*SETTINGS, *KINDS, *given.opt_kwargs, *(before.get("opt_kwargs") or {})}
     own = [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, settings in zip(optimizer.param_groups, own, strict=True):
@@ -83,11 +90,10 @@ def load_optimizer(
     place_counts(optimizer)
 
 
-def make_scheduler(
-    args: argparse.Namespace, optimizer: Optimizer, updates_per_epoch: int
-) -> tuple[Scheduler | None, int]:
+def make_scheduler(config: TrainConfig, optimizer: Optimizer, updates_per_epoch: int) -> tuple[Scheduler | None, int]:
     """Return timm's schedule and the number of epochs with cool-down; it is a function of epoch and update alone."""
-    settings: dict[str, Any] = scheduler_kwargs(args, decreasing_metric=args.eval_metric == "loss")
+    settings: dict[str, Any] = scheduler_kwargs(config.schedule, decreasing_metric=config.run.eval_metric == "loss")
+    settings["noise_seed"] = config.device.seed
     scheduler, epochs = create_scheduler_v2(optimizer, **settings, updates_per_epoch=updates_per_epoch)
     if scheduler is None:  # which would apply --layer-decay
         for group in optimizer.param_groups:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from visionzoo.engine.errors import UserError
 from visionzoo.openmmlab.building import build
 from visionzoo.openmmlab.checkpoints import check_fit
 from visionzoo.openmmlab.configuring import task_of
+from visionzoo.openmmlab.flags import PredictConfig
 from visionzoo.openmmlab.running import check_windows, read_config, require_checkpoint, say_notes
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
-def predict(args: argparse.Namespace) -> list[Path]:
+def predict(config: PredictConfig) -> list[Path]:
     """Predict every picture, write `vis/NAME` and `preds/NAME.json` into the output folder, and return the latter.
 
     JSON of a detector: labels, class names, scores, boxes (x1, y1, x2, y2 in pixels) and, where the model has them,
@@ -31,28 +32,28 @@ def predict(args: argparse.Namespace) -> list[Path]:
     Raises:
         UserError: if a picture, the config or the checkpoint is missing, cannot be read or does not fit.
     """
-    cfg = read_config(args.config)
+    cfg = read_config(config.config)
     check_windows(cfg)
     task = task_of(cfg)
-    images = _images(args.images)
-    checkpoint = require_checkpoint(args.checkpoint)
-    if args.device and torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {args.device}: torch finds no GPU")
-    output = Path(args.output)
+    images = _images(config.images)
+    checkpoint = require_checkpoint(config.checkpoint)
+    if config.device and torch.device(config.device).type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {config.device}: torch finds no GPU")
+    output = Path(config.output)
     (output / "preds").mkdir(parents=True, exist_ok=True)
     cfg.model.backbone.pretrained = False  # the checkpoint has all weights
     run = _detect if task == "detection" else _segment
-    written = run(args, cfg, checkpoint, images, output)
+    written = run(config, cfg, checkpoint, images, output)
     print(f"{len(written)} pictures in {output / 'vis'}, JSON in {output / 'preds'}")
     return written
 
 
-def _detect(args: argparse.Namespace, cfg: Any, checkpoint: str, images: list[str], output: Path) -> list[Path]:
+def _detect(config: PredictConfig, cfg: Any, checkpoint: str, images: list[str], output: Path) -> list[Path]:
     from mmdet.apis import DetInferencer
 
-    inferencer = build(cfg, lambda: DetInferencer(model=cfg, weights=checkpoint, device=args.device))
+    inferencer = build(cfg, lambda: DetInferencer(model=cfg, weights=checkpoint, device=config.device))
     say_notes(check_fit(inferencer.model, checkpoint, cfg, None))
-    inferencer(images, out_dir=str(output), pred_score_thr=args.score_threshold, no_save_pred=False)
+    inferencer(images, out_dir=str(output), pred_score_thr=config.score_threshold, no_save_pred=False)
     names = inferencer.model.dataset_meta["classes"]
     paths = []
     for image in images:
@@ -63,10 +64,10 @@ def _detect(args: argparse.Namespace, cfg: Any, checkpoint: str, images: list[st
     return paths
 
 
-def _segment(args: argparse.Namespace, cfg: Any, checkpoint: str, images: list[str], output: Path) -> list[Path]:
+def _segment(config: PredictConfig, cfg: Any, checkpoint: str, images: list[str], output: Path) -> list[Path]:
     from mmseg.apis import MMSegInferencer
 
-    inferencer = build(cfg, lambda: MMSegInferencer(model=cfg, weights=checkpoint, device=args.device))
+    inferencer = build(cfg, lambda: MMSegInferencer(model=cfg, weights=checkpoint, device=config.device))
     say_notes(check_fit(inferencer.model, checkpoint, cfg, None))
     meta = inferencer.model.dataset_meta
     names = meta["classes"] = meta.get("classes") or [str(n) for n in range(inferencer.model.decode_head.num_classes)]
@@ -86,7 +87,7 @@ def _segment(args: argparse.Namespace, cfg: Any, checkpoint: str, images: list[s
     return paths
 
 
-def _images(paths: list[str]) -> list[str]:
+def _images(paths: Sequence[str]) -> list[str]:
     images: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
