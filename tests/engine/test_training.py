@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,6 +55,14 @@ def test_a_run_folder_holds_what_it_should(trained):
         "peak_process_memory_mib",
     ]
     assert [list(row) for row in rows(folder)] == [columns] * 6
+
+
+def test_times_in_a_row_are_of_all_epochs_since_the_row_before(make_args):
+    args = make_args(epochs=3, val_interval=2)
+    train(args)
+    table = rows(Path(args.run.output) / args.run.experiment)
+    images = [round(float(row["images_per_second"]) * float(row["seconds"])) for row in table]
+    assert images == [2 * UPDATES * 8, UPDATES * 8]
 
 
 def test_tensorboard_holds_loss_rate_and_metrics(trained):

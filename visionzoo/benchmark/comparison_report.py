@@ -121,10 +121,10 @@ else on the device: steps of training with the optimizer's, and inference, batch
 training."""
         data = f"of each run [{name}.csv]({name}.csv), of each model [{name}_models.csv]({name}_models.csv)"
     if config.comparison.mixers:
-        smallest, largest = config.comparison.growth_tokens
+        (smallest, largest), dim = config.comparison.growth_tokens, config.comparison.growth_dim
         speed += f"""
 Exponents are slopes in log-log of time and memory of a map against its tokens N, of the mixer alone with
-{config.comparison.growth_dim} channels, forward and backward, from {smallest:,} to {largest:,} tokens; each step has {largest:,}
+{dim} channels, forward and backward, from {smallest:,} to {largest:,} tokens; each step has {largest:,}
 tokens, in many maps or few."""
     return f"""{table(models)}
 

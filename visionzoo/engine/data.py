@@ -458,6 +458,19 @@ def _start_worker(info: Any) -> int:
     return int(info.seed)
 
 
+def end_loading(loader: Any) -> None:
+    """End the loading processes of a loader; where it is read again it starts others.
+
+    Where images are in pinned memory, torch 2.11 waits at Python's exit five seconds for each of them, one after
+    another, and tells none to end.
+    """
+    inner = getattr(loader, "loader", None)  # torch's loader inside of timm's
+    iterator = getattr(inner, "_iterator", None)
+    if iterator is not None:
+        iterator._shutdown_workers()
+        inner._iterator = None
+
+
 def mixing(augmentation: AugmentationConfig) -> bool:
     """Say whether mixup or cutmix is on."""
     return augmentation.mixup > 0 or augmentation.cutmix > 0 or augmentation.cutmix_minmax is not None

@@ -270,12 +270,6 @@ def batches(loader: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         ) from error
 
 
-def end_loading(loader: Any) -> None:
-    """End the processes that load images for a loader; it starts others when it is asked again."""
-    inner = getattr(loader, "loader", loader)  # of timm's prefetcher
-    inner._iterator = None  # torch has no other way: the processes end with what has them
-
-
 def loading_death(error: Exception) -> UserError | None:
     """Return torch's error in a user's words where it says that a process that loads images has died, else None."""
     if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):

@@ -33,6 +33,7 @@ from visionzoo.engine.checkpoints import (
 from visionzoo.engine.data import (
     check_labels,
     class_names,
+    end_loading,
     eval_loader,
     open_train_and_val,
     resolve_num_classes,
@@ -207,8 +208,10 @@ class Run:
         return sum(group["lr"] for group in groups) / len(groups)
 
     def close(self) -> None:
-        """Give the folder back to others."""
+        """Give the folder back to others, and end the loading processes."""
         self.place.release()
+        end_loading(self.loader)
+        end_loading(self.val_loader)
 
     def say(self, text: str) -> None:
         """Print a line and log it, in the primary process."""

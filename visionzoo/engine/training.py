@@ -20,11 +20,11 @@ from torch.utils.data import IterableDataset
 
 from visionzoo.engine.cached import DeviceLoader
 from visionzoo.engine.checkpoints import BEST
-from visionzoo.engine.data import train_loader
+from visionzoo.engine.data import end_loading, train_loader
 from visionzoo.engine.errors import Interrupted, UserError
 from visionzoo.engine.evaluation import evaluate
 from visionzoo.engine.flags import TrainConfig
-from visionzoo.engine.images import CheckedImages, announce_epoch, batches, end_loading, loading_death, seed_everything
+from visionzoo.engine.images import CheckedImages, announce_epoch, batches, loading_death, seed_everything
 from visionzoo.engine.interruption import StopSignals
 from visionzoo.engine.losses import Losses
 from visionzoo.engine.models import autocast, set_epoch
@@ -71,6 +71,7 @@ class Training:
         for remark in self.step.remarks:
             run.say(f"--cuda-graphs: not recorded: {remark}")
         self.waiting = Waiting()
+        self.images, self.seconds, self.waited = 0, 0.0, 0.0  # of training since the last row of summary.csv
         traced = run.config.run.profile if run.process.is_primary else 0
         self.trace = Trace(run.folder / TRACE, traced, run.process.device)
 
@@ -91,6 +92,7 @@ class Training:
                 if said := self.trace.close():
                     run.say(said)
                 run.reporter.close()
+            end_loading(self.loader)
             run.close()
 
     def _fit(self) -> dict[str, Any]:
@@ -138,7 +140,8 @@ class Training:
         if first < len(run.loader):  # else it was stopped in its validation
             self._train_epoch()
         seconds = time.perf_counter() - started
-        images = (progress.batches_done - first) * config.fit.batch_size * run.process.world_size
+        self.images += (progress.batches_done - first) * config.fit.batch_size * run.process.world_size
+        self.seconds, self.waited = self.seconds + seconds, self.waited + self.waiting.seconds
         row: dict[str, Any] = {}
         ended = progress.epoch + 1
         if ended % config.run.val_interval == 0 or ended == run.num_epochs or run.at_max_steps:
@@ -146,8 +149,9 @@ class Training:
             row = {"epoch": progress.epoch, "train_loss": total / max(count, 1)}
             row |= {f"train_{name}": value / max(count, 1) for name, value in parts.items()}
             row |= self._validate()
-            row |= {"lr": run.lr, "images_per_second": images / seconds, "seconds": seconds}
-            row |= {"waiting_seconds": self.waiting.seconds, **peak_memory(run.process.device)}
+            row |= {"lr": run.lr, "images_per_second": self.images / self.seconds, "seconds": self.seconds}
+            row |= {"waiting_seconds": self.waited, **peak_memory(run.process.device)}
+            self.images, self.seconds, self.waited = 0, 0.0, 0.0
             if run.reporter:  # before the checkpoint: a row without one is dropped when the run goes on
                 with self._last_good_told():
                     run.reporter.epoch(run.update, row)
