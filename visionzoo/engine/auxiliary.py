@@ -83,8 +83,8 @@ def auxiliary_weights(config: TrainConfig, model: Any) -> dict[str, float]:
     if config.distillation.kd_model_name or config.distillation.kd_checkpoint:
         if learned := [name for name, weight in own.items() if weight]:
             raise UserError(
-                f"{config.model.model} learns from labels with {', '.join(learned)} in its loss, which a teacher has no "
-                "place for; leave the teacher out, or these: --aux-weight "
+                f"{config.model.model} learns from labels with {', '.join(learned)} in its loss, which a teacher has "
+                "no place for; leave the teacher out, or these: --aux-weight "
                 f"{' '.join(f'{name}=0' for name in learned)}"
             )
         return {}
