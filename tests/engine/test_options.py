@@ -1,10 +1,20 @@
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
 
+from visionzoo.deploy.flags import ExportConfig
 from visionzoo.engine.errors import UserError
-from visionzoo.engine.flags import eval_parser, predict_parser, train_parser
-from visionzoo.engine.options import settings
+from visionzoo.engine.flags import (
+    CompareConfig,
+    EvalConfig,
+    PredictConfig,
+    TrainConfig,
+    eval_parser,
+    predict_parser,
+    train_parser,
+)
+from visionzoo.engine.options import FLAG, changed, settings
 
 # Facts of timm's train script, which is not part of its package.
 TIMM_DEFAULTS = {
@@ -46,6 +56,33 @@ def parsed(*args):
 def test_flags_have_timms_names_and_defaults():
     args = settings(train_parser().parse_with_config([]))
     assert {name: args[name] for name in TIMM_DEFAULTS} == TIMM_DEFAULTS
+
+
+def flags_of(config):
+    """Names of all flags of a command, as often as they are declared."""
+    for field in dataclasses.fields(config):
+        yield from [field.name] if FLAG in field.metadata else flags_of(field.type)
+
+
+@pytest.mark.parametrize("command", [TrainConfig, CompareConfig, EvalConfig, PredictConfig, ExportConfig])
+def test_a_flag_is_declared_once_and_says_what_it_is(command):
+    names = list(flags_of(command))
+    assert len(names) == len(set(names))
+    for part in (field.type for field in dataclasses.fields(command) if FLAG not in field.metadata):
+        for field in dataclasses.fields(part):
+            if FLAG in field.metadata:
+                assert field.metadata[FLAG][1]["help"], field.name
+
+
+def test_configs_are_frozen_and_changed_by_a_flags_name():
+    config = train_parser().parse_with_config(["--lr", "1", "--mixup", "0.5"])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.schedule.lr = 2.0
+    other = changed(config, lr=2.0, model_kwargs={"depths": [1]})
+    assert (other.schedule.lr, other.model.model_kwargs, config.schedule.lr) == (2.0, {"depths": [1]}, 1.0)
+    assert settings(other) == settings(config) | {"lr": 2.0, "model_kwargs": {"depths": [1]}}
+    with pytest.raises(TypeError, match="TrainConfig has no flags learning_rate"):
+        changed(config, learning_rate=2.0)
 
 
 def test_yaml_gives_defaults_and_flags_win(tmp_path):

@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import functools
 import math
@@ -120,6 +121,8 @@ def test_mixed_precision_goes_on_with_its_loss_scale(make_args, tmp_path):
 def test_epochs_differ_from_each_other(make_args):
     run = build_run(make_args(), Process(torch.device("cpu")))
     loop = Training(run)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        run.num_epochs = 3  # a run is of parts that stay; its progress changes
     first = [targets.tolist() for _, _, targets in loop._remaining_batches()]
     run.progress.next_epoch()
     assert first != [targets.tolist() for _, _, targets in loop._remaining_batches()]
