@@ -14,7 +14,7 @@ from visionzoo.engine.flags import compare_parser, train_parser
 from visionzoo.engine.models import Trained, build_model, data_config
 from visionzoo.engine.options import changed
 from visionzoo.engine.probing import choose_head
-from visionzoo.engine.recipe import learning_rate, make_optimizer, make_scheduler
+from visionzoo.engine.recipe import learning_rate, make_optimizer, make_scheduler, total_batch
 from visionzoo.layers.mixers import MIXERS, build_mixer
 from visionzoo.models._registry import VARIANTS
 
@@ -46,10 +46,10 @@ def test_a_config_builds_steps_and_predicts(path, monkeypatch):
         assert timm.get_pretrained_cfg(teacher_name, allow_unregistered=False).has_weights
         teacher = Trained(timm.create_model("test_resnet", num_classes=10), config)
         monkeypatch.setattr("visionzoo.engine.distillation.restore", lambda *asked: teacher)
-    lr, _ = learning_rate(args, world_size=1)
+    lr, _ = learning_rate(args.schedule, args.optimizer.opt, total_batch(args.fit, 1))
     task = make_task(args, model, config, None, torch.device("cpu"))
     optimizer = make_optimizer(args.optimizer, lr, task.get_trainable_module())
-    _, epochs = make_scheduler(args, optimizer, updates_per_epoch=10)
+    _, epochs = make_scheduler(args.schedule, optimizer, updates_per_epoch=10, seed=0)
     plan = args.schedule
     assert epochs == plan.epochs + plan.cooldown_epochs + (plan.warmup_epochs if plan.warmup_prefix else 0)
 

@@ -55,7 +55,7 @@ def test_what_an_optimizer_has_learned_goes_on(make_args, tmp_path):
 
 
 def test_a_learning_rate_of_zero_is_zero(make_args):
-    assert learning_rate(make_args(lr=0.0), 1)[0] == 0.0
+    assert learning_rate(make_args(lr=0.0).schedule, "sgd", 64)[0] == 0.0
 
 
 def test_second_derivatives_pass_through_attention(make_args, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from timm.data import IterableImageDataset
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import Interrupted, UserError
 from visionzoo.engine.parallel import Process
-from visionzoo.engine.recipe import learning_rate
+from visionzoo.engine.recipe import learning_rate, total_batch
 from visionzoo.engine.run import build_run
 from visionzoo.engine.training import Training, train
 
@@ -176,7 +176,8 @@ def test_a_step_limit_ends_validates_and_saves(make_args, tmp_path):
     ],
 )
 def test_the_learning_rate_is_scaled_as_in_timm_and_explained(make_args, change, expected, words):
-    lr, origin = learning_rate(make_args(grad_accum_steps=4, **change), world_size=2)
+    args = make_args(grad_accum_steps=4, **change)
+    lr, origin = learning_rate(args.schedule, args.optimizer.opt, total_batch(args.fit, world_size=2))
     assert lr == pytest.approx(expected)
     assert words in origin and f"lr {expected:g}" in origin
 

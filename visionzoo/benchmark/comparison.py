@@ -41,7 +41,7 @@ from visionzoo.engine.observation import peak_memory
 from visionzoo.engine.options import changed, key_values, settings
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.probing import choose_head
-from visionzoo.engine.recipe import learning_rate, make_optimizer
+from visionzoo.engine.recipe import learning_rate, make_optimizer, total_batch
 from visionzoo.engine.reporting import insert_between
 from visionzoo.engine.run import Run, build_run
 from visionzoo.engine.training import Training
@@ -461,7 +461,8 @@ def _measure_speed(job: Job) -> Row:
     if config.model.channels_last:
         model = model.to(memory_format=torch.channels_last)
     prepared = data_config(config.model, config.input, model)
-    optimizer: Any = make_optimizer(config.optimizer, learning_rate(config, 1)[0], model)
+    lr, _ = learning_rate(config.schedule, config.optimizer.opt, total_batch(config.fit, 1))
+    optimizer: Any = make_optimizer(config.optimizer, lr, model)
     task = make_task(config, model, prepared, None, device)
     images = _images(config, batch, prepared["input_size"], device)
     labels = torch.arange(batch, device=device) % num_classes

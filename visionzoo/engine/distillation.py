@@ -33,10 +33,17 @@ def make_task(
             from a teacher in the way that is asked for; or as `auxiliary_weights`.
     """
     loss = make_loss(config.augmentation, multi_label=config.data.multi_label).to(device)
-    weights = auxiliary_weights(config, model)
+    has_teacher = bool(teacher_name(config.distillation))
+    weights = auxiliary_weights(
+        config.augmentation.aux_weight,
+        model,
+        config.model.name,
+        frozen=config.fit.freeze,
+        has_teacher=has_teacher,
+    )
     if weights:
         return AuxiliaryTask(model, loss, weights, device)
-    if not (config.distillation.kd_model_name or config.distillation.kd_checkpoint):
+    if not has_teacher:
         return ClassificationTask(model, loss, device=device, verbose=False)
     teacher = _make_teacher(config, data_config["input_size"][0])
     if config.distillation.kd_distill_type != "feature":

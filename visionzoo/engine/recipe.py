@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from visionzoo.engine.data import mixing
 from visionzoo.engine.errors import UserError
-from visionzoo.engine.flags import AugmentationConfig, OptimizerConfig, TrainConfig
+from visionzoo.engine.flags import AugmentationConfig, FitConfig, OptimizerConfig, ScheduleConfig
 from visionzoo.engine.multilabel import MultiLabelLoss
 from visionzoo.graphs import place_counts
 
@@ -38,26 +38,31 @@ def make_loss(augmentation: AugmentationConfig, *, multi_label: bool) -> nn.Modu
     return LabelSmoothingCrossEntropy(augmentation.smoothing) if augmentation.smoothing else nn.CrossEntropyLoss()
 
 
-def learning_rate(config: TrainConfig, world_size: int) -> tuple[float, str]:
-    """Return the learning rate and how it came about: --lr, or --lr-base scaled to the total batch."""
-    schedule = config.schedule
-    total = config.fit.batch_size * world_size * config.fit.grad_accum_steps
+def total_batch(fit: FitConfig, world_size: int) -> int:
+    """Return the images of an update, over all processes and accumulated batches."""
+    return fit.batch_size * world_size * fit.grad_accum_steps
+
+
+def learning_rate(schedule: ScheduleConfig, opt: str, total: int) -> tuple[float, str]:
+    """Return the learning rate and how it came about: --lr, or --lr-base scaled to the total batch.
+
+    Args:
+        schedule: has either.
+        opt: name of the optimizer, by which the scaling goes where it is not given.
+        total: images of an update.
+    """
     if schedule.lr is not None:
         return schedule.lr, f"lr {schedule.lr:g} as given, total batch {total}"
     ratio = total / schedule.lr_base_size
-    scale = schedule.lr_base_scale or (
-        "sqrt" if any(name in config.optimizer.opt.lower() for name in ("ada", "lamb")) else "linear"
-    )
+    scale = schedule.lr_base_scale or ("sqrt" if any(name in opt.lower() for name in ("ada", "lamb")) else "linear")
     lr = schedule.lr_base * (ratio**0.5 if scale == "sqrt" else ratio)
-    return (
-        lr,
-        f"lr {lr:g} = {schedule.lr_base:g} at {schedule.lr_base_size}, scaled ({scale}) to a total batch of {total}",
-    )
+    base = f"{schedule.lr_base:g} at {schedule.lr_base_size}"
+    return lr, f"lr {lr:g} = {base}, scaled ({scale}) to a total batch of {total}"
 
 
-def ranking_metric(config: TrainConfig) -> str:
-    """Return what the best checkpoint is best in."""
-    return "map" if config.data.multi_label and config.run.eval_metric != "loss" else str(config.run.eval_metric)
+def ranking_metric(given: str, *, multi_label: bool) -> str:
+    """Return what the best checkpoint is best in: as --eval-metric says, for images with several labels `map`."""
+    return "map" if multi_label and given != "loss" else given
 
 
 def make_optimizer(optimizer: OptimizerConfig, lr: float, model: nn.Module) -> Optimizer:
@@ -90,10 +95,19 @@ def load_optimizer(given: OptimizerConfig, optimizer: Optimizer, state: dict[str
     place_counts(optimizer)
 
 
-def make_scheduler(config: TrainConfig, optimizer: Optimizer, updates_per_epoch: int) -> tuple[Scheduler | None, int]:
-    """Return timm's schedule and the number of epochs with cool-down; it is a function of epoch and update alone."""
-    settings: dict[str, Any] = scheduler_kwargs(config.schedule, decreasing_metric=config.run.eval_metric == "loss")
-    settings["noise_seed"] = config.device.seed
+def make_scheduler(
+    schedule: ScheduleConfig, optimizer: Optimizer, updates_per_epoch: int, *, seed: int
+) -> tuple[Scheduler | None, int]:
+    """Return timm's schedule and the number of epochs with cool-down; it is a function of epoch and update alone.
+
+    Args:
+        schedule: what is made.
+        optimizer: whose rates it sets.
+        updates_per_epoch: for schedules that go by updates.
+        seed: of the noise.
+    """
+    settings: dict[str, Any] = scheduler_kwargs(schedule, decreasing_metric=False)  # no schedule here goes by a metric
+    settings["noise_seed"] = seed
     scheduler, epochs = create_scheduler_v2(optimizer, **settings, updates_per_epoch=updates_per_epoch)
     if scheduler is None:  # which would apply --layer-decay
         for group in optimizer.param_groups:

@@ -55,7 +55,14 @@ from visionzoo.engine.options import changed, settings
 from visionzoo.engine.ownership import Claim, check_free, check_own, claim
 from visionzoo.engine.parallel import Process, starter
 from visionzoo.engine.probing import choose_head, freeze
-from visionzoo.engine.recipe import learning_rate, load_optimizer, make_optimizer, make_scheduler, ranking_metric
+from visionzoo.engine.recipe import (
+    learning_rate,
+    load_optimizer,
+    make_optimizer,
+    make_scheduler,
+    ranking_metric,
+    total_batch,
+)
 from visionzoo.engine.recorded import changed_settings, compare_classes, recorded_args
 from visionzoo.engine.reporting import Reporter
 from visionzoo.graphs import make_capturable
@@ -173,7 +180,7 @@ class Run:
     @property
     def metric(self) -> str:
         """What the best checkpoint is best in."""
-        return ranking_metric(self.config) if self.val_set else "loss"
+        return best_in(self.config, self.val_set)
 
     @property
     def updates_per_epoch(self) -> int:
@@ -256,6 +263,11 @@ class Run:
         return sharding.whole(state, keep=self.process.is_primary) if self.config.fit.fsdp else state
 
 
+def best_in(config: TrainConfig, val_set: Any) -> str:
+    """Return the metric that checkpoints are ranked by: the loss of training where there is no validation."""
+    return ranking_metric(config.run.eval_metric, multi_label=config.data.multi_label) if val_set else "loss"
+
+
 def updates(batches: int, config: TrainConfig) -> int:
     """Return how many updates so many batches make."""
     return math.ceil(batches / config.fit.grad_accum_steps)
@@ -295,12 +307,13 @@ def build_run(config: TrainConfig, process: Process) -> Run:
     validation_batch = fit.validation_batch_size or fit.batch_size
     val_loader = val_set and eval_loader(config.data, val_set, prepared, process, batch_size=validation_batch)
 
-    lr, lr_origin = learning_rate(config, process.world_size)
+    total = total_batch(fit, process.world_size)
+    lr, lr_origin = learning_rate(config.schedule, config.optimizer.opt, total)
     task = make_task(config, model, prepared, names, process.device)
     if fit.model_ema:
         task.setup_ema(decay=fit.model_ema_decay, use_warmup=fit.model_ema_warmup)
     if fit.fsdp:
-        sharding.check(config, process.distributed, task)
+        sharding.check(config.device, config.optimizer, process.distributed, task)
         sharding.shard(task)
     optimizer = make_optimizer(config.optimizer, lr, trained_module(task))
     needs_scaler = config.device.amp and config.device.amp_dtype == "float16"
@@ -308,8 +321,10 @@ def build_run(config: TrainConfig, process: Process) -> Run:
         check_graphs(config, process, optimizer)
         if not needs_scaler:  # else the update is not recorded
             make_capturable(optimizer)
-    scheduler, num_epochs = make_scheduler(config, optimizer, updates(len(loader), config))
-    metric = ranking_metric(config) if val_set else "loss"
+    scheduler, num_epochs = make_scheduler(
+        config.schedule, optimizer, updates(len(loader), config), seed=config.device.seed
+    )
+    metric = best_in(config, val_set)
     place, found = _claim_folder(config, process, prepared["input_size"][-1], metric, notes.say)
     try:
         run = Run(

@@ -15,10 +15,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from visionzoo.engine.errors import UserError
-from visionzoo.engine.flags import TrainConfig
+from visionzoo.engine.flags import DeviceConfig, OptimizerConfig
 
 
-def check(config: TrainConfig, distributed: bool, task: TrainingTask) -> None:
+def check(precision: DeviceConfig, optimizer: OptimizerConfig, distributed: bool, task: TrainingTask) -> None:
     """Refuse what cannot be sharded.
 
     Raises:
@@ -26,9 +26,9 @@ def check(config: TrainConfig, distributed: bool, task: TrainingTask) -> None:
     """
     if not distributed:
         raise UserError("--fsdp shares a model between processes: start several by torchrun --nproc-per-node N")
-    if config.device.amp and config.device.amp_dtype == "float16":
+    if precision.amp and precision.amp_dtype == "float16":
         raise UserError("--fsdp: the loss scale of float16 is not kept between shards; pass --amp-dtype bfloat16")
-    if config.optimizer.clip_grad is not None and config.optimizer.clip_mode == "agc":
+    if optimizer.clip_grad is not None and optimizer.clip_mode == "agc":
         raise UserError("--fsdp: --clip-mode agc needs whole gradients; pass --clip-mode norm")
     if isinstance(task, FeatureDistillationTask):
         raise UserError("--fsdp: --kd-distill-type feature calls parts of the model by themselves; logit or token do")

@@ -31,6 +31,7 @@ from visionzoo.engine.models import autocast, set_epoch
 from visionzoo.engine.observation import TRACE, Trace, Waiting, peak_memory
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.probing import train_mode
+from visionzoo.engine.recipe import total_batch
 from visionzoo.engine.run import Run, build_run
 from visionzoo.graphs import CaptureError, CudaRecorder, TrainingStep
 
@@ -334,7 +335,7 @@ class Training:
     def _start_bar(self) -> None:
         run = self.run
         if run.reporter:
-            batch = run.config.fit.batch_size * run.process.world_size * run.config.fit.grad_accum_steps
+            batch = total_batch(run.config.fit, run.process.world_size)
             updates = min(run.num_epochs * run.updates_per_epoch, run.config.run.max_steps or math.inf)
             run.reporter.start_bar(int(updates) * batch, run.update * batch)
 
