@@ -464,7 +464,7 @@ def end_loading(loader: Any) -> None:
     Where images are in pinned memory, torch 2.11 waits at Python's exit five seconds for each of them, one after
     another, and tells none to end.
     """
-    inner = getattr(loader, "loader", None)  # torch's loader inside of timm's
+    inner: Any = getattr(loader, "loader", None)  # torch's loader inside of timm's
     iterator = getattr(inner, "_iterator", None)
     if iterator is not None:
         iterator._shutdown_workers()
