@@ -1,13 +1,13 @@
 """Small data and a small model, so that a whole training takes about a second."""
 
-import argparse
 from pathlib import Path
 
 import pytest
 import torch
 from engine.helpers import TINY, write_images
 
-from visionzoo.engine.flags import train_parser
+from visionzoo.engine.flags import TrainConfig, train_parser
+from visionzoo.engine.options import changed
 from visionzoo.engine.training import train
 
 
@@ -22,16 +22,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_args(images: Path, tmp_path: Path):
-    """Arguments of a tiny training; keywords replace single ones."""
+    """The configuration of a tiny training; keywords replace single flags."""
 
-    def make(**changes: object) -> argparse.Namespace:
+    def make(**changes: object) -> TrainConfig:
         parser = train_parser()
         parser.set_defaults(**TINY, data_dir=str(images), output=str(tmp_path / "output"), experiment="run")
-        args = parser.parse_with_config([])
-        for name, value in changes.items():
-            assert hasattr(args, name), name
-            setattr(args, name, value)
-        return args
+        return changed(parser.parse_with_config([]), **changes)
 
     return make
 

@@ -15,6 +15,9 @@ import torch
 from PIL import Image
 
 from visionzoo.engine.checkpoints import read_checkpoint
+from visionzoo.engine.flags import EvalConfig, PredictConfig
+from visionzoo.engine.models import Trained, restore
+from visionzoo.engine.options import settings
 
 ROOT = Path(__file__).parents[2]
 COLOURS = {"blue": (30, 30, 220), "green": (30, 220, 30), "red": (220, 30, 30)}
@@ -79,6 +82,18 @@ def run_tool(name: str, *argv: str) -> int:
     finally:
         sys.argv = before
     return 0
+
+
+def restored(parser: Callable, *flags: str) -> Trained:
+    """The model that `visionzoo eval`, `predict` or `export` is given by flags."""
+    config = parser().parse(flags)
+    if isinstance(config, EvalConfig):
+        weights, reading = config.result, config.data
+    elif isinstance(config, PredictConfig):
+        weights, reading = config.picture, config.picture.reading
+    else:
+        weights, reading = config.source.weights, config.source
+    return restore(config.model, config.input, weights, settings(reading))
 
 
 class Child:

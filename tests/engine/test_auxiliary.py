@@ -16,7 +16,7 @@ from visionzoo.engine.auxiliary import AuxiliaryTask
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.parallel import Process
-from visionzoo.engine.run import Run
+from visionzoo.engine.run import build_run
 from visionzoo.engine.training import train
 
 FAMILY = {"model": NAME, "model_kwargs": {}, "drop_path": 0.0, "smoothing": 0.0}
@@ -91,7 +91,7 @@ def test_training_lowers_exits_and_terms_and_logs_them(early, tmp_path, capsys, 
 def test_what_is_logged_is_what_the_definitions_give(early, tmp_path):
     """Of one update on all images at once, whose order makes no difference."""
     options = {"batch_size": 36, "max_steps": 1, "no_aug": True, "log_interval": 1}
-    run = Run(early(experiment="untouched", **options), Process(torch.device("cpu")))
+    run = build_run(early(experiment="untouched", **options), Process(torch.device("cpu")))
     run.reporter.close()
     images, labels = next(iter(run.loader))
     model = run.trainable.train()
@@ -123,7 +123,7 @@ def test_exits_and_terms_go_with_every_way_of_training(early, tmp_path, way):
 
 
 def test_an_exit_learns_as_the_logits_do_from_smoothed_labels_and_its_own_targets_as_they_are(early):
-    run = Run(early(smoothing=0.3), Process(torch.device("cpu")))
+    run = build_run(early(smoothing=0.3), Process(torch.device("cpu")))
     run.reporter.close()
     run.close()
     images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
@@ -176,7 +176,7 @@ def test_what_is_evaluated_and_exported_gives_logits(early, tmp_path):
 
 def train_early_exit(args):
     """In a process of its own, which has to know the family."""
-    assert args.model == early_exit.NAME
+    assert args.model.model == early_exit.NAME
     return train(args)
 
 
@@ -185,8 +185,8 @@ def test_two_processes_share_exits_and_terms_in_either_way(early, tmp_path):
     """Terms leave the blocks beside what these return, which sharding must not miss in the backward pass."""
     found = {}
     for way in ("ddp", "fsdp"):
-        args = early(experiment=way, batch_size=3, grad_accum_steps=2, epochs=2, log_interval=1, fsdp=way == "fsdp")
-        args.aux_weight = {"balance": 3.0}
+        more = {"log_interval": 1, "fsdp": way == "fsdp", "aux_weight": {"balance": 3.0}}
+        args = early(experiment=way, batch_size=3, grad_accum_steps=2, epochs=2, **more)
         in_two_processes(train_early_exit, args)
         for row in rows(tmp_path / "output" / way):
             assert_adds_up(row, {**WEIGHTS, "balance": 3.0})
@@ -244,11 +244,11 @@ def test_a_teacher_takes_the_place_of_exits_and_terms_that_weigh_nothing(early, 
 
 
 def test_models_without_any_train_as_ever_and_frozen_ones_learn_the_classifier_alone(early, make_args):
-    run = Run(make_args(), Process(torch.device("cpu")))
+    run = build_run(make_args(), Process(torch.device("cpu")))
     run.reporter.close()
     run.close()
     assert type(run.task) is ClassificationTask
-    frozen = Run(early(experiment="frozen", freeze=True, resume="auto"), Process(torch.device("cpu")))
+    frozen = build_run(early(experiment="frozen", freeze=True, resume="auto"), Process(torch.device("cpu")))
     frozen.reporter.close()
     frozen.close()
     assert type(frozen.task) is ClassificationTask and not frozen.trainable.auxiliary

@@ -13,6 +13,7 @@ from visionzoo.engine.cached import CachedImages, DeviceLoader, crop_and_resize
 from visionzoo.engine.data import eval_loader, open_train_and_val, train_loader
 from visionzoo.engine.flags import train_parser
 from visionzoo.engine.images import announce_epoch, seed_everything
+from visionzoo.engine.options import changed
 from visionzoo.engine.parallel import Process
 
 CPU = Process(torch.device("cpu"))
@@ -34,7 +35,7 @@ def images(tmp_path):
     def opened(*flags, cache=True):
         place = ["--cache-images", str(tmp_path / "cache")] if cache else []
         args = train_parser().parse(["--data-dir", str(tmp_path / "data"), "-b", "4", "-j", "0", *place, *flags])
-        args.num_classes = 3
+        args = changed(args, num_classes=3)
         return args, *open_train_and_val(args)
 
     return opened
@@ -45,7 +46,7 @@ def test_evaluation_sees_what_the_loader_would_have_loaded(images, monkeypatch):
         loaders = []
         for cache in (True, False):
             args, _, val = images(*flags, cache=cache)
-            loaders.append(eval_loader(args, val, config, CPU))
+            loaders.append(eval_loader(args.data, val, config, CPU, batch_size=args.fit.batch_size))
         (got, targets), (expected, real) = (map(torch.cat, zip(*loader, strict=True)) for loader in loaders)
         assert isinstance(loaders[0], DeviceLoader) and len(loaders[0]) == len(loaders[1])
         assert torch.equal(targets, real)

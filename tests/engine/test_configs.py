@@ -12,8 +12,9 @@ from visionzoo.engine.data import mixing
 from visionzoo.engine.distillation import make_task
 from visionzoo.engine.flags import compare_parser, train_parser
 from visionzoo.engine.models import Trained, build_model, data_config
+from visionzoo.engine.options import changed
 from visionzoo.engine.probing import choose_head
-from visionzoo.engine.recipe import learning_rate, make_optimizer, make_scheduler
+from visionzoo.engine.recipe import learning_rate, make_optimizer, make_scheduler, total_batch
 from visionzoo.layers.mixers import MIXERS, build_mixer
 from visionzoo.models._registry import VARIANTS
 
@@ -34,23 +35,26 @@ def test_the_configs_are_there():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_builds_steps_and_predicts(path, monkeypatch):
     args = train_parser().parse_with_config([str(path)])
-    args.num_classes = 10
-    args.img_size = args.img_size or 64
-    model = build_model(args, drop_rate=args.drop, drop_path_rate=args.drop_path)
-    config = data_config(args, model)
+    size = args.input.img_size or 64
+    args = changed(args, num_classes=10, img_size=size)
+    model = build_model(args.model, args.input, drop_rate=args.fit.drop, drop_path_rate=args.fit.drop_path)
+    config = data_config(args.model, args.input, model)
     assert config["input_size"][0] == 3
-    if args.kd_model_name:  # a small teacher in the place of the published one, which is only looked up
-        assert timm.get_pretrained_cfg(args.kd_model_name, allow_unregistered=False).has_weights
+    if (
+        teacher_name := args.distillation.kd_model_name
+    ):  # a small teacher in the place of the published one, which is only looked up
+        assert timm.get_pretrained_cfg(teacher_name, allow_unregistered=False).has_weights
         teacher = Trained(timm.create_model("test_resnet", num_classes=10), config)
-        monkeypatch.setattr("visionzoo.engine.distillation.restore", lambda asked: teacher)
-    args.lr, _ = learning_rate(args, world_size=1)
+        monkeypatch.setattr("visionzoo.engine.distillation.restore", lambda *asked: teacher)
+    lr, _ = learning_rate(args.schedule, args.optimizer.opt, total_batch(args.fit, 1))
     task = make_task(args, model, config, None, torch.device("cpu"))
-    optimizer = make_optimizer(args, task.get_trainable_module())
-    _, epochs = make_scheduler(args, optimizer, updates_per_epoch=10)
-    assert epochs == args.epochs + args.cooldown_epochs + (args.warmup_epochs if args.warmup_prefix else 0)
+    optimizer = make_optimizer(args.optimizer, lr, task.get_trainable_module())
+    _, epochs = make_scheduler(args.schedule, optimizer, updates_per_epoch=10, seed=0)
+    plan = args.schedule
+    assert epochs == plan.epochs + plan.cooldown_epochs + (plan.warmup_epochs if plan.warmup_prefix else 0)
 
-    images = torch.randn(2, 3, args.img_size, args.img_size)
-    targets = torch.full((2, 10), 0.1) if mixing(args) else torch.tensor([1, 2])
+    images = torch.randn(2, 3, size, size)
+    targets = torch.full((2, 10), 0.1) if mixing(args.augmentation) else torch.tensor([1, 2])
     classifier = model.get_classifier()
     classifiers = classifier if isinstance(classifier, tuple) else (classifier,)
     before = [linear.weight.detach().clone() for linear in classifiers]
@@ -71,17 +75,18 @@ def test_a_config_states_its_command(path):
 
 def _check_models(path, every):
     args = compare_parser().parse_with_config([str(path)])
-    args.num_classes = 10
+    args = changed(args, num_classes=10)
+    size = args.train.input.img_size
     runs = {model: run for (model, _), run in reversed(_runs(args, path.parent).items())}
-    assert len(runs) >= (3 if args.probes else 7)
+    assert len(runs) >= (3 if args.comparison.probes else 7)
     for model, run in list(runs.items())[::every]:
-        choose_head(run)
+        config = choose_head(run.config.fit, run.config.model)
         if " + " in model:
             with torch.device("meta"):
-                build_model(run)
+                build_model(config, run.config.input)
         else:
-            built = build_model(run).train()
-            assert built(torch.randn(2, 3, args.img_size, args.img_size)).shape == (2, 10)
+            built = build_model(config, run.config.input).train()
+            assert built(torch.randn(2, 3, size, size)).shape == (2, 10)
 
 
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
@@ -96,7 +101,7 @@ def test_all_mixers_of_the_comparison_take_its_images():
 
 def test_the_comparison_of_mixers_has_every_mixer_by_options_that_it_takes():
     args = compare_parser().parse_with_config([str(FOLDER / "cifar10_mixers.yaml")])
-    specs = [{name: value for name, value in mixer.items() if name != "label"} for mixer in args.mixers]
+    specs = [{name: value for name, value in mixer.items() if name != "label"} for mixer in args.comparison.mixers]
     assert {spec["type"] for spec in specs} == {*MIXERS, "none"}
     for spec in specs:
         for width, heads in ((64, 2), (128, 4)):
@@ -112,7 +117,7 @@ def test_a_papers_config_states_its_source_cost_and_the_published_numbers(path):
     for model, top1 in stated.items():
         assert float(top1) == VARIANTS[model].published.top1
     family = f"zoo_{path.stem.rpartition('_')[0]}_"
-    size = VARIANTS[train_parser().parse_with_config([str(path)]).model].published.size
+    size = VARIANTS[train_parser().parse_with_config([str(path)]).model.model].published.size
     published = {
         name
         for name, variant in VARIANTS.items()

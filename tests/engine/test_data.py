@@ -74,7 +74,7 @@ def test_torchvision_sets_are_read_too(make_args, monkeypatch):
     train, val = open_train_and_val(args)
     assert class_names(train) == ["cat", "dog"]
     assert train.dataset.train and not val.dataset.train
-    pixels, targets = next(iter(batches(eval_loader(args, val, CONFIG, CPU))))
+    pixels, targets = next(iter(batches(eval_loader(args.data, val, CONFIG, CPU, batch_size=args.fit.batch_size))))
     assert pixels.shape == (8, 3, 32, 32)
     assert targets.tolist() == [0, 1] * 4
 
@@ -179,7 +179,7 @@ def test_an_unreadable_image_stops_with_its_name(make_args, damaged, workers):
     train, val = open_train_and_val(args)
     for loader, names in (
         (train_loader(args, train, CONFIG, CPU), ("blue/0.png", "green/3.png", "red/5.png")),
-        (eval_loader(args, val, CONFIG, CPU), ("red/0.png",)),
+        (eval_loader(args.data, val, CONFIG, CPU, batch_size=args.fit.batch_size), ("red/0.png",)),
     ):
         with pytest.raises(UnreadableImageError) as error:
             list(batches(loader))
@@ -199,7 +199,9 @@ def test_unreadable_images_are_passed_over_and_counted_when_asked(make_args, dam
         "train/green/3.png",
         "train/red/5.png",
     ]
-    targets = torch.cat([targets for _, targets in batches(eval_loader(args, val, CONFIG, CPU))])
+    targets = torch.cat(
+        [targets for _, targets in batches(eval_loader(args.data, val, CONFIG, CPU, batch_size=args.fit.batch_size))]
+    )
     assert targets.tolist() == [0, 0, 1, 1, IGNORED, 2]
 
 
@@ -216,7 +218,7 @@ def test_loading_processes_repeat_an_epoch_and_differ_between_epochs(make_args):
     args = make_args(workers=2)
 
     def epoch(loader, number):
-        announce_epoch(loader, args.seed, number)
+        announce_epoch(loader, args.device.seed, number)
         return torch.cat([pixels for pixels, _ in batches(loader)])
 
     first = train_loader(args, open_train_and_val(args)[0], CONFIG, CPU)

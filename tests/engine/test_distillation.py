@@ -9,7 +9,7 @@ from timm.models import save_for_hf
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.parallel import Process
-from visionzoo.engine.run import Run
+from visionzoo.engine.run import build_run
 from visionzoo.engine.training import train
 
 LEVIT = {"depths": [1, 1, 1], "embed_dims": [16, 24, 32], "num_heads": [1, 1, 1], "key_dim": 8}
@@ -43,7 +43,7 @@ def test_the_loss_falls_and_the_colours_are_learned(distil, tmp_path, way, capsy
 
 
 def test_both_heads_learn_and_the_teacher_does_not(distil, trained, tmp_path):
-    run = Run(distil(**TOKEN), Process(torch.device("cpu")))
+    run = build_run(distil(**TOKEN), Process(torch.device("cpu")))
     assert isinstance(run.task, timm.task.TokenDistillationTask)
     assert (run.task.task_loss_weight, run.task.distill_loss_weight) == (0.5, 0.5)
     teacher = read_checkpoint(trained[0] / "model_best.pth.tar")["state_dict_ema"]
@@ -75,8 +75,8 @@ def test_an_interrupted_distillation_is_the_one_that_ran_through(distil, tmp_pat
 
 
 def test_the_teacher_sees_images_as_it_was_trained_on_them(distil, trained):
-    """Whatever mean and deviation the student's images are normalized by."""
-    run = Run(distil(mean=[0.2, 0.3, 0.4], std=[0.5, 0.6, 0.7]), Process(torch.device("cpu")))
+    """Whatever mean and deviation the student's images are normalised by."""
+    run = build_run(distil(mean=[0.2, 0.3, 0.4], std=[0.5, 0.6, 0.7]), Process(torch.device("cpu")))
     image = torch.rand(2, 3, 32, 32)
     theirs = read_checkpoint(trained[0] / "model_best.pth.tar")["data_config"]
 
@@ -84,7 +84,7 @@ def test_the_teacher_sees_images_as_it_was_trained_on_them(distil, trained):
         return (image - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
 
     seen = run.task.teacher.normalize_input(
-        normalised(run.args.mean, run.args.std), run.task.student_mean, run.task.student_std
+        normalised(run.config.input.mean, run.config.input.std), run.task.student_mean, run.task.student_std
     )
     torch.testing.assert_close(seen, normalised(theirs["mean"], theirs["std"]))
 
@@ -92,12 +92,14 @@ def test_the_teacher_sees_images_as_it_was_trained_on_them(distil, trained):
 def test_a_teacher_may_be_any_model_with_published_weights(distil, tmp_path):
     model = timm.create_model("test_resnet", num_classes=3)
     save_for_hf(model, str(tmp_path / "teacher"), safe_serialization=True)
-    run = Run(distil(kd_checkpoint="", kd_model_name=f"local-dir:{tmp_path / 'teacher'}"), Process(torch.device("cpu")))
+    run = build_run(
+        distil(kd_checkpoint="", kd_model_name=f"local-dir:{tmp_path / 'teacher'}"), Process(torch.device("cpu"))
+    )
     assert_same(dict(run.task.teacher.model.state_dict()), dict(model.state_dict()))
 
 
 def test_without_a_teacher_nothing_is_distilled(make_args):
-    run = Run(make_args(**STUDENT, **TOKEN, kd_model_name=""), Process(torch.device("cpu")))
+    run = build_run(make_args(**STUDENT, **TOKEN, kd_model_name=""), Process(torch.device("cpu")))
     assert type(run.task) is timm.task.ClassificationTask
 
 

@@ -12,16 +12,17 @@ from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.data import class_names, open_split, open_train_and_val
 from visionzoo.engine.errors import Interrupted, UserError
 from visionzoo.engine.interruption import StopSignals
+from visionzoo.engine.options import changed
 from visionzoo.engine.parallel import Process
 from visionzoo.engine.recipe import learning_rate
-from visionzoo.engine.run import Run
+from visionzoo.engine.run import build_run
 from visionzoo.engine.training import Training, train
 
 CPU = Process(torch.device("cpu"))
 
 
 def resumed(make_args, **changes):
-    return Run(make_args(resume="auto", **changes), CPU)
+    return build_run(make_args(resume="auto", **changes), CPU)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_what_an_optimizer_has_learned_goes_on(make_args, tmp_path):
 
 
 def test_a_learning_rate_of_zero_is_zero(make_args):
-    assert learning_rate(make_args(lr=0.0), 1)[0] == 0.0
+    assert learning_rate(make_args(lr=0.0).schedule, "sgd", 64)[0] == 0.0
 
 
 def test_second_derivatives_pass_through_attention(make_args, tmp_path, monkeypatch):
@@ -163,12 +164,12 @@ def test_validation_that_is_training_by_another_path_is_refused(make_args, image
     (tmp_path / "linked").mkdir()
     for name in ("blue", "green", "red"):
         (tmp_path / "linked" / name).symlink_to(images / "train" / name)
-    args.val_data_dir = str(tmp_path / "linked")
+    args = changed(args, val_data_dir=str(tmp_path / "linked"))
     with pytest.raises(UserError, match="would read the same images, 36 of 36"):
         open_train_and_val(args)
     write_images(tmp_path / "mixed", per_class=2, seed=3)
     (tmp_path / "mixed/red/9.png").symlink_to(images / "train/red/0.png")
-    args.val_data_dir = str(tmp_path / "mixed")
+    args = changed(args, val_data_dir=str(tmp_path / "mixed"))
     _, val = open_train_and_val(args)
     assert [note for note in val.notes if "trained on too: 1 of 7" in note]
 
@@ -183,7 +184,7 @@ def test_two_splits_of_one_cache_are_not_the_same_images(make_args, monkeypatch)
     monkeypatch.setattr("visionzoo.engine.data.create_dataset", lambda *_, **__: Set(range(4)))
     args = make_args(dataset="hfds/x", data_dir="/cache")
     open_train_and_val(args)
-    args.val_split = "train"
+    args = changed(args, val_split="train")
     with pytest.raises(UserError, match=r"the same images, the split 'train' of hfds/x"):
         open_train_and_val(args)
 
@@ -199,8 +200,9 @@ def test_torchvisions_folders_are_numbered_as_in_training(make_args, images, tmp
     val.transform = lambda image: image
     assert [val[index][1] for index in range(4)] == [1, 1, 2, 2]  # green and red
     (tmp_path / "map.txt").write_text("red\ngreen\nblue\n")
-    args.class_map = str(tmp_path / "map.txt")
-    mapped = open_split(args, is_training=False, split="x", root=str(images / "validation"), class_map=args.class_map)
+    args = changed(args, class_map=str(tmp_path / "map.txt"))
+    own = {"channels": 3, "seed": 0, "batch_size": 4, "class_map": args.data.class_map}
+    mapped = open_split(args.data, is_training=False, split="x", root=str(images / "validation"), **own)
     mapped.transform = lambda image: image
     assert class_names(mapped) == ["red", "green", "blue"] and [mapped[i][1] for i in (0, 8)] == [2, 0]
     (tmp_path / "map.txt").write_text("red\ngreen\n")

@@ -137,7 +137,7 @@ def test_what_cannot_be_recorded_is_refused(make_args, change, message):
     process = Process(torch.device("cuda" if change else "cpu"))
     args = make_args(cuda_graphs=True, **change)
     with pytest.raises(UserError, match="--cuda-graphs: ") as error:
-        check_graphs(args, process, make_optimizer(args, torch.nn.Linear(2, 2)))
+        check_graphs(args, process, make_optimizer(args.optimizer, 0.1, torch.nn.Linear(2, 2)))
     assert message in str(error.value)
 
 

@@ -17,11 +17,12 @@ from timm.task import ClassificationTask
 from torch.utils.tensorboard import SummaryWriter
 
 from visionzoo.engine import observation
+from visionzoo.engine import run as run_module
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.images import announce_epoch, batch_names, batches
 from visionzoo.engine.observation import Waiting, git_state
 from visionzoo.engine.parallel import Process
-from visionzoo.engine.run import Run
+from visionzoo.engine.run import build_run
 from visionzoo.engine.training import train
 
 TEN = dict(epochs=4, max_steps=10, log_interval=2)
@@ -188,11 +189,11 @@ def test_a_run_with_slow_loading_says_so(make_args, monkeypatch, capsys):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_names_of_a_batch_are_those_of_its_images(make_args, workers):
-    run = Run(make_args(workers=workers, no_aug=True), Process(torch.device("cpu")))
-    announce_epoch(run.loader, run.args.seed, 3)
+    run = build_run(make_args(workers=workers, no_aug=True), Process(torch.device("cpu")))
+    announce_epoch(run.loader, run.config.device.seed, 3)
     seen = [targets.tolist() for _, targets in batches(run.loader)]
     for index in range(UPDATES):
-        names = batch_names(run.loader, run.args.seed, 3, index)
+        names = batch_names(run.loader, run.config.device.seed, 3, index)
         assert [["blue", "green", "red"].index(name.split("/")[-2]) for name in names] == seen[index]
 
 
@@ -255,14 +256,14 @@ class Overflow(torch.nn.Module):
 
 def test_a_left_out_update_leaves_no_trace_in_batch_norms(make_args, tmp_path, monkeypatch):
     overflow = Overflow(at=1)
-    original = Run._wrap_model
+    original = run_module._wrap_model
 
     def wrap(run):
         run.trainable.register_forward_pre_hook(lambda _, images: (overflow(images[0]),))
         run.trainable.overflow = overflow.train()
         original(run)
 
-    monkeypatch.setattr(Run, "_wrap_model", wrap)
+    monkeypatch.setattr(run_module, "_wrap_model", wrap)
     train(make_args(skip_nonfinite=1, epochs=1))
     state = learned(tmp_path / "output/run")["state_dict"]
     assert all(value.isfinite().all() for value in state.values())

@@ -1,7 +1,20 @@
+import dataclasses
+from types import SimpleNamespace
+
 import pytest
 
+from visionzoo.deploy.flags import ExportConfig
 from visionzoo.engine.errors import UserError
-from visionzoo.engine.flags import eval_parser, predict_parser, train_parser
+from visionzoo.engine.flags import (
+    CompareConfig,
+    EvalConfig,
+    PredictConfig,
+    TrainConfig,
+    eval_parser,
+    predict_parser,
+    train_parser,
+)
+from visionzoo.engine.options import FLAG, changed, settings
 
 # Facts of timm's train script, which is not part of its package.
 TIMM_DEFAULTS = {
@@ -35,42 +48,74 @@ def parse(tmp_path, text, *flags):
     return train_parser().parse_with_config([str(path), *flags])
 
 
+def parsed(*args):
+    """All flags by name."""
+    return SimpleNamespace(**settings(parse(*args)))
+
+
 def test_flags_have_timms_names_and_defaults():
-    args = vars(train_parser().parse_with_config([]))
+    args = settings(train_parser().parse_with_config([]))
     assert {name: args[name] for name in TIMM_DEFAULTS} == TIMM_DEFAULTS
 
 
+def flags_of(config):
+    """Names of all flags of a command, as often as they are declared."""
+    for field in dataclasses.fields(config):
+        yield from [field.name] if FLAG in field.metadata else flags_of(field.type)
+
+
+@pytest.mark.parametrize("command", [TrainConfig, CompareConfig, EvalConfig, PredictConfig, ExportConfig])
+def test_a_flag_is_declared_once_and_says_what_it_is(command):
+    names = list(flags_of(command))
+    assert len(names) == len(set(names))
+    for part in (field.type for field in dataclasses.fields(command) if FLAG not in field.metadata):
+        for field in dataclasses.fields(part):
+            if FLAG in field.metadata:
+                assert field.metadata[FLAG][1]["help"], field.name
+
+
+def test_configs_are_frozen_and_changed_by_a_flags_name():
+    config = train_parser().parse_with_config(["--lr", "1", "--mixup", "0.5"])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.schedule.lr = 2.0
+    other = changed(config, lr=2.0, model_kwargs={"depths": [1]})
+    assert (other.schedule.lr, other.model.model_kwargs, config.schedule.lr) == (2.0, {"depths": [1]}, 1.0)
+    assert settings(other) == settings(config) | {"lr": 2.0, "model_kwargs": {"depths": [1]}}
+    with pytest.raises(TypeError, match="TrainConfig has no flags learning_rate"):
+        changed(config, learning_rate=2.0)
+
+
 def test_yaml_gives_defaults_and_flags_win(tmp_path):
-    args = parse(tmp_path, "epochs: 7\nopt: adamw\namp: true\nscale: [0.5, 1]", "--epochs", "9")
+    args = parsed(tmp_path, "epochs: 7\nopt: adamw\namp: true\nscale: [0.5, 1]", "--epochs", "9")
     assert (args.epochs, args.opt, args.amp, args.scale) == (9, "adamw", True, [0.5, 1.0])
     assert args.momentum == 0.9
 
 
 def test_what_a_config_turns_on_a_flag_turns_off(tmp_path):
-    assert parse(tmp_path, "amp: true\nmodel_ema: true", "--no-amp").amp is False
-    assert parse(tmp_path, "amp: true\nmodel_ema: true", "--no-amp").model_ema is True
+    assert parsed(tmp_path, "amp: true\nmodel_ema: true", "--no-amp").amp is False
+    assert parsed(tmp_path, "amp: true\nmodel_ema: true", "--no-amp").model_ema is True
 
 
 def test_config_may_be_named_as_in_timm(tmp_path):
     (tmp_path / "c.yaml").write_text("epochs: 3")
-    assert train_parser().parse_with_config(["-c", str(tmp_path / "c.yaml")]).epochs == 3
+    assert train_parser().parse_with_config(["-c", str(tmp_path / "c.yaml")]).schedule.epochs == 3
     with pytest.raises(UserError, match="two configs"):
         train_parser().parse_with_config([str(tmp_path / "c.yaml"), "-c", "other.yaml"])
 
 
 def test_number_that_yaml_reads_as_text_is_a_number(tmp_path):
-    assert parse(tmp_path, "lr: 1e-3").lr == 1e-3
+    assert parsed(tmp_path, "lr: 1e-3").lr == 1e-3
 
 
 def test_null_keeps_the_default_and_dashes_are_underscores(tmp_path):
-    args = parse(tmp_path, "epochs: null\nweight-decay: 0.3")
+    args = parsed(tmp_path, "epochs: null\nweight-decay: 0.3")
     assert (args.epochs, args.weight_decay) == (300, 0.3)
 
 
 def test_model_arguments_come_as_a_mapping_or_as_pairs(tmp_path):
-    assert parse(tmp_path, "model_kwargs: {depths: [1, 2]}").model_kwargs == {"depths": [1, 2]}
+    assert parsed(tmp_path, "model_kwargs: {depths: [1, 2]}").model_kwargs == {"depths": [1, 2]}
     args = train_parser().parse_with_config(["--model-kwargs", "depths=[1,2]", "name=a=b"])
-    assert args.model_kwargs == {"depths": [1, 2], "name": "a=b"}
+    assert args.model.model_kwargs == {"depths": [1, 2], "name": "a=b"}
 
 
 @pytest.mark.parametrize(

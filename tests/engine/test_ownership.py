@@ -15,7 +15,7 @@ from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.ownership import Claim
 from visionzoo.engine.parallel import Process
-from visionzoo.engine.run import Run
+from visionzoo.engine.run import build_run
 from visionzoo.engine.training import train
 
 CPU = Process(torch.device("cpu"))
@@ -133,7 +133,7 @@ def test_unreadable_checkpoints_stop_a_start_and_stay(make_args, tmp_path):
 
 
 def test_a_folder_belongs_to_one_run_at_a_time(make_args, tmp_path):
-    first = Run(make_args(experiment="one"), CPU)
+    first = build_run(make_args(experiment="one"), CPU)
     (tmp_path / "output/one/.last.pth.tar.7.tmp").write_bytes(b"is being written")
     before = content(tmp_path / "output/one")
     for change in ({}, {"resume": "auto"}):
@@ -151,7 +151,7 @@ def test_starts_within_one_second_have_a_folder_each(make_args, monkeypatch):
             return cls(2026, 1, 1, 12)
 
     monkeypatch.setattr(ownership, "datetime", Noon)
-    runs = [Run(make_args(experiment=""), CPU) for _ in range(3)]
+    runs = [build_run(make_args(experiment=""), CPU) for _ in range(3)]
     names = [run.folder.name for run in runs]
     assert names == [f"20260101-120000-zoo_biformer_t-32{end}" for end in ("", "-1", "-2")]
 

@@ -1,6 +1,5 @@
 """Several processes: they learn what one learns, stop together, and take up each other's checkpoints."""
 
-import argparse
 import os
 import signal
 import traceback
@@ -21,8 +20,9 @@ from visionzoo.engine import sharding
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import Interrupted, UserError
 from visionzoo.engine.flags import train_parser
+from visionzoo.engine.options import changed
 from visionzoo.engine.parallel import Process, launcher, start_process, translate_slurm
-from visionzoo.engine.run import Run
+from visionzoo.engine.run import build_run
 from visionzoo.engine.training import Training, train
 from visionzoo.models import _registry
 
@@ -47,9 +47,7 @@ def straight(tmp_path_factory, images):
     output = tmp_path_factory.mktemp("straight")
     parser = train_parser()
     parser.set_defaults(**TINY, data_dir=str(images), output=str(output), experiment="run")
-    args = parser.parse_with_config([])
-    vars(args).update(SAME, batch_size=12)
-    train(args)
+    train(changed(parser.parse_with_config([]), **SAME, batch_size=12))
     return output / "run"
 
 
@@ -75,7 +73,7 @@ def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(make_ar
 
 
 def folder_of(args):
-    return Path(args.output) / args.experiment
+    return Path(args.run.output) / args.run.experiment
 
 
 @pytest.mark.parametrize("ways", [(True, True), (True, False), (False, True)], ids=str)
@@ -143,7 +141,7 @@ def sharded_step(name):
 
 
 def every_family(names):
-    start_process(argparse.Namespace(device="cpu"))
+    start_process("cpu")
     found = {}
     for name in names:
         for step in (pyramid_steps, sharded_step):
@@ -176,7 +174,7 @@ def test_every_family_is_the_same_function_when_shared_out(stepped, name):
 
 
 def repeated(args):
-    run = Run(args, start_process(args))
+    run = build_run(args, start_process(args.device.device))
     loop = Training(run)
     targets = [targets.tolist() for _, _, targets in loop._remaining_batches()]
     return isinstance(run.loader.sampler, RepeatAugSampler), list(run.loader.sampler), targets

@@ -11,7 +11,7 @@ from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.parallel import Process
 from visionzoo.engine.probing import choose_head
-from visionzoo.engine.run import Run
+from visionzoo.engine.run import build_run
 from visionzoo.engine.training import train
 
 EP = {"probe": "ep", "head_kwargs": {"num_queries": 2, "d_out": 2}}
@@ -62,7 +62,9 @@ def test_a_head_is_trained_with_the_whole_model(make_args, start, tmp_path):
     assert after["head.pooling.query"].shape == (1, 4, 16)
     assert not torch.equal(before["stages.0.blocks.0.mixer.qkv.weight"], after["stages.0.blocks.0.mixer.qkv.weight"])
     again = {"initial_checkpoint": str(tmp_path / "output/run/last.pth.tar"), "experiment": "x"}
-    run = Run(make_args(freeze=True, probe="ep", head_kwargs={"num_queries": 4}, **again), Process(torch.device("cpu")))
+    run = build_run(
+        make_args(freeze=True, probe="ep", head_kwargs={"num_queries": 4}, **again), Process(torch.device("cpu"))
+    )
     assert torch.equal(run.trainable.head.pooling.query, after["head.pooling.query"])  # of the same head: taken up
     learning = [id(parameter) for group in run.optimizer.param_groups for parameter in group["params"]]
     assert sorted(learning) == sorted(map(id, run.trainable.head.parameters())) and len(learning) == 4

@@ -14,7 +14,7 @@ from visionzoo.engine.flags import eval_parser, predict_parser, train_parser
 from visionzoo.engine.models import prepare_compiler
 from visionzoo.engine.parallel import Process
 from visionzoo.engine.prediction import predict
-from visionzoo.engine.run import Run
+from visionzoo.engine.run import build_run
 from visionzoo.engine.training import Training, train
 
 CPU = Process(torch.device("cpu"))
@@ -48,7 +48,7 @@ def test_what_saves_memory_or_time_learns_the_same(make_args, tmp_path, change):
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_inductor_leaves_channels_last_models_alone(make_args, channels_last):
     with torch._inductor.config.patch(layout_optimization=True):
-        prepare_compiler(make_args(torchcompile="inductor", channels_last=channels_last))
+        prepare_compiler(make_args(torchcompile="inductor", channels_last=channels_last).model)
         assert torch._inductor.config.layout_optimization != channels_last
 
 
@@ -66,7 +66,7 @@ def test_mixed_precision_learns_nearly_the_same(make_args, tmp_path, dtype):
 
 def gradients_at_the_step(args):
     """Run a training of one update; return the gradients that its optimizer saw, and the parameters."""
-    run = Run(args, CPU)
+    run = build_run(args, CPU)
     seen, step = {}, run.optimizer.step
 
     def record(*rest, **more):
@@ -98,7 +98,7 @@ def test_gradients_are_clipped_by_norm_value_and_adaptively(make_args):
 
 @pytest.mark.parametrize("sched", ["cosine", "none"])
 def test_layer_decay_gives_early_layers_less(make_args, sched):
-    run = Run(make_args(layer_decay=0.5, lr=1.0, sched=sched), CPU)
+    run = build_run(make_args(layer_decay=0.5, lr=1.0, sched=sched), CPU)
     names = {id(parameter): name for name, parameter in run.trainable.named_parameters()}
     scales = {names[id(p)]: group["lr"] for group in run.optimizer.param_groups for p in group["params"]}
     assert scales["head.fc.weight"] == 1.0
@@ -119,7 +119,7 @@ def test_warm_up_lets_the_average_follow_at_first(make_args, tmp_path):
 
 
 def test_images_are_mixed_erased_and_augmented(make_args):
-    run = Run(make_args(mixup=1.0, cutmix=1.0, reprob=1.0, aa="rand-m9-mstd0.5-inc1", smoothing=0.0), CPU)
+    run = build_run(make_args(mixup=1.0, cutmix=1.0, reprob=1.0, aa="rand-m9-mstd0.5-inc1", smoothing=0.0), CPU)
     batches = list(Training(run)._remaining_batches())
     targets = torch.cat([targets for _, _, targets in batches])
     assert targets.shape[1] == 3 and torch.allclose(targets.sum(1), torch.ones(len(targets)))
@@ -165,13 +165,13 @@ def test_linear_probing_changes_the_classifier_alone(make_args, trained, tmp_pat
     before, after = read_checkpoint(start)["state_dict_ema"], last(tmp_path, "run")["state_dict"]
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"head.fc.weight", "head.fc.bias"}  # nor have batch norms seen a thing
-    run = Run(make_args(freeze=True, initial_checkpoint=start, experiment="x"), CPU)
+    run = build_run(make_args(freeze=True, initial_checkpoint=start, experiment="x"), CPU)
     assert sum(len(group["params"]) for group in run.optimizer.param_groups) == 2
 
 
 def test_synchronised_batch_norm_without_gpus_is_refused(make_args):
     with pytest.raises(UserError, match="needs GPUs"):
-        Run(make_args(sync_bn=True), Process(torch.device("cpu"), distributed=True))
+        build_run(make_args(sync_bn=True), Process(torch.device("cpu"), distributed=True))
 
 
 # Hyper-parameters as people publish them for timm's train script.
@@ -203,7 +203,7 @@ def test_a_yaml_of_timms_train_script_runs_unchanged(images, tmp_path, name):
     result = train(train_parser().parse_with_config(["--config", str(path), *flags]))
     assert math.isfinite(result["train_loss"])
     args = train_parser().parse_with_config([str(tmp_path / "run/args.yaml"), "--experiment", "again"])  # and our own
-    assert args.opt == train_parser().parse_with_config([str(path)]).opt
+    assert args.optimizer == train_parser().parse_with_config([str(path)]).optimizer
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ import math
 import pytest
 import timm
 import torch
-from engine.helpers import run_tool
+from engine.helpers import restored, run_tool
 
 from visionzoo.engine.checkpoints import read_checkpoint
+from visionzoo.engine.data import open_split
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.evaluation import evaluate_checkpoint
 from visionzoo.engine.flags import eval_parser
-from visionzoo.engine.models import restore
 from visionzoo.engine.recorded import Recorded, read_recorded, recorded_beside, take_data
 from visionzoo.engine.training import train
 
@@ -76,9 +76,9 @@ def test_plain_names_and_paths_are_taken_with_the_flag():
         {"data_dir": "C:\\images", "val_split": "val"},
         {"data_dir": "/data/run 3: new/images"},
     ):
-        args = eval_parser().parse(["--recorded-data"])
-        take_data(args, Recorded(data=record), "x.pth")
-        assert {"dataset": args.dataset, "data_dir": args.data_dir, "val_split": args.split} == {
+        config = take_data(eval_parser().parse(["--recorded-data"]), Recorded(data=record), "x.pth")
+        data = config.data
+        assert {"dataset": data.dataset, "data_dir": data.data_dir, "val_split": config.result.split} == {
             "dataset": "", "data_dir": None, "val_split": "", **record
         }  # fmt: skip
     with pytest.raises(UserError, match="give one"):
@@ -87,13 +87,17 @@ def test_plain_names_and_paths_are_taken_with_the_flag():
 
 def test_processes_and_devices_of_a_record_are_not_taken(altered, images, monkeypatch):
     seen = []
-    monkeypatch.setattr("visionzoo.engine.evaluation.eval_loader", lambda args, *_: seen.append(args))
+    opened = []
+    monkeypatch.setattr("visionzoo.engine.evaluation.eval_loader", lambda *args, **_: seen.append(args))
+    monkeypatch.setattr(
+        "visionzoo.engine.evaluation.open_split", lambda data, **more: opened.append(more) or open_split(data, **more)
+    )
     path = altered(workers=1_000_000, device="cuda:7", dataset_trust_remote_code=True, dataset_download=True, seed=7)
     with pytest.raises(TypeError):  # there is no loader
         evaluated("--checkpoint", path, "--data-dir", images)
-    (args,) = seen
-    assert (args.workers, args.device, args.seed) == (4, "cpu", 42)
-    assert not args.dataset_trust_remote_code and not args.dataset_download
+    ((data, _, _, process),) = seen
+    assert (data.workers, process.device.type, opened[0]["seed"]) == (4, "cpu", 42)
+    assert not data.dataset_trust_remote_code and not data.dataset_download
 
 
 @pytest.mark.parametrize(
@@ -116,8 +120,7 @@ def test_arguments_of_a_model_that_name_weights_are_left_out_in_words(altered, e
     asked = []
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda name, **more: asked.append(more) or create(name, **more))
-    args = eval_parser().parse(["--checkpoint", path])
-    restore(args)
+    restored(eval_parser, "--checkpoint", path)
     (name,) = extra
     assert f"not taken from its record: model_kwargs '{name}'" in capsys.readouterr().err
     assert run_tool("convert", "zoo_biformer_t", path, str(tmp_path / "folder"), "--licence", "mit") == 0
@@ -130,7 +133,7 @@ def test_arguments_of_a_model_that_name_weights_are_left_out_in_words(altered, e
 def test_a_model_that_lies_elsewhere_is_looked_up_only_on_the_users_word(altered, name, monkeypatch):
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("looked up"))
     with pytest.raises(UserError, match="name it yourself by --model"):
-        restore(eval_parser().parse(["--checkpoint", altered(model=name)]))
+        restored(eval_parser, "--checkpoint", altered(model=name))
 
 
 @pytest.mark.parametrize(

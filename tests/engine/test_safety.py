@@ -6,6 +6,7 @@ from engine.helpers import TINY, run_tool, write_pickle_that_runs
 
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.models import build_model
+from visionzoo.engine.options import changed
 from visionzoo.engine.training import train
 
 
@@ -57,9 +58,9 @@ def test_weights_given_as_pretrained_are_taken_with_another_head(make_args, trai
     from visionzoo.engine.checkpoints import read_checkpoint
 
     path = str(trained[0] / "model_best.pth.tar")
-    model = build_model(
-        make_args(pretrained_path=path, num_classes=5), pretrained_cfg_overlay={"file": path, "num_classes": -1}
-    )
+    args = make_args(num_classes=5)
+    overlay = {"file": path, "num_classes": -1}
+    model = build_model(args.model, args.input, pretrained_path=path, pretrained_cfg_overlay=overlay)
     weights = read_checkpoint(path)["state_dict_ema"]
     assert torch.equal(model.state_dict()["stages.0.blocks.0.norm1.weight"], weights["stages.0.blocks.0.norm1.weight"])
     assert model.state_dict()["head.fc.weight"].shape[0] == 5
@@ -76,6 +77,5 @@ def test_non_commercial_weights_need_a_flag(make_args, monkeypatch):
     monkeypatch.setattr(timm, "create_model", create)
     args = make_args(model="test_convnext", pretrained=True, model_kwargs={})
     with pytest.raises(UserError, match="--non-commercial"):
-        build_model(args)
-    args.non_commercial = True
-    build_model(args)
+        build_model(args.model, args.input)
+    build_model(changed(args.model, non_commercial=True), args.input)

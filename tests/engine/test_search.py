@@ -10,7 +10,7 @@ from PIL import Image
 from visionzoo.engine import charts
 from visionzoo.engine.data import class_names, open_split
 from visionzoo.engine.errors import UserError
-from visionzoo.engine.flags import train_parser
+from visionzoo.engine.flags import DataConfig
 from visionzoo.engine.images import read_image
 from visionzoo.engine.names import read_class_map, read_names
 from visionzoo.engine.search import PICTURES, find_images
@@ -178,8 +178,15 @@ def test_a_class_map_of_an_editor_numbers_the_data_sets_classes(tmp_path, multi_
     table = "".join(f"{c}/0.png,{c}\n" for c in ("red", "blue", "green"))
     (tmp_path / "d/train/labels.csv").write_text(f"image,labels\n{table}")
     (tmp_path / "m.txt").write_bytes(b"\xef\xbb\xbfred\r\nblue\r\ngreen\r\n\r\n")
-    args = train_parser().parse_with_config(["--data-dir", str(tmp_path / "d")])
-    args.multi_label = multi_label
-    root = str(tmp_path / "d/train") if multi_label else args.data_dir
-    data = open_split(args, is_training=True, split="train", root=root, class_map=str(tmp_path / "m.txt"))
+    given = DataConfig(data_dir=str(tmp_path / "d"), multi_label=multi_label)
+    data = open_split(
+        given,
+        is_training=True,
+        split="train",
+        root=str(tmp_path / "d/train") if multi_label else given.data_dir,
+        channels=3,
+        seed=0,
+        batch_size=4,
+        class_map=str(tmp_path / "m.txt"),
+    )
     assert class_names(data) == ["red", "blue", "green"]

@@ -1,4 +1,4 @@
-import contextlib
+import dataclasses
 import errno
 import functools
 import math
@@ -20,8 +20,8 @@ from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import Interrupted, UserError
 from visionzoo.engine.images import batches
 from visionzoo.engine.parallel import Process
-from visionzoo.engine.recipe import learning_rate
-from visionzoo.engine.run import Run
+from visionzoo.engine.recipe import learning_rate, total_batch
+from visionzoo.engine.run import build_run
 from visionzoo.engine.training import Training, train
 
 OTHER_WIDTH = {**TINY["model_kwargs"], "embed_dims": [8, 32]}
@@ -64,7 +64,7 @@ def test_a_run_folder_holds_what_it_should(trained):
 def test_times_in_a_row_are_of_all_epochs_since_the_row_before(make_args):
     args = make_args(epochs=3, val_interval=2)
     train(args)
-    table = rows(Path(args.output) / args.experiment)
+    table = rows(Path(args.run.output) / args.run.experiment)
     images = [round(float(row["images_per_second"]) * float(row["seconds"])) for row in table]
     assert images == [2 * UPDATES * 8, UPDATES * 8]
 
@@ -122,10 +122,12 @@ def test_mixed_precision_goes_on_with_its_loss_scale(make_args, tmp_path):
 
 
 def test_epochs_differ_from_each_other(make_args):
-    run = Run(make_args(), Process(torch.device("cpu")))
+    run = build_run(make_args(), Process(torch.device("cpu")))
     loop = Training(run)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        run.num_epochs = 3  # a run is of parts that stay; its progress changes
     first = [targets.tolist() for _, _, targets in loop._remaining_batches()]
-    run.next_epoch()
+    run.progress.next_epoch()
     assert first != [targets.tolist() for _, _, targets in loop._remaining_batches()]
 
 
@@ -177,20 +179,21 @@ def test_a_step_limit_ends_validates_and_saves(make_args, tmp_path):
     ],
 )
 def test_the_learning_rate_is_scaled_as_in_timm_and_explained(make_args, change, expected, words):
-    lr, origin = learning_rate(make_args(grad_accum_steps=4, **change), world_size=2)
+    args = make_args(grad_accum_steps=4, **change)
+    lr, origin = learning_rate(args.schedule, args.optimizer.opt, total_batch(args.fit, world_size=2))
     assert lr == pytest.approx(expected)
     assert words in origin and f"lr {expected:g}" in origin
 
 
 def test_mixing_stops_where_it_should_also_in_running_processes(make_args):
-    run = Run(make_args(mixup=1.0, mixup_off_epoch=1, smoothing=0.0, workers=2), Process(torch.device("cpu")))
+    run = build_run(make_args(mixup=1.0, mixup_off_epoch=1, smoothing=0.0, workers=2), Process(torch.device("cpu")))
     loop = Training(run)
 
     def mixed():
         return any((targets.max(-1).values < 0.999).any() for _, _, targets in loop._remaining_batches())
 
     assert mixed()
-    run.next_epoch()
+    run.progress.next_epoch()
     assert not mixed()
 
 
@@ -243,7 +246,7 @@ def test_resume_goes_on_in_the_folder_of_the_checkpoint(make_args, tmp_path):
 def test_a_changed_learning_rate_wins_over_the_checkpoints(make_args, on_updates):
     options = {"epochs": 3, "sched": "step", "sched_on_updates": on_updates}  # no fall within 90 epochs
     train(make_args(max_steps=UPDATES, **options))
-    run = Run(make_args(resume="auto", **{**options, "lr": 3e-3}), Process(torch.device("cpu")))
+    run = build_run(make_args(resume="auto", **{**options, "lr": 3e-3}), Process(torch.device("cpu")))
     assert run.lr == pytest.approx(3e-3)
 
 
@@ -289,10 +292,10 @@ def test_what_does_not_fit_is_said_before_the_first_step(make_args, trained, tmp
 
 
 def test_weights_of_a_run_are_a_start_for_another(make_args, trained):
-    start = Run(make_args(initial_checkpoint=str(trained[0] / "last.pth.tar")), Process(torch.device("cpu")))
+    start = build_run(make_args(initial_checkpoint=str(trained[0] / "last.pth.tar")), Process(torch.device("cpu")))
     averaged = read_checkpoint(trained[0] / "last.pth.tar")["state_dict_ema"]
     assert_same(dict(start.trainable.state_dict()), dict(averaged))
-    assert start.epoch == 0
+    assert start.progress.epoch == 0
 
 
 def signal_at(monkeypatch, update, number):

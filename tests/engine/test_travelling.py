@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from engine.helpers import TINY, run_tool, write_images
+from engine.helpers import TINY, restored, run_tool, write_images
 from PIL import Image
 
 from visionzoo.deploy.flags import export_parser
@@ -15,7 +15,6 @@ from visionzoo.engine.errors import UserError
 from visionzoo.engine.evaluation import evaluate_checkpoint
 from visionzoo.engine.flags import eval_parser, predict_parser
 from visionzoo.engine.images import to_mode
-from visionzoo.engine.models import restore
 from visionzoo.engine.prediction import predict
 from visionzoo.models._hub import save_pretrained
 
@@ -84,7 +83,7 @@ def test_every_way_of_loading_prepares_images_alike(tmp_path, mode):
         truth = [line["image"].split("/")[-2] for line in lines]
         own = -np.mean([np.log(each[NAMES.index(right)]) for each, right in zip(numbers, truth, strict=True)])
         assert own == pytest.approx(loss, abs=1e-4)  # predict and eval see the same
-        trained = restore(export_parser().parse(flags))
+        trained = restored(export_parser, *flags)
         assert trained.mode == mode and tuple(trained.data_config["input_size"]) == (MODES[mode], 32, 32)
         found[name] = numbers
     for name, numbers in found.items():
@@ -94,9 +93,9 @@ def test_every_way_of_loading_prepares_images_alike(tmp_path, mode):
 
 def test_upright_images_and_several_labels_travel_too(tmp_path):
     for name, flags in ways(tmp_path, "HSV", multi_label=True, apply_exif_orientation=True).items():
-        trained = restore(predict_parser().parse(["x", *flags]))
+        trained = restored(predict_parser, "x", *flags)
         assert (trained.upright, trained.multi_label, trained.mode) == (True, True, "HSV"), name
-    assert restore(predict_parser().parse(["x", *flags, "--input-img-mode", "LAB"])).mode == "LAB"
+    assert restored(predict_parser, "x", *flags, "--input-img-mode", "LAB").mode == "LAB"
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -130,7 +129,7 @@ def test_a_thousand_classes_of_ones_own_have_ones_own_names(tmp_path):
 def test_a_random_classifier_is_refused(tmp_path):
     flags = ways(tmp_path, "RGB")["folder"]
     with pytest.raises(UserError, match=r"the weights of local-dir:.* are of 3 classes, the model is asked to have 5"):
-        restore(predict_parser().parse(["x", *flags, "--num-classes", "5"]))
+        restored(predict_parser, "x", *flags, "--num-classes", "5")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +146,7 @@ def test_recorded_images_that_cannot_be_are_refused(tmp_path, change):
     state = write_run(tmp_path / "run.pth.tar", "RGB")
     torch.save({**state, "data_config": {**state["data_config"], **change}}, tmp_path / "run.pth.tar")
     with pytest.raises(UserError, match=r"run\.pth\.tar records .* no such setting"):
-        restore(predict_parser().parse(["x", "--checkpoint", str(tmp_path / "run.pth.tar")]))
+        restored(predict_parser, "x", "--checkpoint", str(tmp_path / "run.pth.tar"))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -186,5 +185,5 @@ def test_means_of_three_channels_are_averaged_as_in_training(tmp_path, channels)
     state = write_run(tmp_path / "run.pth.tar", mode)
     state["data_config"] |= {"mean": (0.3, 0.4, 0.8), "std": (0.1, 0.2, 0.3)}
     torch.save(state, tmp_path / "run.pth.tar")
-    config = restore(predict_parser().parse(["x", "--checkpoint", str(tmp_path / "run.pth.tar")])).data_config
+    config = restored(predict_parser, "x", "--checkpoint", str(tmp_path / "run.pth.tar")).data_config
     assert config["mean"] == pytest.approx((0.5,) * channels) and config["std"] == pytest.approx((0.2,) * channels)

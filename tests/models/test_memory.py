@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-from types import SimpleNamespace
 
 import pytest
 import timm
@@ -147,7 +146,7 @@ def test_a_host_is_given_by_name_and_its_checkpoint_fits(tmp_path):
 
 def test_freezing_leaves_the_memory_and_the_classifier_to_train():
     model = timm.create_model("zoo_memory_vit_t", num_classes=3, **TINY["zoo_memory_vit_t"])
-    freeze(SimpleNamespace(model="zoo_memory_vit_t", pretrained=True), model)
+    freeze(model, "zoo_memory_vit_t", has_weights=True)
     learn = {key for key, p in model.named_parameters() if p.requires_grad}
     assert learn == {"memory.token", "blocks.0.memory", "blocks.1.memory", "head.fc.weight", "head.fc.bias"}
 

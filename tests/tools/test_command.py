@@ -14,6 +14,7 @@ from visionzoo import __version__
 from visionzoo.engine import UserError, configs, is_openmmlab
 from visionzoo.engine.configs import find_config, shipped_configs
 from visionzoo.engine.flags import train_parser
+from visionzoo.engine.options import settings
 from visionzoo.engine.parallel import starter
 
 DETECTOR, CLASSIFIER = "mask-rcnn_zoo-biformer_fpn_digits", "digits_biformer"
@@ -127,9 +128,9 @@ def test_configs_have_names_of_their_own_and_are_found_by_them(tmp_path, monkeyp
 
 def test_a_name_is_its_file_for_every_flag_that_takes_a_config():
     path = str(shipped_configs()[CLASSIFIER])
-    by_path = vars(train_parser().parse_with_config([path, "--epochs", "3"]))
+    by_path = settings(train_parser().parse_with_config([path, "--epochs", "3"]))
     for words in ([CLASSIFIER], ["-c", CLASSIFIER]):
-        by_name = vars(train_parser().parse_with_config([*words, "--epochs", "3"]))
+        by_name = settings(train_parser().parse_with_config([*words, "--epochs", "3"]))
         assert by_name == {**by_path, "config": CLASSIFIER}
     assert by_path["model"] == "zoo_biformer_t" and by_path["epochs"] == 3
 

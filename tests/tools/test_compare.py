@@ -121,7 +121,7 @@ def test_a_stopped_comparison_goes_on_where_it_was(command, tmp_path, monkeypatc
 
     def stop_in_the_second(self, *args):
         step(self, *args)
-        if self.run.args.model.startswith("zoo_levit") and self.run.update == 4:  # of 6
+        if self.run.config.model.model.startswith("zoo_levit") and self.run.update == 4:  # of 6
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
@@ -132,7 +132,9 @@ def test_a_stopped_comparison_goes_on_where_it_was(command, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         fit = Training.fit
         trained = []
-        patch.setattr(Training, "fit", lambda self: trained.append((self.run.args.model, self.run.update)) or fit(self))
+        patch.setattr(
+            Training, "fit", lambda self: trained.append((self.run.config.model.model, self.run.update)) or fit(self)
+        )
         assert command() == 0
     assert trained == [("zoo_levit_128s", 5)]
     assert f"{POOL} (1 of 2): done before" in capsys.readouterr().out
@@ -279,7 +281,7 @@ def test_a_signal_ends_the_processes_and_they_save(mixers, tmp_path, monkeypatch
 
     def tell(self, *args):
         step(self, *args)
-        if self.run.args.mixer == "sigmoid" and self.run.update == 1:
+        if "sigmoid" in str(self.run.config.model.model_kwargs) and self.run.update == 1:
             os.kill(parent, signal.SIGTERM)
             time.sleep(0.3)
 
@@ -329,7 +331,8 @@ def test_a_label_that_means_something_else_now_is_not_taken_for_done(mixers, cap
 def test_growth_is_the_slope_and_says_where_it_stops(monkeypatch):
     seconds = {4: 1.0, 16: 16.0, 64: 256.0}
     args = compare_parser().parse(["--growth-tokens", "4", "64", "--growth-dim", "8", "--device", "cpu"])
-    args.mixer = {"type": "pool"}
+    own = args.comparison
+    job = growth.GrowthJob(args.train, {"type": "pool"}, own.growth_tokens, own.growth_dim)
 
     def measure(mixer, x, *_):
         tokens = x.shape[1] * x.shape[2]
@@ -340,16 +343,16 @@ def test_growth_is_the_slope_and_says_where_it_stops(monkeypatch):
     monkeypatch.setattr(growth, "_measure", measure)
     monkeypatch.setattr(growth, "SLOW", math.inf)
     stop = None
-    row = growth.measure_growth(args)
+    row = growth.measure_growth(job)
     assert row["time_exponent"] == pytest.approx(2) and row["memory_exponent"] == pytest.approx(1)
     assert row["stops_at"] is None and row["ms_16"] == pytest.approx(16e3)
     for raised, reason in ((torch.OutOfMemoryError("x"), "memory"), (ValueError("too many"), "ValueError: too many")):
         stop = raised
-        row = growth.measure_growth(args)
+        row = growth.measure_growth(job)
         assert (row["stops_at"], row["stops"]) == (64, reason) and row["time_exponent"] == pytest.approx(2)
     monkeypatch.setattr(growth, "SLOW", 50.0)
     stop = None
-    row = growth.measure_growth(args)
+    row = growth.measure_growth(job)
     assert row["stops_at"] == 64 and "a step of 16 tokens takes over 50 s" in row["stops"]
 
 

@@ -7,7 +7,6 @@ row with its reason, is tried again by the next start, and does not end the othe
 
 from __future__ import annotations
 
-import argparse
 import csv
 import gc
 import io
@@ -17,6 +16,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,30 +26,29 @@ from torch import nn
 
 import visionzoo
 from visionzoo.benchmark.comparison_report import draw, section, summarise, table
-from visionzoo.benchmark.growth import measure_growth
+from visionzoo.benchmark.growth import GrowthJob, measure_growth
 from visionzoo.benchmark.jobs import Failure, Task, devices, run_tasks
 from visionzoo.benchmark.timing import Budget, host_timing
 from visionzoo.engine.checkpoints import LAST, write_atomically
 from visionzoo.engine.data import mixing, open_train_and_val
 from visionzoo.engine.distillation import make_task
 from visionzoo.engine.errors import UserError, closest, require
-from visionzoo.engine.flags import PROBES
+from visionzoo.engine.flags import PROBES, CompareConfig, TrainConfig
 from visionzoo.engine.images import announce_epoch, batches
 from visionzoo.engine.models import autocast, build_model, data_config, try_images
 from visionzoo.engine.observation import peak_memory
-from visionzoo.engine.options import key_values
+from visionzoo.engine.options import changed, key_values, settings
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.probing import choose_head
-from visionzoo.engine.recipe import learning_rate, make_optimizer
+from visionzoo.engine.recipe import learning_rate, make_optimizer, total_batch
 from visionzoo.engine.reporting import insert_between
-from visionzoo.engine.run import Run
+from visionzoo.engine.run import Run, build_run
 from visionzoo.engine.training import Training
 from visionzoo.kernels.small_maps import device_name
 from visionzoo.layers.mixers import MIXERS
 from visionzoo.text import some
 
 RESULTS, SPEEDS, GROWTH, PICTURE = "results.csv", "speeds.csv", "growth.csv", "results.png"
-OF_ALL = ("models", "hosts", "mixers", "seeds", "jobs", "write", "probes", "probe_epochs")  # of the whole comparison
 NOT_OF_THE_RECIPE = {
     *("models", "hosts", "mixers", "seeds", "jobs", "write", "config", "output", "experiment", "resume", "workers"),
     *("model", "model_kwargs", "cache_images"),
@@ -77,48 +76,80 @@ Row = dict[str, Any]
 Key = tuple[str, int]  # model, seed
 
 
-def compare(args: argparse.Namespace) -> list[Row]:
-    """Train and measure what `args` name (tools/compare.py); write the results and return a row for each model.
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A run of a comparison.
+
+    Attributes:
+        config: of its training.
+        spec: what tells it from others under the same name.
+        host, mixer: their labels, empty where whole models are compared.
+    """
+
+    config: TrainConfig
+    spec: str
+    host: str = ""
+    mixer: str = ""
+
+    @property
+    def experiment(self) -> str:
+        """The name of its folder."""
+        return self.config.run.experiment
+
+    def other(self, **values: Any) -> Job:
+        """Return it with other values of flags."""
+        return replace(self, config=changed(self.config, **values))
+
+
+def compare(config: CompareConfig) -> list[Row]:
+    """Train and measure what `config` names (tools/compare.py); write the results and return a row for each model.
 
     Raises:
         UserError: the models are not named or do not work, the folder holds results of another recipe, or, when all
             else is done and written, some runs failed.
         Interrupted: by a signal; what is done is kept.
     """
-    folder = Path(args.output or "output/compare") / (args.experiment or Path(args.config or "comparison").stem)
-    runs = _runs(args, folder)
-    _check(args, runs, folder.name)
+    folder = Path(config.train.run.output or "output/compare") / (
+        config.train.run.experiment or Path(config.train.config or "comparison").stem
+    )
+    runs = _runs(config, folder)
+    _check(config, folder.name)
     rows = read_rows(folder / RESULTS)
     todo = _to_do(rows, runs)
     _try(runs, {model for model, _ in todo})
-    _keep_recipe(args, folder)
-    if args.cache_images and todo:
-        open_train_and_val(args)  # here, once, before many runs do it at a time
-    apart = _apart(args)
+    _keep_recipe(config, folder)
+    if config.train.data.cache_images and todo:
+        open_train_and_val(config.train)  # here, once, before many runs do it at a time
+    apart = _apart(config)
     for probes in (False, True):  # a probe begins where its model's training has ended
         call = _train if apart else _train_and_measure
         tasks = {key: (call, runs[key]) for key in todo if _is_probe(key[0]) == probes}
-        _run(tasks, rows, folder / RESULTS, args.jobs, of=runs)
+        _run(tasks, rows, folder / RESULTS, config.comparison.jobs, of=runs)
     wanted = [row for key in runs for row in rows if _key(row) == key]
     trained = [row for row in wanted if row["status"] == "ok"]
     speeds, growth = [], []
     if apart:
-        speeds = _measured(args, "model", _first_seeds(runs, trained), folder / SPEEDS, _measure_speed)
-        mixers = {m["label"]: _with(args, mixer=_spec(m)) for m in _labelled("--mixers", args.mixers) if _is_real(m)}
-        growth = _measured(args, "mixer", mixers, folder / GROWTH, measure_growth)
+        speeds = _measured(config, "model", _first_seeds(runs, trained), folder / SPEEDS, _measure_speed)
+        own = config.comparison
+        mixers = {
+            m["label"]: GrowthJob(config.train, _spec(m), own.growth_tokens, own.growth_dim)
+            for m in _labelled("--mixers", own.mixers)
+            if _is_real(m)
+        }
+        growth = _measured(config, "mixer", mixers, folder / GROWTH, measure_growth)
     models = summarise(wanted, speeds, growth)
     if trained:
         draw(models, folder / PICTURE)
         print(table(models))
-    if args.write and trained:
-        target = Path(args.write)
+    if config.comparison.write and trained:
+        target = Path(config.comparison.write)
         for name, lines in ((folder.name, wanted), (f"{folder.name}_models", models if apart else [])):
             if lines:
                 _write_rows(lines, target.with_name(f"{name}.csv"))
         draw(models, target.with_name(f"{folder.name}.png"))
-        text = _written(target, folder.name, section(models, wanted, args, folder.name))
+        text = _written(target, folder.name, section(models, wanted, config, folder.name))
         write_atomically(target, lambda file: file.write(text.encode()))
-    print(f"results in {folder}{f', and in {args.write}' if args.write and trained else ''}")
+    print(f"results in {folder}{f', and in {config.comparison.write}' if config.comparison.write and trained else ''}")
     failed = [row for row in [*wanted, *speeds, *growth] if row["status"] != "ok"]
     if failed:
         names = (f"{row.get('model') or row.get('mixer')} ({row['reason']})" for row in failed)
@@ -128,53 +159,48 @@ def compare(args: argparse.Namespace) -> list[Row]:
     return models
 
 
-def _runs(args: argparse.Namespace, folder: Path) -> dict[Key, argparse.Namespace]:
+def _runs(config: CompareConfig, folder: Path) -> dict[Key, Job]:
     """Return the arguments of each run."""
-    seeds = args.seeds or [args.seed]
+    seeds = config.comparison.seeds or [config.train.device.seed]
     if len(set(seeds)) < len(seeds):
-        raise UserError(f"--seeds: expected numbers, each once, got {args.seeds}")
-    if bool(args.hosts) != bool(args.mixers) or (args.hosts and args.models):
+        raise UserError(f"--seeds: expected numbers, each once, got {config.comparison.seeds}")
+    if bool(config.comparison.hosts) != bool(config.comparison.mixers) or (
+        config.comparison.hosts and config.comparison.models
+    ):
         raise UserError("expected --models, or --hosts and --mixers, which are all put into each of the hosts")
-    models: dict[str, argparse.Namespace] = {}
-    for spec in args.models:
+    models: dict[str, Job] = {}
+    for spec in config.comparison.models:
         name, *options = spec.split() or [""]
-        kwargs = {**args.model_kwargs, **key_values(options, f"--models {spec!r}")}
-        models[spec] = _with(args, model=name, model_kwargs=kwargs, spec=spec, host="", mixer="")
-    if len(models) < len(args.models) or not (models or args.hosts):
-        raise UserError(f"--models: expected names, each once, got {args.models}")
-    for host in _labelled("--hosts", args.hosts):
-        for mixer in _labelled("--mixers", args.mixers):
-            kwargs = {**args.model_kwargs, **{k: v for k, v in _spec(host).items() if k != "type"}}
+        kwargs = {**config.train.model.model_kwargs, **key_values(options, f"--models {spec!r}")}
+        models[spec] = Job(changed(config.train, model=name, model_kwargs=kwargs), spec)
+    if len(models) < len(config.comparison.models) or not (models or config.comparison.hosts):
+        raise UserError(f"--models: expected names, each once, got {config.comparison.models}")
+    for host in _labelled("--hosts", config.comparison.hosts):
+        for mixer in _labelled("--mixers", config.comparison.mixers):
+            kwargs = {**config.train.model.model_kwargs, **{k: v for k, v in _spec(host).items() if k != "type"}}
             if mixer["type"] != "own":
                 kwargs["mixers"] = _spec(mixer)
             spec = json.dumps([_spec(host), _spec(mixer)])
-            models[f"{host['label']}/{mixer['label']}"] = _with(
-                args, model=host["type"], model_kwargs=kwargs, spec=spec, host=host["label"], mixer=mixer["label"]
-            )
-    runs: dict[Key, argparse.Namespace] = {}
-    apart = _apart(args)
+            train = changed(config.train, model=host["type"], model_kwargs=kwargs)
+            models[f"{host['label']}/{mixer['label']}"] = Job(train, spec, host["label"], mixer["label"])
+    runs: dict[Key, Job] = {}
+    apart = _apart(config)
     for seed in seeds:
         for name, own in models.items():
-            experiment = name.replace(" ", ",").replace("/", ",") + (f",seed={seed}" if args.seeds else "")
-            run = _with(own, seed=seed, output=str(folder), experiment=experiment, resume="auto", no_curves=apart)
-            for name_of_all in OF_ALL:
-                delattr(run, name_of_all)
+            experiment = name.replace(" ", ",").replace("/", ",") + (f",seed={seed}" if config.comparison.seeds else "")
+            run = own.other(seed=seed, output=str(folder), experiment=experiment, resume="auto", no_curves=apart)
             runs[name, seed] = run
-            for probe in args.probes:
+            for probe in config.comparison.probes:
                 key = (f"{name} + {probe}", seed)
                 if key in runs:
-                    raise UserError(f"--probes: expected names, each once, got {args.probes}")
-                runs[key] = _probe_args(run, probe, args)
+                    raise UserError(f"--probes: expected names, each once, got {config.comparison.probes}")
+                runs[key] = _probe_job(run, probe, config)
     return runs
 
 
-def _apart(args: argparse.Namespace) -> bool:
+def _apart(config: CompareConfig) -> bool:
     """Whether speeds are measured apart from the trainings."""
-    return bool(args.hosts) or args.jobs is not None
-
-
-def _with(args: argparse.Namespace, **own: Any) -> argparse.Namespace:
-    return argparse.Namespace(**{**vars(args), **own})
+    return bool(config.comparison.hosts) or config.comparison.jobs is not None
 
 
 def _labelled(flag: str, parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -211,38 +237,37 @@ def _key(row: Row) -> Key:
     return row["model"], int(row["seed"])
 
 
-def _probe_args(trained: argparse.Namespace, probe: str, args: argparse.Namespace) -> argparse.Namespace:
-    """Return the arguments of a probe of a model, which begins where its training ended."""
+def _probe_job(trained: Job, probe: str, config: CompareConfig) -> Job:
+    """Return the run of a probe of a model, which begins where its training ended."""
     name, *options = probe.split() or [""]
     if name not in PROBES:
         raise UserError(f"--probes: expected some of {', '.join(PROBES)}, got {probe!r}{closest(name, PROBES)}")
-    return _with(
-        trained,
+    return trained.other(
         freeze=True,
         probe=name,
         head_kwargs=key_values(options, f"--probes {probe!r}"),
-        initial_checkpoint=str(Path(trained.output) / trained.experiment / LAST),
+        initial_checkpoint=str(Path(trained.config.run.output) / trained.experiment / LAST),
         pretrained=False,
         experiment=f"{trained.experiment},{probe.replace(' ', ',')}",
-        epochs=args.probe_epochs or args.epochs,
+        epochs=config.comparison.probe_epochs or config.train.schedule.epochs,
     )
 
 
-def _check(args: argparse.Namespace, runs: dict[Key, argparse.Namespace], name: str) -> None:
+def _check(config: CompareConfig, name: str) -> None:
     """Find before hours of training what would stop it, or what comes behind it."""
-    if args.probe or args.head_kwargs:
+    if config.train.fit.probe or config.train.fit.head_kwargs:
         raise UserError("a comparison takes probes and their options by --probes; leave --probe and --head-kwargs out")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 or not args.val_split:
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 or not config.train.splits.val_split:
         raise UserError("a comparison is not distributed and validates: start it without torchrun, with --val-split")
-    if args.growth_tokens[0] > args.growth_tokens[1]:
-        smallest, largest = args.growth_tokens
+    if config.comparison.growth_tokens[0] > config.comparison.growth_tokens[1]:
+        smallest, largest = config.comparison.growth_tokens
         raise UserError(f"--growth-tokens: expected the smaller number first, got {smallest} {largest}")
-    if args.write:
-        _written(Path(args.write), name, "")
-    start_process(_with(args, device=devices(args.device)[0]))
+    if config.comparison.write:
+        _written(Path(config.comparison.write), name, "")
+    start_process(devices(config.train.device.device)[0])
 
 
-def _to_do(rows: list[Row], runs: dict[Key, argparse.Namespace]) -> list[Key]:
+def _to_do(rows: list[Row], runs: dict[Key, Job]) -> list[Key]:
     """Return which runs are not done; rows of earlier versions get what they lack.
 
     Raises:
@@ -266,7 +291,7 @@ def _to_do(rows: list[Row], runs: dict[Key, argparse.Namespace]) -> list[Key]:
     return list(todo)
 
 
-def _try(runs: dict[Key, argparse.Namespace], models: set[str]) -> None:
+def _try(runs: dict[Key, Job], models: set[str]) -> None:
     """Build each of the models and show it a blank image, on the CPU.
 
     Raises:
@@ -278,27 +303,27 @@ def _try(runs: dict[Key, argparse.Namespace], models: set[str]) -> None:
         if name not in models or name in tried:
             continue
         tried.add(name)
-        args = _with(run, pretrained=False)
+        model = replace(run.config.model, pretrained=False)
         try:
-            if args.mixer and (mixer := args.model_kwargs.get("mixers", {"type": "own"})["type"]) not in (
+            if run.mixer and (mixer := model.model_kwargs.get("mixers", {"type": "own"})["type"]) not in (
                 *OWN,
                 *MIXERS,
             ):
                 raise UserError(f"unknown mixer {mixer!r}{closest(mixer, [*MIXERS, *OWN])}")
-            choose_head(args)
-            model = build_model(args)
-            try_images(model, args.model, data_config(args, model)["input_size"])
+            model = choose_head(run.config.fit, model)
+            built = build_model(model, run.config.input)
+            try_images(built, model.name, data_config(model, run.config.input, built)["input_size"])
         except (UserError, ValueError) as error:
-            wrong.append(str(error) if len(models) == 1 or not args.mixer else f"{name}: {error}")
+            wrong.append(str(error) if len(models) == 1 or not run.mixer else f"{name}: {error}")
     if wrong:
         raise UserError("\n".join(dict.fromkeys(wrong)))
 
 
-def _keep_recipe(args: argparse.Namespace, folder: Path) -> None:
+def _keep_recipe(config: CompareConfig, folder: Path) -> None:
     """Write down the recipe, or compare it with that of the results that are there."""
     yaml, path = require("yaml"), folder / "recipe.yaml"
-    recipe = {name: value for name, value in vars(args).items() if name not in NOT_OF_THE_RECIPE}
-    recipe["model_kwargs"] = args.model_kwargs
+    recipe = {name: value for name, value in settings(config).items() if name not in NOT_OF_THE_RECIPE}
+    recipe["model_kwargs"] = config.train.model.model_kwargs
     if path.exists():
         before = yaml.safe_load(path.read_text())
         changed = [name for name in recipe if name in before and recipe[name] != before[name]]
@@ -319,11 +344,11 @@ def _run(
     def keep(key: Any, result: Row | Failure) -> None:
         nonlocal done
         done += 1
-        args = tasks[key][1]
+        spec = tasks[key][1].spec
         names = {"model": key[0], "seed": key[1]} if isinstance(key, tuple) else {}
         if path.name != RESULTS:
             names = {"mixer": key} if path.name == GROWTH else {"model": key}
-        row = {**names, "spec": _row_spec(args)}
+        row = {**names, "spec": spec}
         if isinstance(result, Failure):
             row |= {"status": "failed", "reason": result.reason}
         else:
@@ -342,51 +367,49 @@ def _run(
         run_tasks(tasks, keep, jobs=jobs, logs=path.parent / "logs")
 
 
-def _row_spec(args: argparse.Namespace) -> str:
-    return args.spec if hasattr(args, "spec") else json.dumps(args.mixer)
-
-
-def _first_seeds(runs: dict[Key, argparse.Namespace], trained: list[Row]) -> dict[str, argparse.Namespace]:
-    """Return for each model that is trained the arguments of one run."""
+def _first_seeds(runs: dict[Key, Job], trained: list[Row]) -> dict[str, Job]:
+    """Return for each model that is trained one of its runs."""
     models = {row["model"] for row in trained}
     return {name: run for (name, _), run in reversed(runs.items()) if name in models}
 
 
 def _measured(
-    args: argparse.Namespace,
+    config: CompareConfig,
     what: str,
-    things: Mapping[str, argparse.Namespace],
+    things: Mapping[str, Any],
     path: Path,
-    call: Callable[[argparse.Namespace], Row],
+    call: Callable[[Any], Row],
 ) -> list[Row]:
     """Return the rows of measurements, one at a time on each device, after doing those that are missing."""
     rows = read_rows(path)
-    done = {
-        row[what] for row in rows if row["status"] == "ok" and row["spec"] == _row_spec(things.get(row[what], args))
-    }
+    specs = {name: own.spec for name, own in things.items()}
+    done = {row[what] for row in rows if row["status"] == "ok" and row["spec"] == specs.get(row[what])}
     tasks: dict[Any, Task] = {name: (call, own) for name, own in things.items() if name not in done}
-    jobs = None if args.jobs is None else min(args.jobs, len(devices(args.device)))
+    jobs = (
+        None
+        if config.comparison.jobs is None
+        else min(config.comparison.jobs, len(devices(config.train.device.device)))
+    )
     _run(tasks, rows, path, jobs, of=things)
     return [row for name in things for row in rows if row[what] == name]
 
 
-def _train(args: argparse.Namespace) -> Row:
+def _train(job: Job) -> Row:
     """Train a model; speeds are measured apart, while nothing else runs."""
-    run = _trained(args)
-    return _trained_row(run)
+    return _trained_row(job, _trained(job))
 
 
-def _train_and_measure(args: argparse.Namespace) -> Row:
+def _train_and_measure(job: Job) -> Row:
     """Train a model and measure it."""
-    run = _trained(args)
+    run = _trained(job)
     assert run.reporter is not None
     last = run.reporter.rows[-1]
     model = run.task.get_eval_model()
     assert model is not None
-    row = _trained_row(run) | {
+    row = _trained_row(job, run) | {
         "train_images_per_second": float(last["images_per_second"]),  # of the last epoch, with its loading
         "loader_images_per_second": _loader_rate(run),
-        "inference_images_per_second": _inference_rate(model, run.args, run.data_config["input_size"], INFERENCE),
+        "inference_images_per_second": _inference_rate(model, run.config, run.data_config["input_size"], INFERENCE),
         "peak_memory_mib": float(last["peak_memory_mib"]) if "peak_memory_mib" in last else None,
     }
     del run, model  # with all that they hold on the device, before the next one
@@ -394,19 +417,19 @@ def _train_and_measure(args: argparse.Namespace) -> Row:
     return row
 
 
-def _trained(args: argparse.Namespace) -> Run:
-    print(f"{args.experiment}:", flush=True)
-    run = Run(args, start_process(args))
+def _trained(job: Job) -> Run:
+    print(f"{job.experiment}:", flush=True)
+    run = build_run(job.config, start_process(job.config.device.device))
     Training(run).fit()
     return run
 
 
-def _trained_row(run: Run) -> Row:
+def _trained_row(job: Job, run: Run) -> Row:
     assert run.reporter is not None
     last = run.reporter.rows[-1]
     return {
-        "host": run.args.host,
-        "mixer": run.args.mixer,
+        "host": job.host,
+        "mixer": job.mixer,
         "params_m": sum(p.numel() for p in run.trainable.parameters()) / 1e6,
         "trained_m": sum(p.numel() for p in run.trainable.parameters() if p.requires_grad) / 1e6,
         "top1": float(last["eval_top1"]),
@@ -426,28 +449,29 @@ def _release() -> None:
         torch.cuda.empty_cache()
 
 
-def _measure_speed(args: argparse.Namespace) -> Row:
+def _measure_speed(job: Job) -> Row:
     """Measure steps of training, and inference, of a model by itself, on images that are on the device."""
-    args = _with(args, initial_checkpoint="")
-    choose_head(args)
-    device = start_process(args).device
-    if args.num_classes is None:
-        args.num_classes = 10
-    model: Any = build_model(args, drop_path_rate=args.drop_path).to(device)
-    if args.channels_last:
+    config = job.config
+    own = choose_head(config.fit, config.model)
+    num_classes = 10 if own.num_classes is None else own.num_classes
+    config = changed(replace(config, model=own), num_classes=num_classes, initial_checkpoint="")
+    batch = config.fit.batch_size
+    device = start_process(config.device.device).device
+    model: Any = build_model(config.model, config.input, drop_path_rate=config.fit.drop_path).to(device)
+    if config.model.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    config = data_config(args, model)
-    args.lr, _ = learning_rate(args, 1)
-    optimizer: Any = make_optimizer(args, model)
-    task = make_task(args, model, config, None, device)
-    images = _images(args, args.batch_size, config["input_size"], device)
-    labels = torch.arange(args.batch_size, device=device) % args.num_classes
-    if mixing(args):
-        labels = nn.functional.one_hot(labels, args.num_classes).float()
+    prepared = data_config(config.model, config.input, model)
+    lr, _ = learning_rate(config.schedule, config.optimizer.opt, total_batch(config.fit, 1))
+    optimizer: Any = make_optimizer(config.optimizer, lr, model)
+    task = make_task(config, model, prepared, None, device)
+    images = _images(config, batch, prepared["input_size"], device)
+    labels = torch.arange(batch, device=device) % num_classes
+    if mixing(config.augmentation):
+        labels = nn.functional.one_hot(labels, num_classes).float()
     model.train()
 
     def step() -> None:
-        with autocast(args, device):
+        with autocast(config.device, device):
             loss = task(images, labels)["loss"]
         loss.backward()
         optimizer.step()
@@ -456,24 +480,24 @@ def _measure_speed(args: argparse.Namespace) -> Row:
     _release()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    training = 1e3 * args.batch_size / host_timing(step, device, SPEED).median_ms
+    training = 1e3 * batch / host_timing(step, device, SPEED).median_ms
     peak = peak_memory(device).get("peak_memory_mib")
     return {
         "train_images_per_second": training,
-        "inference_images_per_second": _inference_rate(model, args, config["input_size"], SPEED),
+        "inference_images_per_second": _inference_rate(model, config, prepared["input_size"], SPEED),
         "peak_memory_mib": peak,
         "device": device_name(device),
     }
 
 
-def _images(args: argparse.Namespace, batch: int, size: Sequence[int], device: torch.device) -> torch.Tensor:
+def _images(config: TrainConfig, batch: int, size: Sequence[int], device: torch.device) -> torch.Tensor:
     images = torch.randn(batch, *size, device=device)
-    return images.contiguous(memory_format=torch.channels_last) if args.channels_last else images
+    return images.contiguous(memory_format=torch.channels_last) if config.model.channels_last else images
 
 
 def _loader_rate(run: Run) -> float:
     """Images a second that the training loader gives to a model that takes no time."""
-    announce_epoch(run.loader, run.args.seed, run.num_epochs)
+    announce_epoch(run.loader, run.config.device.seed, run.num_epochs)
     images, started = 0, time.perf_counter()
     for batch, _ in batches(run.loader):
         images += len(batch)
@@ -482,13 +506,13 @@ def _loader_rate(run: Run) -> float:
     return images / (time.perf_counter() - started)
 
 
-def _inference_rate(model: nn.Module, args: argparse.Namespace, size: Sequence[int], budget: Budget) -> float:
-    """Images a second of only the model, in training's precision, on a batch that is on the device."""
+def _inference_rate(model: nn.Module, config: TrainConfig, size: Sequence[int], budget: Budget) -> float:
+    """Images a second of the model alone, in training's precision, on a batch that is on the device."""
     device = next(p.device for p in model.parameters())
-    images = _images(args, args.validation_batch_size or args.batch_size, size, device)
+    images = _images(config, config.fit.validation_batch_size or config.fit.batch_size, size, device)
 
     def infer() -> None:
-        with torch.inference_mode(), autocast(args, device):
+        with torch.inference_mode(), autocast(config.device, device):
             model(images)
 
     model.eval()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import require
+from visionzoo.engine.flags import CompareConfig
 from visionzoo.text import markdown_table
 
 COLUMNS = {  # of the table: title, digits
@@ -96,18 +96,18 @@ def _notes(models: Sequence[Row]) -> list[str]:
     return notes + [f"\n\n`{row['model']}`, runs that failed: {row['failed']}." for row in models if row["failed"]]
 
 
-def section(models: Sequence[Row], rows: Sequence[Row], args: argparse.Namespace, name: str) -> str:
+def section(models: Sequence[Row], rows: Sequence[Row], config: CompareConfig, name: str) -> str:
     """Return the table, how its numbers came about, and the picture, for a Markdown file beside CSV and picture."""
     rows = [row for row in rows if row["status"] == "ok"]
     machines = {f"{r['device']}, torch {r['torch']}, timm {r['timm']}, Python {r['python']}" for r in rows}
-    precision = f"{args.amp_dtype} autocast" if args.amp else "float32"
-    trained = f"{rows[0]['epochs']:g} epochs from random weights for each"
-    if args.seeds:
-        trained += f" of {len(args.seeds)} seeds (mean ± standard deviation)"
-    if args.probes:
-        epochs = args.probe_epochs or args.epochs
+    precision = f"{config.train.device.amp_dtype} autocast" if config.train.device.amp else "float32"
+    trained = f"{rows[0]['epochs']:g} epochs from nothing for each"
+    if config.comparison.seeds:
+        trained += f" of {len(config.comparison.seeds)} seeds (mean ± standard deviation)"
+    if config.comparison.probes:
+        epochs = config.comparison.probe_epochs or config.train.schedule.epochs
         trained += f", then {epochs} of each probe on the frozen features of that very model and data set"
-    batch = args.validation_batch_size or args.batch_size
+    batch = config.train.fit.validation_batch_size or config.train.fit.batch_size
     loader = [row["loader_images_per_second"] for row in rows if row.get("loader_images_per_second")]
     if loader:
         speed = f"""The speed of training is that of the last epoch with its
@@ -120,21 +120,18 @@ only, not compiled, on images that are on the device, in the same precision, mea
 else on the device: steps of training with the optimizer's, and inference, batch {batch}. Peak memory is that of
 training."""
         data = f"of each run [{name}.csv]({name}.csv), of each model [{name}_models.csv]({name}_models.csv)"
-    if args.mixers:
-        smallest, largest = args.growth_tokens
+    if config.comparison.mixers:
+        (smallest, largest), dim = config.comparison.growth_tokens, config.comparison.growth_dim
         speed += f"""
-Exponents are slopes in log-log of time and memory of a map against its tokens N, of only the mixer with
-{args.growth_dim} channels, forward and backward, from {smallest:,} to {largest:,} tokens; each step has {largest:,}
+Exponents are slopes in log-log of time and memory of a map against its tokens N, of the mixer alone with
+{dim} channels, forward and backward, from {smallest:,} to {largest:,} tokens; each step has {largest:,}
 tokens, in many maps or few."""
     return f"""{table(models)}
 
-{trained}, batch {args.batch_size}, {precision}; {"; ".join(sorted(machines))}.
+{trained}, batch {config.train.fit.batch_size}, {precision}; {"; ".join(sorted(machines))}.
 Top-1 is that of the last epoch on the validation split. {speed}
 
-<!-- not run: needs a GPU and data -->
-```bash
-visionzoo compare {args.config or "CONFIG"} --data-dir TRAIN --val-data-dir VALIDATION
-```
+    python tools/compare.py {config.train.config or "CONFIG"} --data-dir TRAIN --val-data-dir VALIDATION
 
 ![top-1 against throughput]({name}.png)
 

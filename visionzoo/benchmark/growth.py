@@ -6,16 +6,18 @@ full at each size; time and memory are those of one map. 1 is linear in tokens, 
 
 from __future__ import annotations
 
-import argparse
+import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from visionzoo.benchmark.timing import Budget, host_timing, peak_bytes, synchronize
+from visionzoo.engine.flags import DeviceConfig, TrainConfig
 from visionzoo.engine.models import autocast
 from visionzoo.engine.parallel import start_process
 from visionzoo.layers.mixers import build_mixer
@@ -54,29 +56,52 @@ def exponent(tokens: Sequence[float], values: Sequence[float]) -> float | None:
     return sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
 
 
-def measure_growth(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure `args.mixer`, a spec, on maps of `args.growth_tokens` with `args.growth_dim` channels.
+@dataclass(frozen=True, slots=True)
+class GrowthJob:
+    """A mixer to be measured.
+
+    Attributes:
+        config: where, in which precision and from which seed.
+        mixer: its name and options.
+        tokens: of the smallest and the largest map.
+        dim: channels of the maps.
+    """
+
+    config: TrainConfig
+    mixer: Mapping[str, Any]
+    tokens: Sequence[int]
+    dim: int
+
+    @property
+    def spec(self) -> str:
+        """What tells it from others under the same name."""
+        return json.dumps(self.mixer)
+
+
+def measure_growth(job: GrowthJob) -> dict[str, Any]:
+    """Measure a mixer on maps of more and more tokens.
 
     Returns:
         The exponents `time_exponent` and `memory_exponent` (None where memory is not counted, or maps are too few),
         `stops_at` tokens with its reason in `stops`, and milliseconds and MiB of a map of each size.
     """
-    device = start_process(args).device
+    place = job.config.device
+    device = start_process(place.device).device
     row: dict[str, Any] = {"time_exponent": None, "memory_exponent": None, "stops_at": None, "stops": ""}
     times: dict[int, float] = {}
     memory: dict[int, float] = {}
-    sizes = map_sizes(*args.growth_tokens)
+    sizes = map_sizes(*job.tokens)
     largest = sizes[-1][0] * sizes[-1][1]
-    torch.manual_seed(args.seed)
+    torch.manual_seed(place.seed)
     with torch.device(device):
-        mixer: Any = build_mixer(args.mixer, args.growth_dim)
+        mixer: Any = build_mixer(job.mixer, job.dim)
         assert mixer is not None
     for height, width in sizes:
         tokens = height * width
         batch = largest // tokens
-        x = torch.randn(batch, height, width, args.growth_dim, device=device, requires_grad=True)
+        x = torch.randn(batch, height, width, job.dim, device=device, requires_grad=True)
         try:
-            seconds, peak = _measure(mixer, x, args, device)
+            seconds, peak = _measure(mixer, x, place, device)
         except FULL:
             row |= {"stops_at": tokens, "stops": "memory"}
         except (RuntimeError, ValueError) as error:
@@ -97,12 +122,12 @@ def measure_growth(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _measure(
-    mixer: Callable[[Tensor], Tensor], x: Tensor, args: argparse.Namespace, device: torch.device
+    mixer: Callable[[Tensor], Tensor], x: Tensor, precision: DeviceConfig, device: torch.device
 ) -> tuple[float, int | None]:
     """Return seconds and bytes of a step; the first call, which compiles, does not count unless the others are slow."""
 
     def step() -> None:
-        with autocast(args, device):
+        with autocast(precision, device):
             out = mixer(x)
         out.float().square().mean().backward()
         x.grad = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import multiprocessing
 import os
@@ -10,7 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from visionzoo.engine.checkpoints import make_folder
 from visionzoo.engine.errors import Interrupted, printable
 from visionzoo.engine.interruption import StopSignals
+from visionzoo.engine.options import changed
 from visionzoo.engine.parallel import Process
 
 START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -34,8 +34,8 @@ class Failure:
     reason: str
 
 
-Task = tuple[Callable[[argparse.Namespace], Any], argparse.Namespace]  # called with its arguments; both are pickled
-Done = Callable[[Any, Any], None]  # receives the key of a task, and its result or a Failure
+Task = tuple[Callable[[Any], Any], Any]  # called with a dataclass whose `config` is a TrainConfig; both are pickled
+Done = Callable[[Any, Any], None]  # is told the key of a task, and its result or a Failure
 
 
 def failure(error: BaseException) -> Failure:
@@ -65,9 +65,9 @@ def run_tasks(tasks: Mapping[Hashable, Task], done: Done, *, jobs: int | None, l
         Interrupted: a signal came; tasks in work received it too, and had time to save what they have.
     """
     if jobs is None:
-        for key, (call, args) in tasks.items():
+        for key, (call, job) in tasks.items():
             try:
-                result = call(args)
+                result = call(job)
             except Exception as error:
                 if isinstance(error, Interrupted):
                     raise Interrupted(
@@ -82,7 +82,7 @@ def run_tasks(tasks: Mapping[Hashable, Task], done: Done, *, jobs: int | None, l
         context.set_forkserver_preload(PRELOADED)  # type: ignore[attr-defined]
     make_folder(logs)
     waiting = list(tasks.items())
-    places = devices(waiting[0][1][1].device)
+    places = devices(waiting[0][1][1].config.device.device)
     free = list(range(min(jobs, len(waiting))))
     threads = max(1, (os.cpu_count() or 1) // max(1, len(free)))
     working: dict[Any, tuple[Hashable, Any, int]] = {}
@@ -90,10 +90,11 @@ def run_tasks(tasks: Mapping[Hashable, Task], done: Done, *, jobs: int | None, l
     with stop, _ended(working):
         while waiting or working:
             while waiting and free:
-                key, (call, args) = waiting.pop(0)
+                key, (call, job) = waiting.pop(0)
                 slot = free.pop(0)
                 device = places[slot % len(places)]
-                given = argparse.Namespace(**{**vars(args), "device": device, "workers": _share(args.workers, jobs)})
+                workers = _share(job.config.data.workers, jobs)
+                given = replace(job, config=changed(job.config, device=device, workers=workers))
                 receiver, sender = context.Pipe(duplex=False)
                 log = logs / f"{'-'.join(map(str, key)) if isinstance(key, tuple) else key}.txt".replace("/", ",")
                 process = context.Process(  # type: ignore[attr-defined]
@@ -137,7 +138,7 @@ def _ended(working: dict[Any, tuple[Hashable, Any, int]]) -> Iterator[None]:
                 process.join()
 
 
-def _work(call: Callable[..., Any], args: argparse.Namespace, threads: int, log: str, sender: Any) -> None:
+def _work(call: Callable[..., Any], job: Any, threads: int, log: str, sender: Any) -> None:
     """Be the process of a task: print into its log, and send its result or why there is none."""
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)  # Ctrl-C goes to the whole group: this process is stopped by the one that started it
@@ -150,7 +151,7 @@ def _work(call: Callable[..., Any], args: argparse.Namespace, threads: int, log:
         sys.stdout = sys.stderr = file
         torch.set_num_threads(threads)
         try:
-            result = call(args)
+            result = call(job)
         except Exception as error:
             traceback.print_exc()
             result = failure(error)

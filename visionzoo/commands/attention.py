@@ -9,7 +9,7 @@ def main() -> None:
     """Parse, look, draw."""
     from visionzoo.engine.flags import attention_parser
 
-    args = attention_parser().parse()
+    config = attention_parser().parse()
     from visionzoo.engine.attention import show_attention  # after parsing: --help and typing errors come at once
 
-    show_attention(args)
+    show_attention(config)

@@ -5,7 +5,7 @@ def main() -> None:
     """Parse, build, run."""
     from visionzoo.engine.flags import compare_parser
 
-    args = compare_parser().parse_with_config()
+    config = compare_parser().parse_with_config()
     from visionzoo.benchmark.comparison import compare  # after parsing: --help and typing errors come at once
 
-    compare(args)
+    compare(config)

@@ -14,11 +14,11 @@ def main() -> None:
         from visionzoo.openmmlab.flags import eval_parser as parser
         from visionzoo.openmmlab.running import evaluate
 
-        evaluate(parser().parse_args())
+        evaluate(parser().parse())
         return
     from visionzoo.engine.flags import eval_parser
 
-    args = eval_parser().parse()
+    config = eval_parser().parse()
     from visionzoo.engine.evaluation import evaluate_checkpoint  # after parsing: --help and typing errors come at once
 
-    evaluate_checkpoint(args)
+    evaluate_checkpoint(config)

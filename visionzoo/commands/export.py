@@ -14,16 +14,16 @@ def main() -> None:
         from visionzoo.openmmlab.export import export_dense
         from visionzoo.openmmlab.flags import export_parser as parser
 
-        export_dense(parser().parse_args())
+        export_dense(parser().parse())
         return
     from visionzoo.deploy.flags import export_parser
 
-    args = export_parser().parse()
-    if args.all is not None:
+    config = export_parser().parse()
+    if config.sweep.all is not None:
         from visionzoo.deploy.sweep import sweep
 
-        sweep(args)
+        sweep(config)
         return
     from visionzoo.deploy.command import export_classifier  # after parsing: --help and typing errors come at once
 
-    export_classifier(args)
+    export_classifier(config)

@@ -9,7 +9,7 @@ def main() -> None:
     """Parse, fit, write."""
     from visionzoo.engine.flags import fit_hashes_parser
 
-    args = fit_hashes_parser().parse()
+    config = fit_hashes_parser().parse()
     from visionzoo.engine.hashing import fit_hashes  # after parsing: --help and typing errors come at once
 
-    fit_hashes(args)
+    fit_hashes(config)

@@ -14,11 +14,11 @@ def main() -> None:
         from visionzoo.openmmlab.flags import predict_parser as parser
         from visionzoo.openmmlab.prediction import predict as draw
 
-        draw(parser().parse_args())
+        draw(parser().parse())
         return
     from visionzoo.engine.flags import predict_parser
 
-    args = predict_parser().parse()
+    config = predict_parser().parse()
     from visionzoo.engine.prediction import predict  # after parsing: --help and typing errors come at once
 
-    predict(args)
+    predict(config)

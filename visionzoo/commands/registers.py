@@ -9,7 +9,7 @@ def main() -> None:
     """Parse, look, move, draw."""
     from visionzoo.engine.flags import registers_parser
 
-    args = registers_parser().parse()
+    config = registers_parser().parse()
     from visionzoo.engine.registers import show_registers  # after parsing: --help and typing errors come at once
 
-    show_registers(args)
+    show_registers(config)

@@ -10,7 +10,7 @@ def main() -> None:
     """Parse, measure, write."""
     from visionzoo.engine.flags import sparse_rate_parser
 
-    args = sparse_rate_parser().parse()
+    config = sparse_rate_parser().parse()
     from visionzoo.engine.sparse_rate import measure_sparse_rate  # after parsing: --help and typing errors come at once
 
-    measure_sparse_rate(args)
+    measure_sparse_rate(config)

@@ -15,11 +15,11 @@ def main() -> None:
         from visionzoo.openmmlab.flags import train_parser as parser
         from visionzoo.openmmlab.running import train as train_detector
 
-        train_detector(parser().parse_args())
+        train_detector(parser().parse())
         return
     from visionzoo.engine.flags import train_parser
 
-    args = train_parser().parse_with_config()
+    config = train_parser().parse_with_config()
     from visionzoo.engine.training import train  # after parsing, so that --help and typing errors come at once
 
-    train(args)
+    train(config)

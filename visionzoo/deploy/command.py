@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -10,31 +9,33 @@ from timm.models import safe_model_name
 
 from visionzoo.deploy.exporting import Exported
 from visionzoo.deploy.files import check_flags, shape_of, write_files
+from visionzoo.deploy.flags import ExportConfig
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.exits import model_of_exit
 from visionzoo.engine.models import Trained, build_model, data_config, restore
+from visionzoo.engine.options import settings
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.recorded import per_channel
 
 
-def export_classifier(args: argparse.Namespace) -> list[Exported]:
+def export_classifier(config: ExportConfig) -> list[Exported]:
     """Export what the flags name; write the files with NAME.json beside them, and return them.
 
     Raises:
         UserError: there is no such model or checkpoint, or it cannot be exported so.
     """
-    check_flags(args)
-    device = start_process(args).device
-    trained = _build(args)
+    check_flags(config.files, torchcompile=config.model.torchcompile)
+    device = start_process(config.files.device).device
+    trained = _build(config)
     model = trained.model.to(device).eval()
-    if args.channels_last:
+    if config.model.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    name = safe_model_name(str(args.model or trained.args.get("model")).rstrip("/"))
-    if args.exit:
-        model, name = model_of_exit(model, name, args.exit), f"{name}-{args.exit}"
-    shape = shape_of(args, tuple(trained.data_config["input_size"]))
+    name = safe_model_name(str(config.model.model or trained.args.get("model")).rstrip("/"))
+    if config.source.exit:
+        model, name = model_of_exit(model, name, config.source.exit), f"{name}-{config.source.exit}"
+    shape = shape_of(config.files, tuple(trained.data_config["input_size"]))
     description = {
-        "model": args.model or trained.args.get("model"),
+        "model": config.model.model or trained.args.get("model"),
         "task": "classification",
         "preprocessing": {
             **{key: trained.data_config[key] for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")},
@@ -43,11 +44,11 @@ def export_classifier(args: argparse.Namespace) -> list[Exported]:
             "range": "divide pixels by 255, subtract mean, divide by std",
         },
         "outputs": [{"name": "logits"}],
-        **({"exit": args.exit} if args.exit else {}),
+        **({"exit": config.source.exit} if config.source.exit else {}),
         "activation": "sigmoid" if trained.multi_label else "softmax",
         "class_names": trained.class_names,
     }
-    return write_files(model, Path(args.output) / name, shape, description, args)
+    return write_files(model, Path(config.files.output) / name, shape, description, config.files)
 
 
 def _channels(trained: Trained) -> str:
@@ -58,14 +59,15 @@ def _channels(trained: Trained) -> str:
         return f"{trained.data_config['input_size'][0]} channels"
 
 
-def _build(args: argparse.Namespace) -> Trained:
-    if not args.random_weights:
-        if args.model and not (args.checkpoint or args.pretrained):
+def _build(config: ExportConfig) -> Trained:
+    if not config.source.random_weights:
+        if config.model.model and not (config.source.weights.checkpoint or config.model.pretrained):
             raise UserError(
-                f"{args.model} has no weights: give --checkpoint or --pretrained, or --random-weights to measure speed"
+                f"{config.model.model} has no weights: give --checkpoint or --pretrained, or --random-weights to "
+                "measure speed"
             )
-        return restore(args)
-    if args.checkpoint or args.pretrained:
-        raise UserError("--random-weights together with --checkpoint or --pretrained; give one")
-    model = build_model(args)
-    return Trained(model, per_channel(data_config(args, model)))
+        return restore(config.model, config.input, config.source.weights, settings(config.source))
+    if config.source.weights.checkpoint or config.model.pretrained:
+        raise UserError("--random-weights beside --checkpoint or --pretrained; give one")
+    model = build_model(config.model, config.input)
+    return Trained(model, per_channel(data_config(config.model, config.input, model)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from collections.abc import Sequence
@@ -16,24 +15,25 @@ from torch import nn
 
 import visionzoo
 from visionzoo.deploy.exporting import FORMATS, Exported, Reference, Shape, export, require_compiler
+from visionzoo.deploy.flags import FilesConfig
 from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import UserError, require
 
 
 def write_files(
-    model: nn.Module, stem: Path, shape: Shape, description: dict[str, Any], args: argparse.Namespace
+    model: nn.Module, stem: Path, shape: Shape, description: dict[str, Any], given: FilesConfig
 ) -> list[Exported]:
-    """Write a model in `args.format`, each next to the others as `stem` with a suffix, and its description as JSON.
+    """Write a model in `given.format`, each next to the others as `stem` with a suffix, and its description as JSON.
 
     Files of the same model and description in other formats stay, and stay described. Those of another one are replaced
-    with only `args.overwrite`, all of them.
+    with `given.overwrite` alone, all of them.
 
     Args:
         model: in eval mode, from images to tensors.
         stem: path of the files without a suffix.
         shape: of the images.
         description: what the JSON says of the model; its "outputs" name them in their order.
-        args: the flags of `add_export_flags`.
+        given: which formats, and how.
 
     Raises:
         UserError: the model cannot be exported so, the files cannot be written, or others lie there.
@@ -54,19 +54,19 @@ def write_files(
         "weights": _digest(model),
     }
     described, others = _look_at(stem, content)
-    if others and not args.overwrite:
+    if others and not given.overwrite:
         listed = ", ".join(path.name for path in others)
         raise UserError(
             f"{stem.parent} holds {listed} of another model, or of other weights or images; name another --output, or "
             "pass --overwrite to replace them all"
         )
-    if not args.no_fuse:
+    if not given.no_fuse:
         model = visionzoo.fuse(model)
     files = []
-    for format in dict.fromkeys(args.format):
+    for format in dict.fromkeys(given.format):
         names = [output["name"] for output in description["outputs"]]
         path = _with(stem, FORMATS[format].suffix)
-        files.append(export(model, path, format, shape, reference, output_names=names, opset=args.opset))
+        files.append(export(model, path, format, shape, reference, output_names=names, opset=given.opset))
         print(f"{format}: {files[-1]}")
     new = [{"file": file.path.name, "largest_error": file.error, "checked": file.checked} for file in files]
     kept = [entry for entry in described if entry["file"] not in {file.path.name for file in files}]
@@ -119,29 +119,29 @@ def _shape(output: Sequence[int], shape: Shape) -> list[Any]:
     return [named.get(axis, size) for axis, size in enumerate(output)]
 
 
-def check_flags(args: argparse.Namespace) -> None:
+def check_flags(given: FilesConfig, *, torchcompile: str | None = None) -> None:
     """Refuse at once what would fail after minutes.
 
     Raises:
         UserError: a package is missing, or a flag has no effect here.
     """
-    if "onnx" in args.format:
+    if "onnx" in given.format:
         for module in ("onnx", "onnxscript", "onnxruntime"):
             require(module, extra="export")
-    if "aoti" in args.format:
+    if "aoti" in given.format:
         require_compiler()
-    if args.batch_size < 1:
-        raise UserError(f"--batch-size: expected a positive number, got {args.batch_size}")
-    if args.batch_size > 1 and not args.static_batch:
-        raise UserError("--batch-size is for files that take only that batch: add --static-batch, or leave it out")
-    if getattr(args, "torchcompile", None):
+    if given.batch_size < 1:
+        raise UserError(f"--batch-size: expected a positive number, got {given.batch_size}")
+    if given.batch_size > 1 and not given.static_batch:
+        raise UserError("--batch-size is of files that take that batch alone: add --static-batch, or leave it out")
+    if torchcompile:
         raise UserError("--torchcompile has no effect on files; --format aoti compiles")
 
 
-def shape_of(args: argparse.Namespace, size: Sequence[int]) -> Shape:
+def shape_of(given: FilesConfig, size: Sequence[int]) -> Shape:
     """Return the shape of the images that flags ask for, given the model's (channels, height, width)."""
     channels, height, width = size
-    return Shape(args.batch_size, (channels, height, width), not args.static_batch, args.dynamic_size)
+    return Shape(given.batch_size, (channels, height, width), not given.static_batch, given.dynamic_size)
 
 
 def versions() -> dict[str, str]:

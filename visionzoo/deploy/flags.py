@@ -1,50 +1,84 @@
 """The command line of `visionzoo export` for classifiers; the words are those of timm's onnx_export.py."""
 
-from __future__ import annotations
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-import argparse
-
-from visionzoo.engine.flags import add_model_flags
-from visionzoo.engine.options import Parser
+from visionzoo.engine.flags import InputConfig, ModelConfig, WeightsConfig
+from visionzoo.engine.options import Parser, flag, switch
 
 FORMATS = ("pt2", "onnx", "aoti")
 
 
-def add_export_flags(parser: argparse.ArgumentParser, formats: tuple[str, ...] = ("onnx", "pt2")) -> None:
-    """Add what is written, and for which images; `formats` are the default."""
-    add = parser.add_argument_group("export").add_argument
-    add(
-        "--format",
-        nargs="+",
-        choices=FORMATS,
-        default=list(formats),
-        help="onnx; pt2: exported program of torch; aoti: AOTInductor package, compiled for this machine "
-        f"(default: {' '.join(formats)})",
+def format_flag(default: Sequence[str]) -> Any:
+    """Return the flag of the formats that are written; `default` where it is not given."""
+    help = (
+        "onnx; pt2: exported program of torch; aoti: AOTInductor package, compiled for this machine "
+        f"(default: {' '.join(default)})"
     )
-    add("--output", default="output/export", metavar="DIR", help="folder for the files (default: output/export)")
-    add("--overwrite", action="store_true", help="replace files of another export under the same names")
-    add("-b", "--batch-size", type=int, default=1, metavar="N", help="images of a batch with --static-batch")
-    add("--static-batch", action="store_true", help="take only batches of --batch-size (default: of any number)")
-    add("--dynamic-size", action="store_true", help="take any height and width, where the model can be exported so")
-    add("--opset", type=int, metavar="N", help="version of ONNX's operators (default: torch's choice)")
-    add("--no-fuse", action="store_true", help="leave batch norms as they are (default: fold them, visionzoo.fuse)")
-    add("--device", default="cpu", help="that the program runs on; ONNX runs on any (default: cpu)")
+    return flag(help, list(default), nargs="+", choices=FORMATS)
 
 
-def export_parser() -> Parser:
+@dataclass(frozen=True, slots=True)
+class FilesConfig:
+    """What is written, and for which images."""
+
+    TITLE: ClassVar = "export"
+    format: Sequence[str] = format_flag(("onnx", "pt2"))
+    output: str = flag("folder for the files (default: output/export)", "output/export", metavar="DIR")
+    overwrite: bool = switch("replace files of another export under the same names", negatable=False)
+    batch_size: int = flag(
+        "images of a batch with --static-batch", 1, names=("-b", "--batch-size"), type=int, metavar="N"
+    )
+    static_batch: bool = switch("take batches of --batch-size alone (default: of any number)", negatable=False)
+    dynamic_size: bool = switch("take any height and width, where the model can be exported so", negatable=False)
+    opset: int | None = flag("version of ONNX's operators (default: torch's choice)", type=int, metavar="N")
+    no_fuse: bool = switch("leave batch norms as they are (default: fold them, visionzoo.fuse)", negatable=False)
+    device: str = flag("that the program runs on; ONNX runs on any (default: cpu)", "cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedWeights(WeightsConfig):
+    """The weights that are exported."""
+
+    no_ema: bool = switch("use the trained weights, not their moving average", negatable=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceConfig:
+    """Which weights are exported, for which kind of images, and how much of the model."""
+
+    TITLE: ClassVar = "weights"
+    input_img_mode: str | None = flag("PIL mode of the images, for the JSON (default: as in training)", metavar="MODE")
+    weights: ExportedWeights = ExportedWeights()
+    random_weights: bool = switch("export without weights, to measure how fast it runs", negatable=False)
+    exit: str = flag("export what this early exit answers, without the parts after it", "", metavar="NAME")
+
+
+@dataclass(frozen=True, slots=True)
+class SweepConfig:
+    """Which models are exported to a table, and where it is."""
+
+    TITLE: ClassVar = "all models"
+    all: Sequence[str] | None = flag(
+        "export every zoo_* model, or those like 'zoo_swin*', to a table", nargs="*", metavar="PATTERN"
+    )
+    results_csv: str = flag("table to add rows to; rows that it has are not done again", "", metavar="FILE")
+    write: str = flag("put the table into this Markdown file, between its marks", "", metavar="FILE")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportConfig:
+    """What `visionzoo export` is given."""
+
+    files: FilesConfig
+    model: ModelConfig
+    input: InputConfig
+    source: SourceConfig
+    sweep: SweepConfig
+
+
+def export_parser() -> Parser[ExportConfig]:
     """Return the parser of `visionzoo export`."""
     about = "Export a classifier to files that run without visionzoo, each checked against the model."
-    parser = Parser("%(prog)s [CONFIG.py] [flags]", about)
-    add_export_flags(parser)
-    add_model_flags(parser, model=None)
-    add = parser.add_argument_group("weights").add_argument
-    add("--input-img-mode", metavar="MODE", help="PIL mode of the images, for the JSON (default: as in training)")
-    add("--checkpoint", default="", metavar="FILE", help="weights; of a run of `visionzoo train`, the model too")
-    add("--no-ema", action="store_true", help="use the trained weights, not their moving average")
-    add("--random-weights", action="store_true", help="export without weights, to measure how fast it runs")
-    add("--exit", default="", metavar="NAME", help="export what this early exit answers, without the parts after it")
-    add = parser.add_argument_group("all models").add_argument
-    add("--all", nargs="*", metavar="PATTERN", help="export every zoo_* model, or those like 'zoo_swin*', to a table")
-    add("--results-csv", default="", metavar="FILE", help="table to add rows to; rows that it has are not done again")
-    add("--write", default="", metavar="FILE", help="put the table into this Markdown file, between its marks")
-    return parser
+    return Parser(ExportConfig, "%(prog)s [CONFIG.py] [flags]", about)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import fnmatch
 import multiprocessing
@@ -22,7 +21,9 @@ import visionzoo
 from visionzoo._torch_private import BatchNorm
 from visionzoo.deploy.exporting import FORMATS, Reference, Shape, export
 from visionzoo.deploy.files import check_flags, shape_of, versions
+from visionzoo.deploy.flags import ExportConfig
 from visionzoo.engine.errors import UserError, require
+from visionzoo.engine.options import changed
 from visionzoo.engine.outputs import add_rows, check_table
 from visionzoo.engine.reporting import write_between
 from visionzoo.models._registry import VARIANTS
@@ -63,33 +64,33 @@ class Row:
     versions: str
 
 
-def sweep(args: argparse.Namespace) -> list[Row]:
-    """Export all models that `args.all` names, with random weights, and return a row for each and format.
+def sweep(config: ExportConfig) -> list[Row]:
+    """Export all models that `config.sweep.all` names, with random weights, and return a row for each and format.
 
-    Rows are added to `args.results_csv` as they come; what it has already is not done again.
+    Rows are added to `config.sweep.results_csv` as they come; what it has already is not done again.
 
     Raises:
         UserError: no model has such a name, or flags do not go together.
     """
-    check_flags(args)
+    check_flags(config.files, torchcompile=config.model.torchcompile)
     tqdm = require("tqdm").tqdm
-    if args.model or args.checkpoint:
-        raise UserError("--all together with --model or --checkpoint; give one")
-    patterns = args.all or ["*"]
+    if config.model.model or config.source.weights.checkpoint:
+        raise UserError("--all beside --model or --checkpoint; give one")
+    patterns = config.sweep.all or ["*"]
     names = [name for name in VARIANTS if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
     if not names:
-        raise UserError(f"--all: no model matches {' or '.join(patterns)}; `visionzoo models` lists them")
-    table = Path(args.results_csv or Path(args.output) / "export.csv")
+        raise UserError(f"--all: no model is called like {' or '.join(patterns)}; `visionzoo models` lists them")
+    table = Path(config.sweep.results_csv or Path(config.files.output) / "export.csv")
     rows = read_rows(table)
     done = {(row.model, row.format, row.axes) for row in rows}
-    axes = "+".join(shape_of(args, (3, 224, 224)).dynamic_axes.values())
-    formats = list(dict.fromkeys(args.format))
+    axes = "+".join(shape_of(config.files, (3, 224, 224)).dynamic_axes.values())
+    formats = list(dict.fromkeys(config.files.format))
     for name in (bar := tqdm(names, unit="model", disable=None)):
-        args.format = [format for format in formats if (name, format, axes) not in done]
-        if not args.format:
+        missing = [format for format in formats if (name, format, axes) not in done]
+        if not missing:
             continue
         bar.set_postfix_str(name)
-        new = _in_its_own_process(name, axes, args)
+        new = _in_its_own_process(name, axes, changed(config, format=missing))
         for row in new:
             bar.write(_line(row))
         rows += new
@@ -98,8 +99,8 @@ def sweep(args: argparse.Namespace) -> list[Row]:
     failed = [row for row in chosen if row.failure]
     print(f"{len(chosen) - len(failed)} of {len(chosen)} exports are what their models are; {table}")
     print(families(chosen))
-    if args.write:
-        write_between(Path(args.write), BEGIN, END, markdown(rows))
+    if config.sweep.write:
+        write_between(Path(config.sweep.write), BEGIN, END, markdown(rows))
     return chosen
 
 
@@ -173,33 +174,36 @@ def randomise(model: nn.Module, shape: Shape) -> nn.Module:
     return model.eval()
 
 
-def _in_its_own_process(name: str, axes: str, args: argparse.Namespace) -> list[Row]:
+def _in_its_own_process(name: str, axes: str, config: ExportConfig) -> list[Row]:
     """Export one model; where it takes too much memory only that process is killed."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.submit(_export_one, name, axes, args).result()
+            return pool.submit(_export_one, name, axes, config).result()
         except BrokenProcessPool:
             failure = "the process was killed, for which too little memory is the usual reason"
-            return [_row(name, format, "", axes, failure=failure) for format in args.format]
+            return [_row(name, format, "", axes, failure=failure) for format in config.files.format]
 
 
-def _export_one(name: str, axes: str, args: argparse.Namespace) -> list[Row]:
+def _export_one(name: str, axes: str, config: ExportConfig) -> list[Row]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model: Any = timm.create_model(name)
-    size = args.input_size or (3, *([args.img_size] * 2 if args.img_size else model.pretrained_cfg["input_size"][1:]))
-    shape = shape_of(args, size)
+    size = config.input.input_size or (
+        3,
+        *([config.input.img_size] * 2 if config.input.img_size else model.pretrained_cfg["input_size"][1:]),
+    )
+    shape = shape_of(config.files, size)
     model = randomise(model, shape)
     reference = Reference.of(model, shape)
-    if not args.no_fuse:
+    if not config.files.no_fuse:
         model = visionzoo.fuse(model)
     rows = []
     sides = "x".join(map(str, shape.size[1:]))
-    for format in args.format:
+    for format in config.files.format:
         with TemporaryDirectory() as folder:
             path = Path(folder) / (name + FORMATS[format].suffix)
             try:
-                file = export(model, path, format, shape, reference, opset=args.opset)
+                file = export(model, path, format, shape, reference, opset=config.files.opset)
             except UserError as error:
                 rows.append(_row(name, format, sides, axes, failure=str(error)))
                 continue

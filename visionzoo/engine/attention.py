@@ -1,6 +1,5 @@
 """What the queries of a model's head see of images, as pictures: those of the true and the predicted class, by head."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ from torch import Tensor
 from visionzoo.engine.charts import draw_maps, missing_fonts
 from visionzoo.engine.checkpoints import make_folder
 from visionzoo.engine.errors import UserError, closest, printable, require
+from visionzoo.engine.flags import AttentionConfig
 from visionzoo.engine.images import readable_images
 from visionzoo.engine.models import autocast, restore, try_images
+from visionzoo.engine.options import settings
 from visionzoo.engine.outputs import free_path
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.prediction import choose_names
@@ -26,32 +27,32 @@ DEFAULT = Path("output/attention")
 COLUMNS = 9  # maps in a row
 
 
-def show_attention(args: argparse.Namespace) -> list[Path]:
-    """Draw what the queries of the model that `args` name see (`visionzoo attention`); return the pictures' paths.
+def show_attention(config: AttentionConfig) -> list[Path]:
+    """Draw what the queries of the model that `config` names see (`visionzoo attention`); return the pictures' paths.
 
     Raises:
         UserError: the model's head has no queries, there is no such class or layer, or an image cannot be read.
     """
-    process = start_process(args)
+    process = start_process(config.device.device)
     require("matplotlib")
     notes: list[str] = []
-    paths = list(dict.fromkeys(find_images(args.images, notes)))
-    trained = restore(args)
+    paths = list(dict.fromkeys(find_images(config.images, notes)))
+    trained = restore(config.model, config.input, config.query, settings(config.query.reading))
     model = trained.model.to(process.device).eval()
-    try_images(model, args.model or trained.args["model"], trained.data_config["input_size"])
-    names = choose_names(args.class_names, trained.class_names, trained.num_classes)
-    label = _label(args.label, names)
+    try_images(model, config.model.model or trained.args["model"], trained.data_config["input_size"])
+    names = choose_names(config.query.class_names, trained.class_names, trained.num_classes)
+    label = _label(config.query.label, names)
     of_classes = any(isinstance(module, ClassQueryHead) for module in model.modules())
     transform: Any = create_transform(**trained.data_config, is_training=False)
     pictures: list[Path] = []
-    skipped: list[str] | None = [] if args.skip_bad_images else None
+    skipped: list[str] | None = [] if config.query.reading.skip_bad_images else None
     undrawn: set[str] = set()
-    folder = Path(args.output or free_path(DEFAULT))
+    folder = Path(config.query.output or free_path(DEFAULT))
     for path, image in readable_images(paths, trained.mode, upright=trained.upright, skipped=skipped):
         batch = transform(image)[None].to(process.device)
         try:
-            with torch.inference_mode(), autocast(args, process.device):
-                seen = head_attention(model, batch, layer=args.layer)
+            with torch.inference_mode(), autocast(config.device, process.device):
+                seen = head_attention(model, batch, layer=config.query.layer)
                 predicted = int(model(batch)[0].argmax())
         except ValueError as error:
             raise UserError(str(error)) from error

@@ -1,6 +1,7 @@
 """Training on what a model returns beside logits: exits, and named terms of the loss."""
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -52,8 +53,17 @@ class AuxiliaryTask(ClassificationTask):
         return {"loss": loss, "output": logits, "task_loss": task_loss, **dict(parts)}
 
 
-def auxiliary_weights(args: argparse.Namespace, model: Any) -> dict[str, float]:
+def auxiliary_weights(
+    given: Mapping[str, Any], model: Any, model_name: str, *, frozen: bool, has_teacher: bool
+) -> dict[str, float]:
     """Return the weights of the exits and terms that a model is to be trained on: its own, or those of --aux-weight.
+
+    Args:
+        given: by --aux-weight.
+        model: that has them.
+        model_name: for messages.
+        frozen: whether only its classifier is trained.
+        has_teacher: whether it learns from another model.
 
     Raises:
         UserError: --aux-weight names what the model does not have, or a weight is not a number from 0; or there is a
@@ -61,26 +71,27 @@ def auxiliary_weights(args: argparse.Namespace, model: Any) -> dict[str, float]:
     """
     own = model.auxiliary_weights() if hasattr(model, "auxiliary_weights") else {}
     if taken := sorted(set(own) & set(TAKEN)):
-        raise ValueError(f"AUXILIARY of {args.model}: {taken[0]!r} is a name that the log has for something else")
-    for name, weight in args.aux_weight.items():
+        raise ValueError(f"AUXILIARY of {model_name}: {taken[0]!r} is a name that the log has for something else")
+    for name, weight in given.items():
         if not own:
-            raise UserError(f"--aux-weight {name}={weight}: {args.model} as built has no exits and no terms")
+            raise UserError(f"--aux-weight {name}={weight}: {model_name} as built has no exits and no terms")
         if name not in own:
             near, listed = closest(name, own), ", ".join(own)
-            raise UserError(f"--aux-weight: {args.model} has no exit and no term {name!r}{near or ';'} it has {listed}")
+            raise UserError(f"--aux-weight: {model_name} has no exit and no term {name!r}{near or ';'} it has {listed}")
         try:
             own[name] = AMOUNT(str(weight))
         except (argparse.ArgumentTypeError, ValueError) as error:
             raise UserError(f"--aux-weight {name}: expected a number at least 0, got {weight!r}") from error
-    if args.freeze:
-        if args.aux_weight:
-            raise UserError("--freeze trains only the classifier, without exits and terms; leave --aux-weight out")
+    if frozen:
+        if given:
+            raise UserError("--freeze trains the classifier alone, without exits and terms; leave --aux-weight out")
         return {}
-    if args.kd_model_name or args.kd_checkpoint:
+    if has_teacher:
         if learned := [name for name, weight in own.items() if weight]:
             raise UserError(
-                f"{args.model} learns from labels with {', '.join(learned)} in its loss, which a teacher has no place "
-                f"for; leave the teacher out, or these: --aux-weight {' '.join(f'{name}=0' for name in learned)}"
+                f"{model_name} learns from labels with {', '.join(learned)} in its loss, which a teacher has "
+                "no place for; leave the teacher out, or these: --aux-weight "
+                f"{' '.join(f'{name}=0' for name in learned)}"
             )
         return {}
     return dict(own)

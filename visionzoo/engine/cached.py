@@ -3,7 +3,6 @@
 No process loads images then, and nothing waits for them. For images of one size that are not larger than the input.
 """
 
-import argparse
 import hashlib
 import json
 import math
@@ -22,7 +21,9 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampl
 
 from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UserError
+from visionzoo.engine.flags import AugmentationConfig, DataConfig
 from visionzoo.engine.images import CheckedImages, check_label
+from visionzoo.engine.options import settings
 
 NOT_ON_DEVICE = {  # augmentation that needs single images, by the flag's value that is without effect
     "aa": (None, ""),
@@ -60,12 +61,12 @@ class CachedImages(Dataset):
 
 
 def open_cached(
-    args: argparse.Namespace, root: str, *, mode: str, class_map: Any, open_images: Callable[[], Any]
+    data: DataConfig, root: str, *, mode: str, class_map: Any, open_images: Callable[[], Any]
 ) -> CachedImages:
-    """Return a split from `args.cache_images`, after decoding it into there where it is not.
+    """Return a split from `data.cache_images`, after decoding it into there where it is not.
 
     Args:
-        args: flags of the command.
+        data: where it is kept, and how images are read.
         root: folder or .tar.
         mode: PIL's, of the images.
         class_map: numbers of the classes, where not the data set's own.
@@ -74,13 +75,13 @@ def open_cached(
     Raises:
         UserError: an image is bad, or they are of several sizes.
     """
-    said = json.dumps([os.path.realpath(root), mode, args.apply_exif_orientation, class_map, args.input_key])
+    said = json.dumps([os.path.realpath(root), mode, data.apply_exif_orientation, class_map, data.input_key])
     digest = hashlib.sha256(said.encode())
     paths = [Path(root)] if Path(root).is_file() else sorted(path for path in Path(root).rglob("*") if path.is_file())
     for path in paths:
         stat = path.stat()
         digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    folder = Path(args.cache_images) / f"{Path(root).stem}-{digest.hexdigest()[:16]}"
+    folder = Path(data.cache_images) / f"{Path(root).stem}-{digest.hexdigest()[:16]}"
     if not (folder / "about.json").exists():
         _decode(open_images(), root, folder)
     return CachedImages(folder)
@@ -122,10 +123,10 @@ class DeviceLoader:
 
     Args:
         images: the split.
-        args: flags of the command.
         data_config: input size, mean, std and crop.
         device: of the batches.
-        is_training: augment, shuffle, and drop the last batch where it is not full.
+        batch_size: images of a batch.
+        augmentation: of training, where the last batch is dropped where it is not full; None for evaluation.
 
     Raises:
         UserError: images are larger than the input, or an augmentation is asked for that needs single images.
@@ -134,13 +135,14 @@ class DeviceLoader:
     def __init__(
         self,
         images: CachedImages,
-        args: argparse.Namespace,
         data_config: dict[str, Any],
         device: torch.device,
         *,
-        is_training: bool,
+        batch_size: int,
+        augmentation: AugmentationConfig | None,
     ) -> None:
-        self.dataset, self.args, self.is_training = images, args, is_training
+        self.dataset = images
+        self.augmentation = None if augmentation is None or augmentation.no_aug else augmentation
         self.size: tuple[int, int] = tuple(data_config["input_size"][1:])
         sides = images.pixels.shape[1:3]
         if max(sides) > min(self.size):
@@ -148,9 +150,10 @@ class DeviceLoader:
                 f"--cache-images: images of {sides[1]} x {sides[0]} pixels are larger than the input of {self.size[1]} "
                 f"x {self.size[0]}; give a larger --img-size, or leave it out"
             )
-        wrong = [name for name, off in NOT_ON_DEVICE.items() if getattr(args, name, off[0]) not in off]
-        if is_training and not args.no_aug and wrong:
-            flags = ", ".join(f"--{name.replace('_', '-')} {getattr(args, name)}" for name in wrong)
+        given = settings(self.augmentation) if self.augmentation else {}
+        wrong = [name for name, off in NOT_ON_DEVICE.items() if given.get(name, off[0]) not in off]
+        if wrong:
+            flags = ", ".join(f"--{name.replace('_', '-')} {given[name]}" for name in wrong)
             expected = ", ".join(f"{NOT_ON_DEVICE[name][0]!r}" for name in wrong)
             raise UserError(f"--cache-images does not go with {flags} (expected {expected}); leave one of them out")
         self.crop_pct, self.interpolation = data_config["crop_pct"], data_config["interpolation"]
@@ -159,13 +162,12 @@ class DeviceLoader:
         )
         self.pixels = torch.from_numpy(np.array(images.pixels)).to(device)
         self.targets = torch.from_numpy(images.targets).to(device)
-        batch = args.batch_size if is_training else (getattr(args, "validation_batch_size", None) or args.batch_size)
+        is_training = augmentation is not None
         self.sampler: Any = RandomSampler(images) if is_training else SequentialSampler(images)
-        self.loader = DataLoader(images, batch, sampler=self.sampler, drop_last=is_training)  # counts the batches
-        erases = is_training and args.reprob > 0 and not args.no_aug
-        self.erasing = erases and RandomErasing(
-            args.reprob, mode=args.remode, max_count=args.recount, device=str(device)
-        )
+        self.loader = DataLoader(images, batch_size, sampler=self.sampler, drop_last=is_training)  # counts the batches
+        self.erasing: RandomErasing | None = None
+        if (how := self.augmentation) and how.reprob > 0:
+            self.erasing = RandomErasing(how.reprob, mode=how.remode, max_count=how.recount, device=str(device))
         self.mix: Mixup | None = None
         self.mixup_enabled = False
 
@@ -184,27 +186,27 @@ class DeviceLoader:
             chosen = order[start : start + size]
             images = self.pixels[chosen].permute(0, 3, 1, 2).float()
             targets = self.targets[chosen]
-            images = self._augment(images) if self.is_training and not self.args.no_aug else self._resize(images)
+            images = self._augment(images, self.augmentation) if self.augmentation else self._resize(images)
             images = (images - self.mean) / self.std
-            if self.erasing:
+            if self.erasing is not None:
                 images = self.erasing(images)
             if self.mix is not None and self.mixup_enabled:
                 images, targets = self.mix(images, targets)
             yield images, targets
 
-    def _augment(self, images: Tensor) -> Tensor:
-        args, (batch, _, height, width) = self.args, images.shape
+    def _augment(self, images: Tensor, how: AugmentationConfig) -> Tensor:
+        batch, _, height, width = images.shape
 
         def draw(low: float = 0.0, high: float = 1.0) -> Tensor:
             return low + (high - low) * torch.rand(batch, device=images.device)
 
-        area = draw(*args.scale) * height * width
-        ratio = draw(*(math.log(value) for value in args.ratio)).exp()
+        area = draw(*how.scale) * height * width
+        ratio = draw(*(math.log(value) for value in how.ratio)).exp()
         h = (area / ratio).sqrt().round().clamp(1, height)
         w = (area * ratio).sqrt().round().clamp(1, width)
         top, left = (draw() * (height - h + 1)).floor(), (draw() * (width - w + 1)).floor()
         images = crop_and_resize(images, top, left, h, w, self.size)
-        for probability, axis in ((args.hflip, -1), (args.vflip, -2)):
+        for probability, axis in ((how.hflip, -1), (how.vflip, -2)):
             if probability:
                 images = torch.where((draw() < probability).view(-1, 1, 1, 1), images.flip(axis), images)
         return images

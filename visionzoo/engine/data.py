@@ -1,6 +1,6 @@
 """Data sets and loaders: timm's, checked before training starts."""
 
-import argparse
+import dataclasses
 import functools
 import math
 import os
@@ -18,6 +18,7 @@ from torchvision.datasets import ImageFolder
 from visionzoo.engine._compat import timm_patched
 from visionzoo.engine.cached import CachedImages, DeviceLoader, check_cached_labels, open_cached
 from visionzoo.engine.errors import UserError, require
+from visionzoo.engine.flags import AugmentationConfig, DataConfig, InputConfig, ModelConfig, TrainConfig
 from visionzoo.engine.folders import find_split, look_at_classes
 from visionzoo.engine.images import CheckedImages, LabelCheck
 from visionzoo.engine.multilabel import TABLE, MultiLabelImages
@@ -30,14 +31,18 @@ FOLDERS = ("", "imagefolder", "image_folder", "folder", "tar")  # names for imag
 MODES = {"L": 1, "LA": 2, "RGB": 3, "YCbCr": 3, "HSV": 3, "LAB": 3, "RGBA": 4, "CMYK": 4, "I": 1, "F": 1}  # channels
 
 
-def image_mode(args: argparse.Namespace) -> str:
-    """Return the PIL mode of the input images.
+def input_channels(model: ModelConfig, input: InputConfig) -> int:
+    """Return the channels of the images that a model is given."""
+    return input.input_size[0] if input.input_size else model.in_chans or 3
+
+
+def image_mode(channels: int, mode: str | None) -> str:
+    """Return the PIL mode of the input images: as given, else the usual one of as many channels.
 
     Raises:
         UserError: PIL has no such mode, or it has not as many channels as the model takes.
     """
-    channels = args.input_size[0] if args.input_size else args.in_chans or 3
-    mode: str = args.input_img_mode or ("RGB" if channels == 3 else "L")
+    mode = mode or ("RGB" if channels == 3 else "L")
     if mode not in MODES:
         raise UserError(f"--input-img-mode: expected one of {', '.join(MODES)}, got {mode!r}")
     if MODES[mode] != channels:
@@ -49,20 +54,37 @@ def image_mode(args: argparse.Namespace) -> str:
 
 
 def open_split(
-    args: argparse.Namespace,
+    data: DataConfig,
     *,
     is_training: bool,
     split: str,
     root: str | None,
+    channels: int,
+    seed: int,
+    batch_size: int,
     num_samples: int | None = None,
+    repeats: float = 0,
     class_map: Any = "",
 ) -> Any:
     """Open one split as timm does, wrapped in CheckedImages unless it is streamed.
 
+    Args:
+        data: the data set, and how its images are read.
+        is_training: whether they are shuffled where they are streamed.
+        split: name of the split.
+        root: folder or .tar, for data sets that have one.
+        channels: of the images.
+        seed: of the order of a stream, and of what takes the place of bad images.
+        batch_size: images of a batch, to whole numbers of which a stream is cut.
+        num_samples: length of a stream.
+        repeats: of a stream in an epoch.
+        class_map: file of class names, or their numbers by name.
+
     Raises:
         UserError: the data set, the split or its images are not there.
     """
-    name = args.dataset
+    name = data.dataset
+    mode = image_mode(channels, data.input_img_mode)
     if name.startswith("visionzoo/"):
         name, root = "", _embedded(name)
     name = "" if name.lower() in FOLDERS else name
@@ -78,29 +100,38 @@ def open_split(
         class_map = read_class_map(class_map, root)
     checked = functools.partial(
         CheckedImages,
-        mode=image_mode(args),
+        mode=mode,
         is_training=is_training,
-        skip_bad=args.skip_bad_images,
-        seed=args.seed,
-        upright=args.apply_exif_orientation,
+        skip_bad=data.skip_bad_images,
+        seed=seed,
+        upright=data.apply_exif_orientation,
     )
-    if args.multi_label:
+    if data.multi_label:
         if name:
             raise UserError(f"--multi-label reads folders with a {TABLE}; leave --dataset {name} out")
         return checked(MultiLabelImages(Path(str(root)), class_map or None))
-    if getattr(args, "cache_images", ""):
+    if data.cache_images:
         if name:
             raise UserError(f"--cache-images is for images in folders and .tar files; leave it or --dataset {name} out")
         assert root is not None
-        without = argparse.Namespace(**{**vars(args), "cache_images": "", "dataset": ""})
+        without = dataclasses.replace(data, cache_images="", dataset="")
 
         def open_images() -> Any:
-            return open_split(without, is_training=is_training, split=split, root=root, class_map=class_map)
+            return open_split(
+                without,
+                is_training=is_training,
+                split=split,
+                root=root,
+                channels=channels,
+                seed=seed,
+                batch_size=batch_size,
+                class_map=class_map,
+            )
 
-        return open_cached(args, root, mode=image_mode(args), class_map=class_map, open_images=open_images)
+        return open_cached(data, root, mode=mode, class_map=class_map, open_images=open_images)
     notes: list[str] = []
     if not name and root and Path(root).is_dir():
-        class_map, notes = look_at_classes(args, Path(root), class_map, is_training)
+        class_map, notes = look_at_classes(data, Path(root), class_map, is_training)
     try:
         dataset: Any = create_dataset(
             name,
@@ -109,15 +140,15 @@ def open_split(
             search_split=bool(prefix),
             is_training=is_training,
             class_map=class_map,
-            download=args.dataset_download,
-            batch_size=args.batch_size,
-            seed=args.seed,
-            repeats=getattr(args, "epoch_repeats", 0),
-            input_img_mode=image_mode(args),
-            input_key=args.input_key,
-            target_key=args.target_key,
+            download=data.dataset_download,
+            batch_size=batch_size,
+            seed=seed,
+            repeats=repeats,  # type: ignore[arg-type]  # any number
+            input_img_mode=mode,
+            input_key=data.input_key,
+            target_key=data.target_key,
             num_samples=num_samples,
-            trust_remote_code=args.dataset_trust_remote_code,
+            trust_remote_code=data.dataset_trust_remote_code,
         )
     except (AssertionError, RuntimeError, ValueError, OSError, LookupError, ImportError, tarfile.TarError) as error:
         where = " ".join(str(part) for part in (name, root) if part)
@@ -156,38 +187,44 @@ def class_names(dataset: Any) -> list[str] | None:
     return None
 
 
-def open_train_and_val(args: argparse.Namespace) -> tuple[Any, Any | None]:
+def open_train_and_val(config: TrainConfig) -> tuple[Any, Any | None]:
     """Open the two splits, with the same numbers for the same classes.
 
     Raises:
         UserError: as open_split; or the two would be the same images, or validation has classes of its own.
     """
-    train = open_split(
-        args,
+    opened = functools.partial(
+        open_split,
+        config.data,
+        channels=input_channels(config.model, config.input),
+        seed=config.device.seed,
+        batch_size=config.fit.batch_size,
+        repeats=config.splits.epoch_repeats,
+    )
+    train = opened(
         is_training=True,
-        split=args.train_split,
-        root=args.data_dir,
-        num_samples=args.train_num_samples,
-        class_map=args.class_map,
+        split=config.splits.train_split,
+        root=config.data.data_dir,
+        num_samples=config.splits.train_num_samples,
+        class_map=config.data.class_map,
     )
     names = class_names(train)
-    if names and len(names) == 1 and not args.multi_label:
-        raise UserError(f"all training images are of one class, {names[0]!r}: there is nothing to distinguish")
-    if not args.val_split:
+    if names and len(names) == 1 and not config.data.multi_label:
+        raise UserError(f"all training images are of one class, {names[0]!r}: there is nothing to tell apart")
+    if not config.splits.val_split:
         return train, None
 
     def open_val(class_map: Any) -> Any:
-        return open_split(
-            args,
+        return opened(
             is_training=False,
-            split=args.val_split,
-            root=args.val_data_dir or args.data_dir,
-            num_samples=args.val_num_samples,
+            split=config.splits.val_split,
+            root=config.splits.val_data_dir or config.data.data_dir,
+            num_samples=config.splits.val_num_samples,
             class_map=class_map,
         )
 
-    val = open_val(args.class_map)
-    share, shared = same_images(args, train, val)
+    val = open_val(config.data.class_map)
+    share, shared = same_images(config, train, val)
     if share == 1:
         raise UserError(
             f"training and validation would read the same images, {shared}; give a data set with a folder a split, "
@@ -240,7 +277,7 @@ def resolve_num_classes(given: int | None, names: list[str] | None) -> int | Non
     return len(names) if names else given
 
 
-def same_images(args: argparse.Namespace, train: Any, val: Any) -> tuple[float, str]:
+def same_images(config: TrainConfig, train: Any, val: Any) -> tuple[float, str]:
     """Return the share of the images to validate on that are trained on too, and which they are, in words.
 
     Folders and archives are the same by whichever path and link they are reached, images by links to them. At most a
@@ -248,8 +285,15 @@ def same_images(args: argparse.Namespace, train: Any, val: Any) -> tuple[float, 
     """
     one, other = _folder_or_archive(train), _folder_or_archive(val)
     if one is None or other is None:
-        places = [(args.train_split, args.data_dir), (args.val_split, args.val_data_dir or args.data_dir)]
-        return (1, f"the split {args.val_split!r} of {args.dataset}") if places[0] == places[1] else (0, "")
+        places = [
+            (config.splits.train_split, config.data.data_dir),
+            (config.splits.val_split, config.splits.val_data_dir or config.data.data_dir),
+        ]
+        return (
+            (1, f"the split {config.splits.val_split!r} of {config.data.dataset}")
+            if places[0] == places[1]
+            else (0, "")
+        )
     if os.path.samefile(one, other):
         return 1, one if one == other else f"{other}, which is {one}"
     paths = [_paths(train), _paths(val)]
@@ -292,83 +336,82 @@ def _folder_or_archive(dataset: Any) -> str | None:
     return str(reader.root) if known else None
 
 
-def train_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, Any], process: Any) -> Any:
-    """Return timm's loader with the augmentation that `args` ask for; mixing is part of it.
+def train_loader(config: TrainConfig, dataset: Any, data_config: dict[str, Any], process: Any) -> Any:
+    """Return timm's loader with the augmentation that `config` asks for; mixing is part of it.
 
     Raises:
         UserError: no such batches or augmentation can be made.
     """
+    augmentation, batch_size = config.augmentation, config.fit.batch_size
     for name in ("scale", "ratio", "cutmix_minmax"):
-        if (pair := getattr(args, name)) is not None and (len(pair) != 2 or pair[0] > pair[1]):
+        if (pair := getattr(augmentation, name)) is not None and (len(pair) != 2 or pair[0] > pair[1]):
             flag = name.replace("_", "-")
             raise UserError(f"--{flag}: expected two numbers, the smaller one first, got {' '.join(map(str, pair))}")
-    if not isinstance(dataset, IterableDataset) and len(dataset) < args.batch_size * process.world_size:
+    if not isinstance(dataset, IterableDataset) and len(dataset) < batch_size * process.world_size:
         raise UserError(
-            f"{len(dataset)} training images do not fill one batch of {args.batch_size} on {process.world_size} "
+            f"{len(dataset)} training images do not fill one batch of {batch_size} on {process.world_size} "
             "device(s); give a smaller --batch-size"
         )
-    if args.aug_repeats and not process.distributed:
+    if augmentation.aug_repeats and not process.distributed:
         raise UserError("--aug-repeats needs several processes (torchrun --nproc-per-node N ...); leave it out on one")
     collate = None
-    if mixing(args):
-        if args.multi_label:
+    if mixing(augmentation):
+        if config.data.multi_label:
             raise UserError("--multi-label does not go with mixup and cutmix; leave --mixup and --cutmix out")
-        if args.batch_size % 2:
-            raise UserError(f"mixup and cutmix need an even --batch-size, got {args.batch_size}")
+        if batch_size % 2:
+            raise UserError(f"mixup and cutmix need an even --batch-size, got {batch_size}")
         kind = Mixup if isinstance(dataset, CachedImages) else FastCollateMixup
         collate = kind(
-            mixup_alpha=args.mixup,
-            cutmix_alpha=args.cutmix,
-            cutmix_minmax=args.cutmix_minmax,
-            prob=args.mixup_prob,
-            switch_prob=args.mixup_switch_prob,
-            mode=args.mixup_mode,
-            label_smoothing=args.smoothing,
-            num_classes=args.num_classes,
+            mixup_alpha=augmentation.mixup,
+            cutmix_alpha=augmentation.cutmix,
+            cutmix_minmax=augmentation.cutmix_minmax,
+            prob=augmentation.mixup_prob,
+            switch_prob=augmentation.mixup_switch_prob,
+            mode=augmentation.mixup_mode,
+            label_smoothing=augmentation.smoothing,
+            num_classes=config.model.num_classes,
         )
     if isinstance(dataset, CachedImages):
-        return _device_loader(args, dataset, data_config, process, mix=collate)
+        loader = _device_loader(dataset, data_config, process, batch_size, augmentation)
+        if collate is not None:
+            loader.mix_by(collate)
+        return loader
     return _create_loader(
         dataset,
         input_size=data_config["input_size"],
-        batch_size=args.batch_size,
+        batch_size=batch_size,
         is_training=True,
-        no_aug=args.no_aug,
-        re_prob=args.reprob,
-        re_mode=args.remode,
-        re_count=args.recount,
-        train_crop_mode=args.train_crop_mode,
-        scale=args.scale,
-        ratio=args.ratio,
-        hflip=args.hflip,
-        vflip=args.vflip,
-        color_jitter=args.color_jitter or None,  # type: ignore[arg-type]  # at 0 timm's does nothing, slowly
-        color_jitter_prob=args.color_jitter_prob,
-        grayscale_prob=args.grayscale_prob,
-        gaussian_blur_prob=args.gaussian_blur_prob,
-        auto_augment=args.aa,
-        num_aug_repeats=args.aug_repeats,
-        interpolation=data_config["interpolation"] if args.no_aug else args.train_interpolation,
+        no_aug=augmentation.no_aug,
+        re_prob=augmentation.reprob,
+        re_mode=augmentation.remode,
+        re_count=augmentation.recount,
+        train_crop_mode=augmentation.train_crop_mode,
+        scale=augmentation.scale,
+        ratio=augmentation.ratio,
+        hflip=augmentation.hflip,
+        vflip=augmentation.vflip,
+        color_jitter=augmentation.color_jitter or None,  # type: ignore[arg-type]  # at 0 timm's does nothing, slowly
+        color_jitter_prob=augmentation.color_jitter_prob,
+        grayscale_prob=augmentation.grayscale_prob,
+        gaussian_blur_prob=augmentation.gaussian_blur_prob,
+        auto_augment=augmentation.aa,
+        num_aug_repeats=augmentation.aug_repeats,
+        interpolation=data_config["interpolation"] if augmentation.no_aug else augmentation.train_interpolation,
         collate_fn=collate,
-        **_common(args, data_config, process),
+        **_common(config.data, data_config, process),
     )
 
 
 def _device_loader(
-    args: argparse.Namespace,
     dataset: CachedImages,
     data_config: dict[str, Any],
     process: Any,
-    *,
-    is_training: bool = True,
-    mix: Mixup | None = None,
+    batch_size: int,
+    augmentation: AugmentationConfig | None,
 ) -> DeviceLoader:
     if process.distributed:
         raise UserError("--cache-images is for one process; leave it out on several devices")
-    loader = DeviceLoader(dataset, args, data_config, process.device, is_training=is_training)
-    if mix is not None:
-        loader.mix_by(mix)
-    return loader
+    return DeviceLoader(dataset, data_config, process.device, batch_size=batch_size, augmentation=augmentation)
 
 
 def _create_loader(dataset: Any, **settings: Any) -> Any:
@@ -379,29 +422,29 @@ def _create_loader(dataset: Any, **settings: Any) -> Any:
         raise UserError(f"cannot make the batches: {type(error).__name__}: {error}") from error
 
 
-def eval_loader(args: argparse.Namespace, dataset: Any, data_config: dict[str, Any], process: Any) -> Any:
+def eval_loader(data: DataConfig, dataset: Any, data_config: dict[str, Any], process: Any, *, batch_size: int) -> Any:
     """Return timm's loader with the evaluation's crop."""
     if isinstance(dataset, CachedImages):
-        return _device_loader(args, dataset, data_config, process, is_training=False)
+        return _device_loader(dataset, data_config, process, batch_size, None)
     return _create_loader(
         dataset,
         input_size=data_config["input_size"],
-        batch_size=getattr(args, "validation_batch_size", None) or args.batch_size,
+        batch_size=batch_size,
         is_training=False,
         interpolation=data_config["interpolation"],
         crop_pct=data_config["crop_pct"],
         crop_mode=data_config["crop_mode"],
-        **_common(args, data_config, process),
+        **_common(data, data_config, process),
     )
 
 
-def _common(args: argparse.Namespace, data_config: dict[str, Any], process: Any) -> dict[str, Any]:
+def _common(data: DataConfig, data_config: dict[str, Any], process: Any) -> dict[str, Any]:
     return dict(
         mean=data_config["mean"],
         std=data_config["std"],
-        num_workers=args.workers,
+        num_workers=data.workers,
         worker_seeding=_start_worker,
-        pin_memory=args.pin_mem,
+        pin_memory=data.pin_mem,
         device=process.device,
         distributed=process.distributed,
     )
@@ -418,16 +461,18 @@ def _start_worker(info: Any) -> int:
 
 
 def end_loading(loader: Any) -> None:
-    """End the loading processes of a loader that is not read any more.
+    """End the loading processes of a loader; where it is read again it starts others.
 
     Where images are in pinned memory, torch 2.11 waits at Python's exit five seconds for each of them, one after
     another, and tells none to end.
     """
-    iterator = getattr(getattr(loader, "loader", None), "_iterator", None)  # of torch's loader inside of timm's
+    inner: Any = getattr(loader, "loader", None)  # torch's loader inside of timm's
+    iterator = getattr(inner, "_iterator", None)
     if iterator is not None:
         iterator._shutdown_workers()
+        inner._iterator = None
 
 
-def mixing(args: argparse.Namespace) -> bool:
+def mixing(augmentation: AugmentationConfig) -> bool:
     """Say whether mixup or cutmix is on."""
-    return args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
+    return augmentation.mixup > 0 or augmentation.cutmix > 0 or augmentation.cutmix_minmax is not None

@@ -1,6 +1,5 @@
 """The task of a training: by itself, with what a model returns beside logits, or from a teacher checked beforehand."""
 
-import argparse
 from typing import Any
 
 import torch
@@ -15,89 +14,95 @@ from torch import Tensor, nn
 
 from visionzoo.engine.auxiliary import AuxiliaryTask, auxiliary_weights
 from visionzoo.engine.errors import UserError
+from visionzoo.engine.flags import DistillationConfig, InputConfig, ModelConfig, TrainConfig, WeightsConfig
 from visionzoo.engine.models import Trained, restore
 from visionzoo.engine.recipe import make_loss
 
 
 def make_task(
-    args: argparse.Namespace,
+    config: TrainConfig,
     model: nn.Module,
     data_config: dict[str, Any],
     class_names: list[str] | None,
     device: torch.device,
 ) -> TrainingTask:
-    """Return timm's task for a model on its device: distillation where `args` name a teacher, else classification.
+    """Return timm's task for a model on its device: distillation where `config` names a teacher, else classification.
 
     Raises:
         UserError: the teacher is missing, has other classes or does not take the images; or the model cannot learn
             from a teacher in the way that is asked for; or as `auxiliary_weights`.
     """
-    loss = make_loss(args).to(device)
-    weights = auxiliary_weights(args, model)
+    loss = make_loss(config.augmentation, multi_label=config.data.multi_label).to(device)
+    has_teacher = bool(teacher_name(config.distillation))
+    weights = auxiliary_weights(
+        config.augmentation.aux_weight,
+        model,
+        config.model.name,
+        frozen=config.fit.freeze,
+        has_teacher=has_teacher,
+    )
     if weights:
         return AuxiliaryTask(model, loss, weights, device)
-    if not (args.kd_model_name or args.kd_checkpoint):
+    if not has_teacher:
         return ClassificationTask(model, loss, device=device, verbose=False)
-    teacher = _make_teacher(args, data_config["input_size"][0])
-    if args.kd_distill_type != "feature":
+    teacher = _make_teacher(config, data_config["input_size"][0])
+    if config.distillation.kd_distill_type != "feature":
         _check_classes(teacher, model, class_names)
     common: dict[str, Any] = {
         "student_model": model,
         "teacher_model": teacher.model.to(device).requires_grad_(False),
         "criterion": loss,
-        "distill_loss_weight": args.distill_loss_weight,
-        "task_loss_weight": args.task_loss_weight,
+        "distill_loss_weight": config.distillation.distill_loss_weight,
+        "task_loss_weight": config.distillation.task_loss_weight,
         "device": device,
         "verbose": False,
     }
     try:
-        task = _distillation_task(args, common)
+        task = _distillation_task(config.distillation, common)
     except ValueError as error:
-        raise UserError(f"--kd-distill-type {args.kd_distill_type} with {args.model}: {error}") from error
-    # timm takes these from the models' cfgs, whatever the images were normalized by
+        raise UserError(
+            f"--kd-distill-type {config.distillation.kd_distill_type} with {config.model.model}: {error}"
+        ) from error
+    # timm takes these from the models' cfgs, whatever the images were normalised by
     task.student_mean, task.student_std = (_per_channel(data_config[name], device) for name in ("mean", "std"))
     task.teacher.mean_kd, task.teacher.std_kd = (
         _per_channel(teacher.data_config[name], device) for name in ("mean", "std")
     )
-    _try_teacher(task, data_config["input_size"], device, teacher_name(args))
+    _try_teacher(task, data_config["input_size"], device, teacher_name(config.distillation))
     return task
 
 
-def _distillation_task(args: argparse.Namespace, common: dict[str, Any]) -> Any:
-    if args.kd_distill_type == "logit":
-        return LogitDistillationTask(**common, loss_type=args.kd_loss_type, temperature=args.kd_temperature)
-    if args.kd_distill_type == "token":
-        return TokenDistillationTask(**common, distill_type=args.kd_token_distill_type, temperature=args.kd_temperature)
+def _distillation_task(how: DistillationConfig, common: dict[str, Any]) -> Any:
+    if how.kd_distill_type == "logit":
+        return LogitDistillationTask(**common, loss_type=how.kd_loss_type, temperature=how.kd_temperature)
+    if how.kd_distill_type == "token":
+        return TokenDistillationTask(**common, distill_type=how.kd_token_distill_type, temperature=how.kd_temperature)
     return FeatureDistillationTask(
         **common,
-        student_feature_dim=args.kd_student_feature_dim,
-        teacher_feature_dim=args.kd_teacher_feature_dim,
+        student_feature_dim=how.kd_student_feature_dim,
+        teacher_feature_dim=how.kd_teacher_feature_dim,
     )
 
 
-def teacher_name(args: argparse.Namespace) -> str:
-    """Return what `args` call the teacher; nothing without one."""
-    return " of ".join(filter(None, (args.kd_model_name, args.kd_checkpoint)))
+def teacher_name(distillation: DistillationConfig) -> str:
+    """Return what the teacher is called; nothing without one."""
+    return " of ".join(filter(None, (distillation.kd_model_name, distillation.kd_checkpoint)))
 
 
-def _make_teacher(args: argparse.Namespace, channels: int) -> Trained:
-    asked = argparse.Namespace(
-        model=args.kd_model_name,
-        checkpoint=args.kd_checkpoint,
+def _make_teacher(config: TrainConfig, channels: int) -> Trained:
+    name, checkpoint = config.distillation.kd_model_name, config.distillation.kd_checkpoint
+    asked = ModelConfig(
+        model=name,
         pretrained=True,
-        in_chans=None if args.kd_checkpoint else channels,
-        model_kwargs={},
-        num_classes=None,
-        gp=None,
-        img_size=None,
-        input_size=None,
-        no_ema=False,
-        non_commercial=args.non_commercial,
+        in_chans=None if checkpoint else channels,
+        non_commercial=config.model.non_commercial,
     )
     try:
-        return restore(asked)
+        return restore(asked, InputConfig(), WeightsConfig(checkpoint))
     except UserError as error:
-        raise UserError(f"the teacher {teacher_name(args)} (--kd-model-name, --kd-checkpoint): {error}") from error
+        raise UserError(
+            f"the teacher {teacher_name(config.distillation)} (--kd-model-name, --kd-checkpoint): {error}"
+        ) from error
 
 
 def _check_classes(teacher: Trained, model: Any, class_names: list[str] | None) -> None:

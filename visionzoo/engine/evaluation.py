@@ -1,11 +1,10 @@
 """Top-1, top-5 and loss over a data set, exact on any number of processes."""
 
-import argparse
 import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,11 @@ from visionzoo.engine.data import (
 )
 from visionzoo.engine.errors import UserError, printable, require
 from visionzoo.engine.exits import calibrate_exits, exits_files, with_exits
+from visionzoo.engine.flags import EvalConfig, ResultConfig
 from visionzoo.engine.images import IGNORED, batches, loading_death
 from visionzoo.engine.models import autocast, prepare_compiler, restore, try_images
 from visionzoo.engine.multilabel import mean_average_precision
+from visionzoo.engine.options import settings
 from visionzoo.engine.outputs import add_rows, check_table, free_path
 from visionzoo.engine.parallel import Process, start_process
 from visionzoo.engine.recorded import take_data
@@ -117,76 +118,83 @@ def _own_images(loader: Any, process: Process) -> int | None:
     return len(range(process.rank, len(loader.dataset), process.world_size))
 
 
-def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
-    """Evaluate what `args` name (`visionzoo eval`), print and write the result, and return it.
+def evaluate_checkpoint(config: EvalConfig) -> dict[str, Any]:
+    """Evaluate what `config` names (`visionzoo eval`), print and write the result, and return it.
 
     Raises:
         UserError: the model, its weights or the data set are not there or do not fit.
     """
-    process = start_process(args)
-    if args.exits:
-        _check_exit_flags(args, process)
+    process = start_process(config.device.device)
+    if config.calibration.exits:
+        _check_exit_flags(config, process)
     else:
-        _check_files(args)
-    trained = restore(args)
-    take_data(args, trained.recorded, args.checkpoint)
-    args.split = args.split or "validation"
-    args.input_size = list(trained.data_config["input_size"])
-    args.input_img_mode = trained.reading.get("input_img_mode")
-    args.multi_label, args.apply_exif_orientation = trained.multi_label, trained.upright
+        _check_files(config.result)
+    trained = restore(config.model, config.input, config.result, settings(config.data))
+    config = take_data(config, trained.recorded, config.result.checkpoint)
+    result = config.result
+    split = result.split or "validation"
+    data = replace(
+        config.data,
+        input_img_mode=trained.reading.get("input_img_mode"),
+        multi_label=trained.multi_label,
+        apply_exif_orientation=trained.upright,
+    )
 
     def open_images(class_map: Any) -> Any:
         return open_split(
-            args,
+            data,
             is_training=False,
-            split=args.split,
-            root=args.data_dir,
-            num_samples=args.num_samples,
+            split=split,
+            root=data.data_dir,
+            channels=trained.data_config["input_size"][0],
+            seed=config.device.seed,
+            batch_size=result.batch_size,
+            num_samples=result.num_samples,
             class_map=class_map,
         )
 
-    dataset = with_same_classes(open_images(args.class_map), trained.class_names, open_images)
+    dataset = with_same_classes(open_images(data.class_map), trained.class_names, open_images)
     resolve_num_classes(trained.num_classes, class_names(dataset))
     check_labels(dataset, trained.num_classes)
     model = trained.model.to(process.device)
-    name = args.model or trained.args["model"]
+    name = config.model.model or trained.args["model"]
     try_images(model, name, trained.data_config["input_size"])
     about = {"model": name, "img_size": trained.data_config["input_size"][-1]}
-    if args.exits:
-        if args.multi_label:
-            raise UserError("--exits: exits are for models with one label per image")
+    if config.calibration.exits:
+        if data.multi_label:
+            raise UserError("--exits: how sure an exit is, is asked of models with one label an image")
         with_exits(model, name)
-        args.exits_files = exits_files(args, _default_file(about, args.checkpoint))
-    if args.channels_last:
+        files = exits_files(result.results_file, _default_file(about, result.checkpoint))
+    if config.model.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    if args.torchcompile:
-        prepare_compiler(args)
-        model.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
+    if config.model.torchcompile:
+        prepare_compiler(config.model)
+        model.compile(backend=config.model.torchcompile, mode=config.model.torchcompile_mode)
     tqdm = require("tqdm").tqdm
-    loader = eval_loader(args, dataset, trained.data_config, process)
+    loader = eval_loader(data, dataset, trained.data_config, process, batch_size=result.batch_size)
 
     def progress(batches: Any) -> Any:
         return tqdm(batches, total=len(loader), unit="batch", disable=not process.is_primary)
 
     try:
-        if args.exits:
-            about |= {"input_size": list(trained.data_config["input_size"]), "checkpoint": args.checkpoint}
-            about |= {"averaged_weights": not args.no_ema, "data": args.data_dir or args.dataset, "split": args.split}
-            about |= {"batch_size": args.batch_size, "seed": args.seed}
-            return calibrate_exits(args, model, loader, process, about, progress)
+        if config.calibration.exits:
+            about |= {"input_size": list(trained.data_config["input_size"]), "checkpoint": result.checkpoint}
+            about |= {"averaged_weights": not result.no_ema, "data": data.data_dir or data.dataset, "split": split}
+            about |= {"batch_size": result.batch_size, "seed": config.device.seed}
+            return calibrate_exits(config, model, loader, process, about, progress, files)
         (metrics,) = evaluate(
             [model],
             loader,
             process,
-            precision=lambda: autocast(args, process.device),
-            channels_last=args.channels_last,
+            precision=lambda: autocast(config.device, process.device),
+            channels_last=config.model.channels_last,
             progress=progress,
         )
     except RuntimeError as error:
         if died := loading_death(error):
             raise died from error
         raise
-    result = {
+    measured = {
         **about,
         **_accuracy(metrics),
         "param_count": round(sum(p.numel() for p in trained.model.parameters()) / 1e6, 2),
@@ -195,16 +203,16 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
         "loss": round(metrics.loss, 6),
         "images": metrics.count,
         "skipped_images": len(dataset.bad_names()) if hasattr(dataset, "bad_names") else 0,
-        "checkpoint": args.checkpoint,
-        "averaged_weights": not args.no_ema,
-        "data": args.data_dir or args.dataset,
-        "split": args.split,
+        "checkpoint": result.checkpoint,
+        "averaged_weights": not result.no_ema,
+        "data": data.data_dir or data.dataset,
+        "split": split,
     }
     if process.is_primary:
         for note in getattr(dataset, "notes", []):
             print(note)
-        _write(result, args)
-    return result
+        _write(measured, result)
+    return measured
 
 
 def _accuracy(metrics: Metrics) -> dict[str, float]:
@@ -215,7 +223,7 @@ def _accuracy(metrics: Metrics) -> dict[str, float]:
     return {name: round(value, 4) for name, value in values.items()}
 
 
-def _check_exit_flags(args: argparse.Namespace, process: Process) -> None:
+def _check_exit_flags(config: EvalConfig, process: Process) -> None:
     """Refuse what does not go with --exits.
 
     Raises:
@@ -223,38 +231,38 @@ def _check_exit_flags(args: argparse.Namespace, process: Process) -> None:
     """
     if process.distributed:
         raise UserError("--exits runs in one process; leave torchrun out")
-    if args.torchcompile:
+    if config.model.torchcompile:
         raise UserError("--exits runs a model part by part, and --torchcompile makes one of all; leave it out")
-    if args.results_csv:
-        raise UserError("--results-csv takes one row per model, and --exits has a table of its own; leave it out")
+    if config.result.results_csv:
+        raise UserError("--results-csv takes a row a model, and --exits has a table of its own; leave it out")
     require("matplotlib")
 
 
-def _check_files(args: argparse.Namespace) -> None:
+def _check_files(given: ResultConfig) -> None:
     """Refuse, before hours of work, to write over what is no earlier result.
 
     Raises:
         UserError: --results-file or --results-csv is another file.
     """
-    if args.results_csv:
-        check_table(Path(args.results_csv), COLUMNS)
-    path = Path(args.results_file)
+    if given.results_csv:
+        check_table(Path(given.results_csv), COLUMNS)
+    path = Path(given.results_file)
     make_folder(path.parent)
-    if args.results_file and path.exists() and _read(path) is None:
-        raise UserError(f"--results-file {path} exists and is not a result of `visionzoo eval`; name another file")
+    if given.results_file and path.exists() and _read(path) is None:
+        raise UserError(f"--results-file {path} is there and no result of `visionzoo eval`; name another file")
 
 
-def _write(result: dict[str, Any], args: argparse.Namespace) -> None:
+def _write(result: dict[str, Any], given: ResultConfig) -> None:
     text = json.dumps(result, indent=2)
     print(text)
-    path = Path(args.results_file or _default_file(result, args.checkpoint))
-    if not args.results_file and _read(path) != _what(result):
+    path = Path(given.results_file or _default_file(result, given.checkpoint))
+    if not given.results_file and _read(path) != _what(result):
         path = free_path(path)
     make_folder(path.parent)
     write_atomically(path, lambda file: file.write(f"{text}\n".encode()))
     print(f"written to {printable(str(path))}")
-    if args.results_csv:
-        add_rows(Path(args.results_csv), COLUMNS, [result])
+    if given.results_csv:
+        add_rows(Path(given.results_csv), COLUMNS, [result])
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -1,6 +1,5 @@
 """Early exits of a trained model: thresholds calibrated on held-out images, accuracy against cost, and their file."""
 
-import argparse
 import json
 import math
 import time
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UserError, printable
+from visionzoo.engine.flags import DeviceConfig, EvalConfig, ExitConfig
 from visionzoo.engine.images import IGNORED, batches
 from visionzoo.engine.models import autocast
 from visionzoo.exits import END, EarlyExitModel, ExitModel, confidence, exit_costs
@@ -87,33 +87,40 @@ def calibrate(sure: Tensor, names: Sequence[str], shares: Sequence[float]) -> di
 
 
 def calibrate_exits(
-    args: argparse.Namespace, model: nn.Module, loader: Any, process: Any, about: Mapping[str, Any], progress: Any
+    config: EvalConfig,
+    model: nn.Module,
+    loader: Any,
+    process: Any,
+    about: Mapping[str, Any],
+    progress: Any,
+    files: tuple[Path, Path, Path],
 ) -> dict[str, Any]:
     """Calibrate thresholds on a part of a loader's images, measure on the others, print, write and return the result.
 
     Args:
-        args: flags of `visionzoo eval`.
+        config: of the evaluation.
         model: on its device.
         loader: of the evaluation.
         process: where it runs.
         about: what was evaluated on what, which comes first in the result.
         progress: wraps the batches in a bar.
+        files: as `exits_files` returned them.
 
     Raises:
         UserError: the model has no exits, or there are too few images.
     """
     contract: Any = model.eval()
     names = (*contract.exit_places(), END)
-    share = args.calibration_share
-    draw = torch.Generator().manual_seed(args.seed)
+    share = config.calibration.calibration_share
+    draw = torch.Generator().manual_seed(config.device.seed)
     parts: tuple[list[tuple[Tensor, Tensor]], ...] = ([], [])  # measured on, calibrated on
     timed: list[Tensor] = []
     for images, targets in progress(batches(loader)):
-        if args.channels_last:
+        if config.model.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         held_out = torch.rand(len(images), generator=draw) < share
         real = (targets != IGNORED).cpu()
-        sure, hit = _ask_all(contract, images, targets, args, process.device)
+        sure, hit = _ask_all(contract, images, targets, config.device, process.device)
         for part, chosen in zip(parts, (real & ~held_out, real & held_out), strict=True):
             part.append((sure[:, chosen], hit[:, chosen]))
         kept = images[(real & ~held_out).to(images.device)][: TIMED - sum(map(len, timed))]
@@ -129,7 +136,8 @@ def calibrate_exits(
     batch = torch.cat(timed)
 
     def row(thresholds: dict[str, float], cost: float, **more: Any) -> dict[str, Any]:
-        speed = _images_per_second(EarlyExitModel(contract, thresholds), batch, args, process.device)
+        early = EarlyExitModel(contract, thresholds)
+        speed = _images_per_second(early, batch.split(config.result.batch_size), config.device, process.device)
         return {**more, "gmacs": round(cost / 1e9, 6), "images_per_second": round(speed, 1)}
 
     exits = [
@@ -168,18 +176,18 @@ def calibrate_exits(
         "exits": exits,
         "settings": sorted(settings, key=lambda setting: setting["gmacs"]),
     }
-    _write(result, args)
+    _write(result, files)
     return result
 
 
 @torch.inference_mode()
 def _ask_all(
-    model: Contract, images: Tensor, targets: Tensor, args: argparse.Namespace, device: torch.device
+    model: Contract, images: Tensor, targets: Tensor, precision: DeviceConfig, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return how sure all classifiers are of each image, and whether they are right, both [E, B], on the CPU."""
     places = model.exit_places()
     said = []
-    with autocast(args, device):
+    with autocast(precision, device):
         state = model.begin(images)
         for part in range(len(model.parts)):
             state = model.advance(part, state)
@@ -190,20 +198,22 @@ def _ask_all(
     return sure.cpu(), (logits.argmax(-1) == targets).cpu()
 
 
-def _images_per_second(model: EarlyExitModel, images: Tensor, args: argparse.Namespace, device: torch.device) -> float:
+def _images_per_second(
+    model: EarlyExitModel, images: Sequence[Tensor], precision: DeviceConfig, device: torch.device
+) -> float:
     """Measure a pass over the images in batches, after one that warms up."""
 
     def run() -> float:
         start = time.perf_counter()
-        with autocast(args, device):
-            for batch in images.split(args.batch_size):
+        with autocast(precision, device):
+            for batch in images:
                 model(batch)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter() - start
 
     run()
-    return len(images) / run()
+    return sum(map(len, images)) / run()
 
 
 def _device_name(device: torch.device) -> str:
@@ -217,19 +227,19 @@ def _device_name(device: torch.device) -> str:
 # -- the files --------------------------------------------------------------------------------------------------------
 
 
-def exits_files(args: argparse.Namespace, default: Path) -> tuple[Path, Path, Path]:
+def exits_files(given: str, default: Path) -> tuple[Path, Path, Path]:
     """Return where result, table and curve go: names of one stem at which nothing lies, or those of --results-file.
 
     Raises:
         UserError: --results-file is there and no result of --exits, or does not end in .json.
     """
-    if not args.results_file:
+    if not given:
         stem = default.with_name(f"{default.stem}-exits")
         for number in count():
             files = _named(stem, number)
             if not any(path.exists() for path in files):
                 return files
-    path = Path(args.results_file)
+    path = Path(given)
     if path.suffix != ".json":
         raise UserError(f"--results-file {path}: with --exits it is a JSON beside a table and a curve; end it in .json")
     if path.exists():
@@ -242,8 +252,8 @@ def _named(stem: Path, number: int) -> tuple[Path, Path, Path]:
     return stem.with_name(f"{name}.json"), stem.with_name(f"{name}.md"), stem.with_name(f"{name}.png")
 
 
-def _write(result: dict[str, Any], args: argparse.Namespace) -> None:
-    path, table, curve = args.exits_files
+def _write(result: dict[str, Any], files: tuple[Path, Path, Path]) -> None:
+    path, table, curve = files
     make_folder(path.parent)
     text = table_of(result)
     write_atomically(path, lambda file: file.write(f"{json.dumps(result, indent=2)}\n".encode()))
@@ -348,24 +358,24 @@ def choose_thresholds(content: Mapping[str, Any], budget: float | None, where: s
     return dict(best["thresholds"])
 
 
-def early_exit_model(args: argparse.Namespace, model: nn.Module, name: str) -> EarlyExitModel | None:
+def early_exit_model(given: ExitConfig, model: nn.Module, name: str) -> EarlyExitModel | None:
     """Return the model with the thresholds that `visionzoo predict` is given; None where it is given none.
 
     Raises:
         UserError: they are of another model, or out of range, or the model has no exits.
     """
-    if args.budget is not None and not args.exits:
+    if given.budget is not None and not given.exits:
         raise UserError("--budget chooses among the settings of a file; give it by --exits")
-    if args.exits and args.thresholds:
-        raise UserError("--exits together with --thresholds; give one")
-    if not args.exits and not args.thresholds:
+    if given.exits and given.thresholds:
+        raise UserError("--exits beside --thresholds; give one")
+    if not given.exits and not given.thresholds:
         return None
-    thresholds = args.thresholds
-    if args.exits:
-        content = read_settings(args.exits)
+    thresholds = given.thresholds
+    if given.exits:
+        content = read_settings(given.exits)
         if content["model"] != name:
-            raise UserError(f"{args.exits} (--exits) is of {content['model']}, and this model is {name}")
-        thresholds = choose_thresholds(content, args.budget, args.exits)
+            raise UserError(f"{given.exits} (--exits) is of {content['model']}, and this model is {name}")
+        thresholds = choose_thresholds(content, given.budget, given.exits)
     return with_exits(model, name, thresholds)
 
 

@@ -1,10 +1,14 @@
-"""The flags of the tools: timm's names and defaults; what only visionzoo has is marked (visionzoo)."""
+"""The flags of the commands, each declared here once, as frozen dataclasses; a field's help is its documentation.
 
-import argparse
-from typing import Any
+Names and defaults are timm's; what is ours alone is marked (visionzoo). A field's `type` is the range that its numbers
+are checked against, on the command line and in a YAML alike.
+"""
 
-from visionzoo.engine.options import KeyValues, Number, Parser, Specs
-from visionzoo.explanation.image import METHODS
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from visionzoo.engine.options import KeyValues, Number, Parser, Specs, flag, switch
 
 COUNT, WHOLE = Number(int, low=1), Number(int, low=0)
 AMOUNT, POSITIVE = Number(float, low=0), Number(float, above=0)
@@ -12,486 +16,671 @@ SHARE, RATIO, BELOW_ONE = Number(float, low=0, high=1), Number(float, above=0, h
 INSIDE, PORT = Number(float, above=0, below=1), Number(int, low=0, high=65535)
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 PROBES, HEADS = ("linear", "attentive", "ep"), ("attentive", "ep", "intr")
+PART = "in quotes with options: 'NAME KEY=VALUE' or '{type: NAME, KEY: VALUE}', label=... for a short name"
 SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "none")
 
 
-def _yes(group: argparse._ArgumentGroup, name: str, help: str) -> None:
-    """Add a flag that is on or off; --no-NAME turns off what a config turns on."""
-    action = "store_true" if name.startswith("--no-") else argparse.BooleanOptionalAction
-    group.add_argument(name, action=action, default=False, help=help)
-
-
-def add_data_flags(parser: Parser) -> None:
-    """Where the images come from."""
-    group = parser.add_argument_group("data")
-    add = group.add_argument
-    add("--data-dir", metavar="DIR", help="folder of splits of class folders, or a .tar of class folders")
-    add("--dataset", metavar="NAME", default="", help="torch/..., hfds/..., wds/..., visionzoo/digits; empty: images")
-    _yes(group, "--dataset-download", "let torch/ data sets download themselves")
-    add("--class-map", metavar="FILE", default="", help="text file of class names in the order of their numbers")
-    _mode(add)
-    add("--input-key", help="column or file ending of the image in hfds/ and wds/ sets")
-    add("--target-key", help="column or file ending of the class in hfds/ and wds/ sets")
-    _yes(group, "--dataset-trust-remote-code", "let hfds/ sets run the code that they come with")
-    _yes(group, "--skip-bad-images", "skip unusable images and count them, instead of stopping (visionzoo)")
-    _yes(group, "--apply-exif-orientation", "turn images as their EXIF says; else as stored, as in timm (visionzoo)")
-    add("-j", "--workers", type=WHOLE, default=4, metavar="N", help="processes that load images")
-    _yes(group, "--multi-label", "any number of labels an image, from labels.csv in each split's folder (visionzoo)")
-    cached = "folder where decoded images are kept for all runs; batches are made on the device then (visionzoo)"
-    add("--cache-images", default="", metavar="DIR", help=cached)
-    _yes(group, "--pin-mem", "pin the memory that batches are loaded into")
-
-
-def _mode(add: Any) -> None:
-    """Add the mode of the images."""
+def _mode() -> Any:
+    """Return the flag of the images' mode, which all commands that read images have."""
     help = "PIL mode that images are converted to (default: as in training, else RGB, or L with one channel)"
-    add("--input-img-mode", metavar="MODE", help=help)
+    return flag(help, metavar="MODE")
 
 
-def add_model_flags(parser: Parser, *, model: str | None) -> None:
-    """Which model; `model` is the default name."""
-    group = parser.add_argument_group("model")
-    add = group.add_argument
-    add("--model", default=model, metavar="NAME", help="any timm model, zoo_* included")
-    _yes(group, "--pretrained", "start from the published weights")
-    _yes(group, "--non-commercial", "accept weights whose license forbids commercial use (visionzoo)")
-    add("--num-classes", type=COUNT, metavar="N", help="number of classes (default: the data set's, else the model's)")
-    add("--in-chans", type=COUNT, metavar="N", help="image channels (default: 3)")
-    add("--gp", metavar="POOL", help="global pooling (default: the model's)")
-    add("--model-kwargs", nargs="*", default={}, action=KeyValues, metavar="K=V", help="arguments of the model itself")
-    _yes(group, "--channels-last", "use the channels-last memory layout")
-    add("--torchcompile", nargs="?", const="inductor", metavar="BACKEND", help="compile the model")
-    add("--torchcompile-mode", metavar="MODE", help="torch.compile's mode")
+def _images() -> Any:
+    """Return the images that a command names."""
+    help = "image files, folders, or patterns like 'x/*.jpg'"
+    return flag(help, names=("images",), nargs="+", metavar="IMAGE")
 
-    add = parser.add_argument_group("input").add_argument
-    add("--img-size", type=COUNT, metavar="N", help="side of the square input in pixels (default: the model's)")
-    add("--input-size", type=COUNT, nargs=3, metavar="N", help="channels, height, width (default: the model's)")
-    add("--crop-pct", type=POSITIVE, metavar="FRACTION", help="share of the image kept by the evaluation crop")
-    add("--mean", type=float, nargs="+", metavar="MEAN", help="mean per channel, of images in 0...1")
-    add("--std", type=POSITIVE, nargs="+", metavar="STD", help="standard deviation per channel, of images in 0...1")
-    add(
-        "--interpolation",
-        default="",
-        choices=("", "random", *FILTERS),
-        metavar="NAME",
-        help="resizing at evaluation (default: the model's)",
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """Where the images come from, and how they are read."""
+
+    TITLE: ClassVar = "data"
+    data_dir: str | None = flag("folder of splits of class folders, or a .tar of class folders", metavar="DIR")
+    dataset: str = flag("torch/..., hfds/..., wds/..., visionzoo/digits; empty: images", "", metavar="NAME")
+    dataset_download: bool = switch("let torch/ data sets download themselves")
+    class_map: str = flag("text file of class names in the order of their numbers", "", metavar="FILE")
+    input_img_mode: str | None = _mode()
+    input_key: str | None = flag("column or file ending of the image in hfds/ and wds/ sets")
+    target_key: str | None = flag("column or file ending of the class in hfds/ and wds/ sets")
+    dataset_trust_remote_code: bool = switch("let hfds/ sets run the code that they come with")
+    skip_bad_images: bool = switch("pass over unusable images and count them, instead of stopping (visionzoo)")
+    apply_exif_orientation: bool = switch("turn images as their EXIF says; else as stored, as in timm (visionzoo)")
+    workers: int = flag("processes that load images", 4, names=("-j", "--workers"), type=WHOLE, metavar="N")
+    multi_label: bool = switch("any number of labels an image, from labels.csv in each split's folder (visionzoo)")
+    cache_images: str = flag(
+        "folder where decoded images are kept for all runs; batches are made on the device then (visionzoo)",
+        "",
+        metavar="DIR",
+    )
+    pin_mem: bool = switch("pin the memory that batches are loaded into")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Which model, and how it is laid out and compiled; what is None is left to the model."""
+
+    TITLE: ClassVar = "model"
+    model: str | None = flag("any timm model, zoo_* included", metavar="NAME")
+    pretrained: bool = switch("start from the published weights")
+    non_commercial: bool = switch("accept weights whose licence forbids commercial use (visionzoo)")
+    num_classes: int | None = flag(
+        "number of classes (default: the data set's, else the model's)", type=COUNT, metavar="N"
+    )
+    in_chans: int | None = flag("image channels (default: 3)", type=COUNT, metavar="N")
+    gp: str | None = flag("global pooling (default: the model's)", metavar="POOL")
+    model_kwargs: Mapping[str, Any] = flag(
+        "arguments of the model itself", {}, nargs="*", action=KeyValues, metavar="K=V"
+    )
+    channels_last: bool = switch("use the channels-last memory layout")
+    torchcompile: str | None = flag("compile the model", nargs="?", const="inductor", metavar="BACKEND")
+    torchcompile_mode: str | None = flag("torch.compile's mode", metavar="MODE")
+
+    @property
+    def name(self) -> str:
+        """The model's name; empty where none is given."""
+        return self.model or ""
+
+
+@dataclass(frozen=True, slots=True)
+class InputConfig:
+    """What the model sees: sizes in pixels, normalisation of values from 0 to 1; None: as the model has it."""
+
+    TITLE: ClassVar = "input"
+    img_size: int | None = flag("side of the square input in pixels (default: the model's)", type=COUNT, metavar="N")
+    input_size: Sequence[int] | None = flag(
+        "channels, height, width (default: the model's)", type=COUNT, nargs=3, metavar="N"
+    )
+    crop_pct: float | None = flag("share of the image kept by the evaluation crop", type=POSITIVE, metavar="FRACTION")
+    mean: Sequence[float] | None = flag("mean per channel, of images in 0...1", type=float, nargs="+", metavar="MEAN")
+    std: Sequence[float] | None = flag(
+        "standard deviation per channel, of images in 0...1", type=POSITIVE, nargs="+", metavar="STD"
+    )
+    interpolation: str = flag(
+        "resizing at evaluation (default: the model's)", "", choices=("", "random", *FILTERS), metavar="NAME"
     )
 
 
-def add_device_flags(parser: Parser) -> None:
+@dataclass(frozen=True, slots=True)
+class DeviceConfig:
     """Where and in which precision it runs."""
-    group = parser.add_argument_group("device")
-    add = group.add_argument
-    add("--device", help="cuda, cuda:1, cpu, ... (default: cuda where there is one, else cpu)")
-    _yes(group, "--amp", "mixed precision")
-    add("--amp-dtype", default="float16", choices=("float16", "bfloat16"), help="the lower precision")
-    add("--seed", type=WHOLE, default=42, metavar="S", help="seed of everything random")
+
+    TITLE: ClassVar = "device"
+    device: str | None = flag("cuda, cuda:1, cpu, ... (default: cuda where there is one, else cpu)")
+    amp: bool = switch("mixed precision")
+    amp_dtype: str = flag("the lower precision", "float16", choices=("float16", "bfloat16"))
+    seed: int = flag("seed of everything random", 42, type=WHOLE, metavar="S")
 
 
-def _reading(group: argparse._ArgumentGroup) -> None:
-    """Add how image files are read that a command names."""
-    _mode(group.add_argument)
-    _yes(group, "--apply-exif-orientation", "turn images as their EXIF says (as in the run where it was given)")
-    _yes(group, "--skip-bad-images", "skip unreadable images and count them, instead of stopping")
+@dataclass(frozen=True, slots=True)
+class SplitConfig:
+    """Which parts of the data set a run trains and validates on."""
+
+    TITLE: ClassVar = "splits"
+    train_split: str = flag("split to train on", "train", metavar="NAME")
+    val_split: str = flag("split to validate on; empty: no validation", "validation", metavar="NAME")
+    val_data_dir: str | None = flag(
+        "validation images that lie elsewhere, e.g. a second .tar (visionzoo)", metavar="DIR"
+    )
+    train_num_samples: int | None = flag("length of a streamed training split", type=COUNT, metavar="N")
+    val_num_samples: int | None = flag("length of a streamed validation split", type=COUNT, metavar="N")
+    epoch_repeats: float = flag("times a streamed set repeats in an epoch", 0.0, type=AMOUNT, metavar="N")
 
 
-def train_parser() -> Parser:
+@dataclass(frozen=True, slots=True)
+class FitConfig:
+    """Where the weights begin, what of them is trained, in which batches and on how many devices."""
+
+    TITLE: ClassVar = "weights and batches"
+    pretrained_path: str | None = flag("use these as the published weights, head adapted", metavar="FILE")
+    initial_checkpoint: str = flag("load these weights before training", "", metavar="FILE")
+    batch_size: int = flag(
+        "images of a batch on each device", 128, names=("-b", "--batch-size"), type=COUNT, metavar="N"
+    )
+    validation_batch_size: int | None = flag(
+        "the same at validation (default: --batch-size)",
+        names=("-vb", "--validation-batch-size"),
+        type=COUNT,
+        metavar="N",
+    )
+    grad_accum_steps: int = flag("batches summed into one update", 1, type=COUNT, metavar="N")
+    freeze: bool = switch("train the classifier only, and a memory: linear probing, or as --probe says (visionzoo)")
+    probe: str | None = flag(
+        "what --freeze trains: linear (the default, the model's own classifier), attentive or ep (visionzoo)",
+        choices=PROBES,
+    )
+    head: str | None = flag("put this head onto a zoo_* model in place of its own (visionzoo)", choices=HEADS)
+    head_kwargs: Mapping[str, Any] = flag(
+        "options of --probe or --head: num_queries=16, d_out=2, ... (visionzoo)",
+        {},
+        nargs="*",
+        action=KeyValues,
+        metavar="K=V",
+    )
+    grad_checkpointing: bool = switch("recompute activations in the backward pass to save memory")
+    cuda_graphs: bool = switch("record a training step once and replay it, on one GPU (visionzoo)")
+    sync_bn: bool = switch("batch norm over all devices")
+    dist_bn: str = flag("share batch norm averages per epoch", "reduce", choices=("broadcast", "reduce", ""))
+    fsdp: bool = switch("share model, averages and optimizer between devices, for the largest models (visionzoo)")
+    no_ddp_bb: bool = switch("do not broadcast buffers between devices at each step", negatable=False)
+    drop: float = flag("dropout", 0.0, type=SHARE, metavar="RATE")
+    drop_path: float | None = flag("stochastic depth (default: the model's)", type=SHARE, metavar="RATE")
+    drop_block: float | None = flag("drop block (default: the model's)", type=SHARE, metavar="RATE")
+    bn_momentum: float | None = flag("momentum of batch norm (default: the model's)", type=SHARE)
+    bn_eps: float | None = flag("epsilon of batch norm (default: the model's)", type=AMOUNT)
+    model_ema: bool = switch("keep a moving average of the weights, validate and keep the best by it")
+    model_ema_decay: float = flag("its decay at each update", 0.9998, type=SHARE)
+    model_ema_warmup: bool = switch("let the decay grow towards its value")
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerConfig:
+    """The optimizer, in timm's terms, but for its learning rate."""
+
+    TITLE: ClassVar = "optimizer"
+    opt: str = flag("any timm optimizer", "sgd", metavar="NAME")
+    opt_eps: float | None = flag("epsilon (default: the optimizer's)", type=AMOUNT, metavar="EPS")
+    opt_betas: Sequence[float] | None = flag("betas (default: the optimizer's)", type=AMOUNT, nargs="+", metavar="BETA")
+    momentum: float = flag("momentum", 0.9, type=SHARE, metavar="M")
+    weight_decay: float = flag("weight decay", 2e-05, type=AMOUNT, metavar="W")
+    clip_grad: float | None = flag("clip gradients (default: off)", type=POSITIVE, metavar="NORM")
+    clip_mode: str = flag("how to clip", "norm", choices=("norm", "value", "agc"))
+    layer_decay: float | None = flag(
+        "learning rate falls by this factor from layer to layer", type=RATIO, metavar="RATE"
+    )
+    layer_decay_min_scale: float = flag("its smallest factor", 0.0, type=SHARE)
+    layer_decay_no_opt_scale: float | None = flag("layers below this factor are not trained", type=SHARE)
+    opt_kwargs: Mapping[str, Any] = flag("other arguments of it", {}, nargs="*", action=KeyValues, metavar="K=V")
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleConfig:
+    """The learning rate, per update or per epoch."""
+
+    TITLE: ClassVar = "learning rate"
+    lr: float | None = flag("learning rate (default: --lr-base scaled by the total batch)", type=AMOUNT)
+    lr_base: float = flag("learning rate at a total batch of --lr-base-size", 0.1, type=POSITIVE)
+    lr_base_size: int = flag("the batch of --lr-base", 256, type=COUNT, metavar="N")
+    lr_base_scale: str = flag("scaling (default: sqrt for ada* and lamb)", "", choices=("linear", "sqrt", ""))
+    sched: str = flag("schedule", "cosine", choices=SCHEDULES)
+    sched_on_updates: bool = switch("move the learning rate at each update, not each epoch")
+    epochs: int = flag("epochs of the schedule", 300, type=COUNT, metavar="N")
+    warmup_epochs: int = flag("epochs of warm-up", 5, type=WHOLE, metavar="N")
+    warmup_lr: float = flag("learning rate at the start of the warm-up", 1e-05, type=AMOUNT, metavar="LR")
+    warmup_prefix: bool = switch("count the warm-up on top of --epochs")
+    cooldown_epochs: int = flag("epochs at --min-lr after the schedule", 0, type=WHOLE, metavar="N")
+    min_lr: float = flag("lowest learning rate", 0.0, type=AMOUNT, metavar="LR")
+    decay_epochs: float = flag("epochs between the falls of `step`", 90, type=POSITIVE, metavar="N")
+    decay_milestones: Sequence[int] = flag("epochs of the falls of `multistep`", [90, 180, 270], type=int, nargs="+")
+    decay_rate: float = flag(
+        "factor of a fall; power of `poly`", 0.1, names=("--decay-rate", "--dr"), type=AMOUNT, metavar="RATE"
+    )
+    lr_noise: Sequence[float] | None = flag(
+        "shares of the schedule between which the rate is noisy", type=SHARE, nargs="+"
+    )
+    lr_noise_pct: float = flag("limit of the noise", 0.67, type=AMOUNT)
+    lr_noise_std: float = flag("spread of the noise", 1.0, type=AMOUNT)
+    lr_cycle_mul: float = flag("growth of a cycle's length", 1.0, type=POSITIVE)
+    lr_cycle_decay: float = flag("fall of the rate from cycle to cycle", 0.5, type=AMOUNT)
+    lr_cycle_limit: int = flag("number of cycles", 1, type=COUNT, metavar="N")
+    lr_k_decay: float = flag("k-decay of `cosine` and `poly`", 1.0, type=POSITIVE)
+
+
+@dataclass(frozen=True, slots=True)
+class AugmentationConfig:
+    """What is done to training images and labels, and the loss: probabilities and shares from 0 to 1."""
+
+    TITLE: ClassVar = "augmentation and loss"
+    no_aug: bool = switch("train on the evaluation's crop", negatable=False)
+    train_crop_mode: str | None = flag(
+        "rrc, rkrc or rkrr (default: rrc)", choices=("rrc", "rkrc", "rkrr"), metavar="MODE"
+    )
+    scale: Sequence[float] = flag("area of the random crop", [0.08, 1.0], type=POSITIVE, nargs="+", metavar="SHARE")
+    ratio: Sequence[float] = flag("sides of the random crop", [3 / 4, 4 / 3], type=POSITIVE, nargs="+", metavar="RATIO")
+    hflip: float = flag("probability of a horizontal flip", 0.5, type=SHARE, metavar="P")
+    vflip: float = flag("probability of a vertical flip", 0.0, type=SHARE, metavar="P")
+    color_jitter: float = flag("colour jitter; without effect under --aa", 0.4, type=AMOUNT, metavar="X")
+    color_jitter_prob: float | None = flag("probability of colour jitter", type=SHARE, metavar="P")
+    grayscale_prob: float | None = flag("probability of greyscale", type=SHARE, metavar="P")
+    gaussian_blur_prob: float | None = flag("probability of blur", type=SHARE, metavar="P")
+    aa: str | None = flag("e.g. rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, original", metavar="POLICY")
+    aug_repeats: float = flag("repeated augmentation (several devices only)", 0, type=AMOUNT, metavar="N")
+    reprob: float = flag("probability of random erasing", 0.0, type=SHARE, metavar="P")
+    remode: str = flag("what is put in the erased place", "pixel", choices=("const", "rand", "pixel"))
+    recount: int = flag("erased places", 1, type=COUNT, metavar="N")
+    mixup: float = flag("mixup, on above 0", 0.0, type=AMOUNT, metavar="ALPHA")
+    cutmix: float = flag("cutmix, on above 0", 0.0, type=AMOUNT, metavar="ALPHA")
+    cutmix_minmax: Sequence[float] | None = flag(
+        "cutmix by sides instead of alpha", type=SHARE, nargs="+", metavar="SHARE"
+    )
+    mixup_prob: float = flag("probability of either in a batch", 1.0, type=SHARE, metavar="P")
+    mixup_switch_prob: float = flag("probability of cutmix where both are on", 0.5, type=SHARE, metavar="P")
+    mixup_mode: str = flag("what shares one mixing ratio", "batch", choices=("batch", "pair", "elem"))
+    mixup_off_epoch: int = flag("stop mixing at this epoch; 0: never", 0, type=WHOLE, metavar="N")
+    smoothing: float = flag("label smoothing", 0.1, type=BELOW_ONE, metavar="X")
+    bce_loss: bool = switch("binary cross-entropy")
+    bce_sum: bool = switch("sum it over the classes")
+    bce_target_thresh: float | None = flag("make its soft targets 0 or 1 at this threshold", type=SHARE, metavar="X")
+    bce_pos_weight: float | None = flag("weight of its positive targets", type=AMOUNT, metavar="X")
+    aux_weight: Mapping[str, Any] = flag(
+        "weights in the loss of a model's exits and terms, 0 and up (default: the model's) (visionzoo)",
+        {},
+        nargs="*",
+        action=KeyValues,
+        metavar="NAME=W",
+    )
+    train_interpolation: str = flag(
+        "resizing of training images", "random", choices=("random", *FILTERS), metavar="NAME"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DistillationConfig:
+    """The teacher, if there is one, and what is learned from it."""
+
+    TITLE: ClassVar = "distillation"
+    kd_model_name: str | None = flag("learn from this model, with its published weights", metavar="NAME")
+    kd_checkpoint: str = flag("its weights; of a run, the model too (visionzoo)", "", metavar="FILE")
+    kd_distill_type: str = flag(
+        "what is learned; token: by a head of its own", "logit", choices=("logit", "feature", "token")
+    )
+    kd_loss_type: str = flag("loss between logits", "kl", choices=("kl",))
+    kd_token_distill_type: str = flag("teacher's logits, or its choice", "soft", choices=("soft", "hard"))
+    kd_temperature: float = flag("of the softmax over logits", 4.0, type=POSITIVE, metavar="T")
+    task_loss_weight: float | None = flag(
+        "weight of the loss against the labels (default: 1)", type=AMOUNT, metavar="W"
+    )
+    distill_loss_weight: float | None = flag(
+        "and against the teacher (default: 1 - the first, or 1)", type=AMOUNT, metavar="W"
+    )
+    kd_student_feature_dim: int | None = flag(
+        "width of pooled features (default: the model's)", type=COUNT, metavar="C"
+    )
+    kd_teacher_feature_dim: int | None = flag("the same of the teacher", type=COUNT, metavar="C")
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """Where a run writes, how long it goes on, and what it logs, in epochs and updates."""
+
+    TITLE: ClassVar = "run"
+    output: str = flag("where run folders are made (default: output/train)", "", metavar="DIR")
+    experiment: str = flag("name of the run folder (default: time, model and size)", "", metavar="NAME")
+    resume: str = flag("go on from a checkpoint; auto: the newest one of --experiment", "", metavar="FILE")
+    no_resume_opt: bool = switch("take only the weights from --resume", negatable=False)
+    start_epoch: int | None = flag("epoch to start at, whatever the checkpoint says", type=WHOLE, metavar="N")
+    max_steps: int | None = flag("stop after N updates, then validate and save (visionzoo)", type=COUNT, metavar="N")
+    eval_metric: str = flag(
+        "what the best checkpoint is best in; of images with several labels map or loss",
+        "top1",
+        choices=("top1", "top5", "loss"),
+    )
+    val_interval: int = flag("epochs between validations and checkpoints", 1, type=COUNT, metavar="N")
+    skip_nonfinite: int = flag("updates without finite loss to leave out (visionzoo)", 0, type=WHOLE, metavar="N")
+    profile: int = flag("write a trace of N updates (visionzoo)", 0, type=WHOLE, nargs="?", const=5, metavar="N")
+    checkpoint_hist: int = flag("best checkpoints to keep", 10, type=COUNT, metavar="N")
+    recovery_interval: int = flag("updates between recovery checkpoints; 0: none", 0, type=WHOLE, metavar="N")
+    log_interval: int = flag("updates between log entries", 50, type=COUNT, metavar="N")
+    no_curves: bool = switch("leave the picture of losses and accuracy out (visionzoo)", negatable=False)
+    log_wandb: bool = switch("log to Weights & Biases too (WANDB_MODE=offline: without a connection)")
+    wandb_project: str | None = flag("its project", metavar="NAME")
+    wandb_tags: Sequence[str] = flag("its tags", [], nargs="+", metavar="TAG")
+    wandb_resume_id: str = flag("the run there to go on with", "", metavar="ID")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """What `visionzoo train` is given; `config` is the YAML that some of it is from."""
+
+    config: str | None = flag("the same, as timm's train script takes it", names=("-c", "--config"), metavar="CONFIG")
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    input: InputConfig = InputConfig()
+    device: DeviceConfig = DeviceConfig()
+    splits: SplitConfig = SplitConfig()
+    fit: FitConfig = FitConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    distillation: DistillationConfig = DistillationConfig()
+    run: RunConfig = RunConfig()
+
+
+def train_parser() -> Parser[TrainConfig]:
     """Return the parser of `visionzoo train`."""
     about = "Train a classifier. Every flag may stand in the YAML file; flags given here win."
-    parser = Parser("%(prog)s [CONFIG] [flags]", about)
+    return _with_yaml(Parser(TrainConfig, "%(prog)s [CONFIG] [flags]", about))
+
+
+def _with_yaml(parser: Parser) -> Parser:
+    """Let a parser take the name of a YAML file, too."""
     parser.add_argument("config_file", nargs="?", metavar="CONFIG", help="YAML of flag names and values")
-    parser.add_argument("-c", "--config", metavar="CONFIG", help="the same, as timm's train script takes it")
-    add_data_flags(parser)
-    add_model_flags(parser, model="resnet50")
-    add_device_flags(parser)
-    for add_flags in (
-        _split_flags,
-        _batch_flags,
-        _optimizer_flags,
-        _schedule_flags,
-        _augmentation_flags,
-        _distillation_flags,
-        _run_flags,
-    ):
-        add_flags(parser)
+    parser.set_defaults(model="resnet50")
     return parser
 
 
-def compare_parser() -> Parser:
+@dataclass(frozen=True, slots=True)
+class ComparisonConfig:
+    """What `visionzoo compare` trains alike, and what it measures."""
+
+    TITLE: ClassVar = "comparison"
+    models: Sequence[str] = flag(
+        "names, each in quotes with arguments: 'NAME KEY=VALUE'", [], nargs="+", metavar="MODEL"
+    )
+    probes: Sequence[str] = flag(
+        "probe each model when it is trained: linear, attentive, ep, in quotes with options: 'ep num_queries=16'",
+        [],
+        nargs="+",
+        metavar="PROBE",
+    )
+    probe_epochs: int | None = flag("epochs of each probe (default: --epochs)", type=COUNT, metavar="N")
+    hosts: Sequence[Mapping[str, Any]] = flag(
+        f"zoo_* models for --mixers, {PART}",
+        [],
+        nargs="+",
+        action=Specs,
+        metavar="MODEL",
+    )
+    mixers: Sequence[Mapping[str, Any]] = flag(
+        f"token mixers that each host has in all its blocks, {PART}; own: the host's",
+        [],
+        nargs="+",
+        action=Specs,
+        metavar="MIXER",
+    )
+    seeds: Sequence[int] = flag("train with each of them (default: --seed)", [], nargs="+", type=WHOLE, metavar="S")
+    jobs: int | None = flag(
+        "runs at a time, each a process, spread over the GPUs; speeds are then measured apart, after the trainings "
+        "(default: one after the other in this process)",
+        type=COUNT,
+        metavar="N",
+    )
+    growth_tokens: Sequence[int] = flag(
+        "smallest and largest map on which the growth of a mixer's time and memory is measured",
+        [1024, 65536],
+        type=COUNT,
+        nargs=2,
+        metavar="N",
+    )
+    growth_dim: int = flag("channels of these maps", 128, type=COUNT, metavar="C")
+    write: str = flag("put table and picture into this Markdown file, between its marks", "", metavar="FILE")
+
+
+@dataclass(frozen=True, slots=True)
+class CompareConfig:
+    """What `visionzoo compare` is given: all that training is, and what is compared."""
+
+    train: TrainConfig
+    comparison: ComparisonConfig
+
+
+def compare_parser() -> Parser[CompareConfig]:
     """Return the parser of `visionzoo compare`: that of training, and what is compared."""
-    parser = train_parser()
-    parser.usage = "%(prog)s [CONFIG] [flags]"
-    parser.description = (
+    about = (
         "Train several models alike and compare their accuracy, speed and memory. All flags of `visionzoo train` hold."
     )
-    group = parser.add_argument_group("comparison")
-    add = group.add_argument
-    add(
-        "--models",
-        nargs="+",
-        default=[],
-        metavar="MODEL",
-        help="names, each in quotes with arguments: 'NAME KEY=VALUE'",
+    return _with_yaml(Parser(CompareConfig, "%(prog)s [CONFIG] [flags]", about))
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsConfig:
+    """The weights of a trained model."""
+
+    checkpoint: str = flag("weights; of a run of `visionzoo train`, the model too", "", metavar="FILE")
+    no_ema: bool = switch("use the trained weights, not their moving average (visionzoo)", negatable=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingConfig:
+    """How image files are read that a command names."""
+
+    input_img_mode: str | None = _mode()
+    apply_exif_orientation: bool = switch("turn images as their EXIF says (as in the run where it was given)")
+    skip_bad_images: bool = switch("pass over unreadable images and count them, instead of stopping")
+
+
+@dataclass(frozen=True, slots=True)
+class ResultConfig(WeightsConfig):
+    """What `visionzoo eval` evaluates on, and where it writes the result."""
+
+    TITLE: ClassVar = "evaluation"
+    recorded_data: bool = switch("evaluate on the data set that the checkpoint says it was validated on (visionzoo)")
+    split: str = flag("split (default: validation; the run's with --recorded-data)", "", metavar="NAME")
+    num_samples: int | None = flag("length of a streamed split", type=COUNT, metavar="N")
+    batch_size: int = flag("images of a batch", 256, names=("-b", "--batch-size"), type=COUNT, metavar="N")
+    results_file: str = flag("JSON to write (default: beside the checkpoint)", "", metavar="FILE")
+    results_csv: str = flag("CSV to add a row to, in timm's columns (visionzoo)", "", metavar="FILE")
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationConfig:
+    """Early exits in `visionzoo eval`."""
+
+    TITLE: ClassVar = "early exits"
+    exits: bool = switch("calibrate a model's early exits: table and curve of accuracy against cost (visionzoo)")
+    calibration_share: float = flag(
+        "share of the images to calibrate thresholds on; it is measured on the others (visionzoo)",
+        0.2,
+        type=INSIDE,
+        metavar="SHARE",
     )
-    help = "probe each model when it is trained: linear, attentive, ep, in quotes with options: 'ep num_queries=16'"
-    add("--probes", nargs="+", default=[], metavar="PROBE", help=help)
-    add("--probe-epochs", type=COUNT, metavar="N", help="epochs of each probe (default: --epochs)")
-    part = "in quotes with options: 'NAME KEY=VALUE' or '{type: NAME, KEY: VALUE}', label=... for a short name"
-    add("--hosts", nargs="+", default=[], action=Specs, metavar="MODEL", help=f"zoo_* models for --mixers, {part}")
-    what = f"token mixers that each host has in all its blocks, {part}; own: the host's"
-    add("--mixers", nargs="+", default=[], action=Specs, metavar="MIXER", help=what)
-    add("--seeds", nargs="+", type=WHOLE, default=[], metavar="S", help="train with each of them (default: --seed)")
-    jobs = "runs at a time, each a process, spread over the GPUs; speeds are then measured apart, after the trainings"
-    add("--jobs", type=COUNT, metavar="N", help=f"{jobs} (default: one after the other in this process)")
-    tokens = "smallest and largest map on which the growth of a mixer's time and memory is measured"
-    add("--growth-tokens", type=COUNT, nargs=2, default=[1024, 65536], metavar="N", help=tokens)
-    add("--growth-dim", type=COUNT, default=128, metavar="C", help="channels of these maps")
-    add("--write", default="", metavar="FILE", help="put table and picture into this Markdown file, between its marks")
-    return parser
 
 
-def _split_flags(parser: Parser) -> None:
-    add = parser.add_argument_group("splits").add_argument
-    add("--train-split", default="train", metavar="NAME", help="split to train on")
-    add("--val-split", default="validation", metavar="NAME", help="split to validate on; empty: no validation")
-    add("--val-data-dir", metavar="DIR", help="validation images that lie elsewhere, e.g. a second .tar (visionzoo)")
-    add("--train-num-samples", type=COUNT, metavar="N", help="length of a streamed training split")
-    add("--val-num-samples", type=COUNT, metavar="N", help="length of a streamed validation split")
-    add("--epoch-repeats", type=AMOUNT, default=0.0, metavar="N", help="times a streamed set repeats in an epoch")
+@dataclass(frozen=True, slots=True)
+class EvalConfig:
+    """What `visionzoo eval` is given."""
+
+    data: DataConfig
+    model: ModelConfig
+    input: InputConfig
+    device: DeviceConfig
+    result: ResultConfig
+    calibration: CalibrationConfig
 
 
-def _batch_flags(parser: Parser) -> None:
-    group = parser.add_argument_group("weights and batches")
-    add = group.add_argument
-    add("--pretrained-path", metavar="FILE", help="use these as the published weights, head adapted")
-    add("--initial-checkpoint", default="", metavar="FILE", help="load these weights before training")
-    add("-b", "--batch-size", type=COUNT, default=128, metavar="N", help="images of a batch on each device")
-    add(
-        "-vb", "--validation-batch-size", type=COUNT, metavar="N", help="the same at validation (default: --batch-size)"
-    )
-    add("--grad-accum-steps", type=COUNT, default=1, metavar="N", help="batches summed into one update")
-    _yes(group, "--freeze", "train the classifier only, and a memory: linear probing, or as --probe says (visionzoo)")
-    help = "what --freeze trains: linear (the default, the model's own classifier), attentive or ep (visionzoo)"
-    add("--probe", choices=PROBES, help=help)
-    add("--head", choices=HEADS, help="put this head onto a zoo_* model in place of its own (visionzoo)")
-    help = "options of --probe or --head: num_queries=16, d_out=2, ... (visionzoo)"
-    add("--head-kwargs", nargs="*", default={}, action=KeyValues, metavar="K=V", help=help)
-    _yes(group, "--grad-checkpointing", "recompute activations in the backward pass to save memory")
-    _yes(group, "--cuda-graphs", "record a training step once and replay it, on GPUs (visionzoo)")
-    _yes(group, "--sync-bn", "batch norm over all devices")
-    add("--dist-bn", default="reduce", choices=("broadcast", "reduce", ""), help="share batch norm averages per epoch")
-    _yes(group, "--fsdp", "share model, averages and optimizer between devices, for the largest models (visionzoo)")
-    _yes(group, "--no-ddp-bb", "do not broadcast buffers between devices at each step")
-    add("--drop", type=SHARE, default=0.0, metavar="RATE", help="dropout")
-    add("--drop-path", type=SHARE, metavar="RATE", help="stochastic depth (default: the model's)")
-    add("--drop-block", type=SHARE, metavar="RATE", help="drop block (default: the model's)")
-    add("--bn-momentum", type=SHARE, help="momentum of batch norm (default: the model's)")
-    add("--bn-eps", type=AMOUNT, help="epsilon of batch norm (default: the model's)")
-    _yes(group, "--model-ema", "keep a moving average of the weights, validate and keep the best by it")
-    add("--model-ema-decay", type=SHARE, default=0.9998, help="its decay at each update")
-    _yes(group, "--model-ema-warmup", "let the decay grow towards its value")
-
-
-def _optimizer_flags(parser: Parser) -> None:
-    add = parser.add_argument_group("optimizer").add_argument
-    add("--opt", default="sgd", metavar="NAME", help="any timm optimizer")
-    add("--opt-eps", type=AMOUNT, metavar="EPS", help="epsilon (default: the optimizer's)")
-    add("--opt-betas", type=AMOUNT, nargs="+", metavar="BETA", help="betas (default: the optimizer's)")
-    add("--momentum", type=SHARE, default=0.9, metavar="M", help="momentum")
-    add("--weight-decay", type=AMOUNT, default=2e-5, metavar="W", help="weight decay")
-    add("--clip-grad", type=POSITIVE, metavar="NORM", help="clip gradients (default: off)")
-    add("--clip-mode", default="norm", choices=("norm", "value", "agc"), help="how to clip")
-    add("--layer-decay", type=RATIO, metavar="RATE", help="learning rate falls by this factor from layer to layer")
-    add("--layer-decay-min-scale", type=SHARE, default=0.0, help="its smallest factor")
-    add("--layer-decay-no-opt-scale", type=SHARE, help="layers below this factor are not trained")
-    add("--opt-kwargs", nargs="*", default={}, action=KeyValues, metavar="K=V", help="other arguments of it")
-
-
-def _schedule_flags(parser: Parser) -> None:
-    group = parser.add_argument_group("learning rate")
-    add = group.add_argument
-    add("--lr", type=AMOUNT, help="learning rate (default: --lr-base scaled by the total batch)")
-    add("--lr-base", type=POSITIVE, default=0.1, help="learning rate at a total batch of --lr-base-size")
-    add("--lr-base-size", type=COUNT, default=256, metavar="N", help="the batch of --lr-base")
-    add("--lr-base-scale", default="", choices=("linear", "sqrt", ""), help="scaling (default: sqrt for ada* and lamb)")
-    add("--sched", default="cosine", choices=SCHEDULES, help="schedule")
-    _yes(group, "--sched-on-updates", "move the learning rate at each update, not each epoch")
-    add("--epochs", type=COUNT, default=300, metavar="N", help="epochs of the schedule")
-    add("--warmup-epochs", type=WHOLE, default=5, metavar="N", help="epochs of warm-up")
-    add("--warmup-lr", type=AMOUNT, default=1e-5, metavar="LR", help="learning rate at the start of the warm-up")
-    _yes(group, "--warmup-prefix", "count the warm-up on top of --epochs")
-    add("--cooldown-epochs", type=WHOLE, default=0, metavar="N", help="epochs at --min-lr after the schedule")
-    add("--min-lr", type=AMOUNT, default=0.0, metavar="LR", help="lowest learning rate")
-    add("--decay-epochs", type=POSITIVE, default=90, metavar="N", help="epochs between the falls of `step`")
-    add("--decay-milestones", type=int, nargs="+", default=[90, 180, 270], help="epochs of the falls of `multistep`")
-    add("--decay-rate", "--dr", type=AMOUNT, default=0.1, metavar="RATE", help="factor of a fall; power of `poly`")
-    add("--lr-noise", type=SHARE, nargs="+", help="shares of the schedule between which the rate is noisy")
-    add("--lr-noise-pct", type=AMOUNT, default=0.67, help="limit of the noise")
-    add("--lr-noise-std", type=AMOUNT, default=1.0, help="spread of the noise")
-    add("--lr-cycle-mul", type=POSITIVE, default=1.0, help="growth of a cycle's length")
-    add("--lr-cycle-decay", type=AMOUNT, default=0.5, help="fall of the rate from cycle to cycle")
-    add("--lr-cycle-limit", type=COUNT, default=1, metavar="N", help="number of cycles")
-    add("--lr-k-decay", type=POSITIVE, default=1.0, help="k-decay of `cosine` and `poly`")
-
-
-def _augmentation_flags(parser: Parser) -> None:
-    group = parser.add_argument_group("augmentation and loss")
-    add = group.add_argument
-    _yes(group, "--no-aug", "train on the evaluation's crop")
-    add("--train-crop-mode", choices=("rrc", "rkrc", "rkrr"), metavar="MODE", help="rrc, rkrc or rkrr (default: rrc)")
-    add("--scale", type=POSITIVE, nargs="+", default=[0.08, 1.0], metavar="SHARE", help="area of the random crop")
-    add("--ratio", type=POSITIVE, nargs="+", default=[3 / 4, 4 / 3], metavar="RATIO", help="sides of the random crop")
-    add("--hflip", type=SHARE, default=0.5, metavar="P", help="probability of a horizontal flip")
-    add("--vflip", type=SHARE, default=0.0, metavar="P", help="probability of a vertical flip")
-    add("--color-jitter", type=AMOUNT, default=0.4, metavar="X", help="color jitter; without effect under --aa")
-    add("--color-jitter-prob", type=SHARE, metavar="P", help="probability of color jitter")
-    add("--grayscale-prob", type=SHARE, metavar="P", help="probability of grayscale")
-    add("--gaussian-blur-prob", type=SHARE, metavar="P", help="probability of blur")
-    add("--aa", metavar="POLICY", help="e.g. rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, original")
-    add("--aug-repeats", type=AMOUNT, default=0, metavar="N", help="repeated augmentation (several devices only)")
-    add("--reprob", type=SHARE, default=0.0, metavar="P", help="probability of random erasing")
-    add("--remode", default="pixel", choices=("const", "rand", "pixel"), help="what is put in the erased place")
-    add("--recount", type=COUNT, default=1, metavar="N", help="erased places")
-    add("--mixup", type=AMOUNT, default=0.0, metavar="ALPHA", help="mixup, on above 0")
-    add("--cutmix", type=AMOUNT, default=0.0, metavar="ALPHA", help="cutmix, on above 0")
-    add("--cutmix-minmax", type=SHARE, nargs="+", metavar="SHARE", help="cutmix by sides instead of alpha")
-    add("--mixup-prob", type=SHARE, default=1.0, metavar="P", help="probability of either in a batch")
-    add("--mixup-switch-prob", type=SHARE, default=0.5, metavar="P", help="probability of cutmix where both are on")
-    add("--mixup-mode", default="batch", choices=("batch", "pair", "elem"), help="what shares one mixing ratio")
-    add("--mixup-off-epoch", type=WHOLE, default=0, metavar="N", help="stop mixing at this epoch; 0: never")
-    add("--smoothing", type=BELOW_ONE, default=0.1, metavar="X", help="label smoothing")
-    _yes(group, "--bce-loss", "binary cross-entropy")
-    _yes(group, "--bce-sum", "sum it over the classes")
-    add("--bce-target-thresh", type=SHARE, metavar="X", help="make its soft targets 0 or 1 at this threshold")
-    add("--bce-pos-weight", type=AMOUNT, metavar="X", help="weight of its positive targets")
-    help = "weights in the loss of a model's exits and terms, 0 and up (default: the model's) (visionzoo)"
-    add("--aux-weight", nargs="*", default={}, action=KeyValues, metavar="NAME=W", help=help)
-    names = ("random", *FILTERS)
-    add("--train-interpolation", default="random", choices=names, metavar="NAME", help="resizing of training images")
-
-
-def _distillation_flags(parser: Parser) -> None:
-    add = parser.add_argument_group("distillation").add_argument
-    add("--kd-model-name", metavar="NAME", help="learn from this model, with its published weights")
-    add("--kd-checkpoint", default="", metavar="FILE", help="its weights; of a run, the model too (visionzoo)")
-    kinds = ("logit", "feature", "token")
-    add("--kd-distill-type", default="logit", choices=kinds, help="what is learned; token: by a head of its own")
-    add("--kd-loss-type", default="kl", choices=("kl",), help="loss between logits")
-    add("--kd-token-distill-type", default="soft", choices=("soft", "hard"), help="teacher's logits, or its choice")
-    add("--kd-temperature", type=POSITIVE, default=4.0, metavar="T", help="of the softmax over logits")
-    add("--task-loss-weight", type=AMOUNT, metavar="W", help="weight of the loss against the labels (default: 1)")
-    add(
-        "--distill-loss-weight", type=AMOUNT, metavar="W", help="and against the teacher (default: 1 - the first, or 1)"
-    )
-    add("--kd-student-feature-dim", type=COUNT, metavar="C", help="width of pooled features (default: the model's)")
-    add("--kd-teacher-feature-dim", type=COUNT, metavar="C", help="the same of the teacher")
-
-
-def _run_flags(parser: Parser) -> None:
-    group = parser.add_argument_group("run")
-    add = group.add_argument
-    add("--output", default="", metavar="DIR", help="where run folders are made (default: output/train)")
-    add("--experiment", default="", metavar="NAME", help="name of the run folder (default: time, model and size)")
-    add("--resume", default="", metavar="FILE", help="continue from a checkpoint; auto: the newest one of --experiment")
-    _yes(group, "--no-resume-opt", "take only the weights from --resume")
-    add("--start-epoch", type=WHOLE, metavar="N", help="epoch to start at, whatever the checkpoint says")
-    add("--max-steps", type=COUNT, metavar="N", help="stop after N updates, then validate and save (visionzoo)")
-    metric = "what the best checkpoint is best in; of images with several labels map or loss"
-    add("--eval-metric", default="top1", choices=("top1", "top5", "loss"), help=metric)
-    add("--val-interval", type=COUNT, default=1, metavar="N", help="epochs between validations and checkpoints")
-    add(
-        "--skip-nonfinite",
-        type=WHOLE,
-        default=0,
-        metavar="N",
-        help="updates without finite loss to leave out (visionzoo)",
-    )
-    add(
-        "--profile",
-        type=WHOLE,
-        nargs="?",
-        const=5,
-        default=0,
-        metavar="N",
-        help="write a trace of N updates (visionzoo)",
-    )
-    add("--checkpoint-hist", type=COUNT, default=10, metavar="N", help="best checkpoints to keep")
-    add("--recovery-interval", type=WHOLE, default=0, metavar="N", help="updates between recovery checkpoints; 0: none")
-    add("--log-interval", type=COUNT, default=50, metavar="N", help="updates between log entries")
-    _yes(group, "--no-curves", "leave the picture of losses and accuracy out (visionzoo)")
-    _yes(group, "--log-wandb", "log to Weights & Biases too (WANDB_MODE=offline: without a connection)")
-    add("--wandb-project", metavar="NAME", help="its project")
-    add("--wandb-tags", nargs="+", default=[], metavar="TAG", help="its tags")
-    add("--wandb-resume-id", default="", metavar="ID", help="the run there to continue")
-
-
-def eval_parser() -> Parser:
+def eval_parser() -> Parser[EvalConfig]:
     """Return the parser of `visionzoo eval`."""
     about = "Evaluate a checkpoint (which knows its model) or a pretrained model."
-    parser = Parser("%(prog)s [flags]", about)
-    add_data_flags(parser)
-    add_model_flags(parser, model=None)
-    add_device_flags(parser)
-    group = parser.add_argument_group("evaluation")
-    add = group.add_argument
-    add("--checkpoint", default="", metavar="FILE", help="weights; of a run of `visionzoo train`, the model too")
-    _yes(group, "--no-ema", "use the trained weights, not their moving average (visionzoo)")
-    _yes(group, "--recorded-data", "evaluate on the data set that the checkpoint says it was validated on (visionzoo)")
-    add("--split", default="", metavar="NAME", help="split (default: validation; the run's with --recorded-data)")
-    add("--num-samples", type=COUNT, metavar="N", help="length of a streamed split")
-    add("-b", "--batch-size", type=COUNT, default=256, metavar="N", help="images of a batch")
-    add("--results-file", default="", metavar="FILE", help="JSON to write (default: beside the checkpoint)")
-    add("--results-csv", default="", metavar="FILE", help="CSV to add a row to, in timm's columns (visionzoo)")
-    group = parser.add_argument_group("early exits")
-    _yes(group, "--exits", "calibrate a model's early exits: table and curve of accuracy against cost (visionzoo)")
-    help = "share of the images to calibrate thresholds on; it is measured on the others (visionzoo)"
-    group.add_argument("--calibration-share", type=INSIDE, default=0.2, metavar="SHARE", help=help)
-    return parser
+    return Parser(EvalConfig, "%(prog)s [flags]", about)
 
 
-def predict_parser() -> Parser:
+@dataclass(frozen=True, slots=True)
+class PictureConfig(WeightsConfig):
+    """What `visionzoo predict` shows, and where it writes it."""
+
+    TITLE: ClassVar = "prediction"
+    class_names: str = flag("text file of class names in order, or `imagenet`", "", metavar="FILE")
+    topk: int = flag("classes to show", 5, type=COUNT, metavar="K")
+    show_tokens: bool = switch("of a model with reducers: dim the patches whose tokens are gone, after each of them")
+    output: str = flag(
+        "folder for the pictures and predictions.jsonl (default: output/predict, numbered where that is taken)",
+        "",
+        metavar="DIR",
+    )
+    reading: ReadingConfig = ReadingConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class ExitConfig:
+    """Early exits in `visionzoo predict`; multiply-adds in billions."""
+
+    TITLE: ClassVar = "early exits"
+    exits: str = flag("stop at the first exit that is sure, as `eval --exits` says", "", metavar="FILE")
+    budget: float | None = flag(
+        "multiply-adds of an image on average at most, in billions", type=POSITIVE, metavar="GMACS"
+    )
+    thresholds: Mapping[str, Any] = flag(
+        "exits to ask, and the probability from 0 to 1 at which each answers",
+        {},
+        nargs="*",
+        action=KeyValues,
+        metavar="EXIT=P",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PredictConfig:
+    """What `visionzoo predict` is given."""
+
+    model: ModelConfig
+    input: InputConfig
+    device: DeviceConfig
+    picture: PictureConfig
+    exits: ExitConfig
+    images: Sequence[str] = _images()
+
+
+def predict_parser() -> Parser[PredictConfig]:
     """Return the parser of `visionzoo predict`."""
     about = "Classify images: a picture with the likeliest classes and a line of JSON for each."
-    parser = Parser("%(prog)s IMAGE... [flags]", about)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, or patterns like 'x/*.jpg'")
-    add_model_flags(parser, model=None)
-    add_device_flags(parser)
-    group = parser.add_argument_group("prediction")
-    add = group.add_argument
-    add("--checkpoint", default="", metavar="FILE", help="weights; of a run of `visionzoo train`, the model too")
-    _yes(group, "--no-ema", "use the trained weights, not their moving average (visionzoo)")
-    add("--class-names", default="", metavar="FILE", help="text file of class names in order, or `imagenet`")
-    add("--topk", type=COUNT, default=5, metavar="K", help="classes to show")
-    _yes(group, "--show-tokens", "of a model with reducers: dim the patches whose tokens are gone, after each of them")
-    where = "folder for the pictures and predictions.jsonl (default: output/predict, numbered where that is taken)"
-    add("--output", default="", metavar="DIR", help=where)
-    _reading(group)
-    add = parser.add_argument_group("early exits").add_argument
-    add("--exits", default="", metavar="FILE", help="stop at the first exit that is sure, as `eval --exits` says")
-    add("--budget", type=POSITIVE, metavar="GMACS", help="multiply-adds of an image on average at most, in billions")
-    help = "exits to ask, and the probability from 0 to 1 at which each answers"
-    add("--thresholds", nargs="*", default={}, action=KeyValues, metavar="EXIT=P", help=help)
-    return parser
+    return Parser(PredictConfig, "%(prog)s IMAGE... [flags]", about)
 
 
-def attention_parser() -> Parser:
+@dataclass(frozen=True, slots=True)
+class QueryConfig(WeightsConfig):
+    """What `visionzoo attention` draws."""
+
+    TITLE: ClassVar = "attention"
+    checkpoint: str = flag(
+        "of a run of `visionzoo train` with --head intr or --probe ep", required=True, metavar="FILE"
+    )
+    no_ema: bool = switch("use the trained weights, not their moving average", negatable=False)
+    class_names: str = flag("text file of class names in order, or `imagenet`", "", metavar="FILE")
+    label: str = flag("name or number of the true class (default: the folder's name)", "", metavar="CLASS")
+    layer: int = flag("layer of INTR's decoder", -1, type=int, metavar="N")
+    output: str = flag(
+        "folder for the pictures (default: output/attention, numbered where that is taken)", "", metavar="DIR"
+    )
+    reading: ReadingConfig = ReadingConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionConfig:
+    """What `visionzoo attention` is given."""
+
+    model: ModelConfig
+    input: InputConfig
+    device: DeviceConfig
+    query: QueryConfig
+    images: Sequence[str] = _images()
+
+
+def attention_parser() -> Parser[AttentionConfig]:
     """Return the parser of `visionzoo attention`."""
     about = "Draw what the class queries of INTR, or the queries of efficient probing, see of images."
-    parser = Parser("%(prog)s IMAGE... --checkpoint FILE [flags]", about)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, or patterns like 'x/*.jpg'")
-    add_model_flags(parser, model=None)
-    add_device_flags(parser)
-    group = parser.add_argument_group("attention")
-    add = group.add_argument
-    add(
-        "--checkpoint",
-        required=True,
-        metavar="FILE",
-        help="of a run of `visionzoo train` with --head intr or --probe ep",
+    return Parser(AttentionConfig, "%(prog)s IMAGE... --checkpoint FILE [flags]", about)
+
+
+@dataclass(frozen=True, slots=True)
+class OutlierConfig(WeightsConfig):
+    """Where `visionzoo registers` looks for outliers, and how many tokens it adds."""
+
+    TITLE: ClassVar = "registers"
+    no_ema: bool = switch("use the trained weights, not their moving average", negatable=False)
+    num_images: int = flag("images to look at, drawn from those that are named", 100, type=COUNT, metavar="N")
+    num_pictures: int = flag("of how many of them to draw the norms", 8, type=COUNT, metavar="N")
+    num_registers: int = flag("tokens to add", 1, type=COUNT, metavar="N")
+    top_k: int = flag("neurons to move", 10, type=COUNT, metavar="N")
+    block: int = flag("block after which outliers are looked for", -1, type=int, metavar="N")
+    last_block: int | None = flag(
+        "last block to take neurons of (default: where outliers begin)", type=int, metavar="N"
     )
-    _yes(group, "--no-ema", "use the trained weights, not their moving average")
-    add("--class-names", default="", metavar="FILE", help="text file of class names in order, or `imagenet`")
-    add("--label", default="", metavar="CLASS", help="name or number of the true class (default: the folder's name)")
-    add("--layer", type=int, default=-1, metavar="N", help="layer of INTR's decoder")
-    where = "folder for the pictures (default: output/attention, numbered where that is taken)"
-    add("--output", default="", metavar="DIR", help=where)
-    _reading(group)
-    return parser
+    threshold: float | None = flag("norm of an outlier (default: 3 times the median)", type=POSITIVE, metavar="NORM")
+    output: str = flag(
+        "folder for pictures and registers.json (default: output/registers, numbered where that is taken)",
+        "",
+        metavar="DIR",
+    )
+    reading: ReadingConfig = ReadingConfig()
 
 
-def registers_parser() -> Parser:
+@dataclass(frozen=True, slots=True)
+class RegistersConfig:
+    """What `visionzoo registers` is given."""
+
+    model: ModelConfig
+    input: InputConfig
+    device: DeviceConfig
+    outliers: OutlierConfig
+    images: Sequence[str] = _images()
+
+
+def registers_parser() -> Parser[RegistersConfig]:
     """Return the parser of `visionzoo registers`."""
     about = "Move a model's outliers to test-time registers, and draw the norms of its features before and after."
-    parser = Parser("%(prog)s IMAGE... [flags]", about)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, or patterns like 'x/*.jpg'")
-    add_model_flags(parser, model=None)
-    add_device_flags(parser)
-    group = parser.add_argument_group("registers")
-    add = group.add_argument
-    add("--checkpoint", default="", metavar="FILE", help="weights; of a run of `visionzoo train`, the model too")
-    _yes(group, "--no-ema", "use the trained weights, not their moving average")
-    add("--num-images", type=COUNT, default=100, metavar="N", help="images to look at, drawn from those that are named")
-    add("--num-pictures", type=COUNT, default=8, metavar="N", help="of how many of them to draw the norms")
-    add("--num-registers", type=COUNT, default=1, metavar="N", help="tokens to add")
-    add("--top-k", type=COUNT, default=10, metavar="N", help="neurons to move")
-    add("--block", type=int, default=-1, metavar="N", help="block after which outliers are looked for")
-    add("--last-block", type=int, metavar="N", help="last block to take neurons of (default: where outliers begin)")
-    add("--threshold", type=POSITIVE, metavar="NORM", help="norm of an outlier (default: 3 times the median)")
-    where = "folder for pictures and registers.json (default: output/registers, numbered where that is taken)"
-    add("--output", default="", metavar="DIR", help=where)
-    _reading(group)
-    return parser
+    return Parser(RegistersConfig, "%(prog)s IMAGE... [flags]", about)
 
 
-def _drawn_images(parser: Parser, weights: str) -> None:
-    """Add which images a command draws, and the weights of the model that it shows them to."""
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, or patterns like 'x/*.jpg'")
-    add_model_flags(parser, model=None)
-    add_device_flags(parser)
-    group = parser.add_argument_group("images and weights")
-    group.add_argument("--checkpoint", required=True, metavar="FILE", help=weights)
-    _yes(group, "--no-ema", "use the trained weights, not their moving average")
-    drawn = "images to take, drawn from those that are named"
-    group.add_argument("--num-images", type=COUNT, default=32, metavar="N", help=drawn)
-    _reading(group)
+@dataclass(frozen=True, slots=True)
+class DrawnConfig(WeightsConfig):
+    """Images that are drawn from those that a command names, and the weights of the model that sees them."""
+
+    TITLE: ClassVar = "images and weights"
+    no_ema: bool = switch("use the trained weights, not their moving average", negatable=False)
+    num_images: int = flag("images to take, drawn from those that are named", 32, type=COUNT, metavar="N")
+    reading: ReadingConfig = ReadingConfig()
 
 
-def fit_hashes_parser() -> Parser:
+@dataclass(frozen=True, slots=True)
+class SoftmaxDrawnConfig(DrawnConfig):
+    """The same, for models with hash functions."""
+
+    checkpoint: str = flag("weights: the model's, or of its softmax form", required=True, metavar="FILE")
+
+
+@dataclass(frozen=True, slots=True)
+class FittingConfig:
+    """How hash functions are fitted."""
+
+    TITLE: ClassVar = "fitting"
+    neighbors: int = flag("tokens most and least like another, of each so many", 10, type=COUNT, metavar="N")
+    steps: int = flag("steps of SGD for each bit", 100, type=COUNT, metavar="N")
+    output: str = flag(
+        "file to write (default: output/fit_hashes/MODEL.pth, numbered where that is taken)", "", metavar="FILE"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class FitHashesConfig:
+    """What `visionzoo fit-hashes` is given."""
+
+    model: ModelConfig
+    input: InputConfig
+    device: DeviceConfig
+    drawn: SoftmaxDrawnConfig
+    fitting: FittingConfig
+    images: Sequence[str] = _images()
+
+
+def fit_hashes_parser() -> Parser[FitHashesConfig]:
     """Return the parser of `visionzoo fit-hashes`."""
     about = "Fit the hash functions of a model with hashed attention to images: its checkpoint, with them."
-    parser = Parser("%(prog)s IMAGE... --checkpoint FILE [flags]", about)
-    _drawn_images(parser, "weights: the model's, or of its softmax form")
-    add = parser.add_argument_group("fitting").add_argument
-    add("--neighbors", type=COUNT, default=10, metavar="N", help="tokens most like another, and as many least like it")
-    add("--steps", type=COUNT, default=100, metavar="N", help="steps of SGD for each bit")
-    where = "file to write (default: output/fit_hashes/MODEL.pth, numbered where that is taken)"
-    add("--output", default="", metavar="FILE", help=where)
-    return parser
+    return Parser(FitHashesConfig, "%(prog)s IMAGE... --checkpoint FILE [flags]", about)
 
 
-def sparse_rate_parser() -> Parser:
-    """Return the parser of `visionzoo sparse-rate`."""
-    about = "Measure what CRATE's layers optimize, coding rates and sparsity, on images: a table and a plot."
-    parser = Parser("%(prog)s IMAGE... --checkpoint FILE [flags]", about)
-    _drawn_images(parser, "weights of the model")
-    where = "folder to write to (default: output/sparse_rate/MODEL, numbered where that is taken)"
-    parser.add_argument("--output", default="", metavar="FOLDER", help=where)
-    return parser
+@dataclass(frozen=True, slots=True)
+class CrateDrawnConfig(DrawnConfig):
+    """The same, for models with attention in subspaces."""
+
+    checkpoint: str = flag("weights of the model", required=True, metavar="FILE")
 
 
-def view_parser() -> Parser:
-    """Return the parser of `visionzoo view`."""
-    about = "Look at what a model makes of images: a local web page, or with --save pictures in a folder."
-    parser = Parser("%(prog)s [IMAGE...] --model NAME [flags]", about)
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files, folders, or patterns like 'x/*.jpg'")
-    add_model_flags(parser, model=None)
-    add_device_flags(parser)
-    group = parser.add_argument_group("view")
-    add = group.add_argument
-    add("--checkpoint", default="", metavar="FILE", help="weights; of a run of `visionzoo train`, the model too")
-    _yes(group, "--no-ema", "use the trained weights, not their moving average")
-    _yes(group, "--random-weights", "look at a model without weights: where it can look, not what it has learned")
-    add("--class-names", default="", metavar="FILE", help="text file of class names in order, or `imagenet`")
-    add("--topk", type=COUNT, default=5, metavar="K", help="classes to show")
-    _reading(group)
-    group = parser.add_argument_group("pictures")
-    add = group.add_argument
-    add("--save", default="", metavar="DIR", help="write a folder of pictures for each image there, and no page")
-    which = f"what to draw: {', '.join(METHODS)} (default: all that the model has and that takes seconds)"
-    add("--method", nargs="+", default=[], choices=tuple(METHODS), metavar="NAME", help=which)
-    add("--place", type=SHARE, nargs=2, metavar=("Y", "X"), help="look from there: shares of height and width, 0 to 1")
-    add("--target", type=WHOLE, metavar="N", help="number of the class to explain (default: the likeliest)")
-    mask = "image that is white where a feature is: print each map's Attention-IoU with it"
-    add("--mask", default="", metavar="FILE", help=mask)
-    _yes(group, "--faithfulness", "delete and insert pixels by each map; curves, and their mean over all images")
-    add_page_flags(parser)
-    return parser
+@dataclass(frozen=True, slots=True)
+class SparseRateConfig:
+    """What `visionzoo sparse-rate` is given."""
 
-
-def add_page_flags(parser: argparse.ArgumentParser) -> None:
-    """Add where a page is served."""
-    add = parser.add_argument_group("page").add_argument
-    add(
-        "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on; others than this see the page too"
+    model: ModelConfig
+    input: InputConfig
+    device: DeviceConfig
+    drawn: CrateDrawnConfig
+    images: Sequence[str] = _images()
+    output: str = flag(
+        "folder to write to (default: output/sparse_rate/MODEL, numbered where that is taken)", "", metavar="FOLDER"
     )
-    add("--port", type=PORT, default=7860, metavar="N", help="port to listen on; 0 for any that is free")
+
+
+def sparse_rate_parser() -> Parser[SparseRateConfig]:
+    """Return the parser of `visionzoo sparse-rate`."""
+    about = "Measure what CRATE's layers optimise, coding rates and sparsity, on images: a table and a plot."
+    return Parser(SparseRateConfig, "%(prog)s IMAGE... --checkpoint FILE [flags]", about)

@@ -1,6 +1,5 @@
 """What lies in the folders of a data set: timm skips, or takes for a class, what it does not expect there."""
 
-import argparse
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key
 
 from visionzoo.engine.errors import UserError
+from visionzoo.engine.flags import DataConfig
 from visionzoo.text import some
 
 SPLIT_NAMES = {
@@ -42,13 +42,13 @@ def find_split(root: str | None, split: str) -> str:
     raise UserError(f"no {split!r} split in {path}; its folders are {', '.join(folders)}")
 
 
-def look_at_classes(args: argparse.Namespace, root: Path, class_map: Any, is_training: bool) -> tuple[Any, list[str]]:
-    """Return the class map to use, and notes on what timm skips without any.
+def look_at_classes(data: DataConfig, root: Path, class_map: Any, is_training: bool) -> tuple[Any, list[str]]:
+    """Return the class map to use, and words on what timm passes over without any.
 
     Raises:
         UserError: a class has no image, or images lie beside the folders of the classes, and neither is to be skipped.
     """
-    wanted = set(args.input_key.split(";")) if args.input_key else set(get_img_extensions(as_set=True))
+    wanted = set(data.input_key.split(";")) if data.input_key else set(get_img_extensions(as_set=True))
     counts: Counter[str] = Counter()  # images of a class
     others: Counter[str] = Counter()  # pictures by their ending
     leaves: set[str] = set()
@@ -64,8 +64,8 @@ def look_at_classes(args: argparse.Namespace, root: Path, class_map: Any, is_tra
         if _is_class(name) and not any(map(_is_class, subfolders)):
             leaves.add(name)
     notes += _look_at_names(root, places)
-    if class_map and args.class_map:
-        notes += _look_at_class_map(class_map, args.class_map, root, {name for name, count in counts.items() if count})
+    if class_map and data.class_map:
+        notes += _look_at_class_map(class_map, data.class_map, root, {name for name, count in counts.items() if count})
     pictures = {ending: count for ending, count in others.items() if ending in Image.registered_extensions()}
     if pictures:
         listed = ", ".join(f"{count} {ending}" for ending, count in sorted(pictures.items()))
@@ -75,7 +75,7 @@ def look_at_classes(args: argparse.Namespace, root: Path, class_map: Any, is_tra
     if not class_map and beside:
         listed = ", ".join(f"{count} in {root / name}" for name, count in sorted(beside.items()))
         said = f"images lie beside the folders of the classes: {listed}"
-        if not args.skip_bad_images:
+        if not data.skip_bad_images:
             raise UserError(f"{said}; they would make a class of their own: move them, or pass --skip-bad-images")
         notes.append(f"{said}: skipped")
         names = sorted((name for name in counts if _is_class(name) and counts[name]), key=natural_key)
@@ -83,7 +83,7 @@ def look_at_classes(args: argparse.Namespace, root: Path, class_map: Any, is_tra
     empty = sorted(name for name in leaves if not counts[name])
     if is_training and empty and any(counts.values()):
         without = f"no image ({' '.join(sorted(wanted))}) of {len(empty)} classes in {root}: {some(empty)}"
-        if not args.skip_bad_images:
+        if not data.skip_bad_images:
             said = "".join(f". {note}" for note in notes)
             raise UserError(f"{without}; add some, remove the folders, or pass --skip-bad-images{said}")
         notes.append(f"{without}: skipped")

@@ -1,6 +1,5 @@
 """Hash functions fitted to images, block by block in one forward pass, and the checkpoint that holds them."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,10 @@ from torch import Tensor, nn
 
 from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UserError, printable, require
+from visionzoo.engine.flags import FitHashesConfig
 from visionzoo.engine.images import seed_everything
 from visionzoo.engine.models import Trained, autocast, draw_images, restore, try_images
+from visionzoo.engine.options import settings
 from visionzoo.engine.outputs import free_path
 from visionzoo.engine.parallel import start_process
 from visionzoo.kernels.precision import without_autocast
@@ -21,8 +22,8 @@ from visionzoo.models._checkpoint import rename
 DEFAULT = Path("output/fit_hashes")
 
 
-def fit_hashes(args: argparse.Namespace) -> Path:
-    """Fit the hash functions of the model that `args` name (`visionzoo fit-hashes`); return the checkpoint's path.
+def fit_hashes(config: FitHashesConfig) -> Path:
+    """Fit the hash functions of the model that `config` names (`visionzoo fit-hashes`); return the checkpoint's path.
 
     A block's functions are fitted to the tokens of all images, and what the block makes of them then continues to the
     next one.
@@ -31,17 +32,21 @@ def fit_hashes(args: argparse.Namespace) -> Path:
         UserError: the model has no hash functions, its weights or the images do not fit, or the result would replace
             another file.
     """
-    process = start_process(args)
+    drawn = config.drawn
+    process = start_process(config.device.device)
     tqdm = require("tqdm").tqdm
-    output = Path(args.output)
-    if args.output and (output.exists() or output.is_symlink()):
-        raise UserError(f"--output {output} exists already and is not replaced; name another file")
-    seed_everything(args.seed)
-    trained = restore(args, complete=_with_hashes)
+    output = Path(config.fitting.output)
+    if config.fitting.output and (output.exists() or output.is_symlink()):
+        raise UserError(f"--output {output} is there already and is not replaced; name another file")
+    seed_everything(config.device.seed)
+    trained = restore(config.model, config.input, drawn, settings(drawn.reading), complete=_with_hashes)
     model = trained.model.to(process.device).eval()
-    name = args.model or trained.args["model"]
+    name = config.model.model or trained.args["model"]
     try_images(model, name, trained.data_config["input_size"])
-    images = draw_images(args, trained).to(process.device)
+    images = draw_images(
+        config.images, drawn.num_images, trained, seed=config.device.seed, skip_bad_images=drawn.reading.skip_bad_images
+    )
+    images = images.to(process.device)
     errors: dict[str, tuple[float, float]] = {}
 
     hashes = _hashes(model)
@@ -54,8 +59,8 @@ def fit_hashes(args: argparse.Namespace) -> Path:
                     errors[block] = fit_hash(
                         functions,
                         tokens,
-                        neighbors=args.neighbors,
-                        steps=args.steps,
+                        neighbors=config.fitting.neighbors,
+                        steps=config.fitting.steps,
                         advance=bar.update,
                     )
             except ValueError as error:
@@ -66,14 +71,14 @@ def fit_hashes(args: argparse.Namespace) -> Path:
             for block, functions in hashes.items()
         ]
         try:
-            with torch.no_grad(), autocast(args, process.device):
+            with torch.no_grad(), autocast(config.device, process.device):
                 model(images)
         finally:
             for hook in hooks:
                 hook.remove()
     for block, (before, after) in errors.items():
         print(f"{block}: error {before:.4f} before, {after:.4f} after")
-    return _write(args, trained, name, len(images), errors)
+    return _write(config, trained, name, len(images), errors)
 
 
 def _with_hashes(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -98,12 +103,12 @@ def _hashes(model: nn.Module) -> dict[str, KernelHash]:
 
 
 def _write(
-    args: argparse.Namespace, trained: Trained, name: str, images: int, errors: dict[str, tuple[float, float]]
+    config: FitHashesConfig, trained: Trained, name: str, images: int, errors: dict[str, tuple[float, float]]
 ) -> Path:
     """Write the checkpoint, with the record of the model and its images and of this fit."""
-    path = Path(args.output) if args.output else free_path(DEFAULT / f"{safe_model_name(name)}.pth")
+    path = Path(config.fitting.output) if config.fitting.output else free_path(DEFAULT / f"{safe_model_name(name)}.pth")
     make_folder(path.parent)
-    given = {key: value for key in ("in_chans", "gp", "model_kwargs") if (value := getattr(args, key))}
+    given = {key: value for key in ("in_chans", "gp", "model_kwargs") if (value := getattr(config.model, key))}
     content = {
         "arch": name,
         "args": {**trained.args, **trained.reading, **given, "model": name, "num_classes": trained.num_classes},
@@ -112,9 +117,9 @@ def _write(
         "state_dict": {key: value.cpu() for key, value in trained.model.state_dict().items()},
         "hashes": {
             "images": images,
-            "seed": args.seed,
-            "neighbors": args.neighbors,
-            "steps": args.steps,
+            "seed": config.device.seed,
+            "neighbors": config.fitting.neighbors,
+            "steps": config.fitting.steps,
             "errors": errors,
         },
     }

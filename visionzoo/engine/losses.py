@@ -33,8 +33,8 @@ class Losses:
         self._averages: list[tuple[Tensor, Tensor]] = []  # of batch norms, and what they were before the batch
 
     def expect(self) -> None:
-        """Keep what the forward pass of the next batch changes, where its loss may be skipped."""
-        if self.run.args.skip_nonfinite:
+        """Keep what the forward pass of the next batch changes, where its loss may be passed over."""
+        if self.run.config.run.skip_nonfinite:
             self._averages = [(buffer, buffer.clone()) for buffer in self.run.trainable.buffers()]
 
     def add(self, result: Mapping[str, Tensor], images: int, index: int) -> None:
@@ -48,7 +48,7 @@ class Losses:
         Raises:
             UserError: it is not finite, and more have been skipped than that allows.
         """
-        run, allowed = self.run, self.run.args.skip_nonfinite
+        run, allowed = self.run, self.run.config.run.skip_nonfinite
         loss = result["loss"].detach()
         if not allowed or not run.process.agree(int(not loss.isfinite())):
             self._parts = [name for name in result if name not in ("loss", "output")]
@@ -85,18 +85,19 @@ class Losses:
                     f"{where}. {ADVICE}, and --skip-nonfinite N leaves out N such updates. {run.last_good()}"
                 )
         self._pending = []
-        total, images, parts = run.losses
+        total, images, parts = run.progress.losses
         added, *added_parts = (losses * losses.new_tensor(counts)[:, None]).sum(0).tolist()
         parts = {name: parts.get(name, 0.0) + value for name, value in zip(self._parts, added_parts, strict=True)}
-        run.losses = (total + added, images + sum(counts), parts)
+        run.progress.losses = (total + added, images + sum(counts), parts)
         return dict(zip(("loss", *self._parts), losses.mean(0).tolist(), strict=True))
 
     def _where(self, value: float, index: int) -> str:
         """Return place and images of a loss that is not finite, of the first process that has one."""
         run, said = self.run, None
         if not math.isfinite(value):
-            names = batch_names(run.loader, run.args.seed, run.epoch, index)
-            update = run.epoch * run.updates_per_epoch + index // run.args.grad_accum_steps + 1
+            epoch = run.progress.epoch
+            names = batch_names(run.loader, run.config.device.seed, epoch, index)
+            update = epoch * run.updates_per_epoch + index // run.config.fit.grad_accum_steps + 1
             images = f" (images {some(names, NAMES)})" if names else ""
-            said = f"the loss is {value} in epoch {run.epoch}, batch {index}, update {update}{images}"
+            said = f"the loss is {value} in epoch {epoch}, batch {index}, update {update}{images}"
         return str(run.process.told(said))

@@ -1,14 +1,14 @@
 """Building a model from flags, and from a checkpoint that knows its own."""
 
-import argparse
 import contextlib
 import copy
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import timm
@@ -21,7 +21,9 @@ from visionzoo._torch_private import count_terms_once, keep_memory_formats, list
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.data import image_mode
 from visionzoo.engine.errors import UserError, closest, printable
+from visionzoo.engine.flags import DeviceConfig, InputConfig, ModelConfig, WeightsConfig
 from visionzoo.engine.images import readable_images
+from visionzoo.engine.options import settings
 from visionzoo.engine.recorded import (
     DATA_CONFIG,
     Recorded,
@@ -41,43 +43,55 @@ from visionzoo.text import some
 NO_USE = "they cannot classify any image: take an earlier checkpoint, or the file from where it is from"
 
 
-def autocast(args: argparse.Namespace, device: torch.device) -> torch.autocast:
-    """Return the mixed-precision context that `args` ask for, a disabled one without --amp."""
-    return torch.autocast(device.type, dtype=getattr(torch, args.amp_dtype), enabled=args.amp)
+def autocast(precision: DeviceConfig, device: torch.device) -> torch.autocast:
+    """Return the mixed-precision context that is asked for, a disabled one without --amp."""
+    return torch.autocast(device.type, dtype=getattr(torch, precision.amp_dtype), enabled=precision.amp)
 
 
-def build_model(args: argparse.Namespace, *, say: Callable[[str], object] = print, **more: Any) -> nn.Module:
-    """Create `args.model` by timm; `more` are further arguments of timm.create_model, None meaning unset.
+def build_model(
+    config: ModelConfig,
+    input: InputConfig,
+    *,
+    pretrained_path: str | None = None,
+    say: Callable[[str], object] = print,
+    **more: Any,
+) -> nn.Module:
+    """Create a model by timm.
 
-    `say` is called for tensors that weights lack beside the classifier's.
+    Args:
+        config: which one.
+        input: what it sees, of which the channels count.
+        pretrained_path: file of weights in the place of the published ones.
+        say: is told of tensors that weights lack beside the classifier's.
+        more: further arguments of timm.create_model, None meaning unset.
 
     Raises:
         UserError: the name or an argument is unknown, or the published weights are missing, or of another model.
     """
-    if not args.model:
+    if not config.model:
         raise UserError("which model? give --model, or --checkpoint of a run of `visionzoo train`")
-    is_local_name = ":" not in args.model  # hf-hub:... and local-dir:... are looked up elsewhere
-    if is_local_name and not timm.is_model(args.model):
-        name = args.model.split(".")[0]
-        raise UserError(f"unknown model {args.model!r}{closest(name, timm.list_models())}")
-    arguments = dict(in_chans=args.in_chans, num_classes=args.num_classes, global_pool=args.gp)
-    arguments |= more | args.model_kwargs
-    if args.input_size and args.in_chans is None:
-        arguments["in_chans"] = args.input_size[0]
-    accepted = getattr(args, "non_commercial", False)
-    path = getattr(args, "pretrained_path", None)
+    is_local_name = ":" not in config.model  # hf-hub:... and local-dir:... are looked up elsewhere
+    if is_local_name and not timm.is_model(config.model):
+        name = config.model.split(".")[0]
+        raise UserError(f"unknown model {config.model!r}{closest(name, timm.list_models())}")
+    arguments: dict[str, Any] = dict(in_chans=config.in_chans, num_classes=config.num_classes, global_pool=config.gp)
+    arguments |= {**more, **config.model_kwargs}
+    if input.input_size and config.in_chans is None:
+        arguments["in_chans"] = input.input_size[0]
+    accepted = config.non_commercial
+    path = pretrained_path
     if path and not Path(path).exists():
         raise UserError(f"no checkpoint at {path} (--pretrained-path)")
-    pretrained = args.pretrained or bool(path)
-    if accepted and args.model.startswith("zoo_"):
+    pretrained = config.pretrained or bool(path)
+    if accepted and config.model.startswith("zoo_"):
         arguments["non_commercial"] = True
     try:
         with _loaded() as loaded:
-            model: Any = timm.create_model(args.model, pretrained=pretrained, **arguments)
+            model: Any = timm.create_model(config.model, pretrained=pretrained, **arguments)
         if pretrained and not path:
-            check(args.model, model.pretrained_cfg.get("license"), accepted=accepted)
+            check(config.model, model.pretrained_cfg.get("license"), accepted=accepted)
         for module, result in loaded:
-            if module is model and (said := _lacking(model, result, path or args.model)):
+            if module is model and (said := _lacking(model, result, path or config.model)):
                 say(said)
         return model
     except UserError:
@@ -85,26 +99,26 @@ def build_model(args: argparse.Namespace, *, say: Callable[[str], object] = prin
     except NonCommercialError as error:
         raise UserError(str(error)) from error
     except TypeError as error:  # an argument that the model does not have
-        if args.model_kwargs:
-            raise UserError(f"{args.model} does not take --model-kwargs {args.model_kwargs}: {error}") from error
+        if config.model_kwargs:
+            raise UserError(f"{config.model} does not take --model-kwargs {config.model_kwargs}: {error}") from error
         if "unexpected keyword argument" not in str(error) and is_local_name:
             raise
         if not is_local_name:
-            raise _damaged(args.model, error) from error
-        raise UserError(f"{args.model} does not take one of the flags: {error}") from error
+            raise _damaged(config.model, error) from error
+        raise UserError(f"{config.model} does not take one of the flags: {error}") from error
     except (ValueError, AssertionError) as error:
-        raise UserError(f"cannot build {args.model}: {error}") from error
+        raise UserError(f"cannot build {config.model}: {error}") from error
     except (RuntimeError, OSError) as error:
         if is_local_name and "Invalid pretrained tag" in str(error):
-            known = ", ".join(timm.list_pretrained(f"{args.model.split('.')[0]}.*")) or "none"
+            known = ", ".join(timm.list_pretrained(f"{config.model.split('.')[0]}.*")) or "none"
             raise UserError(f"{error} Published weights: {known}") from error
         if is_local_name and not pretrained:
             raise
-        raise UserError(f"no weights for {args.model}{f' from {path}' if path else ''}: {error}") from error
+        raise UserError(f"no weights for {config.model}{f' from {path}' if path else ''}: {error}") from error
     except Exception as error:  # what lies in a folder or on a hub is anybody's
         if is_local_name:
             raise
-        raise _damaged(args.model, error) from error
+        raise _damaged(config.model, error) from error
 
 
 def _damaged(name: str, error: Exception) -> UserError:
@@ -150,7 +164,7 @@ def _lacking(model: Any, result: Any, where: str) -> str | None:
     return f"{len(missing)} tensors are not in {where} and begin at random: {some(missing)}" if missing else None
 
 
-def prepare_compiler(args: argparse.Namespace) -> None:
+def prepare_compiler(config: ModelConfig) -> None:
     """Make torch.compile ready for --torchcompile; under --channels-last Inductor leaves memory formats as they are.
 
     It would have others before convolutions, which it is wrong about in models whose maps are [B, H, W, C].
@@ -158,29 +172,33 @@ def prepare_compiler(args: argparse.Namespace) -> None:
     Raises:
         UserError: torch has no such backend or mode; it would say so after the first batch is loaded.
     """
-    if args.torchcompile not in torch.compiler.list_backends(exclude_tags=()):
+    if config.torchcompile not in torch.compiler.list_backends(exclude_tags=()):
         backends = ", ".join(torch.compiler.list_backends())
-        raise UserError(f"--torchcompile: expected one of {backends}, got {args.torchcompile!r}")
-    if args.torchcompile_mode is not None and args.torchcompile == "inductor":
-        modes = list(list_mode_options())
-        if args.torchcompile_mode not in modes:
-            raise UserError(f"--torchcompile-mode: expected one of {', '.join(modes)}, got {args.torchcompile_mode!r}")
-    count_terms_once()
-    if args.channels_last:
-        keep_memory_formats()
+        raise UserError(f"--torchcompile: expected one of {backends}, got {config.torchcompile!r}")
+    if config.torchcompile_mode is not None and config.torchcompile == "inductor":
+        modes = list(torch._inductor.list_mode_options())
+        if config.torchcompile_mode not in modes:
+            raise UserError(
+                f"--torchcompile-mode: expected one of {', '.join(modes)}, got {config.torchcompile_mode!r}"
+            )
+    checkpointing = "skip_fwd_side_effects_in_bwd_under_checkpoint"
+    if hasattr(torch._dynamo.config, checkpointing):  # a term that a block adds to the loss counts once
+        setattr(torch._dynamo.config, checkpointing, True)
+    if config.channels_last:
+        torch._inductor.config.layout_optimization = False
 
 
-def data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
+def data_config(config: ModelConfig, input: InputConfig, model: nn.Module) -> dict[str, Any]:
     """Return input size, mean, std, crop and interpolation: the flags' where given, else the model's.
 
     Raises:
         UserError: means or deviations are not as many as the channels.
     """
     for name in ("mean", "std"):
-        channels = getattr(args, "in_chans", None) or (getattr(args, "input_size", None) or [3])[0]
-        if (values := getattr(args, name, None)) and len(values) not in (1, channels):
-            raise UserError(f"--{name}: expected 1 or {channels} numbers, one per channel, got {len(values)}")
-    return resolve_data_config(vars(args), model=model)
+        channels = config.in_chans or (input.input_size or [3])[0]
+        if (values := getattr(input, name)) and len(values) not in (1, channels):
+            raise UserError(f"--{name}: expected 1 or {channels} numbers, one a channel, got {len(values)}")
+    return resolve_data_config({**settings(input), "in_chans": config.in_chans}, model=model)
 
 
 def set_epoch(model: nn.Module | None, epoch: int) -> None:
@@ -289,8 +307,7 @@ class Trained:
     @property
     def mode(self) -> str:
         """PIL's mode of the input images; raises UserError as `image_mode`."""
-        size = self.data_config["input_size"]
-        return image_mode(argparse.Namespace(input_size=size, input_img_mode=self.reading.get("input_img_mode")))
+        return image_mode(self.data_config["input_size"][0], self.reading.get("input_img_mode"))
 
     @property
     def upright(self) -> bool:
@@ -304,96 +321,104 @@ class Trained:
 
 
 def restore(
-    args: argparse.Namespace, *, complete: Callable[[nn.Module, dict[str, Tensor]], Mapping[str, Tensor]] | None = None
+    config: ModelConfig,
+    input: InputConfig,
+    weights: WeightsConfig,
+    reading: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    complete: Callable[[nn.Module, dict[str, Tensor]], Mapping[str, Tensor]] | None = None,
 ) -> Trained:
-    """Build the model of `args.checkpoint`, or `args.model` where there is none; flags win over what is recorded.
+    """Build the model of a checkpoint, or the one that is named where there is none; flags win over what is recorded.
 
     Recorded is in the checkpoint of a run, ours or of timm's script, and in the config.json of a folder or a hub's
-    repository (`local-dir:`, `hf-hub:`). With `complete` the checkpoint may be of another form of `args.model`, for
-    which the rest of the record holds too; it returns the tensors and those that the other form lacks.
+    repository (`local-dir:`, `hf-hub:`).
+
+    Args:
+        config: the model, as far as it is named.
+        input: what it sees, as far as it is given.
+        weights: the checkpoint, if there is one.
+        reading: flags of the command, those of `READING` among them.
+        complete: with it the checkpoint may be of another form of the model, for which the rest of the record holds
+            too; it returns the tensors and those that the other form lacks.
 
     Raises:
         UserError: no model is given, or the weights do not fit it or are no numbers.
     """
-    if not args.checkpoint:
-        if args.model and not args.pretrained:
-            raise UserError(f"{args.model} has no weights: give --checkpoint or --pretrained")
-        model: Any = build_model(args)
+    if not weights.checkpoint:
+        if config.model and not config.pretrained:
+            raise UserError(f"{config.model} has no weights: give --checkpoint or --pretrained")
+        model: Any = build_model(config, input)
         own = published(model)
         if model.num_classes != own["num_classes"]:
             raise UserError(
-                f"the weights of {args.model} are of {own['num_classes']} classes, the model is asked to have "
+                f"the weights of {config.model} are of {own['num_classes']} classes, the model is asked to have "
                 f"{model.num_classes}: its classifier would be random; leave --num-classes out, or train one"
             )
-        if ":" in args.model:  # of a folder or a hub: anybody's
-            check_data_config(model.pretrained_cfg, args.model)
+        if ":" in config.name:  # of a folder or a hub: anybody's
+            check_data_config(model.pretrained_cfg, config.name)
         found = Recorded(images=own["reading"], class_names=own["class_names"])
-        return _trained(args, model, per_channel(data_config(args, model)), found)
-    args = argparse.Namespace(**vars(args))
-    state = read_checkpoint(args.checkpoint)
-    found = recorded_beside(args.checkpoint) or read_recorded(state, args.checkpoint)
-    if complete and args.model and "model" in found.model:
-        found.model["model"] = args.model
-    take_model(args, found, args.checkpoint)
-    args.pretrained = False  # the weights come from the checkpoint
-    model = build_model(args)
-    source = complete(model, _tensors(state, args)) if complete else state
-    load(model, source, args.checkpoint, use_ema=not args.no_ema)
+        return _trained(config.name, reading, model, per_channel(data_config(config, input, model)), found)
+    path = weights.checkpoint
+    state = read_checkpoint(path)
+    found = recorded_beside(path) or read_recorded(state, path)
+    if complete and config.model and "model" in found.model:
+        found.model["model"] = config.model
+    config = replace(take_model(config, found, path), pretrained=False)  # the weights come from the checkpoint
+    model = build_model(config, input)
+    source = complete(model, _tensors(state, weights)) if complete else state
+    load(model, source, path, use_ema=not weights.no_ema)
     recorded = dict(found.data_config)
-    if args.img_size or args.input_size:
+    if input.img_size or input.input_size:
         recorded.pop("input_size", None)
-    given = {name: value for name in (*DATA_CONFIG, "img_size", "in_chans") if (value := getattr(args, name, None))}
-    config = per_channel(resolve_data_config({**recorded, **given}, model=model))
+    given = {**settings(input), "in_chans": config.in_chans}
+    given = {name: value for name in (*DATA_CONFIG, "img_size", "in_chans") if (value := given.get(name))}
+    prepared = per_channel(resolve_data_config({**recorded, **given}, model=model))
     if found.left_out:
-        print(f"{args.checkpoint}: not taken from its record: {', '.join(found.left_out)}", file=sys.stderr)
-    return _trained(args, model, config, found)
+        print(f"{path}: not taken from its record: {', '.join(found.left_out)}", file=sys.stderr)
+    return _trained(path, reading, model, prepared, found)
 
 
-def untrained(args: argparse.Namespace) -> Trained:
-    """Build the model of `args.model` with random weights.
-
-    Raises:
-        UserError: as `build_model`; or weights are asked for too.
-    """
-    if args.checkpoint or args.pretrained:
-        raise UserError("--random-weights beside --checkpoint or --pretrained; give one")
-    model = build_model(args)
-    return _trained(args, model, per_channel(data_config(args, model)), Recorded())
-
-
-def _tensors(state: Mapping[str, Any], args: argparse.Namespace) -> dict[str, Tensor]:
+def _tensors(state: Mapping[str, Any], weights: WeightsConfig) -> dict[str, Tensor]:
     try:
-        return unwrap_state_dict(state, use_ema=not args.no_ema)
+        return unwrap_state_dict(state, use_ema=not weights.no_ema)
     except ValueError as error:
-        raise UserError(f"cannot load {args.checkpoint}: {error}") from error
+        raise UserError(f"cannot load {weights.checkpoint}: {error}") from error
 
 
-def _trained(args: argparse.Namespace, model: nn.Module, config: dict[str, Any], found: Recorded) -> Trained:
-    source = args.checkpoint or args.model
+def _trained(
+    source: str, given: Mapping[str, Any], model: nn.Module, config: dict[str, Any], found: Recorded
+) -> Trained:
     if spoilt := not_finite(model):
         raise UserError(f"{source}: {len(spoilt)} tensors hold NaN or infinite weights, such as {spoilt[0]}; {NO_USE}")
-    reading = {name: value for name in READING if (value := getattr(args, name, None) or found.images.get(name))}
+    reading = {name: value for name in READING if (value := given.get(name) or found.images.get(name))}
     names = found.class_names
     if names and len(names) != model.num_classes:
         raise UserError(f"{source} names {len(names)} classes, the model has {model.num_classes}; give the right one")
     return Trained(model, config, names, {**found.model, **found.images}, reading, found)
 
 
-def draw_images(args: argparse.Namespace, trained: Trained) -> Tensor:
-    """Return a batch of the images that a command names, `args.num_images` drawn without replacement, transformed.
+def draw_images(sources: Sequence[str], number: int, trained: Trained, *, seed: int, skip_bad_images: bool) -> Tensor:
+    """Return a batch of the images that a command names, drawn without replacement, transformed.
+
+    Args:
+        sources: files, folders and patterns.
+        number: of the images.
+        trained: whose images they are to be.
+        seed: of the draw.
+        skip_bad_images: pass over those that cannot be read.
 
     Raises:
         UserError: none can be read, or one cannot and is not to be skipped.
     """
     notes: list[str] = []
-    paths = list(dict.fromkeys(find_images(args.images, notes)))
-    if len(paths) < args.num_images:
-        notes.append(f"{len(paths)} images are there, of --num-images {args.num_images}")
-    random.Random(args.seed).shuffle(paths)
+    paths = list(dict.fromkeys(find_images(sources, notes)))
+    if len(paths) < number:
+        notes.append(f"{len(paths)} images are there, of --num-images {number}")
+    random.Random(seed).shuffle(paths)
     transform: Any = create_transform(**trained.data_config, is_training=False)
-    skipped: list[str] | None = [] if args.skip_bad_images else None
+    skipped: list[str] | None = [] if skip_bad_images else None
     readable = readable_images(paths, trained.mode, upright=trained.upright, skipped=skipped)
-    batch: list[Tensor] = [transform(image) for _, image in islice(readable, args.num_images)]
+    batch: list[Tensor] = [transform(image) for _, image in islice(readable, number)]
     if skipped:
         notes.append(f"{len(skipped)} unreadable images were skipped: {'; '.join(skipped)}")
     for note in notes:

@@ -1,12 +1,18 @@
-"""Command line and YAML: the file gives defaults, flags win, and neither may hold a name that does not exist."""
+"""Command line and YAML: the file gives defaults, flags win, and neither may hold a name that does not exist.
+
+What a command is given is a frozen dataclass. Its fields are flags (`flag`, `switch`) or further such dataclasses, each
+a group of `--help` if it has a TITLE. `Parser` makes the command line from it and returns it filled. A flag's name is
+unique within a command: `settings` returns all flags in one flat dict, as runs record them, and `changed` replaces any.
+"""
 
 import argparse
 import ast
+import dataclasses
 import math
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, TypeVar
 
 from visionzoo.engine.configs import find_config, shipped_configs
 from visionzoo.engine.errors import UserError, closest, require
@@ -27,6 +33,75 @@ OFF: dict[str, tuple[Any, ...]] = {  # with the values at which they do nothing,
     "train_img_sizes": (),
     "variable_batch_loss_scale": ("none",),
 }
+
+
+C = TypeVar("C")
+FLAG = "flag"  # of a field's metadata: what argparse is told
+
+
+def flag(help: str, default: Any = None, *, names: Sequence[str] = (), **settings: Any) -> Any:
+    """Return a field of a frozen dataclass that a flag fills: the only place where the flag is declared.
+
+    Args:
+        help: the field's meaning, with units, as `--help` shows it.
+        default: where neither the command line nor a YAML gives it.
+        names: on the command line; by default that of the field, with dashes. A name without dashes is positional.
+        settings: of `argparse.ArgumentParser.add_argument`: `type` (a `Number` has the range), `choices`, `nargs`, ...
+    """
+    metadata = {FLAG: (tuple(names), {"help": help, "default": default, **settings})}
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def switch(help: str, *, negatable: bool = True) -> Any:
+    """Return a field for a flag that is on or off; --no-NAME turns off what a config turns on, if it is negatable."""
+    return flag(help, False, action=argparse.BooleanOptionalAction if negatable else "store_true")
+
+
+def add_flags(parser: Any, config: Any) -> None:
+    """Add the flags of a dataclass to a parser or to a group of it."""
+    for field in dataclasses.fields(config):
+        if FLAG not in field.metadata:
+            title = getattr(field.type, "TITLE", None)
+            add_flags(parser.add_argument_group(title) if title else parser, field.type)
+            continue
+        names, settings = field.metadata[FLAG]
+        names = names or (f"--{field.name.replace('_', '-')}",)
+        if names[0].startswith("-"):
+            settings = {**settings, "dest": field.name}
+        else:
+            settings = {name: value for name, value in settings.items() if name != "default"}
+        parser.add_argument(*names, **settings)
+
+
+def filled(config: type[C], values: Mapping[str, Any]) -> C:
+    """Return a dataclass of flags with `values`, by the flags' names."""
+    parts = {
+        field.name: values[field.name] if FLAG in field.metadata else filled(field.type, values)  # type: ignore[arg-type]
+        for field in dataclasses.fields(config)  # type: ignore[arg-type]
+    }
+    return config(**parts)
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """Return all flags of a filled dataclass, those of its parts among them, by name: what runs record."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        found |= {field.name: value} if FLAG in field.metadata else settings(value)
+    return found
+
+
+def changed(config: C, **values: Any) -> C:
+    """Return a filled dataclass with other values of some flags, whichever part they are in.
+
+    Raises:
+        TypeError: it has no such flag.
+    """
+    if unknown := sorted(values.keys() - settings(config).keys()):
+        raise TypeError(f"{type(config).__name__} has no flags {', '.join(unknown)}")
+    return filled(type(config), {**settings(config), **values})
 
 
 class Number:
@@ -123,18 +198,23 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action) if shown else action.help
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are UserErrors with the closest valid flag."""
+class Parser(argparse.ArgumentParser, Generic[C]):
+    """A parser of the flags of a dataclass, whose complaints are UserErrors with the closest valid flag."""
 
-    def __init__(self, usage: str, description: str) -> None:
+    def __init__(self, config: type[C], usage: str, description: str) -> None:
         super().__init__(usage=usage, description=description, allow_abbrev=False, formatter_class=_Help)
+        self._config = config
+        add_flags(self, config)
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print below a page of usage."""
         raise UserError(f"{message} (--help lists all flags)")
 
-    def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    def parse(self, argv: Sequence[str] | None = None) -> C:
         """Parse `argv` (default: sys.argv); raises UserError on an unknown flag."""
+        return filled(self._config, vars(self._parse(argv)))
+
+    def _parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         args, unknown = self.parse_known_args(argv)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
@@ -143,13 +223,13 @@ class Parser(argparse.ArgumentParser):
             raise UserError(f"unknown argument {name}{near} (--help lists all flags)")
         return args
 
-    def parse_with_config(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    def parse_with_config(self, argv: Sequence[str] | None = None) -> C:
         """Parse `argv` over the YAML it names (positionally or by -c / --config), a file or one of ours.
 
         Raises:
             UserError: a flag or a key that does not exist, a value of the wrong type, an unreadable file.
         """
-        first = self.parse(argv)
+        first = self._parse(argv)
         if first.config and first.config_file:
             raise UserError(f"two configs: {first.config_file} and --config {first.config}; give one")
         path = first.config or first.config_file
@@ -161,10 +241,7 @@ class Parser(argparse.ArgumentParser):
                     f"and export take it as their first argument"
                 )
             self.set_defaults(**self.read_config(found))
-        args = self.parse(argv)
-        args.config = str(path) if path else None
-        del args.config_file
-        return args
+        return filled(self._config, {**vars(self._parse(argv)), "config": str(path) if path else None})
 
     def read_config(self, path: str | Path) -> dict[str, Any]:
         """Read a YAML mapping of flag names (`-` or `_`) to values, each checked as the flag's own."""

@@ -1,6 +1,5 @@
 """A run owns its folder: no second start writes there meanwhile, and what others have written there stays."""
 
-import argparse
 import contextlib
 import itertools
 import os
@@ -14,6 +13,7 @@ from timm.models import safe_model_name
 
 from visionzoo.engine.checkpoints import checkpoint_names, is_ours, make_folder
 from visionzoo.engine.errors import UserError
+from visionzoo.engine.flags import RunConfig
 
 try:
     import fcntl
@@ -21,7 +21,7 @@ except ModuleNotFoundError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 MARK = "environment.yaml"  # the first file that a run of ours writes
-WRITTEN = ("args.yaml", "summary.csv", "curves.png")  # and would replace
+WRITTEN = ("run.yaml", "summary.csv", "curves.png")  # and would replace
 
 _held: set[int] = set()
 
@@ -102,28 +102,29 @@ class Claim:
             self._free()
 
 
-def claim(args: argparse.Namespace, size: int, found: tuple[Path, Mapping[str, Any]] | None) -> Claim:
-    """Claim the folder of a run: the one that the user names, else that of what it continues from, else a new one.
+def claim(run: RunConfig, model: str, size: int, found: tuple[Path, Mapping[str, Any]] | None) -> Claim:
+    """Claim the folder of a run: the one that the user names, else that of what it goes on from, else a new one.
 
     Args:
-        args: the run's flags.
-        size: side of its images, for the name of a new folder.
+        run: what the user says of it.
+        model: its name, for that of a new folder.
+        size: side of its images, likewise.
         found: the path and content of the checkpoint that --resume names.
 
     Raises:
         UserError: another process has it, or it cannot be made.
     """
-    if args.resume == "auto" and not args.experiment:
+    if run.resume == "auto" and not run.experiment:
         raise UserError("--resume auto looks into the folder of --experiment NAME; give the name, or --resume FILE")
-    output = Path(args.output or "output/train")
-    if args.experiment:
-        return Claim(output / args.experiment)
-    if found and not args.output and is_ours(found[1]):
+    output = Path(run.output or "output/train")
+    if run.experiment:
+        return Claim(output / run.experiment)
+    if found and not run.output and is_ours(found[1]):
         path = found[0]
         others = [name for name in (*checkpoint_names(path.parent), *WRITTEN) if (path.parent / name).exists()]
         if has_run(path.parent) or set(others) <= {path.name}:
             return Claim(path.parent)
-    return _claim_new(output / f"{datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(args.model)}-{size}")
+    return _claim_new(output / f"{datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(model)}-{size}")
 
 
 def _claim_new(folder: Path) -> Claim:

@@ -4,11 +4,11 @@ torchrun's variables are what counts, on one node or several. Where Slurm's `sru
 variables are translated into those. OpenMPI's are understood by timm.
 """
 
-import argparse
 import os
 import re
 import shlex
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -50,13 +50,16 @@ class Process:
         return next((text for text in texts if text is not None), None)
 
 
-def start_process(args: argparse.Namespace) -> Process:
+def start_process(device: str | None) -> Process:
     """Pick the device and join the other processes when torchrun or Slurm started several.
+
+    Args:
+        device: as --device names it; None for a GPU where there is one.
 
     Raises:
         UserError: the device is not there.
     """
-    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         kind = torch.device(name).type
     except RuntimeError as error:
@@ -75,11 +78,11 @@ def start_process(args: argparse.Namespace) -> Process:
             f"process {local_rank} of this node has no GPU, there are {torch.cuda.device_count()}; start as many "
             "processes as there are (torchrun --nproc-per-node gpu)"
         )
-    place = argparse.Namespace(device=name)
-    device = init_distributed_device(place)
+    place = SimpleNamespace(device=name)
+    found = init_distributed_device(place)
     needs_control = place.distributed and torch.distributed.get_backend() != "gloo"
     control = torch.distributed.new_group(backend="gloo") if needs_control else None
-    return Process(device, place.rank, place.world_size, place.distributed, control)
+    return Process(found, place.rank, place.world_size, place.distributed, control)
 
 
 def translate_slurm() -> None:

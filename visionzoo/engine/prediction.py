@@ -1,6 +1,5 @@
 """The likeliest classes of single images, as pictures and as lines of JSON."""
 
-import argparse
 import json
 import os
 from pathlib import Path
@@ -13,9 +12,11 @@ from visionzoo.engine.charts import draw_prediction, is_picture, missing_fonts
 from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UserError, printable, require
 from visionzoo.engine.exits import early_exit_model
+from visionzoo.engine.flags import PredictConfig
 from visionzoo.engine.images import readable_images
 from visionzoo.engine.models import autocast, restore, try_images
 from visionzoo.engine.names import read_names
+from visionzoo.engine.options import settings
 from visionzoo.engine.outputs import free_path
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.search import find_images
@@ -27,49 +28,53 @@ LINES = "predictions.jsonl"
 DEFAULT = Path("output/predict")
 
 
-def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Classify the images that `args` name (`visionzoo predict`); write and return the likeliest classes of each.
+def predict(config: PredictConfig) -> list[dict[str, Any]]:
+    """Classify the images that `config` names (`visionzoo predict`); write and return the likeliest classes of each.
 
     Raises:
         UserError: there are no such images, one cannot be read, or the model or its weights do not fit.
     """
-    process = start_process(args)
+    process = start_process(config.device.device)
     tqdm = require("tqdm").tqdm
     require("matplotlib")
     notes: list[str] = []
-    paths = list(dict.fromkeys(find_images(args.images, notes)))
+    paths = list(dict.fromkeys(find_images(config.images, notes)))
     _say(*notes)
-    trained = restore(args)
+    trained = restore(config.model, config.input, config.picture, settings(config.picture.reading))
     model = trained.model.to(process.device).eval()
-    name = args.model or trained.args["model"]
+    name = config.model.model or trained.args["model"]
     try_images(model, name, trained.data_config["input_size"])
-    early = early_exit_model(args, model, name)
+    early = early_exit_model(config.exits, model, name)
     if early and trained.multi_label:
-        raise UserError("--exits, --thresholds: exits are for models with one label per image")
-    names = choose_names(args.class_names, trained.class_names, trained.num_classes)
+        raise UserError("--exits, --thresholds: exits stop models with one label an image")
+    names = choose_names(config.picture.class_names, trained.class_names, trained.num_classes)
     transform = create_transform(**trained.data_config, is_training=False)
-    if args.show_tokens and not any(getattr(module, "reducer", None) is not None for module in model.modules()):
+    if config.picture.show_tokens and not any(
+        getattr(module, "reducer", None) is not None for module in model.modules()
+    ):
         raise UserError(
             f"--show-tokens: {type(model).__name__} as built has no reducers; give it some, such as "
             f"--model-kwargs reduce=representation_shift for an isotropic model"
         )
-    folder = Path(args.output or free_path(DEFAULT))  # as given, earlier predictions of other images stay in it
+    folder = Path(
+        config.picture.output or free_path(DEFAULT)
+    )  # as given, earlier predictions of other images stay in it
     make_folder(folder)
     table = Predictions(folder)
 
     results: list[dict[str, Any]] = []
-    skipped: list[str] | None = [] if args.skip_bad_images else None
+    skipped: list[str] | None = [] if config.picture.reading.skip_bad_images else None
     undrawn: set[str] = set()
     with table:
         shown = tqdm(paths, unit="image", disable=None)
         for path, image in readable_images(shown, trained.mode, upright=trained.upright, skipped=skipped):
             seen = transform(image)
-            with torch.inference_mode(), autocast(args, process.device):
+            with torch.inference_mode(), autocast(config.device, process.device):
                 pixels = seen[None].to(process.device)
                 logits, exits = early.answer(pixels) if early else (model(pixels), None)
-                kept = kept_places(model, pixels) if args.show_tokens else {}
+                kept = kept_places(model, pixels) if config.picture.show_tokens else {}
             scores = logits.float().sigmoid() if trained.multi_label else logits.float().softmax(-1)
-            top = scores[0].topk(min(args.topk, len(names)))
+            top = scores[0].topk(min(config.picture.topk, len(names)))
             classes = [
                 {"index": index, "name": names[index], "probability": round(probability, 6)}
                 for probability, index in zip(top.values.tolist(), top.indices.tolist(), strict=True)

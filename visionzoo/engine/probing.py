@@ -1,61 +1,69 @@
 """Probing: the classifier, or a head in its place, is all that is trained, on features of frozen weights."""
 
-import argparse
+import dataclasses
 from typing import Any
 
 from torch import nn
 
 from visionzoo.engine.errors import UserError
+from visionzoo.engine.flags import FitConfig, ModelConfig
 from visionzoo.models._memory import memory_tensors
 
 
-def choose_head(args: argparse.Namespace) -> None:
-    """Put the head that --probe or --head names into `args.model_kwargs`, where the record of the run has it.
+def choose_head(fit: FitConfig, model: ModelConfig) -> ModelConfig:
+    """Return a model with the head that --probe or --head names in its arguments, where the record of the run has it.
 
     Raises:
         UserError: the flags contradict each other, or the model takes no other head.
     """
-    if args.probe and not args.freeze:
+    if fit.probe and not fit.freeze:
         raise UserError(
-            f"--probe {args.probe} is what --freeze trains on a model that stays as it is: add --freeze; to train the "
+            f"--probe {fit.probe} is what --freeze trains on a model that stays as it is: add --freeze; to train the "
             "whole model with such a head, give --head in place of --probe"
         )
-    if args.probe and args.head:
-        raise UserError(f"--probe {args.probe} together with --head {args.head}: a model has one head; give one")
-    name = args.head or (args.probe if args.probe != "linear" else None)
+    if fit.probe and fit.head:
+        raise UserError(f"--probe {fit.probe} beside --head {fit.head}: the model has one head; give one of them")
+    name = fit.head or (fit.probe if fit.probe != "linear" else None)
     if name is None:
-        if args.head_kwargs:
-            given = ", ".join(f"{key}={value!r}" for key, value in args.head_kwargs.items())
-            where = "--probe linear has none" if args.probe else "give --probe or --head too"
+        if fit.head_kwargs:
+            given = ", ".join(f"{key}={value!r}" for key, value in fit.head_kwargs.items())
+            where = "--probe linear has none" if fit.probe else "give --probe or --head too"
             raise UserError(f"--head-kwargs {given} are options of a head: {where}")
-        return
-    if not args.model.startswith("zoo_") and ":" not in args.model:
-        raise UserError(f"a head named {name!r} can be put onto zoo_* models, {args.model} is timm's own; leave it out")
-    head = {"type": name, **args.head_kwargs}
-    if args.model_kwargs.get("head", head) != head:
-        raise UserError(f"--model-kwargs head={args.model_kwargs['head']!r} beside {head}; give one of them")
-    args.model_kwargs = {**args.model_kwargs, "head": head}
+        return model
+    if not model.name.startswith("zoo_") and ":" not in model.name:
+        raise UserError(
+            f"a head named {name!r} can be put onto zoo_* models, {model.model} is timm's own; leave it out"
+        )
+    head = {"type": name, **fit.head_kwargs}
+    if model.model_kwargs.get("head", head) != head:
+        raise UserError(f"--model-kwargs head={model.model_kwargs['head']!r} beside {head}; give one of them")
+    return dataclasses.replace(model, model_kwargs={**model.model_kwargs, "head": head})
 
 
-def freeze(args: argparse.Namespace, model: nn.Module) -> None:
+def freeze(model: nn.Module, name: str, *, has_weights: bool) -> None:
     """Let only the classifier of a model, or the head put onto it, and its memory have gradients.
+
+    Args:
+        model: its parameters are changed.
+        name: of the model, for the message.
+        has_weights: whether something gives its features weights.
 
     Raises:
         UserError: the model has none, or nothing gives its features weights.
     """
-    if not (args.pretrained or args.pretrained_path or args.initial_checkpoint or args.resume):
+    if not has_weights:
         raise UserError(
             "--freeze trains only the classifier, on features of random weights; give --pretrained, --pretrained-path "
             "or --initial-checkpoint"
         )
     parts = classifiers(model)
     if not any(list(part.parameters()) for part in parts):
-        raise UserError(f"--freeze: {args.model} has no classifier to train; give --num-classes")
+        raise UserError(f"--freeze: {name} has no classifier to train; give --num-classes")
     model.requires_grad_(False)
     for part in parts:
         part.requires_grad_(True)
-    for name in memory_tensors(model):
-        model.get_parameter(name).requires_grad_(True)
+    for tensor in memory_tensors(model):
+        model.get_parameter(tensor).requires_grad_(True)
 
 
 def train_mode(model: nn.Module, frozen: bool) -> None:

@@ -1,6 +1,7 @@
 """Loss, learning rate, optimizer and schedule from the flags, as timm's train script makes them."""
 
-import argparse
+from dataclasses import asdict
+from types import SimpleNamespace
 from typing import Any
 
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 
 from visionzoo.engine.data import mixing
 from visionzoo.engine.errors import UserError
+from visionzoo.engine.flags import AugmentationConfig, FitConfig, OptimizerConfig, ScheduleConfig
 from visionzoo.engine.multilabel import MultiLabelLoss
 from visionzoo.graphs import place_counts
 
@@ -20,62 +22,72 @@ SETTINGS = ("lr", "initial_lr", "lr_scale", "weight_decay", "betas", "momentum",
 KINDS = ("capturable", "fused", "foreach")  # what computes it
 
 
-def make_loss(args: argparse.Namespace) -> nn.Module:
+def make_loss(augmentation: AugmentationConfig, *, multi_label: bool) -> nn.Module:
     """Return the training loss; mixed targets are smoothed already."""
-    if args.multi_label:
-        return MultiLabelLoss(smoothing=0.0, sum_classes=args.bce_sum, pos_weight=args.bce_pos_weight)
-    if args.bce_loss:
+    if multi_label:
+        return MultiLabelLoss(smoothing=0.0, sum_classes=augmentation.bce_sum, pos_weight=augmentation.bce_pos_weight)
+    if augmentation.bce_loss:
         return BinaryCrossEntropy(
-            smoothing=0.0 if mixing(args) else args.smoothing,
-            target_threshold=args.bce_target_thresh,
-            sum_classes=args.bce_sum,
-            pos_weight=args.bce_pos_weight,
+            smoothing=0.0 if mixing(augmentation) else augmentation.smoothing,
+            target_threshold=augmentation.bce_target_thresh,
+            sum_classes=augmentation.bce_sum,
+            pos_weight=augmentation.bce_pos_weight,
         )
-    if mixing(args):
+    if mixing(augmentation):
         return SoftTargetCrossEntropy()
-    return LabelSmoothingCrossEntropy(args.smoothing) if args.smoothing else nn.CrossEntropyLoss()
+    return LabelSmoothingCrossEntropy(augmentation.smoothing) if augmentation.smoothing else nn.CrossEntropyLoss()
 
 
-def learning_rate(args: argparse.Namespace, world_size: int) -> tuple[float, str]:
-    """Return the learning rate and how it came about: --lr, or --lr-base scaled to the total batch."""
-    total = args.batch_size * world_size * args.grad_accum_steps
-    if args.lr is not None:
-        return args.lr, f"lr {args.lr:g} as given, total batch {total}"
-    ratio = total / args.lr_base_size
-    scale = args.lr_base_scale or ("sqrt" if any(name in args.opt.lower() for name in ("ada", "lamb")) else "linear")
-    lr = args.lr_base * (ratio**0.5 if scale == "sqrt" else ratio)
-    return lr, f"lr {lr:g} = {args.lr_base:g} at {args.lr_base_size}, scaled ({scale}) to a total batch of {total}"
+def total_batch(fit: FitConfig, world_size: int) -> int:
+    """Return the images of an update, over all processes and accumulated batches."""
+    return fit.batch_size * world_size * fit.grad_accum_steps
 
 
-def ranking_metric(args: argparse.Namespace) -> str:
-    """Return what the best checkpoint is best in."""
-    return "map" if args.multi_label and args.eval_metric != "loss" else str(args.eval_metric)
+def learning_rate(schedule: ScheduleConfig, opt: str, total: int) -> tuple[float, str]:
+    """Return the learning rate and how it came about: --lr, or --lr-base scaled to the total batch.
+
+    Args:
+        schedule: has either.
+        opt: name of the optimizer, by which the scaling goes where it is not given.
+        total: images of an update.
+    """
+    if schedule.lr is not None:
+        return schedule.lr, f"lr {schedule.lr:g} as given, total batch {total}"
+    ratio = total / schedule.lr_base_size
+    scale = schedule.lr_base_scale or ("sqrt" if any(name in opt.lower() for name in ("ada", "lamb")) else "linear")
+    lr = schedule.lr_base * (ratio**0.5 if scale == "sqrt" else ratio)
+    base = f"{schedule.lr_base:g} at {schedule.lr_base_size}"
+    return lr, f"lr {lr:g} = {base}, scaled ({scale}) to a total batch of {total}"
 
 
-def make_optimizer(args: argparse.Namespace, model: nn.Module) -> Optimizer:
+def ranking_metric(given: str, *, multi_label: bool) -> str:
+    """Return what the best checkpoint is best in: as --eval-metric says, for images with several labels `map`."""
+    return "map" if multi_label and given != "loss" else given
+
+
+def make_optimizer(optimizer: OptimizerConfig, lr: float, model: nn.Module) -> Optimizer:
     """Create the optimizer over `model`'s parameters by timm.
 
     Raises:
         UserError: timm has no such optimizer, or it does not take an argument.
     """
     try:
-        return create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+        timms = optimizer_kwargs(cfg=SimpleNamespace(**asdict(optimizer), lr=lr))
+        return create_optimizer_v2(model, **timms, **optimizer.opt_kwargs)
     except (AssertionError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"cannot make the optimizer opt={args.opt!r}: {error}") from error
+        raise UserError(f"cannot make the optimizer opt={optimizer.opt!r}: {error}") from error
 
 
-def load_optimizer(
-    args: argparse.Namespace, optimizer: Optimizer, state: dict[str, Any], before: dict[str, Any]
-) -> None:
+def load_optimizer(given: OptimizerConfig, optimizer: Optimizer, state: dict[str, Any], before: dict[str, Any]) -> None:
     """Load an optimizer's state of a checkpoint; rates, decay and the like stay as this run was given them.
 
     Args:
-        args: flags of this run.
-        optimizer: as made of them.
+        given: to this run.
+        optimizer: as made of it.
         state: of `optimizer.state_dict()`, which holds the settings of the run that wrote it too.
         before: flags of that run.
     """
-    names = {*SETTINGS, *KINDS, *args.opt_kwargs, *(before.get("opt_kwargs") or {})}
+    names = {*SETTINGS, *KINDS, *given.opt_kwargs, *(before.get("opt_kwargs") or {})}
     own = [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, settings in zip(optimizer.param_groups, own, strict=True):
@@ -84,10 +96,18 @@ def load_optimizer(
 
 
 def make_scheduler(
-    args: argparse.Namespace, optimizer: Optimizer, updates_per_epoch: int
+    schedule: ScheduleConfig, optimizer: Optimizer, updates_per_epoch: int, *, seed: int
 ) -> tuple[Scheduler | None, int]:
-    """Return timm's schedule and the number of epochs with cool-down; it depends only on epoch and update."""
-    settings: dict[str, Any] = scheduler_kwargs(args, decreasing_metric=args.eval_metric == "loss")
+    """Return timm's schedule and the number of epochs with cool-down; it is a function of epoch and update alone.
+
+    Args:
+        schedule: what is made.
+        optimizer: whose rates it sets.
+        updates_per_epoch: for schedules that go by updates.
+        seed: of the noise.
+    """
+    settings: dict[str, Any] = scheduler_kwargs(schedule, decreasing_metric=False)  # no schedule here goes by a metric
+    settings["noise_seed"] = seed
     scheduler, epochs = create_scheduler_v2(optimizer, **settings, updates_per_epoch=updates_per_epoch)
     if scheduler is None:  # which would apply --layer-decay
         for group in optimizer.param_groups:

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import timm
 
 from visionzoo.engine.data import MODES
 from visionzoo.engine.errors import UserError
-from visionzoo.engine.flags import FILTERS
+from visionzoo.engine.flags import FILTERS, EvalConfig, ModelConfig
+from visionzoo.engine.options import changed
 from visionzoo.models._hub import published_by
 
 DATA_FLAGS = ("dataset", "data_dir", "val_data_dir", "val_split", "class_map", "input_key", "target_key")
@@ -182,42 +183,41 @@ def changed_settings(state: Mapping[str, Any], args: Mapping[str, Any], data_con
     return list(changed.values())
 
 
-def take_model(args: argparse.Namespace, recorded: Recorded, where: str) -> None:
-    """Fill the flags of the model that were not given.
+def take_model(config: ModelConfig, recorded: Recorded, where: str) -> ModelConfig:
+    """Return a model with the flags that were not given filled from the record.
 
     Raises:
         UserError: the record names a model that would be looked up outside this installation.
     """
     run = recorded.model
     name = run.get("model")
-    if args.model not in (None, name):  # the architecture of the run says nothing about this one
-        return
-    if args.model is None and name is not None and not timm.is_model(name):
+    if config.model not in (None, name):  # the architecture of the run says nothing about this one
+        return config
+    if config.model is None and name is not None and not timm.is_model(name):
         raise UserError(
             f"{where} names {name!r} as its model, which is none of timm's here and is not looked up elsewhere on a "
             "file's word; name it yourself by --model"
         )
-    for key, value in run.items():
-        if getattr(args, key) in (None, {}):
-            setattr(args, key, value)
+    return replace(config, **{key: value for key, value in run.items() if getattr(config, key) in (None, {})})
 
 
-def take_data(args: argparse.Namespace, recorded: Recorded, where: str) -> None:
-    """Fill the flags of the data set of an evaluation from the record, where `--recorded-data` asks for it.
+def take_data(config: EvalConfig, recorded: Recorded, where: str) -> EvalConfig:
+    """Return an evaluation with its data set filled from the record, where `--recorded-data` asks for it.
 
     Raises:
         UserError: no data set is given; or the recorded one is asked for, and there is none, or it is a command or an
             address.
     """
     shown = ", ".join(f"{key}={value!r}" for key, value in recorded.data.items())
-    given = args.data_dir or args.dataset
-    if not args.recorded_data:
+    data = config.data
+    given = data.data_dir or data.dataset
+    if not config.result.recorded_data:
         if not given and shown:
             raise UserError(
                 f"which images? {where} was trained with {shown}; pass --recorded-data to evaluate on those, or give "
                 "--data-dir or --dataset"
             )
-        return
+        return config
     if given:
         raise UserError("--recorded-data together with --data-dir or --dataset; give one")
     if not shown:
@@ -231,10 +231,11 @@ def take_data(args: argparse.Namespace, recorded: Recorded, where: str) -> None:
             )
     print(f"as {where} records: {shown}")
     run = dict(recorded.data)
-    args.data_dir = run.pop("val_data_dir", None) or run.get("data_dir")
-    args.split = args.split or run.get("val_split", "")
+    found: dict[str, Any] = {"data_dir": run.pop("val_data_dir", None) or run.get("data_dir")}
+    found["split"] = config.result.split or run.get("val_split", "")
     for key in ("dataset", "class_map", "input_key", "target_key"):
-        setattr(args, key, getattr(args, key) or run.get(key) or getattr(args, key))
+        found[key] = getattr(data, key) or run.get(key) or getattr(data, key)
+    return changed(config, **found)
 
 
 def per_channel(config: dict[str, Any]) -> dict[str, Any]:

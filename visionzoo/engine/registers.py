@@ -1,6 +1,5 @@
 """Norms of a model's features before and after its outliers are moved to test-time registers, as pictures."""
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,10 @@ from typing import Any
 from visionzoo.engine.charts import draw_maps
 from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UserError, printable, require
-from visionzoo.engine.hashing import draw_images
+from visionzoo.engine.flags import RegistersConfig
 from visionzoo.engine.images import seed_everything
-from visionzoo.engine.models import autocast, restore, try_images
+from visionzoo.engine.models import autocast, draw_images, restore, try_images
+from visionzoo.engine.options import settings
 from visionzoo.engine.outputs import free_path
 from visionzoo.engine.parallel import start_process
 from visionzoo.explanation.image import as_seen
@@ -20,8 +20,8 @@ DEFAULT = Path("output/registers")
 FOUND = "registers.json"
 
 
-def show_registers(args: argparse.Namespace) -> Path:
-    """Look for outliers of the model that `args` name (`visionzoo registers`), move them, and draw the norms.
+def show_registers(config: RegistersConfig) -> Path:
+    """Look for outliers of the model that `config` names (`visionzoo registers`), move them, and draw the norms.
 
     Returns:
         the folder of the pictures; with the neurons as a JSON file, where there are outliers.
@@ -29,35 +29,39 @@ def show_registers(args: argparse.Namespace) -> Path:
     Raises:
         UserError: the model takes no registers, or the images or its weights do not fit.
     """
-    process = start_process(args)
+    own = config.outliers
+    process = start_process(config.device.device)
     require("matplotlib")
-    seed_everything(args.seed)
-    trained = restore(args)
+    seed_everything(config.device.seed)
+    trained = restore(config.model, config.input, own, settings(own.reading))
     model = trained.model.to(process.device).eval()
-    name = args.model or trained.args["model"]
+    name = config.model.model or trained.args["model"]
     try_images(model, name, trained.data_config["input_size"])
-    images = draw_images(args, trained).to(process.device)
-    shown = images[: args.num_pictures]
-    folder = Path(args.output or free_path(DEFAULT))
+    images = draw_images(
+        config.images, own.num_images, trained, seed=config.device.seed, skip_bad_images=own.reading.skip_bad_images
+    )
+    images = images.to(process.device)
+    shown = images[: config.outliers.num_pictures]
+    folder = Path(config.outliers.output or free_path(DEFAULT))
     found = None
     try:
-        with autocast(args, process.device):
+        with autocast(config.device, process.device):
             try:
                 found = find_register_neurons(
                     model,
                     images,
-                    top_k=args.top_k,
-                    block=args.block,
-                    last_block=args.last_block,
-                    threshold=args.threshold,
+                    top_k=config.outliers.top_k,
+                    block=config.outliers.block,
+                    last_block=config.outliers.last_block,
+                    threshold=config.outliers.threshold,
                 )
                 said = f"{found.outliers} outliers above a norm of {found.threshold:.4g} on {len(images)} images"
             except NoOutliersError as error:
                 said = str(error)
-            norms = [("before", feature_norms(model, images, block=args.block))]
+            norms = [("before", feature_norms(model, images, block=config.outliers.block))]
             if found:
-                moved = move_to_registers(model, found.neurons, num_registers=args.num_registers)
-                norms.append(("after", feature_norms(moved, images, block=args.block)))
+                moved = move_to_registers(model, found.neurons, num_registers=config.outliers.num_registers)
+                norms.append(("after", feature_norms(moved, images, block=config.outliers.block)))
     except ValueError as error:
         raise UserError(str(error)) from error
     make_folder(folder)
@@ -80,6 +84,6 @@ def show_registers(args: argparse.Namespace) -> Path:
         path = free_path(folder / FOUND)
         write_atomically(path, lambda file: file.write(f"{text}\n".encode()))
         blocks = ", ".join(f"{len(chosen)} of block {i}" for i, chosen in sorted(found.neurons.items()))
-        print(printable(f"moved to {args.num_registers} registers: neurons {blocks}; written to {path}"))
+        print(printable(f"moved to {config.outliers.num_registers} registers: neurons {blocks}; written to {path}"))
     print(printable(f"{len(pictures)} pictures in {folder}"))
     return folder

@@ -1,6 +1,5 @@
 """What a run shows and writes: a bar, a line an epoch, CSV, TensorBoard, Weights & Biases, curves as a picture."""
 
-import argparse
 import contextlib
 import csv
 import io
@@ -15,6 +14,7 @@ import torch
 
 from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import UserError, require
+from visionzoo.engine.flags import RunConfig
 from visionzoo.engine.observation import peak_memory
 from visionzoo.engine.outputs import free_path
 
@@ -27,8 +27,9 @@ class Reporter:
     def __init__(
         self,
         folder: Path,
-        args: argparse.Namespace,
+        run: RunConfig,
         *,
+        record: Mapping[str, Any],
         device: torch.device,
         first_epoch: int,
         first_update: int,
@@ -44,9 +45,9 @@ class Reporter:
         require("tensorboard")
         writer = require("torch.utils.tensorboard").SummaryWriter
         self._board = writer(str(folder), purge_step=first_update or None)
-        self._wandb = _start_wandb(folder, args) if args.log_wandb else None
+        self._wandb = _start_wandb(folder, run, record) if run.log_wandb else None
         self._bar: Any = None
-        self._log_interval = args.log_interval
+        self._log_interval = run.log_interval
         self._last_step: tuple[int, int, float] | None = None  # update, images and time of the last entry
 
     def start_bar(self, total: int, done: int) -> None:
@@ -148,17 +149,17 @@ def read_rows(path: Path) -> tuple[list[dict[str, str]], str]:
     return [], f"{path} was changed and can no longer be read ({reason}): it is kept as {aside}, the table begins anew"
 
 
-def _start_wandb(folder: Path, args: argparse.Namespace) -> Any:
+def _start_wandb(folder: Path, run: RunConfig, record: Mapping[str, Any]) -> Any:
     wandb = require("wandb", extra="wandb")
     try:
         return wandb.init(
             dir=str(folder),
-            project=args.wandb_project,
+            project=run.wandb_project,
             name=folder.name,
-            config=vars(args),
-            tags=args.wandb_tags,
-            id=args.wandb_resume_id or None,
-            resume="must" if args.wandb_resume_id else None,
+            config=dict(record),
+            tags=run.wandb_tags,
+            id=run.wandb_resume_id or None,
+            resume="must" if run.wandb_resume_id else None,
         )
     except wandb.Error as error:
         raise UserError(

@@ -1,15 +1,18 @@
-"""What a training run consists of, built from the flags, and how it is saved and taken up again."""
+"""What a training run consists of, built from its configuration, and how it is saved and taken up again."""
 
-import argparse
+import dataclasses
 import math
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.layers import convert_sync_batchnorm
+from timm.scheduler.scheduler import Scheduler
+from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import nn
 from torch.optim import Optimizer
@@ -21,9 +24,11 @@ from visionzoo.engine.checkpoints import (
     RECOVERY,
     CheckpointFolder,
     make_folder,
-    progress,
     read_checkpoint,
     write_atomically,
+)
+from visionzoo.engine.checkpoints import (
+    progress as progress_of,
 )
 from visionzoo.engine.data import (
     check_labels,
@@ -36,6 +41,7 @@ from visionzoo.engine.data import (
 )
 from visionzoo.engine.distillation import make_task, teacher_name
 from visionzoo.engine.errors import UserError, require
+from visionzoo.engine.flags import TrainConfig
 from visionzoo.engine.images import seed_everything
 from visionzoo.engine.models import (
     build_model,
@@ -45,10 +51,18 @@ from visionzoo.engine.models import (
     try_images,
 )
 from visionzoo.engine.observation import environment
+from visionzoo.engine.options import changed, settings
 from visionzoo.engine.ownership import Claim, check_free, check_own, claim
 from visionzoo.engine.parallel import Process, starter
 from visionzoo.engine.probing import choose_head, freeze
-from visionzoo.engine.recipe import learning_rate, load_optimizer, make_optimizer, make_scheduler, ranking_metric
+from visionzoo.engine.recipe import (
+    learning_rate,
+    load_optimizer,
+    make_optimizer,
+    make_scheduler,
+    ranking_metric,
+    total_batch,
+)
 from visionzoo.engine.recorded import changed_settings, compare_classes, recorded_args
 from visionzoo.engine.reporting import Reporter
 from visionzoo.graphs import make_capturable
@@ -57,91 +71,143 @@ from visionzoo.replicas import Replicas
 SCALER = "amp_scaler"  # timm's name of its state in a checkpoint
 
 
-class Run:
-    """Model, data, optimizer, schedule and folder of one training, and how far it has come.
+Found = tuple[Path, dict[str, Any]]  # a checkpoint to go on from, and where it was
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run has come: all of it that changes.
 
     Attributes:
         epoch, batches_done: the epoch in progress and the batches done in it.
         losses: sum of the losses of these batches' images, their number, and the sums of the losses' parts by name.
         validated: whether there is a checkpoint with metric of just this place.
+    """
+
+    epoch: int = 0
+    batches_done: int = 0
+    losses: tuple[float, int, dict[str, float]] = (0.0, 0, {})
+    validated: bool = False
+
+    def next_epoch(self) -> None:
+        """Begin the next epoch."""
+        self.start_epoch(self.epoch + 1)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Stand at the beginning of an epoch."""
+        self.epoch, self.batches_done, self.losses = epoch, 0, (0.0, 0, {})
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The folder of a run.
+
+    Attributes:
+        folder: where it writes.
+        checkpoints: those that are there.
+        claim: the right to write there, in the primary process only.
+    """
+
+    folder: Path
+    checkpoints: CheckpointFolder
+    claim: Claim | None = None
+
+    def release(self) -> None:
+        """Give the folder back to others."""
+        if self.claim is not None:
+            self.claim.release()
+
+
+@dataclass(slots=True)
+class Notes:
+    """What is said before a run has its log."""
+
+    process: Process
+    lines: list[str] = field(default_factory=list)
+
+    def say(self, text: str) -> None:
+        """Print a line, in the primary process, and keep it for the log."""
+        if self.process.is_primary:
+            self.lines.append(text)
+            print(text, flush=True)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """Model, data, optimizer, schedule and folder of one training; only its progress changes.
+
+    Attributes:
+        config: what it was given, with the number of classes and the head of the model.
+        process: where it runs.
+        train_set, val_set: its images; None to validate on nothing.
+        class_names: in the order of their numbers, None where the data set has none.
+        data_config: input size, mean, std, crop and interpolation.
+        loader, val_loader: of the images.
+        task: timm's, with the model.
+        optimizer, scheduler, scaler: of the updates; None for no schedule, and without a loss scale.
+        num_epochs: with cool-down.
+        place: where it writes.
+        progress: how far it has come.
         reporter: the log, in the primary process only.
     """
 
-    def __init__(self, args: argparse.Namespace, process: Process) -> None:
-        self.args = args = argparse.Namespace(**vars(args))
-        self.process = process
-        choose_head(args)
-        if process.device.type == "cuda":
-            torch.cuda.init()  # without, there are no statistics to reset
-            torch.cuda.reset_peak_memory_stats(process.device)
-        seed_everything(args.seed)
-        self.train_set, self.val_set = open_train_and_val(args)
-        self.class_names = class_names(self.train_set)
-        args.num_classes = resolve_num_classes(args.num_classes, self.class_names)
-        self.reporter: Reporter | None = None
-        self._said: list[str] = []  # before there is one
-        model = _make_model(args, process, self.say)
-        args.num_classes = model.num_classes
-        for dataset in (self.train_set, self.val_set):
-            check_labels(dataset, args.num_classes)
-        self.recorded_args = dict(vars(args))  # as given but for num_classes: lr stays open where it is to be scaled
-        self.data_config = data_config(args, model)
-        try_images(model, args.model, self.data_config["input_size"], training_batch=args.batch_size)
-        self.loader = train_loader(args, self.train_set, self.data_config, process)
-        self.val_loader = self.val_set and eval_loader(args, self.val_set, self.data_config, process)
-        self.updates_per_epoch = math.ceil(len(self.loader) / args.grad_accum_steps)
+    config: TrainConfig
+    process: Process
+    train_set: Any
+    val_set: Any
+    class_names: list[str] | None
+    data_config: dict[str, Any]
+    loader: Any
+    val_loader: Any
+    task: TrainingTask
+    optimizer: Optimizer
+    scheduler: Scheduler | None
+    scaler: torch.amp.GradScaler | None
+    num_epochs: int
+    place: Place
+    progress: Progress
+    reporter: Reporter | None = None
 
-        args.lr, lr_origin = learning_rate(args, process.world_size)
-        self.task = make_task(args, model, self.data_config, self.class_names, process.device)
-        if args.model_ema:
-            self.task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
-        if args.fsdp:
-            sharding.check(args, process.distributed, self.task)
-            sharding.shard(self.task)
-        self.optimizer = make_optimizer(args, self.trainable)
-        needs_scaler = args.amp and args.amp_dtype == "float16"
-        if args.cuda_graphs:
-            check_graphs(args, process, self.optimizer)
-            if not needs_scaler:  # else the update is not recorded
-                make_capturable(self.optimizer)
-        self.scheduler, self.num_epochs = make_scheduler(args, self.optimizer, self.updates_per_epoch)
-        self.scaler = torch.amp.GradScaler(process.device.type) if needs_scaler else None
+    @property
+    def folder(self) -> Path:
+        """Where it writes."""
+        return self.place.folder
 
-        self.epoch = self.batches_done = 0
-        self.losses: tuple[float, int, dict[str, float]] = (0.0, 0, {})
-        self.validated = False
-        self.metric = ranking_metric(args) if self.val_set else "loss"
-        self._claim: Claim | None = None
-        try:
-            self._take_up(self._claim_folder())
-            self._wrap_model()
-            if process.is_primary:
-                self._start_report(lr_origin)
-        except BaseException:
-            self.close()
-            raise
+    @property
+    def checkpoints(self) -> CheckpointFolder:
+        """The checkpoints in its folder."""
+        return self.place.checkpoints
+
+    @property
+    def metric(self) -> str:
+        """What the best checkpoint is best in."""
+        return best_in(self.config, self.val_set)
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """The updates of an epoch, of several batches each where gradients are accumulated."""
+        return updates(len(self.loader), self.config)
 
     @property
     def update(self) -> int:
         """The updates done so far."""
-        return self.epoch * self.updates_per_epoch + math.ceil(self.batches_done / self.args.grad_accum_steps)
+        return self.progress.epoch * self.updates_per_epoch + updates(self.progress.batches_done, self.config)
 
     @property
     def at_max_steps(self) -> bool:
         """Whether the step limit is reached."""
-        return self.args.max_steps is not None and self.update >= self.args.max_steps
+        limit = self.config.run.max_steps
+        return limit is not None and self.update >= limit
 
     @property
     def finished(self) -> bool:
         """Whether all epochs, or the step limit, are done and validated."""
-        return self.epoch >= self.num_epochs or (self.at_max_steps and self.validated)
+        return self.progress.epoch >= self.num_epochs or (self.at_max_steps and self.progress.validated)
 
     @property
     def trainable(self) -> nn.Module:
         """The model as it is trained: compiled, and wrapped for several processes."""
-        module = self.task.get_trainable_module()
-        assert module is not None
-        return module
+        return trained_module(self.task)
 
     @property
     def lr(self) -> float:
@@ -151,22 +217,14 @@ class Run:
 
     def close(self) -> None:
         """Give the folder back to others, and end the loading processes."""
-        if self._claim is not None:
-            self._claim.release()
+        self.place.release()
         end_loading(self.loader)
         end_loading(self.val_loader)
 
-    def next_epoch(self) -> None:
-        """Begin the next epoch."""
-        self.epoch, self.batches_done, self.losses = self.epoch + 1, 0, (0.0, 0, {})
-
     def say(self, text: str) -> None:
-        """Print a line, in the primary process."""
+        """Print a line and log it, in the primary process."""
         if self.reporter:
             self.reporter.say(text)
-        elif self.process.is_primary:
-            self._said.append(text)
-            print(text, flush=True)
 
     def resume_command(self, checkpoint: str = LAST) -> str:
         """Return the command that continues from a checkpoint of this run."""
@@ -187,13 +245,13 @@ class Run:
         """Return all that a checkpoint holds, in plain types and tensors; all processes call this."""
         state = {
             "version": 2,  # timm's number for: `epoch` is the one that ended
-            "epoch": self.epoch,
-            "batches_done": self.batches_done,
+            "epoch": self.progress.epoch,
+            "batches_done": self.progress.batches_done,
             "batches_per_epoch": len(self.loader),
             "ranked_by": self.metric,
-            "losses": self.losses,
-            "arch": self.args.model,
-            "args": self.recorded_args,
+            "losses": self.progress.losses,
+            "arch": self.config.model.model,
+            "args": settings(self.config),
             "data_config": self.data_config,
             "class_names": self.class_names,
             "optimizer": self.optimizer.state_dict(),
@@ -203,224 +261,340 @@ class Run:
             state |= self.task.get_checkpoint_state(ema=True)
         if self.scaler is not None:
             state[SCALER] = self.scaler.state_dict()
-        return sharding.whole(state, keep=self.process.is_primary) if self.args.fsdp else state
+        return sharding.whole(state, keep=self.process.is_primary) if self.config.fit.fsdp else state
 
-    def _claim_folder(self) -> tuple[Path, dict[str, Any]] | None:
-        """Make the run's folder its own and return what to continue from; the first process does, and tells the others.
 
-        Raises:
-            UserError: another run is there or at work there, or what is there cannot be read.
-        """
-        args, process = self.args, self.process
-        found: tuple[Path, dict[str, Any]] | None = None
-        refused: UserError | None = None
-        if args.resume not in ("", "auto"):
-            found = Path(args.resume), read_checkpoint(args.resume)
+def best_in(config: TrainConfig, val_set: Any) -> str:
+    """Return the metric that checkpoints are ranked by: the loss of training where there is no validation."""
+    return ranking_metric(config.run.eval_metric, multi_label=config.data.multi_label) if val_set else "loss"
+
+
+def updates(batches: int, config: TrainConfig) -> int:
+    """Return how many updates so many batches make."""
+    return math.ceil(batches / config.fit.grad_accum_steps)
+
+
+def trained_module(task: TrainingTask) -> nn.Module:
+    """Return the model of a task as it is trained."""
+    module = task.get_trainable_module()
+    assert module is not None
+    return module
+
+
+def build_run(config: TrainConfig, process: Process) -> Run:
+    """Build all that a training consists of, claim its folder, and take up what it is to go on from.
+
+    Raises:
+        UserError: the data, the model or another part cannot be had or they do not fit together; or the folder is not
+            free; or the checkpoint to go on from does not fit.
+    """
+    config = dataclasses.replace(config, model=choose_head(config.fit, config.model))
+    if process.device.type == "cuda":
+        torch.cuda.init()  # without, there are no statistics to reset
+        torch.cuda.reset_peak_memory_stats(process.device)
+    seed_everything(config.device.seed)
+    train_set, val_set = open_train_and_val(config)
+    names = class_names(train_set)
+    config = changed(config, num_classes=resolve_num_classes(config.model.num_classes, names))
+    notes = Notes(process)
+    model: Any = _make_model(config, process, notes.say)
+    config = changed(config, num_classes=model.num_classes)
+    for dataset in (train_set, val_set):
+        check_labels(dataset, model.num_classes)
+    prepared = data_config(config.model, config.input, model)
+    fit = config.fit
+    try_images(model, config.model.name, prepared["input_size"], training_batch=fit.batch_size)
+    loader = train_loader(config, train_set, prepared, process)
+    validation_batch = fit.validation_batch_size or fit.batch_size
+    val_loader = val_set and eval_loader(config.data, val_set, prepared, process, batch_size=validation_batch)
+
+    total = total_batch(fit, process.world_size)
+    lr, lr_origin = learning_rate(config.schedule, config.optimizer.opt, total)
+    task = make_task(config, model, prepared, names, process.device)
+    if fit.model_ema:
+        task.setup_ema(decay=fit.model_ema_decay, use_warmup=fit.model_ema_warmup)
+    if fit.fsdp:
+        sharding.check(config.device, config.optimizer, process.distributed, task)
+        sharding.shard(task)
+    optimizer = make_optimizer(config.optimizer, lr, trained_module(task))
+    needs_scaler = config.device.amp and config.device.amp_dtype == "float16"
+    if fit.cuda_graphs:
+        check_graphs(config, process, optimizer)
+        if not needs_scaler:  # else the update is not recorded
+            make_capturable(optimizer)
+    scheduler, num_epochs = make_scheduler(
+        config.schedule, optimizer, updates(len(loader), config), seed=config.device.seed
+    )
+    metric = best_in(config, val_set)
+    place, found = _claim_folder(config, process, prepared["input_size"][-1], metric, notes.say)
+    try:
+        run = Run(
+            config=config,
+            process=process,
+            train_set=train_set,
+            val_set=val_set,
+            class_names=names,
+            data_config=prepared,
+            loader=loader,
+            val_loader=val_loader,
+            task=task,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            scaler=torch.amp.GradScaler(process.device.type) if needs_scaler else None,
+            num_epochs=num_epochs,
+            place=place,
+            progress=Progress(),
+        )
+        _take_up(run, found, notes.say)
+        _wrap_model(run)
+        return _with_report(run, notes, lr, lr_origin) if process.is_primary else run
+    except BaseException:
+        place.release()
+        raise
+
+
+def _claim_folder(
+    config: TrainConfig, process: Process, size: int, metric: str, say: Callable[[str], None]
+) -> tuple[Place, Found | None]:
+    """Return the run's folder and what to go on from; the first process claims it, and tells the others.
+
+    Raises:
+        UserError: another run is there or at work there, or what is there cannot be read.
+    """
+    found: Found | None = None
+    refused: UserError | None = None
+    own: Claim | None = None
+    if config.run.resume not in ("", "auto"):
+        found = Path(config.run.resume), read_checkpoint(config.run.resume)
+    try:
         if process.is_primary:
             try:
-                self._claim = claim(args, self.data_config["input_size"][-1], found)
-                found = self._found(self._claim, found)
+                own = claim(config.run, config.model.name, size, found)
+                found = _found(config, own, found, metric, say)
             except UserError as error:
                 refused = error
         if said := process.told(str(refused) if refused else None):
             raise UserError(said) from refused
-        self.folder = Path(str(process.told(str(self._claim.folder) if self._claim else None)))
+        folder = Path(str(process.told(str(own.folder) if own else None)))
         path = process.told(str(found[0]) if found else None)
-        if not process.is_primary:
-            self.checkpoints = self._checkpoint_folder()
-            if path and not found:
-                found = Path(path), read_checkpoint(path)
-        return found
+        if path and not found:
+            found = Path(path), read_checkpoint(path)
+        return Place(folder, _checkpoints(folder, config, metric), own), found
+    except BaseException:
+        if own is not None:
+            own.release()
+        raise
 
-    def _found(self, own: Claim, found: tuple[Path, dict[str, Any]] | None) -> tuple[Path, dict[str, Any]] | None:
-        """Return what to continue from, once the folder is found fit for it."""
-        args, self.folder = self.args, own.folder
-        self.checkpoints = self._checkpoint_folder()
-        if own.note:
-            self.say(own.note)
-        if args.resume == "auto":
-            found = self.checkpoints.newest(warn=self.say)
-            if not found:
-                self.say(f"no checkpoint in {self.folder}: starting from the beginning")
-        if found and found[0].parent.resolve() == self.folder.resolve():
-            check_own(self.folder, *found, ranked_by=self.metric)
-            if args.resume != "auto" and not args.experiment:
-                self.checkpoints.check_newest(*found)
-        else:
-            check_free(self.folder)
-            if found and not args.experiment:
-                self.say(f"what lies beside {found[0]} stays as it is: continuing in {self.folder}")
-        self.checkpoints.clear_leftovers()
-        return found
 
-    def _checkpoint_folder(self) -> CheckpointFolder:
-        return CheckpointFolder(self.folder, keep=self.args.checkpoint_hist, lower_is_better=self.metric == "loss")
+def _checkpoints(folder: Path, config: TrainConfig, metric: str) -> CheckpointFolder:
+    return CheckpointFolder(folder, keep=config.run.checkpoint_hist, lower_is_better=metric == "loss")
 
-    def _take_up(self, found: tuple[Path, dict[str, Any]] | None) -> None:
-        """Continue from `found`, if anything; then the moving average and the schedule stand where the run stands."""
-        args = self.args
-        state = self._restore(*found) if found else {}
-        if args.model_ema and state:  # without averages of its own it starts at the weights
-            key, task_key = ("state_dict_ema", "task_state_ema")
-            if key not in state:
-                key, task_key = ("state_dict", "task_state")
-            self._load(state[key], state.get(task_key), ema=True)
-        if args.start_epoch is not None:
-            self.epoch, self.batches_done, self.losses = args.start_epoch, 0, (0.0, 0, {})
-        if self.scheduler is not None and self.update:
-            self.scheduler.step(self.epoch)
-            self.scheduler.step_update(self.update)
 
-    def _restore(self, path: Path, state: dict[str, Any]) -> dict[str, Any]:
-        args = self.args
-        if (arch := state.get("arch", args.model)) != args.model:
-            raise UserError(f"{path} is a checkpoint of {arch}, this run is of {args.model}")
-        if "state_dict" not in state or "epoch" not in state:
-            raise UserError(f"{path} holds no training state; to start from its weights use --initial-checkpoint")
-        compare_classes(state.get("class_names"), self.class_names, str(path))
-        done = progress(state, path)
-        opt = recorded_args(state).get("opt", args.opt)
-        if opt != args.opt and not args.no_resume_opt:  # torch would load its state all the same
-            raise UserError(f"{path} was trained by opt={opt!r}, this run has {args.opt!r}; or pass --no-resume-opt")
-        try:
-            self._load(state["state_dict"], state.get("task_state"))
-            if not args.no_resume_opt:
-                shares = sharding.optimizer_shares(state["optimizer"], self.optimizer)
-                load_optimizer(args, self.optimizer, shares, recorded_args(state))
-                if self.scaler is not None and SCALER in state:
-                    self.scaler.load_state_dict(state[SCALER])
-            self.epoch, self.batches_done = done
-            loss, images, *parts = state.get("losses", self.losses)
-            self.losses = (float(loss), int(images), {name: float(v) for part in parts for name, v in part.items()})
-        except KeyError as error:
-            raise UserError(f"{path} lacks {error}; --no-resume-opt loads only its weights") from error
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise UserError(f"{path} does not fit this run of {args.model}: {error}") from error
-        batches_per_epoch = state.get("batches_per_epoch", self.batches_done)
-        if self.batches_done < batches_per_epoch != len(self.loader):
-            self.say(
-                f"{path} was written in mid-epoch with {batches_per_epoch} batches an epoch, now there are "
-                f"{len(self.loader)}: the epoch begins anew"
-            )
-            self.batches_done, self.losses = 0, (0.0, 0, {})
-        self.validated = "metric" in state  # else it was stopped before
-        if self.batches_done >= batches_per_epoch and self.validated:
-            self.next_epoch()
-        self.process.agree(0)  # all have read it
-        if self.process.is_primary and path.parent.resolve() == self.folder.resolve():
-            for kept in self.checkpoints.continue_from(path, state):
-                self.say(f"what cannot be read is kept as {kept}")
-        self.say(f"continuing from {path} in epoch {self.epoch}, batch {self.batches_done}")
-        if changes := changed_settings(state, self.recorded_args, self.data_config):
-            self.say(f"other than in {path}, and from here on: {', '.join(changes)}")
-        return state
+def _found(
+    config: TrainConfig, own: Claim, found: Found | None, metric: str, say: Callable[[str], None]
+) -> Found | None:
+    """Return what to go on from, once the folder is found fit for it."""
+    run, folder = config.run, own.folder
+    checkpoints = _checkpoints(folder, config, metric)
+    if own.note:
+        say(own.note)
+    if run.resume == "auto":
+        found = checkpoints.newest(warn=say)
+        if not found:
+            say(f"no checkpoint in {folder}: starting from the beginning")
+    if found and found[0].parent.resolve() == folder.resolve():
+        check_own(folder, *found, ranked_by=metric)
+        if run.resume != "auto" and not run.experiment:
+            checkpoints.check_newest(*found)
+    else:
+        check_free(folder)
+        if found and not run.experiment:
+            say(f"what lies beside {found[0]} stays as it is: going on in {folder}")
+    checkpoints.clear_leftovers()
+    return found
 
-    def _load(self, weights: dict[str, Any], task_state: dict[str, Any] | None, *, ema: bool = False) -> None:
-        model = self.task.get_eval_model(ema=ema)
-        assert model is not None
-        self.task.load_checkpoint_state(sharding.shares(weights, unwrap_model(model)), task_state, ema=ema)
 
-    def _wrap_model(self) -> None:
-        """Compile and join the processes, in this order, on loaded weights."""
-        args, task = self.args, self.task
-        if args.torchcompile:
-            prepare_compiler(args)
-            task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
-            task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
-        self.replicas: Replicas | None = None
-        if self.process.distributed and args.cuda_graphs:
-            self.replicas = Replicas(self.trainable, broadcast_buffers=not args.no_ddp_bb)
-        elif self.process.distributed and not args.fsdp:
-            device_ids = None if self.process.device.type == "cpu" else [self.process.device]
-            task.prepare_distributed(device_ids=device_ids, broadcast_buffers=not args.no_ddp_bb)
+def _take_up(run: Run, found: Found | None, say: Callable[[str], None]) -> None:
+    """Go on from `found`, if anything; then the moving average and the schedule stand where the run stands."""
+    state = _restore(run, *found, say) if found else {}
+    if run.config.fit.model_ema and state:  # without averages of its own it starts at the weights
+        key, task_key = ("state_dict_ema", "task_state_ema")
+        if key not in state:
+            key, task_key = ("state_dict", "task_state")
+        _load(run.task, state[key], state.get(task_key), ema=True)
+    if run.config.run.start_epoch is not None:
+        run.progress.start_epoch(run.config.run.start_epoch)
+    if run.scheduler is not None and run.update:
+        run.scheduler.step(run.progress.epoch)
+        run.scheduler.step_update(run.update)
 
-    def _start_report(self, lr_origin: str) -> None:
-        args = self.args
-        text = require("yaml").safe_dump(self.recorded_args, sort_keys=False)
-        make_folder(self.folder)
-        write_atomically(self.folder / "args.yaml", lambda file: file.write(text.encode()))
-        surroundings = environment(self.process.device)
-        found = require("yaml").safe_dump(surroundings, sort_keys=False)
-        write_atomically(self.folder / "environment.yaml", lambda file: file.write(found.encode()))
-        self.reporter = Reporter(
-            self.folder, args, device=self.process.device, first_epoch=self.epoch, first_update=self.update
+
+def _restore(run: Run, path: Path, state: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+    config, progress, model = run.config, run.progress, run.config.model.model
+    keeps_optimizer = not config.run.no_resume_opt
+    if (arch := state.get("arch", model)) != model:
+        raise UserError(f"{path} is a checkpoint of {arch}, this run is of {model}")
+    if "state_dict" not in state or "epoch" not in state:
+        raise UserError(f"{path} holds no training state; to start from its weights use --initial-checkpoint")
+    compare_classes(state.get("class_names"), run.class_names, str(path))
+    done = progress_of(state, path)
+    opt = recorded_args(state).get("opt", config.optimizer.opt)
+    if opt != config.optimizer.opt and keeps_optimizer:  # torch would load its state all the same
+        raise UserError(
+            f"{path} was trained by opt={opt!r}, this run has {config.optimizer.opt!r}; or pass --no-resume-opt"
         )
-        for said in self._said:
-            self.reporter.keep(said)
-        self.say(", ".join(f"{name} {number}" for name, number in surroundings["versions"].items()))
-        parameters = sum(p.numel() for p in self.trainable.parameters())
-        self.say(f"{args.model}: {parameters / 1e6:.2f} M parameters, {args.num_classes} classes, {self.data_config}")
-        if teacher := teacher_name(args):
-            self.say(f"distilling from {teacher} ({args.kd_distill_type})")
-        if isinstance(self.task, AuxiliaryTask):
-            weights = ", ".join(f"{name} (weight {weight:g})" for name, weight in self.task.weights.items())
-            self.say(f"learning beside logits: {weights}")
-        validated = f"{len(self.val_set)} to validate on" if self.val_set else "no validation"
-        devices = f"{self.process.world_size} x {self.process.device}"
-        self.say(f"{len(self.train_set)} images to train on, {validated}; {devices}")
-        for note in [note for images in (self.train_set, self.val_set) for note in getattr(images, "notes", [])]:
-            self.say(note)
-        if self.scheduler is not None and args.warmup_epochs >= self.num_epochs:
-            self.say(f"all of it is warm-up (--warmup-epochs {args.warmup_epochs}): lr {args.lr:g} is never reached")
-        self.say(f"{self.num_epochs} epochs of {self.updates_per_epoch} updates; {lr_origin}")
-        self.say(f"run folder {self.folder}")
+    try:
+        _load(run.task, state["state_dict"], state.get("task_state"))
+        if keeps_optimizer:
+            shares = sharding.optimizer_shares(state["optimizer"], run.optimizer)
+            load_optimizer(config.optimizer, run.optimizer, shares, recorded_args(state))
+            if run.scaler is not None and SCALER in state:
+                run.scaler.load_state_dict(state[SCALER])
+        progress.epoch, progress.batches_done = done
+        loss, images, *parts = state.get("losses", progress.losses)
+        progress.losses = (float(loss), int(images), {name: float(v) for part in parts for name, v in part.items()})
+    except KeyError as error:
+        raise UserError(f"{path} lacks {error}; --no-resume-opt takes up its weights alone") from error
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UserError(f"{path} does not fit this run of {model}: {error}") from error
+    batches_per_epoch = state.get("batches_per_epoch", progress.batches_done)
+    if progress.batches_done < batches_per_epoch != len(run.loader):
+        say(
+            f"{path} was written in mid-epoch with {batches_per_epoch} batches an epoch, now there are "
+            f"{len(run.loader)}: the epoch begins anew"
+        )
+        progress.start_epoch(progress.epoch)
+    progress.validated = "metric" in state  # else it was stopped before
+    if progress.batches_done >= batches_per_epoch and progress.validated:
+        progress.next_epoch()
+    run.process.agree(0)  # all have read it
+    if run.process.is_primary and path.parent.resolve() == run.folder.resolve():
+        for kept in run.checkpoints.continue_from(path, state):
+            say(f"what cannot be read is kept as {kept}")
+    say(f"going on from {path} in epoch {progress.epoch}, batch {progress.batches_done}")
+    if changes := changed_settings(state, settings(config), run.data_config):
+        say(f"other than in {path}, and from here on: {', '.join(changes)}")
+    return state
 
 
-def check_graphs(args: argparse.Namespace, process: Process, optimizer: Optimizer) -> None:
+def _load(task: TrainingTask, weights: dict[str, Any], task_state: dict[str, Any] | None, *, ema: bool = False) -> None:
+    model = task.get_eval_model(ema=ema)
+    assert model is not None
+    task.load_checkpoint_state(sharding.shares(weights, unwrap_model(model)), task_state, ema=ema)
+
+
+def _wrap_model(run: Run) -> None:
+    """Compile and join the processes, in this order, on loaded weights."""
+    model, task, process = run.config.model, run.task, run.process
+    if model.torchcompile:
+        prepare_compiler(model)
+        task.compile(backend=model.torchcompile, mode=model.torchcompile_mode)
+        task.compile_ema(backend=model.torchcompile, mode=model.torchcompile_mode)
+    if process.distributed and not run.config.fit.fsdp:
+        device_ids = None if process.device.type == "cpu" else [process.device]
+        task.prepare_distributed(device_ids=device_ids, broadcast_buffers=not run.config.fit.no_ddp_bb)
+
+
+def _with_report(run: Run, notes: Notes, lr: float, lr_origin: str) -> Run:
+    """Return a run with its log, which begins with what it consists of."""
+    config, progress = run.config, run.progress
+    text = require("yaml").safe_dump(settings(config), sort_keys=False)
+    make_folder(run.folder)
+    write_atomically(run.folder / "args.yaml", lambda file: file.write(text.encode()))
+    surroundings = environment(run.process.device)
+    found = require("yaml").safe_dump(surroundings, sort_keys=False)
+    write_atomically(run.folder / "environment.yaml", lambda file: file.write(found.encode()))
+    reporter = Reporter(
+        run.folder,
+        config.run,
+        record={**settings(config), "lr": lr},
+        device=run.process.device,
+        first_epoch=progress.epoch,
+        first_update=run.update,
+    )
+    for said in notes.lines:
+        reporter.keep(said)
+    say = reporter.say
+    say(", ".join(f"{name} {number}" for name, number in surroundings["versions"].items()))
+    parameters = sum(p.numel() for p in run.trainable.parameters())
+    model = config.model
+    say(f"{model.model}: {parameters / 1e6:.2f} M parameters, {model.num_classes} classes, {run.data_config}")
+    if teacher := teacher_name(config.distillation):
+        say(f"distilling from {teacher} ({config.distillation.kd_distill_type})")
+    if isinstance(run.task, AuxiliaryTask):
+        weights = ", ".join(f"{name} (weight {weight:g})" for name, weight in run.task.weights.items())
+        say(f"learning beside logits: {weights}")
+    validated = f"{len(run.val_set)} to validate on" if run.val_set else "no validation"
+    devices = f"{run.process.world_size} x {run.process.device}"
+    say(f"{len(run.train_set)} images to train on, {validated}; {devices}")
+    for note in [note for images in (run.train_set, run.val_set) for note in getattr(images, "notes", [])]:
+        say(note)
+    warmup = config.schedule.warmup_epochs
+    if run.scheduler is not None and warmup >= run.num_epochs:
+        say(f"all of it is warm-up (--warmup-epochs {warmup}): lr {lr:g} is never reached")
+    say(f"{run.num_epochs} epochs of {run.updates_per_epoch} updates; {lr_origin}")
+    say(f"run folder {run.folder}")
+    return dataclasses.replace(run, reporter=reporter)
+
+
+def check_graphs(config: TrainConfig, process: Process, optimizer: Optimizer) -> None:
     """Refuse what --cuda-graphs cannot record.
 
     Raises:
         UserError: there is no GPU, or a flag that it does not go with.
     """
-    mode = args.torchcompile_mode or ""
+    mode = config.model.torchcompile_mode or ""
     if process.device.type != "cuda":
-        raise UserError(f"--cuda-graphs: only launches on a CUDA device can be recorded, this is {process.device}")
-    for flag, what in (("fsdp", "fetches weights"), ("sync_bn", "sends statistics")):
-        if getattr(args, flag):
-            raise UserError(
-                f"--cuda-graphs: --{flag.replace('_', '-')} {what} between the launches, which is not recorded; leave "
-                "one of them out"
-            )
-    if args.grad_checkpointing:
+        raise UserError(f"--cuda-graphs: what is recorded are launches on a CUDA device, this is {process.device}")
+    if process.distributed:
+        raise UserError(
+            f"--cuda-graphs: expected one process, got {process.world_size}: what DistributedDataParallel does between "
+            "the launches of the backward pass is not recorded; start one, or leave it out"
+        )
+    if config.fit.grad_checkpointing:
         raise UserError(
             "--cuda-graphs: --grad-checkpointing sets random states in the backward pass, which a recording forbids; "
             "leave one of them out"
         )
-    if args.torchcompile and (mode == "reduce-overhead" or mode == "max-autotune"):
+    if config.model.torchcompile and (mode == "reduce-overhead" or mode == "max-autotune"):
         raise UserError(
             f"--cuda-graphs: --torchcompile-mode {mode} makes CUDA graphs of its own; leave one of them out, or take "
             "max-autotune-no-cudagraphs"
         )
     if getattr(optimizer, "is_second_order", False):
         raise UserError(
-            f"--cuda-graphs: --opt {args.opt} differentiates gradients, which is not recorded; take another optimizer, "
-            "or leave it out"
+            f"--cuda-graphs: --opt {config.optimizer.opt} differentiates gradients, which is not recorded; take "
+            "another optimizer, or leave it out"
         )
 
 
-def _make_model(args: argparse.Namespace, process: Process, say: Callable[[str], object]) -> nn.Module:
-    overlay = {"file": args.pretrained_path, "num_classes": -1} if args.pretrained_path else None  # -1: adapt the head
+def _make_model(config: TrainConfig, process: Process, say: Callable[[str], object]) -> nn.Module:
+    fit = config.fit
+    overlay = {"file": fit.pretrained_path, "num_classes": -1} if fit.pretrained_path else None  # -1: adapt the head
     model = build_model(
-        args,
+        config.model,
+        config.input,
+        pretrained_path=fit.pretrained_path,
         say=say,
-        drop_rate=args.drop,
-        drop_path_rate=args.drop_path,
-        drop_block_rate=args.drop_block,
-        bn_momentum=args.bn_momentum,
-        bn_eps=args.bn_eps,
+        drop_rate=fit.drop,
+        drop_path_rate=fit.drop_path,
+        drop_block_rate=fit.drop_block,
+        bn_momentum=fit.bn_momentum,
+        bn_eps=fit.bn_eps,
         pretrained_cfg_overlay=overlay,
     )
-    if args.initial_checkpoint:
+    if fit.initial_checkpoint:
         advice = " (--pretrained-path takes all but the classifier, where the classes differ)"
-        source = read_checkpoint(args.initial_checkpoint)
-        load(model, source, args.initial_checkpoint, new_parts=True, advice=advice)
-    if args.grad_checkpointing:
+        source = read_checkpoint(fit.initial_checkpoint)
+        load(model, source, fit.initial_checkpoint, new_parts=True, advice=advice)
+    if fit.grad_checkpointing:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
-    if args.freeze:
-        freeze(args, model)
-    if process.distributed and args.sync_bn:
+    if fit.freeze:
+        has_weights = config.model.pretrained or fit.pretrained_path or fit.initial_checkpoint or config.run.resume
+        freeze(model, config.model.name, has_weights=bool(has_weights))
+    if process.distributed and fit.sync_bn:
         if process.device.type == "cpu":
             raise UserError("--sync-bn: torch's synchronized batch norm needs GPUs; leave it out on CPUs")
         model = convert_sync_batchnorm(model)
     model.to(process.device)
-    return model.to(memory_format=torch.channels_last) if args.channels_last else model
+    return model.to(memory_format=torch.channels_last) if config.model.channels_last else model

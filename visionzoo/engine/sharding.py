@@ -5,7 +5,6 @@ Checkpoints hold whole tensors under the plain model's names and the optimizer's
 until the end of an epoch, and a checkpoint in mid-epoch holds the first one's.
 """
 
-import argparse
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,9 +15,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from visionzoo.engine.errors import UserError
+from visionzoo.engine.flags import DeviceConfig, OptimizerConfig
 
 
-def check(args: argparse.Namespace, distributed: bool, task: TrainingTask) -> None:
+def check(precision: DeviceConfig, optimizer: OptimizerConfig, distributed: bool, task: TrainingTask) -> None:
     """Refuse what cannot be sharded.
 
     Raises:
@@ -26,9 +26,9 @@ def check(args: argparse.Namespace, distributed: bool, task: TrainingTask) -> No
     """
     if not distributed:
         raise UserError("--fsdp shares a model between processes: start several by torchrun --nproc-per-node N")
-    if args.amp and args.amp_dtype == "float16":
+    if precision.amp and precision.amp_dtype == "float16":
         raise UserError("--fsdp: the loss scale of float16 is not kept between shards; pass --amp-dtype bfloat16")
-    if args.clip_grad is not None and args.clip_mode == "agc":
+    if optimizer.clip_grad is not None and optimizer.clip_mode == "agc":
         raise UserError("--fsdp: --clip-mode agc needs whole gradients; pass --clip-mode norm")
     if isinstance(task, FeatureDistillationTask):
         raise UserError("--fsdp: --kd-distill-type feature calls parts of the model by themselves; use logit or token")

@@ -5,7 +5,6 @@ subspaces R^c, and to keep few values that are not zero. As the authors measure 
 each subspace anew, so that R - R^c may be negative: what counts is how it goes from layer to layer.
 """
 
-import argparse
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +17,10 @@ from torch import Tensor, nn
 
 from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UserError, printable, require
+from visionzoo.engine.flags import SparseRateConfig
 from visionzoo.engine.images import seed_everything
 from visionzoo.engine.models import autocast, draw_images, restore, try_images
+from visionzoo.engine.options import settings
 from visionzoo.engine.outputs import add_rows, free_path
 from visionzoo.engine.parallel import start_process
 from visionzoo.layers.mixers.subspace import SubspaceMixer
@@ -59,15 +60,15 @@ def sparse_rates(model: nn.Module, images: Tensor) -> dict[str, dict[str, Tensor
     found: dict[str, dict[str, Tensor]] = defaultdict(dict)
 
     def watch(block: str, mixer: SubspaceMixer) -> Callable[..., None]:
-        def rates(linear: nn.Module, args: tuple[Tensor], projected: Tensor) -> None:
+        def rates(linear: nn.Module, inputs: tuple[Tensor], projected: Tensor) -> None:
             heads = projected.flatten(1, -2).unflatten(-1, (mixer.num_heads, mixer.head_dim)).transpose(1, 2)
-            whole, inside = coding_rate(args[0].flatten(1, -2)), coding_rate(heads).sum(1)
+            whole, inside = coding_rate(inputs[0].flatten(1, -2)), coding_rate(heads).sum(1)
             found[block] = {"rate": whole, "subspace_rate": inside, "rate_reduction": whole - inside}
 
         return rates
 
     def count(block: str) -> Callable[..., None]:
-        def nonzero(module: nn.Module, args: Any, out: Tokens | Tensor) -> None:
+        def nonzero(module: nn.Module, inputs: Any, out: Tokens | Tensor) -> None:
             values = out.x if isinstance(out, Tokens) else out
             found[block]["nonzero"] = (values != 0).flatten(1).double().mean(1).cpu()
 
@@ -90,35 +91,38 @@ def _blocks(model: nn.Module) -> dict[str, nn.Module]:
     return {n: m for n, m in model.named_modules() if isinstance(getattr(m, "mixer", None), SubspaceMixer)}
 
 
-def measure_sparse_rate(args: argparse.Namespace) -> Path:
-    """Measure the model that `args` name on images (`visionzoo sparse-rate`); return the folder with table and plot.
+def measure_sparse_rate(config: SparseRateConfig) -> Path:
+    """Measure the model that `config` names on images (`visionzoo sparse-rate`); return the folder with table and plot.
 
     Raises:
         UserError: the model has no attention in subspaces, its weights or the images do not fit, or the result would
             replace another.
     """
-    process = start_process(args)
+    drawn = config.drawn
+    process = start_process(config.device.device)
     require("matplotlib")
-    output = Path(args.output)
-    if args.output and (output.exists() or output.is_symlink()):
-        raise UserError(f"--output {output} exists already and is not replaced; name another folder")
-    seed_everything(args.seed)
-    trained = restore(args)
+    output = Path(config.output)
+    if config.output and (output.exists() or output.is_symlink()):
+        raise UserError(f"--output {output} is there already and is not replaced; name another folder")
+    seed_everything(config.device.seed)
+    trained = restore(config.model, config.input, drawn, settings(drawn.reading))
     model = trained.model.to(process.device).eval()
-    name = args.model or trained.args["model"]
+    name = config.model.model or trained.args["model"]
     if not _blocks(model):
         raise UserError(f"{name} has no attention in subspaces; give --model zoo_crate_*, or one with mixers=subspace")
     try_images(model, name, trained.data_config["input_size"])
-    images = draw_images(args, trained)
+    images = draw_images(
+        config.images, drawn.num_images, trained, seed=config.device.seed, skip_bad_images=drawn.reading.skip_bad_images
+    )
     parts = []
-    with autocast(args, process.device):
+    with autocast(config.device, process.device):
         for batch in images.split(IMAGES_AT_ONCE):
             parts.append(sparse_rates(model, batch.to(process.device)))
     rows = [
         _row(layer, {measure: torch.cat([part[block][measure] for part in parts]) for measure in MEASURES})
         for layer, block in enumerate(parts[0], start=1)
     ]
-    folder = output if args.output else free_path(DEFAULT / safe_model_name(name))
+    folder = output if config.output else free_path(DEFAULT / safe_model_name(name))
     make_folder(folder)
     add_rows(folder / "sparse_rate.csv", COLUMNS, rows)
     _plot(rows, f"{name}, {len(images)} images", folder / "sparse_rate.png")

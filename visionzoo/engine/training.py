@@ -4,7 +4,6 @@ Everything random in a step follows from (seed, epoch, step, process), so a run 
 in mid-epoch, is the run that was never stopped; a checkpoint needs no random states.
 """
 
-import argparse
 import contextlib
 import math
 import time
@@ -19,10 +18,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import IterableDataset
 
+from visionzoo.engine.cached import DeviceLoader
 from visionzoo.engine.checkpoints import BEST
 from visionzoo.engine.data import end_loading, train_loader
 from visionzoo.engine.errors import Interrupted, UserError
 from visionzoo.engine.evaluation import evaluate
+from visionzoo.engine.flags import TrainConfig
 from visionzoo.engine.images import CheckedImages, announce_epoch, batches, loading_death, seed_everything
 from visionzoo.engine.interruption import StopSignals
 from visionzoo.engine.losses import Losses
@@ -30,19 +31,20 @@ from visionzoo.engine.models import autocast, set_epoch
 from visionzoo.engine.observation import TRACE, Trace, Waiting, peak_memory
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.probing import train_mode
-from visionzoo.engine.run import Run
+from visionzoo.engine.recipe import total_batch
+from visionzoo.engine.run import Run, build_run
 from visionzoo.graphs import CaptureError, CudaRecorder, TrainingStep
 
 
-def train(args: argparse.Namespace) -> dict[str, Any]:
-    """Train what `args` describe (`visionzoo train`); return the last epoch's row, best metric and folder of the run.
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Train what `config` describes (`visionzoo train`); return the run's last row, best metric and folder.
 
     Raises:
         UserError: the input cannot work, the loss is not finite, or a checkpoint cannot be written.
         Interrupted: by a signal; a checkpoint is written and the command to continue is in the message.
     """
-    process = start_process(args)
-    result = Training(Run(args, process)).fit()
+    process = start_process(config.device.device)
+    result = Training(build_run(config, process)).fit()
     if process.distributed:
         torch.distributed.destroy_process_group()
     return result
@@ -53,14 +55,15 @@ class Training:
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        self.loader = run.loader  # another, where mixing ends
         self.stop = StopSignals(run.process)
         self.losses = Losses(run)
         averaged: Any = run.task.get_trainable_module(ema=True)
         self.step = TrainingStep(
             self._forward,
             run.optimizer,
-            recorder=CudaRecorder(run.process.device) if run.args.cuda_graphs else None,
-            clip=self._clip if run.args.clip_grad is not None else None,
+            recorder=CudaRecorder(run.process.device) if run.config.fit.cuda_graphs else None,
+            clip=self._clip if run.config.optimizer.clip_grad is not None else None,
             scaler=run.scaler,
             ema=averaged,
             model=run.trainable,
@@ -71,7 +74,8 @@ class Training:
             run.say(f"--cuda-graphs: not recorded: {remark}")
         self.waiting = Waiting()
         self.images, self.seconds, self.waited = 0, 0.0, 0.0  # of training since the last row of summary.csv
-        self.trace = Trace(run.folder / TRACE, run.args.profile if run.process.is_primary else 0, run.process.device)
+        traced = run.config.run.profile if run.process.is_primary else 0
+        self.trace = Trace(run.folder / TRACE, traced, run.process.device)
 
     def fit(self) -> dict[str, Any]:
         """Train to the end, validating and saving on the way."""
@@ -90,6 +94,7 @@ class Training:
                 if said := self.trace.close():
                     run.say(said)
                 run.reporter.close()
+            end_loading(self.loader)
             run.close()
 
     def _fit(self) -> dict[str, Any]:
@@ -104,7 +109,7 @@ class Training:
                     row = self._epoch() or row
             except Interrupted as error:
                 raise self._saved(error) from None
-        if run.reporter and not run.args.no_curves:
+        if run.reporter and not run.config.run.no_curves:
             run.reporter.draw_curves()
         self._report_unusable()
         if run.checkpoints.best:
@@ -120,8 +125,8 @@ class Training:
             return Interrupted(self.stop.received, f"nothing saved. {run.last_good()}")
         if isinstance(error, RuntimeError) and "derivative for" in str(error) and self.step.second_order:
             return UserError(
-                f"--opt {run.args.opt} needs second derivatives, which a part of {run.args.model} has not: {error}. "
-                "Another --opt does not need them"
+                f"--opt {run.config.optimizer.opt} needs second derivatives, which a part of {run.config.model.model} "
+                f"has not: {error}. Another --opt does not need them"
             )
         if isinstance(error, CaptureError):
             return UserError(f"--cuda-graphs: {error}; leave --cuda-graphs out. {run.last_good()}")
@@ -131,18 +136,19 @@ class Training:
 
     def _epoch(self) -> dict[str, Any]:
         """Train to the end of the epoch in progress, validate and save; return the row of summary.csv."""
-        run, args = self.run, self.run.args
-        started, first = time.perf_counter(), run.batches_done
+        run, config, progress = self.run, self.run.config, self.run.progress
+        started, first = time.perf_counter(), progress.batches_done
         self.waiting = Waiting()
         if first < len(run.loader):  # else it was stopped in its validation
             self._train_epoch()
         seconds = time.perf_counter() - started
-        self.images += (run.batches_done - first) * args.batch_size * run.process.world_size
+        self.images += (progress.batches_done - first) * config.fit.batch_size * run.process.world_size
         self.seconds, self.waited = self.seconds + seconds, self.waited + self.waiting.seconds
         row: dict[str, Any] = {}
-        if (run.epoch + 1) % args.val_interval == 0 or run.epoch + 1 == run.num_epochs or run.at_max_steps:
-            total, count, parts = run.losses
-            row = {"epoch": run.epoch, "train_loss": total / max(count, 1)}
+        ended = progress.epoch + 1
+        if ended % config.run.val_interval == 0 or ended == run.num_epochs or run.at_max_steps:
+            total, count, parts = progress.losses
+            row = {"epoch": progress.epoch, "train_loss": total / max(count, 1)}
             row |= {f"train_{name}": value / max(count, 1) for name, value in parts.items()}
             row |= self._validate()
             row |= {"lr": run.lr, "images_per_second": self.images / self.seconds, "seconds": self.seconds}
@@ -152,29 +158,30 @@ class Training:
                 with self._last_good_told():
                     run.reporter.epoch(run.update, row)
             self._save(row[f"eval_{run.metric}" if run.val_set else "train_loss"])
-            run.validated = True
-        if advice := self.waiting.advice(seconds, args.workers):
+            progress.validated = True
+        if advice := self.waiting.advice(seconds, config.data.workers):
             run.say(advice)
-        if run.batches_done >= len(run.loader):
-            run.next_epoch()
+        if progress.batches_done >= len(run.loader):
+            progress.next_epoch()
             if run.scheduler is not None:
-                run.scheduler.step(run.epoch)
+                run.scheduler.step(progress.epoch)
         return row
 
     def _train_epoch(self) -> None:
-        run, accumulated = self.run, self.run.args.grad_accum_steps
+        run, fit, progress = self.run, self.run.config.fit, self.run.progress
+        accumulated = fit.grad_accum_steps
         total = len(run.loader)
         tail = total % accumulated
-        train_mode(run.trainable, frozen=run.args.freeze)
+        train_mode(run.trainable, frozen=fit.freeze)
         for model in (run.task.get_trainable_module(), run.task.get_trainable_module(ema=True)):
-            set_epoch(model, run.epoch)
+            set_epoch(model, progress.epoch)
         self.step.zero_grad()
         for index, images, targets in self._remaining_batches():
             group = tail if index >= total - tail else accumulated
             is_update = (index + 1) % accumulated == 0 or index + 1 == total
             self._forward_backward(index, images, targets, group, is_update)
-            run.batches_done, run.validated = index + 1, False
-            if run.batches_done == total:  # before any checkpoint, which holds only the first process's
+            progress.batches_done, progress.validated = index + 1, False
+            if progress.batches_done == total:  # before any checkpoint, which holds the first process's alone
                 self._share_batch_norms()
             if run.reporter:
                 run.reporter.advance(len(images) * run.process.world_size)
@@ -182,15 +189,15 @@ class Training:
                 self._after_update()
                 if run.at_max_steps:
                     break
-        if run.batches_done < total:
+        if progress.batches_done < total:
             self._share_batch_norms()
             if not run.at_max_steps:
-                run.batches_done = total  # a stream can be shorter than its announced length
+                progress.batches_done = total  # a stream can be shorter than its announced length
         self.losses.fetch()
 
     def _share_batch_norms(self) -> None:
         """Let all processes have the same averages of batch norm."""
-        run, how = self.run, self.run.args.dist_bn
+        run, how = self.run, self.run.config.fit.dist_bn
         if run.process.distributed and how:
             distribute_bn(run.trainable, run.process.world_size, how == "reduce")
             if (ema := run.task.get_trainable_module(ema=True)) is not None:
@@ -198,27 +205,28 @@ class Training:
 
     def _remaining_batches(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield what is left of the epoch; what is done is drawn again, so that the rest is what it would have been."""
-        run, args = self.run, self.run.args
-        if args.mixup_off_epoch and run.epoch >= args.mixup_off_epoch and run.loader.mixup_enabled:
-            # a new loader, since loading processes that run already would continue mixing
-            end_loading(run.loader)
-            run.loader = train_loader(args, run.train_set, run.data_config, run.process)
-            run.loader.mixup_enabled = False
-        announce_epoch(run.loader, args.seed, run.epoch)
-        iterator = batches(run.loader)
+        run, config, progress = self.run, self.run.config, self.run.progress
+        off = config.augmentation.mixup_off_epoch
+        if off and progress.epoch >= off and self.loader.mixup_enabled:
+            if not isinstance(self.loader, DeviceLoader):  # loading processes that run already would go on mixing
+                end_loading(self.loader)
+                self.loader = train_loader(config, run.train_set, run.data_config, run.process)
+            self.loader.mixup_enabled = False
+        announce_epoch(self.loader, config.device.seed, progress.epoch)
+        iterator = batches(self.loader)
         for index in range(len(run.loader)):
-            seed_everything(args.seed, run.epoch, index, run.process.rank)
+            seed_everything(config.device.seed, progress.epoch, index, run.process.rank)
             with self.waiting():
                 batch = next(iterator, None)
             if batch is None:
                 return
-            if index >= run.batches_done:
+            if index >= progress.batches_done:
                 yield index, *batch
 
     def _forward_backward(self, index: int, images: Tensor, targets: Tensor, group: int, is_update: bool) -> None:
         """Add the gradients of a batch, one of `group`; update the weights when it is the last of them."""
-        args, task = self.run.args, self.run.task
-        if args.channels_last:
+        task = self.run.task
+        if self.run.config.model.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with contextlib.nullcontext() if is_update else task.no_sync():
             if not self.losses.spoilt:
@@ -232,7 +240,7 @@ class Training:
             self.step.update()
 
     def _forward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        with autocast(self.run.args, self.run.process.device), self._differentiable_twice():
+        with autocast(self.run.config.device, self.run.process.device), self._differentiable_twice():
             return self.run.task(images, targets)
 
     def _differentiable_twice(self) -> AbstractContextManager[None]:
@@ -240,23 +248,25 @@ class Training:
         return sdpa_kernel(SDPBackend.MATH) if self.step.second_order else contextlib.nullcontext()
 
     def _clip(self) -> None:
-        args, task = self.run.args, self.run.task
-        clipped = task.get_clip_parameters(exclude_head=args.clip_mode == "agc")
-        dispatch_clip_grad(clipped, args.clip_grad, mode=args.clip_mode)
+        given = self.run.config.optimizer
+        assert given.clip_grad is not None
+        clipped = self.run.task.get_clip_parameters(exclude_head=given.clip_mode == "agc")
+        dispatch_clip_grad(clipped, given.clip_grad, mode=given.clip_mode)
 
     def _after_update(self) -> None:
-        run, args = self.run, self.run.args
+        run, config = self.run, self.run.config
         update, lr = run.update, run.lr
         self.step.average(update)
         if run.scheduler is not None:
             run.scheduler.step_update(update)
-        is_recovery = args.recovery_interval and update % args.recovery_interval == 0
+        interval = config.run.recovery_interval
+        is_recovery = interval and update % interval == 0
         # fetching waits for the device, so on a GPU it is done now and then
-        if is_recovery or run.process.device.type == "cpu" or update % args.log_interval == 0 or update <= 10:
+        if is_recovery or run.process.device.type == "cpu" or update % config.run.log_interval == 0 or update <= 10:
             losses = self.losses.fetch()
             if run.reporter:
                 with self._last_good_told():
-                    run.reporter.step(update, run.epoch, losses=losses, lr=lr)
+                    run.reporter.step(update, run.progress.epoch, losses=losses, lr=lr)
         if is_recovery:
             state = run.state()
             if run.process.is_primary:
@@ -268,7 +278,7 @@ class Training:
 
     def _validate(self) -> dict[str, float]:
         """Return the metrics of the averaged weights where there are such, else of the trained ones."""
-        run, args = self.run, self.run.args
+        run, config = self.run, self.run.config
         if run.val_loader is None:
             return {}
         if run.replicas is not None:
@@ -279,12 +289,12 @@ class Training:
                 [model for model in models if model is not None],
                 run.val_loader,
                 run.process,
-                precision=lambda: autocast(args, run.process.device),
-                channels_last=args.channels_last,
+                precision=lambda: autocast(config.device, run.process.device),
+                channels_last=config.model.channels_last,
                 progress=self._stoppable,
             )
         row = {f"eval_{name}": value for name, value in first.named().items()}
-        name = "map" if args.multi_label else "top1"
+        name = "map" if config.data.multi_label else "top1"
         return row | ({f"raw_{name}": raw[0].named()[name]} if raw else {})
 
     def _stoppable(self, batches: Iterable[Any]) -> Iterator[Any]:
@@ -301,7 +311,7 @@ class Training:
         if not run.process.is_primary:
             return
         with self._last_good_told():
-            run.checkpoints.save(state, run.epoch, metric)
+            run.checkpoints.save(state, run.progress.epoch, metric)
 
     @contextlib.contextmanager
     def _last_good_told(self) -> Iterator[None]:
@@ -328,13 +338,13 @@ class Training:
     def _start_bar(self) -> None:
         run = self.run
         if run.reporter:
-            batch = run.args.batch_size * run.process.world_size * run.args.grad_accum_steps
-            updates = min(run.num_epochs * run.updates_per_epoch, run.args.max_steps or math.inf)
+            batch = total_batch(run.config.fit, run.process.world_size)
+            updates = min(run.num_epochs * run.updates_per_epoch, run.config.run.max_steps or math.inf)
             run.reporter.start_bar(int(updates) * batch, run.update * batch)
 
     def _report_unusable(self) -> None:
         for split, dataset in (("training", self.run.train_set), ("validation", self.run.val_set)):
-            if isinstance(dataset, CheckedImages) and self.run.args.skip_bad_images:
+            if isinstance(dataset, CheckedImages) and self.run.config.data.skip_bad_images:
                 if self.run.process.distributed:
                     bad = dataset.bad.to(self.run.process.device, torch.uint8)
                     torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX)

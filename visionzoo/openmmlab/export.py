@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from visionzoo.engine.errors import UserError
 from visionzoo.engine.parallel import start_process
 from visionzoo.openmmlab.config_errors import merge_options
 from visionzoo.openmmlab.configuring import config_classes
+from visionzoo.openmmlab.flags import ExportConfig
 from visionzoo.openmmlab.meta import checkpoint_classes, compare_model
 from visionzoo.openmmlab.running import check_channels, read_config, require_checkpoint, say_notes
 
@@ -47,43 +47,43 @@ class RawSegmentor(nn.Module):
         return self.segmentor._forward(images)  # type: ignore[operator]
 
 
-def export_dense(args: argparse.Namespace) -> list[Exported]:
+def export_dense(config: ExportConfig) -> list[Exported]:
     """Export what the flags name; write the files with NAME.json beside them, and return them.
 
     Raises:
         UserError: config and checkpoint do not fit, or the network is none that has raw outputs.
     """
-    check_flags(args)
-    if bool(args.checkpoint) == args.random_weights:
+    check_flags(config.files)
+    if bool(config.checkpoint) == config.random_weights:
         raise UserError("which weights? give --checkpoint, or --random-weights to measure speed")
-    cfg = read_config(args.config)
-    if args.cfg_options:
-        merge_options(cfg, args.cfg_options)
+    cfg = read_config(config.config)
+    if config.cfg_options:
+        merge_options(cfg, config.cfg_options)
     describe = _describer(cfg.model)
-    if args.checkpoint:
-        require_checkpoint(args.checkpoint)
+    if config.checkpoint:
+        require_checkpoint(config.checkpoint)
     cfg.model.backbone.pretrained = False  # the checkpoint has all weights
     check_channels(cfg)
-    device = start_process(args).device
+    device = start_process(config.files.device).device
     init_default_scope(cfg.default_scope)
     network = revert_sync_batchnorm(MODELS.build(cfg.model))
     content: Mapping[str, Any] = {}
-    if args.checkpoint:
+    if config.checkpoint:
         try:
-            content = load_checkpoint(network, args.checkpoint, map_location="cpu", strict=True)
+            content = load_checkpoint(network, config.checkpoint, map_location="cpu", strict=True)
         except RuntimeError as error:
-            raise UserError(f"{args.checkpoint} does not fit {args.config}: {error}") from error
-        say_notes(compare_model(content, cfg, args.checkpoint))
+            raise UserError(f"{config.checkpoint} does not fit {config.config}: {error}") from error
+        say_notes(compare_model(content, cfg, config.checkpoint))
     network = network.to(device).eval()
-    shape = shape_of(args, _input_size(args, cfg))
+    shape = shape_of(config.files, _input_size(config, cfg))
     description = {
-        "model": Path(args.config).stem,
+        "model": Path(config.config).stem,
         "preprocessing": _preprocessing(cfg.model.data_preprocessor),
         **describe(network),
         "class_names": checkpoint_classes(content) or config_classes(cfg),
     }
     raw = RawDetector(network) if description["task"] == "detection" else RawSegmentor(network)
-    return write_files(raw, Path(args.output) / Path(args.config).stem, shape, description, args)
+    return write_files(raw, Path(config.files.output) / Path(config.config).stem, shape, description, config.files)
 
 
 def _describer(model: Mapping[str, Any]) -> Any:
@@ -156,12 +156,13 @@ def _preprocessing(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _input_size(args: argparse.Namespace, cfg: Any) -> tuple[int, int, int]:
+def _input_size(config: ExportConfig, cfg: Any) -> tuple[int, int, int]:
     """Return channels, height and width: the flags', else what the config tests at, padded as it says."""
-    if args.input_size:
-        return tuple(args.input_size)
-    if args.img_size:
-        return 3, args.img_size, args.img_size
+    if config.input_size:
+        channels, height, width = config.input_size
+        return channels, height, width
+    if config.img_size:
+        return 3, config.img_size, config.img_size
     preprocessor = cfg.model.data_preprocessor
     if size := preprocessor.get("size"):  # of segmentors: (height, width)
         return 3, *size

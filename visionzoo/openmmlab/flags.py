@@ -1,14 +1,19 @@
 """The command lines of train, eval, predict and export with a config of OpenMMLab."""
 
 import argparse
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from mmengine.config import DictAction
 
-from visionzoo.deploy.flags import add_export_flags
+from visionzoo.deploy.flags import FilesConfig, format_flag
 from visionzoo.engine.configs import find_config
 from visionzoo.engine.errors import UserError
-from visionzoo.engine.flags import SHARE, add_page_flags
+from visionzoo.engine.flags import SHARE
+from visionzoo.engine.options import add_flags, filled, flag, switch
+
+C = TypeVar("C")
 
 
 class CfgOptions(DictAction):
@@ -39,92 +44,136 @@ class Config(argparse.Action):
         setattr(namespace, self.dest, str(find_config(values)))
 
 
-def train_parser() -> argparse.ArgumentParser:
-    """Return mmdet's flags, with those for your own data."""
-    parser = _parser("CONFIG", "Train a detector or segmentor.")
-    parser.add_argument("--work-dir", help="of logs and checkpoints (default: work_dirs/NAME_OF_CONFIG)")
-    parser.add_argument("--resume", nargs="?", const="auto", metavar="FILE", help="continue from FILE, or the last one")
-    parser.add_argument("--amp", action="store_true", help="mixed precision on a GPU")
-    parser.add_argument("--auto-scale-lr", action="store_true", help="scale the learning rate with the whole batch")
-    parser.add_argument("--seed", type=int, help="of the initial weights and the order of the data")
-    parser.add_argument(
-        "--skip-bad-images", action="store_true", help="skip unusable training images and masks, and log which"
-    )
-    parser.add_argument("--log-wandb", action="store_true", help="log to Weights & Biases too, not only to TensorBoard")
-    parser.add_argument("--wandb-project", help="its project")
-    _add_data(parser)
-    _add_common(parser)
-    return parser
+class ConfigParser(argparse.ArgumentParser, Generic[C]):
+    """A parser of the flags of a dataclass; its complaints are argparse's own."""
+
+    def __init__(self, config: type[C], usage: str, description: str) -> None:
+        super().__init__(usage=f"%(prog)s {usage} [flags]", description=description)
+        self._config = config
+        add_flags(self, config)
+
+    def parse(self, argv: Sequence[str] | None = None) -> C:
+        """Parse `argv` (default: sys.argv)."""
+        return filled(self._config, vars(self.parse_args(argv)))
 
 
-def eval_parser() -> argparse.ArgumentParser:
-    """Return the flags of evaluation."""
-    parser = _parser("CONFIG --checkpoint FILE", "Evaluate a detector or segmentor.")
-    parser.add_argument("--checkpoint", required=True, help="of the detector or segmentor, as train.py writes it")
-    parser.add_argument("--work-dir", help="of the metrics (default: work_dirs/NAME_OF_CONFIG)")
-    parser.add_argument("--show-dir", help="write pictures with annotation and prediction side by side there")
-    _add_data(parser)
-    _add_common(parser)
-    return parser
-
-
-def predict_parser() -> argparse.ArgumentParser:
-    """Return the flags of prediction."""
-    parser = _parser("CONFIG IMAGE...", "Draw boxes and masks on pictures, and write JSON.")
-    parser.add_argument("images", nargs="+", help="pictures, or folders of them")
-    parser.add_argument("--checkpoint", required=True, help="of the detector or segmentor, as train.py writes it")
-    parser.add_argument("--output", default="output/predictions", help="folder (default: %(default)s)")
-    parser.add_argument("--score-threshold", type=SHARE, default=0.3, help="of what is drawn (default: %(default)s)")
-    parser.add_argument("--device", help="such as cuda:0 or cpu (default: the GPU if there is one)")
-    return parser
-
-
-def view_parser() -> argparse.ArgumentParser:
-    """Return the flags of the page and its pictures."""
-    parser = _parser("CONFIG [IMAGE...]", "Look at what a detector or segmentor finds: a local page, or pictures.")
-    parser.add_argument("images", nargs="*", help="pictures, or folders of them")
-    parser.add_argument("--checkpoint", required=True, help="of the detector or segmentor, as train.py writes it")
-    parser.add_argument("--save", default="", metavar="DIR", help="write pictures and JSON there, and no page")
-    parser.add_argument("--score-threshold", type=SHARE, default=0.3, help="of what is drawn (default: %(default)s)")
-    parser.add_argument("--device", help="such as cuda:0 or cpu (default: the GPU if there is one)")
-    add_page_flags(parser)
-    return parser
-
-
-def export_parser() -> argparse.ArgumentParser:
-    """Return the flags of export."""
-    parser = _parser("CONFIG --checkpoint FILE", "Export what a network puts out, before any NMS.")
-    parser.add_argument("--checkpoint", default="", help="of the detector or segmentor, as train.py writes it")
-    parser.add_argument("--random-weights", action="store_true", help="export without weights, to measure speed")
-    add_export_flags(parser, ("onnx",))
-    parser.add_argument(
-        "--img-size", type=int, metavar="N", help="side of a square input (default: the config's input)"
-    )
-    parser.add_argument("--input-size", type=int, nargs=3, metavar="N", help="channels, height, width, likewise")
-    parser.add_argument("--cfg-options", nargs="+", action=CfgOptions, metavar="KEY=VALUE", help="change the config")
-    return parser
-
-
-def _parser(usage: str, text: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(usage=f"%(prog)s {usage} [flags]", description=text)
+def _config() -> Any:
     about = "a config of mmdet or mmseg, or the name of one of ours, which `visionzoo configs` lists"
-    parser.add_argument("config", action=Config, metavar="CONFIG", help=about)
-    return parser
+    return flag(about, names=("config",), action=Config, metavar="CONFIG")
 
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data-root", help="folder of the data, in the layout that the config expects")
-    parser.add_argument(
-        "--dataset", metavar="FILE.yaml", help="your own data; see visionzoo.openmmlab.configuring.use_dataset"
+def _options() -> Any:
+    return flag("change the config", nargs="+", action=CfgOptions, metavar="KEY=VALUE")
+
+
+def _checkpoint() -> Any:
+    return flag("of the detector or segmentor, as train.py writes it", required=True)
+
+
+def _work_dir(what: str) -> Any:
+    return flag(f"of {what} (default: work_dirs/NAME_OF_CONFIG)")
+
+
+@dataclass(frozen=True, slots=True)
+class OwnDataConfig:
+    """Data and classes of one's own."""
+
+    data_root: str | None = flag("folder of the data, in the layout that the config expects")
+    dataset: str | None = flag(
+        "data of one's own; see visionzoo.openmmlab.configuring.use_dataset", metavar="FILE.yaml"
     )
-    parser.add_argument("--classes", metavar="A,B,...", help="names of the classes; sets num_classes everywhere")
+    classes: str | None = flag("names of the classes; sets num_classes everywhere", metavar="A,B,...")
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cfg-options", nargs="+", action=CfgOptions, metavar="KEY=VALUE", help="change the config")
-    parser.add_argument(
-        "--launcher",
+@dataclass(frozen=True, slots=True)
+class LaunchConfig:
+    """What changes the config, and how the processes were started."""
+
+    cfg_options: Mapping[str, Any] | None = _options()
+    launcher: str | None = flag(
+        "what started the processes (default: pytorch under torchrun, else none)",
         choices=["none", "pytorch", "slurm", "mpi"],
-        help="what started the processes (default: pytorch under torchrun, else none)",
     )
-    parser.add_argument("--local-rank", "--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+    local_rank: int = flag(argparse.SUPPRESS, 0, names=("--local-rank", "--local_rank"), type=int)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """What `visionzoo train CONFIG.py` is given."""
+
+    config: str = _config()
+    work_dir: str | None = _work_dir("logs and checkpoints")
+    resume: str | None = flag("go on from FILE, or the last one", nargs="?", const="auto", metavar="FILE")
+    amp: bool = switch("mixed precision on a GPU", negatable=False)
+    auto_scale_lr: bool = switch("scale the learning rate with the whole batch", negatable=False)
+    seed: int | None = flag("of the initial weights and the order of the data", type=int)
+    skip_bad_images: bool = switch("pass over unusable training images and masks, and log which", negatable=False)
+    log_wandb: bool = switch("log to Weights & Biases too, not to TensorBoard alone", negatable=False)
+    wandb_project: str | None = flag("its project")
+    data: OwnDataConfig = OwnDataConfig()
+    launch: LaunchConfig = LaunchConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class EvalConfig:
+    """What `visionzoo eval CONFIG.py` is given."""
+
+    config: str = _config()
+    checkpoint: str = _checkpoint()
+    work_dir: str | None = _work_dir("the metrics")
+    show_dir: str | None = flag("write pictures with annotation and prediction side by side there")
+    data: OwnDataConfig = OwnDataConfig()
+    launch: LaunchConfig = LaunchConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class PredictConfig:
+    """What `visionzoo predict CONFIG.py` is given; `score_threshold` is from 0 to 1."""
+
+    config: str = _config()
+    images: Sequence[str] = flag("pictures, or folders of them", names=("images",), nargs="+")
+    checkpoint: str = _checkpoint()
+    output: str = flag("folder (default: %(default)s)", "output/predictions")
+    score_threshold: float = flag("of what is drawn (default: %(default)s)", 0.3, type=SHARE)
+    device: str | None = flag("such as cuda:0 or cpu (default: the GPU if there is one)")
+
+
+@dataclass(frozen=True, slots=True)
+class DenseFilesConfig(FilesConfig):
+    """The same as for classifiers, with another default."""
+
+    format: Sequence[str] = format_flag(("onnx",))
+
+
+@dataclass(frozen=True, slots=True)
+class ExportConfig:
+    """What `visionzoo export CONFIG.py` is given; sizes are in pixels."""
+
+    config: str = _config()
+    checkpoint: str = flag("of the detector or segmentor, as train.py writes it", "")
+    random_weights: bool = switch("export without weights, to measure speed", negatable=False)
+    files: DenseFilesConfig = DenseFilesConfig()
+    img_size: int | None = flag("side of a square input (default: the config's input)", type=int, metavar="N")
+    input_size: Sequence[int] | None = flag("channels, height, width, likewise", type=int, nargs=3, metavar="N")
+    cfg_options: Mapping[str, Any] | None = _options()
+
+
+def train_parser() -> ConfigParser[TrainConfig]:
+    """Return mmdet's flags, with those for one's own data."""
+    return ConfigParser(TrainConfig, "CONFIG", "Train a detector or segmentor.")
+
+
+def eval_parser() -> ConfigParser[EvalConfig]:
+    """Return the flags of evaluation."""
+    return ConfigParser(EvalConfig, "CONFIG --checkpoint FILE", "Evaluate a detector or segmentor.")
+
+
+def predict_parser() -> ConfigParser[PredictConfig]:
+    """Return the flags of prediction."""
+    return ConfigParser(PredictConfig, "CONFIG IMAGE...", "Draw boxes and masks on pictures, and write JSON.")
+
+
+def export_parser() -> ConfigParser[ExportConfig]:
+    """Return the flags of export."""
+    about = "Export what a network puts out, before any NMS."
+    return ConfigParser(ExportConfig, "CONFIG --checkpoint FILE", about)

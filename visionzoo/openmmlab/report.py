@@ -67,7 +67,7 @@ def contact_sheet(output: Path, runs: Sequence[str], data: Mapping[str, Path], p
             "--output",
             str(output / "pictures" / run),
         ]
-        predict(predict_parser().parse_args(flags))
+        predict(predict_parser().parse(flags))
         rows.append((run, [next((output / "pictures" / run / "vis").glob(f"{image.stem}.*")) for image in chosen]))
     height = WIDTH * 3 // 4
     sheet = Image.new("RGB", (WIDTH * len(chosen), (height + 18) * len(rows)), "white")

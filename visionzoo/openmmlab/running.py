@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -31,11 +30,12 @@ from visionzoo.openmmlab.configuring import (
     use_root,
 )
 from visionzoo.openmmlab.data import check_data
+from visionzoo.openmmlab.flags import EvalConfig, LaunchConfig, OwnDataConfig, TrainConfig
 from visionzoo.openmmlab.meta import check_resumed
 from visionzoo.openmmlab.stopping import stopping_at_once, stopping_between_steps
 
 
-def train(args: argparse.Namespace) -> Runner:
+def train(config: TrainConfig) -> Runner:
     """Train what the flags ask for and return the Runner.
 
     Raises:
@@ -43,28 +43,28 @@ def train(args: argparse.Namespace) -> Runner:
             mask cannot be used, at the step that reads it; with --skip-bad-images only those of validation.
         Interrupted: by a signal; a checkpoint is written and named.
     """
-    cfg = prepare(args)
-    if args.resume:
-        cfg.resume, cfg.load_from = True, None if args.resume == "auto" else require_checkpoint(args.resume)
-    if args.seed is not None:
-        cfg.randomness = {"seed": args.seed}
-    if args.amp:
+    cfg = prepare(config.config, config.work_dir, config.data, config.launch)
+    if config.resume:
+        cfg.resume, cfg.load_from = True, None if config.resume == "auto" else require_checkpoint(config.resume)
+    if config.seed is not None:
+        cfg.randomness = {"seed": config.seed}
+    if config.amp:
         if not torch.cuda.is_available():
             raise UserError("--amp: mmengine's mixed precision needs a GPU, and torch finds none; leave --amp out")
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
-    if args.auto_scale_lr:
+    if config.auto_scale_lr:
         if "auto_scale_lr" not in cfg:
             raise UserError("--auto-scale-lr: the config does not say for which batch size its learning rate is")
         cfg.auto_scale_lr.enable = True
     say_notes(check_data(cfg))
     make_folder(cfg.work_dir)
-    _log_to(cfg, args)
-    # mmengine's checkpoints hold Python objects; at the end the last and the best are also written as bare tensors
+    _log_to(cfg, config)
+    # mmengine's checkpoints hold Python objects; at the end the last and the best are also written as tensors alone
     cfg.default_hooks.checkpoint.setdefault("published_keys", ["meta", "state_dict"])
     cfg.setdefault("custom_hooks", []).append({"type": "ProgressBarHook"})
     cfg.custom_hooks.append({"type": "TrialValidationHook"})
-    if args.skip_bad_images:
+    if config.skip_bad_images:
         cfg.skip_bad_images = True
         cfg.custom_hooks.append({"type": "SkippedImagesHook"})
     runner = build(cfg, lambda: CheckingRunner.from_cfg(cfg))
@@ -79,16 +79,16 @@ def train(args: argparse.Namespace) -> Runner:
     return runner
 
 
-def evaluate(args: argparse.Namespace) -> dict[str, float]:
+def evaluate(config: EvalConfig) -> dict[str, float]:
     """Evaluate a checkpoint on the config's test data, print its metrics and return them.
 
     Raises:
         UserError: if there is no such checkpoint, or it, the config and the data do not fit together.
     """
-    cfg = prepare(args)
-    cfg.load_from = require_checkpoint(args.checkpoint)
-    if args.show_dir:
-        folder = str(Path(args.show_dir).resolve())
+    cfg = prepare(config.config, config.work_dir, config.data, config.launch)
+    cfg.load_from = require_checkpoint(config.checkpoint)
+    if config.show_dir:
+        folder = str(Path(config.show_dir).resolve())
         cfg.default_hooks.visualization.update(draw=True)
         if task_of(cfg) == "detection":
             cfg.default_hooks.visualization.update(type="FoldersVisualizationHook", test_out_dir=folder)
@@ -106,25 +106,25 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
     return metrics
 
 
-def prepare(args: argparse.Namespace) -> Config:
+def prepare(path: str, work_dir: str | None, data: OwnDataConfig, launch: LaunchConfig) -> Config:
     """Read a config and apply the flags that training and evaluation share."""
-    cfg = read_config(args.config)
-    if args.cfg_options:
-        merge_options(cfg, args.cfg_options)
-    if args.data_root:
-        use_root(cfg, args.data_root)
-    if args.dataset:
-        use_dataset(cfg, args.dataset)
-    if args.classes:
-        use_classes(cfg, [name.strip() for name in args.classes.split(",") if name.strip()])
-    cfg.launcher = args.launcher or ("pytorch" if "TORCHELASTIC_RUN_ID" in os.environ else "none")
-    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    cfg = read_config(path)
+    if launch.cfg_options:
+        merge_options(cfg, launch.cfg_options)
+    if data.data_root:
+        use_root(cfg, data.data_root)
+    if data.dataset:
+        use_dataset(cfg, data.dataset)
+    if data.classes:
+        use_classes(cfg, [name.strip() for name in data.classes.split(",") if name.strip()])
+    cfg.launcher = launch.launcher or ("pytorch" if "TORCHELASTIC_RUN_ID" in os.environ else "none")
+    os.environ.setdefault("LOCAL_RANK", str(launch.local_rank))
     if not torch.cuda.is_available():
         # on CPUs mmengine would set the process's GPU, and name it to torch
         cfg.setdefault("model_wrapper_cfg", {"device_ids": None, "broadcast_buffers": False})
         if cfg.launcher == "pytorch" and not torch.distributed.is_initialized():
             torch.distributed.init_process_group("gloo")
-    cfg.work_dir = args.work_dir or cfg.get("work_dir") or str(Path("work_dirs") / Path(args.config).stem)
+    cfg.work_dir = work_dir or cfg.get("work_dir") or str(Path("work_dirs") / Path(path).stem)
     check_channels(cfg)
     check_windows(cfg)
     return cfg
@@ -152,13 +152,13 @@ def leave_annotations_out(cfg: Config) -> None:
                 dataset.pipeline = [step for step in dataset.pipeline if step["type"] != "LoadAnnotations"]
 
 
-def _log_to(cfg: Config, args: argparse.Namespace) -> None:
+def _log_to(cfg: Config, config: TrainConfig) -> None:
     require("tensorboard")
     backends = cfg.visualizer.setdefault("vis_backends", [])
     wanted: list[dict[str, Any]] = [{"type": "TensorboardVisBackend"}]
-    if args.log_wandb:
+    if config.log_wandb:
         require("wandb", extra="wandb")
-        run = {"project": args.wandb_project, "name": Path(cfg.work_dir).name}
+        run = {"project": config.wandb_project, "name": Path(cfg.work_dir).name}
         wanted.append({"type": "WandbVisBackend", "init_kwargs": {k: v for k, v in run.items() if v}})
     there = {backend["type"] for backend in backends}
     backends += [backend for backend in wanted if backend["type"] not in there]
