@@ -75,7 +75,7 @@ def test_an_interrupted_distillation_is_the_one_that_ran_through(distil, tmp_pat
 
 
 def test_the_teacher_sees_images_as_it_was_trained_on_them(distil, trained):
-    """Whatever mean and deviation the student's images are normalised by."""
+    """Whatever mean and deviation the student's images are normalized by."""
     run = build_run(distil(mean=[0.2, 0.3, 0.4], std=[0.5, 0.6, 0.7]), Process(torch.device("cpu")))
     image = torch.rand(2, 3, 32, 32)
     theirs = read_checkpoint(trained[0] / "model_best.pth.tar")["data_config"]

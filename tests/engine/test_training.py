@@ -1,4 +1,5 @@
 import dataclasses
+import contextlib
 import errno
 import functools
 import math

@@ -507,7 +507,7 @@ def _loader_rate(run: Run) -> float:
 
 
 def _inference_rate(model: nn.Module, config: TrainConfig, size: Sequence[int], budget: Budget) -> float:
-    """Images a second of the model alone, in training's precision, on a batch that is on the device."""
+    """Images a second of only the model, in training's precision, on a batch that is on the device."""
     device = next(p.device for p in model.parameters())
     images = _images(config, config.fit.validation_batch_size or config.fit.batch_size, size, device)
 

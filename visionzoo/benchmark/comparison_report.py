@@ -101,7 +101,7 @@ def section(models: Sequence[Row], rows: Sequence[Row], config: CompareConfig, n
     rows = [row for row in rows if row["status"] == "ok"]
     machines = {f"{r['device']}, torch {r['torch']}, timm {r['timm']}, Python {r['python']}" for r in rows}
     precision = f"{config.train.device.amp_dtype} autocast" if config.train.device.amp else "float32"
-    trained = f"{rows[0]['epochs']:g} epochs from nothing for each"
+    trained = f"{rows[0]['epochs']:g} epochs from random weights for each"
     if config.comparison.seeds:
         trained += f" of {len(config.comparison.seeds)} seeds (mean ± standard deviation)"
     if config.comparison.probes:
@@ -123,7 +123,7 @@ training."""
     if config.comparison.mixers:
         (smallest, largest), dim = config.comparison.growth_tokens, config.comparison.growth_dim
         speed += f"""
-Exponents are slopes in log-log of time and memory of a map against its tokens N, of the mixer alone with
+Exponents are slopes in log-log of time and memory of a map against its tokens N, of only the mixer with
 {dim} channels, forward and backward, from {smallest:,} to {largest:,} tokens; each step has {largest:,}
 tokens, in many maps or few."""
     return f"""{table(models)}
@@ -131,7 +131,10 @@ tokens, in many maps or few."""
 {trained}, batch {config.train.fit.batch_size}, {precision}; {"; ".join(sorted(machines))}.
 Top-1 is that of the last epoch on the validation split. {speed}
 
-    python tools/compare.py {config.train.config or "CONFIG"} --data-dir TRAIN --val-data-dir VALIDATION
+<!-- not run: needs a GPU and data -->
+```bash
+visionzoo compare {config.train.config or "CONFIG"} --data-dir TRAIN --val-data-dir VALIDATION
+```
 
 ![top-1 against throughput]({name}.png)
 

@@ -35,7 +35,7 @@ class Failure:
 
 
 Task = tuple[Callable[[Any], Any], Any]  # called with a dataclass whose `config` is a TrainConfig; both are pickled
-Done = Callable[[Any, Any], None]  # is told the key of a task, and its result or a Failure
+Done = Callable[[Any, Any], None]  # receives the key of a task, and its result or a Failure
 
 
 def failure(error: BaseException) -> Failure:

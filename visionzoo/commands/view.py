@@ -15,11 +15,11 @@ def main() -> None:
         from visionzoo.openmmlab.flags import view_parser as parser
         from visionzoo.openmmlab.prediction import view as look
 
-        look(parser().parse_args())
+        look(parser().parse())
         return
     from visionzoo.engine.flags import view_parser
 
-    args = view_parser().parse()
+    config = view_parser().parse()
     from visionzoo.engine.view import view  # after parsing: --help and typing errors come at once
 
-    view(args)
+    view(config)

@@ -68,6 +68,6 @@ def _build(config: ExportConfig) -> Trained:
             )
         return restore(config.model, config.input, config.source.weights, settings(config.source))
     if config.source.weights.checkpoint or config.model.pretrained:
-        raise UserError("--random-weights beside --checkpoint or --pretrained; give one")
+        raise UserError("--random-weights together with --checkpoint or --pretrained; give one")
     model = build_model(config.model, config.input)
     return Trained(model, per_channel(data_config(config.model, config.input, model)))

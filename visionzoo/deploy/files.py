@@ -133,7 +133,7 @@ def check_flags(given: FilesConfig, *, torchcompile: str | None = None) -> None:
     if given.batch_size < 1:
         raise UserError(f"--batch-size: expected a positive number, got {given.batch_size}")
     if given.batch_size > 1 and not given.static_batch:
-        raise UserError("--batch-size is of files that take that batch alone: add --static-batch, or leave it out")
+        raise UserError("--batch-size is for files that take only that batch: add --static-batch, or leave it out")
     if torchcompile:
         raise UserError("--torchcompile has no effect on files; --format aoti compiles")
 

@@ -30,7 +30,7 @@ class FilesConfig:
     batch_size: int = flag(
         "images of a batch with --static-batch", 1, names=("-b", "--batch-size"), type=int, metavar="N"
     )
-    static_batch: bool = switch("take batches of --batch-size alone (default: of any number)", negatable=False)
+    static_batch: bool = switch("take only batches of --batch-size (default: of any number)", negatable=False)
     dynamic_size: bool = switch("take any height and width, where the model can be exported so", negatable=False)
     opset: int | None = flag("version of ONNX's operators (default: torch's choice)", type=int, metavar="N")
     no_fuse: bool = switch("leave batch norms as they are (default: fold them, visionzoo.fuse)", negatable=False)

@@ -75,11 +75,11 @@ def sweep(config: ExportConfig) -> list[Row]:
     check_flags(config.files, torchcompile=config.model.torchcompile)
     tqdm = require("tqdm").tqdm
     if config.model.model or config.source.weights.checkpoint:
-        raise UserError("--all beside --model or --checkpoint; give one")
+        raise UserError("--all together with --model or --checkpoint; give one")
     patterns = config.sweep.all or ["*"]
     names = [name for name in VARIANTS if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
     if not names:
-        raise UserError(f"--all: no model is called like {' or '.join(patterns)}; `visionzoo models` lists them")
+        raise UserError(f"--all: no model matches {' or '.join(patterns)}; `visionzoo models` lists them")
     table = Path(config.sweep.results_csv or Path(config.files.output) / "export.csv")
     rows = read_rows(table)
     done = {(row.model, row.format, row.axes) for row in rows}

@@ -84,7 +84,7 @@ def auxiliary_weights(
             raise UserError(f"--aux-weight {name}: expected a number at least 0, got {weight!r}") from error
     if frozen:
         if given:
-            raise UserError("--freeze trains the classifier alone, without exits and terms; leave --aux-weight out")
+            raise UserError("--freeze trains only the classifier, without exits and terms; leave --aux-weight out")
         return {}
     if has_teacher:
         if learned := [name for name, weight in own.items() if weight]:

@@ -210,7 +210,7 @@ def open_train_and_val(config: TrainConfig) -> tuple[Any, Any | None]:
     )
     names = class_names(train)
     if names and len(names) == 1 and not config.data.multi_label:
-        raise UserError(f"all training images are of one class, {names[0]!r}: there is nothing to tell apart")
+        raise UserError(f"all training images are of one class, {names[0]!r}: there is nothing to distinguish")
     if not config.splits.val_split:
         return train, None
 

@@ -63,7 +63,7 @@ def make_task(
         raise UserError(
             f"--kd-distill-type {config.distillation.kd_distill_type} with {config.model.model}: {error}"
         ) from error
-    # timm takes these from the models' cfgs, whatever the images were normalised by
+    # timm takes these from the models' cfgs, whatever the images were normalized by
     task.student_mean, task.student_std = (_per_channel(data_config[name], device) for name in ("mean", "std"))
     task.teacher.mean_kd, task.teacher.std_kd = (
         _per_channel(teacher.data_config[name], device) for name in ("mean", "std")

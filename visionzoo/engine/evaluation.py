@@ -162,7 +162,7 @@ def evaluate_checkpoint(config: EvalConfig) -> dict[str, Any]:
     about = {"model": name, "img_size": trained.data_config["input_size"][-1]}
     if config.calibration.exits:
         if data.multi_label:
-            raise UserError("--exits: how sure an exit is, is asked of models with one label an image")
+            raise UserError("--exits: exits are for models with one label per image")
         with_exits(model, name)
         files = exits_files(result.results_file, _default_file(about, result.checkpoint))
     if config.model.channels_last:
@@ -234,7 +234,7 @@ def _check_exit_flags(config: EvalConfig, process: Process) -> None:
     if config.model.torchcompile:
         raise UserError("--exits runs a model part by part, and --torchcompile makes one of all; leave it out")
     if config.result.results_csv:
-        raise UserError("--results-csv takes a row a model, and --exits has a table of its own; leave it out")
+        raise UserError("--results-csv takes one row per model, and --exits has a table of its own; leave it out")
     require("matplotlib")
 
 
@@ -249,7 +249,7 @@ def _check_files(given: ResultConfig) -> None:
     path = Path(given.results_file)
     make_folder(path.parent)
     if given.results_file and path.exists() and _read(path) is None:
-        raise UserError(f"--results-file {path} is there and no result of `visionzoo eval`; name another file")
+        raise UserError(f"--results-file {path} exists and is not a result of `visionzoo eval`; name another file")
 
 
 def _write(result: dict[str, Any], given: ResultConfig) -> None:

@@ -367,7 +367,7 @@ def early_exit_model(given: ExitConfig, model: nn.Module, name: str) -> EarlyExi
     if given.budget is not None and not given.exits:
         raise UserError("--budget chooses among the settings of a file; give it by --exits")
     if given.exits and given.thresholds:
-        raise UserError("--exits beside --thresholds; give one")
+        raise UserError("--exits together with --thresholds; give one")
     if not given.exits and not given.thresholds:
         return None
     thresholds = given.thresholds

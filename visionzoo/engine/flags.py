@@ -1,7 +1,7 @@
 """The flags of the commands, each declared here once, as frozen dataclasses; a field's help is its documentation.
 
-Names and defaults are timm's; what is ours alone is marked (visionzoo). A field's `type` is the range that its numbers
-are checked against, on the command line and in a YAML alike.
+Names and defaults are timm's; what only visionzoo has is marked (visionzoo). A field's `type` is the range that its
+numbers are checked against, on the command line and in a YAML alike.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from visionzoo.engine.options import KeyValues, Number, Parser, Specs, flag, switch
+from visionzoo.explanation.image import METHODS
 
 COUNT, WHOLE = Number(int, low=1), Number(int, low=0)
 AMOUNT, POSITIVE = Number(float, low=0), Number(float, above=0)
@@ -45,7 +46,7 @@ class DataConfig:
     input_key: str | None = flag("column or file ending of the image in hfds/ and wds/ sets")
     target_key: str | None = flag("column or file ending of the class in hfds/ and wds/ sets")
     dataset_trust_remote_code: bool = switch("let hfds/ sets run the code that they come with")
-    skip_bad_images: bool = switch("pass over unusable images and count them, instead of stopping (visionzoo)")
+    skip_bad_images: bool = switch("skip unusable images and count them, instead of stopping (visionzoo)")
     apply_exif_orientation: bool = switch("turn images as their EXIF says; else as stored, as in timm (visionzoo)")
     workers: int = flag("processes that load images", 4, names=("-j", "--workers"), type=WHOLE, metavar="N")
     multi_label: bool = switch("any number of labels an image, from labels.csv in each split's folder (visionzoo)")
@@ -64,7 +65,7 @@ class ModelConfig:
     TITLE: ClassVar = "model"
     model: str | None = flag("any timm model, zoo_* included", metavar="NAME")
     pretrained: bool = switch("start from the published weights")
-    non_commercial: bool = switch("accept weights whose licence forbids commercial use (visionzoo)")
+    non_commercial: bool = switch("accept weights whose license forbids commercial use (visionzoo)")
     num_classes: int | None = flag(
         "number of classes (default: the data set's, else the model's)", type=COUNT, metavar="N"
     )
@@ -85,7 +86,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class InputConfig:
-    """What the model sees: sizes in pixels, normalisation of values from 0 to 1; None: as the model has it."""
+    """What the model sees: sizes in pixels, normalization of values from 0 to 1; None: as the model has it."""
 
     TITLE: ClassVar = "input"
     img_size: int | None = flag("side of the square input in pixels (default: the model's)", type=COUNT, metavar="N")
@@ -159,7 +160,7 @@ class FitConfig:
         metavar="K=V",
     )
     grad_checkpointing: bool = switch("recompute activations in the backward pass to save memory")
-    cuda_graphs: bool = switch("record a training step once and replay it, on one GPU (visionzoo)")
+    cuda_graphs: bool = switch("record a training step once and replay it, on GPUs (visionzoo)")
     sync_bn: bool = switch("batch norm over all devices")
     dist_bn: str = flag("share batch norm averages per epoch", "reduce", choices=("broadcast", "reduce", ""))
     fsdp: bool = switch("share model, averages and optimizer between devices, for the largest models (visionzoo)")
@@ -240,9 +241,9 @@ class AugmentationConfig:
     ratio: Sequence[float] = flag("sides of the random crop", [3 / 4, 4 / 3], type=POSITIVE, nargs="+", metavar="RATIO")
     hflip: float = flag("probability of a horizontal flip", 0.5, type=SHARE, metavar="P")
     vflip: float = flag("probability of a vertical flip", 0.0, type=SHARE, metavar="P")
-    color_jitter: float = flag("colour jitter; without effect under --aa", 0.4, type=AMOUNT, metavar="X")
-    color_jitter_prob: float | None = flag("probability of colour jitter", type=SHARE, metavar="P")
-    grayscale_prob: float | None = flag("probability of greyscale", type=SHARE, metavar="P")
+    color_jitter: float = flag("color jitter; without effect under --aa", 0.4, type=AMOUNT, metavar="X")
+    color_jitter_prob: float | None = flag("probability of color jitter", type=SHARE, metavar="P")
+    grayscale_prob: float | None = flag("probability of grayscale", type=SHARE, metavar="P")
     gaussian_blur_prob: float | None = flag("probability of blur", type=SHARE, metavar="P")
     aa: str | None = flag("e.g. rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, original", metavar="POLICY")
     aug_repeats: float = flag("repeated augmentation (several devices only)", 0, type=AMOUNT, metavar="N")
@@ -302,12 +303,12 @@ class DistillationConfig:
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """Where a run writes, how long it goes on, and what it logs, in epochs and updates."""
+    """Where a run writes, how long it continues, and what it logs, in epochs and updates."""
 
     TITLE: ClassVar = "run"
     output: str = flag("where run folders are made (default: output/train)", "", metavar="DIR")
     experiment: str = flag("name of the run folder (default: time, model and size)", "", metavar="NAME")
-    resume: str = flag("go on from a checkpoint; auto: the newest one of --experiment", "", metavar="FILE")
+    resume: str = flag("continue from a checkpoint; auto: the newest one of --experiment", "", metavar="FILE")
     no_resume_opt: bool = switch("take only the weights from --resume", negatable=False)
     start_epoch: int | None = flag("epoch to start at, whatever the checkpoint says", type=WHOLE, metavar="N")
     max_steps: int | None = flag("stop after N updates, then validate and save (visionzoo)", type=COUNT, metavar="N")
@@ -326,7 +327,7 @@ class RunConfig:
     log_wandb: bool = switch("log to Weights & Biases too (WANDB_MODE=offline: without a connection)")
     wandb_project: str | None = flag("its project", metavar="NAME")
     wandb_tags: Sequence[str] = flag("its tags", [], nargs="+", metavar="TAG")
-    wandb_resume_id: str = flag("the run there to go on with", "", metavar="ID")
+    wandb_resume_id: str = flag("the run there to continue", "", metavar="ID")
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,7 +438,7 @@ class ReadingConfig:
 
     input_img_mode: str | None = _mode()
     apply_exif_orientation: bool = switch("turn images as their EXIF says (as in the run where it was given)")
-    skip_bad_images: bool = switch("pass over unreadable images and count them, instead of stopping")
+    skip_bad_images: bool = switch("skip unreadable images and count them, instead of stopping")
 
 
 @dataclass(frozen=True, slots=True)
@@ -538,6 +539,71 @@ def predict_parser() -> Parser[PredictConfig]:
 
 
 @dataclass(frozen=True, slots=True)
+class PageConfig:
+    """Where a page is served."""
+
+    TITLE: ClassVar = "page"
+    host: str = flag("address to listen on; others than this see the page too", "127.0.0.1", metavar="ADDRESS")
+    port: int = flag("port to listen on; 0 for any that is free", 7860, type=PORT, metavar="N")
+
+
+@dataclass(frozen=True, slots=True)
+class LookConfig(WeightsConfig):
+    """Which weights `visionzoo view` looks at, and how it reads images."""
+
+    TITLE: ClassVar = "view"
+    no_ema: bool = switch("use the trained weights, not their moving average")
+    random_weights: bool = switch("look at a model without weights: where it can look, not what it has learned")
+    class_names: str = flag("text file of class names in order, or `imagenet`", "", metavar="FILE")
+    topk: int = flag("classes to show", 5, type=COUNT, metavar="K")
+    reading: ReadingConfig = ReadingConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class DrawingConfig:
+    """What `visionzoo view --save` draws."""
+
+    TITLE: ClassVar = "pictures"
+    save: str = flag("write a folder of pictures for each image there, and no page", "", metavar="DIR")
+    method: Sequence[str] = flag(
+        f"what to draw: {', '.join(METHODS)} (default: all that the model has and that takes seconds)",
+        [],
+        nargs="+",
+        choices=tuple(METHODS),
+        metavar="NAME",
+    )
+    place: Sequence[float] | None = flag(
+        "look from there: shares of height and width, 0 to 1", type=SHARE, nargs=2, metavar=("Y", "X")
+    )
+    target: int | None = flag("number of the class to explain (default: the likeliest)", type=WHOLE, metavar="N")
+    mask: str = flag(
+        "image that is white where a feature is: print each map's Attention-IoU with it", "", metavar="FILE"
+    )
+    faithfulness: bool = switch("delete and insert pixels by each map; curves, and their mean over all images")
+
+
+@dataclass(frozen=True, slots=True)
+class ViewConfig:
+    """What `visionzoo view` is given."""
+
+    model: ModelConfig
+    input: InputConfig
+    device: DeviceConfig
+    look: LookConfig
+    drawing: DrawingConfig
+    page: PageConfig
+    images: Sequence[str] = flag(
+        "image files, folders, or patterns like 'x/*.jpg'", [], names=("images",), nargs="*", metavar="IMAGE"
+    )
+
+
+def view_parser() -> Parser[ViewConfig]:
+    """Return the parser of `visionzoo view`."""
+    about = "Look at what a model makes of images: a local web page, or with --save pictures in a folder."
+    return Parser(ViewConfig, "%(prog)s [IMAGE...] --model NAME [flags]", about)
+
+
+@dataclass(frozen=True, slots=True)
 class QueryConfig(WeightsConfig):
     """What `visionzoo attention` draws."""
 
@@ -634,7 +700,7 @@ class FittingConfig:
     """How hash functions are fitted."""
 
     TITLE: ClassVar = "fitting"
-    neighbors: int = flag("tokens most and least like another, of each so many", 10, type=COUNT, metavar="N")
+    neighbors: int = flag("how many tokens most like another, and as many least like it", 10, type=COUNT, metavar="N")
     steps: int = flag("steps of SGD for each bit", 100, type=COUNT, metavar="N")
     output: str = flag(
         "file to write (default: output/fit_hashes/MODEL.pth, numbered where that is taken)", "", metavar="FILE"
@@ -682,5 +748,5 @@ class SparseRateConfig:
 
 def sparse_rate_parser() -> Parser[SparseRateConfig]:
     """Return the parser of `visionzoo sparse-rate`."""
-    about = "Measure what CRATE's layers optimise, coding rates and sparsity, on images: a table and a plot."
+    about = "Measure what CRATE's layers optimize, coding rates and sparsity, on images: a table and a plot."
     return Parser(SparseRateConfig, "%(prog)s IMAGE... --checkpoint FILE [flags]", about)

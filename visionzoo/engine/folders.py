@@ -43,7 +43,7 @@ def find_split(root: str | None, split: str) -> str:
 
 
 def look_at_classes(data: DataConfig, root: Path, class_map: Any, is_training: bool) -> tuple[Any, list[str]]:
-    """Return the class map to use, and words on what timm passes over without any.
+    """Return the class map to use, and notes on what timm skips without any.
 
     Raises:
         UserError: a class has no image, or images lie beside the folders of the classes, and neither is to be skipped.

@@ -37,7 +37,7 @@ def fit_hashes(config: FitHashesConfig) -> Path:
     tqdm = require("tqdm").tqdm
     output = Path(config.fitting.output)
     if config.fitting.output and (output.exists() or output.is_symlink()):
-        raise UserError(f"--output {output} is there already and is not replaced; name another file")
+        raise UserError(f"--output {output} exists already and is not replaced; name another file")
     seed_everything(config.device.seed)
     trained = restore(config.model, config.input, drawn, settings(drawn.reading), complete=_with_hashes)
     model = trained.model.to(process.device).eval()

@@ -33,7 +33,7 @@ class Losses:
         self._averages: list[tuple[Tensor, Tensor]] = []  # of batch norms, and what they were before the batch
 
     def expect(self) -> None:
-        """Keep what the forward pass of the next batch changes, where its loss may be passed over."""
+        """Keep what the forward pass of the next batch changes, where its loss may be skipped."""
         if self.run.config.run.skip_nonfinite:
             self._averages = [(buffer, buffer.clone()) for buffer in self.run.trainable.buffers()]
 

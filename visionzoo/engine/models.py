@@ -176,16 +176,14 @@ def prepare_compiler(config: ModelConfig) -> None:
         backends = ", ".join(torch.compiler.list_backends())
         raise UserError(f"--torchcompile: expected one of {backends}, got {config.torchcompile!r}")
     if config.torchcompile_mode is not None and config.torchcompile == "inductor":
-        modes = list(torch._inductor.list_mode_options())
+        modes = list(list_mode_options())
         if config.torchcompile_mode not in modes:
             raise UserError(
                 f"--torchcompile-mode: expected one of {', '.join(modes)}, got {config.torchcompile_mode!r}"
             )
-    checkpointing = "skip_fwd_side_effects_in_bwd_under_checkpoint"
-    if hasattr(torch._dynamo.config, checkpointing):  # a term that a block adds to the loss counts once
-        setattr(torch._dynamo.config, checkpointing, True)
+    count_terms_once()
     if config.channels_last:
-        torch._inductor.config.layout_optimization = False
+        keep_memory_formats()
 
 
 def data_config(config: ModelConfig, input: InputConfig, model: nn.Module) -> dict[str, Any]:
@@ -197,7 +195,7 @@ def data_config(config: ModelConfig, input: InputConfig, model: nn.Module) -> di
     for name in ("mean", "std"):
         channels = config.in_chans or (input.input_size or [3])[0]
         if (values := getattr(input, name)) and len(values) not in (1, channels):
-            raise UserError(f"--{name}: expected 1 or {channels} numbers, one a channel, got {len(values)}")
+            raise UserError(f"--{name}: expected 1 or {channels} numbers, one per channel, got {len(values)}")
     return resolve_data_config({**settings(input), "in_chans": config.in_chans}, model=model)
 
 
@@ -378,6 +376,20 @@ def restore(
     return _trained(path, reading, model, prepared, found)
 
 
+def untrained(
+    config: ModelConfig, input: InputConfig, weights: WeightsConfig, reading: Mapping[str, Any] = MappingProxyType({})
+) -> Trained:
+    """Build a model with random weights; the arguments are those of `restore`.
+
+    Raises:
+        UserError: as `build_model`; or weights are asked for too.
+    """
+    if weights.checkpoint or config.pretrained:
+        raise UserError("--random-weights beside --checkpoint or --pretrained; give one")
+    model = build_model(config, input)
+    return _trained(config.name, reading, model, per_channel(data_config(config, input, model)), Recorded())
+
+
 def _tensors(state: Mapping[str, Any], weights: WeightsConfig) -> dict[str, Tensor]:
     try:
         return unwrap_state_dict(state, use_ema=not weights.no_ema)
@@ -405,7 +417,7 @@ def draw_images(sources: Sequence[str], number: int, trained: Trained, *, seed: 
         number: of the images.
         trained: whose images they are to be.
         seed: of the draw.
-        skip_bad_images: pass over those that cannot be read.
+        skip_bad_images: skip those that cannot be read.
 
     Raises:
         UserError: none can be read, or one cannot and is not to be skipped.

@@ -103,7 +103,7 @@ class Claim:
 
 
 def claim(run: RunConfig, model: str, size: int, found: tuple[Path, Mapping[str, Any]] | None) -> Claim:
-    """Claim the folder of a run: the one that the user names, else that of what it goes on from, else a new one.
+    """Claim the folder of a run: the one that the user names, else that of what it continues from, else a new one.
 
     Args:
         run: what the user says of it.

@@ -46,7 +46,7 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
     try_images(model, name, trained.data_config["input_size"])
     early = early_exit_model(config.exits, model, name)
     if early and trained.multi_label:
-        raise UserError("--exits, --thresholds: exits stop models with one label an image")
+        raise UserError("--exits, --thresholds: exits are for models with one label per image")
     names = choose_names(config.picture.class_names, trained.class_names, trained.num_classes)
     transform = create_transform(**trained.data_config, is_training=False)
     if config.picture.show_tokens and not any(

@@ -98,7 +98,7 @@ def load_optimizer(given: OptimizerConfig, optimizer: Optimizer, state: dict[str
 def make_scheduler(
     schedule: ScheduleConfig, optimizer: Optimizer, updates_per_epoch: int, *, seed: int
 ) -> tuple[Scheduler | None, int]:
-    """Return timm's schedule and the number of epochs with cool-down; it is a function of epoch and update alone.
+    """Return timm's schedule and the number of epochs with cool-down; it depends only on epoch and update.
 
     Args:
         schedule: what is made.

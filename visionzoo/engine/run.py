@@ -71,7 +71,7 @@ from visionzoo.replicas import Replicas
 SCALER = "amp_scaler"  # timm's name of its state in a checkpoint
 
 
-Found = tuple[Path, dict[str, Any]]  # a checkpoint to go on from, and where it was
+Found = tuple[Path, dict[str, Any]]  # a checkpoint to continue from, and where it was
 
 
 @dataclass(slots=True)
@@ -149,6 +149,7 @@ class Run:
         place: where it writes.
         progress: how far it has come.
         reporter: the log, in the primary process only.
+        replicas: what joins the processes under --cuda-graphs.
     """
 
     config: TrainConfig
@@ -167,6 +168,7 @@ class Run:
     place: Place
     progress: Progress
     reporter: Reporter | None = None
+    replicas: Replicas | None = None
 
     @property
     def folder(self) -> Path:
@@ -282,11 +284,11 @@ def trained_module(task: TrainingTask) -> nn.Module:
 
 
 def build_run(config: TrainConfig, process: Process) -> Run:
-    """Build all that a training consists of, claim its folder, and take up what it is to go on from.
+    """Build all that a training consists of, claim its folder, and take up what it is to continue from.
 
     Raises:
         UserError: the data, the model or another part cannot be had or they do not fit together; or the folder is not
-            free; or the checkpoint to go on from does not fit.
+            free; or the checkpoint to continue from does not fit.
     """
     config = dataclasses.replace(config, model=choose_head(config.fit, config.model))
     if process.device.type == "cuda":
@@ -346,7 +348,7 @@ def build_run(config: TrainConfig, process: Process) -> Run:
             progress=Progress(),
         )
         _take_up(run, found, notes.say)
-        _wrap_model(run)
+        run = dataclasses.replace(run, replicas=_wrap_model(run))
         return _with_report(run, notes, lr, lr_origin) if process.is_primary else run
     except BaseException:
         place.release()
@@ -356,7 +358,7 @@ def build_run(config: TrainConfig, process: Process) -> Run:
 def _claim_folder(
     config: TrainConfig, process: Process, size: int, metric: str, say: Callable[[str], None]
 ) -> tuple[Place, Found | None]:
-    """Return the run's folder and what to go on from; the first process claims it, and tells the others.
+    """Return the run's folder and what to continue from; the first process claims it, and tells the others.
 
     Raises:
         UserError: another run is there or at work there, or what is there cannot be read.
@@ -393,7 +395,7 @@ def _checkpoints(folder: Path, config: TrainConfig, metric: str) -> CheckpointFo
 def _found(
     config: TrainConfig, own: Claim, found: Found | None, metric: str, say: Callable[[str], None]
 ) -> Found | None:
-    """Return what to go on from, once the folder is found fit for it."""
+    """Return what to continue from, once the folder is found fit for it."""
     run, folder = config.run, own.folder
     checkpoints = _checkpoints(folder, config, metric)
     if own.note:
@@ -409,13 +411,13 @@ def _found(
     else:
         check_free(folder)
         if found and not run.experiment:
-            say(f"what lies beside {found[0]} stays as it is: going on in {folder}")
+            say(f"what lies beside {found[0]} stays as it is: continuing in {folder}")
     checkpoints.clear_leftovers()
     return found
 
 
 def _take_up(run: Run, found: Found | None, say: Callable[[str], None]) -> None:
-    """Go on from `found`, if anything; then the moving average and the schedule stand where the run stands."""
+    """Continue from `found`, if anything; then the moving average and the schedule stand where the run stands."""
     state = _restore(run, *found, say) if found else {}
     if run.config.fit.model_ema and state:  # without averages of its own it starts at the weights
         key, task_key = ("state_dict_ema", "task_state_ema")
@@ -454,7 +456,7 @@ def _restore(run: Run, path: Path, state: dict[str, Any], say: Callable[[str], N
         loss, images, *parts = state.get("losses", progress.losses)
         progress.losses = (float(loss), int(images), {name: float(v) for part in parts for name, v in part.items()})
     except KeyError as error:
-        raise UserError(f"{path} lacks {error}; --no-resume-opt takes up its weights alone") from error
+        raise UserError(f"{path} lacks {error}; --no-resume-opt loads only its weights") from error
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(f"{path} does not fit this run of {model}: {error}") from error
     batches_per_epoch = state.get("batches_per_epoch", progress.batches_done)
@@ -471,7 +473,7 @@ def _restore(run: Run, path: Path, state: dict[str, Any], say: Callable[[str], N
     if run.process.is_primary and path.parent.resolve() == run.folder.resolve():
         for kept in run.checkpoints.continue_from(path, state):
             say(f"what cannot be read is kept as {kept}")
-    say(f"going on from {path} in epoch {progress.epoch}, batch {progress.batches_done}")
+    say(f"continuing from {path} in epoch {progress.epoch}, batch {progress.batches_done}")
     if changes := changed_settings(state, settings(config), run.data_config):
         say(f"other than in {path}, and from here on: {', '.join(changes)}")
     return state
@@ -483,16 +485,20 @@ def _load(task: TrainingTask, weights: dict[str, Any], task_state: dict[str, Any
     task.load_checkpoint_state(sharding.shares(weights, unwrap_model(model)), task_state, ema=ema)
 
 
-def _wrap_model(run: Run) -> None:
-    """Compile and join the processes, in this order, on loaded weights."""
+def _wrap_model(run: Run) -> Replicas | None:
+    """Compile and join the processes, in this order, on loaded weights; return what joins them under --cuda-graphs."""
     model, task, process = run.config.model, run.task, run.process
     if model.torchcompile:
         prepare_compiler(model)
         task.compile(backend=model.torchcompile, mode=model.torchcompile_mode)
         task.compile_ema(backend=model.torchcompile, mode=model.torchcompile_mode)
-    if process.distributed and not run.config.fit.fsdp:
+    fit = run.config.fit
+    if process.distributed and fit.cuda_graphs:
+        return Replicas(run.trainable, broadcast_buffers=not fit.no_ddp_bb)
+    if process.distributed and not fit.fsdp:
         device_ids = None if process.device.type == "cpu" else [process.device]
-        task.prepare_distributed(device_ids=device_ids, broadcast_buffers=not run.config.fit.no_ddp_bb)
+        task.prepare_distributed(device_ids=device_ids, broadcast_buffers=not fit.no_ddp_bb)
+    return None
 
 
 def _with_report(run: Run, notes: Notes, lr: float, lr_origin: str) -> Run:
@@ -545,12 +551,13 @@ def check_graphs(config: TrainConfig, process: Process, optimizer: Optimizer) ->
     """
     mode = config.model.torchcompile_mode or ""
     if process.device.type != "cuda":
-        raise UserError(f"--cuda-graphs: what is recorded are launches on a CUDA device, this is {process.device}")
-    if process.distributed:
-        raise UserError(
-            f"--cuda-graphs: expected one process, got {process.world_size}: what DistributedDataParallel does between "
-            "the launches of the backward pass is not recorded; start one, or leave it out"
-        )
+        raise UserError(f"--cuda-graphs: only launches on a CUDA device can be recorded, this is {process.device}")
+    for name, what in (("fsdp", "fetches weights"), ("sync_bn", "sends statistics")):
+        if getattr(config.fit, name):
+            raise UserError(
+                f"--cuda-graphs: --{name.replace('_', '-')} {what} between the launches, which is not recorded; leave "
+                "one of them out"
+            )
     if config.fit.grad_checkpointing:
         raise UserError(
             "--cuda-graphs: --grad-checkpointing sets random states in the backward pass, which a recording forbids; "

@@ -103,7 +103,7 @@ def measure_sparse_rate(config: SparseRateConfig) -> Path:
     require("matplotlib")
     output = Path(config.output)
     if config.output and (output.exists() or output.is_symlink()):
-        raise UserError(f"--output {output} is there already and is not replaced; name another folder")
+        raise UserError(f"--output {output} exists already and is not replaced; name another folder")
     seed_everything(config.device.seed)
     trained = restore(config.model, config.input, drawn, settings(drawn.reading))
     model = trained.model.to(process.device).eval()

@@ -181,7 +181,7 @@ class Training:
             is_update = (index + 1) % accumulated == 0 or index + 1 == total
             self._forward_backward(index, images, targets, group, is_update)
             progress.batches_done, progress.validated = index + 1, False
-            if progress.batches_done == total:  # before any checkpoint, which holds the first process's alone
+            if progress.batches_done == total:  # before any checkpoint, which holds only the first process's
                 self._share_batch_norms()
             if run.reporter:
                 run.reporter.advance(len(images) * run.process.world_size)
@@ -208,7 +208,7 @@ class Training:
         run, config, progress = self.run, self.run.config, self.run.progress
         off = config.augmentation.mixup_off_epoch
         if off and progress.epoch >= off and self.loader.mixup_enabled:
-            if not isinstance(self.loader, DeviceLoader):  # loading processes that run already would go on mixing
+            if not isinstance(self.loader, DeviceLoader):  # loading processes that run already would continue mixing
                 end_loading(self.loader)
                 self.loader = train_loader(config, run.train_set, run.data_config, run.process)
             self.loader.mixup_enabled = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 from collections.abc import Mapping
@@ -16,8 +15,10 @@ from PIL import Image
 from visionzoo.engine.charts import draw_prediction, missing_fonts
 from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UserError, printable, require
+from visionzoo.engine.flags import DrawingConfig, LookConfig, ViewConfig
 from visionzoo.engine.images import read_image, readable_images
 from visionzoo.engine.models import Trained, restore, try_images, untrained
+from visionzoo.engine.options import settings
 from visionzoo.engine.outputs import free_path
 from visionzoo.engine.page import serve
 from visionzoo.engine.parallel import start_process
@@ -30,64 +31,66 @@ from visionzoo.explanation.pictures import TITLES, curves_figure
 SUMMARY, MEAN = "explanation.json", "faithfulness.png"
 
 
-def view(args: argparse.Namespace) -> None:
-    """Look at what the model that `args` name makes of images (`visionzoo view`).
+def view(config: ViewConfig) -> None:
+    """Look at what the model that `config` names makes of images (`visionzoo view`).
 
     Raises:
         UserError: the model, its weights or an image cannot be used, a method needs what the model has not, or the page
             cannot be served.
     """
     require("matplotlib", "view")
-    _check(args)
-    process = start_process(args)
+    _check(config)
+    look, drawing = config.look, config.drawing
+    process = start_process(config.device.device)
     notes: list[str] = []
-    paths = list(dict.fromkeys(find_images(args.images, notes)))
+    paths = list(dict.fromkeys(find_images(config.images, notes)))
     for note in notes:
         print(printable(note))
-    trained = untrained(args) if args.random_weights else restore(args)
-    name = args.model or trained.args["model"]
+    build = untrained if look.random_weights else restore
+    trained = build(config.model, config.input, look, settings(look.reading))
+    name = config.model.name or trained.args["model"]
     if trained.multi_label:
         raise UserError(f"{name} tells several labels an image; view explains models with one label an image")
     trained.model.to(process.device).eval()
     try_images(trained.model, name, trained.data_config["input_size"])
-    viewer = ClassifierViewer(
-        name, trained, choose_names(args.class_names, trained.class_names, trained.num_classes), args
-    )
-    if args.save:
-        save(viewer, paths, args)
+    names = choose_names(look.class_names, trained.class_names, trained.num_classes)
+    viewer = ClassifierViewer(name, trained, names, look)
+    if drawing.save:
+        save(viewer, paths, drawing, skip_bad_images=look.reading.skip_bad_images)
     else:
-        serve(viewer, paths, args.host, args.port)
+        serve(viewer, paths, config.page.host, config.page.port)
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check(config: ViewConfig) -> None:
     """Refuse flags that would have no effect."""
-    if args.save and not args.images:
+    drawing = config.drawing
+    if drawing.save and not config.images:
         raise UserError("--save: which images? name files, folders or patterns")
     alone = [
         flag
         for flag, given in (
-            ("--method", args.method),
-            ("--place", args.place),
-            ("--target", args.target is not None),
-            ("--mask", args.mask),
-            ("--faithfulness", args.faithfulness),
+            ("--method", drawing.method),
+            ("--place", drawing.place),
+            ("--target", drawing.target is not None),
+            ("--mask", drawing.mask),
+            ("--faithfulness", drawing.faithfulness),
         )
         if given
     ]
-    if alone and not args.save:
+    if alone and not drawing.save:
         raise UserError(f"{', '.join(alone)}: for pictures; give --save DIR, or choose on the page")
-    if (args.faithfulness or args.mask) and args.method and not set(args.method) & set(MAPS):
+    if (drawing.faithfulness or drawing.mask) and drawing.method and not set(drawing.method) & set(MAPS):
         raise UserError(f"--faithfulness, --mask: they are of maps; add one of {', '.join(MAPS)} to --method")
 
 
 class ClassifierViewer:
     """A classifier, its class names and how it reads pictures."""
 
-    def __init__(self, name: str, trained: Trained, names: list[str], args: argparse.Namespace) -> None:
-        self.title = f"{name}, random weights" if args.random_weights else name
+    def __init__(self, name: str, trained: Trained, names: list[str], look: LookConfig) -> None:
+        self.title = f"{name}, random weights" if look.random_weights else name
         self.mode, self.upright = trained.mode, trained.upright
         self.methods: Mapping[str, str] = METHODS
-        self._trained, self._names, self._args = trained, names, args
+        self._trained, self._names, self._topk = trained, names, look.topk
 
     def explain(self, picture: Image.Image, **options: Any) -> Explanation:
         """Explain a picture, see `explain_image`.
@@ -100,7 +103,7 @@ class ClassifierViewer:
             picture,
             data_config=self._trained.data_config,
             class_names=self._names,
-            topk=self._args.topk,
+            topk=self._topk,
             **options,
         )
 
@@ -121,18 +124,18 @@ class ClassifierViewer:
         return found.pictures()[method], found.notes.get(method, "")
 
 
-def save(viewer: ClassifierViewer, paths: list[Path], args: argparse.Namespace) -> list[Path]:
+def save(viewer: ClassifierViewer, paths: list[Path], drawing: DrawingConfig, *, skip_bad_images: bool) -> list[Path]:
     """Write a folder of pictures and `explanation.json` for each image; with --faithfulness the mean of the curves too.
 
     Raises:
         UserError: an image cannot be read, or a method needs what the model has not.
     """
-    top = Path(args.save)
+    top = Path(drawing.save)
     make_folder(top)
     mask = None
-    if args.mask:
-        mask = np.asarray(read_image(Path(args.mask), "L"), dtype=np.float64) / 255
-    skipped: list[str] | None = [] if args.skip_bad_images else None
+    if drawing.mask:
+        mask = np.asarray(read_image(Path(drawing.mask), "L"), dtype=np.float64) / 255
+    skipped: list[str] | None = [] if skip_bad_images else None
     folders: list[Path] = []
     curves: dict[str, list[Faithfulness]] = {}
     undrawn: set[str] = set()
@@ -140,11 +143,11 @@ def save(viewer: ClassifierViewer, paths: list[Path], args: argparse.Namespace) 
         try:
             found = viewer.explain(
                 image,
-                methods=args.method or None,
-                place=tuple(args.place) if args.place else None,
-                target=args.target,
+                methods=list(drawing.method) or None,
+                place=(drawing.place[0], drawing.place[1]) if drawing.place else None,
+                target=drawing.target,
                 mask=mask,
-                with_faithfulness=args.faithfulness,
+                with_faithfulness=drawing.faithfulness,
             )
         except ModuleNotFoundError as error:
             raise UserError(f'{error.name} is not installed; install it with: pip install "visionzoo[view]"') from error
@@ -177,7 +180,7 @@ def save(viewer: ClassifierViewer, paths: list[Path], args: argparse.Namespace) 
     if undrawn:
         print(printable(missing_fonts(undrawn)))
     if skipped:
-        print(printable(f"{len(skipped)} unreadable images were passed over: {'; '.join(skipped)}"))
+        print(printable(f"{len(skipped)} unreadable images were skipped: {'; '.join(skipped)}"))
     return folders
 
 

@@ -57,8 +57,8 @@ def attention_weights(model: nn.Module, image: Tensor) -> list[Tensor]:
         raise ValueError(f"attention is that of one image, got a batch of {len(image)}; call it for each")
     if not isinstance(model, Isotropic):
         raise ValueError(
-            f"{name} is no isotropic model: its tokens change from stage to stage, and attention has no path through "
-            f"them; {_with_score_maps()}"
+            f"{name} is not an isotropic model: its tokens change from stage to stage, and attention has no path "
+            f"through them; {_with_score_maps()}"
         )
     blocks = [list(outer_mixers(block)) for block in model.blocks]
     kinds = {type(mixer).__name__ for block in blocks for _, mixer in block if not mixer.SCORE_MAP}

@@ -10,7 +10,7 @@ from mmengine.config import DictAction
 from visionzoo.deploy.flags import FilesConfig, format_flag
 from visionzoo.engine.configs import find_config
 from visionzoo.engine.errors import UserError
-from visionzoo.engine.flags import SHARE
+from visionzoo.engine.flags import SHARE, PageConfig
 from visionzoo.engine.options import add_flags, filled, flag, switch
 
 C = TypeVar("C")
@@ -76,12 +76,10 @@ def _work_dir(what: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class OwnDataConfig:
-    """Data and classes of one's own."""
+    """Your own data and classes."""
 
     data_root: str | None = flag("folder of the data, in the layout that the config expects")
-    dataset: str | None = flag(
-        "data of one's own; see visionzoo.openmmlab.configuring.use_dataset", metavar="FILE.yaml"
-    )
+    dataset: str | None = flag("your own data; see visionzoo.openmmlab.configuring.use_dataset", metavar="FILE.yaml")
     classes: str | None = flag("names of the classes; sets num_classes everywhere", metavar="A,B,...")
 
 
@@ -103,12 +101,12 @@ class TrainConfig:
 
     config: str = _config()
     work_dir: str | None = _work_dir("logs and checkpoints")
-    resume: str | None = flag("go on from FILE, or the last one", nargs="?", const="auto", metavar="FILE")
+    resume: str | None = flag("continue from FILE, or the last one", nargs="?", const="auto", metavar="FILE")
     amp: bool = switch("mixed precision on a GPU", negatable=False)
     auto_scale_lr: bool = switch("scale the learning rate with the whole batch", negatable=False)
     seed: int | None = flag("of the initial weights and the order of the data", type=int)
-    skip_bad_images: bool = switch("pass over unusable training images and masks, and log which", negatable=False)
-    log_wandb: bool = switch("log to Weights & Biases too, not to TensorBoard alone", negatable=False)
+    skip_bad_images: bool = switch("skip unusable training images and masks, and log which", negatable=False)
+    log_wandb: bool = switch("log to Weights & Biases too, not only to TensorBoard", negatable=False)
     wandb_project: str | None = flag("its project")
     data: OwnDataConfig = OwnDataConfig()
     launch: LaunchConfig = LaunchConfig()
@@ -139,6 +137,19 @@ class PredictConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ViewConfig:
+    """What `visionzoo view CONFIG.py` is given; `score_threshold` is from 0 to 1."""
+
+    config: str = _config()
+    images: Sequence[str] = flag("pictures, or folders of them", [], names=("images",), nargs="*")
+    checkpoint: str = _checkpoint()
+    save: str = flag("write pictures and JSON there, and no page", "", metavar="DIR")
+    score_threshold: float = flag("of what is drawn (default: %(default)s)", 0.3, type=SHARE)
+    device: str | None = flag("such as cuda:0 or cpu (default: the GPU if there is one)")
+    page: PageConfig = PageConfig()  # noqa: RUF009  a frozen dataclass
+
+
+@dataclass(frozen=True, slots=True)
 class DenseFilesConfig(FilesConfig):
     """The same as for classifiers, with another default."""
 
@@ -159,7 +170,7 @@ class ExportConfig:
 
 
 def train_parser() -> ConfigParser[TrainConfig]:
-    """Return mmdet's flags, with those for one's own data."""
+    """Return mmdet's flags, with those for your own data."""
     return ConfigParser(TrainConfig, "CONFIG", "Train a detector or segmentor.")
 
 
@@ -171,6 +182,12 @@ def eval_parser() -> ConfigParser[EvalConfig]:
 def predict_parser() -> ConfigParser[PredictConfig]:
     """Return the flags of prediction."""
     return ConfigParser(PredictConfig, "CONFIG IMAGE...", "Draw boxes and masks on pictures, and write JSON.")
+
+
+def view_parser() -> ConfigParser[ViewConfig]:
+    """Return the flags of the page and its pictures."""
+    about = "Look at what a detector or segmentor finds: a local page, or pictures."
+    return ConfigParser(ViewConfig, "CONFIG [IMAGE...]", about)
 
 
 def export_parser() -> ConfigParser[ExportConfig]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from visionzoo.engine.page import serve
 from visionzoo.openmmlab.checkpoints import check_fit
 from visionzoo.openmmlab.config_errors import build
 from visionzoo.openmmlab.configuring import task_of
-from visionzoo.openmmlab.flags import PredictConfig
+from visionzoo.openmmlab.flags import PredictConfig, ViewConfig
 from visionzoo.openmmlab.running import check_windows, read_config, require_checkpoint, say_notes
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -33,29 +34,127 @@ def predict(config: PredictConfig) -> list[Path]:
     Raises:
         UserError: if a picture, the config or the checkpoint is missing, cannot be read or does not fit.
     """
-    cfg = read_config(config.config)
-    check_windows(cfg)
-    task = task_of(cfg)
+    return _predict(config, Path(config.output))
+
+
+def view(config: ViewConfig) -> None:
+    """Show what a detector or segmentor sees in pictures (`visionzoo view CONFIG`): drawn into --save, or as a page.
+
+    Raises:
+        UserError: as `predict`; or the page cannot be served.
+    """
+    if config.save:
+        if not config.images:
+            raise UserError("--save: which images? name files or folders")
+        _predict(config, Path(config.save))
+        return
+    cfg, checkpoint = _model_of(config)
+    files = [Path(image) for image in _images(config.images)] if config.images else []
+    serve(OverlayViewer(config, cfg, checkpoint), files, config.page.host, config.page.port)
+
+
+def _predict(config: PredictConfig | ViewConfig, output: Path) -> list[Path]:
+    cfg, checkpoint = _model_of(config)
     images = _images(config.images)
-    checkpoint = require_checkpoint(config.checkpoint)
-    if config.device and torch.device(config.device).type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {config.device}: torch finds no GPU")
-    output = Path(config.output)
     (output / "preds").mkdir(parents=True, exist_ok=True)
-    cfg.model.backbone.pretrained = False  # the checkpoint has all weights
-    run = _detect if task == "detection" else _segment
+    run = _detect if task_of(cfg) == "detection" else _segment
     written = run(config, cfg, checkpoint, images, output)
     print(f"{len(written)} pictures in {output / 'vis'}, JSON in {output / 'preds'}")
     return written
 
 
-def _detect(config: PredictConfig, cfg: Any, checkpoint: str, images: list[str], output: Path) -> list[Path]:
+class OverlayViewer:
+    """A detector or segmentor, as the page shows it."""
+
+    mode, upright = "RGB", False
+    methods: Mapping[str, str] = {"overlay": "boxes and masks over the picture, as the model finds them"}
+
+    def __init__(self, config: PredictConfig | ViewConfig, cfg: Any, checkpoint: str) -> None:
+        self.title = Path(config.config).stem
+        self._detects = task_of(cfg) == "detection"
+        make = _detector if self._detects else _segmentor
+        self._inferencer, self._names = make(config, cfg, checkpoint)
+        self._threshold = config.score_threshold
+
+    def look(self, picture: Image.Image) -> dict[str, Any]:
+        """Return the boxes above the threshold, or the share of the picture of each class, largest first."""
+        result, _ = self._infer(picture)
+        if not self._detects:
+            found = _shares(np.asarray(result), self._names)
+        else:
+            pairs = zip(result["labels"], result["scores"], strict=True)
+            found = [(self._names[label], score) for label, score in pairs if score >= self._threshold]
+        found = sorted(found, key=lambda each: -each[1])
+        return {"classes": [{"name": name, "probability": float(share)} for name, share in found]}
+
+    def seen(self, picture: Image.Image) -> bytes:
+        """Return the picture as a PNG."""
+        return _png(picture)
+
+    def draw(self, picture: Image.Image, method: str, place: tuple[float, float] | None) -> tuple[bytes, str]:
+        """Return the picture with what was found, as a PNG."""
+        return _png(Image.fromarray(np.asarray(self._infer(picture)[1]))), self.methods[method]
+
+    def _infer(self, picture: Image.Image) -> tuple[Any, Any]:
+        """Return what is found, and the picture with it."""
+        pixels = np.asarray(picture)[..., ::-1].copy()  # OpenMMLab reads BGR
+        options = {"pred_score_thr": self._threshold} if self._detects else {}
+        found = self._inferencer(pixels, return_vis=True, **options)
+        results = found["predictions"], found["visualization"]
+        return (results[0][0], results[1][0]) if self._detects else results  # mmseg has no list of one picture
+
+
+def _png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def _model_of(config: PredictConfig | ViewConfig) -> tuple[Any, str]:
+    """Return the config and the checkpoint that `config` names, both there and fit to be used."""
+    cfg = read_config(config.config)
+    check_windows(cfg)
+    checkpoint = require_checkpoint(config.checkpoint)
+    if config.device and torch.device(config.device).type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {config.device}: torch finds no GPU")
+    cfg.model.backbone.pretrained = False  # the checkpoint has all weights
+    return cfg, checkpoint
+
+
+def _detector(config: PredictConfig | ViewConfig, cfg: Any, checkpoint: str) -> tuple[Any, Any]:
+    """Return mmdet's inferencer and the names of the classes."""
     from mmdet.apis import DetInferencer
 
     inferencer = build(cfg, lambda: DetInferencer(model=cfg, weights=checkpoint, device=config.device))
     say_notes(check_fit(inferencer.model, checkpoint, cfg, None))
+    return inferencer, inferencer.model.dataset_meta["classes"]
+
+
+def _segmentor(config: PredictConfig | ViewConfig, cfg: Any, checkpoint: str) -> tuple[Any, Any]:
+    """Return mmseg's inferencer, with a color for each class, and the names of the classes."""
+    from mmseg.apis import MMSegInferencer
+
+    inferencer = build(cfg, lambda: MMSegInferencer(model=cfg, weights=checkpoint, device=config.device))
+    say_notes(check_fit(inferencer.model, checkpoint, cfg, None))
+    meta = inferencer.model.dataset_meta
+    names = meta["classes"] = meta.get("classes") or [str(n) for n in range(inferencer.model.decode_head.num_classes)]
+    if len(meta.get("palette") or ()) != len(names):  # mmseg would end in an AssertionError
+        say_notes([f"{checkpoint} does not have a color for each of its classes; they are drawn in others"])
+        meta["palette"] = np.random.RandomState(42).randint(0, 256, (len(names), 3)).tolist()
+    return inferencer, names
+
+
+def _shares(result: Any, names: Any) -> list[tuple[str, float]]:
+    """Return the share of a mask of class numbers that each class covers."""
+    labels, counts = np.unique(result, return_counts=True)
+    return [(names[int(label)], int(count) / np.size(result)) for label, count in zip(labels, counts, strict=True)]
+
+
+def _detect(
+    config: PredictConfig | ViewConfig, cfg: Any, checkpoint: str, images: list[str], output: Path
+) -> list[Path]:
+    inferencer, names = _detector(config, cfg, checkpoint)
     inferencer(images, out_dir=str(output), pred_score_thr=config.score_threshold, no_save_pred=False)
-    names = inferencer.model.dataset_meta["classes"]
     paths = []
     for image in images:
         path = output / "preds" / f"{Path(image).stem}.json"
@@ -65,16 +164,10 @@ def _detect(config: PredictConfig, cfg: Any, checkpoint: str, images: list[str],
     return paths
 
 
-def _segment(config: PredictConfig, cfg: Any, checkpoint: str, images: list[str], output: Path) -> list[Path]:
-    from mmseg.apis import MMSegInferencer
-
-    inferencer = build(cfg, lambda: MMSegInferencer(model=cfg, weights=checkpoint, device=config.device))
-    say_notes(check_fit(inferencer.model, checkpoint, cfg, None))
-    meta = inferencer.model.dataset_meta
-    names = meta["classes"] = meta.get("classes") or [str(n) for n in range(inferencer.model.decode_head.num_classes)]
-    if len(meta.get("palette") or ()) != len(names):  # mmseg would end in an AssertionError
-        say_notes([f"{checkpoint} does not have a colour for each of its classes; they are drawn in others"])
-        meta["palette"] = np.random.RandomState(42).randint(0, 256, (len(names), 3)).tolist()
+def _segment(
+    config: PredictConfig | ViewConfig, cfg: Any, checkpoint: str, images: list[str], output: Path
+) -> list[Path]:
+    inferencer, names = _segmentor(config, cfg, checkpoint)
     (output / "pred").mkdir(exist_ok=True)
     paths = []
     for image in images:

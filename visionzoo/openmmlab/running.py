@@ -60,7 +60,7 @@ def train(config: TrainConfig) -> Runner:
     say_notes(check_data(cfg))
     make_folder(cfg.work_dir)
     _log_to(cfg, config)
-    # mmengine's checkpoints hold Python objects; at the end the last and the best are also written as tensors alone
+    # mmengine's checkpoints hold Python objects; at the end the last and the best are also written as bare tensors
     cfg.default_hooks.checkpoint.setdefault("published_keys", ["meta", "state_dict"])
     cfg.setdefault("custom_hooks", []).append({"type": "ProgressBarHook"})
     cfg.custom_hooks.append({"type": "TrialValidationHook"})
