@@ -79,6 +79,29 @@ def test_any_height_and_width_keep_their_size_and_give_gradients(name, size):
     assert all(p.grad is not None for p in mixer.parameters())
 
 
+SHARING = [name for name, kind in MIXERS.items() if "kv_heads" in inspect.signature(kind).parameters]
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+@pytest.mark.parametrize("name", SHARING)
+def test_shared_keys_and_values_are_those_of_all_heads_that_share_them(name, kv_heads):
+    torch.manual_seed(0)
+    shared = build_mixer({**_spec(name), "kv_heads": kv_heads}, 16, 4).double()
+    whole = build_mixer(_spec(name), 16, 4).double()
+    parts = (kv_heads, 8) if name == "halo" else (2, kv_heads, 4)
+    state = shared.state_dict()
+    for key, value in state.items():
+        if key.startswith(("qkv.", "kv.")):
+            q, kv = value.split([value.shape[0] - math.prod(parts), math.prod(parts)])
+            kv = kv.unflatten(0, parts).repeat_interleave(4 // kv_heads, len(parts) - 2)
+            state[key] = torch.cat([q, kv.flatten(0, len(parts) - 1)])
+    whole.load_state_dict(state)
+    x = torch.randn(1, 5, 7, 16, dtype=torch.float64, requires_grad=True)
+    outs = shared(x), whole(x)
+    torch.testing.assert_close(*outs, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(*(torch.autograd.grad(out.square().sum(), x) for out in outs), rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("name", MIXERS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_low_precision_stays_near_float64(name, dtype):
@@ -562,7 +585,8 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ({"type": "spatial_reduction", "reduction": 0}, r"expected a positive reduction.*reduction=0"),
         ({"type": "spatial_reduction", "reduction": 2, "pool_size": 7}, r"with reduction 1, got reduction=2"),
         ({"type": "full", "kv_heads": 3}, r"kv_heads must divide num_heads=2, got kv_heads=3"),
-        ({"type": "full", "kv_heads": 0}, r"kv_heads must divide num_heads=2, got kv_heads=0"),
+        ({"type": "window", "kv_heads": 0}, r"WindowMixer: kv_heads must divide num_heads=2, got kv_heads=0"),
+        ({"type": "channel", "kv_heads": 1}, r"kv_heads"),
         ({"type": "full", "num_heads": 3}, r"num_heads must divide dim, got dim=16 and num_heads=3"),
     ],
 )

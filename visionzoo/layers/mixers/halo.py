@@ -34,6 +34,7 @@ class HaloMixer(Mixer):
         head_dim: width D of queries and keys of a head; None means C / heads.
         value_dim: channels of the values of all heads together; None means C.
         qkv_bias: whether the projections to q, k, v have a bias.
+        kv_heads: heads of keys and values, see `Mixer`.
         proj: whether a linear layer back to C channels follows; without it the output has `value_dim` channels.
         mask_padding: leave what is beyond the map out of attention instead.
 
@@ -60,10 +61,11 @@ class HaloMixer(Mixer):
         qkv_bias: bool = False,
         proj: bool = True,
         mask_padding: bool = False,
+        kv_heads: int | None = None,
     ):
         if head_dim is not None and head_dim < 1:
             raise ValueError(f"HaloMixer: head_dim must be positive, got {head_dim=}")
-        super().__init__(dim, num_heads, head_dim=head_dim)
+        super().__init__(dim, num_heads, head_dim=head_dim, kv_heads=kv_heads)
         if block_size < 1 or halo_size < 0:
             raise ValueError(
                 f"HaloMixer: block_size must be positive and halo_size not negative, got {block_size=}, {halo_size=}"
@@ -82,7 +84,7 @@ class HaloMixer(Mixer):
         self.stride = stride
         self.mask_padding = mask_padding
         self.q = nn.Linear(dim, self.num_heads * self.head_dim, bias=qkv_bias)
-        self.kv = nn.Linear(dim, self.num_heads * (self.head_dim + self.value_head_dim), bias=qkv_bias)
+        self.kv = nn.Linear(dim, self.kv_heads * (self.head_dim + self.value_head_dim), bias=qkv_bias)
         offsets = 2 * (block_size + 2 * halo_size) - 1
         self.rel_height = nn.Parameter(torch.empty(offsets, self.head_dim))
         self.rel_width = nn.Parameter(torch.empty(offsets, self.head_dim))
@@ -100,7 +102,7 @@ class HaloMixer(Mixer):
         """[B, H, W, C] to [B, ⌈H / stride⌉, ⌈W / stride⌉, C], or `value_dim` channels without `proj`."""
         self.check_input(x)
         q = self.q(x[:, :: self.stride, :: self.stride]).unflatten(-1, (self.num_heads, -1))
-        kv = self.kv(x).unflatten(-1, (self.num_heads, -1))
+        kv = self.repeat_heads(self.kv(x).unflatten(-1, (self.kv_heads, -1)))
         k, v = kv.split((self.head_dim, self.value_head_dim), dim=-1)
         out = halo_attention(
             q,

@@ -36,6 +36,7 @@ class RoutedMixer(Mixer):
         topk: regions that a region attends to, from 1 to their number.
         scale: of routing scores and of attention; None means dim^-½ (of all channels, as released).
         qkv_bias: whether the projection to q, k, v has a bias.
+        kv_heads: heads of keys and values, see `Mixer`.
         lepe_kernel: kernel of the depthwise convolution of v that is added before the output projection (locally
             enhanced position encoding); odd, or None for none.
         mask_padding: leave padded tokens out of means, attention and position term instead.
@@ -59,8 +60,9 @@ class RoutedMixer(Mixer):
         qkv_bias: bool = True,
         lepe_kernel: int | None = 5,
         mask_padding: bool = False,
+        kv_heads: int | None = None,
     ):
-        super().__init__(dim, num_heads)
+        super().__init__(dim, num_heads, kv_heads=kv_heads)
         self.check_kernels(lepe_kernel=lepe_kernel)
         self.regions: tuple[int, int] = to_2tuple(regions)
         if min(self.regions) < 1:
@@ -73,7 +75,7 @@ class RoutedMixer(Mixer):
         self.topk = topk
         self.scale = dim**-0.5 if scale is None else scale
         self.mask_padding = mask_padding
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qkv = nn.Linear(dim, self.qkv_dim, bias=qkv_bias)
         self.lepe = DepthwiseConvNHWC(dim, lepe_kernel) if lepe_kernel else None
         self.proj = nn.Linear(dim, dim)
 

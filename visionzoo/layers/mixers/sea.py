@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionzoo.kernels import linear_attention
 from visionzoo.kernels.precision import without_autocast
 from visionzoo.layers.attention import attention_weights
-from visionzoo.layers.features import Favor, weighted_sums
+from visionzoo.layers.features import Favor
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.mixers.score import in_portions
 from visionzoo.layers.outputs import add_term, collecting
@@ -131,9 +132,10 @@ class SeaMixer(Mixer):
         return self.proj(out.transpose(1, 2).flatten(2).to(given)).view(x.shape)
 
     def _linear_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k = self.features(q, k, (1, k.shape[2]), None)
-        out, total = weighted_sums(q, k, v, k.shape[2])
-        return out / total
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, N, G, D]
+        q, k = self.features(q, k, (1, k.shape[1]), None)
+        q, k, v = (t.unsqueeze(1) for t in (q, k, v))
+        return linear_attention(q, k, v, feature_map="identity", eps=0.0).squeeze(1).transpose(1, 2)
 
     def _encoded(self, x: Tensor) -> Tensor:
         """[B, G, N, 3·D] to [B, G, N, 2·D]."""

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionzoo.kernels.precision import without_autocast
-from visionzoo.layers.features import weighted_sums
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.padding import is_symbolic
 
@@ -118,7 +117,8 @@ class TaylorShiftMixer(Mixer):
         q, k = torch.cat([a * _pairs(q), b * q, c * one], -1), torch.cat([_pairs(k), k, one], -1)
         if there is not None:
             k = k * there
-        out, total = weighted_sums(q, k, v, v.shape[2])
+        state = k.mT @ torch.cat([v, one], -1) / v.shape[2]  # means: their size does not grow with the map
+        out, total = (q @ state).split([v.shape[-1], 1], -1)
         return out / total
 
 

@@ -37,6 +37,7 @@ class WindowMixer(Mixer):
         shift_size: from 0 to w - 1; None means half a window.
         relative_position_bias: add a learned number for each offset between query and key and each head.
         qkv_bias: whether the projection to q, k, v has a bias.
+        kv_heads: heads of keys and values, see `Mixer`.
         mask_padding: leave padded tokens out of attention instead.
         head_dim: width of a head; None means C / num_heads.
 
@@ -59,8 +60,9 @@ class WindowMixer(Mixer):
         qkv_bias: bool = True,
         mask_padding: bool = False,
         head_dim: int | None = None,
+        kv_heads: int | None = None,
     ):
-        super().__init__(dim, num_heads, head_dim=head_dim)
+        super().__init__(dim, num_heads, head_dim=head_dim, kv_heads=kv_heads)
         if window_size < 1:
             raise ValueError(f"{type(self).__name__}: window_size must be positive, got {window_size=}")
         if shift_size is None:
@@ -73,7 +75,7 @@ class WindowMixer(Mixer):
         self.shift_size = shift_size
         self.mask_padding = mask_padding
         inner_dim = self.num_heads * self.head_dim
-        self.qkv = nn.Linear(dim, 3 * inner_dim, bias=qkv_bias)
+        self.qkv = nn.Linear(dim, self.qkv_dim, bias=qkv_bias)
         self.relative_position_bias = (
             RelativePositionBias(self.num_heads, window_size) if relative_position_bias else None
         )
