@@ -6,6 +6,7 @@ import torch
 from golden import Record, relative_error, sample
 
 from visionzoo.layers.mixers import SuperTokenMixer
+from visionzoo.layers.mixers.super_token import _gather
 
 
 @torch.no_grad()
@@ -69,3 +70,14 @@ def test_refinement_by_convolution_acts_on_the_super_tokens():
     refined.refine.register_forward_hook(lambda module, args, out: seen.append(args[0].shape))
     assert (refined(x) - plain(x)).norm() > 0.1 * plain(x).norm()
     assert seen == [(1, 2, 3, 8)]
+
+
+def test_gradients_of_tokens_that_get_next_to_nothing_stay_finite_in_half_precision():
+    membership = torch.zeros(1, 1, 2, 1, 9)  # of two cells of a pixel; the first belongs to the second cell
+    membership[0, 0, 0, 0, 4:6] = torch.tensor([1e-6, 1.0])
+    membership[0, 0, 1, 0, 4] = 1
+    pixels = torch.tensor([30.0, -20.0]).view(1, 1, 2, 1, 1).half().requires_grad_()
+    tokens = _gather(pixels, membership)
+    torch.testing.assert_close(tokens.flatten(), torch.tensor([30.0, 5.0]).half())
+    tokens.sum().backward()
+    torch.testing.assert_close(pixels.grad.flatten(), torch.tensor([1.5, 0.5]).half())
