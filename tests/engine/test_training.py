@@ -1,5 +1,5 @@
-import dataclasses
 import contextlib
+import dataclasses
 import errno
 import functools
 import math
