@@ -485,12 +485,14 @@ def backends(make: Callable[[str, Inputs], Callable[..., Tensor]]) -> dict[str, 
 
     def triton(inputs: Inputs) -> Callable[..., Tensor]:
         function = make("triton", inputs)
-        try:
-            with torch.no_grad():
-                function(**inputs)
-        except ValueError as error:  # how a backend that was asked for by name says that it cannot run
-            raise Absent(str(error)) from error
-        return function
+
+        def call(**inputs: Tensor) -> Tensor:
+            try:
+                return function(**inputs)
+            except ValueError as error:  # how a backend that was asked for by name says that it cannot run
+                raise Absent(str(error)) from error
+
+        return call
 
     return {
         "visionzoo": Contender(partial(make, "auto")),

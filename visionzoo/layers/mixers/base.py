@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from math import isqrt
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from visionzoo.layers.maps import MapLayer
 
+GIB = 2**30
 HEAD_DIM = 32  # head width where neither the caller nor the family says otherwise: that of most families here
 
 
@@ -35,6 +39,14 @@ class Mixer(MapLayer):
     needs_map_size = False  # whether `forward` takes `map_size`, (H, W) of the tokens behind the prefix ones
 
     needs_places = False  # whether `forward` takes map_size, prefix and source of `visionzoo.layers.tokens.Tokens`
+
+    @property
+    def pair_bytes(self) -> int:
+        """Bytes that are held at once for each pair of an image's tokens, at least; 0 where memory grows slower.
+
+        Images for which that is more memory than the device has are refused.
+        """
+        return 0
 
     @property
     def takes_prefix_tokens(self) -> bool:
@@ -77,6 +89,28 @@ class Mixer(MapLayer):
         """Width of a projection to q, k and v."""
         return (self.num_heads + 2 * self.kv_heads) * self.head_dim
 
+    def check_input(self, x: Tensor) -> None:
+        """Check that x is a map this mixer takes, and that memory holds what it makes of pairs of its tokens.
+
+        Raises:
+            ValueError: if it is not, see `MapLayer.check_input`, or if its N × N numbers exceed the device's memory.
+        """
+        super().check_input(x)
+        if self.pair_bytes == 0 or torch.compiler.is_compiling():
+            return
+        tokens = x.shape[1] * x.shape[2]
+        needed = self.pair_bytes * tokens**2
+        if needed < GIB:  # nearly always
+            return
+        there = memory_of(x.device)
+        if there is not None and needed > there:
+            raise ValueError(
+                f"{type(self).__name__}: expected at most {isqrt(there // self.pair_bytes):,} tokens on {x.device}, "
+                f"which has {there / GIB:.1f} GiB, got {x.shape[1]} x {x.shape[2]} = {tokens:,}: for each pair of them "
+                f"{self.pair_bytes} bytes are held, {needed / GIB:.1f} GiB for an image; take a mixer that holds none, "
+                f"such as 'linear', 'neighborhood' or 'window', or 'score' for all pairs, or take larger patches"
+            )
+
     def mix_first(self, x: Tensor, **beside: Any) -> Tensor:
         """Return the output [B, 1, C] for the first of tokens [B, N, C], where the mixer `takes_prefix_tokens`.
 
@@ -97,6 +131,15 @@ class Mixer(MapLayer):
     def repeat_heads(self, x: Tensor) -> Tensor:
         """Keys or values [..., kv_heads, D], for all heads of queries: [..., G, D]."""
         return x if self.kv_heads == self.num_heads else x.repeat_interleave(self.num_heads // self.kv_heads, -2)
+
+
+def memory_of(device: torch.device) -> int | None:
+    """Return the bytes of memory that a device has, whoever uses them; None where it does not say."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "cpu" and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
 
 
 def zero_dropped(x: Tensor, keep: Tensor | None) -> Tensor:

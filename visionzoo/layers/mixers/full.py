@@ -14,7 +14,13 @@ from visionzoo.layers.outputs import add_term, collecting
 
 
 class FullMixer(Mixer):
-    """Every token attends to every token; O(N²·C), softmax in float32 at least.
+    """Every token attends to every token; softmax in float32 at least.
+
+        yᵢ = Σⱼ softmaxⱼ(qᵢ·kⱼ / √D) vⱼ
+
+    Time: O(N²·C); memory: O(N·C).
+
+    Facts from https://github.com/rayleizhu/BiFormer at 1697bbb (MIT).
 
     Args:
         dim: channels C.

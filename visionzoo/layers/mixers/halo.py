@@ -10,13 +10,19 @@ from visionzoo.layers.mixers.base import Mixer
 
 
 class HaloMixer(Mixer):
-    """The tokens of a block attend to the block and its rim, the halo; O(N·w²·C) for windows of side w.
+    """The tokens of a block attend to the block and its rim, the halo.
+
+        yᵢ = Σ over i's block and its rim of softmaxⱼ(qᵢ·kⱼ / √D + qᵢ·r(j - i)) vⱼ
+
+    Time: O(N·w²·C); memory: O(N·C) in kernels, else O(N·w²·G).
 
     A window is w = block_size + 2·halo_size tokens wide. Each mixer learns a vector for every vertical and every
     horizontal offset; their products with the query are added to the scores, unscaled. What a window has beyond the
     map, at its borders and where blocks do not divide it, are keys and values of zero, and as in timm they take part
     in attention with their positions. The softmax is float32 at least, the rest is in the dtype of the input or of
     autocast.
+
+    Facts from https://github.com/huggingface/pytorch-image-models at 1.0.31 (Apache-2.0), as the authors released none.
 
     Args:
         dim: channels C.

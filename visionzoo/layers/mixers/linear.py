@@ -18,7 +18,11 @@ from visionzoo.layers.scores import OffsetTable
 
 
 class LinearMixer(Mixer):
-    """Every token attends to every token by products of features; O(N·C·F) for F features of a head.
+    """Every token attends to every token by products of features.
+
+        yᵢ = φ(qᵢ)·(Σⱼ φ(kⱼ) vⱼᵀ) / φ(qᵢ)·Σⱼ φ(kⱼ)
+
+    Time: O(N·C·F) for F features of a head; memory: O(N·(C + G·F)).
 
     out_i = Σ_j w_ij·v_j / Σ_j w_ij with w_ij = φ(q_i)·φ(k_j), computed as φ(q_i)·(Σ_j φ(k_j) v_jᵀ): no weight is held,
     and memory is O(N·(C + G·F)). Features, sums and states are float32 at least, whatever the input. What the

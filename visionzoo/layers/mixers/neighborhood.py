@@ -12,7 +12,11 @@ from visionzoo.layers.position import NeighborhoodBias
 
 
 class NeighborhoodMixer(Mixer):
-    """Each token attends to the k × k tokens nearest to it; O(N·k²·C).
+    """Each token attends to the k × k tokens nearest to it.
+
+        yᵢ = Σ over the k × k nearest of softmaxⱼ(qᵢ·kⱼ / √D + b(j - i)) vⱼ
+
+    Time: O(N·k²·C); memory: O(N·C) in kernels, else O(N·k²·G).
 
     Near the borders the neighborhood is shifted to lie inside the map. With a dilation d the neighbors are d tokens
     apart. With a stride s, groups of s × s tokens share the window of the middle one (GNA), which is the faster, the
@@ -20,6 +24,8 @@ class NeighborhoodMixer(Mixer):
     right up to that before the projection to q, k, v; as in the authors' code (NATTEN before 0.17) the padded tokens
     take part in attention (their keys and values are the biases). The softmax is float32 at least, the rest is in the
     dtype of the input or of autocast.
+
+    Facts from https://github.com/SHI-Labs/Neighborhood-Attention-Transformer at d334f5b (MIT).
 
     Args:
         dim: channels C.

@@ -25,8 +25,11 @@ class Seen(NamedTuple):
 class PatternMixer(Mixer):
     """Each token attends to the tokens and summaries that a fixed pattern shows it, under one softmax.
 
-    outᵢ = Σ_{j ∈ P(i)} softmax_j(D^-½ qᵢ·kⱼ) vⱼ, where P(i) is the union of `parts`. Of M keys for a token it is
-    O(N·C·(C + M)), and as many scores N·G·M are held, in float32 at least. The parts, and their M:
+        yᵢ = Σ over j ∈ P(i) of softmaxⱼ(qᵢ·kⱼ / √D) vⱼ
+
+    Time: O(N·C·(C + M)) for M keys of a token; memory: O(N·(C + M·G)).
+
+    P(i) is the union of `parts`. Scores are held, in float32 at least. The parts, and their M:
 
     - "row" and "column": the tokens of the own one; W and H;
     - "band": those less than W places away in row-major order; up to 2W - 1 (3W are held);

@@ -14,7 +14,11 @@ from visionzoo.layers.padding import crop, pad_to_multiple
 
 
 class RoutedMixer(Mixer):
-    """Each region attends to the k regions that its mean query likes best; O(N·k·N/S²·C) for S² regions.
+    """Each region attends to the k regions that its mean query likes best.
+
+        yᵢ = Σ over the k regions that i's region likes of softmaxⱼ(qᵢ·kⱼ / √C) vⱼ + dwconv(v)
+
+    Time: O(N·k·N/S²·C) for S² regions; memory: O(N·C) in kernels, else O(N·k·N/S²·G).
 
     Scores and softmax are float32 at least, the rest is in the dtype of the input or of autocast.
 
@@ -22,6 +26,8 @@ class RoutedMixer(Mixer):
     it is padded with zeros at the bottom and right before the projection to q, k, v. As in the authors' detection
     and segmentation code the padded tokens then count like others: in the region means, as keys and values, and in
     the position term.
+
+    Facts from https://github.com/rayleizhu/BiFormer at 1697bbb (MIT).
 
     Args:
         dim: channels C.

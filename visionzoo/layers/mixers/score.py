@@ -36,7 +36,11 @@ MAX_SCORES = 2**26  # that are held at once; of more, queries come in portions, 
 
 
 class ScoreMixer(Mixer):
-    """Every token weighs every token: weights are a normaliser of scores of query and key; O(N²·C).
+    """Every token weighs every token: weights are a normaliser of scores of query and key.
+
+        yᵢ = Σⱼ normaliser(score(qᵢ, ·))ⱼ vⱼ
+
+    Time: O(N²·C); memory: O(N·C), with about 2²⁶ scores at once.
 
     out_i = Σ_j w_ij·v_j, w_i = normaliser(s_i), s_ij = score(q_i, k_j). About 2²⁶ scores are held at once: of larger
     maps queries come in portions, once more in the backward pass, so that time grows with N² and memory with N. Under

@@ -13,10 +13,16 @@ from visionzoo.layers.padding import pad_to_size
 
 
 class SpatialReductionMixer(Mixer):
-    """Every token attends to a smaller map: one key for each patch of r×r tokens; O(N²·C/r²), or O(N·s²·C) pooled.
+    """Every token attends to a smaller map: one key for each patch of r×r tokens.
+
+        yᵢ = Σⱼ softmaxⱼ(qᵢ·kⱼ / √D) vⱼ over one key for each r × r patch
+
+    Time: O(N²·C/r²), pooled O(N·s²·C); memory: O(N·C).
 
     The rows and columns after the last whole patch have no part in the keys, as released; a map smaller than a patch is
     padded with zeros to one. Softmax is float32 at least.
+
+    Facts from https://github.com/whai362/PVT at 57e2dfa (Apache-2.0).
 
     Args:
         dim: channels C.

@@ -14,10 +14,16 @@ from visionzoo.layers.padding import is_symbolic
 class TaylorShiftMixer(Mixer):
     """Every token attends to every token with weights a·s² + b·s + c of the scores s, divided by their sum.
 
+        yᵢ = Σⱼ (½sᵢⱼ² + sᵢⱼ + 1) vⱼ / Σⱼ (½sᵢⱼ² + sᵢⱼ + 1), s = τ·cos(qᵢ, kⱼ)
+
+    Time: O(N²·C) or O(N·C·D²), whichever is less; memory: O(N²·G) or O(N·G·D²).
+
     It is computed in the cheaper of two forms, which are equal: directly in O(N²·C), or in O(N·C·D²) for heads of width
     D as linear attention over the D² + D + 1 products that the polynomial is made of. Scores and sums are float32 at
     least, whatever the input. torch.export for maps of any size cannot ask for the number of tokens, and takes the
     direct form unless `threshold` is below 1.
+
+    Facts from https://github.com/tobna/TaylorShift at b290faa (MIT).
 
     Args:
         dim: channels C.

@@ -14,7 +14,11 @@ from visionzoo.layers.position import RelativePositionBias
 
 
 class WindowMixer(Mixer):
-    """Tokens attend to the tokens of their window; O(N·w²·C), softmax in float32 at least.
+    """Tokens attend to the tokens of their window; softmax in float32 at least.
+
+        yᵢ = Σ over i's window of softmaxⱼ(qᵢ·kⱼ / √D + b(j - i)) vⱼ
+
+    Time: O(N·w²·C); memory: O(N·C) in kernels, else O(N·w²·G).
 
     A map that the window does not divide is padded with zeros at the bottom and right before the projection to
     q, k, v. As released the padded tokens take part in attention (their keys and values are the biases).
@@ -22,6 +26,9 @@ class WindowMixer(Mixer):
     Shifted windows start `shift_size` tokens further down and right; the rows and columns before them form windows
     with those left over at the other border, in which tokens from different borders do not see each other. Along an
     axis where the map is one window at most, nothing is shifted.
+
+    Facts from https://github.com/dingmyu/davit at fc79470 (MIT) and https://github.com/microsoft/Swin-Transformer at
+    f82860b (MIT).
 
     Args:
         dim: channels C.
