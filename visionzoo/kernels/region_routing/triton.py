@@ -20,8 +20,8 @@ from visionzoo.kernels.launch import block_size, blocks, head_block, run, token_
 from visionzoo.kernels.operator import operator
 
 _SIZES = ["height", "width", "rows", "columns", "valid_height", "valid_width", "splits", "topk"]
-# What a single kernel takes: numbers of all maps, and tokens of a region, which it adds one after the other (4 take
-# 14 µs of an H200, 16 take 20). Estimates: the two ways have not been measured side by side.
+# What a single kernel takes: numbers of all maps, and tokens of a region, which it adds one after the other; an H200
+# takes 14 µs for 4 of them, 20 for 16. Estimates: the two ways have not been measured side by side.
 _SMALL, _FEW = 2**18, 8
 _TILE = 2**14  # numbers that a program of the single kernel reads at once
 _LAST = tl.constexpr(1 - 2**63)  # behind every score
@@ -80,15 +80,11 @@ def _route_kernel(
 ):  # fmt: skip
     """Sum 16 of a sample's regions of queries and all of keys, score them, and take the best one after the other."""
     tall, wide, count = height // rows, width // columns, rows * columns
-    program = tl.program_id(0)
-    own = program % tl.cdiv(count, 16) * 16 + tl.arange(0, 16)
-    other = tl.arange(0, BLOCK_R)
-    b = (program // tl.cdiv(count, 16)).to(tl.int64)
+    own, own_factor, other, other_factor, other_count, b = _regions(
+        count, tall, wide, columns, valid_height, valid_width, scale, BLOCK_R
+    )
     q += b * (height * width) * q_step
     k += b * (height * width) * k_step
-    own_factor = scale / tl.maximum(_counts(own, tall, wide, columns, valid_height, valid_width), 1).to(tl.float32)
-    other_count = _counts(other, tall, wide, columns, valid_height, valid_width)
-    other_factor = 1.0 / tl.maximum(other_count, 1).to(tl.float32)
     scores = tl.zeros([16, BLOCK_R], tl.float32)
     for start in range(0, C, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
@@ -165,14 +161,9 @@ def _choose_kernel(
 ):  # fmt: skip
     """Score 16 of a sample's regions with all of them, and take the best one after the other."""
     tall, wide, count = height // rows, width // columns, rows * columns
-    program = tl.program_id(0)
-    own = program % tl.cdiv(count, 16) * 16 + tl.arange(0, 16)
-    other = tl.arange(0, BLOCK_R)
-    b = (program // tl.cdiv(count, 16)).to(tl.int64)
-    own_count = _counts(own, tall, wide, columns, valid_height, valid_width)
-    other_count = _counts(other, tall, wide, columns, valid_height, valid_width)
-    own_factor = scale / tl.maximum(own_count, 1).to(tl.float32)
-    other_factor = 1.0 / tl.maximum(other_count, 1).to(tl.float32)
+    own, own_factor, other, other_factor, other_count, b = _regions(
+        count, tall, wide, columns, valid_height, valid_width, scale, BLOCK_R
+    )
     scores = tl.zeros([16, BLOCK_R], tl.float32)
     for start in range(0, C, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
@@ -195,11 +186,24 @@ def _choose_kernel(
 
 
 @triton.jit
+def _regions(count, tall, wide, columns, valid_height, valid_width, scale, BLOCK_R: tl.constexpr):
+    """Return a program's 16 regions and all others, each with what its sums are multiplied by, and the sample."""
+    program = tl.program_id(0)
+    own = program % tl.cdiv(count, 16) * 16 + tl.arange(0, 16)
+    other = tl.arange(0, BLOCK_R)
+    b = (program // tl.cdiv(count, 16)).to(tl.int64)
+    own_factor = scale / tl.maximum(_counts(own, tall, wide, columns, valid_height, valid_width), 1).to(tl.float32)
+    other_count = _counts(other, tall, wide, columns, valid_height, valid_width)
+    other_factor = 1.0 / tl.maximum(other_count, 1).to(tl.float32)
+    return own, own_factor, other, other_factor, other_count, b
+
+
+@triton.jit
 def _choose(scores, own, other, other_count, b, count, topk, index, BLOCK_R: tl.constexpr):
     """Take the best regions by their scores, one after the other."""
     scores = tl.where(scores == 0.0, 0.0, scores)  # -0 ties with 0
     scores = tl.where(scores == scores, scores, float("inf"))
-    scores = tl.where((other_count > 0)[None, :], scores, float("-inf"))  # regions of only padding come last
+    scores = tl.where((other_count > 0)[None, :], scores, float("-inf"))  # padding alone comes last
     bits = scores.to(tl.int32, bitcast=True)
     bits = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # ordered like the scores
     ranked = (bits.to(tl.int64) << 32) | (BLOCK_R - 1 - other)[None, :].to(tl.int64)
