@@ -22,8 +22,15 @@ if not importlib.util.find_spec("onnxscript"):
     pytest.skip('needs pip install "visionzoo[export]"', allow_module_level=True)
 
 ONE_EACH = [next(name for name in TINY if name in names) for names in FAMILIES.values()]
-SOME = ("zoo_biformer_t", "zoo_convit_t")  # a pyramid with kernels, and tokens; the rest with --full
-ONE_EACH = [pytest.param(name, marks=[] if name in SOME else [pytest.mark.full]) for name in ONE_EACH]
+
+
+def one_each(*some):
+    """A model of each family, of which `some` run without --full."""
+    return pytest.mark.parametrize(
+        "name", [pytest.param(n, marks=[] if n in some else pytest.mark.full) for n in ONE_EACH]
+    )
+
+
 SHAPE = Shape(1, (3, 64, 64))
 
 
@@ -31,7 +38,7 @@ def tiny(name):
     return randomise(quick_model(name, num_classes=10, **TINY[name]), SHAPE)
 
 
-@pytest.mark.parametrize("name", ONE_EACH)
+@one_each("zoo_convit_t")
 def test_programs_take_any_batch_and_size_or_the_model_says_that_they_cannot(name, tmp_path):
     model, shape = tiny(name), Shape(1, (3, 224, 224), dynamic_size=True)
     if not model.ANY_SIZE:
@@ -48,7 +55,7 @@ def test_programs_take_any_batch_and_size_or_the_model_says_that_they_cannot(nam
         assert model.DYNAMIC_SIZE and file.error < 1e-4 * reference.spread
 
 
-@pytest.mark.parametrize("name", ONE_EACH)
+@one_each("zoo_biformer_t")  # a pyramid with kernels
 def test_files_take_any_batch_and_give_the_models_logits(name, tmp_path):
     model = tiny(name)
     reference = Reference.of(model, SHAPE)

@@ -37,6 +37,7 @@ SMALL = {  # options that suit tiny maps
     "kmeans": {"num_clusters": 2, "window_size": 200},
     "kolmogorov_arnold": {"map_size": 4, "rank": 3},
     "levit": {"map_size": 4},
+    "light_conv": {"kernel_size": (3, 5), "dynamic": True, "renorm_padding": True},
     "mixture_of_heads": {"reduction": 1},
     "moving_average": {"qk_dim": 4, "num_averages": 2, "map_size": 4},
     "multi_pool": {"segments": 2},
@@ -47,6 +48,7 @@ SMALL = {  # options that suit tiny maps
     "spatial_reduction": {"reduction": 2, "pool_size": None},
     "super_token": {"token_size": 2},
     "routed": {"regions": 2, "topk": 2},
+    "sea": {"length": 4, "topk": 200},
     "score": {"normaliser": "sigmoid", "qk_norm": "l2", "temperature": "query"},
     "window": {"window_size": 3},
 }
@@ -439,6 +441,14 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
             {"type": "dual_attention", "symbols": {"type": "position_relative", "max_distance": -1}},
             r"must not be negative, got max_distance=-1",
         ),
+        ({"type": "light_conv", "kernel_size": (3, 4)}, r"kernel_size\[1\] must be odd and positive, got .*=4"),
+        ({"type": "light_conv", "weight_dropout": 1.0}, r"must be from 0 to below 1, got weight_dropout=1.0"),
+        ({"type": "light_conv", "renorm_padding": True}, r"renorm_padding is for dynamic=True with .*dynamic=False"),
+        ({"type": "score", "score": "collision", "hash_length": 0}, r"hash_length must be positive, got hash_length=0"),
+        ({"type": "score", "hash_length": 8}, r"hash_length is for score='collision', which is not given, got hash_l"),
+        ({"type": "sea", "length": 5}, r"SeaMixer: length must be even and positive, .*got length=5, topk=7"),
+        ({"type": "sea", "topk": 0}, r"topk and num_features positive, got length=128, topk=0 and num_features=None"),
+        ({"type": "sea", "among": "batch"}, r"unknown among='batch', expected one of \('query', 'heads', 'queries', "),
         ({"type": "multi_pool", "segments": 0}, r"MultiPoolMixer: segments must be positive, got segments=0"),
         ({"type": "multi_pool", "pool_size": 2}, r"pool_size must be odd and positive, got pool_size=2"),
         ({"type": "nystrom", "num_landmarks": -1}, r"not be negative, .*got num_landmarks=-1 and num_iterations=6"),
@@ -571,8 +581,9 @@ def test_under_a_scope_mixers_run_the_reference_alone(name, monkeypatch):
     assert {decision.backend for decision in decisions} <= {"reference"}
 
 
-# No gradient passes through super tokens' memberships, and that of the signs is made up: not those of one function.
-STOPPED = {"super_token", "hashed_linear"}
+# No gradient passes through super tokens' memberships and the largest exponents of random features, and that of the
+# signs is made up: not those of one function.
+STOPPED = {"super_token", "hashed_linear", "sea"}
 
 
 @pytest.mark.parametrize("name", sorted(set(MIXERS) - STOPPED))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from golden import relative_error
+from golden import Record, relative_error
 from kernels.triton_checks import DEVICE
 
 from visionzoo.kernels import explain, use_backend
@@ -21,6 +21,8 @@ FORMS = {
     "relu_bare": {"normaliser": "relu", "output_norm": "none"},
     "standardise_bare": {"normaliser": "standardise", "output_norm": "none", "output_gelu": False},
     "neural": {"score": "neural", "hidden_dim": 5},
+    "collision": {"score": "collision"},
+    "collision_4": {"score": "collision", "hash_length": 4, "normaliser": "sparsemax", "output_norm": "none"},
     "inverse_distance": {"score": "inverse_distance"},
     "inverse_distance_3": {"score": "inverse_distance", "power": 3.0, "eps": 0.5, "normaliser": "sparsemax"},
     "gaussian": {"score": "gaussian"},
@@ -152,6 +154,9 @@ def _defined(mixer, form, state, x):
             both = np.concatenate([linear("neural.q_proj", a), linear("neural.k_proj", b)])
             hidden = np.maximum(linear("neural.fc2", np.maximum(linear("neural.fc1", both), 0)), 0)
             return linear("neural.fc3", hidden)[0]
+        if mixer.score == "collision":
+            cosine = (a * b).sum() / np.sqrt((a**2).sum() * (b**2).sum())
+            return options.get("hash_length", 9) * np.log(1 - np.arccos(0.98 * cosine) / np.pi)
         if mixer.score == "inverse_distance":
             return np.log(1 / (options.get("eps", 1e-3) + np.sqrt(distance) ** options.get("power", 2.0)))
         if mixer.score == "gaussian":
@@ -192,6 +197,9 @@ def _defined(mixer, form, state, x):
         given = weights(k)
         k = np.einsum("gij,gid->gjd", given, q) / given.sum(1)[..., None]
     out = np.einsum("gij,gjd->igd", weights(k), v).reshape(count, -1)
+    if form == "collision":
+        parts = out.reshape(count, heads, width)
+        out = (parts / np.sqrt((parts**2).sum(-1, keepdims=True))).reshape(count, -1)
     if form == "relu":
         gate = 1 / (1 + np.exp(-state["output_norm.gate"] * out))
         out = gate * state["output_norm.weight"] * out / np.sqrt((out**2).mean(-1, keepdims=True) + 1e-8)
@@ -221,6 +229,19 @@ def test_each_form_and_its_gradients_are_by_definition(form):
         return (_defined(mixer, form, there, x[0].detach().numpy() + step * directions["x"][0]) * upstream).sum()
 
     assert abs(slope - (moved(1e-6) - moved(-1e-6)) / 2e-6) < 1e-6 * max(1, abs(slope))
+
+
+def test_expected_collisions_are_yosos():
+    record = Record("yoso/yoso_e")
+    mixer = ScoreMixer(12, 3, score="collision").double()
+    state = record.state_dict()
+    joined = {f"qkv.{kind}": torch.cat([state.pop(f"W_{n}.{kind}") for n in "qkv"]) for kind in ("weight", "bias")}
+    mixer.load_state_dict(joined | {name.replace("ff.", "proj."): value for name, value in state.items()})
+    x = record.image().view(2, 3, 3, 12).requires_grad_()
+    out = mixer(x)
+    assert relative_error(out.detach().flatten(), record.arrays["out"]) <= record.tolerance()
+    (out * torch.from_numpy(np.random.RandomState(4).standard_normal((2, 9, 12))).view(out.shape)).sum().backward()
+    assert relative_error(x.grad.flatten(), record.arrays["grad_x"]) <= record.tolerance()
 
 
 # -- lengths, portions, dtypes ----------------------------------------------------------------------------------------

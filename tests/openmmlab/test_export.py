@@ -74,7 +74,10 @@ def decode(deltas, level, coder):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("classes", "channels", "loss"), [(11, 11, {}), (2, 2, {}), (2, 1, {"use_sigmoid": True})])
+@pytest.mark.parametrize(
+    ("classes", "channels", "loss"),
+    [pytest.param(11, 11, {}, marks=pytest.mark.full), (2, 2, {}), (2, 1, {"use_sigmoid": True})],
+)
 def test_a_segmentor_is_exported_to_logits_that_give_its_classes(tmp_path, classes, channels, loss):
     backbone = {"type": "ZooBackbone", "name": "zoo_poolformer_s12", "depths": (1,) * 4, "embed_dims": [8] * 4}
     head = {"num_classes": classes, "out_channels": channels, "threshold": 0.4 if channels == 1 else None}

@@ -544,7 +544,9 @@ def test_pictures_of_one_name_in_two_folders_are_both_drawn(detector, scenes, tm
     assert drawn == {"a/0.png", "a/1.png", "b/0.png", "b/1.png"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.full)], ids=lambda number: number.name
+)
 def test_a_signal_ends_training_with_a_checkpoint_and_its_loading_processes(number, scenes, tmp_path):
     options = [*DET_FEW, "train_dataloader.num_workers=2", "train_cfg.max_epochs=1000", "train_cfg.val_interval=1000"]
     run = Child(tmp_path / "log", "train", str(DETECTION), "--work-dir", str(tmp_path), "--cfg-options", *options)
@@ -561,8 +563,9 @@ def test_a_signal_ends_training_with_a_checkpoint_and_its_loading_processes(numb
     ("step", "count", "steps"),
     [
         ("train_step", 3, 1),  # the first of the two steps of the second epoch
-        ("train_step", 4, 0),  # the last one: the epoch ends when the training goes on
-        ("val_step", 2, 0),  # the first was the trial
+        # the last one: the epoch ends when the training goes on
+        pytest.param("train_step", 4, 0, marks=pytest.mark.full),
+        pytest.param("val_step", 2, 0, marks=pytest.mark.full),  # the first was the trial
     ],
 )
 def test_a_stopped_training_goes_on_where_it_was(step, count, steps, scenes, tmp_path, monkeypatch):
@@ -672,7 +675,11 @@ def test_a_bad_file_stops_training_by_name(config, spoil, workers, message, scen
 
 @pytest.mark.parametrize(
     ("config", "spoil", "workers"),
-    [(DETECTION, cut_short, 1), (DETECTION, smaller_image, 0), (SEGMENTATION, other_number, 1)],
+    [
+        pytest.param(DETECTION, cut_short, 1, marks=pytest.mark.full),
+        (DETECTION, smaller_image, 0),
+        (SEGMENTATION, other_number, 1),
+    ],
 )
 def test_bad_files_are_passed_over_and_named_with_skip_bad_images(
     config, spoil, workers, scenes, tmp_path, capsys, monkeypatch

@@ -139,6 +139,10 @@ ABOUT = {  # a line of mathematics; when to use it
         "yᵢ = BN(W·act(Σⱼ softmaxⱼ(qᵢ·kⱼ / √D + b(|j - i|)) vⱼ))",
         "low latency on small maps: batch norms are folded into the layers.",
     ),
+    "light_conv": (
+        "yₚ = W₂ Σₒ softmaxₒ(w)ₒ uₚ₊ₒ, u = GLU(W₁ x), w learned or W uₚ",
+        "near detail at a few taps for each head; `dynamic` where the kernel should follow the content.",
+    ),
     "linear": (
         "yᵢ = φ(qᵢ)·(Σⱼ φ(kⱼ) vⱼᵀ) / φ(qᵢ)·Σⱼ φ(kⱼ)",
         "more than a few thousand tokens; `elu` first, features and denominators of the literature are options.",
@@ -178,6 +182,10 @@ ABOUT = {  # a line of mathematics; when to use it
     "score": (
         "yᵢ = Σⱼ normaliser(score(qᵢ, ·))ⱼ vⱼ",
         "to compare softmax with what has been put in its place; sigmoid where sums over keys must not couple tokens.",
+    ),
+    "sea": (
+        "yᵢ = σ(bᵢ)·σ(aᵢ)·Σ over j ∈ top(estimated pᵢ) of softmaxⱼ(qᵢ·kⱼ / √D) vⱼ + (1 - σ(bᵢ))·Σⱼ p̄ⱼ vⱼ",
+        "to study which weights matter, or to take over a trained model's attention; all products are computed.",
     ),
     "single_head": (
         "y = W·[attention(x₁), x₂], x₁ a fifth of the channels",

@@ -5,6 +5,7 @@ Scores are [B, G, R, N]: of R queries, which follow each other in the order of t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -28,6 +29,24 @@ def inverse_distances(q: Tensor, k: Tensor, power: float, eps: float) -> Tensor:
     squares = squared_distances(q, k)
     logs = squares.clamp(min=torch.finfo(squares.dtype).tiny).log() * (power / 2)
     return -torch.logaddexp(logs, logs.new_full((), eps).log())  # the power itself would overflow
+
+
+def collisions(q: Tensor, k: Tensor, hash_length: int) -> Tensor:
+    """Logarithm of the probability that random hyperplanes give a query and a key the same hash of so many bits.
+
+    That is (1 - arccos(cos(q, k)) / π)^hash_length (YOSO, arXiv:2111.09714). As released, cosines are multiplied by
+    0.98, which keeps the derivative finite.
+
+    Args:
+        q: queries [..., R, D], floating point.
+        k: keys [..., N, D].
+        hash_length: bits.
+
+    Returns:
+        [..., R, N], at most 0.
+    """
+    cosines = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT
+    return hash_length * (1 - torch.acos(0.98 * cosines) / math.pi).log()
 
 
 class NeuralScore(nn.Module):
@@ -201,6 +220,22 @@ class GatedRmsNorm(nn.Module):
         """[..., C] to [..., C], in x's dtype."""
         scale = (x.square().mean(-1, keepdim=True) + self.EPS).rsqrt()
         return self.weight.to(x.dtype) * x * scale * (self.gate.to(x.dtype) * x).sigmoid()
+
+
+class UnitHeads(nn.Module):
+    """Bring each head's part of the channels to length 1; what is shorter than 1e-12 is divided by that.
+
+    Args:
+        num_heads: heads, each of channels in turn.
+    """
+
+    def __init__(self, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] to [..., C], in x's dtype."""
+        return F.normalize(x.unflatten(-1, (self.num_heads, -1)), dim=-1).flatten(-2)
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:

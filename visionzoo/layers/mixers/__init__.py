@@ -38,6 +38,7 @@ from visionzoo.layers.mixers.injective_linear import InjectiveLinearMixer
 from visionzoo.layers.mixers.kolmogorov_arnold import KolmogorovArnoldMixer
 from visionzoo.layers.mixers.large_kernel_ffn import LargeKernelFfnMixer
 from visionzoo.layers.mixers.levit import LevitMixer
+from visionzoo.layers.mixers.light_conv import LightConvMixer
 from visionzoo.layers.mixers.linear import LinearMixer
 from visionzoo.layers.mixers.mixture_of_heads import MixtureOfHeadsMixer
 from visionzoo.layers.mixers.moving_average import MovingAverageMixer
@@ -49,6 +50,7 @@ from visionzoo.layers.mixers.pattern import PatternMixer
 from visionzoo.layers.mixers.pool import PoolMixer
 from visionzoo.layers.mixers.routed import RoutedMixer
 from visionzoo.layers.mixers.score import ScoreMixer
+from visionzoo.layers.mixers.sea import SeaMixer
 from visionzoo.layers.mixers.single_head import SingleHeadMixer
 from visionzoo.layers.mixers.sparsifiner import SparsifinerMixer
 from visionzoo.layers.mixers.spatial_reduction import SpatialReductionMixer
@@ -90,6 +92,7 @@ __all__ = [
     "KolmogorovArnoldMixer",
     "LargeKernelFfnMixer",
     "LevitMixer",
+    "LightConvMixer",
     "LinearMixer",
     "Mixer",
     "MixerNCHW",
@@ -102,6 +105,7 @@ __all__ = [
     "PoolMixer",
     "RoutedMixer",
     "ScoreMixer",
+    "SeaMixer",
     "SingleHeadMixer",
     "SparsifinerMixer",
     "SpatialReductionMixer",
@@ -144,6 +148,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "kolmogorov_arnold": KolmogorovArnoldMixer,
     "large_kernel_ffn": LargeKernelFfnMixer,
     "levit": LevitMixer,
+    "light_conv": LightConvMixer,
     "linear": LinearMixer,
     "mixture_of_heads": MixtureOfHeadsMixer,
     "moving_average": MovingAverageMixer,
@@ -154,6 +159,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "pool": PoolMixer,
     "routed": RoutedMixer,
     "score": ScoreMixer,
+    "sea": SeaMixer,
     "single_head": SingleHeadMixer,
     "sparsifiner": SparsifinerMixer,
     "spatial_reduction": SpatialReductionMixer,

@@ -54,17 +54,17 @@ class DynamicLocalMixer(Mixer):
         self.check_input(x)
         x = self.in_proj(x)
         weights = self.to_weights(on_nchw(self.conv, self.reduce(x)))
-        out = convolve_by_place(x, weights.unflatten(-1, (self.num_heads, -1)), self.kernel_size)
+        out = convolve_by_place(x, weights.unflatten(-1, (self.num_heads, -1)), (self.kernel_size,) * 2)
         return self.proj(out)
 
 
-def convolve_by_place(x: Tensor, weights: Tensor, kernel_size: int) -> Tensor:
+def convolve_by_place(x: Tensor, weights: Tensor, kernel_size: tuple[int, int]) -> Tensor:
     """Sum what stands in the window around each place, with zeros around the map, by weights of that place.
 
     Args:
         x: map [B, H, W, C].
-        weights: [B, H, W, G, k²], row by row of the window; C/G channels in turn share them.
-        kernel_size: odd side k of the window.
+        weights: [B, H, W, G, h·w], row by row of the window; C/G channels in turn share them.
+        kernel_size: odd height h and width w of the window.
 
     Returns:
         [B, H, W, C] in the dtype of x; sums are float32 at least.
@@ -72,9 +72,10 @@ def convolve_by_place(x: Tensor, weights: Tensor, kernel_size: int) -> Tensor:
     height, width = x.shape[1:3]
     wide = torch.promote_types(x.dtype, torch.float32)
     with without_autocast(x.device):
-        around = F.pad(x.to(wide), (0, 0, *[kernel_size // 2] * 4)).unflatten(-1, (weights.shape[3], -1))
+        rows, columns = (side // 2 for side in kernel_size)
+        around = F.pad(x.to(wide), (0, 0, columns, columns, rows, rows)).unflatten(-1, (weights.shape[3], -1))
         out = torch.zeros((), dtype=wide, device=x.device)
-        for offset, weight in enumerate(weights.to(wide).unbind(-1)):  # all windows at once would hold k² maps
-            dy, dx = divmod(offset, kernel_size)
+        for offset, weight in enumerate(weights.to(wide).unbind(-1)):  # all windows at once would hold h·w maps
+            dy, dx = divmod(offset, kernel_size[1])
             out = out + weight[..., None] * around[:, dy : dy + height, dx : dx + width]
         return out.flatten(3).to(x.dtype)

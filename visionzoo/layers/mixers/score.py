@@ -25,6 +25,8 @@ from visionzoo.layers.scores import (
     OffsetTable,
     Rows,
     ScoreConv,
+    UnitHeads,
+    collisions,
     inverse_distances,
     linear,
     squared_distances,
@@ -58,6 +60,8 @@ class ScoreMixer(Mixer):
       https://github.com/calvinmccarter/idw-attention at 35aabf7 (AGPL-3.0; formula only);
     - probabilistic attention (arXiv:2106.15338) is `score="gaussian"`; with scores of "dot" it is softmax;
       https://github.com/apple/ml-probabilistic-attention at 2945e06 (Apple's sample code license);
+    - YOSO (arXiv:2111.09714) in expectation over its hash functions is `score="collision"`, whose heads' outputs come
+      to length 1; https://github.com/mlpen/YOSO at 6000487 (no licence), `yoso_e`; without its convolution of values;
     - neural attention (arXiv:2502.17206) is `score="neural"`; O(N²·C·p) with p = `hidden_dim`;
       https://github.com/awayfromzel/neural-attention-research at f6572f5 (MIT);
     - selective attention (arXiv:2411.12892) is a `temperature`; https://github.com/umich-sota/selective_attention at
@@ -72,8 +76,9 @@ class ScoreMixer(Mixer):
     Args:
         dim: channels C.
         num_heads: attention heads.
-        score: "dot" for q·k / √D, "inverse_distance" for -log(ε + |q - k|^power), "gaussian" for -|q - k|² / (2·√D), or
-            "neural" for an MLP of both. Those of distances take normalisers that shifts do not change.
+        score: "dot" for q·k / √D, "inverse_distance" for -log(ε + |q - k|^power), "gaussian" for -|q - k|² / (2·√D),
+            "collision" for τ·log(1 - arccos(0.98·cos(q, k)) / π), or "neural" for an MLP of both. Distances and
+            collisions take normalisers that shifts do not change.
         normaliser: a name of `visionzoo.layers.normalisers.NORMALISERS`.
         qkv_bias: whether the projection to q, k, v has a bias.
         qk_norm: "none", "layer_norm" over D, or "l2": q and k are divided by their lengths, and a factor that each head
@@ -92,6 +97,7 @@ class ScoreMixer(Mixer):
         score_groups: how many heads are a group whose scores are mixed; all where there are fewer; None for none.
         weight_groups: the same for the weights.
         hidden_dim: p of neural scores, at least 2; None for max(2, D // 32).
+        hash_length: τ of collisions, the bits of a hash.
         power: of inverse distances.
         eps: ε of inverse distances.
         key_steps: of "gaussian": how often keys move to the mean of the queries that look at them.
@@ -99,9 +105,10 @@ class ScoreMixer(Mixer):
             1 / √D, which it is at the start.
         value_precision: of "gaussian": a key's value counts by its distance to the query's own, this times the
             precision of the key; 0 for not.
-        output_norm: over C, before the output projection: "gated_rms", "layer_norm" (ε 1e-3) or "none". None is what
-            the paper of the normaliser has: "gated_rms" after "relu", "layer_norm" after "standardise". Without, their
-            sums over N keys can pass what float16 holds.
+        output_norm: before the output projection: "gated_rms" or "layer_norm" (ε 1e-3) over C, "unit", which brings
+            each head to length 1, or "none". None is what the paper has: "gated_rms" after "relu", "layer_norm" after
+            "standardise", "unit" after scores of "collision". Without the first two, sums over N keys can pass what
+            float16 holds.
         output_gelu: whether a GELU comes then; None for after "standardise" only.
 
     Raises:
@@ -113,10 +120,10 @@ class ScoreMixer(Mixer):
     torch.Size([1, 5, 7, 64])
     """
 
-    SCORES = ("dot", "gaussian", "inverse_distance", "neural")
+    SCORES = ("dot", "gaussian", "inverse_distance", "collision", "neural")
     QK_NORMS = ("none", "l2", "layer_norm")
     TEMPERATURES = ("none", "position", "query")
-    OUTPUT_NORMS = ("none", "gated_rms", "layer_norm")
+    OUTPUT_NORMS = ("none", "gated_rms", "layer_norm", "unit")
 
     def __init__(
         self,
@@ -140,6 +147,7 @@ class ScoreMixer(Mixer):
         score_groups: int | None = None,
         weight_groups: int | None = None,
         hidden_dim: int | None = None,
+        hash_length: int = 9,
         power: float = 2.0,
         eps: float = 1e-3,
         key_steps: int = 0,
@@ -150,7 +158,8 @@ class ScoreMixer(Mixer):
     ):
         super().__init__(dim, num_heads)
         if output_norm is None:
-            output_norm = {"relu": "gated_rms", "standardise": "layer_norm"}.get(normaliser, "none")
+            own = {"relu": "gated_rms", "standardise": "layer_norm"}
+            output_norm = "unit" if score == "collision" else own.get(normaliser, "none")
         output_gelu = normaliser == "standardise" if output_gelu is None else output_gelu
         self._check_name(score=score, expected=self.SCORES)
         self._check_name(normaliser=normaliser, expected=tuple(NORMALISERS))
@@ -159,9 +168,9 @@ class ScoreMixer(Mixer):
         self._check_name(query_padding=query_padding, expected=ScoreConv.PADDINGS)
         self._check_name(key_padding=key_padding, expected=ScoreConv.PADDINGS)
         self._check_name(output_norm=output_norm, expected=self.OUTPUT_NORMS)
-        if score in ("gaussian", "inverse_distance") and normaliser not in SHIFT_INVARIANT:
+        if score in ("collision", "gaussian", "inverse_distance") and normaliser not in SHIFT_INVARIANT:
             raise ValueError(
-                f"ScoreMixer: scores that are negative distances take a normaliser of {SHIFT_INVARIANT}, got {score=} "
+                f"ScoreMixer: scores of distances and collisions take a normaliser of {SHIFT_INVARIANT}, got {score=} "
                 f"and {normaliser=}"
             )
         if qk_norm == "l2" and score != "dot":
@@ -171,6 +180,7 @@ class ScoreMixer(Mixer):
         key_kernels = key_kernel is not None or weight_key_kernel is not None
         for fits, owner, name, value, default in (
             (score == "neural", "score='neural'", "hidden_dim", hidden_dim, None),
+            (score == "collision", "score='collision'", "hash_length", hash_length, 9),
             (score == "inverse_distance", "score='inverse_distance'", "power", power, 2.0),
             (score == "inverse_distance", "score='inverse_distance'", "eps", eps, 1e-3),
             (score == "gaussian", "score='gaussian'", "key_steps", key_steps, 0),
@@ -188,6 +198,8 @@ class ScoreMixer(Mixer):
             raise ValueError(f"ScoreMixer: map_size must be positive, got {map_size=}")
         if hidden_dim is not None and hidden_dim < 2:
             raise ValueError(f"ScoreMixer: hidden_dim must be at least 2, got {hidden_dim=}")
+        if hash_length < 1:
+            raise ValueError(f"ScoreMixer: hash_length must be positive, got {hash_length=}")
         if not (0 < power < float("inf") and 0 < eps < float("inf")):
             raise ValueError(f"ScoreMixer: power and eps must be positive, got {power=} and {eps=}")
         if key_steps < 0 or not 0 <= value_precision < float("inf"):
@@ -195,7 +207,7 @@ class ScoreMixer(Mixer):
                 f"ScoreMixer: key_steps and value_precision must not be negative, got {key_steps=} and "
                 f"{value_precision=}"
             )
-        self.score = score
+        self.score, self.hash_length = score, hash_length
         self.power, self.eps, self.key_steps, self.value_precision = power, eps, key_steps, value_precision
 
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
@@ -222,6 +234,8 @@ class ScoreMixer(Mixer):
             self.output_norm = GatedRmsNorm(dim)
         elif output_norm == "layer_norm":
             self.output_norm = LayerNorm(dim, eps=1e-3)
+        elif output_norm == "unit":
+            self.output_norm = UnitHeads(self.num_heads)
         self.output_gelu = output_gelu
         self.proj = nn.Linear(dim, dim)
         for layer in (self.temperature, self.precision):
@@ -371,6 +385,8 @@ class ScoreMixer(Mixer):
             queries = q[:, :, start:stop]
             if self.neural is not None:
                 return self.neural(queries, k)
+            if self.score == "collision":
+                return collisions(queries, k, self.hash_length)
             if self.score == "inverse_distance":
                 return inverse_distances(queries, k, self.power, self.eps)
             if precision is None:
@@ -424,13 +440,28 @@ class ScoreMixer(Mixer):
         return torch.where(given, total / torch.where(given, count, 1), k)
 
     def _in_portions(self, function: Rows, q: Tensor, size: tuple[int, int], *, add: bool = False) -> Tensor:
-        """Call a function of queries, as many at once as `MAX_SCORES` allows, and put together or add the results."""
-        batch, heads, count = q.shape[:3]
-        # Compilers would unroll the portions, for one size of maps alone.
-        if torch.compiler.is_compiling() or batch * heads * count * count * self._held <= MAX_SCORES:
-            return function(0, count)
-        step = max(1, MAX_SCORES // (batch * heads * count * self._held))
         # The convolutions of a portion see queries around it, which are to be no more than it has itself.
-        step = max(step, *(sum(conv.halo(size[1])) for conv in (self.score_conv, self.weight_conv) if conv), 1)
-        parts = [recomputed(function, start, min(start + step, count)) for start in range(0, count, step)]
-        return sum(parts[1:], parts[0]) if add else torch.cat(parts, 2)
+        least = max([1, *(sum(conv.halo(size[1])) for conv in (self.score_conv, self.weight_conv) if conv)])
+        return in_portions(function, q, held=self._held, least=least, add=add)
+
+
+def in_portions(function: Rows, q: Tensor, *, held: int = 1, least: int = 1, add: bool = False) -> Tensor:
+    """Call a function of queries, as many at once as `MAX_SCORES` allows, and put together or add the results.
+
+    Args:
+        function: of the first query and the one behind the last; it sees them and as many keys as there are queries.
+        q: all queries [B, G, N, D].
+        held: how much more than the scores a portion holds.
+        least: queries of a portion, except for the last.
+        add: whether results are added; otherwise they are put together along N.
+
+    Returns:
+        What the function gives for all queries; portions are computed once more in the backward pass.
+    """
+    batch, heads, count = q.shape[:3]
+    # Compilers would unroll the portions, for one size of maps alone.
+    if torch.compiler.is_compiling() or batch * heads * count * count * held <= MAX_SCORES:
+        return function(0, count)
+    step = max(least, MAX_SCORES // (batch * heads * count * held))
+    parts = [recomputed(function, start, min(start + step, count)) for start in range(0, count, step)]
+    return sum(parts[1:], parts[0]) if add else torch.cat(parts, 2)

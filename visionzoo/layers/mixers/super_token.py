@@ -6,6 +6,7 @@ import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
+from visionzoo.kernels.precision import without_autocast
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.mixers.full import FullMixer
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
@@ -87,7 +88,7 @@ class SuperTokenMixer(Mixer):
 
     def _membership(self, pixels: Tensor, tokens: Tensor) -> Tensor:
         """How far each of [B, h, w, s², C] belongs to the 9 tokens of [B, h, w, C] around it: [B, h, w, s², 9]."""
-        products = pixels @ _around(tokens).mT * self.dim**-0.5
+        products = (pixels * self.dim**-0.5) @ _around(tokens).mT
         return products.to(torch.promote_types(products.dtype, torch.float32)).softmax(-1)
 
 
@@ -101,7 +102,8 @@ class _HeadsFirstAttention(FullMixer):
 
 def _gather(pixels: Tensor, membership: Tensor) -> Tensor:
     """Mean of the pixels that belong to each token, [B, h, w, C]."""
-    parts = (membership.to(pixels.dtype).mT @ pixels).to(membership.dtype)  # [B, h, w, 9, C], for the 9 neighbours
+    with without_autocast(pixels.device):  # gradients of tokens that get next to nothing pass what half precision holds
+        parts = membership.mT @ pixels.to(membership.dtype)  # [B, h, w, 9, C], for the 9 neighbours
     shares = membership.sum(3).unsqueeze(-1)  # [B, h, w, 9, 1]
     # what was given to the i-th neighbour comes from the place to which one is the (8 - i)-th
     total, share = (

@@ -72,7 +72,8 @@ class Centroids(nn.Module):
     @staticmethod
     def _step(unit: Tensor, products: Tensor, means: Tensor) -> Tensor:
         """Return the unit means [G, K, D] of the tokens that are nearest to each centroid."""
-        member = F.one_hot(products.argmax(-1), means.shape[1]).to(unit.dtype)  # [B, G, N, K]
+        clusters = torch.arange(means.shape[1], device=means.device)
+        member = (products.argmax(-1, keepdim=True) == clusters).to(unit.dtype)  # [B, G, N, K]
         sums = (member.mT @ unit).sum(0)
         return torch.where(member.sum((0, 2))[..., None] > 0, F.normalize(sums, dim=-1), means)
 
