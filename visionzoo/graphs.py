@@ -20,6 +20,7 @@ from timm.utils import ModelEmaV3, unwrap_model
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from visionzoo.kernels.small_maps import recorded
 from visionzoo.replicas import Replicas
 
 WARMUP = 3  # steps before a recording: libraries and compilers choose and load what they run in them
@@ -67,7 +68,7 @@ class CudaRecorder:
         self.stream.wait_stream(current)
         for tensor in tensors:
             tensor.record_stream(self.stream)
-        with torch.cuda.stream(self.stream):
+        with torch.cuda.stream(self.stream), recorded():
             yield
         current.wait_stream(self.stream)
 
@@ -75,7 +76,8 @@ class CudaRecorder:
         """Record a graph. Generators of random numbers go on in each run where the one before has ended."""
         graph = torch.cuda.CUDAGraph()
         # of this thread alone: those that load images may pin memory meanwhile
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+        of_thread = torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local")
+        with of_thread, recorded():
             result = function()
         return graph.replay, result
 
