@@ -22,9 +22,10 @@ from visionzoo.graphs import WARMUP, CudaRecorder, TrainingStep
 MODE = Mode(128, "training", autocast=True)
 WAYS = ("", "-graph", "-compiled", "-compiled-graph")
 STEPS = 8  # between two looks at the clock
+TRAINED = (*PAIRS, Pair("zoo_nat_mini"))
 
 
-def training_cases(settings: Settings, pairs: Sequence[Pair] = PAIRS) -> Iterator[Case]:
+def training_cases(settings: Settings, pairs: Sequence[Pair] = TRAINED) -> Iterator[Case]:
     """Yield a case for each pair of models."""
     for pair in pairs:
         twins = Twins(settings, pair)
