@@ -32,10 +32,11 @@ NAME = re.compile(r"zoo_[a-z0-9_]+")
 
 
 def on_config(config: Any) -> Any:
-    """Put the families into the navigation, under the page of all models."""
-    for section in config.nav:
-        if "Models" in section:
-            section["Models"].append({"Families": [{_title(name): f"families/{name}.md"} for name in sorted(FAMILIES)]})
+    """Put the families into the navigation, under the page of all models, and the benchmarks of each GPU."""
+    sections = {title: pages for section in config.nav for title, pages in section.items()}
+    sections["Models"].append({"Families": [{_title(name): f"families/{name}.md"} for name in sorted(FAMILIES)]})
+    for path in sorted(ROOT.glob("benchmarks/*/report.md")):
+        sections["Measurements"].append({f"Benchmarks: {path.parent.name}": path.relative_to(ROOT).as_posix()})
     return config
 
 
