@@ -29,6 +29,7 @@ from visionzoo.models._registers import (
     with_test_registers,
 )
 from visionzoo.pruning import prune_weights
+from visionzoo.replicas import Replicas
 
 __all__ = [
     "EarlyExitModel",
@@ -36,6 +37,7 @@ __all__ = [
     "Explanation",
     "LoadReport",
     "NoOutliersError",
+    "Replicas",
     "__version__",
     "attention_iou",
     "backends",

@@ -415,6 +415,17 @@ def _start_worker(info: Any) -> int:
     return int(info.seed)
 
 
+def end_loading(loader: Any) -> None:
+    """End the loading processes of a loader that is not read any more.
+
+    Where images are in pinned memory, torch 2.11 waits at Python's exit five seconds for each of them, one after
+    another, and tells none to end.
+    """
+    iterator = getattr(getattr(loader, "loader", None), "_iterator", None)  # of torch's loader inside of timm's
+    if iterator is not None:
+        iterator._shutdown_workers()
+
+
 def mixing(args: argparse.Namespace) -> bool:
     """Say whether mixup or cutmix is on."""
     return args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None

@@ -177,7 +177,7 @@ def _batch_flags(parser: Parser) -> None:
     help = "options of --probe or --head: num_queries=16, d_out=2, ... (visionzoo)"
     add("--head-kwargs", nargs="*", default={}, action=KeyValues, metavar="K=V", help=help)
     _yes(group, "--grad-checkpointing", "recompute activations in the backward pass to save memory")
-    _yes(group, "--cuda-graphs", "record a training step once and replay it, on one GPU (visionzoo)")
+    _yes(group, "--cuda-graphs", "record a training step once and replay it, on GPUs (visionzoo)")
     _yes(group, "--sync-bn", "batch norm over all devices")
     add("--dist-bn", default="reduce", choices=("broadcast", "reduce", ""), help="share batch norm averages per epoch")
     _yes(group, "--fsdp", "share model, averages and optimizer between devices, for the largest models (visionzoo)")

@@ -28,6 +28,7 @@ from visionzoo.engine.checkpoints import (
 from visionzoo.engine.data import (
     check_labels,
     class_names,
+    end_loading,
     eval_loader,
     open_train_and_val,
     resolve_num_classes,
@@ -51,6 +52,7 @@ from visionzoo.engine.recipe import learning_rate, load_optimizer, make_optimize
 from visionzoo.engine.recorded import changed_settings, compare_classes, recorded_args
 from visionzoo.engine.reporting import Reporter
 from visionzoo.graphs import make_capturable
+from visionzoo.replicas import Replicas
 
 SCALER = "amp_scaler"  # timm's name of its state in a checkpoint
 
@@ -148,9 +150,11 @@ class Run:
         return sum(group["lr"] for group in groups) / len(groups)
 
     def close(self) -> None:
-        """Give the folder back to others."""
+        """Give the folder back to others, and end the loading processes."""
         if self._claim is not None:
             self._claim.release()
+        end_loading(self.loader)
+        end_loading(self.val_loader)
 
     def next_epoch(self) -> None:
         """Begin the next epoch."""
@@ -323,7 +327,10 @@ class Run:
             prepare_compiler(args)
             task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
             task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
-        if self.process.distributed and not args.fsdp:
+        self.replicas: Replicas | None = None
+        if self.process.distributed and args.cuda_graphs:
+            self.replicas = Replicas(self.trainable, broadcast_buffers=not args.no_ddp_bb)
+        elif self.process.distributed and not args.fsdp:
             device_ids = None if self.process.device.type == "cpu" else [self.process.device]
             task.prepare_distributed(device_ids=device_ids, broadcast_buffers=not args.no_ddp_bb)
 
@@ -363,16 +370,17 @@ def check_graphs(args: argparse.Namespace, process: Process, optimizer: Optimize
     """Refuse what --cuda-graphs cannot record.
 
     Raises:
-        UserError: there is no GPU, or several processes, or a flag that it does not go with.
+        UserError: there is no GPU, or a flag that it does not go with.
     """
     mode = args.torchcompile_mode or ""
     if process.device.type != "cuda":
         raise UserError(f"--cuda-graphs: what is recorded are launches on a CUDA device, this is {process.device}")
-    if process.distributed:
-        raise UserError(
-            f"--cuda-graphs: expected one process, got {process.world_size}: what DistributedDataParallel does between "
-            "the launches of the backward pass is not recorded; start one, or leave it out"
-        )
+    for flag, what in (("fsdp", "fetches weights"), ("sync_bn", "sends statistics")):
+        if getattr(args, flag):
+            raise UserError(
+                f"--cuda-graphs: --{flag.replace('_', '-')} {what} between the launches, which is not recorded; leave "
+                "one of them out"
+            )
     if args.grad_checkpointing:
         raise UserError(
             "--cuda-graphs: --grad-checkpointing sets random states in the backward pass, which a recording forbids; "

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import IterableDataset
 
 from visionzoo.engine.checkpoints import BEST
-from visionzoo.engine.data import train_loader
+from visionzoo.engine.data import end_loading, train_loader
 from visionzoo.engine.errors import Interrupted, UserError
 from visionzoo.engine.evaluation import evaluate
 from visionzoo.engine.images import CheckedImages, announce_epoch, batches, loading_death, seed_everything
@@ -65,6 +65,7 @@ class Training:
             ema=averaged,
             model=run.trainable,
             second_order=bool(getattr(run.optimizer, "is_second_order", False)),
+            replicas=run.replicas,
         )
         for remark in self.step.remarks:
             run.say(f"--cuda-graphs: not recorded: {remark}")
@@ -200,6 +201,7 @@ class Training:
         run, args = self.run, self.run.args
         if args.mixup_off_epoch and run.epoch >= args.mixup_off_epoch and run.loader.mixup_enabled:
             # a new loader, since loading processes that run already would go on mixing
+            end_loading(run.loader)
             run.loader = train_loader(args, run.train_set, run.data_config, run.process)
             run.loader.mixup_enabled = False
         announce_epoch(run.loader, args.seed, run.epoch)
@@ -269,6 +271,8 @@ class Training:
         run, args = self.run, self.run.args
         if run.val_loader is None:
             return {}
+        if run.replicas is not None:
+            run.replicas.share_buffers()  # as DistributedDataParallel does
         models = [run.task.get_eval_model(ema=True), run.task.get_eval_model()]
         with self.stop.at_once():
             first, *raw = evaluate(
