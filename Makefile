@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO := output/demo
 WORKERS ?= 2
 
-.PHONY: install demo demo-detection demo-segmentation test test-full test-gpu test-timm check format table configs bench clean
+.PHONY: install demo demo-detection demo-segmentation test test-full test-gpu test-timm check format docs table configs bench clean
 
 install: $(VENV)/installed
 
@@ -67,10 +67,16 @@ format: install
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# The model table of README.md and the gallery of docs/mixers.md, from the registries.
+# The documentation, into site/; a broken link or a page outside the navigation fails. `mkdocs serve` shows it while you write.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: install
+	$(BIN)/mkdocs build --quiet
+
+# The tables of docs/: models and mixers from the registries, parity from the records that have no row yet.
 table: install
-	$(BIN)/python tools/list_models.py --write README.md
+	$(BIN)/visionzoo models --write docs/models.md
 	$(BIN)/python -m visionzoo.benchmark.gallery --write docs/mixers.md
+	$(BIN)/python tests/parity_table.py
 
 # The configs of detection and segmentation, from configs/dense.yaml.
 configs: install
@@ -83,4 +89,4 @@ bench: install
 		$(BIN)/python tools/benchmark.py $$suite --missing $(if $(RIVALS),--rivals $(RIVALS)) || exit 1; done
 
 clean:
-	rm -rf $(VENV) output build dist *.egg-info
+	rm -rf $(VENV) output build dist site *.egg-info

@@ -7,5 +7,9 @@ CONFIGS = ["visionzoo.configs", *(f"visionzoo.configs.{name}" for name in find_n
 setup(
     packages=[*find_packages(include=["visionzoo", "visionzoo.*"]), *CONFIGS],
     package_dir={"visionzoo.configs": "configs"},
-    package_data={"visionzoo.kernels": ["*.csv"], **{name: ["*.yaml"] for name in CONFIGS}},
+    package_data={
+        "visionzoo.engine": ["page.html", "page.css", "page.js"],
+        "visionzoo.kernels": ["*.csv"],
+        **{name: ["*.yaml"] for name in CONFIGS},
+    },
 )

@@ -20,6 +20,7 @@ COMMANDS = {  # each is the module of this name in visionzoo/commands
     "license": "show whose code and weights a model is made of",
     "check-data": "say what a folder of COCO or ADE20K lacks",
     "benchmark": "measure operations, models and memory against other implementations",
+    "view": "look at what a model makes of an image: a web page, or pictures",
     "attention": "draw what the queries of a head see",
     "registers": "move a model's outliers to test-time registers",
     "sparse-rate": "measure CRATE's objective layer by layer",

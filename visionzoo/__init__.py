@@ -13,6 +13,7 @@ if sys.argv[:1] == ["-m"] and "visionzoo" in sys.orig_argv:  # `python -m vision
 from visionzoo import models  # importing it registers the families
 from visionzoo._version import __version__
 from visionzoo.exits import EarlyExitModel, ExitModel
+from visionzoo.explanation import Explanation, attention_iou, explain_image
 from visionzoo.graphs import graph_training_step
 from visionzoo.inference import optimize_for_inference
 from visionzoo.kernels import backends, set_backend, use_backend
@@ -33,11 +34,14 @@ from visionzoo.replicas import Replicas
 __all__ = [
     "EarlyExitModel",
     "ExitModel",
+    "Explanation",
     "LoadReport",
     "NoOutliersError",
     "Replicas",
     "__version__",
+    "attention_iou",
     "backends",
+    "explain_image",
     "feature_norms",
     "find_register_neurons",
     "fuse",

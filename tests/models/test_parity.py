@@ -429,8 +429,8 @@ def _probabilities(reducer, x, source, keep, *_):
     return probabilities if keep is None else probabilities * torch.nn.functional.pad(keep, (1, 0), value=True)
 
 
-@pytest.mark.parametrize(("record_name", "stress"), RUNS)
-def test_logits_and_features_are_the_authors(record_name, stress):
+def compared(record_name, stress=False):
+    """Run a model on its record's weights and image; yield each recorded array's key, our value and the array."""
     record = Record(record_name)
     model = timm.create_model(MODELS[record_name], **OPTIONS.get(record_name, {})).double().eval()
     visionzoo.load_weights(model, record.state_dict(stress))
@@ -446,13 +446,19 @@ def test_logits_and_features_are_the_authors(record_name, stress):
             model.head.training = model.head.distilled_training = True
             out["logits_head"], out["logits_head_dist"] = model.forward_head(last)
     prefix = "stress_" if stress else ""
-    keys = [key for key in record.arrays if key.startswith("stress_") == stress and not key.startswith("state:")]
-    assert f"{prefix}logits" in keys
-    for key in keys:
-        value = out[key.removeprefix(prefix)]
-        value = sample(value) if "feat" in key else value
-        rounded = record.arrays[key].dtype == "float32"
-        assert relative_error(value, record.arrays[key]) <= record.tolerance(rounded), key
+    for key, array in record.arrays.items():
+        if key.startswith("stress_") == stress and not key.startswith("state:"):
+            value = out[key.removeprefix(prefix)]
+            yield key, sample(value) if "feat" in key else value, array
+
+
+@pytest.mark.parametrize(("record_name", "stress"), RUNS)
+def test_logits_and_features_are_the_authors(record_name, stress):
+    record, keys = Record(record_name), []
+    for key, value, array in compared(record_name, stress):
+        assert relative_error(value, array) <= record.tolerance(array.dtype == "float32"), key
+        keys.append(key)
+    assert f"{'stress_' if stress else ''}logits" in keys
 
 
 @pytest.mark.parametrize("record_name", DENSE)

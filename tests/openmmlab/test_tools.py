@@ -1,5 +1,6 @@
 """The commands with a config of OpenMMLab, and mmdet's and mmseg's own inference APIs on what they write."""
 
+import io
 import json
 import os
 import shutil
@@ -131,6 +132,28 @@ def test_a_segmentor_is_evaluated_and_draws_masks(segmentor, scenes, tmp_path, c
     assert {path.name for path in (tmp_path / "out/preds").iterdir()} == {"0000.json", "0001.json"}
     content = json.loads((tmp_path / "out/preds/0000.json").read_text())
     assert sum(content["shares"].values()) == pytest.approx(1) and len(list((tmp_path / "out/vis").iterdir())) == 2
+
+
+def test_the_page_shows_what_was_found_over_the_picture(detector, segmentor, scenes, monkeypatch):
+    from visionzoo.openmmlab import prediction
+    from visionzoo.openmmlab.flags import view_parser
+
+    picture = Image.open(scenes / "images/validation/0000.png").convert("RGB")
+    for config, checkpoint in ((detector / DETECTION.name, "epoch_1.pth"), (SEGMENTATION, "iter_2.pth")):
+        folder = detector if checkpoint == "epoch_1.pth" else segmentor
+        args = view_parser().parse_args([str(config), "--checkpoint", str(folder / checkpoint), "--device", "cpu"])
+        args.score_threshold = 0.0
+        served = []
+        monkeypatch.setattr(prediction, "serve", lambda viewer, *rest, served=served: served.append((viewer, rest)))
+        prediction.view(args)
+        ((viewer, rest),) = served
+        assert rest == ([], "127.0.0.1", 7860) and viewer.title == config.stem
+        found = viewer.look(picture)["classes"]
+        shares = [each["probability"] for each in found]
+        assert {each["name"] for each in found} and shares == sorted(shares, reverse=True)
+        assert config != SEGMENTATION or sum(shares) == pytest.approx(1)
+        drawn = np.array(Image.open(io.BytesIO(viewer.draw(picture, "overlay", None)[0])))
+        assert drawn.shape == (128, 128, 3) and (drawn != np.array(picture)).any()
 
 
 def test_the_inferencers_of_mmdet_and_mmseg_take_configs_and_checkpoints(detector, segmentor, scenes):

@@ -1,4 +1,4 @@
-"""A converted folder loads through timm, and the README's table is the registry's."""
+"""A converted folder loads through timm, and the table of docs/models.md is the registry's."""
 
 import re
 
@@ -12,6 +12,8 @@ from quick import MODELS
 from visionzoo.commands import models
 from visionzoo.engine.reporting import insert_between
 from visionzoo.models._registry import TINY, VARIANTS
+
+PAGE = ROOT / "docs/models.md"
 
 
 @pytest.fixture
@@ -60,20 +62,20 @@ def test_numbers_of_classes_and_folders_that_cannot_be_are_refused(run, tmp_path
 
 
 @pytest.mark.parametrize("name", [*TINY][::8])
-def test_the_readmes_table_has_the_registrys_rows(name):
+def test_the_table_of_models_has_the_registrys_rows(name):
     """`make table` writes it anew."""
     row = models.markdown(models.rows(name)).splitlines()[-1]
-    assert name in row and row in (ROOT / "README.md").read_text().splitlines()
+    assert name in row and row in PAGE.read_text(encoding="utf-8").splitlines()
 
 
-def test_the_readmes_table_has_the_registrys_models():
-    text = (ROOT / "README.md").read_text().split(models.BEGIN)[1].split(models.END)[0]
+def test_the_table_of_models_has_the_registrys_models():
+    text = PAGE.read_text(encoding="utf-8").split(models.BEGIN)[1].split(models.END)[0]
     assert re.findall(r"^\| `(zoo_\w+)` ", text, re.M) == list(VARIANTS)
 
 
 @pytest.mark.full
-def test_the_readmes_table_is_the_registrys():
-    text = (ROOT / "README.md").read_text()
+def test_the_table_of_models_is_the_registrys():
+    text = PAGE.read_text(encoding="utf-8")
     table = models.rows()
     assert insert_between(text, models.BEGIN, models.END, models.markdown(table)) == text
     assert len(table) == len(MODELS)

@@ -101,7 +101,7 @@ def section(models: Sequence[Row], rows: Sequence[Row], args: argparse.Namespace
     rows = [row for row in rows if row["status"] == "ok"]
     machines = {f"{r['device']}, torch {r['torch']}, timm {r['timm']}, Python {r['python']}" for r in rows}
     precision = f"{args.amp_dtype} autocast" if args.amp else "float32"
-    trained = f"{rows[0]['epochs']:g} epochs from nothing for each"
+    trained = f"{rows[0]['epochs']:g} epochs from random weights for each"
     if args.seeds:
         trained += f" of {len(args.seeds)} seeds (mean ± standard deviation)"
     if args.probes:
@@ -131,7 +131,10 @@ tokens, in many maps or few."""
 {trained}, batch {args.batch_size}, {precision}; {"; ".join(sorted(machines))}.
 Top-1 is that of the last epoch on the validation split. {speed}
 
-    python tools/compare.py {args.config or "CONFIG"} --data-dir TRAIN --val-data-dir VALIDATION
+<!-- not run: needs a GPU and data -->
+```bash
+visionzoo compare {args.config or "CONFIG"} --data-dir TRAIN --val-data-dir VALIDATION
+```
 
 ![top-1 against throughput]({name}.png)
 

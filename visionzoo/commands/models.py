@@ -16,7 +16,7 @@ from visionzoo.text import markdown_table
 
 BEGIN = "<!-- table of models: written by `make table`, from the registry -->"
 END = "<!-- end of the table of models -->"
-HEADER = ("Model", "Params (M)", "GMACs", "Input", "Top-1 (%)", "Weights", "Licence", "Source of the numbers")
+HEADER = ("Model", "Params (M)", "GMACs", "Input", "Top-1 (%)", "Weights", "License", "Source of the numbers")
 
 
 def rows(pattern: str = "*", only_weights: bool = False) -> list[tuple[str, ...]]:

@@ -18,6 +18,7 @@ from visionzoo.engine.outputs import free_path
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.prediction import choose_names
 from visionzoo.engine.search import find_images
+from visionzoo.explanation.image import as_seen
 from visionzoo.layers.class_queries import ClassQueryHead
 from visionzoo.models._heads import head_attention
 
@@ -101,10 +102,3 @@ def _of_classes(seen: Tensor, names: Sequence[str], predicted: int, true: int | 
 def _lines(maps: list[tuple[str, Tensor]]) -> list[list[tuple[str, Any]]]:
     arrays = [(title, values.numpy()) for title, values in maps]
     return [arrays[i : i + COLUMNS] for i in range(0, len(arrays), COLUMNS)]
-
-
-def as_seen(image: Tensor, config: dict[str, Any]) -> Any:
-    """Return the image [H, W, 3] from 0 to 1 that a normalized one [C, H, W] is of: what the model sees, cropped."""
-    mean, std = (torch.tensor(config[name], device=image.device)[:, None, None] for name in ("mean", "std"))
-    pixels = (image * std + mean).clamp(0, 1).permute(1, 2, 0)
-    return (pixels if pixels.shape[2] == 3 else pixels.mean(2, keepdim=True).expand(-1, -1, 3)).cpu().numpy()

@@ -12,6 +12,7 @@ from PIL import Image
 from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import printable
 from visionzoo.engine.images import UNREADABLE
+from visionzoo.explanation.pictures import map_figure
 
 DRAWN_BY = "visionzoo tools/predict.py"  # and by the others that draw images
 SIDE = 1000  # pixels of the drawn image's longer side at most: the picture has fewer
@@ -73,27 +74,12 @@ def draw_maps(image: Any, rows: Sequence[Sequence[tuple[str, Any]]], path: Path,
         the characters of the titles that no installed font has.
     """
     from matplotlib import rc_context
-    from matplotlib.figure import Figure
 
-    columns = 1 + max(map(len, rows))
     families, missing = fonts_for("".join(title for row in rows for title, _ in row))
-    height, width = image.shape[:2]
     with rc_context({"font.family": families}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure = Figure(figsize=(2 * columns, 2.3 * len(rows)), layout="constrained")
-        for line, row in zip(figure.subplots(len(rows), columns, squeeze=False), rows, strict=True):
-            for axes in line:
-                axes.axis("off")
-            line[0].imshow(image)
-            for axes, (title, values) in zip(line[1:], row, strict=False):
-                axes.set_title(printable(title[:40]).replace("\n", " "), fontsize=8, parse_math=False)
-                extent = (0, width, height, 0)
-                if over:
-                    axes.imshow(image, extent=extent)
-                    axes.imshow(values, cmap="jet", alpha=0.5, interpolation="bilinear", extent=extent)
-                else:
-                    shown = axes.imshow(values, cmap="viridis", interpolation="nearest", extent=extent)
-                    figure.colorbar(shown, ax=axes, shrink=0.7)
+        titled = [[(printable(title), values) for title, values in row] for row in rows]
+        figure = map_figure(image, titled, over=over)
         _save(figure, path)
     return missing
 

@@ -4,11 +4,12 @@ import argparse
 from typing import Any
 
 from visionzoo.engine.options import KeyValues, Number, Parser, Specs
+from visionzoo.explanation.image import METHODS
 
 COUNT, WHOLE = Number(int, low=1), Number(int, low=0)
 AMOUNT, POSITIVE = Number(float, low=0), Number(float, above=0)
 SHARE, RATIO, BELOW_ONE = Number(float, low=0, high=1), Number(float, above=0, high=1), Number(float, low=0, below=1)
-INSIDE = Number(float, above=0, below=1)
+INSIDE, PORT = Number(float, above=0, below=1), Number(int, low=0, high=65535)
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 PROBES, HEADS = ("linear", "attentive", "ep"), ("attentive", "ep", "intr")
 SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "none")
@@ -456,3 +457,41 @@ def sparse_rate_parser() -> Parser:
     where = "folder to write to (default: output/sparse_rate/MODEL, numbered where that is taken)"
     parser.add_argument("--output", default="", metavar="FOLDER", help=where)
     return parser
+
+
+def view_parser() -> Parser:
+    """Return the parser of `visionzoo view`."""
+    about = "Look at what a model makes of images: a local web page, or with --save pictures in a folder."
+    parser = Parser("%(prog)s [IMAGE...] --model NAME [flags]", about)
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files, folders, or patterns like 'x/*.jpg'")
+    add_model_flags(parser, model=None)
+    add_device_flags(parser)
+    group = parser.add_argument_group("view")
+    add = group.add_argument
+    add("--checkpoint", default="", metavar="FILE", help="weights; of a run of `visionzoo train`, the model too")
+    _yes(group, "--no-ema", "use the trained weights, not their moving average")
+    _yes(group, "--random-weights", "look at a model without weights: where it can look, not what it has learned")
+    add("--class-names", default="", metavar="FILE", help="text file of class names in order, or `imagenet`")
+    add("--topk", type=COUNT, default=5, metavar="K", help="classes to show")
+    _reading(group)
+    group = parser.add_argument_group("pictures")
+    add = group.add_argument
+    add("--save", default="", metavar="DIR", help="write a folder of pictures for each image there, and no page")
+    which = f"what to draw: {', '.join(METHODS)} (default: all that the model has and that takes seconds)"
+    add("--method", nargs="+", default=[], choices=tuple(METHODS), metavar="NAME", help=which)
+    add("--place", type=SHARE, nargs=2, metavar=("Y", "X"), help="look from there: shares of height and width, 0 to 1")
+    add("--target", type=WHOLE, metavar="N", help="number of the class to explain (default: the likeliest)")
+    mask = "image that is white where a feature is: print each map's Attention-IoU with it"
+    add("--mask", default="", metavar="FILE", help=mask)
+    _yes(group, "--faithfulness", "delete and insert pixels by each map; curves, and their mean over all images")
+    add_page_flags(parser)
+    return parser
+
+
+def add_page_flags(parser: argparse.ArgumentParser) -> None:
+    """Add where a page is served."""
+    add = parser.add_argument_group("page").add_argument
+    add(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on; others than this see the page too"
+    )
+    add("--port", type=PORT, default=7860, metavar="N", help="port to listen on; 0 for any that is free")

@@ -349,6 +349,18 @@ def restore(
     return _trained(args, model, config, found)
 
 
+def untrained(args: argparse.Namespace) -> Trained:
+    """Build the model of `args.model` with random weights.
+
+    Raises:
+        UserError: as `build_model`; or weights are asked for too.
+    """
+    if args.checkpoint or args.pretrained:
+        raise UserError("--random-weights beside --checkpoint or --pretrained; give one")
+    model = build_model(args)
+    return _trained(args, model, per_channel(data_config(args, model)), Recorded())
+
+
 def _tensors(state: Mapping[str, Any], args: argparse.Namespace) -> dict[str, Tensor]:
     try:
         return unwrap_state_dict(state, use_ema=not args.no_ema)

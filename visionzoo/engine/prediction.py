@@ -19,6 +19,8 @@ from visionzoo.engine.names import read_names
 from visionzoo.engine.outputs import free_path
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.search import find_images
+from visionzoo.explanation.image import as_seen
+from visionzoo.explanation.pictures import dimmed
 from visionzoo.models._reducing import kept_places
 
 LINES = "predictions.jsonl"
@@ -74,7 +76,10 @@ def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
             ]
             picture = table.picture_of(path)
             views = [
-                (f"{mask.float().mean():.0%} left before {name}", _dimmed(seen, mask[0], trained.data_config))
+                (
+                    f"{mask.float().mean():.0%} left before {name}",
+                    dimmed(as_seen(seen, trained.data_config), mask[0].cpu().numpy()),
+                )
                 for name, mask in kept.items()
             ]
             undrawn |= draw_prediction(image, classes, picture, views)
@@ -167,16 +172,6 @@ def _line(content: dict[str, Any]) -> str:
 
 def _key(image: str | Path) -> str:
     return os.path.abspath(image)
-
-
-def _dimmed(seen: torch.Tensor, kept: torch.Tensor, data_config: dict[str, Any]) -> Any:
-    """Return the image as the model sees it, [H, W, channels] in 0 to 1, dark where the map has no token."""
-    mean, std = (torch.tensor(data_config[key]).view(-1, 1, 1) for key in ("mean", "std"))
-    image = (seen.cpu().float() * std + mean).clamp(0, 1)
-    height, width = image.shape[1:]
-    patch = -(-height // kept.shape[0]), -(-width // kept.shape[1])
-    mask = kept.cpu().repeat_interleave(patch[0], 0).repeat_interleave(patch[1], 1)[:height, :width]
-    return torch.where(mask, image, 0.2 * image).permute(1, 2, 0).numpy()
 
 
 def _say(*lines: str) -> None:

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from visionzoo.engine.attention import as_seen
 from visionzoo.engine.charts import draw_maps
 from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UserError, printable, require
@@ -14,6 +13,7 @@ from visionzoo.engine.images import seed_everything
 from visionzoo.engine.models import autocast, restore, try_images
 from visionzoo.engine.outputs import free_path
 from visionzoo.engine.parallel import start_process
+from visionzoo.explanation.image import as_seen
 from visionzoo.models._registers import NoOutliersError, feature_norms, find_register_neurons, move_to_registers
 
 DEFAULT = Path("output/registers")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,6 +13,39 @@ from torch import Tensor
 from visionzoo.kernels import scope
 from visionzoo.kernels.precision import without_autocast
 from visionzoo.layers.tracing import one_node
+
+
+class _Records(threading.local):
+    weights: list[Tensor] | None = None
+
+
+_of_thread = _Records()
+
+
+@contextmanager
+def record_attention() -> Iterator[list[Tensor]]:
+    """Collect the weights of attention [B, G, N, M] that are computed in a `with` block, in this thread, in order.
+
+    They are those of `attend` and of mixers that call `record_weights`; all scores are then held at once. Compiled code
+    records nothing.
+    """
+    before, _of_thread.weights = _of_thread.weights, []
+    try:
+        yield _of_thread.weights
+    finally:
+        _of_thread.weights = before
+
+
+def recording() -> bool:
+    """Whether weights of attention are collected now."""
+    return not torch.compiler.is_compiling() and _of_thread.weights is not None
+
+
+def record_weights(weights: Tensor) -> None:
+    """Add the weights [B, G, N, M] of an attention to those that `record_attention` collects, where it does."""
+    if recording():
+        assert _of_thread.weights is not None
+        _of_thread.weights.append(weights)
 
 
 @one_node  # it looks at the device and at widths
@@ -42,7 +79,7 @@ def attend(
         [B, G, N, V] in q's dtype; scores, softmax and sums are float32 at least.
     """
     unfused = q.device.type == "cpu" and v.shape[-1] != q.shape[-1]
-    unfused = unfused or factor is not None or talk is not None
+    unfused = unfused or factor is not None or talk is not None or recording()
     if scope.backend != "reference" and not unfused:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     dtype, accumulate = q.dtype, torch.promote_types(q.dtype, torch.float32)
@@ -54,10 +91,13 @@ def attend(
         if bias is not None:
             scores = scores + bias.to(accumulate)
         if talk is None:
-            return (scores.softmax(-1) @ v).to(dtype)
-        before, after = (mix.to(accumulate) for mix in talk)
-        attention = torch.einsum("...hij,hg->...gij", scores, before).softmax(-1)
-        return (torch.einsum("...hij,hg->...gij", attention, after) @ v).to(dtype)
+            attention = scores.softmax(-1)
+        else:
+            before, after = (mix.to(accumulate) for mix in talk)
+            attention = torch.einsum("...hij,hg->...gij", scores, before).softmax(-1)
+            attention = torch.einsum("...hij,hg->...gij", attention, after)
+        record_weights(attention)
+        return (attention @ v).to(dtype)
 
 
 def hide(keep: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -8,7 +8,7 @@ from mmengine.config import DictAction
 from visionzoo.deploy.flags import add_export_flags
 from visionzoo.engine.configs import find_config
 from visionzoo.engine.errors import UserError
-from visionzoo.engine.flags import SHARE
+from visionzoo.engine.flags import SHARE, add_page_flags
 
 
 class CfgOptions(DictAction):
@@ -76,6 +76,18 @@ def predict_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", default="output/predictions", help="folder (default: %(default)s)")
     parser.add_argument("--score-threshold", type=SHARE, default=0.3, help="of what is drawn (default: %(default)s)")
     parser.add_argument("--device", help="such as cuda:0 or cpu (default: the GPU if there is one)")
+    return parser
+
+
+def view_parser() -> argparse.ArgumentParser:
+    """Return the flags of the page and its pictures."""
+    parser = _parser("CONFIG [IMAGE...]", "Look at what a detector or segmentor finds: a local page, or pictures.")
+    parser.add_argument("images", nargs="*", help="pictures, or folders of them")
+    parser.add_argument("--checkpoint", required=True, help="of the detector or segmentor, as train.py writes it")
+    parser.add_argument("--save", default="", metavar="DIR", help="write pictures and JSON there, and no page")
+    parser.add_argument("--score-threshold", type=SHARE, default=0.3, help="of what is drawn (default: %(default)s)")
+    parser.add_argument("--device", help="such as cuda:0 or cpu (default: the GPU if there is one)")
+    add_page_flags(parser)
     return parser
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from PIL import Image
 
 from visionzoo.engine.errors import UserError
+from visionzoo.engine.page import serve
 from visionzoo.openmmlab.checkpoints import check_fit
 from visionzoo.openmmlab.config_errors import build
 from visionzoo.openmmlab.configuring import task_of
@@ -31,29 +34,122 @@ def predict(args: argparse.Namespace) -> list[Path]:
     Raises:
         UserError: if a picture, the config or the checkpoint is missing, cannot be read or does not fit.
     """
-    cfg = read_config(args.config)
-    check_windows(cfg)
-    task = task_of(cfg)
+    cfg, checkpoint = _model_of(args)
     images = _images(args.images)
-    checkpoint = require_checkpoint(args.checkpoint)
-    if args.device and torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {args.device}: torch finds no GPU")
     output = Path(args.output)
     (output / "preds").mkdir(parents=True, exist_ok=True)
-    cfg.model.backbone.pretrained = False  # the checkpoint has all weights
-    run = _detect if task == "detection" else _segment
+    run = _detect if task_of(cfg) == "detection" else _segment
     written = run(args, cfg, checkpoint, images, output)
     print(f"{len(written)} pictures in {output / 'vis'}, JSON in {output / 'preds'}")
     return written
 
 
-def _detect(args: argparse.Namespace, cfg: Any, checkpoint: str, images: list[str], output: Path) -> list[Path]:
+def view(args: argparse.Namespace) -> None:
+    """Show what a detector or segmentor sees in pictures (`visionzoo view CONFIG`): drawn into --save, or as a page.
+
+    Raises:
+        UserError: as `predict`; or the page cannot be served.
+    """
+    if args.save:
+        if not args.images:
+            raise UserError("--save: which images? name files or folders")
+        predict(argparse.Namespace(**vars(args), output=args.save))
+        return
+    cfg, checkpoint = _model_of(args)
+    files = [Path(image) for image in _images(args.images)] if args.images else []
+    serve(OverlayViewer(args, cfg, checkpoint), files, args.host, args.port)
+
+
+class OverlayViewer:
+    """A detector or segmentor, as the page shows it."""
+
+    mode, upright = "RGB", False
+    methods: Mapping[str, str] = {"overlay": "boxes and masks over the picture, as the model finds them"}
+
+    def __init__(self, args: argparse.Namespace, cfg: Any, checkpoint: str) -> None:
+        self.title = Path(args.config).stem
+        self._detects = task_of(cfg) == "detection"
+        make = _detector if self._detects else _segmentor
+        self._inferencer, self._names = make(args, cfg, checkpoint)
+        self._threshold = args.score_threshold
+
+    def look(self, picture: Image.Image) -> dict[str, Any]:
+        """Return the boxes above the threshold, or the share of the picture of each class, largest first."""
+        result, _ = self._infer(picture)
+        if not self._detects:
+            found = _shares(np.asarray(result), self._names)
+        else:
+            pairs = zip(result["labels"], result["scores"], strict=True)
+            found = [(self._names[label], score) for label, score in pairs if score >= self._threshold]
+        found = sorted(found, key=lambda each: -each[1])
+        return {"classes": [{"name": name, "probability": float(share)} for name, share in found]}
+
+    def seen(self, picture: Image.Image) -> bytes:
+        """Return the picture as a PNG."""
+        return _png(picture)
+
+    def draw(self, picture: Image.Image, method: str, place: tuple[float, float] | None) -> tuple[bytes, str]:
+        """Return the picture with what was found, as a PNG."""
+        return _png(Image.fromarray(np.asarray(self._infer(picture)[1]))), self.methods[method]
+
+    def _infer(self, picture: Image.Image) -> tuple[Any, Any]:
+        """Return what is found, and the picture with it."""
+        pixels = np.asarray(picture)[..., ::-1].copy()  # OpenMMLab reads BGR
+        options = {"pred_score_thr": self._threshold} if self._detects else {}
+        found = self._inferencer(pixels, return_vis=True, **options)
+        results = found["predictions"], found["visualization"]
+        return (results[0][0], results[1][0]) if self._detects else results  # mmseg has no list of one picture
+
+
+def _png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def _model_of(args: argparse.Namespace) -> tuple[Any, str]:
+    """Return the config and the checkpoint that `args` name, both there and fit to be used."""
+    cfg = read_config(args.config)
+    check_windows(cfg)
+    checkpoint = require_checkpoint(args.checkpoint)
+    if args.device and torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {args.device}: torch finds no GPU")
+    cfg.model.backbone.pretrained = False  # the checkpoint has all weights
+    return cfg, checkpoint
+
+
+def _detector(args: argparse.Namespace, cfg: Any, checkpoint: str) -> tuple[Any, Any]:
+    """Return mmdet's inferencer and the names of the classes."""
     from mmdet.apis import DetInferencer
 
     inferencer = build(cfg, lambda: DetInferencer(model=cfg, weights=checkpoint, device=args.device))
     say_notes(check_fit(inferencer.model, checkpoint, cfg, None))
+    return inferencer, inferencer.model.dataset_meta["classes"]
+
+
+def _segmentor(args: argparse.Namespace, cfg: Any, checkpoint: str) -> tuple[Any, Any]:
+    """Return mmseg's inferencer, with a color for each class, and the names of the classes."""
+    from mmseg.apis import MMSegInferencer
+
+    inferencer = build(cfg, lambda: MMSegInferencer(model=cfg, weights=checkpoint, device=args.device))
+    say_notes(check_fit(inferencer.model, checkpoint, cfg, None))
+    meta = inferencer.model.dataset_meta
+    names = meta["classes"] = meta.get("classes") or [str(n) for n in range(inferencer.model.decode_head.num_classes)]
+    if len(meta.get("palette") or ()) != len(names):  # mmseg would end in an AssertionError
+        say_notes([f"{checkpoint} does not have a colour for each of its classes; they are drawn in others"])
+        meta["palette"] = np.random.RandomState(42).randint(0, 256, (len(names), 3)).tolist()
+    return inferencer, names
+
+
+def _shares(result: Any, names: Any) -> list[tuple[str, float]]:
+    """Return the share of a mask of class numbers that each class covers."""
+    labels, counts = np.unique(result, return_counts=True)
+    return [(names[int(label)], int(count) / np.size(result)) for label, count in zip(labels, counts, strict=True)]
+
+
+def _detect(args: argparse.Namespace, cfg: Any, checkpoint: str, images: list[str], output: Path) -> list[Path]:
+    inferencer, names = _detector(args, cfg, checkpoint)
     inferencer(images, out_dir=str(output), pred_score_thr=args.score_threshold, no_save_pred=False)
-    names = inferencer.model.dataset_meta["classes"]
     paths = []
     for image in images:
         path = output / "preds" / f"{Path(image).stem}.json"
@@ -64,23 +160,14 @@ def _detect(args: argparse.Namespace, cfg: Any, checkpoint: str, images: list[st
 
 
 def _segment(args: argparse.Namespace, cfg: Any, checkpoint: str, images: list[str], output: Path) -> list[Path]:
-    from mmseg.apis import MMSegInferencer
-
-    inferencer = build(cfg, lambda: MMSegInferencer(model=cfg, weights=checkpoint, device=args.device))
-    say_notes(check_fit(inferencer.model, checkpoint, cfg, None))
-    meta = inferencer.model.dataset_meta
-    names = meta["classes"] = meta.get("classes") or [str(n) for n in range(inferencer.model.decode_head.num_classes)]
-    if len(meta.get("palette") or ()) != len(names):  # mmseg would end in an AssertionError
-        say_notes([f"{checkpoint} does not have a color for each of its classes; they are drawn in others"])
-        meta["palette"] = np.random.RandomState(42).randint(0, 256, (len(names), 3)).tolist()
+    inferencer, names = _segmentor(args, cfg, checkpoint)
     (output / "pred").mkdir(exist_ok=True)
     paths = []
     for image in images:
         sample = inferencer(image, out_dir=str(output), return_datasamples=True)
         result = sample.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)  # a threshold's are floats
         Image.fromarray(result).save(output / "pred" / f"{Path(image).stem}.png")
-        labels, counts = np.unique(np.asarray(result), return_counts=True)
-        shares = {names[label]: int(count) / np.size(result) for label, count in zip(labels, counts, strict=True)}
+        shares = dict(_shares(result, names))
         paths.append(output / "preds" / f"{Path(image).stem}.json")
         paths[-1].write_text(json.dumps({"image": image, "shares": shares}))
     return paths

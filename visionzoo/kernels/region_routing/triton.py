@@ -20,7 +20,9 @@ from visionzoo.kernels.launch import block_size, blocks, head_block, run, token_
 from visionzoo.kernels.operator import operator
 
 _SIZES = ["height", "width", "rows", "columns", "valid_height", "valid_width", "splits", "topk"]
-_SMALL = 2**18  # numbers of all maps; an estimate, not measured: 0 leaves every map to two kernels
+# What a single kernel takes: numbers of all maps, and tokens of a region, which it adds one after the other (4 take 14 µs
+# of an H200, 16 take 20). Estimates: the two ways have not been measured side by side.
+_SMALL, _FEW = 2**18, 8
 _TILE = 2**14  # numbers that a program of the single kernel reads at once
 _LAST = tl.constexpr(1 - 2**63)  # behind every score
 
@@ -46,7 +48,8 @@ def _route(q: Tensor, k: Tensor, regions: list[int], topk: int, scale: float, va
     valid_height, valid_width = valid_size or (None, None)
     index = torch.empty((batch, count, topk), dtype=torch.int64, device=q.device)
     block_r, at_once = head_block(count), 1 << (n - 1).bit_length()
-    if q.numel() <= _SMALL and (single := _TILE // (block_r * at_once)) >= 16:
+    single = _TILE // (block_r * at_once)  # channels at once
+    if q.numel() <= _SMALL and n <= _FEW and single >= 16:
         run(
             _route_kernel, batch * blocks(count, 16),
             q, k, q_step, k_step, height, width, rows, columns, valid_height, valid_width, scale, topk, index,

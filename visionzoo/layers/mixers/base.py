@@ -35,6 +35,7 @@ class Mixer(MapLayer):
     stride = 1  # what the map shrinks by
     SCORE_KINDS = ("class_attention", "received_attention")
     SCORES: tuple[str, ...] = ()  # of these kinds, which it returns beside its output: `forward(x, score=kind)`
+    SCORE_MAP = False  # whether its one attention is of all tokens to all, in their order: what `record_attention` has
     needs_prefix_tokens = False  # whether it is one of tokens only, which has nothing to do on a map by itself
     needs_map_size = False  # whether `forward` takes `map_size`, (H, W) of the tokens behind the prefix ones
 

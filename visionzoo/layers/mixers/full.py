@@ -42,6 +42,7 @@ class FullMixer(Mixer):
     torch.Size([1, 5, 7, 64])
     """
 
+    SCORE_MAP = True
     SCORES = Mixer.SCORE_KINDS
 
     def __init__(

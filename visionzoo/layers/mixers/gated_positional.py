@@ -7,6 +7,7 @@ from math import isqrt
 import torch
 from torch import Tensor, nn
 
+from visionzoo.layers.attention import record_weights
 from visionzoo.layers.mixers.base import Mixer
 
 
@@ -35,6 +36,8 @@ class GatedPositionalMixer(Mixer):
     >>> GatedPositionalMixer(64, 4)(torch.randn(1, 5, 7, 64)).shape
     torch.Size([1, 5, 7, 64])
     """
+
+    SCORE_MAP = True
 
     def __init__(
         self, dim: int, num_heads: int | None = None, *, qkv_bias: bool = False, locality_strength: float = 1.0
@@ -76,7 +79,9 @@ class GatedPositionalMixer(Mixer):
         content = (q.to(wide) @ k.to(wide).transpose(-2, -1) * self.head_dim**-0.5).softmax(-1)
         gate = self.gate.to(wide).sigmoid()[:, None, None]
         scores = (1 - gate) * content + gate * self._positions(x).to(wide).softmax(-1)
-        out = (scores / scores.sum(-1, keepdim=True)).to(v.dtype) @ v
+        scores = scores / scores.sum(-1, keepdim=True)
+        record_weights(scores)
+        out = scores.to(v.dtype) @ v
         return self.proj(out.transpose(1, 2).reshape(x.shape))
 
     def _positions(self, x: Tensor) -> Tensor:

@@ -71,6 +71,8 @@ class GmmMixer(WindowMixer):
     torch.Size([1, 5, 7, 64])
     """
 
+    SCORE_MAP = True
+
     def __init__(
         self,
         dim: int,

@@ -46,6 +46,8 @@ class LevitMixer(OffsetBiasMixer):
     torch.Size([1, 5, 7, 64])
     """
 
+    SCORE_MAP = True
+
     def __init__(
         self,
         dim: int,

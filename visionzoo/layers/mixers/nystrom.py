@@ -44,6 +44,8 @@ class NystromMixer(Mixer):
     torch.Size([1, 5, 7, 64])
     """
 
+    SCORE_MAP = True
+
     needs_map_size = True
 
     def __init__(

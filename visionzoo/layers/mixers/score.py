@@ -13,7 +13,7 @@ from visionzoo.kernels import score_attention
 from visionzoo.kernels.dispatch import choose
 from visionzoo.kernels.precision import without_autocast
 from visionzoo.kernels.score_attention.api import NORMALISERS as KERNELS
-from visionzoo.layers.attention import attend
+from visionzoo.layers.attention import attend, record_weights, recording
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.normalisers import NORMALISERS, SHIFT_INVARIANT, Standardise, build_normaliser, softmax
@@ -125,6 +125,7 @@ class ScoreMixer(Mixer):
     torch.Size([1, 5, 7, 64])
     """
 
+    SCORE_MAP = True
     SCORES = ("dot", "gaussian", "inverse_distance", "collision", "neural")
     QK_NORMS = ("none", "l2", "layer_norm")
     TEMPERATURES = ("none", "position", "query")
@@ -294,7 +295,7 @@ class ScoreMixer(Mixer):
         q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # [B, G, N, D]
         with without_autocast(x.device):
             tokens = x.flatten(1, 2).to(wide)
-            if self._has_kernels_for(self._map(q, x)):
+            if not recording() and self._has_kernels_for(self._map(q, x)):
                 out = self._attend_fused(q, k, v, tokens, x)
             elif self.is_plain:
                 q = q if self.beta is None else q * self._temperatures(tokens).to(q.dtype)
@@ -384,6 +385,8 @@ class ScoreMixer(Mixer):
         else:
             precision = None
         rows = self._rows(self._scores(q, k, v, precision), temperatures, size)
+        if recording():
+            record_weights(rows(0, q.shape[2]))
         return self._in_portions(lambda start, stop: rows(start, stop) @ v, q, size)
 
     def _scores(self, q: Tensor, k: Tensor, v: Tensor, precision: Tensor | None) -> Rows:

@@ -41,6 +41,8 @@ class SingleHeadMixer(Mixer):
     torch.Size([1, 5, 7, 64])
     """
 
+    SCORE_MAP = True
+
     def __init__(
         self,
         dim: int,

@@ -130,6 +130,7 @@ class SparsifinerMixer(Mixer):
     torch.Size([1, 5, 7, 64])
     """
 
+    SCORE_MAP = True
     SCORES = ("class_attention",)
     AUXILIARY = {"attention": 0.002}  # the authors' weight, of sums over a batch and a mean over the blocks
     needs_places = True

@@ -32,6 +32,8 @@ class SubspaceMixer(Mixer):
     torch.Size([1, 5, 7, 64])
     """
 
+    SCORE_MAP = True
+
     def __init__(self, dim: int, num_heads: int | None = None, *, head_dim: int | None = None):
         super().__init__(dim, num_heads, head_dim=head_dim)
         if self.head_dim < 1:

@@ -1,0 +1,25 @@
+"""Look at what a model makes of images: visionzoo view [CONFIG.py] [IMAGES...] [--save DIR] [flags].
+
+Without --save a page on this machine alone. With a .py config (configs/detection, configs/segmentation) boxes and masks
+are shown.
+"""
+
+import sys
+
+from visionzoo.engine import is_openmmlab
+
+
+def main() -> None:
+    """Parse, build, look."""
+    if is_openmmlab(sys.argv[1:]):
+        from visionzoo.openmmlab.flags import view_parser as parser
+        from visionzoo.openmmlab.prediction import view as look
+
+        look(parser().parse_args())
+        return
+    from visionzoo.engine.flags import view_parser
+
+    args = view_parser().parse()
+    from visionzoo.engine.view import view  # after parsing: --help and typing errors come at once
+
+    view(args)

@@ -1,0 +1,194 @@
+"""What a classifier makes of images: `visionzoo view`, as a page or as folders of pictures."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from visionzoo.engine.charts import draw_prediction, missing_fonts
+from visionzoo.engine.checkpoints import make_folder, write_atomically
+from visionzoo.engine.errors import UserError, printable, require
+from visionzoo.engine.images import read_image, readable_images
+from visionzoo.engine.models import Trained, restore, try_images, untrained
+from visionzoo.engine.outputs import free_path
+from visionzoo.engine.page import serve
+from visionzoo.engine.parallel import start_process
+from visionzoo.engine.prediction import choose_names
+from visionzoo.engine.search import find_images
+from visionzoo.explanation.attribution import Faithfulness
+from visionzoo.explanation.image import MAPS, METHODS, Explanation, explain_image
+from visionzoo.explanation.pictures import TITLES, curves_figure
+
+SUMMARY, MEAN = "explanation.json", "faithfulness.png"
+
+
+def view(args: argparse.Namespace) -> None:
+    """Look at what the model that `args` name makes of images (`visionzoo view`).
+
+    Raises:
+        UserError: the model, its weights or an image cannot be used, a method needs what the model has not, or the page
+            cannot be served.
+    """
+    require("matplotlib", "view")
+    _check(args)
+    process = start_process(args)
+    notes: list[str] = []
+    paths = list(dict.fromkeys(find_images(args.images, notes)))
+    for note in notes:
+        print(printable(note))
+    trained = untrained(args) if args.random_weights else restore(args)
+    name = args.model or trained.args["model"]
+    if trained.multi_label:
+        raise UserError(f"{name} tells several labels an image; view explains models with one label an image")
+    trained.model.to(process.device).eval()
+    try_images(trained.model, name, trained.data_config["input_size"])
+    viewer = ClassifierViewer(
+        name, trained, choose_names(args.class_names, trained.class_names, trained.num_classes), args
+    )
+    if args.save:
+        save(viewer, paths, args)
+    else:
+        serve(viewer, paths, args.host, args.port)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse flags that would have no effect."""
+    if args.save and not args.images:
+        raise UserError("--save: which images? name files, folders or patterns")
+    alone = [
+        flag
+        for flag, given in (
+            ("--method", args.method),
+            ("--place", args.place),
+            ("--target", args.target is not None),
+            ("--mask", args.mask),
+            ("--faithfulness", args.faithfulness),
+        )
+        if given
+    ]
+    if alone and not args.save:
+        raise UserError(f"{', '.join(alone)}: for pictures; give --save DIR, or choose on the page")
+    if (args.faithfulness or args.mask) and args.method and not set(args.method) & set(MAPS):
+        raise UserError(f"--faithfulness, --mask: they are of maps; add one of {', '.join(MAPS)} to --method")
+
+
+class ClassifierViewer:
+    """A classifier, its class names and how it reads pictures."""
+
+    def __init__(self, name: str, trained: Trained, names: list[str], args: argparse.Namespace) -> None:
+        self.title = f"{name}, random weights" if args.random_weights else name
+        self.mode, self.upright = trained.mode, trained.upright
+        self.methods: Mapping[str, str] = METHODS
+        self._trained, self._names, self._args = trained, names, args
+
+    def explain(self, picture: Image.Image, **options: Any) -> Explanation:
+        """Explain a picture, see `explain_image`.
+
+        Raises:
+            ValueError: a method needs what the model has not.
+        """
+        return explain_image(
+            self._trained.model,
+            picture,
+            data_config=self._trained.data_config,
+            class_names=self._names,
+            topk=self._args.topk,
+            **options,
+        )
+
+    def look(self, picture: Image.Image) -> dict[str, Any]:
+        """Return the likeliest classes."""
+        return {"classes": self.explain(picture, methods=[]).summary()["classes"]}
+
+    def seen(self, picture: Image.Image) -> bytes:
+        """Return a PNG of the picture as the model sees it, cropped."""
+        pixels = np.rint(self.explain(picture, methods=[]).image * 255).astype(np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        return file.getvalue()
+
+    def draw(self, picture: Image.Image, method: str, place: tuple[float, float] | None) -> tuple[bytes, str]:
+        """Return a PNG of a view, and words on it."""
+        found = self.explain(picture, methods=[method], place=place)
+        return found.pictures()[method], found.notes.get(method, "")
+
+
+def save(viewer: ClassifierViewer, paths: list[Path], args: argparse.Namespace) -> list[Path]:
+    """Write a folder of pictures and `explanation.json` for each image; with --faithfulness the mean of the curves too.
+
+    Raises:
+        UserError: an image cannot be read, or a method needs what the model has not.
+    """
+    top = Path(args.save)
+    make_folder(top)
+    mask = None
+    if args.mask:
+        mask = np.asarray(read_image(Path(args.mask), "L"), dtype=np.float64) / 255
+    skipped: list[str] | None = [] if args.skip_bad_images else None
+    folders: list[Path] = []
+    curves: dict[str, list[Faithfulness]] = {}
+    undrawn: set[str] = set()
+    for path, image in readable_images(paths, viewer.mode, upright=viewer.upright, skipped=skipped):
+        try:
+            found = viewer.explain(
+                image,
+                methods=args.method or None,
+                place=tuple(args.place) if args.place else None,
+                target=args.target,
+                mask=mask,
+                with_faithfulness=args.faithfulness,
+            )
+        except ModuleNotFoundError as error:
+            raise UserError(f'{error.name} is not installed; install it with: pip install "visionzoo[view]"') from error
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        folders.append(free_path(top / path.stem))
+        make_folder(folders[-1])
+        for name, content in found.pictures().items():
+            _write(folders[-1] / f"{name}.png", content)
+        summary = found.summary()
+        undrawn |= draw_prediction(image, summary["classes"], folders[-1] / "predictions.png")
+        text = json.dumps({"image": str(path), **summary}, indent=2, ensure_ascii=False)
+        _write(folders[-1] / SUMMARY, f"{text}\n".encode())
+        for name, curve in found.curves.items():
+            curves.setdefault(name, []).append(curve)
+        best = found.classes[0]
+        print(printable(f"{path}: {best.name} ({best.probability:.1%}), {folders[-1]}"))
+        for name, overlap in found.overlaps.items():
+            print(f"  Attention-IoU of {name} with the mask: {overlap:.4f}")
+        if len(folders) == 1:
+            for name, reason in found.left_out.items():
+                print(printable(f"  without {name}: {reason}"))
+    if curves:
+        means = {TITLES[name]: mean_curve(each) for name, each in curves.items()}
+        write_atomically(top / MEAN, lambda file: curves_figure(means).savefig(file, format="png", dpi=120))
+        for name, curve in means.items():
+            deletion, insertion = curve.areas
+            print(f"{name}, mean of {len(folders)} images: deletion {deletion:.4f}, insertion {insertion:.4f}")
+        print(printable(f"their curves: {top / MEAN}"))
+    if undrawn:
+        print(printable(missing_fonts(undrawn)))
+    if skipped:
+        print(printable(f"{len(skipped)} unreadable images were passed over: {'; '.join(skipped)}"))
+    return folders
+
+
+def _write(path: Path, content: bytes) -> None:
+    write_atomically(path, lambda file: file.write(content))
+
+
+def mean_curve(curves: list[Faithfulness]) -> Faithfulness:
+    """Return the mean of curves of images of one size."""
+    return Faithfulness(
+        curves[0].shares,
+        torch.stack([each.deletion for each in curves]).mean(0),
+        torch.stack([each.insertion for each in curves]).mean(0),
+    )

@@ -1,0 +1,201 @@
+"""Which pixels speak for a class: gradients x input and DeepLIFT by captum, and how faithful such a map is.
+
+Faithfulness is that of RISE (Petsiuk, Das and Saenko, BMVC 2018, arXiv:1806.07421): pixels are deleted from the image,
+or inserted into a blurred one, the most important first, and the probability of the class is watched. Facts from
+https://github.com/eclique/RISE at d91ea00 (MIT): steps of one row's width, zeros for what is deleted, a kernel of 11
+pixels for the blur, the area by trapezoids.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BLUR_KERNEL, BLUR_DEVIATION = 11, 5.0
+
+
+def gradient_input(model: nn.Module, image: Tensor, target: int) -> Tensor:
+    """Return the gradient of a class's logit times the image, summed over the channels, by captum.
+
+    Args:
+        model: any model of images to logits, in evaluation mode.
+        image: [1, C, H, W], normalised.
+        target: number of the class.
+
+    Returns:
+        [H, W]; positive where a pixel speaks for the class, against the mean color (zero).
+
+    Raises:
+        ValueError: if the image is a batch, or there is no such class.
+        ModuleNotFoundError: if captum is not installed.
+    """
+    captum = _captum()
+    _check(model, image, target)
+    found = captum.InputXGradient(model).attribute(image.detach().clone().requires_grad_(), target=target)
+    return found.detach()[0].sum(0)
+
+
+@dataclass(frozen=True)
+class DeepLift:
+    """What DeepLIFT says of an image.
+
+    Attributes:
+        map: [H, W], summed over the channels.
+        gap: by how much the sum of the map misses the difference of the logits of image and reference. It is 0 where
+            all nonlinear layers are modules that captum has the rescale rule for (`RULES`); elsewhere, as with GELU and
+            attention, the gradient stands for the rule.
+        difference: these logits' difference.
+    """
+
+    map: Tensor
+    gap: float
+    difference: float
+
+
+RULES = (nn.ReLU, nn.ELU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.MaxPool1d, nn.MaxPool2d, nn.Softmax)
+
+
+def deeplift(model: nn.Module, image: Tensor, target: int) -> DeepLift:
+    """Return DeepLIFT (arXiv:1704.02685), rescale rule, of a class's logit against the mean color, by captum.
+
+    Args:
+        model: a model of images to logits, in evaluation mode, with modules of `RULES`.
+        image: [1, C, H, W], normalised.
+        target: number of the class.
+
+    Raises:
+        ValueError: if the model has no module that the rule is for: there it would be gradients x input; or calls one
+            twice; else as `gradient_input`.
+        ModuleNotFoundError: if captum is not installed.
+    """
+    captum = _captum()
+    _check(model, image, target)
+    if not any(isinstance(module, RULES) for module in model.modules()):
+        kinds = sorted({type(each).__name__ for each in model.modules() if "elu" in type(each).__name__.lower()})
+        raise ValueError(
+            f"{type(model).__name__} has no layer that DeepLIFT's rescale rule is for (ReLU, ELU, sigmoid, tanh, "
+            f"softplus, max pooling, softmax as modules; it has {', '.join(kinds) or 'no activations as modules'}): "
+            "DeepLIFT of it is gradients x input; ask for that"
+        )
+    reference = torch.zeros_like(image)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that hooks are set and removed again
+            found = captum.DeepLift(model).attribute(image.detach().clone().requires_grad_(), reference, target=target)
+    except (AssertionError, RuntimeError) as error:
+        text = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"captum's DeepLIFT does not fit {type(model).__name__}: {text}; it needs activations that are modules, "
+            "each called once; gradients x input needs nothing"
+        ) from error
+    with torch.no_grad():
+        difference = float(_logits(model(image))[0, target] - _logits(model(reference))[0, target])
+    found = found.detach()
+    return DeepLift(found[0].sum(0), abs(float(found.double().sum()) - difference), difference)
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """How the probability of a class falls and rises with the most important pixels.
+
+    Attributes:
+        shares: [S + 1], of the pixels that are changed, from 0 to 1.
+        deletion: [S + 1], probability where they are deleted; the lower the area, the more faithful the map.
+        insertion: [S + 1], probability where they are inserted into the blurred image; the higher, the better.
+    """
+
+    shares: Tensor
+    deletion: Tensor
+    insertion: Tensor
+
+    @property
+    def areas(self) -> tuple[float, float]:
+        """The areas under deletion and insertion, from 0 to 1."""
+        return tuple(float(torch.trapezoid(each, self.shares)) for each in (self.deletion, self.insertion))  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def faithfulness(
+    model: nn.Module, image: Tensor, saliency: Tensor, target: int, *, steps: int | None = None, batch: int = 32
+) -> Faithfulness:
+    """Return deletion and insertion curves of a map.
+
+    Args:
+        model: of images to logits, in evaluation mode.
+        image: [1, C, H, W], normalised, so that zero is the mean color.
+        saliency: [h, w] of the whole image; resized (bilinear) where it is smaller.
+        target: number of the class.
+        steps: S; None for H, a row's number of pixels each.
+        batch: images at once.
+
+    Raises:
+        ValueError: if the map holds NaN or is of no size, or an argument is out of its range.
+    """
+    _check(model, image, target)
+    height, width = image.shape[2:]
+    steps = height if steps is None else steps
+    if steps < 1 or batch < 1:
+        raise ValueError(f"faithfulness: steps and batch must be positive, got {steps=} and {batch=}")
+    if saliency.ndim != 2 or not saliency.numel() or bool(saliency.isnan().any()):
+        raise ValueError(
+            f"faithfulness: expected a map [h, w] of numbers, got {tuple(saliency.shape)} with "
+            f"{int(saliency.isnan().sum())} of them NaN"
+        )
+    order = resize_map(saliency, (height, width)).flatten().argsort(descending=True, stable=True)
+    rank = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device)).to(image.device)
+    counts = torch.linspace(0, height * width, steps + 1).round().long()
+    curves = []
+    for start, finish in ((image, torch.zeros_like(image)), (blurred(image), image)):
+        said = []
+        for some in counts.split(batch):
+            changed = (rank < some.to(rank)[:, None]).view(-1, 1, height, width)
+            logits = _logits(model(torch.where(changed, finish, start)))
+            said.append(logits.double().softmax(-1)[:, target].cpu())
+        curves.append(torch.cat(said))
+    return Faithfulness(counts.double() / (height * width), *curves)
+
+
+def blurred(image: Tensor) -> Tensor:
+    """Blur an image [1, C, H, W] as RISE does; zeros beyond the border.
+
+    The kernel is a Gaussian of deviation 5 whose tails are folded back at the ends of its 11 pixels, so nearly flat.
+    """
+    reach = round(4 * BLUR_DEVIATION)
+    offsets = torch.arange(-reach, reach + 1)
+    weights = (-0.5 * (offsets.double() / BLUR_DEVIATION) ** 2).exp()
+    at = (torch.arange(BLUR_KERNEL)[:, None] + offsets) % (2 * BLUR_KERNEL)
+    at = torch.minimum(at, 2 * BLUR_KERNEL - 1 - at)  # mirrored at the ends, which count twice
+    row = ((at == BLUR_KERNEL // 2) * weights / weights.sum()).sum(1)
+    kernel = torch.outer(row, row).to(image).expand(image.shape[1], 1, -1, -1)
+    return F.conv2d(image, kernel, padding=BLUR_KERNEL // 2, groups=image.shape[1])
+
+
+def resize_map(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a map [h, w] to [H, W], bilinear."""
+    if tuple(values.shape) == size:
+        return values
+    return F.interpolate(values[None, None].double(), size=size, mode="bilinear", align_corners=False)[0, 0]
+
+
+def _captum() -> ModuleType:
+    import captum.attr
+
+    return captum.attr
+
+
+def _logits(out: Any) -> Tensor:
+    return out if isinstance(out, Tensor) else out[0]
+
+
+def _check(model: nn.Module, image: Tensor, target: int) -> None:
+    if image.ndim != 4 or len(image) != 1:
+        raise ValueError(f"expected one image [1, C, H, W], got {tuple(image.shape)}")
+    classes = getattr(model, "num_classes", None)
+    if classes == 0 or target < 0 or (classes is not None and target >= classes):
+        raise ValueError(f"{type(model).__name__} has {classes} classes, got {target=}; expected one of them by number")
