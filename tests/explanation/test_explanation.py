@@ -249,7 +249,7 @@ def test_what_cannot_be_is_said(image):
         (lambda: visionzoo.explain_image(deit(), image, place=(0, 2)), "place is two shares from 0 to 1"),
         (lambda: visionzoo.explain_image(deit(), image, target=4), "target must be a class from 0 to 3, got target=4"),
         (lambda: visionzoo.explain_image(deit(), image[0, 0]), "expected a picture, its path, or one image"),
-        (lambda: visionzoo.explain_image(pyramid, image, methods=["rollout"]), "PoolFormer is no isotropic model"),
+        (lambda: visionzoo.explain_image(pyramid, image, methods=["rollout"]), "PoolFormer is not an isotropic model"),
         (lambda: attention_weights(deit(mixers="pool"), image), "its mixers are PoolMixer; models that have them"),
         (lambda: attention_weights(reduced, image), "DeiT has reducers"),
         (lambda: attended(reduced, image, mixers=["blocks.2.mixer"]), "see 5 tokens that have no fixed places"),

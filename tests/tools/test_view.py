@@ -93,7 +93,7 @@ def test_pictures_are_written_for_each_image_and_the_mean_of_the_curves(pictures
         (["IMAGE", "--save", "x", "--method", "features", "--faithfulness"], "they are of maps; add one of rollout"),
         (["IMAGE", "--save", "x", "--target", "3"], "target must be a class from 0 to 2, got target=3"),
         (["IMAGE", "--save", "x", "--place", "0.5", "2"], "expected a number at least 0 and at most 1, got 2"),
-        (["IMAGE", "--pretrained"], "--random-weights beside --checkpoint or --pretrained; give one"),
+        (["IMAGE", "--pretrained"], "--random-weights together with --checkpoint or --pretrained; give one"),
         (["IMAGE", "--host", "203.0.113.7"], "cannot listen on 203.0.113.7, port 7860"),
         (["IMAGE", "--port", "70000"], "expected a number at least 0 and at most 65535, got 70000"),
     ],

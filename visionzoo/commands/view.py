@@ -1,6 +1,6 @@
 """Look at what a model makes of images: visionzoo view [CONFIG.py] [IMAGES...] [--save DIR] [flags].
 
-Without --save a page on this machine alone. With a .py config (configs/detection, configs/segmentation) boxes and masks
+Without --save a page only on this machine. With a .py config (configs/detection, configs/segmentation) boxes and masks
 are shown.
 """
 

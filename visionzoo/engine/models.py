@@ -356,7 +356,7 @@ def untrained(args: argparse.Namespace) -> Trained:
         UserError: as `build_model`; or weights are asked for too.
     """
     if args.checkpoint or args.pretrained:
-        raise UserError("--random-weights beside --checkpoint or --pretrained; give one")
+        raise UserError("--random-weights together with --checkpoint or --pretrained; give one")
     model = build_model(args)
     return _trained(args, model, per_channel(data_config(args, model)), Recorded())
 

@@ -1,7 +1,7 @@
 """A page to look at: one picture at a time, what a model says of it, and views of it that are made when asked for.
 
-The page is for the person at this machine. It listens where it is told, on the loopback if not told otherwise; there it
-answers to the loopback's names alone, so that no other page can read it under a name of its own. Uploads are bounded in
+The page is for the person at this machine. It listens where it is asked to, by default on the loopback; there it
+only answers to the loopback's names, so that no other page can read it under a name of its own. Uploads are bounded in
 bytes, pixels and kinds before they are decoded, and the last `KEPT` pictures are kept in memory.
 """
 
@@ -48,7 +48,7 @@ class Viewer(Protocol):
 
 
 class Refused(Exception):
-    """What a reader of the page can mend: a sentence, and the status of HTTP that goes with it."""
+    """What a reader of the page can fix: a sentence, and the status of HTTP that goes with it."""
 
     def __init__(self, text: str, status: int = 400) -> None:
         super().__init__(text)

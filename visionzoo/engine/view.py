@@ -177,7 +177,7 @@ def save(viewer: ClassifierViewer, paths: list[Path], args: argparse.Namespace) 
     if undrawn:
         print(printable(missing_fonts(undrawn)))
     if skipped:
-        print(printable(f"{len(skipped)} unreadable images were passed over: {'; '.join(skipped)}"))
+        print(printable(f"{len(skipped)} unreadable images were skipped: {'; '.join(skipped)}"))
     return folders
 
 

@@ -3,7 +3,7 @@
 Facts from https://github.com/samiraabnar/attention_flow at 8044f53 (no license; nothing is taken over but definitions).
 Attention of a block is the mean over its heads, to which the identity is added for the residual connection; rows then
 add up to 1. Rollout is the product of these matrices, flow the maximum flow through them as a network. We differ in one
-thing: tokens that pass by a mixer (a class token by a mixer of maps) have the identity alone.
+thing: tokens that pass by a mixer (a class token by a mixer of maps) have only the identity.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def attention_weights(model: nn.Module, image: Tensor) -> list[Tensor]:
 
     Returns:
         for each block [G, P + N, P + N] of G heads, P prefix tokens and the N tokens of the map, from queries (rows) to
-        keys. Rows and columns of tokens that pass by the mixer are zeros; a block without a mixer has zeros alone.
+        keys. Rows and columns of tokens that pass by the mixer are zeros; a block without a mixer has only zeros.
 
     Raises:
         ValueError: if the model is none of these; the message names its mixers.
@@ -57,8 +57,8 @@ def attention_weights(model: nn.Module, image: Tensor) -> list[Tensor]:
         raise ValueError(f"attention is that of one image, got a batch of {len(image)}; call it for each")
     if not isinstance(model, Isotropic):
         raise ValueError(
-            f"{name} is no isotropic model: its tokens change from stage to stage, and attention has no path through "
-            f"them; {_with_score_maps()}"
+            f"{name} is not an isotropic model: its tokens change from stage to stage, and attention has no path "
+            f"through them; {_with_score_maps()}"
         )
     blocks = [list(outer_mixers(block)) for block in model.blocks]
     kinds = {type(mixer).__name__ for block in blocks for _, mixer in block if not mixer.SCORE_MAP}

@@ -25,7 +25,7 @@ def gradient_input(model: nn.Module, image: Tensor, target: int) -> Tensor:
 
     Args:
         model: any model of images to logits, in evaluation mode.
-        image: [1, C, H, W], normalised.
+        image: [1, C, H, W], normalized.
         target: number of the class.
 
     Returns:
@@ -66,7 +66,7 @@ def deeplift(model: nn.Module, image: Tensor, target: int) -> DeepLift:
 
     Args:
         model: a model of images to logits, in evaluation mode, with modules of `RULES`.
-        image: [1, C, H, W], normalised.
+        image: [1, C, H, W], normalized.
         target: number of the class.
 
     Raises:
@@ -128,7 +128,7 @@ def faithfulness(
 
     Args:
         model: of images to logits, in evaluation mode.
-        image: [1, C, H, W], normalised, so that zero is the mean color.
+        image: [1, C, H, W], normalized, so that zero is the mean color.
         saliency: [h, w] of the whole image; resized (bilinear) where it is smaller.
         target: number of the class.
         steps: S; None for H, a row's number of pixels each.

@@ -92,9 +92,9 @@ def frequency_channel(
 
     Args:
         model: of images to logits, in evaluation mode.
-        image: [1, C, H, W], normalised.
+        image: [1, C, H, W], normalized.
         target: number of the class.
-        std: [C], by which the image was divided when it was normalised.
+        std: [C], by which the image was divided when it was normalized.
         deviations: of the noise, as shares of the range from black to white.
         draws: of the noise for each of its kinds.
         seed: of the draws.

@@ -143,8 +143,8 @@ def explain_image(
 
     Args:
         model: of images to logits; it runs in evaluation mode and is left in the mode in which it came. What a method
-            needs beside that is said where it is refused.
-        image: a picture or its path, which is resized, cropped and normalised as `data_config` says; or a tensor
+            needs beside that is stated where it is refused.
+        image: a picture or its path, which is resized, cropped and normalized as `data_config` says; or a tensor
             [C, H, W] or [1, C, H, W], which is taken as it is.
         methods: of `METHODS`; None for all that the model has what they need for, but for the `COSTLY`. Then
             `Explanation.left_out` has the others, with the reasons.
@@ -272,7 +272,7 @@ def _batch(model: nn.Module, image: Any, config: Mapping[str, Any]) -> Tensor:
 
 
 def as_seen(image: Tensor, config: Mapping[str, Any]) -> Array:
-    """Return the image [H, W, 3] from 0 to 1 that a normalised one [C, H, W] is of: what the model sees, cropped."""
+    """Return the image [H, W, 3] from 0 to 1 that a normalized one [C, H, W] is of: what the model sees, cropped."""
     mean, std = (torch.tensor(config[name], device=image.device)[:, None, None] for name in ("mean", "std"))
     pixels = (image.double() * std + mean).clamp(0, 1).permute(1, 2, 0)
     return (pixels if pixels.shape[2] == 3 else pixels.mean(2, keepdim=True).expand(-1, -1, 3)).cpu().numpy()

@@ -136,7 +136,7 @@ def _segmentor(args: argparse.Namespace, cfg: Any, checkpoint: str) -> tuple[Any
     meta = inferencer.model.dataset_meta
     names = meta["classes"] = meta.get("classes") or [str(n) for n in range(inferencer.model.decode_head.num_classes)]
     if len(meta.get("palette") or ()) != len(names):  # mmseg would end in an AssertionError
-        say_notes([f"{checkpoint} does not have a colour for each of its classes; they are drawn in others"])
+        say_notes([f"{checkpoint} does not have a color for each of its classes; they are drawn in others"])
         meta["palette"] = np.random.RandomState(42).randint(0, 256, (len(names), 3)).tolist()
     return inferencer, names
 

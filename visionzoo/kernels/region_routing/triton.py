@@ -20,8 +20,8 @@ from visionzoo.kernels.launch import block_size, blocks, head_block, run, token_
 from visionzoo.kernels.operator import operator
 
 _SIZES = ["height", "width", "rows", "columns", "valid_height", "valid_width", "splits", "topk"]
-# What a single kernel takes: numbers of all maps, and tokens of a region, which it adds one after the other (4 take 14 µs
-# of an H200, 16 take 20). Estimates: the two ways have not been measured side by side.
+# What a single kernel takes: numbers of all maps, and tokens of a region, which it adds one after the other (4 take 14
+# µs of an H200, 16 take 20). Estimates: the two ways have not been measured side by side.
 _SMALL, _FEW = 2**18, 8
 _TILE = 2**14  # numbers that a program of the single kernel reads at once
 _LAST = tl.constexpr(1 - 2**63)  # behind every score
