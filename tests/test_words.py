@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PLACES = ("visionzoo", "tools", "configs", "visionzoo_cli.py", "CONTRIBUTING.md")
+PLACES = ("visionzoo", "tools", "configs", "docs", "visionzoo_cli.py", "README.md", "CONTRIBUTING.md")
 NAMES = r"```.*?```|`[^`]*`|\{[^{}]*\}|https?://\S+"  # code, names and addresses: what they hold stays as it is
 LISTED = "## Words"
 

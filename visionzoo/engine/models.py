@@ -385,7 +385,7 @@ def untrained(
         UserError: as `build_model`; or weights are asked for too.
     """
     if weights.checkpoint or config.pretrained:
-        raise UserError("--random-weights beside --checkpoint or --pretrained; give one")
+        raise UserError("--random-weights together with --checkpoint or --pretrained; give one")
     model = build_model(config, input)
     return _trained(config.name, reading, model, per_channel(data_config(config, input, model)), Recorded())
 

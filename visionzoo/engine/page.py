@@ -1,7 +1,7 @@
 """A page to look at: one picture at a time, what a model says of it, and views of it that are made when asked for.
 
-The page is for the person at this machine. It listens on the loopback, or where the caller asks for; on the
-loopback it answers to its names only, so that no other page can read it under a name of its own. Uploads are bounded in
+The page is for the person at this machine. It listens where it is asked to, by default on the loopback; there it
+only answers to the loopback's names, so that no other page can read it under a name of its own. Uploads are bounded in
 bytes, pixels and kinds before they are decoded, and the last `KEPT` pictures are kept in memory.
 """
 

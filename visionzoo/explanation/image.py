@@ -143,7 +143,7 @@ def explain_image(
 
     Args:
         model: of images to logits; it runs in evaluation mode and is left in the mode in which it came. What a method
-            needs beside that is in the message of its refusal.
+            needs beside that is stated where it is refused.
         image: a picture or its path, which is resized, cropped and normalized as `data_config` says; or a tensor
             [C, H, W] or [1, C, H, W], which is taken as it is.
         methods: of `METHODS`; None for all that the model has what they need for, but for the `COSTLY`. Then

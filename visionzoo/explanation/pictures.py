@@ -30,7 +30,7 @@ def map_figure(image: Any, rows: Sequence[Sequence[tuple[str, Any]]], *, over: b
         image: [H, W, 3] from 0 to 1, drawn first in each row.
         rows: of each the maps [h, w] of the whole image, or colors [h, w, 3], with their titles; colors of maps are
             over each map's own range.
-        over: draw the maps half transparent over the image, smoothly; else beside it, cell by cell, with ranges.
+        over: draw the maps half transparent over the image, smoothly; else cell by cell, with their ranges.
         mark: shares of height and width, of a place that is marked; None for none.
     """
     from matplotlib.figure import Figure  # not pyplot: no display, no global state

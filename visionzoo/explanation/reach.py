@@ -73,7 +73,7 @@ def attended(
         place: shares of the image's height and width, from 0 to 1.
         mixers: names of them; None for the last of each stage, or of each quarter of an isotropic model's blocks, but
             for those whose tokens have no places on the map (behind a reducer, or latents).
-        probes: a mixer of that many channels at most is differentiated exactly, by each of them; of more, the norm is
+        probes: a mixer of at most this many channels is differentiated exactly, by each of them; of more, the norm is
             estimated from as many random signs (Hutchinson), whose expected square is exact.
         seed: of these signs.
 
