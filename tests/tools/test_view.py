@@ -38,8 +38,9 @@ def pictures(tmp_path_factory):
 @pytest.fixture(scope="module")
 def viewer():
     torch.manual_seed(0)
-    args = view_parser().parse(FLAGS)
-    return view.ClassifierViewer("zoo_deit_t", untrained(args), ["cat", "<b>dog</b>", "fish"], args)
+    config = view_parser().parse(FLAGS)
+    trained = untrained(config.model, config.input, config.look)
+    return view.ClassifierViewer("zoo_deit_t", trained, ["cat", "<b>dog</b>", "fish"], config.look)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ def write_files(
     """Write a model in `given.format`, each next to the others as `stem` with a suffix, and its description as JSON.
 
     Files of the same model and description in other formats stay, and stay described. Those of another one are replaced
-    with `given.overwrite` alone, all of them.
+    with only `given.overwrite`, all of them.
 
     Args:
         model: in eval mode, from images to tensors.

@@ -61,8 +61,8 @@ def build_model(
     Args:
         config: which one.
         input: what it sees, of which the channels count.
-        pretrained_path: file of weights in the place of the published ones.
-        say: is told of tensors that weights lack beside the classifier's.
+        pretrained_path: file of weights instead of the published ones.
+        say: is called for tensors that weights lack beside the classifier's.
         more: further arguments of timm.create_model, None meaning unset.
 
     Raises:

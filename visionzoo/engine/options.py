@@ -36,7 +36,7 @@ OFF: dict[str, tuple[Any, ...]] = {  # with the values at which they do nothing,
 
 
 C = TypeVar("C")
-FLAG = "flag"  # of a field's metadata: what argparse is told
+FLAG = "flag"  # of a field's metadata: what argparse gets
 
 
 def flag(help: str, default: Any = None, *, names: Sequence[str] = (), **settings: Any) -> Any:

@@ -120,7 +120,7 @@ class Place:
 
 @dataclass(slots=True)
 class Notes:
-    """What is said before a run has its log."""
+    """What is printed before a run has its log."""
 
     process: Process
     lines: list[str] = field(default_factory=list)
@@ -272,7 +272,7 @@ def best_in(config: TrainConfig, val_set: Any) -> str:
 
 
 def updates(batches: int, config: TrainConfig) -> int:
-    """Return how many updates so many batches make."""
+    """Return how many updates this many batches make."""
     return math.ceil(batches / config.fit.grad_accum_steps)
 
 

@@ -203,7 +203,7 @@ def _choose(scores, own, other, other_count, b, count, topk, index, BLOCK_R: tl.
     """Take the best regions by their scores, one after the other."""
     scores = tl.where(scores == 0.0, 0.0, scores)  # -0 ties with 0
     scores = tl.where(scores == scores, scores, float("inf"))
-    scores = tl.where((other_count > 0)[None, :], scores, float("-inf"))  # padding alone comes last
+    scores = tl.where((other_count > 0)[None, :], scores, float("-inf"))  # regions of only padding come last
     bits = scores.to(tl.int32, bitcast=True)
     bits = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # ordered like the scores
     ranked = (bits.to(tl.int64) << 32) | (BLOCK_R - 1 - other)[None, :].to(tl.int64)
