@@ -34,8 +34,7 @@ def predict(args: argparse.Namespace) -> list[Path]:
     Raises:
         UserError: if a picture, the config or the checkpoint is missing, cannot be read or does not fit.
     """
-    cfg, checkpoint = _model_of(args)
-    images = _images(args.images)
+    cfg, images, checkpoint = _read(args)
     output = Path(args.output)
     (output / "preds").mkdir(parents=True, exist_ok=True)
     run = _detect if task_of(cfg) == "detection" else _segment
@@ -55,9 +54,8 @@ def view(args: argparse.Namespace) -> None:
             raise UserError("--save: which images? name files or folders")
         predict(argparse.Namespace(**vars(args), output=args.save))
         return
-    cfg, checkpoint = _model_of(args)
-    files = [Path(image) for image in _images(args.images)] if args.images else []
-    serve(OverlayViewer(args, cfg, checkpoint), files, args.host, args.port)
+    cfg, images, checkpoint = _read(args)
+    serve(OverlayViewer(args, cfg, checkpoint), [Path(image) for image in images], args.host, args.port)
 
 
 class OverlayViewer:
@@ -107,15 +105,16 @@ def _png(picture: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _model_of(args: argparse.Namespace) -> tuple[Any, str]:
-    """Return the config and the checkpoint that `args` name, both there and fit to be used."""
+def _read(args: argparse.Namespace) -> tuple[Any, list[str], str]:
+    """Return the config, the pictures, if any, and the checkpoint that `args` name, all there and fit to be used."""
     cfg = read_config(args.config)
     check_windows(cfg)
+    images = _images(args.images) if args.images else []
     checkpoint = require_checkpoint(args.checkpoint)
     if args.device and torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {args.device}: torch finds no GPU")
     cfg.model.backbone.pretrained = False  # the checkpoint has all weights
-    return cfg, checkpoint
+    return cfg, images, checkpoint
 
 
 def _detector(args: argparse.Namespace, cfg: Any, checkpoint: str) -> tuple[Any, Any]:
