@@ -235,7 +235,7 @@ def test_colors_are_principal_components(image):
     name, colors = feature_colors(deit(), image)[-1]
     assert name == "blocks.2" and colors.shape == (2, 3, 3)
     assert colors.amin((0, 1)).tolist() == [0, 0, 0] and colors.amax((0, 1)).tolist() == [1, 1, 1]
-    flat = deit().forward_intermediates(image, intermediates_only=True)[-1][0].flatten(1).double()  # [C, N]
+    flat = deit().forward_intermediates(image, intermediates_only=True)[-1][0].detach().flatten(1).double()  # [C, N]
     _, vectors = torch.linalg.eigh((flat - flat.mean(1, keepdim=True)).T @ (flat - flat.mean(1, keepdim=True)))
     first = colors[..., 0].flatten() - colors[..., 0].mean()
     assert abs(float(first @ vectors[:, -1])) == pytest.approx(float(first.norm()))

@@ -48,14 +48,12 @@ def view(config: ViewConfig) -> None:
             raise UserError("--save: which images? name files or folders")
         _predict(config, Path(config.save))
         return
-    cfg, checkpoint = _model_of(config)
-    files = [Path(image) for image in _images(config.images)] if config.images else []
-    serve(OverlayViewer(config, cfg, checkpoint), files, config.page.host, config.page.port)
+    cfg, images, checkpoint = _read(config)
+    serve(OverlayViewer(config, cfg, checkpoint), [Path(image) for image in images], config.page.host, config.page.port)
 
 
 def _predict(config: PredictConfig | ViewConfig, output: Path) -> list[Path]:
-    cfg, checkpoint = _model_of(config)
-    images = _images(config.images)
+    cfg, images, checkpoint = _read(config)
     (output / "preds").mkdir(parents=True, exist_ok=True)
     run = _detect if task_of(cfg) == "detection" else _segment
     written = run(config, cfg, checkpoint, images, output)
@@ -110,15 +108,16 @@ def _png(picture: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _model_of(config: PredictConfig | ViewConfig) -> tuple[Any, str]:
-    """Return the config and the checkpoint that `config` names, both there and fit to be used."""
+def _read(config: PredictConfig | ViewConfig) -> tuple[Any, list[str], str]:
+    """Return the config, the pictures, if any, and the checkpoint that `config` names, all there and fit to be used."""
     cfg = read_config(config.config)
     check_windows(cfg)
+    images = _images(config.images) if config.images else []
     checkpoint = require_checkpoint(config.checkpoint)
     if config.device and torch.device(config.device).type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {config.device}: torch finds no GPU")
     cfg.model.backbone.pretrained = False  # the checkpoint has all weights
-    return cfg, checkpoint
+    return cfg, images, checkpoint
 
 
 def _detector(config: PredictConfig | ViewConfig, cfg: Any, checkpoint: str) -> tuple[Any, Any]:
