@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: configs/ is installed as visionzoo/configs."""
+"""What pyproject.toml cannot say: configs/ is installed as visionzoo/configs; files that are no modules."""
 
 from setuptools import find_namespace_packages, find_packages, setup
 
@@ -7,5 +7,5 @@ CONFIGS = ["visionzoo.configs", *(f"visionzoo.configs.{name}" for name in find_n
 setup(
     packages=[*find_packages(include=["visionzoo", "visionzoo.*"]), *CONFIGS],
     package_dir={"visionzoo.configs": "configs"},
-    package_data={name: ["*.yaml"] for name in CONFIGS},
+    package_data={"visionzoo.kernels": ["*.csv"], **{name: ["*.yaml"] for name in CONFIGS}},
 )

@@ -90,17 +90,22 @@ def linear_attention() -> Iterator[Callable[[], object]]:
     from visionzoo.kernels.linear_attention import triton as kernels
 
     float32, others = [torch.float32], [torch.bfloat16, torch.float16]
-    for dtype, (heads, dim), feature_map in [
-        *product(others[:1] + float32, [(2, 32)], ["relu", "elu", "softmax", "focused"]),
-        *product(others, [(4, 16), (2, 32), (1, 64), (1, 128)], ["focused"]),
+    for dtype, (heads, dim, values), feature_map in [
+        *product(others[:1] + float32, [(2, 32, 32)], ["relu", "elu", "softmax", "focused"]),
+        *product(others, [(4, 16, 16), (2, 32, 32), (1, 64, 64), (1, 128, 128)], ["focused"]),
+        *product(others[:1] + float32, [(2, 32, 64), (1, 64, 128), (2, 128, 32)], ["softmax", "identity"]),
     ]:
-        q, k, v = torch.zeros(8, 56, 56, 3, heads, dim, dtype=dtype).unbind(3)
+        q, k, v = torch.zeros(8, 56, 56, heads, 2 * dim + values, dtype=dtype).split([dim, dim, values], -1)
+        if feature_map == "identity":
+            q, k = q.float(), k.float()
         sharpness = torch.ones(heads, dim) if feature_map == "focused" else None
         arguments = (q, k, v, sharpness, feature_map, 3.0, 1e-6)
-        yield lambda a=arguments: kernels._attend(*a)
-        grad = torch.zeros(q.shape, dtype=dtype)
-        state = torch.zeros(8, heads, *kernels._state_shape(dim, feature_map))
-        yield lambda a=arguments, g=grad, s=state: kernels._attend_backward(g, s, *a)
+        weights = feature_map in ("softmax", "identity")
+        yield lambda a=arguments, w=weights: kernels._attend(*a, w)
+        grad = torch.zeros(v.shape, dtype=dtype)
+        grad_weights = torch.zeros(v.shape[:4]) if weights else None
+        state = torch.zeros(8, heads, kernels._state_size(dim, values, feature_map))
+        yield lambda a=arguments, g=(grad, grad_weights), s=state: kernels._attend_backward(*g, s, *a)
 
 
 def route_regions() -> Iterator[Callable[[], object]]:

@@ -7,6 +7,7 @@ import torch
 
 if not torch.cuda.is_available():  # before anything imports triton
     os.environ["TRITON_INTERPRET"] = "1"
+os.environ["VISIONZOO_SMALL_MAPS"] = ""  # tests run what their names say, whatever was measured on this GPU
 
 
 def pytest_addoption(parser):

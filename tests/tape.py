@@ -37,6 +37,12 @@ class Tape(TorchDispatchMode):
         self.calls.append((func, args, kwargs, own, outputs))
         return result
 
+    def spoil(self):
+        """Overwrite all that the recording has made."""
+        for _, _, _, _, outputs in self.calls:
+            for tensor in outputs:
+                tensor.untyped_storage().fill_(255)  # not a number where it is one
+
     def rewind(self):
         for storage, content in self.before.values():
             storage.copy_(content)
@@ -50,19 +56,26 @@ class Tape(TorchDispatchMode):
 
 
 class TapeRecorder:
-    """Records tapes; `runs` counts their replays."""
+    """Records tapes; `runs` counts their replays.
+
+    As with CUDA's, what one has made is gone once another runs.
+    """
 
     def __init__(self):
         self.runs = []
-        self.recordings = 0
+        self.tapes = []
+
+    @property
+    def recordings(self):
+        return len(self.tapes)
 
     def aside(self, tensors=()):
         return contextlib.nullcontext()
 
     def record(self, function):
         state = torch.get_rng_state()
-        number, self.recordings = self.recordings, self.recordings + 1
-        tape = Tape()
+        number, tape = self.recordings, Tape()
+        self.tapes.append(tape)
         with tape:
             result = function()
         tape.rewind()
@@ -70,6 +83,9 @@ class TapeRecorder:
 
         def replay():
             self.runs.append(number)
+            for other in self.tapes:
+                if other is not tape:
+                    other.spoil()
             tape.replay()
 
         return replay, result

@@ -142,6 +142,35 @@ def test_each_shape_has_a_graph_and_an_odd_batch_none():
     assert graphed[2].recorded == 2 and recorder.recordings == 4
 
 
+@pytest.mark.parametrize("when", ["unrecorded", "recorded"])
+def test_what_learns_later_is_in_the_update_or_refused(when):
+    def run(recorder, sizes):
+        model = nn.ModuleList([nn.Linear(2, 1), nn.Linear(2, 1)])
+        for parameter in model.parameters():
+            nn.init.constant_(parameter, 0.5)
+        optimizer, calls = torch.optim.AdamW(model.parameters(), foreach=True), []
+        make_capturable(optimizer)
+
+        def forward(x):
+            calls.append(x)
+            late = len(x) > 1 if when == "unrecorded" else len(calls) > WARMUP
+            return sum(layer(x).square().sum() for layer in model[: 2 if late else 1])
+
+        step = TrainingStep(forward, optimizer, recorder=recorder)
+        for size in sizes:
+            step(torch.ones(size, 2))
+        return [p.detach() for p in model.parameters()]
+
+    if when == "recorded":
+        with pytest.raises(CaptureError, match="a parameter has a gradient that had none before"):
+            run(TapeRecorder(), [1] * (WARMUP + 1))
+        return
+    recorder = TapeRecorder()
+    for one, two in zip(run(None, [1] * 6 + [2] * 9), run(recorder, [1] * 6 + [2] * 9), strict=True):
+        assert torch.equal(one, two)
+    assert recorder.recordings == 4  # two of backward passes, two of updates
+
+
 def test_another_setting_than_the_rate_is_recorded_anew():
     def change(number, optimizer):
         for group in optimizer.param_groups:

@@ -28,12 +28,14 @@ from visionzoo.models._registers import (
     with_test_registers,
 )
 from visionzoo.pruning import prune_weights
+from visionzoo.replicas import Replicas
 
 __all__ = [
     "EarlyExitModel",
     "ExitModel",
     "LoadReport",
     "NoOutliersError",
+    "Replicas",
     "__version__",
     "backends",
     "feature_norms",

@@ -20,6 +20,9 @@ from timm.utils import ModelEmaV3, unwrap_model
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from visionzoo.kernels.small_maps import recorded
+from visionzoo.replicas import Replicas
+
 WARMUP = 3  # steps before a recording: libraries and compilers choose and load what they run in them
 RECENT = 32  # batches among which a shape must have come WARMUP times, so that the odd last batch of an epoch has not
 
@@ -37,7 +40,8 @@ class Recorder(Protocol):
     def record(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         """Record a function without computing; return what runs it again, and its result, which every run overwrites.
 
-        Nothing but tensors is looked at in a run, and they are those of the recording.
+        Nothing but tensors is looked at in a run, and they are those of the recording. All recordings share memory: a
+        result is there until another recording is run.
         """
 
 
@@ -64,7 +68,7 @@ class CudaRecorder:
         self.stream.wait_stream(current)
         for tensor in tensors:
             tensor.record_stream(self.stream)
-        with torch.cuda.stream(self.stream):
+        with torch.cuda.stream(self.stream), recorded():
             yield
         current.wait_stream(self.stream)
 
@@ -72,7 +76,8 @@ class CudaRecorder:
         """Record a graph. Generators of random numbers go on in each run where the one before has ended."""
         graph = torch.cuda.CUDAGraph()
         # of this thread alone: those that load images may pin memory meanwhile
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+        of_thread = torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local")
+        with of_thread, recorded():
             result = function()
         return graph.replay, result
 
@@ -81,6 +86,13 @@ class _Recording(NamedTuple):
     batch: tuple[Tensor, ...]  # where the inputs are copied to
     replay: Callable[[], None]
     result: Any
+
+
+def _each(result: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return what `forward` returned, a tensor or a mapping of tensors, with each of them changed."""
+    if isinstance(result, Mapping):
+        return {name: change(value) for name, value in result.items()}
+    return change(result)
 
 
 class TrainingStep:
@@ -96,6 +108,7 @@ class TrainingStep:
         model: the model that is averaged; without, `average` does nothing.
         accumulate: batches of an update, where the step is called as a whole.
         second_order: whether gradients are to be differentiated by the optimizer.
+        replicas: the model's, where several processes train it: buffers and gradients go between the recordings.
 
     Attributes:
         remarks: what runs unrecorded, and why.
@@ -114,10 +127,11 @@ class TrainingStep:
         model: nn.Module | None = None,
         accumulate: int = 1,
         second_order: bool = False,
+        replicas: Replicas | None = None,
     ) -> None:
         self.forward, self.optimizer, self.clip, self.scaler = forward, optimizer, clip, scaler
         self.ema, self.model, self.accumulate, self.second_order = ema, model, accumulate, second_order
-        self.recorder = recorder
+        self.recorder, self.replicas = recorder, replicas
         self.remarks: list[str] = []
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._learning: list[Tensor] = []  # those that had a gradient
@@ -132,6 +146,8 @@ class TrainingStep:
         self._share: Tensor | None = None  # of the weights in the average
         self._averaging: Callable[[], None] | None = None
         self._calls = self._updates = self._averages = 0
+        self._warm = 0  # updates that were not recorded, of all that learns
+        self._begins = True  # the next batch is the first of an update
         self._records_update = False
         if recorder is None:
             return
@@ -159,12 +175,12 @@ class TrainingStep:
             batch: what `forward` takes.
             group: the number of batches of an update, by which the loss is divided.
 
-        Returns:
-            Tensors that the next call may overwrite.
-
         Raises:
             CaptureError: the step cannot be recorded.
         """
+        if self._begins and self.replicas is not None:
+            self.replicas.share_buffers()
+        self._begins = False
         if self.recorder is None:
             return self._compute(batch, group)
         key = (group, *((t.shape, t.stride(), t.dtype, t.device) for t in batch))
@@ -176,14 +192,13 @@ class TrainingStep:
             self._bind_gradients()
             with self.recorder.aside(batch):
                 result = self._compute(batch, group)
-            if not self._gradients:
-                self._learning = [p for p in self._parameters if p.grad is not None]
+            self._meet_learning()
             return result
         for static, tensor in zip(found.batch, batch, strict=True):
             static.copy_(tensor, non_blocking=True)
         found.replay()
         self._bind_gradients()
-        return found.result
+        return _each(found.result, Tensor.clone)  # other recordings use its memory for what they compute
 
     def _compute(self, batch: Sequence[Tensor], group: int) -> Any:
         result = self.forward(*batch)
@@ -195,9 +210,7 @@ class TrainingStep:
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
         loss.backward(create_graph=self.second_order)
-        if isinstance(result, Mapping):
-            return {name: value.detach() for name, value in result.items()}
-        return result.detach()
+        return _each(result, Tensor.detach)
 
     def _record_backward(self, batch: Sequence[Tensor], group: int) -> _Recording:
         assert self.recorder is not None
@@ -205,7 +218,19 @@ class TrainingStep:
         own = tuple(tensor.detach().clone() for tensor in batch)
         with self._named_errors("forward and backward pass"):
             replay, result = self.recorder.record(lambda: self._compute(own, group))
+            if sum(p.grad is not None for p in self._parameters) > len(self._learning):
+                raise RuntimeError("a parameter has a gradient that had none before")
         return _Recording(own, replay, result)
+
+    def _meet_learning(self) -> None:
+        """Take note of parameters that have a gradient for the first time; an update without them is forgotten."""
+        known = set(map(id, self._learning))
+        for parameter in self._parameters:
+            if parameter.grad is not None and id(parameter) not in known:
+                self._learning.append(parameter)
+                if self._gradients:
+                    self._gradients.append(parameter.grad)
+                self._update, self._warm = None, 0
 
     def _keep_gradients(self) -> None:
         """From now on gradients stay where they are, and are added to."""
@@ -221,6 +246,7 @@ class TrainingStep:
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
+        self._begins = True
         if self._gradients:
             torch._foreach_zero_(self._gradients)
             self._bind_gradients()
@@ -234,16 +260,22 @@ class TrainingStep:
             CaptureError: the update cannot be recorded.
         """
         self._updates += 1
+        self._begins = True
+        if self.replicas is not None:
+            self.replicas.average_gradients(self._parameters)
+            if self.recorder is not None and self._update is None:
+                self._meet_learning()
         if self._update is not None and self._settings != self._settings_now():
             self._update = None  # which other settings than rates need
         self._send_rates()
-        if self._update is None and self._records_update and self._gradients and self._updates > WARMUP:
+        if self._update is None and self._records_update and self._gradients and self._warm >= WARMUP:
             self._update = self._record_update()
         if self._update is not None:
             self._update.replay()
             return
         with self.recorder.aside() if self.recorder is not None else contextlib.nullcontext(), self._rates_in_groups():
             self._change_weights()
+        self._warm += 1
         self.zero_grad()
 
     def _change_weights(self) -> None:
@@ -356,6 +388,7 @@ def graph_training_step(
     scaler: torch.amp.GradScaler | None = None,
     ema: ModelEmaV3 | None = None,
     model: nn.Module | None = None,
+    replicas: Replicas | None = None,
 ) -> TrainingStep:
     """Return a training step for one's own loop that runs as CUDA graphs, where the host is slower than the GPU.
 
@@ -375,8 +408,8 @@ def graph_training_step(
 
     Recorded are the updates of torch's and timm's optimizers with an argument `capturable`, and of SGD; those of
     others, and with a scaler, run as usual between the graphs, which a UserWarning says. `model` may be compiled
-    before, in any mode without CUDA graphs of its own. Not for DistributedDataParallel, whose hooks between the
-    launches are not recorded.
+    before, in any mode without CUDA graphs of its own. In several processes give `visionzoo.Replicas` in place of
+    DistributedDataParallel, whose hooks between the launches cannot be recorded.
 
     Args:
         forward: from the tensors of a batch to the loss (a scalar), or to a mapping of tensors with `loss`. Autocast
@@ -387,6 +420,8 @@ def graph_training_step(
         scaler: of the loss, for float16.
         ema: timm's moving average of `model`.
         model: of which `ema` is.
+        replicas: the model's in several processes: gradients are averaged before the update, and not where batches are
+            accumulated for it. Processes draw their own dropped paths where they are seeded apart.
 
     Raises:
         ValueError: weights are not on one CUDA device, the optimizer needs second derivatives, `accumulate` is below 1,
@@ -398,7 +433,7 @@ def graph_training_step(
         ...         return F.cross_entropy(model(images), labels)
         >>> step = visionzoo.graph_training_step(forward, optimizer)  # doctest: +SKIP
         >>> for images, labels in loader:  # doctest: +SKIP
-        ...     loss = step(images, labels)  # overwritten by the next call
+        ...     loss = step(images, labels)
     """
     if accumulate < 1:
         raise ValueError(f"graph_training_step: accumulate is the number of batches of an update, got {accumulate=}")
@@ -417,6 +452,7 @@ def graph_training_step(
         scaler=scaler,
         ema=ema,
         model=model,
+        replicas=replicas,
         second_order=bool(getattr(optimizer, "is_second_order", False)),
     )
     for remark in step.remarks:

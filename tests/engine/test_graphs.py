@@ -5,26 +5,35 @@ import sys
 import pytest
 import torch
 from engine.helpers import UPDATES, assert_same, learned
+from engine.two import in_two_processes
 from tape import TapeRecorder
+from timm.utils import unwrap_model
+from torch.nn.parallel import DistributedDataParallel
 
 from visionzoo.engine.errors import UserError
-from visionzoo.engine.parallel import Process
+from visionzoo.engine.options import changed
+from visionzoo.engine.parallel import Process, start_process
 from visionzoo.engine.recipe import make_optimizer
-from visionzoo.engine.run import check_graphs
-from visionzoo.engine.training import train
+from visionzoo.engine.run import build_run, check_graphs
+from visionzoo.engine.training import Training, train
+from visionzoo.graphs import make_capturable
 from visionzoo.models.biformer import BiFormer
 
 AUGMENTED = {"mixup": 0.4, "cutmix": 1.0, "reprob": 0.5, "model_ema": True, "model_ema_decay": 0.9, "clip_grad": 1.0}
 
 
-@pytest.fixture
-def recorders(monkeypatch):
+def tapes(monkeypatch):
     """Let --cuda-graphs record tapes on the CPU, on these recorders."""
     made = []
     monkeypatch.setattr("visionzoo.engine.run.check_graphs", lambda *_: None)
     monkeypatch.setattr("visionzoo.engine.training.CudaRecorder", lambda _: made.append(TapeRecorder()) or made[-1])
     monkeypatch.setattr(sys.modules["torch.optim.adam"], "_get_capturable_supported_devices", lambda *_, **__: ["cpu"])
     return made
+
+
+@pytest.fixture
+def recorders(monkeypatch):
+    return tapes(monkeypatch)
 
 
 def never_warm(monkeypatch):
@@ -71,6 +80,44 @@ def test_runs_with_and_without_graphs_take_up_each_other(make_args, tmp_path, re
         torch.testing.assert_close(value, mixed["state_dict"][name], rtol=1e-3, atol=1e-4)
 
 
+def without_and_with_graphs(args):
+    """Train by DistributedDataParallel, and by recordings, stopped or not; return what both have become here."""
+    process, replicas = start_process(args.device.device), []
+    for way, stops in (("ddp", [None]), ("graphs", [None] if args.fit.no_ddp_bb else [4, None])):
+        for stop in stops:
+            own = {"cuda_graphs": way == "graphs", "experiment": way, "max_steps": stop, "resume": "auto"}
+            with pytest.MonkeyPatch.context() as patch:
+                made = tapes(patch)
+                run = build_run(changed(args, **own), process)
+                make_capturable(run.optimizer)  # the same arithmetic
+                Training(run).fit()
+        assert isinstance(run.trainable, DistributedDataParallel) is (way == "ddp")
+        models = [unwrap_model(model) for model in (run.trainable, run.task.get_eval_model(ema=True))]
+        replicas.append([{name: value.tolist() for name, value in model.state_dict().items()} for model in models])
+    return [*replicas, len(made[0].runs)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("broadcast", "val_split"),
+    [(True, ""), pytest.param(True, "val", marks=pytest.mark.full), pytest.param(False, "", marks=pytest.mark.full)],
+)
+def test_replicas_learn_by_graphs_as_by_ddp(make_args, broadcast, val_split):
+    options = {**AUGMENTED, "epochs": 4, "grad_accum_steps": 2, "batch_size": 4, "opt": "sgd"}
+    options |= {"no_ddp_bb": not broadcast, "dist_bn": "", "val_interval": 4, "val_split": val_split}
+    found = in_two_processes(without_and_with_graphs, make_args(**options))
+    for rank, ((plain, plain_average), (graphs, average), runs) in enumerate(found):
+        assert runs >= 7  # backward, update and average
+        for name, value in plain.items():
+            assert value == graphs[name], name
+            if rank == 0 or not broadcast:  # the first one's go on from the checkpoint in all
+                mean, other = torch.tensor(plain_average[name]), torch.tensor(average[name])
+                torch.testing.assert_close(mean, other, rtol=1e-5, atol=1e-6)
+    (one, _), (two, _) = found[0][1], found[1][1]
+    own = [name for name in one if one[name] != two[name]]
+    assert bool(own) is not bool(val_split) and all("running" in name for name in own)
+
+
 def test_what_is_not_recorded_is_said(make_args, recorders, capsys):
     train(make_args(epochs=1, cuda_graphs=True, opt="lamb", val_split="", max_steps=1))
     assert "--cuda-graphs: not recorded: the update: Lamb keeps what changes" in capsys.readouterr().out
@@ -80,14 +127,15 @@ def test_what_is_not_recorded_is_said(make_args, recorders, capsys):
     ("change", "message"),
     [
         ({}, "what is recorded are launches on a CUDA device, this is cpu"),
-        ({"distributed": True}, "expected one process, got 1"),
+        ({"fsdp": True}, "--fsdp fetches weights between the launches"),
+        ({"sync_bn": True}, "--sync-bn sends statistics between the launches"),
         ({"grad_checkpointing": True}, "sets random states in the backward pass"),
         ({"torchcompile": "inductor", "torchcompile_mode": "reduce-overhead"}, "makes CUDA graphs of its own"),
         ({"opt": "adahessian"}, "--opt adahessian differentiates gradients"),
     ],
 )
 def test_what_cannot_be_recorded_is_refused(make_args, change, message):
-    process = Process(torch.device("cuda" if change else "cpu"), distributed=change.pop("distributed", False))
+    process = Process(torch.device("cuda" if change else "cpu"))
     args = make_args(cuda_graphs=True, **change)
     with pytest.raises(UserError, match="--cuda-graphs: ") as error:
         check_graphs(args, process, make_optimizer(args.optimizer, 0.1, torch.nn.Linear(2, 2)))

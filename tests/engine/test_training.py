@@ -1,11 +1,14 @@
+import contextlib
 import dataclasses
 import errno
 import functools
 import math
+import multiprocessing
 import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from timm.data import IterableImageDataset
 
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import Interrupted, UserError
+from visionzoo.engine.images import batches
 from visionzoo.engine.parallel import Process
 from visionzoo.engine.recipe import learning_rate, total_batch
 from visionzoo.engine.run import build_run
@@ -328,6 +332,35 @@ def test_a_signal_saves_says_how_to_go_on_and_nothing_is_lost(make_args, tmp_pat
     train(make_args(resume=str(recovery), output="", experiment="", **options))
     assert_same(learned(tmp_path / "output/straight"), learned(tmp_path / "output/stopped"))
     assert not recovery.exists()
+
+
+def test_what_is_read_on_a_gpu_is_kept_until_it_was_read(monkeypatch):
+    """timm 1.0.29 wrote the next images over those that a GPU behind the host had still to read."""
+    used = []
+    monkeypatch.setattr("torch.cuda.current_stream", lambda device: f"current of {device}")
+    image = SimpleNamespace(is_cuda=True, device="cuda:1", record_stream=used.append)
+    assert list(batches([(image, torch.ones(1))])) == [(image, torch.ones(1))]
+    assert used == ["current of cuda:1"]
+
+
+@pytest.mark.parametrize("stop", [False, True], ids=["done", "stopped"])
+def test_no_loading_process_outlives_a_run(make_args, monkeypatch, stop):
+    """Whoever holds the run or its error: torch 2.11 would wait 5 s for each at exit."""
+    args = make_args(workers=2, max_steps=UPDATES + 2, mixup=1.0, mixup_off_epoch=1)
+    loading, kept, original = [], [], Training._forward_backward
+
+    def counted(self, *arguments):
+        loading.append(len(multiprocessing.active_children()))
+        kept.append(self)
+        original(self, *arguments)
+
+    monkeypatch.setattr(Training, "_forward_backward", counted)
+    if stop:
+        signal_at(monkeypatch, UPDATES + 1, signal.SIGTERM)
+    with pytest.raises(Interrupted) if stop else contextlib.nullcontext():
+        train(args)
+    assert loading == [2] * UPDATES + [4] * 2  # the second epoch has a loader of its own, beside validation's
+    assert not multiprocessing.active_children()
 
 
 def test_a_signal_during_validation_loses_no_epoch(make_args, tmp_path, monkeypatch):

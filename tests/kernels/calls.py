@@ -107,6 +107,11 @@ def _routed(q, k, v, weight):
     return routed_attention(q, k, v, index, regions=2, weights=weight.sigmoid().expand(index.shape), **valid)
 
 
+def _linear(q, k, v):
+    out, weights = linear_attention(q, k, v[..., :9], feature_map="elu", return_weights=True)
+    return torch.cat([out, (weights / (1 + weights))[..., None].to(out.dtype)], -1)
+
+
 def _windows(q, k, v, bias):
     height, width = q.shape[1:3]
     segments = torch.arange(height * width, device=q.device).view(height, width) % 3
@@ -142,7 +147,7 @@ KINDS = {
     "softplus of scores": Kind(
         ("score_attention",), lambda q, k, v: score_attention(q, k, v, normaliser="softplus", scale=0.5)
     ),
-    "linear": Kind(("linear_attention",), lambda q, k, v: linear_attention(q, k, v, feature_map="elu")),
+    "linear, with weights": Kind(("linear_attention",), _linear),
     "focused linear": Kind(
         ("linear_attention",),
         lambda q, k, v, temperature: linear_attention(

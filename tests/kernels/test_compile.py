@@ -21,7 +21,9 @@ def _unless_full(*left_out):
 
 
 SAME_OPERATORS = ("windows with bias and segments", "halo with stride, masked")
-FEW = _unless_full(*SAME_OPERATORS, "linear", "neighborhood with bias", "channels", "layer norm", "group norm")
+FEW = _unless_full(
+    *SAME_OPERATORS, "linear, with weights", "neighborhood with bias", "channels", "layer norm", "group norm"
+)
 
 
 @pytest.fixture(autouse=True)

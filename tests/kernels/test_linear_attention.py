@@ -5,15 +5,14 @@ import torch
 
 from visionzoo.kernels import linear_attention
 
-MAPS = ["relu", "elu", "softmax", "focused"]
+MAPS = ["relu", "elu", "softmax", "focused", "identity"]
 
 
-def _qkv(size=(3, 4), key_size=None, heads=2, dim=5, dtype=torch.float64):
+def _qkv(size=(3, 4), key_size=None, heads=2, dim=5, value_dim=None, feature_map=""):
     generator = torch.Generator().manual_seed(0)
-    return [
-        torch.randn(2, *s, heads, dim, generator=generator, dtype=torch.float64).to(dtype)
-        for s in (size, key_size or size, key_size or size)
-    ]
+    sizes = [(size, dim), (key_size or size, dim), (key_size or size, value_dim or dim)]
+    q, k, v = (torch.randn(2, *s, heads, d, generator=generator, dtype=torch.float64) for s, d in sizes)
+    return (q.abs(), k.abs(), v) if feature_map == "identity" else (q, k, v)
 
 
 def _focused(token, power, temperature):
@@ -23,8 +22,8 @@ def _focused(token, power, temperature):
 
 
 def _loops(q, k, v, feature_map, power=3.0, temperature=1.0, eps=1e-6):
-    """All weights of all pairs, one sample and head after the other."""
-    out = torch.zeros_like(q)
+    """All weights of all pairs, one sample and head after the other; and their means over the keys."""
+    out, means = torch.zeros_like(q[..., :1]).repeat(1, 1, 1, 1, v.shape[-1]), torch.zeros_like(q[..., 0])
     for b in range(q.shape[0]):
         queries, keys, values = (t[b].flatten(0, 1) for t in (q, k, v))  # [N, G, D]
         if feature_map == "focused":
@@ -39,17 +38,21 @@ def _loops(q, k, v, feature_map, power=3.0, temperature=1.0, eps=1e-6):
                 fq = torch.stack([row.exp() / row.exp().sum() for row in fq])
                 fk = torch.stack([column.exp() / column.exp().mean() for column in fk.T]).T
             weights = fq @ fk.T  # [N, N']
+            means[b, :, :, g] = weights.mean(1).view(q.shape[1:3])
             weights = weights / (weights.sum(1, keepdim=True) + eps * len(fk))
             out[b, :, :, g] = (weights @ values[:, g]).view(*q.shape[1:3], -1)
-    return out
+    return out, means
 
 
 @pytest.mark.parametrize("feature_map", MAPS)
+@pytest.mark.parametrize("value_dim", [5, 3])
 @pytest.mark.parametrize("key_size", [None, (2, 3)], ids=["same map", "smaller map of keys"])
-def test_weights_are_products_of_features(feature_map, key_size):
-    q, k, v = _qkv(key_size=key_size)
-    out = linear_attention(q, k, v, feature_map=feature_map)
-    torch.testing.assert_close(out, _loops(q, k, v, feature_map), rtol=1e-12, atol=1e-12)
+def test_weights_are_products_of_features(feature_map, key_size, value_dim):
+    q, k, v = _qkv(key_size=key_size, value_dim=value_dim, feature_map=feature_map)
+    out, weights = linear_attention(q, k, v, feature_map=feature_map, return_weights=True)
+    expected = _loops(q, k, v, feature_map)
+    torch.testing.assert_close((out, weights), expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(out, linear_attention(q, k, v, feature_map=feature_map))
 
 
 def test_focus_has_a_power_a_temperature_and_an_epsilon():
@@ -57,17 +60,17 @@ def test_focus_has_a_power_a_temperature_and_an_epsilon():
     temperature = torch.rand(2, 5, dtype=torch.float64) + 0.5
     options = {"temperature": temperature, "eps": 0.1}
     out = linear_attention(q, k, v, feature_map="focused", focusing_factor=4.0, **options)
-    torch.testing.assert_close(out, _loops(q, k, v, "focused", power=4.0, **options), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(out, _loops(q, k, v, "focused", power=4.0, **options)[0], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("feature_map", MAPS)
 def test_gradients_are_those_of_finite_differences(feature_map):
-    q, k, v = (t.requires_grad_() for t in _qkv(size=(2, 3)))
+    q, k, v = (t.requires_grad_() for t in _qkv(size=(2, 3), value_dim=3, feature_map=feature_map))
     temperature = [torch.rand(2, 5, dtype=torch.float64).add(0.5).requires_grad_()] if feature_map == "focused" else []
 
     def attention(q, k, v, *temperature):
         options = {"temperature": temperature[0]} if temperature else {}
-        return linear_attention(q, k, v, feature_map=feature_map, **options)
+        return linear_attention(q, k, v, feature_map=feature_map, return_weights=True, **options)
 
     assert torch.autograd.gradcheck(attention, (q, k, v, *temperature), fast_mode=True)
 
@@ -78,6 +81,8 @@ def test_half_precision_is_finite_and_exact_at_detection_sizes(feature_map, dtyp
     """65,536 tokens with activations times ten: a sum of features in float16 overflows, as its cube does."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = ((torch.randn(1, 256, 256, 2, 8, generator=generator) * 10).to(dtype) for _ in range(3))
+    if feature_map == "identity":
+        q, k = q.float().abs(), k.float().abs()
     out = linear_attention(q, k, v, feature_map=feature_map)
     exact = linear_attention(q.double(), k.double(), v.double(), feature_map=feature_map)
     assert out.dtype == dtype and out.isfinite().all()
@@ -110,8 +115,13 @@ def test_autocast_does_not_reach_the_sums():
     ("change", "message"),
     [
         ({"q": torch.zeros(2, 3, 4, 10)}, r"must be \[B, H, W, G, D\] with the same B, G and D, got \(2, 3, 4, 10\)"),
-        ({"k": torch.zeros(2, 2, 2, 2, 5).double()}, r"v must be like k \(2, 2, 2, 2, 5\), got \(2, 3, 4, 2, 5\)"),
-        ({"v": torch.zeros(2, 3, 4, 2, 5)}, r"share a floating dtype and a device, got torch\.float64 on cpu"),
+        ({"k": torch.zeros(2, 2, 2, 2, 5).double()}, r"but for the width, \[2, 2, 2, 2\] and V.*got \[2, 3, 4, 2, 5\]"),
+        ({"k": torch.zeros(2, 3, 4, 2, 5)}, r"share a floating dtype and a device, got torch\.float64 on cpu"),
+        ({"v": torch.zeros(2, 3, 4, 2, 7)}, r"torch\.float64 on cpu; got \[2, 3, 4, 2, 7\], torch\.float32 on cpu"),
+        (
+            {"q": torch.zeros(2, 3, 4, 2, 5), "k": torch.zeros(2, 3, 4, 2, 5), "feature_map": "identity"},
+            r"torch\.float32 on cpu, or of lower precision; got \[2, 3, 4, 2, 5\], torch\.float64",
+        ),
         ({"feature_map": "cosine"}, r"unknown feature_map='cosine', expected one of \('relu', 'elu'"),
         ({"focusing_factor": 0}, r"focusing_factor must be positive.*focusing_factor=0"),
         ({"eps": -1.0}, r"eps not negative, got .*eps=-1\.0"),

@@ -11,15 +11,29 @@ MAPS = ["relu", "elu", "softmax", "focused"]
 TEMPERATURE = ["focused with temperature"]
 
 
-def _case(kind, size, key_size, heads, dim, mean=0.0):
+def _with_weights(*args, **options):
+    """The output and, beside it, the mean weights: gradients come through both."""
+    out, weights = linear_attention(*args, **options, return_weights=True)
+    return torch.cat([out.float() if out.dtype != torch.float64 else out, weights[..., None]], -1)
+
+
+def _of_features(q, k, v, **options):
+    """Features are float32 whatever the values."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    return _with_weights(q.to(dtype), k.to(dtype), v, **options)
+
+
+def _case(kind, size, key_size, heads, dim, mean=0.0, value_dim=None):
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     tensors = {"q": draw(2, *size, heads, dim)}
-    tensors |= {"k": draw(2, *key_size, heads, dim), "v": draw(2, *key_size, heads, dim) + mean}
+    tensors |= {"k": draw(2, *key_size, heads, dim), "v": draw(2, *key_size, heads, value_dim or dim) + mean}
     feature_map = kind.split()[0]
+    if feature_map == "identity":
+        tensors |= {name: tensors[name].exp() for name in "qk"}
     if kind != feature_map:
         tensors["temperature"] = draw(heads, dim).sigmoid() + 0.5
     return {name: t.requires_grad_() for name, t in tensors.items()}, {"feature_map": feature_map}
@@ -33,11 +47,52 @@ def test_is_as_exact_as_plain_torch(kind, programs, monkeypatch):
     check_against_float64(linear_attention, tensors, **options)
 
 
+@pytest.mark.parametrize(
+    ("kind", "dim", "value_dim"),
+    [
+        ("relu", 3, 20),
+        ("elu", 18, 5),
+        ("identity", 3, 20),
+    ],
+)
+def test_features_of_another_width_than_values_and_the_weights_are_as_exact(kind, dim, value_dim):
+    tensors, options = _case(kind, (3, 7), (1, 19), heads=2, dim=dim, value_dim=value_dim)
+    features = kind == "identity"
+    check_against_float64(
+        _of_features if features else _with_weights, tensors, **options, eps=0.0 if features else 1e-6
+    )
+
+
+def test_features_wider_than_the_kernels_come_in_parts(monkeypatch):
+    monkeypatch.setattr(kernels, "MAX_HEAD_DIM", 6)
+    tensors, options = _case("identity", (2, 3), (1, 5), heads=2, dim=11, value_dim=4)
+    with torch.no_grad():
+        tensors["q"][:, 0, :, :, :6] = 0  # the first part's weights are 0
+    check_against_float64(_of_features, tensors, **options, eps=0.0)
+
+
+@torch.no_grad()
+def test_given_features_may_be_wider_than_heads():
+    q, k, v = (t.float().to(DEVICE) for t in _case("identity", (1, 2), (1, 3), 1, 129, value_dim=2)[0].values())
+    out, expected = (linear_attention(q, k, v, feature_map="identity", backend=b) for b in ("triton", "reference"))
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_of_the_weights_need_no_output():
+    q, k, v = (t.detach().float().to(DEVICE) for t in _case("elu", (2, 3), (2, 3), 1, 4)[0].values())
+    grads = []
+    for backend in ("reference", "triton"):
+        given = q.clone().requires_grad_()
+        linear_attention(given, k, v, feature_map="elu", return_weights=True, backend=backend)[1].sum().backward()
+        grads.append(given.grad)
+    torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["softmax", *(pytest.param(kind, marks=pytest.mark.full) for kind in TEMPERATURE)])
-@pytest.mark.parametrize(("heads", "dim"), [(3, 5), (1, 40), (1, 100)])
-def test_any_head_width_and_few_keys(heads, dim, kind):
-    tensors, options = _case(kind, (5, 7), (1, 9), heads, dim)
-    check_against_float64(linear_attention, tensors, **options)
+@pytest.mark.parametrize(("heads", "dim", "value_dim"), [(3, 5, 18), (1, 40, 9), (1, 100, 100)])
+def test_any_head_width_and_few_keys(heads, dim, value_dim, kind):
+    tensors, options = _case(kind, (5, 7), (1, 9), heads, dim, value_dim=value_dim)
+    check_against_float64(_with_weights, tensors, **options)
 
 
 @pytest.mark.parametrize("factor", [*(pytest.param(factor, marks=pytest.mark.full) for factor in (0.5, 1, 8)), 2.5, 9])

@@ -6,6 +6,8 @@ from kernels.triton_checks import DEVICE, DTYPES
 
 from visionzoo.kernels import route_regions
 from visionzoo.kernels.dispatch import explain
+from visionzoo.kernels.launch import run
+from visionzoo.kernels.region_routing import triton as kernels
 from visionzoo.kernels.regions import to_regions
 
 CASES = {  # (height, width), regions, heads, head width, topk, further options
@@ -14,7 +16,8 @@ CASES = {  # (height, width), regions, heads, head width, topk, further options
     "worst first": ((6, 8), (3, 2), 2, 8, 6, {"scale": -2.0}),
     "padding": ((6, 8), (3, 2), 2, 16, 3, {"valid_size": (5, 7)}),
     "regions of padding alone": ((6, 8), (3, 2), 2, 16, 6, {"valid_size": (2, 5)}),
-    "regions summed in parts, in padding too": ((32, 66), (1, 2), 1, 24, 2, {"valid_size": (31, 60)}),
+    "regions summed in parts, in padding too": ((16, 66), (1, 2), 1, 24, 2, {"valid_size": (15, 60)}),
+    "several tokens a region, more channels than are read at once": ((4, 6), (2, 2), 3, 32, 3, {"valid_size": (3, 6)}),
     "more regions than a block, more channels than a block": ((5, 4), (5, 4), 3, 48, 5, {}),
 }
 
@@ -64,7 +67,12 @@ def test_chosen_regions_have_the_best_scores_in_order(name, dtype):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_where_sums_are_exact_every_choice_and_tie_is_the_references(name):
+@pytest.mark.parametrize("launches", [1, 2])
+def test_where_sums_are_exact_every_choice_and_tie_is_the_references(name, launches, monkeypatch):
+    ran = []
+    monkeypatch.setattr(kernels, "run", lambda kernel, *args, **options: ran.append(run(kernel, *args, **options)))
+    if launches == 2:
+        monkeypatch.setattr(kernels, "_SMALL", 0)
     size, regions, heads, dim, topk, options = CASES[name]
     options = {**options, "scale": -1.0 if options.get("scale", 0) < 0 else 1.0}
     if "valid_size" in options:  # means of regions at the border would not be exact
@@ -72,6 +80,7 @@ def test_where_sums_are_exact_every_choice_and_tie_is_the_references(name):
     q, k = _queries_and_keys(size, heads, dim, torch.float16, whole_numbers=True)
     expected = route_regions(q, k, regions=regions, topk=topk, **options, backend="reference")
     assert torch.equal(route_regions(q, k, regions=regions, topk=topk, **options, backend="triton"), expected)
+    assert len(ran) == (2 if name.startswith("regions summed in parts") else launches)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.0, -1.0])

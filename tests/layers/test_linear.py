@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from visionzoo.kernels import explain, use_backend
 from visionzoo.layers.features import FEATURE_MAPS, Random, redraw_projections
 from visionzoo.layers.mixers import LinearMixer
 
@@ -19,6 +20,7 @@ FORMS = [
     {"feature_map": "favor_relu"},
     {"feature_map": "log_normal"},
 ]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CLOSE = {"rtol": 1e-11, "atol": 1e-11}
 
 
@@ -153,6 +155,23 @@ def test_low_precision_stays_near_float64(form):
         assert (low.double() - exact).norm() < 40 * torch.finfo(dtype).eps * exact.norm()
 
 
+@pytest.mark.parametrize("form", [form for form in FORMS if "position_bias" not in form], ids=_name)
+def test_the_kernels_take_every_form(form):
+    mixer = _mixer(form, 8).float().to(DEVICE)
+    x = torch.randn(1, 3, 5, 8).to(DEVICE)
+    keep = torch.arange(15, device=DEVICE)[None] % 4 > 0 if mixer.takes_dropped_tokens else None
+    for options in ({}, {"keep": keep}):
+        results = []
+        for backend in ("triton", "reference"):
+            mixer.zero_grad()
+            with use_backend(backend), explain() as ran:
+                out = mixer(x, **options)
+                out.square().sum().backward()
+            results.append([out, *(p.grad for p in mixer.parameters())])
+            assert [(d.operation, d.backend) for d in ran] == [("linear_attention", backend)]
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("form", FORMS, ids=_name)
 def test_large_maps_of_large_numbers_stay_finite(form):
     mixer = _mixer(form, 4).half()
@@ -170,8 +189,8 @@ def test_weights_of_favor_near_those_of_softmax_with_more_features():
     for count in (2**6, 2**16):
         features = _mixer({"feature_map": "favor", "num_features": count}).features
         features.EPS = 0.0  # what it adds does not fade
-        q, k = torch.randn(2, 1, 1, 12, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) / 2
-        of_q, of_k = features(q, k, (3, 4), None)
+        q, k = torch.randn(2, 12, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) / 2
+        of_q, of_k = (t[0, :, 0] for t in features(q[None, :, None], k[None, :, None], (3, 4), None))
         weights = of_q @ of_k.mT
         errors.append(float((weights / weights.sum(-1, keepdim=True) - (q @ k.mT / 2).softmax(-1)).abs().max()))
     assert errors[1] < 0.02 < errors[0]  # 0.04 with signs of the decomposition alone

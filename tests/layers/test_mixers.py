@@ -1,11 +1,20 @@
 """Every mixer is a [B, H, W, C] map's map, in every family, and says what it cannot do."""
 
+import inspect
+import math
+import re
+import sys
+
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from golden import Record, relative_error, sample
 from quick import learned_from, of_each_kind
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from visionzoo.benchmark.gallery import mathematics
 from visionzoo.kernels import explain, route_regions, use_backend
 from visionzoo.layers import mixers
 from visionzoo.layers.mixers import (
@@ -70,6 +79,29 @@ def test_any_height_and_width_keep_their_size_and_give_gradients(name, size):
     assert all(p.grad is not None for p in mixer.parameters())
 
 
+SHARING = [name for name, kind in MIXERS.items() if "kv_heads" in inspect.signature(kind).parameters]
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+@pytest.mark.parametrize("name", SHARING)
+def test_shared_keys_and_values_are_those_of_all_heads_that_share_them(name, kv_heads):
+    torch.manual_seed(0)
+    shared = build_mixer({**_spec(name), "kv_heads": kv_heads}, 16, 4).double()
+    whole = build_mixer(_spec(name), 16, 4).double()
+    parts = (kv_heads, 8) if name == "halo" else (2, kv_heads, 4)
+    state = shared.state_dict()
+    for key, value in state.items():
+        if key.startswith(("qkv.", "kv.")):
+            q, kv = value.split([value.shape[0] - math.prod(parts), math.prod(parts)])
+            kv = kv.unflatten(0, parts).repeat_interleave(4 // kv_heads, len(parts) - 2)
+            state[key] = torch.cat([q, kv.flatten(0, len(parts) - 1)])
+    whole.load_state_dict(state)
+    x = torch.randn(1, 5, 7, 16, dtype=torch.float64, requires_grad=True)
+    outs = shared(x), whole(x)
+    torch.testing.assert_close(*outs, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(*(torch.autograd.grad(out.square().sum(), x) for out in outs), rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("name", MIXERS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_low_precision_stays_near_float64(name, dtype):
@@ -109,6 +141,90 @@ def test_compiles_into_one_graph_for_sizes_that_change(name):
         torch.testing.assert_close(compiled(x), mixer(x))
 
 
+# -- large numbers, large maps ----------------------------------------------------------------------------------------
+
+
+def _learn_from_large_numbers(mixer, size):
+    """Check that of a map of numbers around 10 output and gradients are finite."""
+    weight = next(mixer.parameters(), torch.zeros((), dtype=torch.float16))
+    x = (torch.randn(1, *size, mixer.dim) * 10).to(weight).requires_grad_()
+    out = mixer(x)
+    out.float().square().mean().sqrt().backward()  # gradients as large as the activations, whatever their number
+    assert out.isfinite().all() and x.grad.isfinite().all() and x.grad.any()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in mixer.parameters())
+
+
+@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_large_activations_stay_finite_in_half_precision(name, dtype):
+    torch.manual_seed(0)
+    _learn_from_large_numbers(build_mixer(_spec(name), 16, 2).to(dtype), (14, 15))
+
+
+@pytest.mark.full
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_65536_large_tokens_stay_finite_or_are_refused(name, dtype):
+    torch.manual_seed(0)
+    mixer = build_mixer(name, 32, 1).to("cuda", dtype)
+    try:
+        _learn_from_large_numbers(mixer, (256, 256))
+    except ValueError as error:
+        assert mixer.pair_bytes and "got 256 x 256 = 65,536" in str(error)
+
+
+class _Largest(TorchDispatchMode):
+    """Counts the numbers of the largest tensor that operators make."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                self.numbers = max(self.numbers, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return made
+
+
+def _takes_memory_for_pairs(spec):
+    with torch.device("meta"):
+        return build_mixer(spec, 4, 1).pair_bytes > 0
+
+
+FORMS = [*MIXERS, {"type": "gmm", "window_size": 4}, {"type": "aggregated", "reduction": 1}]
+FORMS += [{"type": "data_dependent_conv", "transform": "dct"}, {"type": "levit", "stride": 2}]
+MEASURED = [*FORMS[-4:], "full", "gmm", "linear", "sparsifiner", "window"]  # others take long on the meta device
+
+
+@pytest.mark.parametrize(
+    "spec", [pytest.param(spec, marks=[] if spec in MEASURED else [pytest.mark.full]) for spec in FORMS], ids=str
+)
+def test_mixers_that_hold_numbers_for_all_pairs_say_so(spec, monkeypatch):
+    def attend(q, k, v, **kwargs):  # which holds no scores on devices that have memory
+        return q.new_empty(*q.shape[:-1], v.shape[-1])
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
+    with torch.device("meta"), torch.no_grad(), _Largest() as largest:
+        mixer = build_mixer(spec, 4, 1)
+        mixer(torch.empty(1, 64, 64, 4))
+    held = largest.numbers >= (64 * 64) ** 2 // mixer.stride**2
+    assert (mixer.pair_bytes > 0) == held or spec == "sea"  # which comes in portions of more than these
+
+
+@pytest.mark.parametrize("spec", [form for form in FORMS if _takes_memory_for_pairs(form)], ids=str)
+def test_more_pairs_than_memory_holds_are_refused_before_anything_is_computed(spec, monkeypatch):
+    monkeypatch.setattr("visionzoo.layers.mixers.base.memory_of", lambda device: 2**30)
+    mixer = build_mixer(spec, 4, 1)
+    most = math.isqrt(2**30 // mixer.pair_bytes)
+    needed = f"{4 * mixer.pair_bytes}.0 GiB for an image; take a mixer that holds none"
+    with pytest.raises(ValueError, match=rf"expected at most {most:,} tokens on cpu, which has 1.0 GiB.*{needed}"):
+        mixer(torch.zeros(1, 256, 256, 4))
+    mixer.check_input(torch.zeros(1, 1, most, 4))
+    with pytest.raises(ValueError, match=f"got 1 x {most + 1} = "):
+        mixer.check_input(torch.zeros(1, 1, most + 1, 4))
+
+
 @torch.no_grad()
 def test_channel_attention_stays_finite_in_half_precision_on_large_maps():
     mixer = ChannelMixer(16, 2)
@@ -118,11 +234,20 @@ def test_channel_attention_stays_finite_in_half_precision_on_large_maps():
     assert (low.float() - exact).norm() < 0.01 * exact.norm()
 
 
+LICENCES = "MIT|Apache-2.0|BSD-|AGPL-3.0|Apple's sample code license|no licence|none given"
+SOURCE = re.compile(rf"https://github\.com/\S+ at (?:[0-9a-f]{{7}}|\d+\.\d+\.\d+)(?:, | \()(?:{LICENCES})")
+
+
 @pytest.mark.parametrize("name", MIXERS)
-def test_the_docstring_gives_cost_dtypes_and_an_example_and_the_import_is_short(name):
-    doc = MIXERS[name].__doc__
-    assert "O(N" in doc and ("float32" in doc or "dtype of the input" in doc) and ">>>" in doc and "Raises:" in doc
-    assert MIXERS[name].__name__ in mixers.__all__
+def test_the_docstring_gives_mathematics_costs_source_dtypes_shapes_and_an_example(name):
+    mixer = MIXERS[name]
+    formula, time, memory = mathematics(mixer)
+    assert " = " in formula and time.startswith("O(N") and memory.startswith("O(")
+    doc = " ".join(f"{inspect.getdoc(sys.modules[mixer.__module__])} {inspect.getdoc(mixer)}".split())
+    assert re.search(r"arXiv:\d{4}\.\d{5}", doc) and SOURCE.search(doc), doc
+    assert ("float32" in doc or "dtype of the input" in doc) and ">>>" in doc and "Raises:" in doc
+    assert re.search(r"\[B, H, W, C\].* to .*\[B, ", inspect.getdoc(mixer.forward))
+    assert mixer.__name__ in mixers.__all__
 
 
 # -- [B, C, H, W] -----------------------------------------------------------------------------------------------------
@@ -460,7 +585,8 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ({"type": "spatial_reduction", "reduction": 0}, r"expected a positive reduction.*reduction=0"),
         ({"type": "spatial_reduction", "reduction": 2, "pool_size": 7}, r"with reduction 1, got reduction=2"),
         ({"type": "full", "kv_heads": 3}, r"kv_heads must divide num_heads=2, got kv_heads=3"),
-        ({"type": "full", "kv_heads": 0}, r"kv_heads must divide num_heads=2, got kv_heads=0"),
+        ({"type": "window", "kv_heads": 0}, r"WindowMixer: kv_heads must divide num_heads=2, got kv_heads=0"),
+        ({"type": "channel", "kv_heads": 1}, r"kv_heads"),
         ({"type": "full", "num_heads": 3}, r"num_heads must divide dim, got dim=16 and num_heads=3"),
     ],
 )

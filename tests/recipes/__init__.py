@@ -118,6 +118,20 @@ def stages(pattern: str, depths: tuple[int, ...], first: int = 0) -> tuple[str, 
     return tuple(pattern.format(stage, last=depth - 1) for stage, depth in enumerate(depths, first))
 
 
+class Projected(nn.Module):
+    """Projections around attention of q, k and v [B, G, N, D], on [B, N, C]."""
+
+    def __init__(self, attention: nn.Module, dim: int = 12, num_heads: int = 3):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv, self.attention, self.proj = nn.Linear(dim, 3 * dim), attention, nn.Linear(dim, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Attend."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.proj(self.attention(q, k, v).transpose(1, 2).flatten(2))
+
+
 def beside(module: types.ModuleType, path: str) -> types.ModuleType:
     """Load another file of the clone, by its path from the folder of the recipe's file."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, Path(module.__file__).parent / path)

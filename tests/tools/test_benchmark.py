@@ -3,7 +3,11 @@
 import csv
 import itertools
 import math
+import os
+import time
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import timm
@@ -11,7 +15,7 @@ import torch
 from engine.helpers import run_tool
 from torch import nn
 
-from visionzoo.benchmark import rivals, timing
+from visionzoo.benchmark import report, rivals, runner, timing
 from visionzoo.benchmark.cases import Absent, Case, Measurement, Run, Settings, path, select
 from visionzoo.benchmark.contest import Contender, Contest
 from visionzoo.benchmark.host import host_cases
@@ -22,11 +26,14 @@ from visionzoo.benchmark.reducers import reducer_cases
 from visionzoo.benchmark.report import results_table, write_report
 from visionzoo.benchmark.results import COLUMNS, Results, Row, read_rows
 from visionzoo.benchmark.runner import run_cases
+from visionzoo.benchmark.small import LIBRARY, TRITON, limits, small_cases, write_table
 from visionzoo.benchmark.targets import QUANTITIES, Target, judge, targets
 from visionzoo.benchmark.timing import Budget, Ceilings, Timing, host_timing, launch_timing
 from visionzoo.benchmark.training import training_cases
 from visionzoo.engine import UserError
 from visionzoo.kernels import explain
+from visionzoo.kernels.dispatch import OPERATIONS
+from visionzoo.kernels.small_maps import read_table
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(CPU, batch=2, quick=True)
@@ -291,6 +298,43 @@ def test_steps_are_measured_and_graphs_said_to_be_absent_on_the_cpu(tmp_path, mo
     assert (tmp_path / "training.png").stat().st_size > 5000
 
 
+def test_the_first_call_has_a_time_of_its_own_and_an_aim(tmp_path, monkeypatch):
+    waits = iter([0.03])
+    results = Results(tmp_path / "host.csv")
+    case = case_of(measurement("visionzoo", lambda: time.sleep(next(waits, 0))), name="host-routed/14x14")
+    run_cases([case], SETTINGS, results)
+    (row,) = results.rows
+    assert row.first_call_s >= 0.03 and f"{row.first_call_s:.2g} |" in results_table([row])
+    target = Target("host-routed/14x14", "forward", "s of a first call", 0.01)
+    assert judge(target, [row]).met is False and judge(replace(target, aim=1e9), [row]).met
+    row.first_call_s = None
+    assert judge(target, [row]).reason == "first call not measured"
+
+
+def test_suites_of_first_calls_compile_into_a_folder_that_goes(tmp_path, monkeypatch):
+    folders = []
+    monkeypatch.setenv("TRITON_CACHE_DIR", "own")
+    monkeypatch.setattr(runner, "run_cases", lambda *_, **__: folders.append(Path(os.environ["TRITON_CACHE_DIR"])))
+    monkeypatch.setattr(report, "write_report", lambda *_, **__: "")
+    for suite in ("host", "operations"):
+        assert run_tool("benchmark", suite, "--device", "cpu", "--output", str(tmp_path)) == 0
+        monkeypatch.setenv("TRITON_CACHE_DIR", "own")
+    assert folders[0].name != "own" and not folders[0].exists() and folders[1].name == "own"
+
+
+def test_what_was_not_measured_is_said(tmp_path):
+    results = Results(tmp_path / "host.csv")
+    results.add(Row("host-routed/14x14", "visionzoo", "forward", "absent", batch=1, dtype="bfloat16"))
+    table = write_report(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "## Training\n\nnot measured; `visionzoo benchmark training` measures it" in text
+    assert "## Host\n\n![host](host.png)" in text and (tmp_path / "host.png").stat().st_size > 5000
+    count = sum(1 for _ in targets())
+    assert f"not measured: {count} further aims, of routed/56x56-g2-d32-k1, " in table
+    labels = [text.get_text() for panel in report.draw_host(results.rows)["host"].axes for text in panel.texts]
+    assert labels == ["not measured"]
+
+
 def test_the_clock_is_looked_at_after_several_calls():
     calls = []
     timing = host_timing(lambda: calls.append(1), CPU, Budget(0, 0), calls=5)
@@ -303,9 +347,11 @@ def test_the_share_of_the_gpu_is_told_and_files_without_it_are_read(tmp_path):
     results = Results(tmp_path / "r.csv")
     results.add(row)
     assert read_rows(tmp_path / "r.csv")[0].busy_ms == 6.0
-    lines = [line.rpartition(",")[0] for line in (tmp_path / "r.csv").read_text().splitlines()]
-    (tmp_path / "r.csv").write_text("\n".join(lines))
-    assert read_rows(tmp_path / "r.csv")[0].busy_ms is None
+    for busy in (6.0, None):  # each version wrote a column more
+        lines = [line.rpartition(",")[0] for line in (tmp_path / "r.csv").read_text().splitlines()]
+        (tmp_path / "r.csv").write_text("\n".join(lines))
+        (row,) = read_rows(tmp_path / "r.csv")
+        assert row.busy_ms == busy and row.first_call_s is None
 
 
 def test_reducers_are_measured_against_the_tokens_that_are_left(tmp_path):
@@ -348,6 +394,94 @@ def test_the_hosts_clock_stops_before_the_device_is_done(monkeypatch):
     monkeypatch.setattr(timing, "synchronize", lambda device: waited.append(device) or pass_(1.0))
     assert launch_timing(lambda: pass_(0.002), CPU, Budget(0, 1)).median_ms == pytest.approx(2.0)
     assert waited
+
+
+def small_rows(operation, times, dtype="bfloat16", measure="forward", setting="k3"):
+    """Rows of maps of 49 tokens: times of torch's operation, of Triton's kernels, and of the GPU for torch's."""
+    for batch, (theirs, ours, busy) in enumerate(times, start=1):
+        for name, milliseconds in ((LIBRARY, theirs), (TRITON, ours)):
+            row = Row(f"small-{operation}-{setting}/{batch}x7x7-{dtype}", name, measure, median_ms=milliseconds)
+            row.error, row.allowed_error, row.replayed_ms, row.dtype = 0.0, 1.0, busy, dtype
+            row.batch, row.tokens, row.gpu, row.torch = batch, 49, "GPU", "2.11"
+            yield row
+
+
+FAST, SLOW, BUSY, NO_GRAPH = (0.02, 0.05, 0.01), (0.06, 0.05, 0.01), (0.02, 0.05, 0.011), (0.02, 0.05, None)
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        ([FAST, FAST, FAST], 3),
+        ([FAST, SLOW, FAST], 1),
+        ([FAST, FAST, BUSY], 2),  # the GPU takes more than half of the time
+        ([FAST, NO_GRAPH], 1),
+        ([SLOW, FAST], 0),
+        ([FAST, (0.02, None, 0.01), FAST], 1),  # Triton's kernels have no time there
+    ],
+)
+def test_a_limit_is_as_far_as_torchs_operation_was_the_faster(times, expected):
+    (limit,) = limits(list(small_rows("depthwise_conv", times)), "command")
+    assert limit[:5] == ("GPU", "depthwise_conv", "forward", "bfloat16", expected * 49 * 128)
+    assert limit.command == "command" and limit.torch == "2.11"
+    at = times[max(expected, 1) - 1]
+    assert (limit.library_us, limit.triton_us) == (1e3 * at[0], 1e3 * at[1])
+
+
+def test_limits_hold_for_every_case_of_an_operation_and_for_each_measure_and_dtype():
+    rows = [*small_rows("linear_attention", [FAST, FAST]), *small_rows("linear_attention", [FAST, SLOW], setting="elu")]
+    rows += small_rows("linear_attention", [FAST, FAST], dtype="float32")
+    rows += small_rows("linear_attention", [SLOW], measure="forward+backward")
+    rows += small_rows("halo_attention", [(0.02, None, 0.01), FAST])
+    wrong = list(small_rows("group_norm", [FAST]))
+    wrong[0].error = 2.0
+    found = limits([*rows, *wrong], "command")
+    assert [(limit.measure, limit.dtype, limit.numbers) for limit in found] == [
+        ("forward", "bfloat16", 49 * 128),
+        ("forward", "float32", 2 * 49 * 128),
+        ("forward+backward", "bfloat16", 0),
+    ]
+
+
+def test_a_table_keeps_other_gpus_and_gets_this_one_anew(tmp_path):
+    (own,) = limits(list(small_rows("depthwise_conv", [FAST])), "command")
+    other = own._replace(gpu="other")
+    write_table(tmp_path / "t.csv", [own, other])
+    write_table(tmp_path / "t.csv", [own._replace(numbers=7)])
+    assert read_table(tmp_path / "t.csv") == [other, own._replace(numbers=7)]
+    (tmp_path / "t.csv").write_text("something else")
+    with pytest.raises(UserError, match="expected the columns"):
+        write_table(tmp_path / "t.csv", [own])
+
+
+def test_small_maps_are_measured_in_a_suite_that_writes_the_table(tmp_path, capsys):
+    chosen = [
+        "--only",
+        "small-layer_norm/1x7x7-float32/*/forward",
+        "--quick",
+        "--device",
+        "cpu",
+        "--output",
+        str(tmp_path),
+    ]
+    assert run_tool("benchmark", "small", *chosen, "--table", str(tmp_path / "t.csv")) == 0
+    rows = read_rows(tmp_path / "small.csv")
+    assert {row.implementation for row in rows} == {LIBRARY, TRITON} and all(row.agrees for row in rows)
+    assert "by triton" in next(row.reason for row in rows if row.implementation == TRITON)
+    assert (tmp_path / "small-float32.png").stat().st_size > 5000 and "## Small" in (tmp_path / "report.md").read_text()
+    table = read_table(tmp_path / "t.csv")
+    assert [limit[:5] for limit in table] == [("cpu", "layer_norm", "forward", "float32", 0)]  # for want of graphs
+    assert run_tool("benchmark", "host", "--table", "--device", "cpu") == 1
+    assert "--table: the suite small measures" in capsys.readouterr().err
+
+
+def test_every_operation_is_measured_on_small_maps():
+    cases = small_cases(SETTINGS)
+    assert {case.name.split("/")[0].removeprefix("small-").split("-")[0] for case in cases} == set(OPERATIONS)
+    assert {case.dtype for case in cases} == {"bfloat16", "float32"}
+    for case in cases:
+        assert {m.implementation for m in case.measurements} == {LIBRARY, TRITON}
+        assert case.shape.startswith(f"{int(case.tokens**0.5)}x") and case.batch == 2
 
 
 def test_models_that_differ_do_not_agree():
@@ -457,6 +591,7 @@ def test_memory_is_judged_by_what_must_be_held_and_by_its_growth():
 
 def test_every_aim_names_measurements_that_exist():
     cases = [*operation_cases(SETTINGS), *model_cases(SETTINGS), *training_cases(SETTINGS), *memory_cases(SETTINGS)]
+    cases += host_cases(SETTINGS)
     names = [path(case, m) for case in cases for m in case.measurements]
     assert len(names) == len(set(names))
     for target in targets():

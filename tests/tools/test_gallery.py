@@ -14,7 +14,9 @@ PAGE = Path(__file__).parents[2] / "docs/mixers.md"
 
 def test_every_mixer_has_its_mathematics_and_use():
     assert sorted(gallery.ABOUT) == sorted(MIXERS)
-    assert len({formula for formula, _ in gallery.ABOUT.values()}) == len(MIXERS)
+    assert len({gallery.mathematics(mixer)[0] for mixer in MIXERS.values()}) == len(MIXERS)
+    with pytest.raises(ValueError, match="int: expected a docstring with an indented line of mathematics"):
+        gallery.mathematics(int)
 
 
 def test_the_page_is_what_the_classes_say():
@@ -26,5 +28,6 @@ def test_the_page_is_what_the_classes_say():
 @pytest.mark.parametrize("name", MIXERS)
 def test_an_entry_has_cost_paper_and_what_the_mixer_takes(name):
     entry = gallery._entry(name, [])
-    assert "- Cost: O(" in entry and "- Use it for " in entry
+    assert re.search(r"\n\n    y.* = .*\n\n- Time: O\(N.*\n- Memory: O\(", entry)
+    assert "- Use it for " in entry
     assert re.search(r"^- Papers?( of its forms)?: \[arXiv:\d{4}\.\d{5}\]\(https://arxiv.org/abs/", entry, re.MULTILINE)

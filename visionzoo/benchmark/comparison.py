@@ -28,7 +28,6 @@ import visionzoo
 from visionzoo.benchmark.comparison_report import draw, section, summarise, table
 from visionzoo.benchmark.growth import GrowthJob, measure_growth
 from visionzoo.benchmark.jobs import Failure, Task, devices, run_tasks
-from visionzoo.benchmark.results import device_name
 from visionzoo.benchmark.timing import Budget, host_timing
 from visionzoo.engine.checkpoints import LAST, write_atomically
 from visionzoo.engine.data import mixing, open_train_and_val
@@ -45,6 +44,7 @@ from visionzoo.engine.recipe import learning_rate, make_optimizer, total_batch
 from visionzoo.engine.reporting import insert_between
 from visionzoo.engine.run import Run, build_run
 from visionzoo.engine.training import Training
+from visionzoo.kernels.small_maps import device_name
 from visionzoo.layers.mixers import MIXERS
 from visionzoo.text import some
 

@@ -282,15 +282,30 @@ def _linear(settings: Settings) -> Iterator[Case]:
             name = f"linear/{side}x{side}-g{heads}-d{depth}-{feature_map}"
             sizes: dict[str, Any] = {"batch": batch, "side": side, "heads": heads, "depth": depth}
             yield linear_case(settings, name, **sizes, feature_map=feature_map)
+    # features of another width than values
+    for side, heads, depth, value_depth in ((56, 2, 32, 64), (56, 1, 64, 128)):
+        for feature_map in ("elu", "softmax"):
+            name = f"linear/{side}x{side}-g{heads}-d{depth}-v{value_depth}-{feature_map}"
+            sizes = {"batch": BATCH, "side": side, "heads": heads, "depth": depth, "value_depth": value_depth}
+            yield linear_case(settings, name, **sizes, feature_map=feature_map)
 
 
 def linear_case(
-    settings: Settings, name: str, *, batch: int, side: int, heads: int, depth: int, feature_map: str
+    settings: Settings,
+    name: str,
+    *,
+    batch: int,
+    side: int,
+    heads: int,
+    depth: int,
+    feature_map: str,
+    value_depth: int | None = None,
 ) -> Case:
-    """Linear attention, "focused" with a temperature as in FLatten."""
+    """Linear attention, "focused" with a temperature as in FLatten; values as wide as queries unless said."""
+    depths = {"q": depth, "k": depth, "v": value_depth or depth}
 
     def draw(normal: Draw) -> Inputs:
-        inputs = {name: normal(normal.batch, side, side, heads, depth) for name in "qkv"}
+        inputs = {name: normal(normal.batch, side, side, heads, width) for name, width in depths.items()}
         if feature_map == "focused":
             inputs["temperature"] = normal(heads, depth, scale=0.1, mean=1.0)
         return inputs
@@ -303,15 +318,17 @@ def linear_case(
     }
 
     def costs(batch: int, itemsize: int) -> dict[str, Cost]:
-        tensor, product = batch * side**2 * heads * depth, 2 * batch * side**2 * heads * depth**2
+        tokens = batch * side**2 * heads
+        tensors, product = tokens * (depth + depths["v"]), 2 * tokens * depth * depths["v"]
         # Forward: read q, k, v, write the output; two products with the state. Backward: read q, k, v and the output's
         # gradient, write three gradients; four products with the state or its gradient.
         return {
-            FORWARD: Cost(4 * tensor * itemsize, 2 * product),
-            BOTH: Cost((4 + 7) * tensor * itemsize, (2 + 4) * product),
+            FORWARD: Cost(2 * tensors * itemsize, 2 * product),
+            BOTH: Cost((2 * tensors + 2 * tensors + tokens * (2 * depth + depths["v"])) * itemsize, (2 + 4) * product),
         }
 
-    shape = f"{side}x{side}, {heads} heads of {depth}, {feature_map}"
+    shape = f"{side}x{side}, {heads} heads of {depth}, "
+    shape += feature_map if value_depth is None else f"values of {value_depth}, {feature_map}"
     return Contest(settings, name, batch, shape, draw, contenders, costs, shared=("temperature",)).case(side * side)
 
 
@@ -468,12 +485,14 @@ def backends(make: Callable[[str, Inputs], Callable[..., Tensor]]) -> dict[str, 
 
     def triton(inputs: Inputs) -> Callable[..., Tensor]:
         function = make("triton", inputs)
-        try:
-            with torch.no_grad():
-                function(**inputs)
-        except ValueError as error:  # how a backend that was asked for by name says that it cannot run
-            raise Absent(str(error)) from error
-        return function
+
+        def call(**inputs: Tensor) -> Tensor:
+            try:
+                return function(**inputs)
+            except ValueError as error:  # how a backend that was asked for by name says that it cannot run
+                raise Absent(str(error)) from error
+
+        return call
 
     return {
         "visionzoo": Contender(partial(make, "auto")),

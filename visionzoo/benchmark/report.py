@@ -10,9 +10,9 @@ from visionzoo.benchmark.results import Row, read_rows
 from visionzoo.benchmark.targets import Verdict, judge, targets
 from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import UserError, require
-from visionzoo.text import markdown_table
+from visionzoo.text import markdown_table, some
 
-SUITES = ("operations", "models", "training", "memory", "reducers", "host")
+SUITES = ("operations", "models", "training", "memory", "reducers", "host", "small")
 REPORT = "report.md"
 COLOURS = {"visionzoo": "tab:red", "authors": "tab:blue", "timm": "tab:blue", "flex": "tab:green", "natten": "tab:cyan"}
 
@@ -30,12 +30,14 @@ def write_report(folder: Path, *, pictures: bool = True) -> str:
     aims = aims_table(judge(target, rows) for target in targets())
     parts = ["# Benchmarks", *_environments(rows), "## Aims", aims]
     for suite, own in suites.items():
-        if own:
-            parts.append(f"## {suite.capitalize()}")
-            for name, figure in DRAW[suite](own).items() if pictures else ():
-                _save(figure, folder / f"{name}.png")
-                parts.append(f"![{name}]({name}.png)")
-            parts.append(results_table(own))
+        parts.append(f"## {suite.capitalize()}")
+        if not own:
+            parts.append(f"not measured; `visionzoo benchmark {suite}` measures it")
+            continue
+        for name, figure in DRAW[suite](own).items() if pictures else ():
+            _save(figure, folder / f"{name}.png")
+            parts.append(f"![{name}]({name}.png)")
+        parts.append(results_table(own))
     text = "\n\n".join(parts) + "\n"
     write_atomically(folder / REPORT, lambda file: file.write(text.encode()))
     return aims
@@ -62,18 +64,22 @@ def _environments(rows: Sequence[Row]) -> list[str]:
 
 
 def aims_table(verdicts: Iterable[Verdict]) -> str:
-    """Lay out targets and what was measured as Markdown; targets of which no side was measured are left out."""
-    lines = []
+    """Lay out targets and what was measured as Markdown, and count those of which our side was not measured."""
+    lines, others = [], []
     for verdict in verdicts:
         target = verdict.target
         if verdict.met is None and verdict.reason == f"{target.ours} not measured":
+            others.append(target.case)
             continue
         quantity = f"{target.ours}: {target.quantity} {target.rival}".strip()
         measured = verdict.reason if verdict.measured is None else f"{verdict.measured:.3g}"
         word = {None: "not measured", True: "met", False: "**missed**"}[verdict.met]
         replayed = _number(verdict.replayed, ".3g")
         lines.append((target.case, target.measure, quantity, f"{target.aim:g}", measured, word, replayed))
-    return markdown_table(("Case", "What", "Quantity", "Aim", "Measured", "", "Replayed"), lines)
+    table = markdown_table(("Case", "What", "Quantity", "Aim", "Measured", "", "Replayed"), lines)
+    if not others:
+        return table
+    return f"{table}\n\nnot measured: {len(others)} further aims, of {some(list(dict.fromkeys(others)))}"
 
 
 def results_table(rows: Iterable[Row]) -> str:
@@ -95,6 +101,7 @@ def results_table(rows: Iterable[Row]) -> str:
                 _number(row.images_per_second, ".0f"),
                 _number(row.floor_ms, ".3g"),
                 _number(row.peak_mib, ".1f"),
+                _number(row.first_call_s, ".2g"),
                 error,
                 row.reason,
             )
@@ -240,17 +247,17 @@ def draw_reducers(rows: Sequence[Row]) -> dict[str, Any]:
 
 def draw_host(rows: Sequence[Row]) -> dict[str, Any]:
     """Draw a panel a measure: bars of µs a call, and what an empty launch takes as a line."""
-    measured = [row for row in rows if row.median_ms is not None]
-    measures = list(dict.fromkeys(row.measure for row in measured))
-    most = max((sum(row.measure == measure for row in measured) for measure in measures), default=1)
+    measures = list(dict.fromkeys(row.measure for row in rows))
+    most = max((sum(row.measure == measure for row in rows) for measure in measures), default=1)
     figure, panels = _figure(max(len(measures), 1), columns=2, height=1 + 0.17 * most)
-    empty = [1e3 * (row.median_ms or 0) for row in measured if row.implementation == "triton-empty"]
+    empty = [1e3 * row.median_ms for row in rows if row.implementation == "triton-empty" and row.median_ms]
     for panel, measure in zip(panels, measures, strict=False):
-        own = [row for row in measured if row.measure == measure]
+        own = [row for row in rows if row.measure == measure]
         colours = [_colour(row.implementation) for row in own]
         labels = [f"{row.case.removeprefix('host-')} {row.implementation}" for row in own]
         bars = panel.barh(range(len(own)), [1e3 * (row.median_ms or 0) for row in own], color=colours)
-        panel.bar_label(bars, fmt="%.0f", fontsize=6, padding=2)
+        written = ["not measured" if row.median_ms is None else f"{1e3 * row.median_ms:.0f}" for row in own]
+        panel.bar_label(bars, labels=written, fontsize=6, padding=2)
         panel.set_yticks(range(len(own)), labels)
         panel.tick_params(labelsize=6)
         panel.margins(x=0.1, y=0.01)
@@ -262,6 +269,23 @@ def draw_host(rows: Sequence[Row]) -> dict[str, Any]:
     return {"host": figure}
 
 
+def draw_small(rows: Sequence[Row]) -> dict[str, Any]:
+    """Draw a picture a dtype with a panel an operation: time of calls against numbers of the map."""
+    figures = {}
+    for dtype in dict.fromkeys(row.dtype for row in rows):
+        names = list(dict.fromkeys(row.case.split("/")[0] for row in rows if row.dtype == dtype))
+        figure, panels = _figure(len(names), columns=3, height=2.8)
+        for panel, name in zip(panels, names, strict=False):
+            own = [row for row in rows if row.dtype == dtype and row.case.startswith(f"{name}/")]
+            measured = [row for row in own if row.median_ms is not None]
+            _lines(panel, measured, lambda row: row.median_ms, "ms a call", tokens=lambda row: row.all_tokens)
+            panel.set_xlabel("tokens of all maps; dashed: with backward", fontsize=7)
+            panel.legend(fontsize=6) if measured else panel.set_xlabel("not measured", fontsize=7)
+            panel.set_title(name.removeprefix("small-"), fontsize=8)
+        figures[f"small-{dtype}"] = figure
+    return figures
+
+
 DRAW: dict[str, Callable[[Sequence[Row]], dict[str, Any]]] = {
     "operations": draw_operations,
     "models": draw_models,
@@ -269,6 +293,7 @@ DRAW: dict[str, Callable[[Sequence[Row]], dict[str, Any]]] = {
     "memory": draw_memory,
     "reducers": draw_reducers,
     "host": draw_host,
+    "small": draw_small,
 }
 
 
@@ -286,13 +311,18 @@ def _figure(count: int, *, columns: int, height: float) -> tuple[Any, list[Any]]
 
 
 def _lines(
-    panel: Any, rows: Sequence[Row], value: Callable[[Row], float | None], unit: str, floor: bool = False
+    panel: Any,
+    rows: Sequence[Row],
+    value: Callable[[Row], float | None],
+    unit: str,
+    floor: bool = False,
+    tokens: Callable[[Row], float | None] = lambda row: row.tokens,
 ) -> None:
     names = list(dict.fromkeys(row.implementation for row in rows))
     for measure, style in (("forward", "-"), ("forward+backward", "--")):
         own = [row for row in rows if row.measure == measure]
         for i, name in enumerate(names):
-            points = [(row.tokens, value(row)) for row in own if row.implementation == name and value(row)]
+            points = sorted((tokens(row), value(row)) for row in own if row.implementation == name and value(row))
             if points:
                 label = name if measure == "forward" else None
                 panel.plot(*zip(*points, strict=True), style, marker=".", color=f"C{i}", label=label)

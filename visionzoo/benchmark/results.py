@@ -17,6 +17,7 @@ import visionzoo
 from visionzoo.benchmark.cases import Case
 from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import UserError
+from visionzoo.kernels.small_maps import device_name
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Row:
 
     Times are milliseconds, memory is MiB. `median_ms` is that of a call as one makes it, `replayed_ms` that of a CUDA
     graph of it, `busy_ms` what kernels take in a call: where the first is much longer, launching takes the time.
+    `first_call_s` is seconds until the first result, in which kernels are compiled that no earlier row has run.
     `status` is "ok"; "absent" (the implementation cannot take part here), "failed" or "skipped" (no time was left),
     each with its `reason`, which for "ok" is a remark. `peak_mib` is what a call takes beyond `fixed_mib`, its inputs
     and weights; `held_mib` is explained in `visionzoo.benchmark.memory`.
@@ -64,11 +66,17 @@ class Row:
     visionzoo: str = ""
     python: str = ""
     busy_ms: float | None = None
+    first_call_s: float | None = None
 
     @property
     def busy_share(self) -> float | None:
         """Share of a call's time in which the GPU was busy; None where that was not measured."""
         return self.busy_ms / self.median_ms if self.busy_ms and self.median_ms else None
+
+    @property
+    def all_tokens(self) -> int:
+        """Tokens of all maps of a call."""
+        return (self.batch or 0) * (self.tokens or 0)
 
     @property
     def agrees(self) -> bool | None:
@@ -78,16 +86,11 @@ class Row:
         return self.error <= self.allowed_error
 
 
-LATER = ("busy_ms",)  # columns that files of earlier versions lack
+LATER = ("busy_ms", "first_call_s")  # columns that files of earlier versions lack
 COLUMNS = [field.name for field in fields(Row)]
 _NUMBERS = {
     field.name: int if "int" in str(field.type) else float for field in fields(Row) if "None" in str(field.type)
 }
-
-
-def device_name(device: torch.device) -> str:
-    """Name of the GPU, or "cpu"."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def folder_name(device: torch.device) -> str:
@@ -152,7 +155,7 @@ def read_rows(path: Path) -> list[Row]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if reader.fieldnames not in (COLUMNS, COLUMNS[: -len(LATER)]):
+        if reader.fieldnames not in [COLUMNS[: len(COLUMNS) - n] for n in range(len(LATER) + 1)]:
             raise UserError(
                 f"{path} has other columns than this version of visionzoo writes; move it away, or name another folder "
                 "with --output"

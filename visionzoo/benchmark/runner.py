@@ -22,6 +22,7 @@ from visionzoo.benchmark.timing import (
     launch_timing,
     peak_bytes,
     replayed_ms,
+    synchronize,
 )
 from visionzoo.engine.errors import require
 from visionzoo.kernels import explain
@@ -95,8 +96,11 @@ def _measure(row: Row, measurement: Measurement, settings: Settings) -> None:
     try:
         run = measurement.prepare()
         row.fixed_mib, row.held_mib = (None if n is None else n / MIB for n in (run.fixed_bytes, run.held_bytes))
+        start = time.perf_counter()
         with explain() as decisions:
             result = run.call()
+        synchronize(settings.device)
+        row.first_call_s = time.perf_counter() - start
         row.reason = _backends(decisions)
         if run.check is not None:
             _compare(row, run.check, result)
@@ -178,6 +182,8 @@ def summary(row: Row) -> str:
         parts.append(f"replayed {row.replayed_ms:.4g} ms")
     if row.busy_ms is not None:
         parts.append(f"GPU busy {row.busy_ms:.4g} ms")
+    if row.first_call_s is not None:
+        parts.append(f"first call {row.first_call_s:.2g} s")
     if row.images_per_second is not None:
         parts.append(f"{row.images_per_second:.0f} img/s")
     if row.floor_ms is not None:

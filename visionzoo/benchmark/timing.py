@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from visionzoo.kernels.small_maps import recorded
+
 _AT_ONCE = 20  # calls between two looks at the clock, with up to a dozen launches each: queues hold about a thousand
 
 
@@ -58,7 +60,8 @@ def replayed_ms(call: Callable[[], Any], device: torch.device, budget: Budget) -
         return None
     from triton.testing import do_bench_cudagraph
 
-    return do_bench_cudagraph(call, rep=budget.repeat_ms, return_mode="median")
+    with recorded():  # which calls the function once before
+        return do_bench_cudagraph(call, rep=budget.repeat_ms, return_mode="median")
 
 
 def busy_ms(call: Callable[[], Any], device: torch.device, calls: int = 3) -> float | None:

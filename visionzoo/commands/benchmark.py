@@ -9,13 +9,17 @@ that is measured again is replaced whole, so that all its rows come from one pro
 """
 
 import argparse
+import os
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from visionzoo.engine import UserError
 from visionzoo.engine.errors import closest
+from visionzoo.kernels.small_maps import TABLE
 
+COLD = ("host", "training")  # suites whose first calls compile every kernel, whatever earlier runs have kept
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -24,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument(
         "suite",
-        choices=("operations", "models", "training", "memory", "reducers", "host", "report"),
+        choices=("operations", "models", "training", "memory", "reducers", "host", "small", "report"),
         help="report: draw anew, only",
     )
     made.add_argument("--only", type=_names, default=[], metavar="A,B", help="measure what fits one of these")
@@ -37,6 +41,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 elsewhere")
     made.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is one, else cpu")
     made.add_argument("--rivals", type=Path, metavar="DIR", help="checkout of github.com/rayleizhu/BiFormer")
+    made.add_argument(
+        "--table",
+        type=Path,
+        nargs="?",
+        const=TABLE,
+        metavar="FILE",
+        help="small: write limits into the table that backend auto goes by: the package's, or FILE",
+    )
     made.add_argument("--output", type=Path, metavar="DIR", help="default: benchmarks/ and the name of the GPU")
     return made
 
@@ -68,8 +80,11 @@ def main() -> None:
     from visionzoo.benchmark.report import write_report
     from visionzoo.benchmark.results import Results, folder_name
     from visionzoo.benchmark.runner import run_cases
+    from visionzoo.benchmark.small import limits, small_cases, write_table
     from visionzoo.benchmark.training import training_cases
 
+    if args.table is not None and args.suite != "small":
+        raise UserError(f"--table: the suite small measures what belongs into it, got {args.suite}")
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {args.device}: torch {torch.__version__} sees no CUDA device here")
@@ -84,6 +99,7 @@ def main() -> None:
             "memory": memory_cases,
             "reducers": reducer_cases,
             "host": host_cases,
+            "small": small_cases,
         }
         cases = list(suites[args.suite](settings))
         names = [case.name for case in cases]
@@ -100,7 +116,14 @@ def main() -> None:
         results = Results(folder / f"{args.suite}.csv")
         if args.missing:
             cases = [case for case in cases if not results.has(case)]
-        run_cases(cases, settings, results, minutes=args.minutes)
+        with TemporaryDirectory() as empty:
+            if args.suite in COLD:
+                os.environ["TRITON_CACHE_DIR"] = empty
+            run_cases(cases, settings, results, minutes=args.minutes)
+        if args.table is not None:
+            found = limits(results.rows, f"visionzoo benchmark small{' --quick' * args.quick}")
+            write_table(args.table, found)
+            print(f"{len(found)} limits in {args.table}")
     pictures = args.suite == "report" or find_spec("matplotlib") is not None
     print(write_report(folder, pictures=pictures))
     print(f"results in {folder}{'' if pictures else '; without pictures, since matplotlib is not installed'}")

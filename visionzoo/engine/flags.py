@@ -159,7 +159,7 @@ class FitConfig:
         metavar="K=V",
     )
     grad_checkpointing: bool = switch("recompute activations in the backward pass to save memory")
-    cuda_graphs: bool = switch("record a training step once and replay it, on one GPU (visionzoo)")
+    cuda_graphs: bool = switch("record a training step once and replay it, on GPUs (visionzoo)")
     sync_bn: bool = switch("batch norm over all devices")
     dist_bn: str = flag("share batch norm averages per epoch", "reduce", choices=("broadcast", "reduce", ""))
     fsdp: bool = switch("share model, averages and optimizer between devices, for the largest models (visionzoo)")

@@ -66,6 +66,7 @@ from visionzoo.engine.recipe import (
 from visionzoo.engine.recorded import changed_settings, compare_classes, recorded_args
 from visionzoo.engine.reporting import Reporter
 from visionzoo.graphs import make_capturable
+from visionzoo.replicas import Replicas
 
 SCALER = "amp_scaler"  # timm's name of its state in a checkpoint
 
@@ -147,6 +148,7 @@ class Run:
         num_epochs: with cool-down.
         place: where it writes.
         progress: how far it has come.
+        replicas: what joins several processes that train by CUDA graphs.
         reporter: the log, in the primary process only.
     """
 
@@ -165,6 +167,7 @@ class Run:
     num_epochs: int
     place: Place
     progress: Progress
+    replicas: Replicas | None = None
     reporter: Reporter | None = None
 
     @property
@@ -345,7 +348,7 @@ def build_run(config: TrainConfig, process: Process) -> Run:
             progress=Progress(),
         )
         _take_up(run, found, notes.say)
-        _wrap_model(run)
+        run = dataclasses.replace(run, replicas=_wrap_model(run))
         return _with_report(run, notes, lr, lr_origin) if process.is_primary else run
     except BaseException:
         place.release()
@@ -482,16 +485,20 @@ def _load(task: TrainingTask, weights: dict[str, Any], task_state: dict[str, Any
     task.load_checkpoint_state(sharding.shares(weights, unwrap_model(model)), task_state, ema=ema)
 
 
-def _wrap_model(run: Run) -> None:
-    """Compile and join the processes, in this order, on loaded weights."""
+def _wrap_model(run: Run) -> Replicas | None:
+    """Compile and join the processes, in this order, on loaded weights; return what joins them by CUDA graphs."""
     model, task, process = run.config.model, run.task, run.process
     if model.torchcompile:
         prepare_compiler(model)
         task.compile(backend=model.torchcompile, mode=model.torchcompile_mode)
         task.compile_ema(backend=model.torchcompile, mode=model.torchcompile_mode)
+    broadcast_buffers = not run.config.fit.no_ddp_bb
+    if process.distributed and run.config.fit.cuda_graphs:
+        return Replicas(run.trainable, broadcast_buffers=broadcast_buffers)
     if process.distributed and not run.config.fit.fsdp:
         device_ids = None if process.device.type == "cpu" else [process.device]
-        task.prepare_distributed(device_ids=device_ids, broadcast_buffers=not run.config.fit.no_ddp_bb)
+        task.prepare_distributed(device_ids=device_ids, broadcast_buffers=broadcast_buffers)
+    return None
 
 
 def _with_report(run: Run, notes: Notes, lr: float, lr_origin: str) -> Run:
@@ -540,16 +547,17 @@ def check_graphs(config: TrainConfig, process: Process, optimizer: Optimizer) ->
     """Refuse what --cuda-graphs cannot record.
 
     Raises:
-        UserError: there is no GPU, or several processes, or a flag that it does not go with.
+        UserError: there is no GPU, or a flag that it does not go with.
     """
     mode = config.model.torchcompile_mode or ""
     if process.device.type != "cuda":
         raise UserError(f"--cuda-graphs: what is recorded are launches on a CUDA device, this is {process.device}")
-    if process.distributed:
-        raise UserError(
-            f"--cuda-graphs: expected one process, got {process.world_size}: what DistributedDataParallel does between "
-            "the launches of the backward pass is not recorded; start one, or leave it out"
-        )
+    for flag, what in (("fsdp", "fetches weights"), ("sync_bn", "sends statistics")):
+        if getattr(config.fit, flag):
+            raise UserError(
+                f"--cuda-graphs: --{flag.replace('_', '-')} {what} between the launches, which is not recorded; leave "
+                "one of them out"
+            )
     if config.fit.grad_checkpointing:
         raise UserError(
             "--cuda-graphs: --grad-checkpointing sets random states in the backward pass, which a recording forbids; "

@@ -68,6 +68,7 @@ class Training:
             ema=averaged,
             model=run.trainable,
             second_order=bool(getattr(run.optimizer, "is_second_order", False)),
+            replicas=run.replicas,
         )
         for remark in self.step.remarks:
             run.say(f"--cuda-graphs: not recorded: {remark}")
@@ -280,6 +281,8 @@ class Training:
         run, config = self.run, self.run.config
         if run.val_loader is None:
             return {}
+        if run.replicas is not None:
+            run.replicas.share_buffers()  # as DistributedDataParallel does
         models = [run.task.get_eval_model(ema=True), run.task.get_eval_model()]
         with self.stop.at_once():
             first, *raw = evaluate(

@@ -1,7 +1,8 @@
 """Which implementation of an operation runs, and why.
 
 Each operation is a folder: `api.py` (validation and dispatch, the public function), `reference.py` (the
-specification in plain torch, which runs everywhere) and `triton.py` (kernels for a GPU, with their backward pass).
+specification in plain torch, which runs everywhere) and `triton.py` (kernels for a GPU, with their backward pass). Some
+have `library.py`: torch's own operation, which small maps may take.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visionzoo.kernels import scope
+from visionzoo.kernels import scope, small_maps
 from visionzoo.kernels.scope import BACKENDS
 
 OPERATIONS = (
@@ -49,7 +50,10 @@ _MOST_VERDICTS = 16384
 
 @dataclass(frozen=True)
 class Decision:
-    """What one call of an operation ran, on which shape, and why not its Triton kernels (None where it ran these)."""
+    """What one call of an operation ran, on which shape, and why not its Triton kernels (None where it ran these).
+
+    Backends are "triton", "reference", and "library" for torch's own operation.
+    """
 
     operation: str
     backend: str
@@ -90,12 +94,14 @@ def choose(
     max_width: int | None = MAX_HEAD_DIM,
     max_numbers: int | None = MAX_NUMBERS,
     tell: bool = True,
+    library: str | None = "reference",
 ) -> str:
-    """Return "reference" or "triton" for one call of `operation`.
+    """Return "reference" or "triton" for one call of `operation`, or `library`.
 
     "auto" takes what the surroundings ask for (`visionzoo.kernels.scope`). Where that is "auto" too, it falls back to
     the reference where triton cannot run or is to be avoided, saying why once in the log (and to `explain`). Under
-    torch.export it is to be avoided: an exported program shall run where neither visionzoo nor Triton is.
+    torch.export it is to be avoided: an exported program shall run where neither visionzoo nor Triton is. On small
+    maps it takes `library` where that was measured to be the faster (`visionzoo.kernels.small_maps`).
 
     Args:
         operation: a name of `OPERATIONS`.
@@ -107,6 +113,8 @@ def choose(
         max_width: largest last axis that they take; None for any.
         max_numbers: most numbers of one sample of q or v that they take; None for any.
         tell: the log and `explain`; not where nothing is called yet, by who has a better way than the reference.
+        library: what is returned where torch's operation is the faster on small maps: "library", or "reference" where
+            that is what torch has of this operation; None where it does not compute what this call asks for.
 
     Raises:
         ValueError: if the name is unknown, or triton was asked for by name and cannot run.
@@ -138,26 +146,35 @@ def choose(
         if backend == "auto":
             reason = reason or avoid or _exporting()
     ran = "triton" if reason is None else "reference"
+    if ran == "triton" and backend == "auto" and library is not None and not compiling:
+        reason = small_maps.why_library(operation, q)
+        ran = "triton" if reason is None else library
     if tell and not compiling:  # a log call would break the graph
         if backend == "reference" and not by_name:
             reason = f"{scope.asked} asks for it"
         for decisions in _listeners:
-            decisions.append(Decision(operation, ran, tuple(q.shape), reason if ran == "reference" else None))
+            decisions.append(Decision(operation, ran, tuple(q.shape), None if ran == "triton" else reason))
         if ran != backend and reason is not None and (operation, reason) not in _logged:
             _logged.add((operation, reason))
-            _logger.info("%s runs its reference implementation: %s", operation, reason)
+            what = "torch's operation" if ran == "library" else "its reference implementation"
+            _logger.info("%s runs %s: %s", operation, what, reason)
     return ran
 
 
 def backends() -> dict[str, str]:
     """For each operation the backend that "auto" takes for tensors on a GPU, and why where that is the reference.
 
-    What a single call runs depends on its tensors too: see `explain`.
+    Where small maps take torch's operation, it says up to how many numbers (B·H·W·C) on the current GPU; neither
+    compiled code nor CUDA graphs do. What a single call runs depends on its tensors too: see `explain`.
     """
     table = {}
     for operation in OPERATIONS:
         reason = _why_not_here() or (None if torch.cuda.is_available() else "there is no GPU")
-        table[operation] = "triton" if reason is None else f"reference ({reason})"
+        if reason is None:
+            small = small_maps.summary(operation, torch.device("cuda", torch.cuda.current_device()))
+            table[operation] = f"triton ({small})" if small else "triton"
+        else:
+            table[operation] = f"reference ({reason})"
     return table
 
 

@@ -13,7 +13,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def program_place(program, count, blocks, G: tl.constexpr):
+def program_place(program, count, blocks, G):
     """Head, region, block of its tokens and sample of a program, for `count` regions of `blocks` blocks each.
 
     Heads go side by side, as their tokens lie; samples are counted in 64 bits.

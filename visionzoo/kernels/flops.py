@@ -50,9 +50,9 @@ def halo_attention(
     return 2 * queries * (q[4] * (window**2 + 2 * window) + v[4] * window**2)
 
 
-def linear_attention(q: Shape, k: Shape, *_: Any, out_shape: Any) -> int:
+def linear_attention(q: Shape, k: Shape, v: Shape, *_: Any, out_shape: Any) -> int:
     """Products of keys and values, of queries with these, and of queries with the mean key."""
-    return 2 * (prod(k) * k[4] + prod(q) * q[4] + prod(q))
+    return 2 * (prod(k) * v[4] + prod(q) * v[4] + prod(q))
 
 
 def route_regions(q: Shape, k: Shape, regions: Shape, *_: Any, out_shape: Any) -> int:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -12,6 +16,8 @@ from torch import Tensor
 from visionzoo.kernels.dispatch import MAX_NUMBERS
 
 _compiled: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
+_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+_RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
 _MOST_COMPILED = 16384  # entries; a new size of a map adds one for each kernel, which is compiled for no size
 
 
@@ -26,7 +32,8 @@ def run(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
         kernel: made by `triton.jit`.
         programs: how many to launch.
         *args: tensors, numbers and None, in the order of the kernel's first parameters; at least one tensor.
-        **options: the rest of its parameters, which are constants, and options of the compiler.
+        **options: the rest of its parameters, constants or numbers that it is not specialised for, and options of the
+            compiler.
     """
     key = [id(kernel), *options, *options.values()]
     tensor = None
@@ -43,13 +50,33 @@ def run(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
         compiled, constants = kept
         compiled[(programs, 1, 1)](*args, *constants)
         return
-    compiled = kernel[(programs,)](*args, **options)
+    with _may_load(tensor.device):  # type: ignore[union-attr]
+        compiled = kernel[(programs,)](*args, **options)
     if compiled is None or torch.version.hip is not None:  # the interpreter compiles nothing
         return
     if len(_compiled) >= _MOST_COMPILED:
         _compiled.clear()
     names = list(inspect.signature(kernel.fn).parameters)[len(args) :]
     _compiled[signature] = compiled, tuple(options[name] for name in names)
+
+
+@contextmanager
+def _may_load(device: torch.device) -> Iterator[None]:
+    """Let Triton load kernels although a CUDA graph is being recorded; loading launches nothing, but is refused there.
+
+    That is what the driver has the call for. Without, every kernel would have to run before it is recorded, also those
+    that only recordings run (`visionzoo.kernels.small_maps`).
+    """
+    if device.type != "cuda" or torch.version.hip is not None or not torch.cuda.is_current_stream_capturing():
+        yield
+        return
+    exchange = ctypes.CDLL(_DRIVER).cuThreadExchangeStreamCaptureMode
+    mode = ctypes.c_int(_RELAXED)
+    exchange(ctypes.byref(mode))  # the thread's own mode comes back in its place
+    try:
+        yield
+    finally:
+        exchange(ctypes.byref(mode))
 
 
 def token_rows(x: Tensor) -> tuple[Tensor, int]:

@@ -1,7 +1,8 @@
 """Features of queries and keys whose products are the weights of linear attention.
 
-A feature map takes queries and keys [B, G, N, D], float32 at least, and gives their features [B, G, N, F]. It says what
-the sums of weights are divided by, and whether the tokens' places matter to it.
+A feature map takes queries and keys [B, N, G, D], float32 at least, and gives their features [B, N, G, F]. It says what
+the sums of weights are divided by, and whether the tokens' places matter to it. The sums themselves are
+`visionzoo.kernels.linear_attention`'s.
 """
 
 from __future__ import annotations
@@ -14,25 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def weighted_sums(q: Tensor, k: Tensor, v: Tensor, count: int | Tensor) -> tuple[Tensor, Tensor]:
-    """Return the means over the keys of the values by weights φ(q)·φ(k), and of the weights alone.
-
-    Sums are taken of terms divided by `count`, so that their size does not grow with the map.
-
-    Args:
-        q: features of queries [B, G, N, F].
-        k: features of keys [B, G, M, F].
-        v: values [B, G, M, V].
-        count: keys that there are, a number or [B, 1, 1, 1].
-
-    Returns:
-        φ(q)·Σ φ(k) vᵀ / count [B, G, N, V] and φ(q)·Σ φ(k) / count [B, G, N, 1].
-    """
-    state = k.mT @ torch.cat([v, torch.ones_like(v[..., :1])], -1) / count
-    out, total = (q @ state).split([v.shape[-1], 1], -1)
-    return out, total
-
-
 class FeatureMap(nn.Module):
     """Base of the feature maps.
 
@@ -42,8 +24,8 @@ class FeatureMap(nn.Module):
     """
 
     knows_places: ClassVar[bool] = False  # whether the tokens' places on the map matter
+    added: ClassVar[float | None] = 1e-6  # what `denominator` adds to any mean; None where it does something else
     is_random: ClassVar[bool] = False  # whether there is a projection to random features
-    EPS: ClassVar[float] = 1e-6
 
     def __init__(self, key_dim: int, num_features: int):
         super().__init__()
@@ -53,17 +35,18 @@ class FeatureMap(nn.Module):
         """Features of queries and keys.
 
         Args:
-            q: queries [B, G, N, D].
-            k: keys [B, G, N, D].
+            q: queries [B, N, G, D].
+            k: keys [B, N, G, D].
             size: height and width of the map.
-            there: [B, 1, N, 1], False for keys whose features the caller puts to 0; None for none.
+            there: [B, N, 1, 1], False for keys whose features the caller puts to 0; None for none.
         """
         raise NotImplementedError
 
     def denominator(self, total: Tensor, count: int | Tensor) -> Tensor:
         """Return what a query's values are divided by, of its mean weight `total` over `count` keys."""
         del count
-        return total + self.EPS
+        assert self.added is not None
+        return total + self.added
 
 
 class Relu(FeatureMap):
@@ -87,10 +70,10 @@ class Softmax(FeatureMap):
 
     def forward(self, q: Tensor, k: Tensor, size: tuple[int, int], there: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `FeatureMap`."""
-        count: int | Tensor = k.shape[2]
+        count: int | Tensor = k.shape[1]
         if there is not None:
-            k, count = k.masked_fill(~there, float("-inf")), there.sum(2, keepdim=True, dtype=k.dtype)
-        return q.softmax(-1), k.softmax(2) * count
+            k, count = k.masked_fill(~there, float("-inf")), there.sum(1, keepdim=True, dtype=k.dtype)
+        return q.softmax(-1), k.softmax(1) * count
 
 
 class Cosformer(FeatureMap):
@@ -101,6 +84,8 @@ class Cosformer(FeatureMap):
     """
 
     knows_places = True
+    added = None
+    LEAST = 1e-6  # of a sum of weights
 
     def forward(self, q: Tensor, k: Tensor, size: tuple[int, int], there: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `FeatureMap`."""
@@ -109,12 +94,13 @@ class Cosformer(FeatureMap):
         )
         rows, columns = (torch.cat([angle.cos(), angle.sin()], -1) for angle in (rows, columns))  # [H, 2], [W, 2]
         places = (rows[:, None, :, None] * columns[None, :, None, :]).flatten(2).flatten(0, 1)  # [N, 4]
-        q, k = ((t.relu()[..., None, :] * places[..., None]).flatten(-2) for t in (q, k))
+        places = places[:, None, :, None]  # [N, 1, 4, 1]
+        q, k = ((t.relu()[..., None, :] * places).flatten(-2) for t in (q, k))
         return q, k
 
     def denominator(self, total: Tensor, count: int | Tensor) -> Tensor:
         """At least 1e-6 for the sum, as released."""
-        least = self.EPS / count
+        least = self.LEAST / count
         return total.clamp(min=least) if isinstance(least, float) else torch.maximum(total, least)
 
 
@@ -131,6 +117,8 @@ class Random(FeatureMap):
     """
 
     is_random = True
+    added = 0.0  # features are positive
+    EPS: ClassVar[float]  # of a feature
 
     def __init__(self, key_dim: int, num_features: int):
         super().__init__(key_dim, num_features)
@@ -156,13 +144,8 @@ class Random(FeatureMap):
         self.projection.copy_(directions * lengths)
 
     def project(self, x: Tensor) -> Tensor:
-        """[B, G, N, D] to [B, G, N, F]."""
+        """[..., D] to [..., F]."""
         return x @ self.projection.to(x.dtype).mT
-
-    def denominator(self, total: Tensor, count: int | Tensor) -> Tensor:
-        """Return the sum itself: features are positive."""
-        del count
-        return total
 
 
 class Favor(Random):
@@ -177,7 +160,7 @@ class Favor(Random):
 
     def forward(self, q: Tensor, k: Tensor, size: tuple[int, int], there: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `FeatureMap`."""
-        return self._features(q, (-1,), None), self._features(k, (-1, -2), there)
+        return self._features(q, (-1,), None), self._features(k, (-1, -3), there)
 
     def _features(self, x: Tensor, over: tuple[int, ...], there: Tensor | None) -> Tensor:
         x = x * x.shape[-1] ** -0.25
@@ -209,6 +192,7 @@ class LogNormal(FeatureMap):
     keys, is taken off. The authors' code has deviations over the whole batch: it is this for a batch of one.
     """
 
+    added = None
     EPS = 1e-8  # added to the sum
     SLOPE, OFFSET = 0.14855178144710912, -0.35487039130661086
 
@@ -222,7 +206,7 @@ class LogNormal(FeatureMap):
         # differences first: the factors of tokens that are nearly alike are large
         q = alpha * (q - q.amax(-1, keepdim=True))
         hidden = k if there is None else k.masked_fill(~there, float("-inf"))
-        k = beta * (hidden - hidden.amax((-2, -1), keepdim=True))
+        k = beta * (hidden - hidden.amax((-3, -1), keepdim=True))
         return q.exp(), k.exp()
 
     def denominator(self, total: Tensor, count: int | Tensor) -> Tensor:
@@ -231,12 +215,12 @@ class LogNormal(FeatureMap):
 
 
 def _variance(x: Tensor, there: Tensor | None) -> Tensor:
-    """Variance of all numbers of a sample, [B, G, N, D] to [B, 1, 1, 1]."""
+    """Variance of all numbers of a sample, [B, N, G, D] to [B, 1, 1, 1]."""
     if there is None:
         numbers: int | Tensor = x.shape[1] * x.shape[2] * x.shape[3]
         apart = x - x.mean((1, 2, 3), keepdim=True)
     else:
-        numbers = there.sum(2, keepdim=True, dtype=x.dtype) * x.shape[1] * x.shape[3]
+        numbers = there.sum(1, keepdim=True, dtype=x.dtype) * x.shape[2] * x.shape[3]
         apart = (x - (x * there).sum((1, 2, 3), keepdim=True) / numbers) * there
     free = max(numbers - 1, 1) if isinstance(numbers, int) else (numbers - 1).clamp(min=1)
     return apart.square().sum((1, 2, 3), keepdim=True) / free

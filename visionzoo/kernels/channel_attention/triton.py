@@ -110,7 +110,7 @@ class _Call:
 
 
 @triton.jit
-def _part(tokens, part, G: tl.constexpr):
+def _part(tokens, part, G):
     """Head and sample of this program, and where its part of the tokens starts and ends; heads side by side."""
     g = tl.program_id(0) % G
     parts = tl.cdiv(tokens, part)
@@ -118,10 +118,10 @@ def _part(tokens, part, G: tl.constexpr):
     return g, (tl.program_id(0) // (G * parts)).to(tl.int64), first, tl.minimum(first + part, tokens)
 
 
-@triton.jit(do_not_specialize=["tokens", "part"])
+@triton.jit(do_not_specialize=["tokens", "part", "G"])
 def _products_kernel(
     tokens, part, x, x_step, y, y_step, parts,
-    G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+    G, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Products of the channels of two maps over a part of the tokens."""
     g, b, first, end = _part(tokens, part, G)
@@ -139,10 +139,10 @@ def _products_kernel(
     store_rows(parts, d, D, products, d < D, D, BLOCK_D)
 
 
-@triton.jit(do_not_specialize=["tokens", "part"])
+@triton.jit(do_not_specialize=["tokens", "part", "G"])
 def _mix_kernel(
     tokens, part, x, x_step, matrix, row_step, column_step, out,
-    G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+    G, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Multiply the channels of a part of the tokens by a matrix."""
     g, b, first, end = _part(tokens, part, G)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from visionzoo.kernels.depthwise_conv import reference
+from visionzoo.kernels.depthwise_conv import library, reference
 from visionzoo.kernels.dispatch import choose
 from visionzoo.kernels.precision import autocast_dtype
 from visionzoo.kernels.regions import check_grid
@@ -46,10 +46,14 @@ def depthwise_conv(
         regions = check_grid("depthwise_conv", regions, (x.shape[1], x.shape[2]))
     kernel = weight.shape[-1]
     unsupported = f"its kernels take kernels up to {MAX_KERNEL}, got {kernel}" if kernel > MAX_KERNEL else None
-    if choose("depthwise_conv", backend, x, unsupported=unsupported, max_width=None) == "triton":
+    small = "library" if regions is None else None
+    ran = choose("depthwise_conv", backend, x, unsupported=unsupported, max_width=None, library=small)
+    if ran == "triton":
         from visionzoo.kernels.depthwise_conv import triton
 
         return triton.forward(x, weight, bias, residual=residual, regions=regions)
+    if ran == "library":
+        return library.forward(x, weight, bias, residual=residual)
     return reference.forward(x, weight, bias, residual=residual, regions=regions)
 
 

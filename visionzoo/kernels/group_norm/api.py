@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from visionzoo.kernels.dispatch import choose
-from visionzoo.kernels.group_norm import reference
+from visionzoo.kernels.group_norm import library, reference
 from visionzoo.kernels.precision import autocast_dtype
 
 MAX_WIDTH = 2048  # a program holds the channels of whole tokens
@@ -43,8 +43,11 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5, ba
         )
     out_dtype = autocast_dtype(x.device) or x.dtype
     slower = "torch.compile fuses the plain form with its neighbors" if torch.compiler.is_compiling() else None
-    if choose("group_norm", backend, x, avoid=slower, max_width=MAX_WIDTH) == "triton":
+    ran = choose("group_norm", backend, x, avoid=slower, max_width=MAX_WIDTH, library="library")
+    if ran == "triton":
         from visionzoo.kernels.group_norm import triton
 
         return triton.forward(x, weight, bias, eps=eps, out_dtype=out_dtype)
+    if ran == "library":
+        return library.forward(x, weight, bias, eps=eps, out_dtype=out_dtype)
     return reference.forward(x, weight, bias, eps=eps, out_dtype=out_dtype)

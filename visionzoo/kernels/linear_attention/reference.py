@@ -18,10 +18,10 @@ def forward(
     focusing_factor: float,
     temperature: Tensor | None,
     eps: float,
-) -> Tensor:
-    """Attention of [B, H, W, G, D] tensors as `linear_attention` says."""
-    accumulate = torch.promote_types(q.dtype, torch.float32)
-    size, dtype = q.shape[1:3], q.dtype
+) -> tuple[Tensor, Tensor]:
+    """Attention of [B, H, W, G, D] tensors as `linear_attention` says, and the mean weights [B, H, W, G]."""
+    size, dtype = q.shape[1:3], v.dtype
+    accumulate = torch.promote_types(torch.promote_types(q.dtype, dtype), torch.float32)
     with without_autocast(q.device):
         q, k, v = (t.to(accumulate).flatten(1, 2) for t in (q, k, v))  # [B, N, G, D]
         if feature_map == "softmax":
@@ -29,13 +29,14 @@ def forward(
         elif feature_map == "focused":
             temperature = None if temperature is None else temperature.to(accumulate)
             q, k = (_focus(t, focusing_factor, temperature) for t in (q, k))
-        else:
+        elif feature_map != "identity":
             q, k = (F.relu(t) if feature_map == "relu" else F.elu(t) + 1 for t in (q, k))
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, G, N, D]
-        state = k.transpose(-2, -1) @ (v / k.shape[-2])  # [B, G, D, D]
+        state = k.transpose(-2, -1) @ (v / k.shape[-2])  # [B, G, D, V]
         total = q @ k.mean(-2).unsqueeze(-1)  # [B, G, N, 1]
         out = (q @ state) / (total + eps)
-    return out.transpose(1, 2).unflatten(1, size).to(dtype)
+    out, total = (t.transpose(1, 2).unflatten(1, size) for t in (out, total))
+    return out.to(dtype), total.squeeze(-1)
 
 
 def _focus(x: Tensor, factor: float, temperature: Tensor | None) -> Tensor:

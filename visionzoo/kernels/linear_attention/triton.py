@@ -5,17 +5,17 @@ programs that own a block of queries apply the sums. Three more backward: over q
 gradient of the sums), over these parts, over keys. A program takes several heads of its tokens, one after the other,
 because lengths of "focused" features span all heads. Nothing is summed by atomics: results repeat bit for bit.
 
-A "state" is what queries need to know of one head's keys, float32 [D + 1, D] or [D + 3, D], D padded to the width of a
-block: "products", the mean of φ(k) vᵀ; "totals", the mean of φ(k); for "softmax" the largest key of each channel and
-the number that makes features of exponentials. Its gradient has the same layout.
+A "state" is what queries need to know of one head's keys, in a row of float32 numbers, D and V padded to the widths of
+blocks: "products" [D, V], the mean of φ(k) vᵀ; "totals" [D], the mean of φ(k); for "softmax" the largest key of each
+channel and the number that makes features of exponentials, [D] each. Its gradient has the same layout.
 
-Features and states are float32, and enter matrix products as tf32: rounded for bfloat16, whose own rounding is eight
-times as coarse; in two numbers for float16, and where differences of near numbers are to come out.
+Features and states are float32, and enter matrix products as tf32: rounded for values of bfloat16, whose own rounding
+is eight times as coarse; in two numbers for float16, and where differences of near numbers are to come out. Features
+that the caller computed ("identity") and that are wider than a block are cut into parts, whose sums are added.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -24,12 +24,14 @@ import triton.language as tl
 from torch import Tensor
 
 from visionzoo.kernels import flops
+from visionzoo.kernels.dispatch import MAX_HEAD_DIM
 from visionzoo.kernels.flash import LOG2_E, load_rows, round_to_tf32, store_rows
 from visionzoo.kernels.launch import blocks, dot_precision, head_block, run, token_rows
 from visionzoo.kernels.operator import operator
 
 # arguments that vary with batch and image: the compiler must not look at their values
 _SIZES = ["tokens", "keys", "steps", "splits", "groups"]
+_LEAST = 1e-18  # whose square float32 holds
 _PROGRAMS = 1024  # that a launch should have where it can: several for each of a large GPU's processors
 
 
@@ -42,61 +44,91 @@ def forward(
     focusing_factor: float,
     temperature: Tensor | None,
     eps: float,
-) -> Tensor:
-    """Attention of [B, H, W, G, D] tensors as `linear_attention` says."""
+    weights: bool,
+) -> tuple[Tensor, Tensor]:
+    """Attention of [B, H, W, G, D] tensors as `linear_attention` says, and mean weights, empty unless asked for."""
     sharpness = None if temperature is None else temperature.float().reciprocal()
-    return _attend(q, k, v, sharpness, feature_map, float(focusing_factor), float(eps))[0]
+    options = (sharpness, feature_map, float(focusing_factor), float(eps))
+    if q.shape[-1] <= MAX_HEAD_DIM:
+        return _attend(q, k, v, *options, weights)[:2]
+    count = blocks(q.shape[-1], MAX_HEAD_DIM)
+    added = eps or _LEAST  # a part's weights may all be 0 where their sum over the parts is not
+    sums, totals = [], []
+    for part_q, part_k in zip(q.chunk(count, -1), k.chunk(count, -1), strict=True):
+        out, total, _ = _attend(part_q, part_k, v.float(), *options[:-1], added, True)  # rounded once, at the end
+        sums.append(out * (total + added)[..., None])
+        totals.append(total)
+    total = torch.stack(totals).sum(0)
+    return (torch.stack(sums).sum(0) / (total + eps)[..., None]).to(v.dtype), total
 
 
 # -- operators --------------------------------------------------------------------------------------------------------
 
 
-def _attend_fake(q, k, v, sharpness, feature_map, factor, eps):
-    state = q.new_empty((q.shape[0], q.shape[3], *_state_shape(q.shape[-1], feature_map)), dtype=torch.float32)
-    return q.new_empty(q.shape), state
+def _attend_fake(q, k, v, sharpness, feature_map, factor, eps, ask_weights):
+    state = q.new_empty(
+        (q.shape[0], q.shape[3], _state_size(q.shape[-1], v.shape[-1], feature_map)), dtype=torch.float32
+    )
+    weights = q.new_empty(q.shape[:4] if ask_weights else 0, dtype=torch.float32)
+    return v.new_empty((*q.shape[:4], v.shape[-1])), weights, state
 
 
-def _state_shape(head_dim: int, feature_map: str) -> tuple[int, int]:
-    block = head_block(head_dim)
-    return block + (3 if feature_map == "softmax" else 1), block
+def _state_size(head_dim: int, value_dim: int, feature_map: str) -> int:
+    return head_block(head_dim) * (head_block(value_dim) + (3 if feature_map == "softmax" else 1))
 
 
 def _save(ctx, inputs, output):
-    q, k, v, sharpness, ctx.feature_map, ctx.factor, ctx.eps = inputs
-    ctx.save_for_backward(output[1], q, k, v, sharpness)
+    q, k, v, sharpness, ctx.feature_map, ctx.factor, ctx.eps, ctx.asked = inputs
+    ctx.save_for_backward(output[2], q, k, v, sharpness)
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx, grad, _grad_state):
-    if grad is None:
-        return (None,) * 7
-    *grads, grad_sharpness = _attend_backward(grad, *ctx.saved_tensors, ctx.feature_map, ctx.factor, ctx.eps)
-    return *grads, grad_sharpness if ctx.needs_input_grad[3] else None, None, None, None
+def _differentiate(ctx, grad, grad_weights, _grad_state):
+    state, q, k, v, sharpness = ctx.saved_tensors
+    grad_weights = grad_weights if ctx.asked else None  # of no numbers, then
+    if grad is None and grad_weights is None:
+        return (None,) * 8
+    if grad is None:  # of the weights alone
+        grad = v.new_zeros((*q.shape[:4], v.shape[-1]))
+    *grads, grad_sharpness = _attend_backward(
+        grad, grad_weights, state, q, k, v, sharpness, ctx.feature_map, ctx.factor, ctx.eps
+    )
+    return *grads, grad_sharpness if ctx.needs_input_grad[3] else None, None, None, None, None
 
 
 @operator("linear_attention", fake=_attend_fake, save=_save, differentiate=_differentiate, flops=flops.linear_attention)
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, sharpness: Tensor | None, feature_map: str, factor: float, eps: float
-) -> tuple[Tensor, Tensor]:
-    """Output [B, H, W, G, D] and, for the backward pass, the state [B, G, D + 3, D] of the keys."""
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sharpness: Tensor | None,
+    feature_map: str,
+    factor: float,
+    eps: float,
+    ask_weights: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output [B, H, W, G, V]; mean weights [B, H, W, G], empty where not asked for; the keys' states [B, G, ...]."""
     call = _Call(q, k, v, sharpness, feature_map, factor, eps)
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    out = torch.empty((*q.shape[:4], v.shape[-1]), dtype=v.dtype, device=q.device)
+    weights = torch.empty(q.shape[:4] if ask_weights else 0, dtype=torch.float32, device=q.device)
     keys = call.parts(call.key_count)
     parts = call.states(keys.splits)
     call.launch(_state_kernel, keys, call.k, call.v, call.k_step, call.v_step, call.notes(keys, 2), parts)
     state = call.sum_parts(parts)
-    call.launch(_output_kernel, call.single_blocks(call.query_count), call.q, call.q_step, state, out)
-    return out, state
+    noted = weights if ask_weights else None
+    call.launch(_output_kernel, call.single_blocks(call.query_count), call.q, call.q_step, state, out, noted)
+    return out, weights, state
 
 
-def _attend_backward_fake(grad, state, q, k, v, sharpness, feature_map, factor, eps):
+def _attend_backward_fake(grad, grad_weights, state, q, k, v, sharpness, feature_map, factor, eps):
     grad_sharpness = q.new_empty(0) if sharpness is None else sharpness.new_empty(sharpness.shape)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), grad_sharpness
 
 
-@operator("linear_attention_backward", fake=_attend_backward_fake, flops=flops.backward(flops.linear_attention, 2))
+@operator("linear_attention_backward", fake=_attend_backward_fake, flops=flops.backward(flops.linear_attention, 3))
 def _attend_backward(
     grad: Tensor,
+    grad_weights: Tensor | None,
     state: Tensor,
     q: Tensor,
     k: Tensor,
@@ -109,12 +141,16 @@ def _attend_backward(
     """Gradients of q, k, v and sharpness; the last is empty where there is none."""
     call = _Call(q, k, v, sharpness, feature_map, factor, eps)
     grad = grad.contiguous()
-    grad_q, grad_k, grad_v = (torch.empty(t.shape, dtype=q.dtype, device=q.device) for t in (q, k, v))
+    grad_weights = None if grad_weights is None else grad_weights.contiguous()
+    grad_q, grad_k, grad_v = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
     queries, keys = call.parts(call.query_count), call.single_blocks(call.key_count)
     parts = call.states(queries.splits)
     query_shares, key_shares = call.sharpness_shares(queries), call.sharpness_shares(keys)
     notes = call.notes(queries, 4)
-    call.launch(_query_grad_kernel, queries, call.q, call.q_step, grad, state, notes, grad_q, parts, query_shares)
+    call.launch(
+        _query_grad_kernel, queries,
+        call.q, call.q_step, grad, grad_weights, state, notes, grad_q, parts, query_shares,
+    )  # fmt: skip
     grad_state = call.sum_parts(parts, state)
     call.launch(
         _key_grad_kernel, keys, call.k, call.v, call.k_step, call.v_step, state, grad_state, grad_k, grad_v, key_shares
@@ -143,16 +179,17 @@ class _Call:
         self.sharpness = None if sharpness is None else sharpness.contiguous()
         self.numbers = (factor, eps)
         self.spans_heads = feature_map == "focused"
-        self.state_shape = _state_shape(head_dim, feature_map)
-        self.block_d = self.state_shape[1]
-        precision = close = dot_precision(q.dtype)
-        if q.dtype != torch.float32:
-            precision, close = "tf32" if q.dtype == torch.bfloat16 else "tf32x3", "tf32x3"
+        self.state_size = _state_size(head_dim, v.shape[-1], feature_map)
+        self.block_d, block_v = head_block(head_dim), head_block(v.shape[-1])
+        precision = close = dot_precision(v.dtype)
+        if v.dtype != torch.float32:
+            precision, close = "tf32" if v.dtype == torch.bfloat16 else "tf32x3", "tf32x3"
         # sizes by what registers hold: matrix units want larger tiles than exact products, which ordinary ones compute
+        block = max(self.block_d, block_v)
         if precision == "ieee":
-            self.rows, self.columns, self.warps = 2048 // self.block_d, 16, min(8, self.block_d // 4)
+            self.rows, self.columns, self.warps = 2048 // block, 16, min(8, block // 4)
         else:
-            self.rows, self.columns, self.warps = 4096 // self.block_d, 2048 // self.block_d, self.block_d // 16
+            self.rows, self.columns, self.warps = 4096 // block, 2048 // block, block // 16
         # where features span the heads, every program has to pass over all of them
         self.programs = _PROGRAMS // 2 if self.spans_heads else _PROGRAMS
         self.options = {
@@ -160,9 +197,11 @@ class _Call:
             "POWER": int(factor) if factor in range(1, 9) else -1,
             "G": self.heads,
             "D": head_dim,
+            "V": v.shape[-1],
             "BLOCK_D": self.block_d,
-            "BLOCK_E": min(self.block_d, self.columns, 32),
-            "STATE": math.prod(self.state_shape),
+            "BLOCK_V": block_v,
+            "BLOCK_E": min(block_v, self.columns, 32),
+            "STATE": self.state_size,
             "PRECISION": precision,
             "CLOSE": close,
         }
@@ -203,13 +242,13 @@ class _Call:
 
     def states(self, splits: int) -> Tensor:
         """Room for the parts of states."""
-        shape = (self.batch, splits, self.heads, *self.state_shape)
+        shape = (self.batch, splits, self.heads, self.state_size)
         return torch.empty(shape, dtype=torch.float32, device=self.q.device)
 
     def sum_parts(self, parts: Tensor, state: Tensor | None = None) -> Tensor:
         """Sum states [B, splits, G, ...] over their parts; or gradients, where the `state` is given."""
-        summed = torch.empty((self.batch, self.heads, *self.state_shape), dtype=torch.float32, device=parts.device)
-        options = {name: self.options[name] for name in ("MAP", "G", "BLOCK_D", "STATE")}
+        summed = torch.empty((self.batch, self.heads, self.state_size), dtype=torch.float32, device=parts.device)
+        options = {name: self.options[name] for name in ("MAP", "G", "BLOCK_D", "BLOCK_V", "STATE")}
         run(
             _sum_kernel, self.batch * self.heads * self.block_d // 4,
             parts, state, summed, parts.shape[1], self.key_count, **options, ROWS=4, BLOCK_S=32,
@@ -241,23 +280,23 @@ def _program(tokens, steps, splits, groups, G: tl.constexpr, BLOCK_N: tl.constex
 
 
 @triton.jit
-def _load_products(state, e, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr):
+def _load_products(state, e, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_E: tl.constexpr):
     """Columns e, e + 1, ... of a state's products, or of their gradient."""
-    return tl.load(state + tl.arange(0, BLOCK_D)[:, None] * BLOCK_D + e + tl.arange(0, BLOCK_E)[None, :])
+    return tl.load(state + tl.arange(0, BLOCK_D)[:, None] * BLOCK_V + e + tl.arange(0, BLOCK_E)[None, :])
 
 
 @triton.jit
-def _load_totals(state, BLOCK_D: tl.constexpr):
+def _load_totals(state, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr):
     """Totals of a state, or their gradient."""
-    return tl.load(state + BLOCK_D * BLOCK_D + tl.arange(0, BLOCK_D))
+    return tl.load(state + BLOCK_D * BLOCK_V + tl.arange(0, BLOCK_D))
 
 
 @triton.jit
-def _store_state(state, products, totals, BLOCK_D: tl.constexpr):
+def _store_state(state, products, totals, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr):
     """Write what `_load_products` and `_load_totals` read."""
     d = tl.arange(0, BLOCK_D)
-    tl.store(state + d[:, None] * BLOCK_D + d[None, :], products)
-    tl.store(state + BLOCK_D * BLOCK_D + d, totals)
+    tl.store(state + d[:, None] * BLOCK_V + tl.arange(0, BLOCK_V)[None, :], products)
+    tl.store(state + BLOCK_D * BLOCK_V + d, totals)
 
 
 @triton.jit
@@ -293,29 +332,29 @@ def _dot(a, b, PRECISION: tl.constexpr, EXACT: tl.constexpr):
 @triton.jit
 def _store_applied(
     rows, features, scale, state, n, step, inside,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, PRECISION: tl.constexpr,
+    V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_E: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write scaled products [tokens, D] of features with a state's products, some columns at a time."""
-    for e in tl.static_range(0, BLOCK_D, BLOCK_E):
-        products = _rounded(_load_products(state, e, BLOCK_D, BLOCK_E), PRECISION)
+    """Write scaled products [tokens, V] of features with a state's products, some columns at a time."""
+    for e in tl.static_range(0, BLOCK_V, BLOCK_E):
+        products = _rounded(_load_products(state, e, BLOCK_D, BLOCK_V, BLOCK_E), PRECISION)
         applied = _dot(features, products, PRECISION, EXACT="") * scale[:, None]
-        store_rows(rows + e, n, step, applied, inside, D - e, BLOCK_E)
+        store_rows(rows + e, n, step, applied, inside, V - e, BLOCK_E)
 
 
 @triton.jit
 def _projected(
-    rows, centre, state, n, step, inside, BLOCK_N: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_E: tl.constexpr, CLOSE: tl.constexpr,
+    rows, centre, state, n, step, inside, BLOCK_N: tl.constexpr, V: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr, BLOCK_E: tl.constexpr, CLOSE: tl.constexpr,
 ):  # fmt: skip
-    """Products [tokens, D] of rows, less a `centre` [D] if there is one, with a state's transposed products.
+    """Products [tokens, D] of rows, less a `centre` [V] if there is one, with a state's transposed products.
 
     Computed some columns at a time. Where values have a large mean, what comes of this are small differences of large
     numbers: tf32 is not enough.
     """
     projected = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    for e in tl.static_range(0, BLOCK_D, BLOCK_E):
-        some = load_rows(rows + e, n, step, inside, D - e, BLOCK_E).to(tl.float32)
-        products = tl.trans(_load_products(state, e, BLOCK_D, BLOCK_E))
+    for e in tl.static_range(0, BLOCK_V, BLOCK_E):
+        some = load_rows(rows + e, n, step, inside, V - e, BLOCK_E).to(tl.float32)
+        products = tl.trans(_load_products(state, e, BLOCK_D, BLOCK_V, BLOCK_E))
         if centre is None:
             projected += _dot(some, products, CLOSE, EXACT="a")
         else:
@@ -403,7 +442,9 @@ def _features(
 ):  # fmt: skip
     """φ of rows [tokens, D], zeros in the block's padding; "softmax" as for queries."""
     channels = (tl.arange(0, BLOCK_D) < D)[None, :]
-    if MAP == "relu":
+    if MAP == "identity":
+        return x
+    elif MAP == "relu":
         return tl.maximum(x, 0.0)
     elif MAP == "elu":
         return tl.where(inside[:, None] & channels, tl.where(x > 0.0, x + 1.0, tl.exp2(x * LOG2_E)), 0.0)
@@ -431,7 +472,9 @@ def _grad_input(
     MAP: tl.constexpr, POWER: tl.constexpr,
 ):  # fmt: skip
     """Gradient of x from that of its features, and for "focused" features the products of t and its gradient."""
-    if MAP == "relu":
+    if MAP == "identity":
+        return grad, grad
+    elif MAP == "relu":
         return tl.where(x > 0.0, grad, 0.0), grad
     elif MAP == "elu":
         return tl.where(x > 0.0, grad, grad * features), grad
@@ -449,8 +492,9 @@ def _grad_input(
 @triton.jit(do_not_specialize=_SIZES)
 def _state_kernel(
     k, v, k_step, v_step, notes, parts, sharpness, factor, eps, tokens, steps, splits, groups,
-    MAP: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_E: tl.constexpr, STATE: tl.constexpr, PRECISION: tl.constexpr, CLOSE: tl.constexpr, BLOCK_N: tl.constexpr,
+    MAP: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, V: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr, BLOCK_E: tl.constexpr, STATE: tl.constexpr, PRECISION: tl.constexpr, CLOSE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Sum the states of some heads over one part of the keys."""
     first, last, split, begin, end, number, b = _program(tokens, steps, splits, groups, G, BLOCK_N)
@@ -467,13 +511,13 @@ def _state_kernel(
     for g in range(first, last):
         sharp = _sharpness(sharpness, g, D, BLOCK_D)
         highest = tl.full([BLOCK_D], -1e30, tl.float32)
-        products = tl.zeros([BLOCK_D, BLOCK_D], tl.float32)
+        products = tl.zeros([BLOCK_D, BLOCK_V], tl.float32)
         totals = tl.zeros([BLOCK_D], tl.float32)
         for start in range(begin, end, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
             inside = n < tokens
             keys = load_rows(k + g * D, n, k_step, inside, D, BLOCK_D).to(tl.float32)
-            values = load_rows(v + g * D, n, v_step, inside, D, BLOCK_D).to(tl.float32)
+            values = load_rows(v + g * V, n, v_step, inside, V, BLOCK_V).to(tl.float32)
             if MAP == "softmax":  # of each channel over all tokens
                 keys = tl.where(inside[:, None] & (d < D)[None, :], keys, float("-inf"))
                 new_highest = tl.maximum(highest, tl.max(keys, 0))
@@ -492,38 +536,38 @@ def _state_kernel(
             totals += tl.sum(features, 0)
         index = (b * splits + split) * G + g
         part = parts + index * STATE
-        _store_state(part, products, totals, BLOCK_D)
+        _store_state(part, products, totals, BLOCK_D, BLOCK_V)
         if MAP == "softmax":
-            tl.store(part + (BLOCK_D + 1) * BLOCK_D + d, highest)
+            tl.store(part + BLOCK_D * (BLOCK_V + 1) + d, highest)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _sum_kernel(
     parts, state, summed, splits, keys,
-    MAP: tl.constexpr, G: tl.constexpr, BLOCK_D: tl.constexpr, STATE: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_S: tl.constexpr,
+    MAP: tl.constexpr, G: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, STATE: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """Sum rows of a state, or of its gradient where the `state` is given, over all parts, and divide by the keys."""
     normalise: tl.constexpr = MAP == "softmax" and state is None
     row = tl.program_id(0) % (BLOCK_D // ROWS) * ROWS + tl.arange(0, ROWS)
     index = (tl.program_id(0) // (BLOCK_D // ROWS)).to(tl.int64)
-    number = row[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    number = row[:, None] * BLOCK_V + tl.arange(0, BLOCK_V)[None, :]
     parts += (index // G * splits * G + index % G) * STATE
     summed += index * STATE
     highest = tl.full([ROWS], -1e30, tl.float32)
     if normalise:
         for start in range(0, splits, BLOCK_S):
             s = start + tl.arange(0, BLOCK_S)
-            at = parts + (s.to(tl.int64) * (G * STATE))[:, None] + (BLOCK_D + 1) * BLOCK_D + row[None, :]
+            at = parts + (s.to(tl.int64) * (G * STATE))[:, None] + BLOCK_D * (BLOCK_V + 1) + row[None, :]
             highest = tl.maximum(highest, tl.max(tl.load(at, mask=(s < splits)[:, None], other=-1e30), 0))
-    products = tl.zeros([ROWS, BLOCK_D], tl.float32)
+    products = tl.zeros([ROWS, BLOCK_V], tl.float32)
     totals = tl.zeros([ROWS], tl.float32)
     for start in range(0, splits, BLOCK_S):
         s = start + tl.arange(0, BLOCK_S)
         part = parts + s.to(tl.int64) * (G * STATE)
         inside = s < splits
         some = tl.load(part[:, None, None] + number[None, :, :], mask=inside[:, None, None], other=0.0)
-        at = part[:, None] + BLOCK_D * BLOCK_D + row[None, :]
+        at = part[:, None] + BLOCK_D * BLOCK_V + row[None, :]
         some_totals = tl.load(at, mask=inside[:, None], other=0.0)
         if normalise:
             own = tl.load(at + BLOCK_D, mask=inside[:, None], other=-1e30)
@@ -535,8 +579,8 @@ def _sum_kernel(
     if normalise:
         totals = tl.where(totals > 0.0, totals, 1.0)  # there are no keys in the block's padding
         products = products / totals[:, None]
-        tl.store(summed + (BLOCK_D + 1) * BLOCK_D + row, highest)
-        tl.store(summed + (BLOCK_D + 2) * BLOCK_D + row, keys / totals)
+        tl.store(summed + BLOCK_D * (BLOCK_V + 1) + row, highest)
+        tl.store(summed + BLOCK_D * (BLOCK_V + 2) + row, keys / totals)
         totals = tl.full([ROWS], 1.0, tl.float32)
     else:
         products = products / keys
@@ -544,24 +588,25 @@ def _sum_kernel(
         if MAP == "softmax":  # the mean of features is 1, whatever the keys; instead, what their normaliser answers for
             # of values less the first channel's mean, as in `_key_grad_kernel`: small differences stay exact
             state += index * STATE
-            centred = tl.load(state + number) - tl.load(state + tl.arange(0, BLOCK_D))[None, :]
+            centred = tl.load(state + number) - tl.load(state + tl.arange(0, BLOCK_V))[None, :]
             totals = -tl.sum(products * centred, 1)
     tl.store(summed + number, products)
-    tl.store(summed + BLOCK_D * BLOCK_D + row, totals)
+    tl.store(summed + BLOCK_D * BLOCK_V + row, totals)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _output_kernel(
-    q, q_step, state, out, sharpness, factor, eps, tokens, steps, splits, groups,
-    MAP: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_E: tl.constexpr, STATE: tl.constexpr, PRECISION: tl.constexpr, CLOSE: tl.constexpr, BLOCK_N: tl.constexpr,
+    q, q_step, state, out, weights, sharpness, factor, eps, tokens, steps, splits, groups,
+    MAP: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, V: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr, BLOCK_E: tl.constexpr, STATE: tl.constexpr, PRECISION: tl.constexpr, CLOSE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Compute some heads of a block of outputs."""
     first, last, _, begin, _, _, b = _program(tokens, steps, splits, groups, G, BLOCK_N)
     n = begin + tl.arange(0, BLOCK_N)
     inside = n < tokens
     q += b * tokens * q_step
-    out += b * tokens * (G * D)
+    out += b * tokens * (G * V)
     inverse, multiplier = None, None
     if MAP == "focused":
         inverse, multiplier, _, _ = _lengths(q, n, q_step, sharpness, factor, tokens, G, D, BLOCK_D, BLOCK_N, POWER)
@@ -571,21 +616,30 @@ def _output_kernel(
         features = _features(queries, inside, sharp, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
         features = _rounded(features, PRECISION)
         own = state + (b * G + g) * STATE
-        over_total = 1.0 / (tl.sum(features * _load_totals(own, BLOCK_D)[None, :], 1) + eps)
-        _store_applied(out + g * D, features, over_total, own, n, G * D, inside, D, BLOCK_D, BLOCK_E, PRECISION)
+        total = tl.sum(features * _load_totals(own, BLOCK_D, BLOCK_V)[None, :], 1)
+        if weights is not None:
+            tl.store(weights + (b * tokens + n) * G + g, total, mask=inside)
+        over_total = 1.0 / tl.where(inside, total + eps, 1.0)
+        _store_applied(
+            out + g * V, features, over_total, own, n, G * V, inside, V, BLOCK_D, BLOCK_V, BLOCK_E, PRECISION
+        )
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _query_grad_kernel(
-    q, q_step, grad, state, notes, grad_q, parts, shares, sharpness, factor, eps, tokens, steps, splits, groups,
-    MAP: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_E: tl.constexpr, STATE: tl.constexpr, PRECISION: tl.constexpr, CLOSE: tl.constexpr, BLOCK_N: tl.constexpr,
+    q, q_step, grad, grad_weights, state, notes, grad_q, parts, shares,
+    sharpness, factor, eps, tokens, steps, splits, groups,
+    MAP: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, V: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr, BLOCK_E: tl.constexpr, STATE: tl.constexpr, PRECISION: tl.constexpr, CLOSE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Gradient of some heads of one part of the queries, and this part's share in those of state and sharpness."""
     first, last, split, begin, end, number, b = _program(tokens, steps, splits, groups, G, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     q += b * tokens * q_step
-    grad += b * tokens * (G * D)
+    grad += b * tokens * (G * V)
+    if grad_weights is not None:
+        grad_weights += b * tokens * G
     grad_q += b * tokens * (G * D)
     if MAP == "focused":
         notes += number * (4 * tokens)
@@ -601,12 +655,15 @@ def _query_grad_kernel(
                 queries = load_rows(q + g * D, n, q_step, inside, D, BLOCK_D).to(tl.float32)
                 features = _features(queries, inside, sharp, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
                 own = state + (b * G + g) * STATE
-                over_total = 1.0 / (tl.sum(features * _load_totals(own, BLOCK_D)[None, :], 1) + eps)
+                total = tl.sum(features * _load_totals(own, BLOCK_D, BLOCK_V)[None, :], 1)
+                over_total = 1.0 / tl.where(inside, total + eps, 1.0)
                 grad_features = _projected(
-                    grad + g * D, None, own, n, G * D, inside, BLOCK_N, D, BLOCK_D, BLOCK_E, CLOSE
+                    grad + g * V, None, own, n, G * V, inside, BLOCK_N, V, BLOCK_D, BLOCK_V, BLOCK_E, CLOSE
                 )
                 # features and their gradient are orthogonal but for eps
                 projection += tl.sum(grad_features * features, 1) * (over_total * over_total) * eps
+                if grad_weights is not None:
+                    projection += total * tl.load(grad_weights + n * G + g, mask=inside, other=0.0)
             outwards, inwards = _radial(projection, inverse, squares, powers, factor)
             _note(notes, n, tokens, inverse, multiplier)
             _note(notes + 2 * tokens, n, tokens, outwards, inwards)
@@ -614,8 +671,8 @@ def _query_grad_kernel(
     for g in range(first, last):
         sharp = _sharpness(sharpness, g, D, BLOCK_D)
         own = state + (b * G + g) * STATE
-        means = _load_totals(own, BLOCK_D)
-        grad_products = tl.zeros([BLOCK_D, BLOCK_D], tl.float32)
+        means = _load_totals(own, BLOCK_D, BLOCK_V)
+        grad_products = tl.zeros([BLOCK_D, BLOCK_V], tl.float32)
         grad_totals = tl.zeros([BLOCK_D], tl.float32)
         share = tl.zeros([BLOCK_D], tl.float32)
         for start in range(begin, end, BLOCK_N):
@@ -627,13 +684,17 @@ def _query_grad_kernel(
                 outwards, inwards = _noted(notes + 2 * tokens, n, tokens)
             queries = load_rows(q + g * D, n, q_step, inside, D, BLOCK_D).to(tl.float32)
             features = _features(queries, inside, sharp, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
-            total = tl.sum(features * means[None, :], 1) + eps
+            total = tl.where(inside, tl.sum(features * means[None, :], 1) + eps, 1.0)
             over_total = 1.0 / total
-            grad_features = _projected(grad + g * D, None, own, n, G * D, inside, BLOCK_N, D, BLOCK_D, BLOCK_E, CLOSE)
+            grad_features = _projected(
+                grad + g * V, None, own, n, G * V, inside, BLOCK_N, V, BLOCK_D, BLOCK_V, BLOCK_E, CLOSE
+            )
             grad_total = -tl.sum(grad_features * features, 1) * over_total * over_total
+            if grad_weights is not None:
+                grad_total += tl.load(grad_weights + n * G + g, mask=inside, other=0.0)
             grad_features = grad_features * over_total[:, None] + grad_total[:, None] * means[None, :]
             weights = _rounded(features * over_total[:, None], PRECISION)
-            grads = load_rows(grad + g * D, n, G * D, inside, D, BLOCK_D).to(tl.float32)
+            grads = load_rows(grad + g * V, n, G * V, inside, V, BLOCK_V).to(tl.float32)
             grad_products += _dot(tl.trans(weights), grads, PRECISION, EXACT="b")
             grad_totals += tl.sum(weights * (grad_total * total)[:, None], 0)
             rows, of_sharpness = _grad_input(
@@ -643,7 +704,7 @@ def _query_grad_kernel(
             if shares is not None:
                 share += tl.sum(of_sharpness, 0)
         index = (b * splits + split) * G + g
-        _store_state(parts + index * STATE, grad_products, grad_totals, BLOCK_D)
+        _store_state(parts + index * STATE, grad_products, grad_totals, BLOCK_D, BLOCK_V)
         if shares is not None:
             tl.store(shares + index * D + d, share, mask=d < D)
 
@@ -652,8 +713,9 @@ def _query_grad_kernel(
 def _key_grad_kernel(
     k, v, k_step, v_step, state, grad_state, grad_k, grad_v, shares,
     sharpness, factor, eps, tokens, steps, splits, groups,
-    MAP: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_E: tl.constexpr, STATE: tl.constexpr, PRECISION: tl.constexpr, CLOSE: tl.constexpr, BLOCK_N: tl.constexpr,
+    MAP: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, V: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr, BLOCK_E: tl.constexpr, STATE: tl.constexpr, PRECISION: tl.constexpr, CLOSE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Gradients of some heads of a block of keys and values, and this block's share in that of sharpness."""
     first, last, block, begin, _, _, b = _program(tokens, steps, splits, groups, G, BLOCK_N)
@@ -663,7 +725,7 @@ def _key_grad_kernel(
     k += b * tokens * k_step
     v += b * tokens * v_step
     grad_k += b * tokens * (G * D)
-    grad_v += b * tokens * (G * D)
+    grad_v += b * tokens * (G * V)
     inverse, multiplier, outwards, inwards = None, None, None, None
     if MAP == "focused":
         inverse, multiplier, squares, powers = _lengths(
@@ -675,15 +737,17 @@ def _key_grad_kernel(
             keys = load_rows(k + g * D, n, k_step, inside, D, BLOCK_D).to(tl.float32)
             features = _features(keys, inside, sharp, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
             own = grad_state + (b * G + g) * STATE
-            grad_features = _projected(v + g * D, None, own, n, v_step, inside, BLOCK_N, D, BLOCK_D, BLOCK_E, CLOSE)
-            grad_features += _load_totals(own, BLOCK_D)[None, :]
+            grad_features = _projected(
+                v + g * V, None, own, n, v_step, inside, BLOCK_N, V, BLOCK_D, BLOCK_V, BLOCK_E, CLOSE
+            )
+            grad_features += _load_totals(own, BLOCK_D, BLOCK_V)[None, :]
             projection += tl.sum(features * grad_features, 1)
         outwards, inwards = _radial(projection, inverse, squares, powers, factor)
     for g in range(first, last):
         sharp = _sharpness(sharpness, g, D, BLOCK_D)
         keys = load_rows(k + g * D, n, k_step, inside, D, BLOCK_D).to(tl.float32)
         if MAP == "softmax":  # of each channel over all tokens
-            at = state + (b * G + g) * STATE + (BLOCK_D + 1) * BLOCK_D + d
+            at = state + (b * G + g) * STATE + BLOCK_D * (BLOCK_V + 1) + d
             exponents = (keys - tl.load(at)[None, :]) * LOG2_E
             exponents = tl.where(inside[:, None] & (d < D)[None, :], exponents, float("-inf"))
             features = tl.exp2(exponents) * tl.load(at + BLOCK_D)[None, :]
@@ -691,14 +755,16 @@ def _key_grad_kernel(
             features = _features(keys, inside, sharp, inverse, multiplier, factor, MAP, POWER, D, BLOCK_D)
         own = grad_state + (b * G + g) * STATE
         _store_applied(
-            grad_v + g * D, _rounded(features, PRECISION), inside.to(tl.float32), own, n, G * D, inside,
-            D, BLOCK_D, BLOCK_E, PRECISION,
+            grad_v + g * V, _rounded(features, PRECISION), inside.to(tl.float32), own, n, G * V, inside,
+            V, BLOCK_D, BLOCK_V, BLOCK_E, PRECISION,
         )  # fmt: skip
         centre = None
         if MAP == "softmax":
             centre = state + (b * G + g) * STATE
-        grad_features = _projected(v + g * D, centre, own, n, v_step, inside, BLOCK_N, D, BLOCK_D, BLOCK_E, CLOSE)
-        grad_features += _load_totals(own, BLOCK_D)[None, :]
+        grad_features = _projected(
+            v + g * V, centre, own, n, v_step, inside, BLOCK_N, V, BLOCK_D, BLOCK_V, BLOCK_E, CLOSE
+        )
+        grad_features += _load_totals(own, BLOCK_D, BLOCK_V)[None, :]
         if MAP == "softmax":
             rows = features * grad_features
         else:

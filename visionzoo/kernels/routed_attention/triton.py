@@ -5,8 +5,8 @@ list, so that small regions fill blocks together: key j of the list is token j m
 gradients of keys and values walk the opposite lists (which regions list this one), written by `_invert_kernel`.
 Nothing is summed by atomics: results are the same from run to run.
 
-Blocks have few sizes, by the tokens of a region;
-batch, map and lists are plain arguments, so that a new image size compiles nothing new.
+Blocks have few sizes, by the tokens of a region; batch, map, heads and lists are plain arguments, so that neither a new
+image size nor a stage with more heads compiles anything new.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from visionzoo.kernels.operator import operator
 # arguments that vary with batch and image: the compiler must not look at their values
 _SIZES = [
     "bias_step", "height", "width", "rows", "columns", "listed", "valid_height", "valid_width", "windows", "splits",
-    "count", "size",
+    "count", "size", "G",
 ]  # fmt: skip
 
 
@@ -272,7 +272,7 @@ def _adjust(
 def _forward_kernel(
     q, k, v, index, bias, segments, weights, q_step, k_step, v_step, bias_step, height, width, rows, columns, listed,
     valid_height, valid_width, scale, out, lse,
-    G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    G, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Online softmax of a block of queries over the keys of the listed regions."""
@@ -322,7 +322,7 @@ def _forward_kernel(
 def _query_grad_kernel(
     q, k, v, index, bias, segments, weights, q_step, k_step, v_step, bias_step, height, width, rows, columns, listed,
     valid_height, valid_width, scale, out, lse, grad, delta, grad_q,
-    G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    G, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Gradient of a block of queries, and `delta`, the product of output and its gradient, for the other kernels."""
@@ -380,7 +380,7 @@ def _query_grad_kernel(
 def _key_grad_kernel(
     q, k, v, index, bias, segments, weights, q_step, k_step, v_step, bias_step, height, width, rows, columns, listed,
     valid_height, valid_width, scale, lse, grad, delta, starts, entries, grad_k, grad_v,
-    G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    G, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a block of one region's keys and values, over the queries of all regions that list it."""
@@ -450,7 +450,7 @@ def _key_grad_kernel(
 def _bias_grad_kernel(
     q, k, v, index, bias, segments, weights, q_step, k_step, v_step, bias_step, height, width, rows, columns, listed,
     valid_height, valid_width, scale, lse, grad, delta, parts, windows, splits,
-    G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    G, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Sum of the scores' gradients, for a tile of the bias, over every `splits`-th of the windows that share it."""
@@ -506,7 +506,7 @@ def _bias_grad_kernel(
 def _weights_grad_kernel(
     q, k, v, index, bias, segments, weights, q_step, k_step, v_step, bias_step, height, width, rows, columns, listed,
     valid_height, valid_width, scale, lse, grad, delta, parts,
-    G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    G, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One head's share of the gradient of one listed region's weight."""

@@ -16,11 +16,17 @@ BLOCKS = 8  # of the channels where the caller does not say how many
 class AdaptiveFourierMixer(Mixer):
     """The map's spectrum is multiplied by a filter that an MLP over the channels makes of it; the map is added.
 
+        y = x + F⁻¹(shrink(MLP(F x)) ⊙ F x)
+
+    Time: O(N·C·log N + N·C²/b) with b blocks; memory: O(N·C).
+
     The MLP is one of complex numbers, block-diagonal over the channels and the same at every frequency: a circular
     convolution with a kernel of map size that depends on the map. Real and imaginary parts of the filter that are
     smaller than a threshold are zero, and the others nearer to zero by it.
 
-    O(N·C·log N + N·C²/b) with b blocks. Transforms and MLP are in float32 at least, also under autocast.
+    Transforms and MLP are in float32 at least, also under autocast.
+
+    Facts from https://github.com/microsoft/TokenMixers at 99dbe38 (MIT).
 
     Args:
         dim: channels C.

@@ -20,13 +20,17 @@ from visionzoo.layers.position import ContinuousPositionBias
 
 
 class AggregatedMixer(Mixer):
-    """Each token attends to the k×k tokens around it and to the M cells of the map, in one softmax; O(N·(k² + M)·C).
+    """Each token attends to the k×k tokens around it and to the M cells of the map, in one softmax.
+
+        yᵢ = [softmaxⱼ(τ·cos(qᵢ, kⱼ) + bᵢⱼ) + qᵢ·Tⱼ over i's k × k window, over M cells] · v
+
+    Time: O(N·(k² + M)·C), without pooled keys O(N²·C); memory: O(N·(k²·C + M·G)), without them O(N²·G).
 
     Scores are cosines times a learned temperature and the logarithm of the number of keys. A cell's key and value come
     from the mean of its tokens after a layer of their own. After the softmax each of the k² weights gets a further term
     from its query. Places of the window that are not on the map have no part in the softmax.
 
-    With a reduction of 1, and no pool size, the keys are all tokens, without a window beside them: O(N²·C). Cells need
+    With a reduction of 1, and no pool size, the keys are all tokens, without a window beside them. Cells need
     not divide the map; a map smaller than a cell is one. Softmax and sums are float32 at least.
 
     Facts from https://github.com/DaiShiResearch/TransNeXt at c8a9974 (Apache-2.0).
@@ -89,6 +93,11 @@ class AggregatedMixer(Mixer):
             self.window_offset = nn.Parameter(torch.zeros(self.num_heads, window_size**2))
             trunc_normal_(self.window_bias, std=0.0004)
             trunc_normal_(self.window_tokens, std=0.02)
+
+    @property
+    def pair_bytes(self) -> int:
+        """Biases, in half precision at least, twice; none for a pooled map."""
+        return 0 if self.pooled else 4 * self.num_heads
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from math import isqrt
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from visionzoo.layers.maps import MapLayer
 
+GIB = 2**30
 HEAD_DIM = 32  # head width where neither the caller nor the family says otherwise: that of most families here
 
 
@@ -19,9 +23,12 @@ class Mixer(MapLayer):
         num_heads: attention heads; None means dim // 32 or the next smaller number that divides dim, at least one.
             Mixers without heads ignore it.
         head_dim: width of a head where the mixer has its own; None means dim / num_heads.
+        kv_heads: heads of keys and values where these are shared, each by num_heads / kv_heads heads of queries that
+            follow each other (grouped queries, arXiv:2305.13245; one head: multi-query, arXiv:1911.02150); None means
+            num_heads.
 
     Raises:
-        ValueError: if the heads do not divide the channels that they share.
+        ValueError: if the heads do not divide the channels that they share, or kv_heads do not divide the heads.
     """
 
     ADAPTER = "mixers.MixerNCHW"
@@ -32,6 +39,14 @@ class Mixer(MapLayer):
     needs_map_size = False  # whether `forward` takes `map_size`, (H, W) of the tokens behind the prefix ones
 
     needs_places = False  # whether `forward` takes map_size, prefix and source of `visionzoo.layers.tokens.Tokens`
+
+    @property
+    def pair_bytes(self) -> int:
+        """Bytes that are held at once for each pair of an image's tokens, at least; 0 where memory grows slower.
+
+        Images for which that is more memory than the device has are refused.
+        """
+        return 0
 
     @property
     def takes_prefix_tokens(self) -> bool:
@@ -51,7 +66,9 @@ class Mixer(MapLayer):
         """
         return False
 
-    def __init__(self, dim: int, num_heads: int | None = None, *, head_dim: int | None = None):
+    def __init__(
+        self, dim: int, num_heads: int | None = None, *, head_dim: int | None = None, kv_heads: int | None = None
+    ):
         super().__init__(dim)
         if num_heads is None:
             num_heads = next(heads for heads in range(max(1, dim // HEAD_DIM), 0, -1) if dim % heads == 0)
@@ -63,6 +80,36 @@ class Mixer(MapLayer):
         self.out_dim = dim
         self.num_heads = num_heads
         self.head_dim = dim // num_heads if head_dim is None else head_dim
+        self.kv_heads = num_heads if kv_heads is None else kv_heads
+        if self.kv_heads < 1 or num_heads % self.kv_heads:
+            raise ValueError(f"{type(self).__name__}: kv_heads must divide {num_heads=}, got {kv_heads=}")
+
+    @property
+    def qkv_dim(self) -> int:
+        """Width of a projection to q, k and v."""
+        return (self.num_heads + 2 * self.kv_heads) * self.head_dim
+
+    def check_input(self, x: Tensor) -> None:
+        """Check that x is a map this mixer takes, and that memory holds what it makes of pairs of its tokens.
+
+        Raises:
+            ValueError: if it is not, see `MapLayer.check_input`, or if its N × N numbers exceed the device's memory.
+        """
+        super().check_input(x)
+        if self.pair_bytes == 0 or torch.compiler.is_compiling():
+            return
+        tokens = x.shape[1] * x.shape[2]
+        needed = self.pair_bytes * tokens**2
+        if needed < GIB:  # nearly always
+            return
+        there = memory_of(x.device)
+        if there is not None and needed > there:
+            raise ValueError(
+                f"{type(self).__name__}: expected at most {isqrt(there // self.pair_bytes):,} tokens on {x.device}, "
+                f"which has {there / GIB:.1f} GiB, got {x.shape[1]} x {x.shape[2]} = {tokens:,}: for each pair of them "
+                f"{self.pair_bytes} bytes are held, {needed / GIB:.1f} GiB for an image; take a mixer that holds none, "
+                f"such as 'linear', 'neighborhood' or 'window', or 'score' for all pairs, or take larger patches"
+            )
 
     def mix_first(self, x: Tensor, **beside: Any) -> Tensor:
         """Return the output [B, 1, C] for the first of tokens [B, N, C], where the mixer `takes_prefix_tokens`.
@@ -73,9 +120,26 @@ class Mixer(MapLayer):
         return self(x.unsqueeze(1), **beside)[:, 0, :1]
 
     def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return views q, k, v, each [B, H, W, G, D], of a projection [B, H, W, 3·C] laid out (3, G, D)."""
-        q, k, v = qkv.unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(-3)
-        return q, k, v
+        """Return q, k, v, each [..., G, D], of a projection [..., (G + 2·kv_heads)·D] laid out (q, k, v) x heads.
+
+        They are views, unless keys and values are shared, which are repeated then.
+        """
+        heads, shared = self.num_heads, self.kv_heads
+        q, k, v = qkv.unflatten(-1, (-1, self.head_dim)).split([heads, shared, shared], -2)
+        return q, self.repeat_heads(k), self.repeat_heads(v)
+
+    def repeat_heads(self, x: Tensor) -> Tensor:
+        """Keys or values [..., kv_heads, D], for all heads of queries: [..., G, D]."""
+        return x if self.kv_heads == self.num_heads else x.repeat_interleave(self.num_heads // self.kv_heads, -2)
+
+
+def memory_of(device: torch.device) -> int | None:
+    """Return the bytes of memory that a device has, whoever uses them; None where it does not say."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "cpu" and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
 
 
 def zero_dropped(x: Tensor, keep: Tensor | None) -> Tensor:

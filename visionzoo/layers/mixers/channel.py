@@ -14,7 +14,11 @@ from visionzoo.layers.normalisers import NORMALISERS, build_normaliser, softmax
 
 
 class ChannelMixer(Mixer):
-    """Attention between the channels of each head, with whole maps as their features; O(N·C·D), linear in tokens.
+    """Attention between the channels of each head, with whole maps as their features.
+
+        y = (softmax(D^-½ kᵀ v) qᵀ)ᵀ, for each head
+
+    Time: O(N·C·D); memory: O(N·C).
 
     With q, k, v as [N, D] matrices of one head the output is (softmax(D^-½ kᵀ v) qᵀ)ᵀ: as released, q plays the part
     that v has elsewhere, and the scale is that of the head width, not of the token count. Scores are sums over all
@@ -32,6 +36,8 @@ class ChannelMixer(Mixer):
 
     The rows of their `qkv` come as values, queries, keys here. All but softmax without `qk_norm` hold the scores
     [B, G, D, D], in float32 at least.
+
+    Facts from https://github.com/dingmyu/davit at fc79470 (MIT).
 
     Args:
         dim: channels C.

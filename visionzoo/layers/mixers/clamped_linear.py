@@ -10,10 +10,16 @@ from visionzoo.layers.mixers.base import Mixer
 
 
 class ClampedLinearMixer(Mixer):
-    """Every token attends to every token by products of its positive features; O(N·C·D) for heads of width D.
+    """Every token attends to every token by products of its positive features.
+
+        yᵢ = s·φ(qᵢ)·(Σⱼ φ(kⱼ) vⱼᵀ) / max(φ(qᵢ)·Σⱼ φ(kⱼ), d), φ = relu
+
+    Time: O(N·C·D); memory: O(N·C).
 
     With relu features φ the output is scale · φ(q)·(Σ φ(k) vᵀ) / max(φ(q)·(Σ φ(k)), `min_denominator`), the sums over
     all tokens. Features, sums and states are float32 at least, whatever the input.
+
+    Facts from https://github.com/ChuanyangZheng/L2ViT at fad0341 (MIT).
 
     Args:
         dim: channels C.

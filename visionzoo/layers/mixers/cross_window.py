@@ -12,13 +12,19 @@ from visionzoo.layers.padding import pad_to_multiple
 
 
 class CrossWindowMixer(Mixer):
-    """The first half of the heads attends inside vertical stripes, the others inside horizontal ones; O(N·√N·s·C).
+    """The first half of the heads attends inside vertical stripes, the others inside horizontal ones.
+
+        yᵢ = Σ over i's stripe of softmaxⱼ(qᵢ·kⱼ / √D) vⱼ, half of the heads upright, half across, + conv(v)
+
+    Time: O(N·√N·s·C); memory: O(N·C) in kernels, else O(N·√N·s·G).
 
     Of an odd number of heads one more is vertical; a single head has vertical stripes only.
 
     A depthwise 3×3 convolution of v inside each stripe is added to the output (locally enhanced position encoding).
     Where the stripes do not divide the map, q, k and v are padded with zeros on both sides, and the padded tokens
     take part in attention, as in the authors' segmentation code. Softmax is float32 at least.
+
+    Facts from https://github.com/microsoft/CSWin-Transformer at f111ae2 (MIT).
 
     Args:
         dim: channels C.

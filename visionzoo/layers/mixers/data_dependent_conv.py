@@ -101,8 +101,14 @@ class ConvAlong(nn.Module):
 class DataDependentConvMixer(Mixer):
     """Tokens in a row, gated, convolved with a kernel of their length that is made from them, and gated again.
 
+        y = g₂ ⊙ (h(x) ∗ (g₁ ⊙ x)), ∗ around the whole sequence
+
+    Time: O(N·C·log N), with transform="dct" O(N²·C); memory: O(N·C), with "dct" O(N²).
+
     The kernel is a learned one and one that a small network conditions on the input; both are around the whole sequence
-    (circular). O(N·C·log N), with transform="dct" O(N²·C); transforms and products are in float32 at least.
+    (circular). Transforms and products are in float32 at least.
+
+    Facts from https://github.com/Karami-m/orchid at 061f6df (MIT).
 
     Args:
         dim: channels C.
@@ -176,6 +182,11 @@ class DataDependentConvMixer(Mixer):
         outputs = 2 if conditioning == "magnitude" and transform != "dct" else 1  # real and imaginary parts
         self.first, self.second = ConvAlong(dim, conditioning_kernel), ConvAlong(dim, conditioning_kernel, outputs)
         self.out_proj = nn.Linear(dim, dim)
+
+    @property
+    def pair_bytes(self) -> int:
+        """The matrix of the cosine transform and what it is made from."""
+        return 8 if self.transform == "dct" else 0
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""

@@ -9,9 +9,15 @@ from visionzoo.layers.nhwc import on_nchw
 
 
 class DecoupledFcMixer(Mixer):
-    """Depthwise convolution along each row, then along each column, each with a batch norm; O(N·C·k).
+    """Depthwise convolution along each row, then along each column, each with a batch norm.
+
+        y = BN(conv(BN(conv(x)))), depthwise, with 1 × k, then k × 1 places
+
+    Time: O(N·C·k); memory: O(N·C).
 
     Everything has the dtype of the input or of autocast; the norms' statistics are kept in the parameters' dtype.
+
+    Facts from https://github.com/huawei-noah/Efficient-AI-Backbones at f90e129 (no licence in its folder).
 
     Args:
         dim: channels C.

@@ -18,12 +18,18 @@ from visionzoo.layers.symbols import SYMBOLS, by_distance
 
 
 class DualAttentionMixer(Mixer):
-    """Some heads attend to the tokens' values, the others to their relations and symbols; O(N²·C).
+    """Some heads attend to the tokens' values, the others to their relations and symbols.
+
+        yᵢ = [Σⱼ αᵢⱼ vⱼ, Σⱼ αᵢⱼ (W rᵢⱼ + sⱼ)], rᵢⱼ relations of i and j
+
+    Time: O(N²·C); memory: O(N²·(G + R)) with G relational heads.
 
     A relational head with weights α (softmax, as any head's) returns Σⱼ αᵢⱼ (W rᵢⱼ + sⱼ): rᵢⱼ are R relations of tokens
     i and j, scaled products of projections that all heads share, and sⱼ is a projection of j's symbol, or of that of
     the distance from i to j. Both kinds have output projections of their own. Scores, relations and sums are float32 at
     least; those of relational heads are held at once.
+
+    Facts from https://github.com/Awni00/dual-attention at a6ef87c (MIT).
 
     Args:
         dim: channels C.
@@ -95,6 +101,11 @@ class DualAttentionMixer(Mixer):
         nn.init.kaiming_uniform_(self.relation_v, a=math.sqrt(5))
         self.relational_proj = nn.Linear(width, width, bias=False)
         self.symbols = None if symbols == "given" else build_spec("symbols", symbols, SYMBOLS, dim)
+
+    @property
+    def pair_bytes(self) -> int:
+        """Weights of the relational heads, and relations."""
+        return 4 * (self.relational_heads + self.num_relations)
 
     @property
     def takes_prefix_tokens(self) -> bool:

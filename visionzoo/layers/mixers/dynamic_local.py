@@ -14,10 +14,13 @@ from visionzoo.layers.nhwc import on_nchw
 class DynamicLocalMixer(Mixer):
     """A depthwise convolution whose k × k weights a small network makes at each place, for groups of channels.
 
-    outₚ = W₁ Σₒ wₚₒ (W₀ x)ₚ₊ₒ over the offsets o of the window, with zeros around the map and w = W₃ conv(W₂ W₀ x), a
-    depthwise convolution between two projections, without activation or normalisation. O(N·C·(C + k²)); memory for
-    the N·G·k² weights and a few maps. Sums over the window are float32 at least, the rest in the dtype of the input or
-    of autocast.
+        yₚ = W₁ Σₒ wₚₒ (W₀ x)ₚ₊ₒ, w from a small network at p
+
+    Time: O(N·C·(C + k²)); memory: O(N·(C + G·k²)).
+
+    The sum is over the offsets o of the window, with zeros around the map, and w = W₃ conv(W₂ W₀ x) is a depthwise
+    convolution between two projections, without activation or normalisation. Sums over the window are float32 at
+    least, the rest in the dtype of the input or of autocast.
 
     Facts from https://github.com/NeonLeexiang/DLGSANet at 0974b9a (Apache-2.0), `IDynamicDWConvBlock`, whose `heads`
     are the channels of a group: `num_heads` here is dim over that.

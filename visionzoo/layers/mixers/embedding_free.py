@@ -11,11 +11,17 @@ from visionzoo.layers.padding import pad_to_size
 
 
 class EmbeddingFreeMixer(Mixer):
-    """Tokens are their own queries; keys are values too, one for each patch of r×r tokens; O(N·C² + N²·C/r²).
+    """Tokens are their own queries; keys are values too, one for each patch of r×r tokens.
+
+        yᵢ = Σⱼ softmaxⱼ(xᵢ·kⱼ / √D) kⱼ, k the means of r × r patches after one layer
+
+    Time: O(N·C² + N²·C/r²); memory: O(N·C).
 
     Keys and values are the means of the patches after one linear layer. The rows and columns after the last whole patch
     have no part in them, as released; a map smaller than a patch is padded with zeros to one. Softmax is float32 at
     least.
+
+    Facts from https://github.com/hyunwoo137/EDAFormer at 9f98d76 (Apache-2.0).
 
     Args:
         dim: channels C.

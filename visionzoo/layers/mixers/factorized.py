@@ -19,12 +19,18 @@ from visionzoo.layers.tracing import one_node
 class FactorizedMixer(Mixer):
     """An eighth of the channels attends to a reduced map, the others to 7×7 places, each averaged over all windows.
 
-    O(N·C² + N·w²·C + N²·C/8r²), softmax in float32 at least. The local channels are in two groups whose windows are
+        y = [attention to windows at steps r and 1, attention to the r-reduced map]
+
+    Time: O(N·C² + N·w²·C + N²·C/8r²); memory: O(N·C).
+
+    Softmax is float32 at least. The local channels are in two groups whose windows are
     w×w tokens, side by side in the first and r apart in the second; with r = 1 there is one group. Maps are continued
     to whole windows by reflection, repeatedly where they are smaller than a window. As released, the average over the
     windows is one over stretches of (window, channel), channels last, so it mixes channels unless there is one window.
     The reduced map takes no rows and columns after the last whole patch, as released; a map smaller than a patch is
     padded with zeros to one.
+
+    Facts from https://github.com/q2479036243/FaViT at 529b46b (no licence).
 
     Args:
         dim: channels C. The local groups have the largest multiples of `num_heads` in 7·C/16 each (7·C/8 where there

@@ -10,7 +10,11 @@ from visionzoo.layers.mixers.base import Mixer
 
 
 class FlowMixer(Mixer):
-    """Every token attends to every token; O(N·C·D) for heads of width D.
+    """Every token attends to every token.
+
+        yᵢ = σ(Îᵢ) · σ(qᵢ)·(Σⱼ σ(kⱼ) (N·softmax(Ô)ⱼ vⱼ)ᵀ) / Iᵢ, I incoming flow, Î and Ô conserved flows
+
+    Time: O(N·C·D); memory: O(N·C).
 
     With q and k after a sigmoid, a query's incoming flow is its product with the sum of the keys, a key's outgoing flow
     its product with the sum of the queries. When each outgoing flow is held at 1, keys reach a query by its conserved
@@ -18,6 +22,8 @@ class FlowMixer(Mixer):
     has its conserved outgoing flow, whose softmax over the keys scales its value (competition), N times. The output is
     q·(Σ k vᵀ) / incoming flow. The conserved outgoing flows are clamped to [-1, 1], as released, although their mean is
     1. Flows, sums and states are float32 at least, whatever the input.
+
+    Facts from https://github.com/thuml/Flowformer at 61f5d8c (MIT).
 
     Args:
         dim: channels C.

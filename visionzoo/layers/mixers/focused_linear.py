@@ -15,9 +15,15 @@ from visionzoo.layers.position import PositionTable
 class FocusedLinearMixer(Mixer):
     """Linear attention with sharpened features, and a convolution of v for what its low rank cannot say.
 
-    O(N·C·(D + k²)) for heads of width D. Features, sums and states are float32 at least, whatever the input: half
+        yᵢ = φ(qᵢ)·(Σⱼ φ(kⱼ) vⱼᵀ) / φ(qᵢ)·Σⱼ φ(kⱼ) + dwconv(v), φ(x) = |x|·relu(x)ᵖ / |relu(x)ᵖ|
+
+    Time: O(N·C·(D + k²)); memory: O(N·C).
+
+    Features, sums and states are float32 at least, whatever the input: half
     precision stays finite at any number of tokens. Keys carry a learned position; a map of another size than the
     table gets it interpolated (bicubic, as the authors do when they fine-tune at another size).
+
+    Facts from https://github.com/LeapLabTHU/FLatten-Transformer at abdb115 (no licence).
 
     Args:
         dim: channels C.

@@ -11,13 +11,19 @@ from visionzoo.layers.norm import LayerNorm
 
 
 class ForwardCrossMixer(OffsetBiasMixer):
-    """Every token attends to every token, and to cross tokens from earlier blocks; O(N²·C), and an N×N bias a head.
+    """Every token attends to every token, and to cross tokens from earlier blocks.
+
+        yᵢ = Σⱼ softmaxⱼ(qᵢ·kⱼ / √D + b(j - i)) vⱼ over tokens and cross tokens
+
+    Time: O(N²·C); memory: O(N²·G).
 
     Cross tokens are scaled, each by a learned factor, normalised, and projected to keys and values by the same layer as
     the map's tokens; both share one softmax. A bias for how far apart two tokens are is added to the scores, and one
     for each cross token. `visionzoo.models.fcaformer` makes the cross tokens; without them, as in the first block of
     its stages and alone, this is attention with biases for offsets. Softmax and sums are float32 at least; biases are
     added in the dtype of the queries.
+
+    Facts from https://github.com/hkzhang-git/FcaFormer at 7dcd8e0 (no licence).
 
     Args:
         dim: channels C.

@@ -11,9 +11,12 @@ from visionzoo.layers.mixers.base import Mixer
 class FourierMixer(Mixer):
     """The real part of the Fourier transform over tokens and channels; no parameters.
 
-    y = Re(F_tokens · x · F_channels); O(N·C·log(N·C)), memory O(N·C). The transform is in float32 at least, whatever
-    the dtype. It is orthonormal by default, so that the output is as large as the input. The paper's is not divided by
-    √(N·C): in float16 it overflows on large maps.
+        y = Re(F_tokens · x · F_channels)
+
+    Time: O(N·C·log(N·C)); memory: O(N·C).
+
+    The transform is in float32 at least, whatever the dtype. It is orthonormal by default, so that the output is as
+    large as the input. The paper's is not divided by √(N·C): in float16 it overflows on large maps.
 
     Checked against https://github.com/lxchtan/PoNet at cc9a29a (Apache-2.0), a copy of FNet in torch, whose tokens are
     one sequence; over both sides of the map is ours.

@@ -14,7 +14,13 @@ from visionzoo.layers.outputs import add_term, collecting
 
 
 class FullMixer(Mixer):
-    """Every token attends to every token; O(N²·C), softmax in float32 at least.
+    """Every token attends to every token; softmax in float32 at least.
+
+        yᵢ = Σⱼ softmaxⱼ(qᵢ·kⱼ / √D) vⱼ
+
+    Time: O(N²·C); memory: O(N·C).
+
+    Facts from https://github.com/rayleizhu/BiFormer at 1697bbb (MIT).
 
     Args:
         dim: channels C.
@@ -22,9 +28,8 @@ class FullMixer(Mixer):
         qkv_bias: whether the projection to q, k, v has a bias.
         lepe_kernel: kernel of a depthwise convolution of the mixer's input, added before the output projection
             (locally enhanced position encoding); odd, or None for none.
-        kv_heads: heads of keys and values, each for num_heads / kv_heads heads of queries that follow each other
-            (grouped queries, arXiv:2305.13245; one head of them: arXiv:1911.02150); None for num_heads.
-            `mean_pooled_heads` turns the weights of num_heads into those of kv_heads.
+        kv_heads: heads of keys and values (grouped queries, arXiv:2305.13245; one head of them: arXiv:1911.02150), see
+            `Mixer`; `mean_pooled_heads` turns the weights of num_heads into theirs.
         sparse_term: add to the loss the term "sparsity", the mean of log(1 + a²) over attention's weights a, all of
             which are held for it (Sparse then Prune, arXiv:2307.11988; its weight is that of
             https://github.com/yogiprsty/Sparse-ViT at 63a3401, where the term of the last block alone counts).
@@ -49,12 +54,9 @@ class FullMixer(Mixer):
         kv_heads: int | None = None,
         sparse_term: bool = False,
     ):
-        super().__init__(dim, num_heads)
+        super().__init__(dim, num_heads, kv_heads=kv_heads)
         self.check_kernels(lepe_kernel=lepe_kernel)
-        self.kv_heads = self.num_heads if kv_heads is None else kv_heads
-        if self.kv_heads < 1 or self.num_heads % self.kv_heads:
-            raise ValueError(f"FullMixer: kv_heads must divide num_heads={self.num_heads}, got {kv_heads=}")
-        self.qkv = nn.Linear(dim, dim + 2 * self.kv_heads * self.head_dim, bias=qkv_bias)
+        self.qkv = nn.Linear(dim, self.qkv_dim, bias=qkv_bias)
         self.lepe = DepthwiseConvNHWC(dim, lepe_kernel) if lepe_kernel else None
         self.proj = nn.Linear(dim, dim)
         self.AUXILIARY = {"sparsity": 0.01} if sparse_term else {}
@@ -95,14 +97,6 @@ class FullMixer(Mixer):
         """Return the output [B, 1, C] for the first of tokens [B, N, C]; the others are keys and values alone."""
         q, k, v = self._heads_first(x)
         return self.proj(attend(q[:, :, :1], k, v).transpose(1, 2).flatten(2))
-
-    def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return q, k, v, each [..., G, D], of a projection laid out (q, k, v) x heads: shared ones repeated."""
-        heads, shared = self.num_heads, self.kv_heads
-        q, k, v = qkv.unflatten(-1, (-1, self.head_dim)).split([heads, shared, shared], -2)
-        if shared < heads:
-            k, v = (t.repeat_interleave(heads // shared, -2) for t in (k, v))
-        return q, k, v
 
     def _heads_first(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project [B, N, C] to q, k and v, each [B, G, N, D]."""

@@ -11,7 +11,11 @@ from visionzoo.layers.mixers.base import Mixer
 
 
 class GatedPositionalMixer(Mixer):
-    """Attention to contents and attention to relative positions, mixed by a learned gate for each head; O(N²·C).
+    """Attention to contents and attention to relative positions, mixed by a learned gate for each head.
+
+        yᵢ = Σⱼ [(1 - σ(λ)) softmaxⱼ(qᵢ·kⱼ) + σ(λ) softmaxⱼ(w·r(j - i))] vⱼ
+
+    Time: O(N²·C); memory: O(N²·G).
 
     Heads start as a convolution of k×k: each looks at one of k² offsets, where k² is the number of heads or the next
     smaller square, and values are passed on as they are. Softmax is float32 at least.
@@ -56,6 +60,11 @@ class GatedPositionalMixer(Mixer):
         weight[: side * side, 1] = 2 * (head % side - center)
         weight[: side * side, 2] = -1
         self.pos_proj.weight.copy_(weight * self.locality_strength)
+
+    @property
+    def pair_bytes(self) -> int:
+        """Weights by contents and by positions."""
+        return 8 * self.num_heads
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""

@@ -9,7 +9,11 @@ from visionzoo.layers.mlp import GLU_ACTIVATIONS, NormedGlu
 
 
 class GluMixer(Mixer):
-    """A gated linear unit of each token by itself, without any mixing of tokens; O(N·C²), norm in float32 at least.
+    """A gated linear unit of each token by itself, without any mixing of tokens; norm in float32 at least.
+
+        yᵢ = W₃(act(W₁ xᵢ) ⊙ W₂ xᵢ)
+
+    Time: O(N·C²); memory: O(N·C).
 
     Facts from https://github.com/Abdullah-88/Activator at 631c38a (BSD-3-Clause).
 

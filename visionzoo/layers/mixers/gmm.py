@@ -39,7 +39,11 @@ class GaussianMixture(nn.Module):
 
 
 class GmmMixer(WindowMixer):
-    """Every token attends to every token, or to those of its window, less to far ones; O(N²·C), or O(N·w²·C).
+    """Every token attends to every token, or to those of its window, less to far ones.
+
+        yᵢ = Σⱼ softmaxⱼ(qᵢ·kⱼ / √D · Σ_k a_k exp(-d(i, j)² / 2σ_k²)) vⱼ
+
+    Time: O(N²·C), in windows O(N·w²·C); memory: O(N²·G), in windows O(N·w²·G).
 
     Scores are multiplied by a mixture of Gaussians before the softmax: those of far tokens become 0, not -∞. Scores,
     mixture and softmax are float32 at least. Any map: the mixture knows the distance alone.
@@ -105,6 +109,11 @@ class GmmMixer(WindowMixer):
             self.talk_before, self.talk_after = (
                 nn.Parameter(torch.randn(self.num_heads, self.num_heads)) for _ in range(2)
             )
+
+    @property
+    def pair_bytes(self) -> int:
+        """Scores and weights, without windows."""
+        return 0 if self.has_windows else 8 * self.num_heads
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""

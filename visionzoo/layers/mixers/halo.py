@@ -10,13 +10,19 @@ from visionzoo.layers.mixers.base import Mixer
 
 
 class HaloMixer(Mixer):
-    """The tokens of a block attend to the block and its rim, the halo; O(N·w²·C) for windows of side w.
+    """The tokens of a block attend to the block and its rim, the halo.
+
+        yᵢ = Σ over i's block and its rim of softmaxⱼ(qᵢ·kⱼ / √D + qᵢ·r(j - i)) vⱼ
+
+    Time: O(N·w²·C); memory: O(N·C) in kernels, else O(N·w²·G).
 
     A window is w = block_size + 2·halo_size tokens wide. Each mixer learns a vector for every vertical and every
     horizontal offset; their products with the query are added to the scores, unscaled. What a window has beyond the
     map, at its borders and where blocks do not divide it, are keys and values of zero, and as in timm they take part
     in attention with their positions. The softmax is float32 at least, the rest is in the dtype of the input or of
     autocast.
+
+    Facts from https://github.com/huggingface/pytorch-image-models at 1.0.31 (Apache-2.0), as the authors released none.
 
     Args:
         dim: channels C.
@@ -28,6 +34,7 @@ class HaloMixer(Mixer):
         head_dim: width D of queries and keys of a head; None means C / heads.
         value_dim: channels of the values of all heads together; None means C.
         qkv_bias: whether the projections to q, k, v have a bias.
+        kv_heads: heads of keys and values, see `Mixer`.
         proj: whether a linear layer back to C channels follows; without it the output has `value_dim` channels.
         mask_padding: leave what is beyond the map out of attention instead.
 
@@ -54,10 +61,11 @@ class HaloMixer(Mixer):
         qkv_bias: bool = False,
         proj: bool = True,
         mask_padding: bool = False,
+        kv_heads: int | None = None,
     ):
         if head_dim is not None and head_dim < 1:
             raise ValueError(f"HaloMixer: head_dim must be positive, got {head_dim=}")
-        super().__init__(dim, num_heads, head_dim=head_dim)
+        super().__init__(dim, num_heads, head_dim=head_dim, kv_heads=kv_heads)
         if block_size < 1 or halo_size < 0:
             raise ValueError(
                 f"HaloMixer: block_size must be positive and halo_size not negative, got {block_size=}, {halo_size=}"
@@ -76,7 +84,7 @@ class HaloMixer(Mixer):
         self.stride = stride
         self.mask_padding = mask_padding
         self.q = nn.Linear(dim, self.num_heads * self.head_dim, bias=qkv_bias)
-        self.kv = nn.Linear(dim, self.num_heads * (self.head_dim + self.value_head_dim), bias=qkv_bias)
+        self.kv = nn.Linear(dim, self.kv_heads * (self.head_dim + self.value_head_dim), bias=qkv_bias)
         offsets = 2 * (block_size + 2 * halo_size) - 1
         self.rel_height = nn.Parameter(torch.empty(offsets, self.head_dim))
         self.rel_width = nn.Parameter(torch.empty(offsets, self.head_dim))
@@ -94,7 +102,7 @@ class HaloMixer(Mixer):
         """[B, H, W, C] to [B, ⌈H / stride⌉, ⌈W / stride⌉, C], or `value_dim` channels without `proj`."""
         self.check_input(x)
         q = self.q(x[:, :: self.stride, :: self.stride]).unflatten(-1, (self.num_heads, -1))
-        kv = self.kv(x).unflatten(-1, (self.num_heads, -1))
+        kv = self.repeat_heads(self.kv(x).unflatten(-1, (self.kv_heads, -1)))
         k, v = kv.split((self.head_dim, self.value_head_dim), dim=-1)
         out = halo_attention(
             q,

@@ -12,13 +12,19 @@ from visionzoo.layers.mixers.base import Mixer
 
 
 class HashedLinearMixer(Mixer):
-    """Every token attends to every token by the products of their binary codes; O(N·C·(bits + anchors)).
+    """Every token attends to every token by the products of their binary codes.
+
+        yᵢ = (hᵢ·(Σⱼ hⱼ vⱼᵀ) + c·vᵢ) / (hᵢ·Σⱼ hⱼ + N·c), h binary codes
+
+    Time: O(N·C·(bits + anchors)); memory: O(N·(C + G·(bits + anchors))).
 
     Queries and keys are one projection, whose heads are brought to length 1 and hashed to codes h of `num_bits` bits.
     With c = num_bits + 1 the output is (h·(Σ h vᵀ) + c·v) / (h·(Σ h) + N·c), the sums over all tokens. As released, the
     constant of the numerator belongs to the token's own value alone, while the products h·h + c, which are positive
     weights, would have it with all. Codes, sums and states are float32 at least, whatever the input. The hash functions
     are buffers: random at first, fitted by `visionzoo fit-hashes`.
+
+    Facts from https://github.com/ziplab/EcoFormer at a277f9e (Apache-2.0).
 
     Args:
         dim: channels C.

@@ -17,10 +17,16 @@ from visionzoo.layers.padding import crop, from_windows, neighbours, pad_to_mult
 class InjectiveLinearMixer(Mixer):
     """Linear attention whose weights are shifted to a sum of 1, not divided by it, and a 3×3 convolution of v.
 
+        yᵢ = v̄ + s/N·φ(qᵢ)·Σⱼ (φ(kⱼ) - mean φ(k)) vⱼᵀ + conv(v)
+
+    Time: O(N·C·D); memory: O(N·C).
+
     With N keys the weight of key j is s/N·φ(q)·φ(kⱼ) - s/N·φ(q)·φ(k̄) + 1/N, s the inverse root of the heads' width,
-    so the output is v̄ + s/N·φ(q)·Σⱼ (φ(kⱼ) - mean φ(k))·vⱼᵀ; O(N·C·D) for heads of width D. The convolution's
+    so the output is v̄ + s/N·φ(q)·Σⱼ (φ(kⱼ) - mean φ(k))·vⱼᵀ. The convolution's
     kernels, one for each sample and channel, are predicted from the mean of the map. Prefix tokens take part in all but
     the convolutions. Features, sums and states are float32 at least, whatever the input.
+
+    Facts from https://github.com/LeapLabTHU/InLine at e463a6f (no licence).
 
     Args:
         dim: channels C.

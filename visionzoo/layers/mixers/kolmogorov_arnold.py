@@ -107,10 +107,16 @@ def project_to_simplex(x: Tensor) -> Tensor:
 
 
 class KolmogorovArnoldMixer(Mixer):
-    """Attention with learned functions of the scores in place of softmax, of low rank; O(N²·C + N²·r·m) for G heads.
+    """Attention with learned functions of the scores in place of softmax, of low rank.
+
+        yᵢ = Σⱼ (W·Φ(sᵢ))ⱼ vⱼ, Φ Fourier series of the row of scores sᵢ
+
+    Time: O(N²·C + N²·r·m·G) for m terms and rank r; memory: O(N²·G).
 
     Scores, series and sums are float32 at least. The functions belong to places of one map; see `LearnedActivation`
     for maps of other sizes.
+
+    Facts from the paper; https://github.com/MaitySubhajit/KArAt at 39142d6 (MIT) has no code yet.
 
     Args:
         dim: channels C.
@@ -169,6 +175,11 @@ class KolmogorovArnoldMixer(Mixer):
         )
         self.borrowed: tuple[LearnedActivation, ...] = ()
         self.proj = nn.Linear(dim, dim)
+
+    @property
+    def pair_bytes(self) -> int:
+        """Scores and a term of their series."""
+        return 8 * self.num_heads
 
     @property
     def takes_prefix_tokens(self) -> bool:

@@ -10,10 +10,16 @@ from visionzoo.layers.nhwc import DepthwiseConvNHWC
 
 
 class LargeKernelFfnMixer(Mixer):
-    """Linear layer with batch norm, then depthwise convolutions around an activation; O(N·C·(C + k²)).
+    """Linear layer with batch norm, then depthwise convolutions around an activation.
+
+        y = dwconvₖ(act(dwconvₖ(BN(W x))))
+
+    Time: O(N·C·(C + k²)); memory: O(N·C).
 
     In the dtype of the input. Kernels of 7 and more are trained as the sum of themselves and a 3×3 kernel, each with
     batch norm, which `visionzoo.fuse` makes one; smaller ones have a bias and no norm.
+
+    Facts from https://github.com/ysj9909/FFNet at f3c3e4c (Apache-2.0).
 
     Args:
         dim: channels C.

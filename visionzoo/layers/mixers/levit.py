@@ -11,7 +11,11 @@ from visionzoo.layers.mixers.offset_bias import OffsetBiasMixer
 
 
 class LevitMixer(OffsetBiasMixer):
-    """Every token attends to every token, with a bias for how far apart they are; O(N²·C), and an N×N bias a head.
+    """Every token attends to every token, with a bias for how far apart they are.
+
+        yᵢ = BN(W·act(Σⱼ softmaxⱼ(qᵢ·kⱼ / √D + b(|j - i|)) vⱼ))
+
+    Time: O(N²·C); memory: O(N²·G).
 
     Each linear layer is followed by batch normalisation, and an activation comes before the output projection, so a
     block needs no norm of its own. Queries and keys are narrower than values. Softmax and sums are float32 at least;
@@ -19,6 +23,8 @@ class LevitMixer(OffsetBiasMixer):
 
     The table of biases holds one value for each head and |Δy|, |Δx| on a map of `map_size`. For a map of another size
     it is resized linearly, the largest offset of the one map being that of the other.
+
+    Facts from https://github.com/facebookresearch/LeViT at 3772b8e (Apache-2.0).
 
     Args:
         dim: channels C.

@@ -16,10 +16,13 @@ from visionzoo.layers.mixers.dynamic_local import convolve_by_place
 class LightConvMixer(Mixer):
     """A gated linear unit, a depthwise convolution whose kernel is a softmax over its taps, a linear layer.
 
-    outₚ = W₂ Σₒ softmaxₒ(w)ₒ uₚ₊ₒ over the offsets o of the window, u = GLU(W₁ x), with zeros around the map. The
-    channels of a head share w. Lightweight convolution learns w; dynamic convolution makes it at each place, w = W uₚ.
-    Of windows with k places it is O(N·C·(C + k)) in time; memory is O(N·C), with `dynamic` O(N·(C + G·k)). The softmax
-    and sums over the window are float32 at least, the rest in the dtype of the input or of autocast.
+        yₚ = W₂ Σₒ softmaxₒ(w)ₒ uₚ₊ₒ, u = GLU(W₁ x), w learned or W uₚ
+
+    Time: O(N·C·(C + k)) for windows of k places; memory: O(N·C), with `dynamic` O(N·(C + G·k)).
+
+    The sum is over the offsets o of the window, with zeros around the map; the channels of a head share w. Lightweight
+    convolution learns w, dynamic convolution makes it at each place, w = W uₚ. The softmax and sums over the window are
+    float32 at least, the rest in the dtype of the input or of autocast.
 
     Wu et al., ICLR 2019. Facts from https://github.com/facebookresearch/fairseq at 3d262bb (MIT), the class
     `LightConvEncoderLayer` with `LightweightConv1dTBC` or `DynamicConv1dTBC`. Theirs is along a sequence: that is a

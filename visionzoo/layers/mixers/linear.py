@@ -11,14 +11,18 @@ from torch import Tensor, nn
 
 from visionzoo.kernels import linear_attention
 from visionzoo.kernels.precision import without_autocast
-from visionzoo.layers.features import FEATURE_MAPS, weighted_sums
+from visionzoo.layers.features import FEATURE_MAPS
 from visionzoo.layers.fourier import irfft2, rfft2
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.scores import OffsetTable
 
 
 class LinearMixer(Mixer):
-    """Every token attends to every token by products of features; O(N·C·F) for F features of a head.
+    """Every token attends to every token by products of features.
+
+        yᵢ = φ(qᵢ)·(Σⱼ φ(kⱼ) vⱼᵀ) / φ(qᵢ)·Σⱼ φ(kⱼ)
+
+    Time: O(N·C·F) for F features of a head; memory: O(N·(C + G·F)).
 
     out_i = Σ_j w_ij·v_j / Σ_j w_ij with w_ij = φ(q_i)·φ(k_j), computed as φ(q_i)·(Σ_j φ(k_j) v_jᵀ): no weight is held,
     and memory is O(N·(C + G·F)). Features, sums and states are float32 at least, whatever the input. What the
@@ -59,8 +63,9 @@ class LinearMixer(Mixer):
     """
 
     DENOMINATORS = ("sum", "count", "rms_norm")
-    KERNELS = ("relu", "elu", "softmax")  # feature maps of `visionzoo.kernels.linear_attention`
+    FUSED = ("relu", "elu", "softmax")  # feature maps that `visionzoo.kernels.linear_attention` computes
     EPS = 1e-6  # of the RMS norm
+    EPS_OF_MEANS = 1e-14  # far below what `FeatureMap.denominator` adds to a mean over any number of keys
 
     def __init__(
         self,
@@ -115,52 +120,58 @@ class LinearMixer(Mixer):
         self.check_input(x)
         keys = self.num_heads * self.key_dim
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)) for t in self.qkv(x).split([keys, keys, self.dim], -1))
-        if keep is None and self._has_kernels:
-            return self.proj(linear_attention(q, k, v, feature_map=self.feature_map).flatten(3))
-        given, dtype = q.dtype, torch.promote_types(q.dtype, torch.float32)
-        size = (x.shape[1], x.shape[2])
-        there = None if keep is None else keep[:, None, :, None]  # [B, 1, N, 1]
         with without_autocast(x.device):
-            # [B, H, W, G, D] -> [B, G, N, D]
-            q, k, v = (t.flatten(1, 2).transpose(1, 2).to(dtype) for t in (q, k, v))
-            out = self._attend(q, k, v, size, there)
-        return self.proj(out.transpose(1, 2).flatten(2).unflatten(1, size).to(given))
+            out = self._attend(q, k, v, None if keep is None else keep[..., None, None])
+        return self.proj(out.flatten(3).to(q.dtype))
 
-    @property
-    def _has_kernels(self) -> bool:
-        plain = self.denominator == "sum" and self.position_bias is None
-        return plain and self.key_dim == self.head_dim and self.feature_map in self.KERNELS
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int], there: Tensor | None) -> Tensor:
-        """[B, G, N, V] of queries, keys and values of a map of this size; `there` as `FeatureMap` has it."""
-        count: int | Tensor = k.shape[2]
-        q, k = self.features(q, k, size, there)
-        if there is not None:
-            k, v, count = k * there, v.masked_fill(~there, 0), there.sum(2, keepdim=True, dtype=v.dtype)
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, there: Tensor | None) -> Tensor:
+        """[B, H, W, G, V] of queries, keys [B, H, W, G, D] and values; `there` as `FeatureMap` has it."""
+        size = (q.shape[1], q.shape[2])
+        tokens = size[0] * size[1]
+        count: int | Tensor = tokens
+        feature_map, features = self.feature_map, self.features
+        if there is not None or self.position_bias is not None or feature_map not in self.FUSED:
+            dtype = torch.promote_types(q.dtype, torch.float32)
+            feature_map = "identity"
+            q, k = features(q.flatten(1, 2).to(dtype), k.flatten(1, 2).to(dtype), size, there)
+            if there is not None:
+                count = there.sum(1, keepdim=True, dtype=dtype)  # [B, 1, 1, 1]
+                k = k * (there * (tokens / count))  # means over N keys become those over the ones that are there
+                v = v.masked_fill(~there.unflatten(1, size), 0)
+            q, k = q.unflatten(1, size), k.unflatten(1, size)
         if self.position_bias is None:
-            out, total = weighted_sums(q, k, v, count)
+            eps = self.EPS_OF_MEANS if features.added is None else features.added
+            if self.denominator == "sum" and features.added is not None:
+                return linear_attention(q, k, v, feature_map=feature_map, eps=eps)
+            means, total = linear_attention(q, k, v, feature_map=feature_map, eps=eps, return_weights=True)
+            sums = means * (total + eps)[..., None]
         else:
-            out, total = self._sums_by_offset(q, k, v, size)
+            sums, total = self._sums_by_offset(q, k, v)
         if self.denominator == "sum":
-            return out / self.features.denominator(total, count)
+            return sums / features.denominator(total, count)[..., None]
         if self.denominator == "rms_norm":
-            return out * (out.square().mean(-1, keepdim=True) + self.EPS).rsqrt()
-        return out
+            return sums * (sums.square().mean(-1, keepdim=True) + self.EPS).rsqrt()
+        return sums
 
-    def _sums_by_offset(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """As `weighted_sums`, where weights are multiplied by exp of the table's numbers: Σ_j c(j - i)·φ(k_j) v_jᵀ."""
+    def _sums_by_offset(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean over the keys of values by weights, which are multiplied by exp of the table's numbers, and of weights.
+
+        Of features [B, H, W, G, F] and values [B, H, W, G, V]: φ(q_i)·Σ_j c(j - i)·φ(k_j) v_jᵀ / N, and [B, H, W, G].
+        """
         assert self.position_bias is not None
-        height, width = size
+        height, width = size = (q.shape[1], q.shape[2])
         factors = self.position_bias.resized(size, q.dtype).exp()  # [2H - 1, 2W - 1, G]
         # offset o at o modulo twice the side
         factors = F.pad(factors, (0, 0, 0, 1, 0, 1)).roll((1 - height, 1 - width), (0, 1))
-        terms = k[..., :, None] * torch.cat([v, torch.ones_like(v[..., :1])], -1)[..., None, :]  # [B, G, N, F, V + 1]
-        maps = terms.movedim(1, 2).flatten(2).unflatten(1, size)  # [B, H, W, G·F·(V + 1)]
-        spectrum = rfft2(F.pad(maps, (0, 0, 0, width, 0, height))).unflatten(-1, (self.num_heads, -1))
+        v = v.to(q.dtype)
+        terms = (
+            k[..., :, None] * torch.cat([v, torch.ones_like(v[..., :1])], -1)[..., None, :]
+        )  # [B, H, W, G, F, V + 1]
+        spectrum = rfft2(F.pad(terms.flatten(3), (0, 0, 0, width, 0, height))).unflatten(-1, (self.num_heads, -1))
         spectrum = spectrum * rfft2(factors[None]).conj()[..., None]
         # transforms are orthonormal: a product of two lacks the root of the size, and a mean is over N
         scale = (4 * height * width) ** 0.5 / (height * width)
         state = irfft2(spectrum.flatten(3), 2 * width)[:, :height, :width] * scale
-        state = state.unflatten(-1, (self.num_heads, k.shape[-1], -1)).flatten(1, 2).movedim(2, 1)
+        state = state.unflatten(-1, (self.num_heads, k.shape[-1], -1))
         out, total = (q[..., None, :] @ state).squeeze(-2).split([v.shape[-1], 1], -1)
-        return out, total.clamp(min=0)  # no weight is negative; rounding of transforms may be
+        return out, total.squeeze(-1).clamp(min=0)  # no weight is negative; rounding of transforms may be

@@ -71,9 +71,13 @@ class HeadRouter(nn.Module):
 class MixtureOfHeadsMixer(AggregatedMixer):
     """Aggregated attention whose heads are experts: each token weighs them and takes some only.
 
+        yᵢ = Σ_g gᵢ_g headᵍ(x)ᵢ, g the router's choice for token i
+
+    Time: O(N·(k² + M)·C), without pooled keys O(N²·C); memory: O(N·(k²·C + M·G)), without them O(N²·G).
+
     What a head says to a token is multiplied by a gate, 0 for heads that the token does not take (`HeadRouter`, whose
-    output a forward hook on `router` shows). Heads not taken are computed too, as released: O(N·(k² + M)·C), or O(N²·C)
-    with a reduction of 1, as `AggregatedMixer`. Softmax and sums are float32 at least.
+    output a forward hook on `router` shows). Heads not taken are computed too, as released. Softmax and sums are
+    float32 at least.
 
     Facts from https://github.com/SkyworkAI/MoH at 2cefd57 (Apache-2.0).
 

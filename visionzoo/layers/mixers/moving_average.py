@@ -104,7 +104,11 @@ def _laplace(scores: Tensor) -> Tensor:
 
 
 class MovingAverageMixer(Mixer):
-    """Every token attends to every token, by what moving averages say of their surroundings; O(N²·C).
+    """Every token attends to every token, by what moving averages say of their surroundings.
+
+        y = gate(x, f(q kᵀ + b) v), q and k from damped moving averages of x
+
+    Time: O(N²·C); memory: O(N²).
 
     Tokens are a sequence, row by row. Averages, scores and attention are float32 at least. The attention has one head
     and no softmax unless asked for: every pair has a weight by itself. What a token takes from others replaces it as
@@ -163,6 +167,11 @@ class MovingAverageMixer(Mixer):
         self.gamma = nn.Parameter(0.02 * torch.randn(2, qk_dim))
         self.beta = nn.Parameter(torch.zeros(2, qk_dim))
         self.bias = SequenceBias(size) if position_bias else None
+
+    @property
+    def pair_bytes(self) -> int:
+        """Scores and weights."""
+        return 8
 
     def forward(self, x: Tensor, unnormed: Tensor | None = None) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]; `unnormed` is x before the norm, and x itself where it is not given."""

@@ -13,9 +13,12 @@ from visionzoo.layers.mixers.base import Mixer
 class MultiPoolMixer(Mixer):
     """What the whole map, a segment of it and the neighbours say, pooled, and weighted by the token itself.
 
-    y = proj((g + s)·o + l): g, of all tokens, is attention of their mean query to the keys, which are the values, too;
-    s is the maximum over the token's segment, l over its neighbourhood, o a projection of the token. O(N·C²) for the
-    projections and O(N·C) for the rest, memory O(N·C). Mean and softmax are float32 at least.
+        yᵢ = W((g + sᵢ) ⊙ oᵢ + lᵢ)
+
+    Time: O(N·C²); memory: O(N·C).
+
+    g, of all tokens, is attention of their mean query to the keys, which are the values, too; s is the maximum over the
+    token's segment, l over its neighbourhood, o a projection of the token. Mean and softmax are float32 at least.
 
     Segments are windows of (⌊H/S⌋ + 1)·(⌊W/S⌋ + 1) tokens, the last ones smaller; a map of one row has those of the
     paper, whose tokens are a sequence. Facts from https://github.com/lxchtan/PoNet at cc9a29a (Apache-2.0); windows and

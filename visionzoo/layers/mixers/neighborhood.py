@@ -12,7 +12,11 @@ from visionzoo.layers.position import NeighborhoodBias
 
 
 class NeighborhoodMixer(Mixer):
-    """Each token attends to the k × k tokens nearest to it; O(N·k²·C).
+    """Each token attends to the k × k tokens nearest to it.
+
+        yᵢ = Σ over the k × k nearest of softmaxⱼ(qᵢ·kⱼ / √D + b(j - i)) vⱼ
+
+    Time: O(N·k²·C); memory: O(N·C) in kernels, else O(N·k²·G).
 
     Near the borders the neighborhood is shifted to lie inside the map. With a dilation d the neighbors are d tokens
     apart. With a stride s, groups of s × s tokens share the window of the middle one (GNA), which is the faster, the
@@ -20,6 +24,8 @@ class NeighborhoodMixer(Mixer):
     right up to that before the projection to q, k, v; as in the authors' code (NATTEN before 0.17) the padded tokens
     take part in attention (their keys and values are the biases). The softmax is float32 at least, the rest is in the
     dtype of the input or of autocast.
+
+    Facts from https://github.com/SHI-Labs/Neighborhood-Attention-Transformer at d334f5b (MIT).
 
     Args:
         dim: channels C.
@@ -29,6 +35,7 @@ class NeighborhoodMixer(Mixer):
         stride: tokens s along an axis that share a window, or (vertical, horizontal); at most the kernel.
         relative_position_bias: add a learned number for each offset between query and key and each head.
         qkv_bias: whether the projection to q, k, v has a bias.
+        kv_heads: heads of keys and values, see `Mixer`.
 
     Raises:
         ValueError: if kernel, dilation or stride are not positive, or the stride is larger than the kernel.
@@ -48,8 +55,9 @@ class NeighborhoodMixer(Mixer):
         stride: int | tuple[int, int] = 1,
         relative_position_bias: bool = True,
         qkv_bias: bool = True,
+        kv_heads: int | None = None,
     ):
-        super().__init__(dim, num_heads)
+        super().__init__(dim, num_heads, kv_heads=kv_heads)
         self.kernel_size: tuple[int, int] = to_2tuple(kernel_size)
         self.dilation: tuple[int, int] = to_2tuple(dilation)
         self.window_stride: tuple[int, int] = to_2tuple(stride)
@@ -61,7 +69,7 @@ class NeighborhoodMixer(Mixer):
             raise ValueError(
                 f"NeighborhoodMixer: stride must be from 1 to kernel_size, got {stride=} and {kernel_size=}"
             )
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qkv = nn.Linear(dim, self.qkv_dim, bias=qkv_bias)
         self.relative_position_bias = (
             NeighborhoodBias(self.num_heads, self.kernel_size) if relative_position_bias else None
         )

@@ -13,12 +13,18 @@ from visionzoo.layers.mixers.base import Mixer
 
 
 class NystromMixer(Mixer):
-    """Tokens attend to L landmarks, which attend to all tokens; O(N·L·C) and six products of L×L matrices an iteration.
+    """Tokens attend to L landmarks, which attend to all tokens.
+
+        y = softmax(q k̃ᵀ)·softmax(q̃ k̃ᵀ)⁺·softmax(q̃ kᵀ)·v, q̃ and k̃ means of stretches
+
+    Time: O(N·L·C) and six products of L × L matrices an iteration; memory: O(N·(C + L·G)).
 
     Landmarks are means of stretches of tokens, row by row: of N tokens L - N mod L stretches are ⌊N / L⌋ long, those
     after them longer by one. With landmarks q̃, k̃ the output is softmax(q·k̃ᵀ)·A⁺·softmax(q̃·kᵀ)·v for A =
     softmax(q̃·k̃ᵀ), whose pseudo-inverse A⁺ is iterated from Aᵀ over its largest column sum, of each sample and head.
     Softmax, inverse and sums are float32 at least. Prefix tokens are queries and keys like others, and in no landmark.
+
+    Facts from https://github.com/mlpen/Nystromformer at 5689313 (Apache-2.0).
 
     Args:
         dim: channels C.

@@ -57,6 +57,11 @@ class OffsetBiasMixer(Mixer):
         index = offset_index(self.map_size, self.stride, device)
         return F.pad(index, (0, -index.shape[1] % 16))
 
+    @property
+    def pair_bytes(self) -> int:
+        """Biases, in half precision at least, and where they stand in the table, in eight bytes."""
+        return (8 + 2 * self.num_heads) // self.stride**2
+
     @torch.no_grad()
     def precompute(self) -> None:
         """Keep the biases of the map that the table is for, for inference with these weights (`visionzoo.fuse`)."""

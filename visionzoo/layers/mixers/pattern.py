@@ -25,8 +25,11 @@ class Seen(NamedTuple):
 class PatternMixer(Mixer):
     """Each token attends to the tokens and summaries that a fixed pattern shows it, under one softmax.
 
-    outᵢ = Σ_{j ∈ P(i)} softmax_j(D^-½ qᵢ·kⱼ) vⱼ, where P(i) is the union of `parts`. Of M keys for a token it is
-    O(N·C·(C + M)), and as many scores N·G·M are held, in float32 at least. The parts, and their M:
+        yᵢ = Σ over j ∈ P(i) of softmaxⱼ(qᵢ·kⱼ / √D) vⱼ
+
+    Time: O(N·C·(C + M)) for M keys of a token; memory: O(N·(C + M·G)).
+
+    P(i) is the union of `parts`. Scores are held, in float32 at least. The parts, and their M:
 
     - "row" and "column": the tokens of the own one; W and H;
     - "band": those less than W places away in row-major order; up to 2W - 1 (3W are held);
@@ -63,6 +66,7 @@ class PatternMixer(Mixer):
         cell_size: side of "cells".
         summary_columns: of "last_columns"; all where the map has fewer.
         qkv_bias: whether the projection to q, k, v has a bias.
+        kv_heads: heads of keys and values, see `Mixer`.
 
     Raises:
         ValueError: if a part is unknown or repeated, there is none, or a size is not positive.
@@ -83,8 +87,9 @@ class PatternMixer(Mixer):
         cell_size: int = 4,
         summary_columns: int = 1,
         qkv_bias: bool = True,
+        kv_heads: int | None = None,
     ):
-        super().__init__(dim, num_heads)
+        super().__init__(dim, num_heads, kv_heads=kv_heads)
         if not parts or len(set(parts)) < len(parts) or not set(parts) <= set(self.PARTS):
             raise ValueError(f"PatternMixer: parts must be different names of {tuple(self.PARTS)}, got {parts=}")
         if min(radius, cell_size, summary_columns) < 1:
@@ -94,7 +99,7 @@ class PatternMixer(Mixer):
             )
         self.parts, self.count_once = tuple(parts), count_once
         self.radius, self.cell_size, self.summary_columns = radius, cell_size, summary_columns
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qkv = nn.Linear(dim, self.qkv_dim, bias=qkv_bias)
         self.cell_weight = (
             nn.Parameter(torch.full((cell_size, cell_size), cell_size**-2.0)) if "cells" in parts else None
         )

@@ -9,7 +9,13 @@ from visionzoo.layers.mixers.base import Mixer
 
 
 class PoolMixer(Mixer):
-    """Mean over a square neighbourhood, minus the token itself; no parameters, O(N·C·k²), in the dtype of the input.
+    """Mean over a square neighbourhood, minus the token itself; no parameters, in the dtype of the input.
+
+        yᵢ = mean over the k × k nearest of x - xᵢ
+
+    Time: O(N·C·k²); memory: O(N·C).
+
+    Facts from https://github.com/sail-sg/poolformer at a075575 (Apache-2.0).
 
     Args:
         dim: channels; only checked.

@@ -14,7 +14,11 @@ from visionzoo.layers.padding import crop, pad_to_multiple
 
 
 class RoutedMixer(Mixer):
-    """Each region attends to the k regions that its mean query likes best; O(N·k·N/S²·C) for S² regions.
+    """Each region attends to the k regions that its mean query likes best.
+
+        yᵢ = Σ over the k regions that i's region likes of softmaxⱼ(qᵢ·kⱼ / √C) vⱼ + dwconv(v)
+
+    Time: O(N·k·N/S²·C) for S² regions; memory: O(N·C) in kernels, else O(N·k·N/S²·G).
 
     Scores and softmax are float32 at least, the rest is in the dtype of the input or of autocast.
 
@@ -23,6 +27,8 @@ class RoutedMixer(Mixer):
     and segmentation code the padded tokens then count like others: in the region means, as keys and values, and in
     the position term.
 
+    Facts from https://github.com/rayleizhu/BiFormer at 1697bbb (MIT).
+
     Args:
         dim: channels C.
         num_heads: attention heads.
@@ -30,6 +36,7 @@ class RoutedMixer(Mixer):
         topk: regions that a region attends to, from 1 to their number.
         scale: of routing scores and of attention; None means dim^-½ (of all channels, as released).
         qkv_bias: whether the projection to q, k, v has a bias.
+        kv_heads: heads of keys and values, see `Mixer`.
         lepe_kernel: kernel of the depthwise convolution of v that is added before the output projection (locally
             enhanced position encoding); odd, or None for none.
         mask_padding: leave padded tokens out of means, attention and position term instead.
@@ -53,8 +60,9 @@ class RoutedMixer(Mixer):
         qkv_bias: bool = True,
         lepe_kernel: int | None = 5,
         mask_padding: bool = False,
+        kv_heads: int | None = None,
     ):
-        super().__init__(dim, num_heads)
+        super().__init__(dim, num_heads, kv_heads=kv_heads)
         self.check_kernels(lepe_kernel=lepe_kernel)
         self.regions: tuple[int, int] = to_2tuple(regions)
         if min(self.regions) < 1:
@@ -67,7 +75,7 @@ class RoutedMixer(Mixer):
         self.topk = topk
         self.scale = dim**-0.5 if scale is None else scale
         self.mask_padding = mask_padding
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qkv = nn.Linear(dim, self.qkv_dim, bias=qkv_bias)
         self.lepe = DepthwiseConvNHWC(dim, lepe_kernel) if lepe_kernel else None
         self.proj = nn.Linear(dim, dim)
 

@@ -36,7 +36,11 @@ MAX_SCORES = 2**26  # that are held at once; of more, queries come in portions, 
 
 
 class ScoreMixer(Mixer):
-    """Every token weighs every token: weights are a normaliser of scores of query and key; O(N²·C).
+    """Every token weighs every token: weights are a normaliser of scores of query and key.
+
+        yᵢ = Σⱼ normaliser(score(qᵢ, ·))ⱼ vⱼ
+
+    Time: O(N²·C); memory: O(N·C), with about 2²⁶ scores at once.
 
     out_i = Σ_j w_ij·v_j, w_i = normaliser(s_i), s_ij = score(q_i, k_j). About 2²⁶ scores are held at once: of larger
     maps queries come in portions, once more in the backward pass, so that time grows with N² and memory with N. Under
@@ -81,6 +85,7 @@ class ScoreMixer(Mixer):
             collisions take normalisers that shifts do not change.
         normaliser: a name of `visionzoo.layers.normalisers.NORMALISERS`.
         qkv_bias: whether the projection to q, k, v has a bias.
+        kv_heads: heads of keys and values, see `Mixer`.
         qk_norm: "none", "layer_norm" over D, or "l2": q and k are divided by their lengths, and a factor that each head
             learns, 1 at the start, stands in place of 1 / √D (scores of "dot" only).
         temperature: "none"; "position" for scores times 1 + exp(-exp(β))·log N with a learned β; "query" for this plus
@@ -155,8 +160,9 @@ class ScoreMixer(Mixer):
         value_precision: float = 0.0,
         output_norm: str | None = None,
         output_gelu: bool | None = None,
+        kv_heads: int | None = None,
     ):
-        super().__init__(dim, num_heads)
+        super().__init__(dim, num_heads, kv_heads=kv_heads)
         if output_norm is None:
             own = {"relu": "gated_rms", "standardise": "layer_norm"}
             output_norm = "unit" if score == "collision" else own.get(normaliser, "none")
@@ -210,7 +216,7 @@ class ScoreMixer(Mixer):
         self.score, self.hash_length = score, hash_length
         self.power, self.eps, self.key_steps, self.value_precision = power, eps, key_steps, value_precision
 
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qkv = nn.Linear(dim, self.qkv_dim, bias=qkv_bias)
         normed = qk_norm == "layer_norm"
         self.q_norm = LayerNorm(self.head_dim) if normed else nn.Identity()
         self.k_norm = LayerNorm(self.head_dim) if normed else nn.Identity()

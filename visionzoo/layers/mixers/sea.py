@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionzoo.kernels import linear_attention
 from visionzoo.kernels.precision import without_autocast
 from visionzoo.layers.attention import attention_weights
-from visionzoo.layers.features import Favor, weighted_sums
+from visionzoo.layers.features import Favor
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.mixers.score import in_portions
 from visionzoo.layers.outputs import add_term, collecting
@@ -19,17 +20,19 @@ from visionzoo.layers.outputs import add_term, collecting
 class SeaMixer(Mixer):
     """Each token attends to the tokens for which a small network, after linear attention, expects large weights.
 
-    yᵢ = σ(bᵢ)·σ(aᵢ)·Σ_{j ∈ S(i)} softmaxⱼ(qᵢ·kⱼ / √D) vⱼ + (1 - σ(bᵢ))·Σⱼ p̄ⱼ vⱼ. Tokens are one sequence, row by row.
-    FAVOR+ (`visionzoo.layers.features.Favor`) of the values and of coordinates along the sequence, with the values
-    themselves, is encoded; from that, a layer and three convolutions over (queries, cells) make pᵢ, an estimate of
-    attention over `length` cells, stretches of tokens that follow each other. S(i) are the tokens of the largest cells,
-    about `topk` tokens for each head; p̄ is the mean of the estimates, each token with the number of its cell. aᵢ and bᵢ
-    are a layer of the encoding.
+        yᵢ = σ(bᵢ)·σ(aᵢ)·Σ_{j ∈ S(i)} softmaxⱼ(qᵢ·kⱼ / √D) vⱼ + (1 - σ(bᵢ))·Σⱼ p̄ⱼ vⱼ
 
-    The estimate is O(N·length·G·(D + G)) in time and O(N·G·length) in memory. The authors' CUDA kernels then visit S(i)
-    alone; here the weights of all pairs are computed and hidden: O(N²·C), with about 2²⁶ of them held at once, in
-    portions that are computed once more in the backward pass. Features, softmaxes and sums are float32 at least, the
-    layers of the network have the dtype of the input or of autocast.
+    Time: O(N²·C + N·L·G·(D + G)) for L = `length`; memory: O(N·L·G), with about 2²⁶ weights at once.
+
+    Tokens are one sequence, row by row. FAVOR+ (`visionzoo.layers.features.Favor`) of the values and of coordinates
+    along the sequence, with the values themselves, is encoded; from that, a layer and three convolutions over (queries,
+    cells) make pᵢ, an estimate of attention over `length` cells, stretches of tokens that follow each other. S(i) are
+    the tokens of the largest cells, about `topk` tokens for each head; p̄ is the mean of the estimates, each token with
+    the number of its cell. aᵢ and bᵢ are a layer of the encoding.
+
+    The authors' CUDA kernels visit S(i) alone; here the weights of all pairs are computed and hidden, in portions that
+    are computed once more in the backward pass. Features, softmaxes and sums are float32 at least, the layers of the
+    network have the dtype of the input or of autocast.
 
     No gradient passes through the choice. The network learns from p̄, from a and b, and from the term "estimation" in
     the loss of models that collect terms: 0.1·KL + squared error of the estimate for this mixer's own attention, which
@@ -129,9 +132,10 @@ class SeaMixer(Mixer):
         return self.proj(out.transpose(1, 2).flatten(2).to(given)).view(x.shape)
 
     def _linear_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k = self.features(q, k, (1, k.shape[2]), None)
-        out, total = weighted_sums(q, k, v, k.shape[2])
-        return out / total
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, N, G, D]
+        q, k = self.features(q, k, (1, k.shape[1]), None)
+        q, k, v = (t.unsqueeze(1) for t in (q, k, v))
+        return linear_attention(q, k, v, feature_map="identity", eps=0.0).squeeze(1).transpose(1, 2)
 
     def _encoded(self, x: Tensor) -> Tensor:
         """[B, G, N, 3·D] to [B, G, N, 2·D]."""

@@ -14,10 +14,16 @@ PARTIAL_RATIO = 1 / 4.67  # of the channels, the paper's choice
 
 
 class SingleHeadMixer(Mixer):
-    """The first channels attend with one head, the others pass by; then all are projected; O(N²·P) for P channels.
+    """The first channels attend with one head, the others pass by; then all are projected.
+
+        y = W·[attention(x₁), x₂], x₁ a fifth of the channels
+
+    Time: O(N·C² + N²·P) for P channels; memory: O(N·C).
 
     The part is normalised over height, width and its channels, and each linear layer is followed by batch
     normalisation. There is no position term. Softmax and sums are float32 at least.
+
+    Facts from https://github.com/ysj9909/SHViT at 6a729cc (MIT).
 
     Args:
         dim: channels C.

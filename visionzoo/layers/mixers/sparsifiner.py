@@ -94,7 +94,11 @@ class ConnectionPredictor(nn.Module):
 
 
 class SparsifinerMixer(Mixer):
-    """Every token attends to the tokens that are predicted to matter to it; O(N²·C), masked.
+    """Every token attends to the tokens that are predicted to matter to it.
+
+        yᵢ = Σ over j ∈ top(predicted aᵢ) of softmaxⱼ(qᵢ·kⱼ / √D) vⱼ
+
+    Time: O(N²·C); memory: O(N²·G).
 
     A query of the map sees the keys to which its approximate attention (`ConnectionPredictor`) is largest, prefix
     tokens see all. As released, all products are computed and the others hidden: what could be saved, is not. As
@@ -103,6 +107,8 @@ class SparsifinerMixer(Mixer):
     In training the choice has the approximation's gradient, where the authors train the predictor by attention's
     reconstruction alone; that is the term "attention" of the loss: squared differences to full attention, summed over
     heads, queries and keys, as a mean over images. Scores, softmax and sums are float32 at least.
+
+    Facts from https://github.com/lim142857/Sparsifiner at 9a11e26 (MIT).
 
     Args:
         dim: channels C.
@@ -169,6 +175,11 @@ class SparsifinerMixer(Mixer):
             threshold=threshold,
         )
         self.proj = nn.Linear(dim, dim)
+
+    @property
+    def pair_bytes(self) -> int:
+        """Approximate weights, their order and its inverse, of eight bytes each."""
+        return 20 * self.num_heads
 
     @property
     def takes_prefix_tokens(self) -> bool:

@@ -13,10 +13,16 @@ from visionzoo.layers.padding import pad_to_size
 
 
 class SpatialReductionMixer(Mixer):
-    """Every token attends to a smaller map: one key for each patch of r×r tokens; O(N²·C/r²), or O(N·s²·C) pooled.
+    """Every token attends to a smaller map: one key for each patch of r×r tokens.
+
+        yᵢ = Σⱼ softmaxⱼ(qᵢ·kⱼ / √D) vⱼ over one key for each r × r patch
+
+    Time: O(N²·C/r²), pooled O(N·s²·C); memory: O(N·C).
 
     The rows and columns after the last whole patch have no part in the keys, as released; a map smaller than a patch is
     padded with zeros to one. Softmax is float32 at least.
+
+    Facts from https://github.com/whai362/PVT at 57e2dfa (Apache-2.0).
 
     Args:
         dim: channels C.
@@ -25,6 +31,7 @@ class SpatialReductionMixer(Mixer):
         pool_size: side s of the map that average pooling, in the place of the patches, reduces any map to (7 in
             PVTv2-Linear); None for patches.
         qkv_bias: whether the projections to q and to k, v have a bias.
+        kv_heads: heads of keys and values, see `Mixer`.
 
     Raises:
         ValueError: if a size is not positive, or both are given.
@@ -42,8 +49,9 @@ class SpatialReductionMixer(Mixer):
         reduction: int = 1,
         pool_size: int | None = None,
         qkv_bias: bool = True,
+        kv_heads: int | None = None,
     ):
-        super().__init__(dim, num_heads)
+        super().__init__(dim, num_heads, kv_heads=kv_heads)
         if reduction < 1 or (pool_size is not None and pool_size < 1) or (pool_size is not None and reduction > 1):
             raise ValueError(
                 f"SpatialReductionMixer: expected a positive reduction, or a positive pool_size with reduction 1, got "
@@ -53,7 +61,7 @@ class SpatialReductionMixer(Mixer):
         self.pool_size = pool_size
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
         self.sr = ConvNorm(dim, dim, reduction, reduction, norm_layer=LayerNorm) if pool_size or reduction > 1 else None
-        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
+        self.kv = nn.Linear(dim, 2 * self.kv_heads * self.head_dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
     @property
@@ -69,10 +77,9 @@ class SpatialReductionMixer(Mixer):
     def forward(self, x: Tensor, *, keep: Tensor | None = None) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]; `keep` [B, N] is False for tokens that others do not see."""
         self.check_input(x)
-        heads = (self.num_heads, self.head_dim)
-        q = self.q(x).unflatten(-1, heads).flatten(1, 2).transpose(1, 2)  # [B, G, N, D]
-        kv = self.kv(self._reduce(x)).unflatten(-1, (2, *heads)).flatten(1, 2)  # [B, N', 2, G, D]
-        k, v = kv.transpose(1, 3).unbind(2)  # [B, G, N', D]
+        q = self.q(x).unflatten(-1, (self.num_heads, -1)).flatten(1, 2).transpose(1, 2)  # [B, G, N, D]
+        kv = self.kv(self._reduce(x)).unflatten(-1, (2, self.kv_heads, -1)).flatten(1, 2)  # [B, N', 2, kv_heads, D]
+        k, v = self.repeat_heads(kv).transpose(1, 3).unbind(2)  # [B, G, N', D]
         out = attend(q, k, v, bias=hide(keep, q.dtype))
         return self.proj(out.transpose(1, 2).reshape(x.shape))
 

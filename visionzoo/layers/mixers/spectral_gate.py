@@ -14,8 +14,14 @@ from visionzoo.layers.position import resize_table
 class SpectralGateMixer(Mixer):
     """Each channel is multiplied, at each frequency, by a learned complex number: a circular convolution of map size.
 
-    O(N·C·log N). The transforms are in float32 at least, whatever the dtype. The filter is made for maps of one size;
+        y = F⁻¹(W ⊙ F x)
+
+    Time: O(N·C·log N); memory: O(N·C).
+
+    The transforms are in float32 at least, whatever the dtype. The filter is made for maps of one size;
     for others it is interpolated (bicubic, with the lowest and the highest frequencies staying what they are).
+
+    Facts from https://github.com/badripatro/SpectFormers at b6cf487 (no licence).
 
     Args:
         dim: channels C.

@@ -9,9 +9,15 @@ from visionzoo.layers.mixers.base import Mixer
 
 
 class SubspaceMixer(Mixer):
-    """Attention whose queries, keys and values are one projection; O(N²·C), softmax in float32 at least.
+    """Attention whose queries, keys and values are one projection; softmax in float32 at least.
+
+        y = W Σ_g Zᵍ softmax(Zᵍᵀ Zᵍ / √D), Zᵍ = Uᵍᵀ x
+
+    Time: O(N²·C); memory: O(N·C).
 
     Each head is a subspace, and tokens that are alike in it are drawn together (multi-head subspace self-attention).
+
+    Facts from https://github.com/Ma-Lab-Berkeley/CRATE at 674408f (MIT).
 
     Args:
         dim: channels C.

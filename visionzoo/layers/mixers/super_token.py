@@ -16,13 +16,19 @@ from visionzoo.layers.padding import crop, neighbours, pad_to_multiple
 class SuperTokenMixer(Mixer):
     """Tokens are gathered into super tokens, one for each cell of the map, which attend to each other.
 
+        y = Q·attention(Qᵀ x / Qᵀ 1), Q the memberships of tokens in super tokens
+
+    Time: O(N·C²/s² + N·9·C + N²·C/s⁴); memory: O(N·C).
+
     A super token starts as the mean of its cell of s² tokens. Each token then belongs, by a softmax over products with
     the 9 super tokens around it, to all of them, and a super token becomes the mean of what belongs to it. After their
     attention the same memberships bring them back to the tokens. No gradient passes through the memberships.
 
-    O(N·C² / s² + N·9·C + N²·C / s⁴), softmax in float32 at least. As released, a map that the cells do not divide is
+    Softmax is float32 at least. As released, a map that the cells do not divide is
     padded with zeros at the bottom and right, which belong to super tokens too, and so do super tokens of zeros around
     the map, whose share is lost.
+
+    Facts from https://github.com/hhb072/STViT at c9ed9a4 (no licence).
 
     Args:
         dim: channels C.

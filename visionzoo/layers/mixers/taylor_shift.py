@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionzoo.kernels.precision import without_autocast
-from visionzoo.layers.features import weighted_sums
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.padding import is_symbolic
 
@@ -15,10 +14,16 @@ from visionzoo.layers.padding import is_symbolic
 class TaylorShiftMixer(Mixer):
     """Every token attends to every token with weights a·s² + b·s + c of the scores s, divided by their sum.
 
+        yᵢ = Σⱼ (½sᵢⱼ² + sᵢⱼ + 1) vⱼ / Σⱼ (½sᵢⱼ² + sᵢⱼ + 1), s = τ·cos(qᵢ, kⱼ)
+
+    Time: O(N²·C) or O(N·C·D²), whichever is less; memory: O(N²·G) or O(N·G·D²).
+
     It is computed in the cheaper of two forms, which are equal: directly in O(N²·C), or in O(N·C·D²) for heads of width
     D as linear attention over the D² + D + 1 products that the polynomial is made of. Scores and sums are float32 at
     least, whatever the input. torch.export for maps of any size cannot ask for the number of tokens, and takes the
     direct form unless `threshold` is below 1.
+
+    Facts from https://github.com/tobna/TaylorShift at b290faa (MIT).
 
     Args:
         dim: channels C.
@@ -112,7 +117,8 @@ class TaylorShiftMixer(Mixer):
         q, k = torch.cat([a * _pairs(q), b * q, c * one], -1), torch.cat([_pairs(k), k, one], -1)
         if there is not None:
             k = k * there
-        out, total = weighted_sums(q, k, v, v.shape[2])
+        state = k.mT @ torch.cat([v, one], -1) / v.shape[2]  # means: their size does not grow with the map
+        out, total = (q @ state).split([v.shape[-1], 1], -1)
         return out / total
 
 

@@ -85,13 +85,15 @@ class Centroids(nn.Module):
 class KMeansMixer(Mixer):
     """Attention within clusters of alike queries and keys (Routing Transformer, arXiv:2003.05997).
 
-    outᵢ = Σ_{c: i ∈ Qc} softmax_{j ∈ Kc}(D^-½ qᵢ·kⱼ) vⱼ / (nᵢ + 10⁻⁵): Qc and Kc are the w queries and keys nearest in
-    direction to centroid c of the head, so that clusters are of one size; nᵢ is the number of clusters that took query
-    i, which may be none: then it is 0. O(N·C·(C + K) + K·w²·C), with w = N/K, as by default, O(N²·C/K); √N clusters are
-    cheapest. Memory is that of the clusters, K·w·C, and of N·G·K products. Routing and sums are float32 at least, the
-    rest in the dtype of the input or of autocast. No gradient reaches the choice; centroids move in training
-    (`Centroids`), and a model that collects terms gets `commitment`, the mean squared distance of unit queries and keys
-    to their centroid.
+        yᵢ = Σ_{c: i ∈ Qc} Σ_{j ∈ Kc} softmaxⱼ(qᵢ·kⱼ / √D) vⱼ / (nᵢ + 10⁻⁵)
+
+    Time: O(N·C·(C + K) + K·w²·C), with w = N/K O(N²·C/K); memory: O(K·w·C + N·G·K).
+
+    Qc and Kc are the w queries and keys nearest in direction to centroid c of the head, so that clusters are of one
+    size, N/K by default; nᵢ is the number of clusters that took query i, which may be none: then yᵢ is 0. √N clusters
+    are cheapest. Routing and sums are float32 at least, the rest in the dtype of the input or of autocast. No gradient
+    reaches the choice; centroids move in training (`Centroids`), and a model that collects terms gets `commitment`, the
+    mean squared distance of unit queries and keys to their centroid.
 
     Facts from https://github.com/lucidrains/routing-transformer at 3f6c461 (MIT), `KmeansAttention` without causal
     masks. There the centroids start from tokens of any length and move on the backward pass; here from unit ones, on
@@ -181,10 +183,13 @@ class KMeansMixer(Mixer):
 class ExpertChoiceMixer(Mixer):
     """Each head attends among the tokens that it chooses (MoSA, arXiv:2505.00315).
 
-    out = Σ_g Sᵍ (rᵍ ⊙ softmax(D^-½ Qᵍ Kᵍᵀ) Vᵍ) Oᵍ: head g takes the k tokens with the largest rᵍ = sigmoid(x·wᵍ),
-    projects these alone to Qᵍ, Kᵍ and Vᵍ, and adds what they see to their places (Sᵍ). Tokens that no head takes get 0.
-    With k = N/s for a sparsity s it is O(N·C²/s + N²·C/s²); memory is that of the chosen tokens, N·G·C/s. Routing and
-    the sum over heads are float32 at least, the rest in the dtype of the input or of autocast.
+        y = Σ_g Sᵍ(rᵍ ⊙ softmax(Qᵍ Kᵍᵀ / √D) Vᵍ) Oᵍ, head g chooses its k tokens by rᵍ
+
+    Time: O(N·C²/s + N²·C/s²); memory: O(N·G·C/s).
+
+    Head g takes the k = N/s tokens with the largest rᵍ = sigmoid(x·wᵍ), s being the sparsity, projects these alone to
+    Qᵍ, Kᵍ and Vᵍ, and adds what they see to their places (Sᵍ). Tokens that no head takes get 0. Routing and the sum
+    over heads are float32 at least, the rest in the dtype of the input or of autocast.
 
     Facts from https://github.com/piotrpiekos/MoSA at f6dc4bc (MIT), `PureMoSA`; without its causal mask and rotary
     embedding of the place in the sequence, which are for text.

@@ -14,7 +14,11 @@ from visionzoo.layers.position import RelativePositionBias
 
 
 class WindowMixer(Mixer):
-    """Tokens attend to the tokens of their window; O(N·w²·C), softmax in float32 at least.
+    """Tokens attend to the tokens of their window; softmax in float32 at least.
+
+        yᵢ = Σ over i's window of softmaxⱼ(qᵢ·kⱼ / √D + b(j - i)) vⱼ
+
+    Time: O(N·w²·C); memory: O(N·C) in kernels, else O(N·w²·G).
 
     A map that the window does not divide is padded with zeros at the bottom and right before the projection to
     q, k, v. As released the padded tokens take part in attention (their keys and values are the biases).
@@ -23,6 +27,9 @@ class WindowMixer(Mixer):
     with those left over at the other border, in which tokens from different borders do not see each other. Along an
     axis where the map is one window at most, nothing is shifted.
 
+    Facts from https://github.com/dingmyu/davit at fc79470 (MIT) and https://github.com/microsoft/Swin-Transformer at
+    f82860b (MIT).
+
     Args:
         dim: channels C.
         num_heads: attention heads.
@@ -30,6 +37,7 @@ class WindowMixer(Mixer):
         shift_size: from 0 to w - 1; None means half a window.
         relative_position_bias: add a learned number for each offset between query and key and each head.
         qkv_bias: whether the projection to q, k, v has a bias.
+        kv_heads: heads of keys and values, see `Mixer`.
         mask_padding: leave padded tokens out of attention instead.
         head_dim: width of a head; None means C / num_heads.
 
@@ -52,8 +60,9 @@ class WindowMixer(Mixer):
         qkv_bias: bool = True,
         mask_padding: bool = False,
         head_dim: int | None = None,
+        kv_heads: int | None = None,
     ):
-        super().__init__(dim, num_heads, head_dim=head_dim)
+        super().__init__(dim, num_heads, head_dim=head_dim, kv_heads=kv_heads)
         if window_size < 1:
             raise ValueError(f"{type(self).__name__}: window_size must be positive, got {window_size=}")
         if shift_size is None:
@@ -66,7 +75,7 @@ class WindowMixer(Mixer):
         self.shift_size = shift_size
         self.mask_padding = mask_padding
         inner_dim = self.num_heads * self.head_dim
-        self.qkv = nn.Linear(dim, 3 * inner_dim, bias=qkv_bias)
+        self.qkv = nn.Linear(dim, self.qkv_dim, bias=qkv_bias)
         self.relative_position_bias = (
             RelativePositionBias(self.num_heads, window_size) if relative_position_bias else None
         )
