@@ -272,7 +272,7 @@ def best_in(config: TrainConfig, val_set: Any) -> str:
 
 
 def updates(batches: int, config: TrainConfig) -> int:
-    """Return how many updates so many batches make."""
+    """Return the number of updates that a number of batches makes."""
     return math.ceil(batches / config.fit.grad_accum_steps)
 
 
