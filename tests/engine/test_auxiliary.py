@@ -168,7 +168,7 @@ def test_what_is_evaluated_and_exported_gives_logits(early, tmp_path):
     result = train(early(epochs=2, lr=3e-3, model_ema=True, model_ema_decay=0.5))
     folder = tmp_path / "output/run"
     flags = ["--checkpoint", str(folder / "last.pth.tar"), "--device", "cpu"]
-    data = ["--data-dir", str(early().data_dir), "-b", "9", "-j", "0", "--results-file", str(tmp_path / "r.json")]
+    data = ["--data-dir", str(early().data.data_dir), "-b", "9", "-j", "0", "--results-file", str(tmp_path / "r.json")]
     assert run_tool("eval", *flags, *data) == 0
     assert json.loads((tmp_path / "r.json").read_text())["top1"] == pytest.approx(result["eval_top1"], abs=0.01)
     assert run_tool("export", *flags, "--format", "pt2", "--output", str(tmp_path / "e")) == 0

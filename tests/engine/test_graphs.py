@@ -11,9 +11,10 @@ from timm.utils import unwrap_model
 from torch.nn.parallel import DistributedDataParallel
 
 from visionzoo.engine.errors import UserError
+from visionzoo.engine.options import changed
 from visionzoo.engine.parallel import Process, start_process
 from visionzoo.engine.recipe import make_optimizer
-from visionzoo.engine.run import Run, check_graphs
+from visionzoo.engine.run import build_run, check_graphs
 from visionzoo.engine.training import Training, train
 from visionzoo.graphs import make_capturable
 from visionzoo.models.biformer import BiFormer
@@ -81,13 +82,13 @@ def test_runs_with_and_without_graphs_take_up_each_other(make_args, tmp_path, re
 
 def without_and_with_graphs(args):
     """Train by DistributedDataParallel, and by recordings, stopped or not; return what both have become here."""
-    process, replicas = start_process(args), []
-    for way, stops in (("ddp", [None]), ("graphs", [None] if args.no_ddp_bb else [4, None])):
+    process, replicas = start_process(args.device.device), []
+    for way, stops in (("ddp", [None]), ("graphs", [None] if args.fit.no_ddp_bb else [4, None])):
         for stop in stops:
-            args.cuda_graphs, args.experiment, args.max_steps, args.resume = way == "graphs", way, stop, "auto"
+            own = {"cuda_graphs": way == "graphs", "experiment": way, "max_steps": stop, "resume": "auto"}
             with pytest.MonkeyPatch.context() as patch:
                 made = tapes(patch)
-                run = Run(args, process)
+                run = build_run(changed(args, **own), process)
                 make_capturable(run.optimizer)  # the same arithmetic
                 Training(run).fit()
         assert isinstance(run.trainable, DistributedDataParallel) is (way == "ddp")

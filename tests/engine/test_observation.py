@@ -261,7 +261,7 @@ def test_a_left_out_update_leaves_no_trace_in_batch_norms(make_args, tmp_path, m
     def wrap(run):
         run.trainable.register_forward_pre_hook(lambda _, images: (overflow(images[0]),))
         run.trainable.overflow = overflow.train()
-        original(run)
+        return original(run)
 
     monkeypatch.setattr(run_module, "_wrap_model", wrap)
     train(make_args(skip_nonfinite=1, epochs=1))

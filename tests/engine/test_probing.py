@@ -86,7 +86,8 @@ def test_a_head_is_trained_with_the_whole_model(make_args, start, tmp_path):
 )
 def test_flags_that_contradict_are_one_message(make_args, flags, message):
     with pytest.raises(UserError, match=message):
-        choose_head(make_args(**flags))
+        args = make_args(**flags)
+        choose_head(args.fit, args.model)
 
 
 @pytest.mark.parametrize(

@@ -303,7 +303,7 @@ class DistillationConfig:
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """Where a run writes, how long it continues, and what it logs, in epochs and updates."""
+    """Where a run writes, how long it trains, and what it logs, in epochs and updates."""
 
     TITLE: ClassVar = "run"
     output: str = flag("where run folders are made (default: output/train)", "", metavar="DIR")

@@ -21,7 +21,7 @@ except ModuleNotFoundError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 MARK = "environment.yaml"  # the first file that a run of ours writes
-WRITTEN = ("run.yaml", "summary.csv", "curves.png")  # and would replace
+WRITTEN = ("args.yaml", "summary.csv", "curves.png")  # and would replace
 
 _held: set[int] = set()
 

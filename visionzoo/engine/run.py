@@ -148,8 +148,8 @@ class Run:
         num_epochs: with cool-down.
         place: where it writes.
         progress: how far it has come.
+        replicas: what joins several processes that train by CUDA graphs.
         reporter: the log, in the primary process only.
-        replicas: what joins the processes under --cuda-graphs.
     """
 
     config: TrainConfig
@@ -167,8 +167,8 @@ class Run:
     num_epochs: int
     place: Place
     progress: Progress
-    reporter: Reporter | None = None
     replicas: Replicas | None = None
+    reporter: Reporter | None = None
 
     @property
     def folder(self) -> Path:
@@ -272,7 +272,7 @@ def best_in(config: TrainConfig, val_set: Any) -> str:
 
 
 def updates(batches: int, config: TrainConfig) -> int:
-    """Return how many updates this many batches make."""
+    """Return the number of updates that a number of batches makes."""
     return math.ceil(batches / config.fit.grad_accum_steps)
 
 
@@ -486,18 +486,18 @@ def _load(task: TrainingTask, weights: dict[str, Any], task_state: dict[str, Any
 
 
 def _wrap_model(run: Run) -> Replicas | None:
-    """Compile and join the processes, in this order, on loaded weights; return what joins them under --cuda-graphs."""
+    """Compile and join the processes, in this order, on loaded weights; return what joins them by CUDA graphs."""
     model, task, process = run.config.model, run.task, run.process
     if model.torchcompile:
         prepare_compiler(model)
         task.compile(backend=model.torchcompile, mode=model.torchcompile_mode)
         task.compile_ema(backend=model.torchcompile, mode=model.torchcompile_mode)
-    fit = run.config.fit
-    if process.distributed and fit.cuda_graphs:
-        return Replicas(run.trainable, broadcast_buffers=not fit.no_ddp_bb)
-    if process.distributed and not fit.fsdp:
+    broadcast_buffers = not run.config.fit.no_ddp_bb
+    if process.distributed and run.config.fit.cuda_graphs:
+        return Replicas(run.trainable, broadcast_buffers=broadcast_buffers)
+    if process.distributed and not run.config.fit.fsdp:
         device_ids = None if process.device.type == "cpu" else [process.device]
-        task.prepare_distributed(device_ids=device_ids, broadcast_buffers=not fit.no_ddp_bb)
+        task.prepare_distributed(device_ids=device_ids, broadcast_buffers=broadcast_buffers)
     return None
 
 
@@ -552,10 +552,10 @@ def check_graphs(config: TrainConfig, process: Process, optimizer: Optimizer) ->
     mode = config.model.torchcompile_mode or ""
     if process.device.type != "cuda":
         raise UserError(f"--cuda-graphs: only launches on a CUDA device can be recorded, this is {process.device}")
-    for name, what in (("fsdp", "fetches weights"), ("sync_bn", "sends statistics")):
-        if getattr(config.fit, name):
+    for flag, what in (("fsdp", "fetches weights"), ("sync_bn", "sends statistics")):
+        if getattr(config.fit, flag):
             raise UserError(
-                f"--cuda-graphs: --{name.replace('_', '-')} {what} between the launches, which is not recorded; leave "
+                f"--cuda-graphs: --{flag.replace('_', '-')} {what} between the launches, which is not recorded; leave "
                 "one of them out"
             )
     if config.fit.grad_checkpointing:
