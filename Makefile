@@ -80,7 +80,7 @@ table: install
 
 # The configs of detection and segmentation, from configs/dense.yaml.
 configs: install
-	$(BIN)/python tools/make_configs.py
+	$(BIN)/python tests/make_configs.py
 
 # Everything on this machine's GPU, into benchmarks/; goes on where it was stopped. BiFormer's authors take part if
 # RIVALS names a checkout of their repository: make bench RIVALS=path/to/BiFormer

@@ -1,19 +1,12 @@
 """The configs of detection and segmentation are those that their table makes."""
 
 import ast
-import importlib.util
-from pathlib import Path
 
-import pytest
+import make_configs
+import yaml
 
-yaml = pytest.importorskip("yaml", reason='needs pip install "visionzoo[train]"')
-
-ROOT = Path(__file__).parents[1]
 BY_HAND = {"mask-rcnn_zoo-biformer_fpn_digits.py", "semantic-fpn_zoo-biformer_digits.py"}
 
-spec = importlib.util.spec_from_file_location("make_configs", ROOT / "tools/make_configs.py")
-make_configs = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(make_configs)
 TABLE = yaml.safe_load(make_configs.TABLE.read_text(encoding="utf-8"))
 
 
