@@ -74,7 +74,7 @@ def test_results_are_the_runs_and_come_as_csv_table_and_picture(command, tmp_pat
     text = document.read_text()
     assert text.startswith("before\n") and text.endswith("<!-- end of tiny -->\nafter\n") and "old" not in text
     assert f"| `{POOL}` | 0.0 | {float(results[0]['top1']):.2f} |" in text
-    assert "2 epochs from nothing for each, batch 4, float32; cpu, torch" in text and "](tiny.png)" in text
+    assert "2 epochs from random weights for each, batch 4, float32; cpu, torch" in text and "](tiny.png)" in text
     assert table(tmp_path / "tiny.csv") == results
     assert (tmp_path / "tiny.png").stat().st_size > 10_000 < (tmp_path / "out/tiny/results.png").stat().st_size
     assert f"{LEVIT} (2 of 2)" in capsys.readouterr().out
@@ -247,6 +247,12 @@ def test_mixers_in_hosts_with_seeds_each_in_a_process(mixers, tmp_path, capsys, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison, "run_tasks", lambda *_, **__: pytest.fail("done again"))
         assert mixers("--jobs", "3", hosts=hosts, seeds=seeds) == 0
+        for name in ("speeds.csv", "growth.csv"):
+            (folder / name).unlink()
+        assert mixers("--jobs", "3", "--report", "--write", str(document), hosts=hosts, seeds=[*seeds, "9"]) == 0
+    text = document.read_text()
+    assert f"{len(models)} of {len(models) * (len(seeds) + 1)} runs are not done yet" in text
+    assert "Speeds and growth are not measured yet." in text and cell in text and ".png" not in text
 
 
 def test_a_run_that_fails_or_dies_is_written_down_and_tried_again(mixers, tmp_path, monkeypatch, capsys):

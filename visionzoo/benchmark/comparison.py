@@ -50,7 +50,20 @@ from visionzoo.text import some
 
 RESULTS, SPEEDS, GROWTH, PICTURE = "results.csv", "speeds.csv", "growth.csv", "results.png"
 NOT_OF_THE_RECIPE = {
-    *("models", "hosts", "mixers", "seeds", "jobs", "write", "config", "output", "experiment", "resume", "workers"),
+    *(
+        "models",
+        "hosts",
+        "mixers",
+        "seeds",
+        "jobs",
+        "write",
+        "report",
+        "config",
+        "output",
+        "experiment",
+        "resume",
+        "workers",
+    ),
     *("model", "model_kwargs", "cache_images"),
 }
 LOADER_SECONDS = 5.0  # how long the loader is watched at most
@@ -115,7 +128,7 @@ def compare(config: CompareConfig) -> list[Row]:
     runs = _runs(config, folder)
     _check(config, folder.name)
     rows = read_rows(folder / RESULTS)
-    todo = _to_do(rows, runs)
+    todo = [] if config.comparison.report else _to_do(rows, runs)
     _try(runs, {model for model, _ in todo})
     _keep_recipe(config, folder)
     if config.train.data.cache_images and todo:
@@ -138,16 +151,21 @@ def compare(config: CompareConfig) -> list[Row]:
         }
         growth = _measured(config, "mixer", mixers, folder / GROWTH, measure_growth)
     models = summarise(wanted, speeds, growth)
-    if trained:
+    if config.comparison.report and not trained:
+        raise UserError(f"--report: none of these {len(runs)} runs is done in {folder}")
+    measured = any(row["train_images_per_second"] for row in models)
+    if measured:
         draw(models, folder / PICTURE)
+    if trained:
         print(table(models))
     if config.comparison.write and trained:
         target = Path(config.comparison.write)
         for name, lines in ((folder.name, wanted), (f"{folder.name}_models", models if apart else [])):
             if lines:
                 _write_rows(lines, target.with_name(f"{name}.csv"))
-        draw(models, target.with_name(f"{folder.name}.png"))
-        text = _written(target, folder.name, section(models, wanted, config, folder.name))
+        if measured:
+            draw(models, target.with_name(f"{folder.name}.png"))
+        text = _written(target, folder.name, section(models, wanted, config, folder.name, len(runs)))
         write_atomically(target, lambda file: file.write(text.encode()))
     print(f"results in {folder}{f', and in {config.comparison.write}' if config.comparison.write and trained else ''}")
     failed = [row for row in [*wanted, *speeds, *growth] if row["status"] != "ok"]
@@ -384,7 +402,8 @@ def _measured(
     rows = read_rows(path)
     specs = {name: own.spec for name, own in things.items()}
     done = {row[what] for row in rows if row["status"] == "ok" and row["spec"] == specs.get(row[what])}
-    tasks: dict[Any, Task] = {name: (call, own) for name, own in things.items() if name not in done}
+    missing = () if config.comparison.report else [name for name in things if name not in done]
+    tasks: dict[Any, Task] = {name: (call, things[name]) for name in missing}
     jobs = (
         None
         if config.comparison.jobs is None

@@ -96,17 +96,28 @@ def _notes(models: Sequence[Row]) -> list[str]:
     return notes + [f"\n\n`{row['model']}`, runs that failed: {row['failed']}." for row in models if row["failed"]]
 
 
-def section(models: Sequence[Row], rows: Sequence[Row], config: CompareConfig, name: str) -> str:
-    """Return the table, how its numbers came about, and the picture, for a Markdown file beside CSV and picture."""
+def section(models: Sequence[Row], rows: Sequence[Row], config: CompareConfig, name: str, runs: int) -> str:
+    """Return the table, how its numbers came about, and the picture, for a Markdown file beside CSV and picture.
+
+    Args:
+        models: a row for each, from `summarise`.
+        rows: of the runs.
+        config: what was compared.
+        name: of CSV and picture.
+        runs: how many there are to be in the end.
+    """
     rows = [row for row in rows if row["status"] == "ok"]
     machines = {f"{r['device']}, torch {r['torch']}, timm {r['timm']}, Python {r['python']}" for r in rows}
     precision = f"{config.train.device.amp_dtype} autocast" if config.train.device.amp else "float32"
     trained = f"{rows[0]['epochs']:g} epochs from random weights for each"
     if config.comparison.seeds:
-        trained += f" of {len(config.comparison.seeds)} seeds (mean ± standard deviation)"
+        seeds = {row["seed"] for row in rows}
+        trained += f" of {len(seeds)} seeds (mean ± standard deviation)" if len(seeds) > 1 else " with one seed"
     if config.comparison.probes:
         epochs = config.comparison.probe_epochs or config.train.schedule.epochs
         trained += f", then {epochs} of each probe on the frozen features of that very model and data set"
+    if len(rows) < runs:
+        trained += f"; {runs - len(rows)} of {runs} runs are not done yet"
     batch = config.train.fit.validation_batch_size or config.train.fit.batch_size
     loader = [row["loader_images_per_second"] for row in rows if row.get("loader_images_per_second")]
     if loader:
@@ -126,6 +137,9 @@ training."""
 Exponents are slopes in log-log of time and memory of a map against its tokens N, of only the mixer with
 {dim} channels, forward and backward, from {smallest:,} to {largest:,} tokens; each step has {largest:,}
 tokens, in many maps or few."""
+    picture = f"![top-1 against throughput]({name}.png)\n\nThe numbers behind the picture: {data}."
+    if not any(row["train_images_per_second"] for row in models):
+        speed, picture = "Speeds and growth are not measured yet.", f"The numbers: {data}."
     return f"""{table(models)}
 
 {trained}, batch {config.train.fit.batch_size}, {precision}; {"; ".join(sorted(machines))}.
@@ -136,9 +150,7 @@ Top-1 is that of the last epoch on the validation split. {speed}
 visionzoo compare {config.train.config or "CONFIG"} --data-dir TRAIN --val-data-dir VALIDATION
 ```
 
-![top-1 against throughput]({name}.png)
-
-The numbers behind the picture: {data}."""
+{picture}"""
 
 
 def draw(models: Sequence[Row], path: Path) -> None:

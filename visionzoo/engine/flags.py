@@ -406,6 +406,7 @@ class ComparisonConfig:
     )
     growth_dim: int = flag("channels of these maps", 128, type=COUNT, metavar="C")
     write: str = flag("put table and picture into this Markdown file, between its marks", "", metavar="FILE")
+    report: bool = switch("lay out what is done so far; train and measure nothing", negatable=False)
 
 
 @dataclass(frozen=True, slots=True)
