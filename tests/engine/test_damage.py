@@ -126,7 +126,7 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch, capsys):
     visionzoo.save_pretrained(model, tmp_path / "there", license="mit")
     assert {path.name for path in (tmp_path / "there").iterdir()} == {"config.json", "README.md", WEIGHTS}
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="or no folder"):
+    with pytest.raises(ValueError, match="is not an empty folder"):
         visionzoo.save_pretrained(model, tmp_path / "file", license="mit")
 
 

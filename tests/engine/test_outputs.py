@@ -124,6 +124,11 @@ def test_eval_names_data_and_split_and_keeps_the_result_on_other_images(place, i
     assert results[3] == results[2] and results[0][0] == results[3][2]
     assert results[0][0]["data"] == str(images) and results[0][0]["split"] == "validation"
     assert results[3][0]["split"] == "train" and results[3][1]["averaged_weights"] is False
+    assert results[0][0]["averaged_weights"] is True
+    state = torch.load(folder / "run/v1.0.pth.tar", weights_only=True)
+    torch.save({name: value for name, value in state.items() if "ema" not in name}, folder / "run/plain.pth.tar")
+    assert run_tool("eval", "--checkpoint", "run/plain.pth.tar", *flags[2:]) == 0
+    assert json.loads((folder / "run/eval-plain.json").read_text())["averaged_weights"] is False
 
 
 @pytest.mark.parametrize(
@@ -172,7 +177,7 @@ def test_a_second_export_replaces_no_other_model(tmp_path, capsys):
     def exported(model, *flags, mean=0.5):
         args = export_parser().parse(["--format", "pt2", *flags])
         description = {"mean": mean, "outputs": [{"name": "logits"}]}
-        write_files(model, tmp_path / "m", Shape(1, (3, 2, 2)), description, args)
+        write_files(model, tmp_path / "m", Shape(1, (3, 2, 2)), description, args.files)
         return content(tmp_path)
 
     before = exported(first)

@@ -21,7 +21,7 @@ from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import Interrupted, UserError
 from visionzoo.engine.flags import train_parser
 from visionzoo.engine.options import changed
-from visionzoo.engine.parallel import Process, launcher, start_process, translate_slurm
+from visionzoo.engine.parallel import launcher, start_process, translate_slurm
 from visionzoo.engine.run import build_run
 from visionzoo.engine.training import Training, train
 from visionzoo.models import _registry
@@ -251,6 +251,6 @@ def test_the_command_to_go_on_starts_as_many_processes(monkeypatch, variables, w
     ],
 )
 def test_what_cannot_be_shared_out_is_refused(make_args, change, message):
-    process = Process(torch.device("cpu"), distributed=bool(change))
+    config = make_args(fsdp=True, **change)
     with pytest.raises(UserError, match=message):
-        sharding.check(make_args(fsdp=True, **change), process.distributed, None)
+        sharding.check(config.device, config.optimizer, bool(change), None)

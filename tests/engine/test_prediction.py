@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -8,7 +9,8 @@ from PIL import Image
 
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.flags import predict_parser
-from visionzoo.engine.prediction import _dimmed, find_images, predict
+from visionzoo.engine.prediction import find_images, predict
+from visionzoo.explanation.pictures import dimmed
 
 
 def predicted(tmp_path, *flags):
@@ -93,8 +95,7 @@ def test_patches_whose_tokens_are_gone_are_dim(images, tmp_path):
 
 
 def test_dimmed_patches_are_those_of_the_mask():
-    data = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-    kept = torch.tensor([[True, False], [True, True], [False, True]])
-    view = _dimmed(torch.ones(3, 40, 32), kept, data)
+    kept = np.array([[True, False], [True, True], [False, True]])
+    view = dimmed(np.ones((40, 32, 3)), kept)
     assert view.shape == (40, 32, 3) and view[:14, :16].min() == 1
     assert view[:14, 16:].max() == pytest.approx(0.2) and view[28:, :16].max() == pytest.approx(0.2)

@@ -122,7 +122,7 @@ def test_what_cannot_be_saved_is_refused(model, tmp_path, change, message):
         visionzoo.save_pretrained(model, tmp_path / "m", **{**OWN, **change})
     (tmp_path / "full").mkdir()
     (tmp_path / "full/x").touch()
-    with pytest.raises(ValueError, match="is not empty"):
+    with pytest.raises(ValueError, match="is not an empty folder"):
         visionzoo.save_pretrained(model, tmp_path / "full", **OWN)
 
 

@@ -21,6 +21,7 @@ TAKE |= {"expert_choice", "kmeans", "score", "taylor_shift"}
 # Mixers in which it matters, but not that of prefix tokens: they take part in all else.
 TAKE_BESIDE = {"injective_linear", "nystrom", "sparsifiner"}
 OPTIONS = {"levit": {"map_size": 4}, "sparsifiner": {"keep_rate": 1.0, "prefix_tokens": 0}}
+OPTIONS["expert_choice"] = {"sparsity": 1}  # all tokens are chosen
 
 
 def _model(**kwargs):

@@ -132,7 +132,8 @@ def test_some_of_the_annotated_classes_may_be_taken(pets):
     ("change", "message"),
     [
         ({"classes": ["soil"]}, r"0.png|1.png has the values \[1\], but there are 1 classes"),
-        ({"zero_is_unlabelled": True, "classes": ["a", "b"]}, None),
+        ({"zero_is_unlabeled": True, "classes": ["a", "b"]}, None),
+        ({"zero_is_unlabelled": True, "classes": ["a", "b"]}, None),  # as it was spelt
         ({"mask_suffix": ".tif"}, r"2 masks are missing, the first is .*0\.tif"),
         (
             {"image_suffix": ".bmp"},
@@ -141,7 +142,7 @@ def test_some_of_the_annotated_classes_may_be_taken(pets):
         ({"classes": None}, r"expected classes: \[\.\.\.\], the names in the order"),
         ({"classes": "soil"}, "expected classes: .*, got 'soil'"),
         ({"classes": [True, False]}, "YAML reads yes, no, on and off as true and false"),
-        ({"zero_is_unlabelled": "false"}, "expected zero_is_unlabelled: true or false, got 'false'"),
+        ({"zero_is_unlabeled": "false"}, "expected zero_is_unlabeled: true or false, got 'false'"),
         ({"root": 5}, "expected root: TEXT, got 5"),
         ({"clases": ["a"]}, "unknown key 'clases' for segmentation; did you mean classes"),
         ({"val": {"images": "val"}}, "expected val: {images: PATH, masks: PATH} for segmentation, got"),

@@ -141,11 +141,11 @@ def test_the_page_shows_what_was_found_over_the_picture(detector, segmentor, sce
     picture = Image.open(scenes / "images/validation/0000.png").convert("RGB")
     for config, checkpoint in ((detector / DETECTION.name, "epoch_1.pth"), (SEGMENTATION, "iter_2.pth")):
         folder = detector if checkpoint == "epoch_1.pth" else segmentor
-        args = view_parser().parse_args([str(config), "--checkpoint", str(folder / checkpoint), "--device", "cpu"])
-        args.score_threshold = 0.0
+        flags = ["--checkpoint", str(folder / checkpoint), "--device", "cpu", "--score-threshold", "0"]
+        given = view_parser().parse([str(config), *flags])
         served = []
         monkeypatch.setattr(prediction, "serve", lambda viewer, *rest, served=served: served.append((viewer, rest)))
-        prediction.view(args)
+        prediction.view(given)
         ((viewer, rest),) = served
         assert rest == ([], "127.0.0.1", 7860) and viewer.title == config.stem
         found = viewer.look(picture)["classes"]
@@ -318,7 +318,7 @@ def test_amp_without_a_gpu_is_refused(scenes, tmp_path, capsys):
 
 
 def test_py_configs_without_openmmlab_name_the_extra(monkeypatch, capsys):
-    monkeypatch.setattr("visionzoo.engine.errors.find_spec", lambda name: None)
+    monkeypatch.setattr("visionzoo.engine.configs.find_spec", lambda name: None)
     assert run_tool("train", str(DETECTION)) == 1
     assert 'pip install "visionzoo[openmmlab]"' in capsys.readouterr().err
 
@@ -659,7 +659,7 @@ def sixteen_bits(folder):
             SEGMENTATION,
             sixteen_bits,
             0,
-            "annotations/train/0002.png: the mask has the labels 259, mmseg reads masks of",
+            "annotations/train/0002.png: the mask has the labels 259, mmseg reads only masks of",
         ),
         (DETECTION, cut_short, 1, "images/train/0002.png: "),
         (

@@ -37,7 +37,7 @@ def test_a_converted_checkpoint_loads_from_its_folder_and_gives_the_authors_logi
     with torch.no_grad():
         assert relative_error(model(record.image()), record.arrays["logits"]) <= record.tolerance()
     code, said = run("convert", "zoo_poolformer_s12", tmp_path / "authors.pth.tar", tmp_path / "out")
-    assert code == 1 and "is not empty" in said
+    assert code == 1 and "is not an empty folder" in said
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_numbers_of_classes_and_folders_that_cannot_be_are_refused(run, tmp_path
     (tmp_path / "file").touch()
     found, said = run("convert", "zoo_poolformer_s12", tmp_path / "x.pth", tmp_path / "file", "--num-classes", classes)
     assert found == code and "Traceback" not in said
-    assert ("--num-classes" if code == 2 else "or no folder; name a new one") in said
+    assert ("--num-classes" if code == 2 else "is not an empty folder; name a new one") in said
 
 
 @pytest.mark.parametrize("name", [*TINY][::8])

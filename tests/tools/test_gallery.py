@@ -29,5 +29,5 @@ def test_the_page_is_what_the_classes_say():
 def test_an_entry_has_cost_paper_and_what_the_mixer_takes(name):
     entry = gallery._entry(name, [])
     assert re.search(r"\n\n    y.* = .*\n\n- Time: O\(N.*\n- Memory: O\(", entry)
-    assert "- Use it for " in entry
+    assert "- When: " in entry
     assert re.search(r"^- Papers?( of its forms)?: \[arXiv:\d{4}\.\d{5}\]\(https://arxiv.org/abs/", entry, re.MULTILINE)

@@ -126,7 +126,7 @@ def _entry(name: str, forms: list[str]) -> str:
     facts = [f"- Time: {costs[0]}", f"- Memory: {costs[1]}"]
     facts += [f"- Paper: {', '.join(map(_link, own))}"] if own else []
     facts += [f"- Papers of its forms: {', '.join(map(_link, others))}"] if others else []
-    facts += [f"- Takes: {'; '.join(takes)}", f"- Use it for {ABOUT[name]}"]
+    facts += [f"- Takes: {'; '.join(takes)}", f"- When: {ABOUT[name]}"]
     facts += [f"- In the comparison as {'; '.join(forms)}"] if forms else []
     return "\n\n".join([*lines, "\n".join(facts)])
 

@@ -69,7 +69,7 @@ def describe_data(coco: Path, masks: Path, output: Path) -> dict[str, Path]:
     detection = {"root": str(coco), "train": split, "val": split}
     split = {"images": str(images), "masks": str(masks / "annotations/training")}
     classes = json.loads((masks / "classes.json").read_text())
-    segmentation = {"root": str(masks), "train": split, "val": split, "classes": classes, "zero_is_unlabelled": True}
+    segmentation = {"root": str(masks), "train": split, "val": split, "classes": classes, "zero_is_unlabeled": True}
     paths = {"detection": output / "detection.yaml", "segmentation": output / "segmentation.yaml"}
     for name, content in (("detection", detection), ("segmentation", segmentation)):
         paths[name].write_text(json.dumps(content))  # JSON is YAML

@@ -179,7 +179,7 @@ def evaluate_checkpoint(config: EvalConfig) -> dict[str, Any]:
     try:
         if config.calibration.exits:
             about |= {"input_size": list(trained.data_config["input_size"]), "checkpoint": result.checkpoint}
-            about |= {"averaged_weights": not result.no_ema, "data": data.data_dir or data.dataset, "split": split}
+            about |= {"averaged_weights": trained.averaged, "data": data.data_dir or data.dataset, "split": split}
             about |= {"batch_size": result.batch_size, "seed": config.device.seed}
             return calibrate_exits(config, model, loader, process, about, progress, files)
         (metrics,) = evaluate(
@@ -204,7 +204,7 @@ def evaluate_checkpoint(config: EvalConfig) -> dict[str, Any]:
         "images": metrics.count,
         "skipped_images": len(dataset.bad_names()) if hasattr(dataset, "bad_names") else 0,
         "checkpoint": result.checkpoint,
-        "averaged_weights": not result.no_ema,
+        "averaged_weights": trained.averaged,
         "data": data.data_dir or data.dataset,
         "split": split,
     }

@@ -553,7 +553,7 @@ class LookConfig(WeightsConfig):
     """Which weights `visionzoo view` looks at, and how it reads images."""
 
     TITLE: ClassVar = "view"
-    no_ema: bool = switch("use the trained weights, not their moving average")
+    no_ema: bool = switch("use the trained weights, not their moving average", negatable=False)
     random_weights: bool = switch("look at a model without weights: where it can look, not what it has learned")
     class_names: str = flag("text file of class names in order, or `imagenet`", "", metavar="FILE")
     topk: int = flag("classes to show", 5, type=COUNT, metavar="K")

@@ -34,7 +34,7 @@ from visionzoo.engine.recorded import (
     take_model,
 )
 from visionzoo.engine.search import find_images
-from visionzoo.models._checkpoint import WeightsError, load_weights, unwrap_state_dict
+from visionzoo.models._checkpoint import EMA_CONTAINERS, WeightsError, load_weights, unwrap_state_dict
 from visionzoo.models._contract import Contract
 from visionzoo.models._hub import READING, not_finite, published
 from visionzoo.models._licenses import NonCommercialError, check
@@ -288,6 +288,7 @@ class Trained:
         args: flags of the training run as far as they may be taken, empty for other weights.
         recorded: all that may be taken of them.
         reading: which of `READING` are given or recorded: how image files are to be read and logits to be understood.
+        averaged: whether the weights are a checkpoint's moving average.
     """
 
     model: nn.Module
@@ -296,6 +297,7 @@ class Trained:
     args: dict[str, Any] = field(default_factory=dict)
     reading: dict[str, Any] = field(default_factory=dict)
     recorded: Recorded = field(default_factory=Recorded)
+    averaged: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -373,7 +375,8 @@ def restore(
     prepared = per_channel(resolve_data_config({**recorded, **given}, model=model))
     if found.left_out:
         print(f"{path}: not taken from its record: {', '.join(found.left_out)}", file=sys.stderr)
-    return _trained(path, reading, model, prepared, found)
+    averaged = not weights.no_ema and any(isinstance(state.get(key), Mapping) for key in EMA_CONTAINERS)
+    return replace(_trained(path, reading, model, prepared, found), averaged=averaged)
 
 
 def untrained(

@@ -22,7 +22,7 @@ def choose_head(fit: FitConfig, model: ModelConfig) -> ModelConfig:
             "whole model with such a head, give --head in place of --probe"
         )
     if fit.probe and fit.head:
-        raise UserError(f"--probe {fit.probe} beside --head {fit.head}: the model has one head; give one of them")
+        raise UserError(f"--probe {fit.probe} together with --head {fit.head}: a model has one head; give one")
     name = fit.head or (fit.probe if fit.probe != "linear" else None)
     if name is None:
         if fit.head_kwargs:

@@ -33,7 +33,7 @@ def use_dataset(cfg: Config, path: str) -> None:
         train: {images: images/training, masks: annotations/training}
         val: {images: images/validation, masks: annotations/validation}
         classes: [soil, crop, weed]
-        zero_is_unlabelled: false    # true: 0 is unlabeled, classes count from 1, as in ADE20K
+        zero_is_unlabeled: false    # true: 0 is unlabeled, classes count from 1, as in ADE20K
         image_suffix: .jpg
         mask_suffix: .png
 
@@ -57,7 +57,7 @@ def use_dataset(cfg: Config, path: str) -> None:
                 type="BaseSegDataset",
                 img_suffix=described.get("image_suffix", ".jpg"),
                 seg_map_suffix=described.get("mask_suffix", ".png"),
-                reduce_zero_label=bool(described.get("zero_is_unlabelled", False)),
+                reduce_zero_label=bool(described.get("zero_is_unlabeled", False)),
             )
             dataset.data_prefix = ConfigDict(img_path=split["images"], seg_map_path=split["masks"])
             for transform in dataset.pipeline:

@@ -9,8 +9,9 @@ from visionzoo.engine.errors import UserError, closest, require
 
 DATASET_KEYS = {
     "detection": ("root", "train", "val", "classes", "background_images", "min_image_size"),
-    "segmentation": ("root", "train", "val", "classes", "zero_is_unlabelled", "image_suffix", "mask_suffix"),
+    "segmentation": ("root", "train", "val", "classes", "zero_is_unlabeled", "image_suffix", "mask_suffix"),
 }
+EARLIER_KEYS = {"zero_is_unlabelled": "zero_is_unlabeled"}  # still read
 SPLIT_KEYS = {"detection": ("images", "annotations"), "segmentation": ("images", "masks")}
 
 
@@ -27,6 +28,7 @@ def read_description(path: Path, task: str) -> dict[str, Any]:
         raise UserError(f"cannot read the dataset {path}: {error}") from error
     if not isinstance(described, dict):
         raise UserError(f"{path}: expected keys and values ({', '.join(DATASET_KEYS[task])}), got {described!r}")
+    described = {EARLIER_KEYS.get(name, name): value for name, value in described.items()}
     for name in described:
         if name not in DATASET_KEYS[task]:
             raise UserError(f"{path}: unknown key {name!r} for {task}{closest(str(name), DATASET_KEYS[task])}")
@@ -34,7 +36,7 @@ def read_description(path: Path, task: str) -> dict[str, Any]:
     for name in ("root", "image_suffix", "mask_suffix"):
         if not isinstance(described.get(name, ""), str):
             raise UserError(f"{path}: expected {name}: TEXT, got {described[name]!r}")
-    for name in ("zero_is_unlabelled", "background_images"):
+    for name in ("zero_is_unlabeled", "background_images"):
         if not isinstance(described.get(name, False), bool):
             raise UserError(f"{path}: expected {name}: true or false, got {described[name]!r}")
     least = described.get("min_image_size", 0)
