@@ -12,6 +12,7 @@ if sys.argv[:1] == ["-m"] and "visionzoo" in sys.orig_argv:  # `python -m vision
 
 from visionzoo import models  # importing it registers the families
 from visionzoo._version import __version__
+from visionzoo.decoders import create_segmentor
 from visionzoo.exits import EarlyExitModel, ExitModel
 from visionzoo.explanation import Explanation, attention_iou, explain_image
 from visionzoo.graphs import graph_training_step
@@ -41,6 +42,7 @@ __all__ = [
     "__version__",
     "attention_iou",
     "backends",
+    "create_segmentor",
     "explain_image",
     "feature_norms",
     "find_register_neurons",

@@ -103,7 +103,7 @@ def segmentor_recipe(name, in_channels, embed_dim, mlp_ratio, reduced=False):
             "backbone": {"reduction_ratios": [2, 2, 1, 1] if reduced else [1, 1, 1, 1]},
             "decode_head": head,
         },
-        image=(2, 3, 256, 256),
+        image=(1, 3, 72, 100),
         run=segment,
         stand_ins=STAND_INS,
     )

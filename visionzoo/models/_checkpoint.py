@@ -68,6 +68,27 @@ class WeightsError(ValueError):
         self.fact = fact
 
 
+class Composite(nn.Module):
+    """A network of several parts, each with tensors named by others: a segmentor of backbone and decoder."""
+
+    def load_parts(
+        self, tensors: Mapping[str, Tensor], where: str, *, strict: bool, allow_partial: bool, **new: bool
+    ) -> LoadReport:
+        """Load a checkpoint's tensors, by whoever's names, into the parts, for `load_weights`.
+
+        Args:
+            tensors: of the checkpoint, with whatever prefixes.
+            where: its origin, for messages.
+            strict: see `load_weights`, as all that follows.
+            allow_partial: accept that less than 90 % are found.
+            new: `new_gates` and so on, for a part that is a model of the zoo.
+
+        Raises:
+            ValueError: if they do not fit; nothing is loaded then.
+        """
+        raise NotImplementedError
+
+
 def load_weights(
     model: nn.Module,
     source: Mapping[str, Any] | str | Path,
@@ -89,7 +110,8 @@ def load_weights(
     reported.
 
     Args:
-        model: a model of the zoo, also inside timm's feature getter, DDP or torch.compile.
+        model: a model of the zoo, also inside timm's feature getter, DDP or torch.compile, or a segmentor
+            (`visionzoo.create_segmentor`).
         source: a state_dict or checkpoint, or the path of one: safetensors, a torch file, or a folder with
             model.safetensors.
         strict: raise if a tensor is missing or unexpected, or the numbers of classes differ. Without it the model
@@ -108,7 +130,14 @@ def load_weights(
         ValueError: if the source cannot be read, is unsafe, or does not fit as above, or the model is on the meta
             device; nothing is loaded then.
     """
-    backbone = unwrap(model)
+    where = "the given state_dict" if isinstance(source, Mapping) else str(source)
+    whole = unwrap(model, (Contract, Composite))
+    if isinstance(whole, Composite):
+        checkpoint = source if isinstance(source, Mapping) else read_checkpoint(source)
+        new = {"new_gates": new_gates, "new_reducers": new_reducers, "new_head": new_head, "new_memory": new_memory}
+        tensors = checkpoint_tensors(checkpoint, use_ema=use_ema)
+        return whole.load_parts(tensors, where, strict=strict, allow_partial=allow_partial, **new)
+    backbone: Contract = whole
     own = backbone.state_dict()
     if on_meta := [name for name, tensor in own.items() if tensor.is_meta]:
         raise ValueError(
@@ -116,7 +145,6 @@ def load_weights(
             f"nothing can be loaded ({some(on_meta, 2)}): call model.to_empty(device='cpu') first, or load before "
             f"the weights are offloaded"
         )
-    where = "the given state_dict" if isinstance(source, Mapping) else str(source)
     checkpoint = source if isinstance(source, Mapping) else read_checkpoint(source)
     tensors, beside = _unwrap_tensors(checkpoint, use_ema)
     state, names = rename(tensors, backbone)
@@ -143,8 +171,8 @@ def load_weights(
     accepted["predictors"] = new_reducers  # of which attention is left out
     parts = {kind: gate_tensors(backbone, place) for kind, place in PUT_IN.items()}
     parts |= {"memory": memory_tensors(backbone), "head": head_tensors(backbone)}
-    new = {kind: names for kind, names in parts.items() if names and not any(name in state for name in names)}
-    put_in = {name for names in new.values() for name in names}
+    untrained = {kind: names for kind, names in parts.items() if names and not any(name in state for name in names)}
+    put_in = {name for names in untrained.values() for name in names}
     missing = [name for name in report.missing if name not in put_in]
     count = len(own) - len(put_in)
     found = count - len(missing)
@@ -154,7 +182,7 @@ def load_weights(
             f"is probably a checkpoint of another model. {report}.",
             "Pass allow_partial=True to load it all the same.",
         )
-    refused = [kind for kind in new if not accepted[kind]]
+    refused = [kind for kind in untrained if not accepted[kind]]
     if strict and (missing or report.unexpected or refused):
         what, advice = "", "Pass strict=False to load what fits."
         if refused and not missing and not report.unexpected:
@@ -185,13 +213,13 @@ def load_weights(
     return report
 
 
-def unwrap(model: nn.Module) -> Contract:
-    """Return the backbone inside DDP, torch.compile and timm's feature getter.
+def unwrap(model: nn.Module, kinds: Any = Contract) -> Any:
+    """Return the backbone inside DDP, torch.compile and timm's feature getter, or what else is of these kinds.
 
     Raises:
         ValueError: if there is none.
     """
-    while not isinstance(model, Contract):
+    while not isinstance(model, kinds):
         for attribute in ("module", "_orig_mod", "model"):
             inner = getattr(model, attribute, None)
             if isinstance(inner, nn.Module):
@@ -268,8 +296,12 @@ def unwrap_state_dict(checkpoint: Mapping[str, Any], *, use_ema: bool = True) ->
     return tensors
 
 
-def _unwrap_tensors(checkpoint: Mapping[str, Any], use_ema: bool) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the wrapped model's tensors, and the names of those beside it."""
+def checkpoint_tensors(checkpoint: Mapping[str, Any], *, use_ema: bool) -> dict[str, Tensor]:
+    """Take the tensors out of a checkpoint's containers; their names keep wrappers' prefixes.
+
+    Raises:
+        ValueError: if there are no tensors.
+    """
     state: Mapping[str, Any] = checkpoint
     for _ in range(3):  # containers in containers
         for key in (*EMA_CONTAINERS, *CONTAINERS) if use_ema else CONTAINERS:
@@ -284,6 +316,12 @@ def _unwrap_tensors(checkpoint: Mapping[str, Any], use_ema: bool) -> tuple[dict[
     }
     if not tensors:
         raise ValueError(f"the checkpoint holds no tensors; its entries are {some(checkpoint)}")
+    return tensors
+
+
+def _unwrap_tensors(checkpoint: Mapping[str, Any], use_ema: bool) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the wrapped model's tensors, and the names of those beside it."""
+    tensors = checkpoint_tensors(checkpoint, use_ema=use_ema)
     beside: list[str] = []
     stripped = True
     while stripped:
@@ -300,11 +338,12 @@ def _unwrap_tensors(checkpoint: Mapping[str, Any], use_ema: bool) -> tuple[dict[
     return tensors, beside
 
 
-def rename(state: Mapping[str, Tensor], model: Contract) -> tuple[dict[str, Tensor], str]:
+def rename(state: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], str]:
     """Give the tensors our names, by the table of the model that fits most of them; return them and whose they were."""
     own = model.state_dict()
     best, best_names, best_count = dict(state), "visionzoo", -1
-    for names, table in {"visionzoo": [], **model.CHECKPOINT_KEYS}.items():
+    tables: Mapping[str, Sequence[tuple[str, Any]]] = getattr(model, "CHECKPOINT_KEYS", {})
+    for names, table in {"visionzoo": [], **tables}.items():
         renamed: dict[str, Tensor] = {}
         try:
             for name, value in state.items():

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from visionzoo.layers.attention import attend
 from visionzoo.layers.mixers.base import Mixer
+from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.padding import pad_to_size
 
 
@@ -29,6 +30,7 @@ class EmbeddingFreeMixer(Mixer):
         reduction: side r of the patches; 1 for every token.
         isr: inference spatial reduction: in eval mode r is this many times larger, which costs less and needs no
             training.
+        key_norm: have a layer norm and a GELU after that layer, as in EDAFormer's decoder.
 
     Raises:
         ValueError: if a number is not positive.
@@ -38,13 +40,16 @@ class EmbeddingFreeMixer(Mixer):
     torch.Size([1, 5, 7, 64])
     """
 
-    def __init__(self, dim: int, num_heads: int | None = None, *, reduction: int = 1, isr: int = 1):
+    def __init__(
+        self, dim: int, num_heads: int | None = None, *, reduction: int = 1, isr: int = 1, key_norm: bool = False
+    ):
         super().__init__(dim, num_heads)
         if reduction < 1 or isr < 1:
             raise ValueError(f"EmbeddingFreeMixer: reduction and isr must be positive, got {reduction=} and {isr=}")
         self.reduction = reduction
         self.isr = isr
         self.kv = nn.Linear(dim, dim)
+        self.kv_norm = LayerNorm(dim) if key_norm else None
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,6 +60,7 @@ class EmbeddingFreeMixer(Mixer):
         if side > 1:
             means = F.avg_pool2d(pad_to_size(x, (side, side)).permute(0, 3, 1, 2), side).permute(0, 2, 3, 1)
         heads = (self.num_heads, self.head_dim)
-        q, kv = (t.unflatten(-1, heads).flatten(1, 2).transpose(1, 2) for t in (x, self.kv(means)))  # [B, G, N, D]
+        keys = self.kv(means) if self.kv_norm is None else F.gelu(self.kv_norm(self.kv(means)))
+        q, kv = (t.unflatten(-1, heads).flatten(1, 2).transpose(1, 2) for t in (x, keys))  # [B, G, N, D]
         out = attend(q, kv, kv)
         return self.proj(out.transpose(1, 2).reshape(x.shape))

@@ -1,0 +1,152 @@
+"""Segmentors: backbone and decoder in one, compared with their authors' records."""
+
+import pytest
+import timm
+import torch
+from golden import Record, relative_error, sample
+from torch.nn import functional as F
+
+import visionzoo
+from visionzoo.decoders import DECODERS, SEGMENTORS, Segmentor, list_segmentors
+
+REDUCED = {"isr": (2, 2, 1, 1), "decoder": {**SEGMENTORS["edaformer_t_ade"].decoder, "isr": (2, 2, 2)}}
+RECORDS = {  # -> arguments of create_segmentor
+    "edaformer/edaformer_t_ade": {"backbone": "edaformer_t_ade"},
+    "edaformer/edaformer_t_ade_reduced": {"backbone": "edaformer_t_ade", **REDUCED},
+}
+_ONE = {"depths": (1, 1, 1, 1)}
+BACKBONES = {  # maps: three from stride 16; four; five from stride 2; four of timm's list; [B, H, W, C]
+    "zoo_levit_128s": {"depths": (1, 1, 1)},
+    "zoo_pvtv2_b0": _ONE,
+    "test_resnet": {},
+    "test_convnext": {},
+    "swin_tiny_patch4_window7_224": {**_ONE, "img_size": (45, 67), "embed_dim": 8, "num_heads": (1, 1, 2, 2)},
+}
+
+
+def compared(name):
+    """Run a segmentor on its record's weights and image; yield each recorded array's key, our value and the array."""
+    record = Record(name)
+    model = visionzoo.create_segmentor(**RECORDS[name]).double().eval()
+    report = visionzoo.load_weights(model, record.state_dict())
+    assert not report.missing
+    with torch.no_grad():
+        maps = model.backbone(record.image())
+        logits = model.decoder([maps[i] for i in model.levels])
+        full = model(record.image())
+    out = {"logits": logits, "logits_full": full, **{f"feat{i}": x for i, x in enumerate(maps)}}
+    for key, array in record.arrays.items():
+        yield key, out[key] if array.shape == out[key].shape else sample(out[key], array.size), array
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_logits_and_maps_are_the_authors(name):
+    keys = []
+    for key, value, array in compared(name):
+        assert relative_error(value, array) <= Record(name).tolerance(), key
+        keys.append(key)
+    assert "logits" in keys
+
+
+def test_spatial_reduction_shows_in_the_records():
+    plain, reduced = (Record(f"edaformer/edaformer_t_ade{end}").arrays["logits"] for end in ("", "_reduced"))
+    assert relative_error(reduced, plain) > 1e-3  # of the same weights and image
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize(("backbone", "options"), BACKBONES.items())
+def test_any_pyramid_and_size_is_taken_and_learns(backbone, options, decoder):
+    model = visionzoo.create_segmentor(backbone, decoder, num_classes=3, **options)
+    logits = model(torch.randn(2, 3, 45, 67))
+    assert logits.shape == (2, 3, 45, 67)
+    F.cross_entropy(logits, torch.randint(3, (2, 45, 67))).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_without_upsampling_logits_are_those_that_are_upsampled(decoder):
+    model = visionzoo.create_segmentor("test_convnext", decoder, num_classes=3, in_chans=1).eval()
+    image = torch.randn(1, 1, 40, 56)
+    full = model(image)
+    model.upsample = False
+    logits = model(image)
+    assert logits.shape[-2:] == model.forward_maps(image)[0].shape[-2:]
+    torch.testing.assert_close(full, F.interpolate(logits, (40, 56), mode="bilinear"))
+    with torch.no_grad():  # its own names, through the wrappers of trainers
+        state = {f"module.{name}": value for name, value in model.state_dict().items()}
+        other = visionzoo.create_segmentor("test_convnext", decoder, num_classes=3, in_chans=1, upsample=False).eval()
+        assert not visionzoo.load_weights(other, {"model": state}).missing
+        torch.testing.assert_close(other(image), logits)
+
+
+def test_other_classes_and_what_is_beside_the_segmentor():
+    model = visionzoo.create_segmentor("test_convnext", "edaformer", num_classes=3)
+    state = dict(model.state_dict())
+    state["auxiliary_head.conv.weight"] = torch.zeros(1)
+    assert visionzoo.load_weights(model, state).beside == ["auxiliary_head.conv.weight"]
+    other = visionzoo.create_segmentor("test_convnext", "edaformer", num_classes=4)
+    before = other.backbone.state_dict()["stem_0.weight"].clone()
+    with pytest.raises(ValueError, match=r"has 3 classes, the model 4\. Build the model with num_classes=3"):
+        visionzoo.load_weights(other, state)
+    assert torch.equal(other.backbone.state_dict()["stem_0.weight"], before)
+    assert len(visionzoo.load_weights(other, state, strict=False).adapted) == 2
+    assert torch.equal(other.decoder.fuse.conv.weight, model.decoder.fuse.conv.weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: {k: v for k, v in s.items() if k.startswith("decoder.")}, "no tensors of a backbone"),
+        (lambda s: {k: v for k, v in s.items() if "classifier" not in k}, "2 missing: classifier"),
+        (lambda s: s | {"decoder.extra": torch.zeros(1)}, "1 unexpected: extra"),
+        (lambda s: s | {"decoder.fuse.conv.weight": torch.zeros(1, 2)}, r"fuse\.conv\.weight \(1, 2\) instead of"),
+        (lambda s: {k: v for k, v in s.items() if "decoder" not in k or "fuse" in k}, "less than 90 %"),
+    ],
+)
+def test_checkpoints_that_do_not_fit_are_named(change, message):
+    model = visionzoo.create_segmentor("test_convnext", "edaformer", num_classes=3)
+    with pytest.raises(ValueError, match=message):
+        visionzoo.load_weights(model, change(dict(model.state_dict())))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("zoo_convit_t", "edaformer", 3), "zoo_convit_t has 3 of stride 16: it is isotropic. Take a hierarchical"),
+        (("zoo_pvtv2_b0", "edaforme", 3), "unknown decoder 'edaforme' .did you mean"),
+        (("zoo_pvtv2_b0", "edaformer"), "zoo_pvtv2_b0 needs a num_classes"),
+        (("edaformer_t_ad",), "needs a decoder: .*did you mean"),
+        (
+            ("zoo_pvtv2_b0", {"type": "edaformer", "isr": (2, 2)}, 3),
+            r"isr must be three positive integers, got isr=\(2,",
+        ),
+        (("zoo_pvtv2_b0", {"type": "edaformer", "mlp_ratio": 0.0}, 3), "mlp_ratio positive, got"),
+        (("zoo_pvtv2_b0", "edaformer", 0), "num_classes must be 1 or more, got num_classes=0"),
+        ((torch.nn.Conv2d(3, 4, 1), "edaformer", 3), "Conv2d gives no maps of its stages"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        visionzoo.create_segmentor(*arguments)
+
+
+def test_wrong_input_is_named():
+    model = visionzoo.create_segmentor("test_convnext", "edaformer", num_classes=3)
+    with pytest.raises(ValueError, match=r"expected images \[B, C, H, W\], got \(3, 32, 32\)"):
+        model(torch.zeros(3, 32, 32))
+
+
+def test_a_module_with_maps_is_a_backbone():
+    features = timm.create_model("test_convnext", features_only=True)
+    model = visionzoo.create_segmentor(features, "edaformer", num_classes=2)
+    assert isinstance(model, Segmentor)
+    assert model.backbone is features
+    with pytest.raises(ValueError, match=r"is built already and takes no options, got \['in_chans'\]"):
+        visionzoo.create_segmentor(features, "edaformer", num_classes=2, in_chans=1)
+
+
+@pytest.mark.parametrize("name", list_segmentors())
+def test_published_segmentors_have_their_classes(name):
+    with torch.device("meta"):
+        model = visionzoo.create_segmentor(name)
+    assert model.num_classes == SEGMENTORS[name].num_classes

@@ -1,0 +1,53 @@
+"""What decoders have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from timm.layers import ConvNormAct
+from torch import Tensor, nn
+
+
+class Decoder(nn.Module):
+    """Maps of a pyramid to logits for each pixel of the finest.
+
+    Subclasses are called as `XDecoder(in_channels, num_classes, *, …)` and take from 2 to `LEVELS` maps of any size.
+
+    Args:
+        in_channels: channels of the maps, finest first.
+        num_classes: classes.
+
+    Raises:
+        ValueError: if there are fewer than 2 or more than `LEVELS` maps, or there is no class.
+    """
+
+    LEVELS: ClassVar[int] = 4  # maps that it takes, of a backbone that has more the coarsest
+    CLASSIFIER: ClassVar[str] = "classifier"  # the layer whose outputs are the classes
+    CHECKPOINT_KEYS: ClassVar[dict[str, list[tuple[str, Any]]]] = {}  # others' names, as `Contract` has them
+
+    def __init__(self, in_channels: Sequence[int], num_classes: int):
+        super().__init__()
+        name = type(self).__name__
+        if not 2 <= len(in_channels) <= self.LEVELS:
+            raise ValueError(
+                f"{name}: expected the channels of 2 to {self.LEVELS} maps, finest first, got {in_channels=}"
+            )
+        if num_classes < 1:
+            raise ValueError(f"{name}: num_classes must be 1 or more, got {num_classes=}")
+        self.in_channels, self.num_classes = tuple(in_channels), num_classes
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Turn maps [B, C, H, W], finest first, into logits [B, num_classes, H, W] at the size of the first."""
+        raise NotImplementedError
+
+
+def conv_norm_act(in_dim: int, out_dim: int, kernel_size: int = 1, *, bias: bool = False) -> nn.Module:
+    """Convolution of stride 1, batch norm and ReLU on [B, C, H, W]."""
+    return ConvNormAct(in_dim, out_dim, kernel_size, bias=bias)
+
+
+def resize(x: Tensor, like: Tensor, mode: str = "bilinear", align_corners: bool | None = False) -> Tensor:
+    """Interpolate [B, C, H', W'] to the height and width of `like`."""
+    return F.interpolate(x, like.shape[-2:], mode=mode, align_corners=align_corners)

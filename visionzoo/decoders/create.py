@@ -1,0 +1,135 @@
+"""Segmentors by name: a backbone of timm or the zoo and a decoder, or a network as its authors published it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+from torch import nn
+
+from visionzoo.decoders.base import Decoder
+from visionzoo.decoders.edaformer import EDAFormerDecoder
+from visionzoo.decoders.segmentor import Segmentor, pyramid_levels
+from visionzoo.layers.specs import Spec, build_spec, read_spec
+from visionzoo.text import did_you_mean
+
+DECODERS: Mapping[str, type[Decoder]] = {"edaformer": EDAFormerDecoder}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A published segmentor.
+
+    Attributes:
+        backbone: name of a model of timm or the zoo, or what builds another encoder.
+        decoder: as `create_segmentor` takes it.
+        num_classes: classes that it was trained for.
+        options: of the backbone.
+        miou: published mean IoU in percent, single scale; None where the authors' repository states none.
+    """
+
+    backbone: str | Callable[..., nn.Module]
+    decoder: Mapping[str, Any]
+    num_classes: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    miou: float | None = None
+
+
+def _edaformers() -> dict[str, Network]:
+    sizes = {
+        "t": ("zoo_eft_t", {"type": "edaformer", "embed_dim": 128, "mlp_ratio": 2.0}),
+        "b": ("zoo_eft_b", {"type": "edaformer", "embed_dim": 768, "mlp_ratio": 1.0}),
+    }
+    classes = {"ade": 150, "city": 19, "coco_stuff": 171}
+    return {
+        f"edaformer_{size}_{data}": Network(backbone, decoder, count, {"drop_path_rate": 0.2})
+        for size, (backbone, decoder) in sizes.items()
+        for data, count in classes.items()
+    }
+
+
+SEGMENTORS: Mapping[str, Network] = _edaformers()
+
+
+def list_segmentors() -> list[str]:
+    """Return the names of the published segmentors that `create_segmentor` builds."""
+    return sorted(SEGMENTORS)
+
+
+def create_segmentor(
+    backbone: str | nn.Module,
+    decoder: Spec | None = None,
+    num_classes: int | None = None,
+    *,
+    upsample: bool = True,
+    pretrained: bool = False,
+    **options: Any,
+) -> Segmentor:
+    """Build a segmentor: any hierarchical backbone with a decoder, or a published network.
+
+    Images may have any size that the backbone takes. Of the backbone's maps the decoder gets the last of each stride,
+    and of these the coarsest that it has places for.
+
+    Args:
+        backbone: name of a model of timm or the zoo, a module with maps as timm's `features_only=True` gives them, or
+            the name of a published segmentor (`visionzoo.decoders.list_segmentors`).
+        decoder: a name of `visionzoo.decoders.DECODERS` or `dict(type=name, **options)`; None for the published one's.
+        num_classes: classes; None for the published network's.
+        upsample: interpolate the logits to the image's size, bilinearly; else they stay at the decoder's stride.
+        pretrained: start the backbone from the weights that timm's hub has for it.
+        options: of the backbone, such as `in_chans`, `drop_path_rate`, `mixers` or `isr`.
+
+    Returns:
+        a module that takes images [B, in_chans, H, W] and gives logits [B, num_classes, H, W].
+
+    Raises:
+        ValueError: if a name or option of the decoder is unknown, decoder or classes are missing, the backbone's maps
+            make no pyramid, or it cannot be built so.
+
+    >>> import torch, visionzoo
+    >>> model = visionzoo.create_segmentor("zoo_pvtv2_b0", "edaformer", num_classes=5).eval()
+    >>> model(torch.zeros(1, 3, 50, 70)).shape
+    torch.Size([1, 5, 50, 70])
+    """
+    name = backbone if isinstance(backbone, str) else type(backbone).__name__
+    network = SEGMENTORS.get(backbone) if isinstance(backbone, str) else None
+    build: Any = backbone
+    if network is not None:
+        build, options = network.backbone, {**network.options, **options}
+        decoder = network.decoder if decoder is None else decoder
+        num_classes = network.num_classes if num_classes is None else num_classes
+    if decoder is None or num_classes is None:
+        missing = "decoder" if decoder is None else "num_classes"
+        raise ValueError(
+            f"create_segmentor: {name} needs a {missing}: pass decoder=, of {sorted(DECODERS)}, and num_classes=; only "
+            f"published segmentors have them{did_you_mean(name, SEGMENTORS)} (visionzoo.decoders.list_segmentors())"
+        )
+    kind = DECODERS[read_spec("decoder", decoder, DECODERS)["type"]]
+    if isinstance(build, str):
+        features = _features(build, pretrained, options)
+    elif pretrained:
+        raise ValueError(f"create_segmentor: timm's hub has no weights for {name}; pass pretrained=False")
+    elif isinstance(build, nn.Module):
+        if options:
+            raise ValueError(f"create_segmentor: {name} is built already and takes no options, got {sorted(options)}")
+        features = build
+    else:
+        features = build(**options)
+    channels: list[int] = [
+        features.feature_info.channels()[i]  # type: ignore[union-attr, operator]
+        for i in pyramid_levels(features, name)[-kind.LEVELS :]
+    ]
+    return Segmentor(features, build_spec("decoder", decoder, DECODERS, channels, num_classes), upsample=upsample)
+
+
+def _features(name: str, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
+    """Build a model of timm for its maps."""
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, features_only=True, **options)
+    except (AssertionError, AttributeError, RuntimeError) as error:
+        if timm.is_model(name.split(".")[0]) and "features_only" in f"{error} {error.__cause__}":
+            raise ValueError(f"timm cannot give the maps of {name}: {error}. Take another backbone") from error
+        raise
+    return model
