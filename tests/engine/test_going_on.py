@@ -77,7 +77,7 @@ def test_renamed_and_reordered_classes_are_refused(make_args, tmp_path):
         resumed(make_args, data_dir=str(tmp_path / "d"), batch_size=4)
 
 
-def test_other_sizes_modes_and_normalisation_are_said(make_args, capsys):
+def test_other_sizes_modes_and_normalization_are_said(make_args, capsys):
     train(make_args(max_steps=1))
     capsys.readouterr()
     resumed(make_args, img_size=64, mean=[0.5, 0.5, 0.5], input_img_mode="HSV")

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from visionzoo.former_names import FORMER_KEYS
 from visionzoo.layers.fuse import fuse, unfused_part
 from visionzoo.models._contract import Contract
 from visionzoo.models._gating import PLACE, PUT_IN, gate_tensors, keep_gates
@@ -343,7 +344,7 @@ def rename(state: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Ten
     own = model.state_dict()
     best, best_names, best_count = dict(state), "visionzoo", -1
     tables: Mapping[str, Sequence[tuple[str, Any]]] = getattr(model, "CHECKPOINT_KEYS", {})
-    for names, table in {"visionzoo": [], **tables}.items():
+    for names, table in {"visionzoo": FORMER_KEYS, **tables}.items():
         renamed: dict[str, Tensor] = {}
         try:
             for name, value in state.items():
