@@ -1,10 +1,19 @@
-"""What messages and reports are made of: shortened lists, the nearest name, Markdown tables."""
+"""What messages and reports are made of: counts, shortened lists, the nearest name, Markdown tables."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
+
+
+def counted(number: int | float, noun: str, plural: str | None = None) -> str:
+    """Return a number and its noun, in the plural but for one; `plural` where it is not the noun with an s.
+
+    >>> counted(1, "image"), counted(0, "image"), counted(2, "class", "classes")
+    ('1 image', '0 images', '2 classes')
+    """
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def some(names: Iterable[Any], limit: int = 10) -> str:
