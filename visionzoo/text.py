@@ -7,13 +7,15 @@ from difflib import get_close_matches
 from typing import Any
 
 
-def counted(number: int | float, noun: str, plural: str | None = None) -> str:
-    """Return a number and its noun, in the plural but for one; `plural` where it is not the noun with an s.
+def count_of(number: Any, noun: str, plural: str | None = None) -> str:
+    """Return a number and its noun, in the plural but for one; `plural` where that is not the noun with s or es.
 
-    >>> counted(1, "image"), counted(0, "image"), counted(2, "class", "classes")
-    ('1 image', '0 images', '2 classes')
+    >>> count_of(1, "image"), count_of(0, "image"), count_of(2, "class"), count_of(2, "image was", "images were")
+    ('1 image', '0 images', '2 classes', '2 images were')
     """
-    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+    if number == 1:
+        return f"{number} {noun}"
+    return f"{number} {plural or noun + ('es' if noun.endswith(('s', 'x', 'ch', 'sh')) else 's')}"
 
 
 def some(names: Iterable[Any], limit: int = 10) -> str:

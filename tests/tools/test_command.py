@@ -139,7 +139,7 @@ def test_commands_print_what_they_are_asked_for(command):
     )
     assert command("configs", CLASSIFIER, "--paths")[1] == f"{ROOT / 'configs/classification/digits_biformer.yaml'}\n"
     found = command("models", "davit_t")[1]
-    assert "| `zoo_davit_t` |" in found and "1 models" in found
+    assert "| `zoo_davit_t` |" in found and "1 model, " in found
     assert command("train", "--help")[1].startswith("usage: visionzoo train [CONFIG] [flags]")
 
 

@@ -114,7 +114,7 @@ def test_without_a_map_faithfulness_is_said_to_have_no_effect(pictures, tmp_path
         (["IMAGE", "--save", "x", "--method", "exits"], "DeiT has no early exits; zoo_dynperceiver_* have some"),
         (
             ["IMAGE", "--save", "x", "--method", "exits", "tokens"],
-            "none of the 2 methods can be made: exits: DeiT has no early exits; zoo_dynperceiver_* have some; tokens: ",
+            "none of 2 methods can be made: exits: DeiT has no early exits; zoo_dynperceiver_* have some; tokens: ",
         ),
         (["IMAGE", "--save", "x", "--method", "features", "--faithfulness"], "they are of maps; add one of rollout"),
         (["IMAGE", "--save", "x", "--target", "3"], "target must be a class from 0 to 2, got target=3"),

@@ -16,7 +16,7 @@ from visionzoo.engine.charts import draw_prediction, missing_fonts
 from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UserError, printable, require
 from visionzoo.engine.flags import DrawingConfig, LookConfig, ViewConfig
-from visionzoo.engine.images import read_image, readable_images
+from visionzoo.engine.images import read_image, readable_images, skipped_images
 from visionzoo.engine.models import Trained, restore, try_images, untrained
 from visionzoo.engine.options import settings
 from visionzoo.engine.outputs import free_path
@@ -27,7 +27,7 @@ from visionzoo.engine.search import find_images
 from visionzoo.explanation.attribution import Faithfulness
 from visionzoo.explanation.image import MAPS, METHODS, Explanation, explain_image, reason
 from visionzoo.explanation.pictures import TITLES, curves_figure
-from visionzoo.text import counted
+from visionzoo.text import count_of
 
 SUMMARY, MEAN = "explanation.json", "faithfulness.png"
 
@@ -175,20 +175,20 @@ def save(viewer: ClassifierViewer, paths: list[Path], drawing: DrawingConfig, *,
         for name, curve in means.items():
             deletion, insertion = curve.areas
             print(
-                f"{name}, mean of {counted(len(folders), 'image')}: deletion {deletion:.4f}, insertion {insertion:.4f}"
+                f"{name}, mean of {count_of(len(folders), 'image')}: deletion {deletion:.4f}, insertion {insertion:.4f}"
             )
         print(printable(f"their curves: {top / MEAN}"))
     if undrawn:
         print(printable(missing_fonts(undrawn)))
     if skipped:
-        print(printable(f"{len(skipped)} unreadable images were skipped: {'; '.join(skipped)}"))
+        print(printable(f"{skipped_images(skipped)}: {'; '.join(skipped)}"))
     return folders
 
 
 def _without(found: Explanation, drawing: DrawingConfig) -> list[str]:
     """Return lines on what is left out, and why."""
     asked = dict.fromkeys(drawing.method or METHODS)
-    lines = [f"  {len(asked) - len(found.left_out)} of {counted(len(asked), 'method')}"]
+    lines = [f"  {len(asked) - len(found.left_out)} of {count_of(len(asked), 'method')}"]
     lines += [f"  without {name}: {reason}" for name, reason in found.left_out.items()]
     flags = [flag for flag, given in (("--mask", drawing.mask), ("--faithfulness", drawing.faithfulness)) if given]
     if flags and not found.maps:

@@ -20,7 +20,7 @@ from visionzoo.explanation.features import FrequencyChannel, attention_iou, feat
 from visionzoo.explanation.reach import Reach, attended, last_mixers
 from visionzoo.models._contract import Contract
 from visionzoo.models._reducing import kept_places
-from visionzoo.text import did_you_mean
+from visionzoo.text import count_of, did_you_mean
 
 Array = NDArray[np.float64]
 METHODS: dict[str, str] = {  # name -> what it shows
@@ -264,7 +264,7 @@ def _refuse(errors: Mapping[str, ValueError | ModuleNotFoundError]) -> NoReturn:
     if all(type(error) is type(first) and str(error) == str(first) for error in others):
         raise first
     listed = "; ".join(f"{name}: {reason(error)}" for name, error in errors.items())
-    raise ValueError(f"none of the {len(errors)} methods can be made: {listed}")
+    raise ValueError(f"none of {count_of(len(errors), 'method')} can be made: {listed}")
 
 
 def reason(error: ValueError | ModuleNotFoundError) -> str:
@@ -310,7 +310,7 @@ def _source(model: Any, batch: Tensor, place: tuple[float, float] | None) -> tup
 def _attended(found: Explanation, model: nn.Module, batch: Tensor) -> None:
     found.attended.extend(attended(model, batch, found.place))
     without = len(last_mixers(model)) - len(found.attended)
-    left = f"; {without} further mixers see tokens without places" if without else ""
+    left = f"; {count_of(without, 'further mixer sees', 'further mixers see')} tokens without places" if without else ""
     found.notes["attended"] = f"from {_named(1, found.place)}{left}"
 
 
