@@ -106,6 +106,10 @@ OPTIONS = [
     ("--aux-weight balance=1", "--aux-weight balance=1: test_convnext as built has no exits and no terms"),
     ("--aux-weight balance", "--aux-weight: expected key=value, got 'balance'"),
     ("--freeze", "--freeze trains only the classifier, on features of random weights"),
+    ("--freeze-layers 0=1", "--freeze-layers freezes 1 layers of random weights at epoch 0; give --pretrained"),
+    ("--freeze-layers 1=x", "--freeze-layers: expected EPOCH=COUNT, whole numbers from 0, got count 'x'"),
+    ("--freeze-layers 1=99", "--freeze-layers 1=99: test_convnext has"),
+    ("--freeze-layers 0=1 --freeze --initial-checkpoint o/good/last.pth.tar", "--freeze leaves only the classifier"),
 ]
 MODELS = [
     ("--model zoo_biformer", "unknown model 'zoo_biformer'; did you mean zoo_biformer_t"),

@@ -151,6 +151,13 @@ class FitConfig:
         "what --freeze trains: linear (the default, the model's own classifier), attentive or ep (visionzoo)",
         choices=PROBES,
     )
+    freeze_layers: Mapping[str, Any] = flag(
+        "layers from the input on that stop learning at an epoch, by number: 0=2 10=6 (visionzoo)",
+        {},
+        nargs="*",
+        action=KeyValues,
+        metavar="EPOCH=N",
+    )
     head: str | None = flag("put this head onto a zoo_* model in place of its own (visionzoo)", choices=HEADS)
     head_kwargs: Mapping[str, Any] = flag(
         "options of --probe or --head: num_queries=16, d_out=2, ... (visionzoo)",
