@@ -57,7 +57,9 @@ def test_what_never_learns_has_no_place_in_the_optimizer(make_args, trained):
 @pytest.mark.parametrize("change", [{"cuda_graphs": True}, {}])
 def test_a_schedule_needs_one_process_without_graphs(make_args, change):
     several = Process(torch.device("cpu"), distributed=not change)
-    with pytest.raises(UserError, match="--freeze-layers changes what learns at epoch 1, and .* fixes it at the start"):
+    with pytest.raises(
+        UserError, match=r"--freeze-layers changes what learns at epoch 1, and .* fixes it at the start"
+    ):
         build_run(make_args(**SCHEDULE, **change), several)
 
 

@@ -175,6 +175,15 @@ class FitConfig:
     drop: float = flag("dropout", 0.0, type=SHARE, metavar="RATE")
     drop_path: float | None = flag("stochastic depth (default: the model's)", type=SHARE, metavar="RATE")
     drop_block: float | None = flag("drop block (default: the model's)", type=SHARE, metavar="RATE")
+    relaxed_attention: float = flag(
+        "share of equal weights that smooths attention in training (visionzoo)", 0.0, type=SHARE, metavar="GAMMA"
+    )
+    relaxed_attention_std: float = flag(
+        "draw that share anew for each layer and batch, with this standard deviation (visionzoo)",
+        0.0,
+        type=AMOUNT,
+        metavar="STD",
+    )
     bn_momentum: float | None = flag("momentum of batch norm (default: the model's)", type=SHARE)
     bn_eps: float | None = flag("epsilon of batch norm (default: the model's)", type=AMOUNT)
     model_ema: bool = switch("keep a moving average of the weights, validate and keep the best by it")

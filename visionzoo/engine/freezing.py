@@ -8,6 +8,7 @@ frozen). What a layer is, timm's `group_matcher` says, as for the decay of learn
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from timm.models import group_parameters
@@ -55,8 +56,7 @@ class LayerFreezing:
     def changes(self) -> list[int]:
         """The epochs in which other layers are frozen than before."""
         ordered = sorted(self.counts)
-        pairs = zip(ordered, ordered[1:], strict=False)
-        return [epoch for before, epoch in pairs if self.counts[before] != self.counts[epoch]]
+        return [epoch for before, epoch in pairwise(ordered) if self.counts[before] != self.counts[epoch]]
 
     def count(self, epoch: int) -> int:
         """Return the number of layers that are frozen in an epoch."""
@@ -65,8 +65,8 @@ class LayerFreezing:
     def apply(self, model: nn.Module, count: int) -> str:
         """Let the first `count` layers have no gradients and keep the statistics of their batch norms.
 
-        Without a gradient an optimizer neither updates nor decays a parameter. It is for a model in training mode, which
-        has to be set anew where fewer layers are frozen than before.
+        Without a gradient an optimizer neither updates nor decays a parameter. It is for a model in training mode,
+        which has to be set anew where fewer layers are frozen than before.
 
         Returns:
             what is frozen, in words.

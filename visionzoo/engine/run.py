@@ -65,6 +65,7 @@ from visionzoo.engine.recipe import (
     total_batch,
 )
 from visionzoo.engine.recorded import changed_settings, compare_classes, recorded_args
+from visionzoo.engine.regularization import regularize_attention
 from visionzoo.engine.reporting import Reporter
 from visionzoo.graphs import make_capturable
 from visionzoo.replicas import Replicas
@@ -632,6 +633,7 @@ def _make_model(config: TrainConfig, process: Process, say: Callable[[str], obje
         advice = " (--pretrained-path takes all but the classifier, where the classes differ)"
         source = read_checkpoint(fit.initial_checkpoint)
         load(model, source, fit.initial_checkpoint, new_parts=True, advice=advice)
+    regularize_attention(fit, model, config.model.name, say)
     if fit.grad_checkpointing:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     if fit.freeze:

@@ -13,7 +13,7 @@ from visionzoo.kernels import score_attention
 from visionzoo.kernels.dispatch import choose
 from visionzoo.kernels.precision import without_autocast
 from visionzoo.kernels.score_attention.api import NORMALISERS as KERNELS
-from visionzoo.layers.attention import attend, record_weights, recording
+from visionzoo.layers.attention import attend, record_weights, recording, uniform_attention
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.normalisers import NORMALISERS, SHIFT_INVARIANT, Standardise, build_normaliser, softmax
@@ -130,6 +130,7 @@ class ScoreMixer(Mixer):
     QK_NORMS = ("none", "l2", "layer_norm")
     TEMPERATURES = ("none", "position", "query")
     OUTPUT_NORMS = ("none", "gated_rms", "layer_norm", "unit")
+    RELAXES = True
 
     def __init__(
         self,
@@ -303,6 +304,7 @@ class ScoreMixer(Mixer):
             else:
                 q, k, v = (t.to(wide) for t in (q, k, v))
                 out = self._attend(q, k, v, tokens, (x.shape[1], x.shape[2]))
+            out = self.relax(out, lambda: uniform_attention(v).to(wide))
             out = out.transpose(1, 2).reshape(x.shape)
             out = self.output_norm(out)
             if self.output_gelu:
