@@ -1,7 +1,8 @@
-"""Measure how far every model is from its record of the authors' code: python tests/parity_table.py [--again].
+"""Measure how far models and mixers are from records of the authors' code: python tests/parity_table.py [--again].
 
-Writes docs/parity.csv, a row a record: the largest relative error of its logits and features in float64, which
-tests/models/test_parity.py bounds by `allowed`. Records with a row are left alone unless --again is given; records that
+Writes docs/parity.csv, a row a record: the largest relative error in float64 of a model's logits and features, or of a
+mixer's outputs and gradients, which tests/models/test_parity.py and tests/layers/test_mixer_records.py bound by
+`allowed`. Records with a row are left alone unless --again is given; records that
 are gone lose their row.
 """
 
@@ -13,18 +14,20 @@ from pathlib import Path
 
 import torch
 from golden import Record, relative_error
-from models.test_parity import MODELS, compared
+from layers import test_mixer_records as mixers
+from models import test_parity as models
 
 from visionzoo.engine.errors import run_tool
 
 TABLE = Path(__file__).parents[1] / "docs/parity.csv"
+MODELS = models.MODELS | mixers.MODELS
 COLUMNS = ("record", "model", "source", "commit", "precision", "arrays", "error", "allowed", "torch")
 
 
 def measure(name: str) -> dict[str, str]:
     """Return the row of one record."""
     record, errors = Record(name), []
-    for _, value, array in compared(name):
+    for _, value, array in (mixers if name in mixers.MODELS else models).compared(name):
         errors.append((relative_error(value, array), record.tolerance(array.dtype == "float32")))
     error, allowed = max(errors, key=lambda pair: pair[0] / pair[1])
     meta = record.meta
