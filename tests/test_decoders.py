@@ -42,6 +42,9 @@ BACKBONES = {  # maps: three from stride 16; four; five from stride 2; four of t
 }
 
 
+MODELS = {record: arguments["backbone"] for record, arguments in RECORDS.items()}
+
+
 def compared(name):
     """Run a segmentor on its record's weights and image; yield each recorded array's key, our value and the array."""
     record = Record(name)
