@@ -106,6 +106,13 @@ OPTIONS = [
     ("--aux-weight balance=1", "--aux-weight balance=1: test_convnext as built has no exits and no terms"),
     ("--aux-weight balance", "--aux-weight: expected key=value, got 'balance'"),
     ("--freeze", "--freeze trains only the classifier, on features of random weights"),
+    ("--freeze-layers 0=1", "--freeze-layers freezes 1 layers of random weights at epoch 0; give --pretrained"),
+    ("--relaxed-attention 2", "argument --relaxed-attention: expected a number at least 0 and at most 1, got 2"),
+    ("--relaxed-attention 0.1", "test_convnext has 0 mixers of this package, and none whose attention can be relaxed"),
+    ("--relaxed-attention-std 0.1", "--relaxed-attention-std 0.1 is drawn around --relaxed-attention: give that too"),
+    ("--freeze-layers 1=x", "--freeze-layers: expected EPOCH=COUNT, whole numbers from 0, got count 'x'"),
+    ("--freeze-layers 1=99", "--freeze-layers 1=99: test_convnext has"),
+    ("--freeze-layers 0=1 --freeze --initial-checkpoint o/good/last.pth.tar", "--freeze leaves only the classifier"),
 ]
 MODELS = [
     ("--model zoo_biformer", "unknown model 'zoo_biformer'; did you mean zoo_biformer_t"),

@@ -99,6 +99,9 @@ def compare_weights(model: nn.Module, content: Mapping[str, Any]) -> tuple[list[
     state = content.get("state_dict", content)
     state = {name.removeprefix("module."): value for name, value in state.items()}
     bare: Any = model.module if is_model_wrapper(model) else model
+    for name, part in bare.named_modules():
+        if hasattr(part, "take_names"):  # what it does to names when it is loaded
+            part.take_names(state, f"{name}." if name else "")
     expected = bare.state_dict()
     missing = [name for name in expected if name not in state]
     there = [name for name in expected if name in state]
