@@ -133,8 +133,8 @@ def _unreachable(name: str, error: Exception) -> UserError:
     return UserError(
         f"the weights of {name} are neither in the cache {hub.HF_HUB_CACHE} nor to be fetched from "
         f"{hub.ENDPOINT}/{repository} ({reason}). Try again with a network and without HF_HUB_OFFLINE, or give a "
-        "file of them: `visionzoo train` takes --initial-checkpoint FILE, or --pretrained-path FILE for another number of "
-        "classes, the other commands --checkpoint FILE"
+        "file of them: `visionzoo train` takes --initial-checkpoint FILE, or --pretrained-path FILE for another number "
+        "of classes, the other commands --checkpoint FILE"
     )
 
 
