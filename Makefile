@@ -83,10 +83,10 @@ configs: install
 	$(BIN)/python tests/make_configs.py
 
 # Everything on this machine's GPU, into benchmarks/; goes on where it was stopped. BiFormer's authors take part if
-# RIVALS names a checkout of their repository: make bench RIVALS=path/to/BiFormer
+# BASELINES names a checkout of their repository: make bench BASELINES=path/to/BiFormer
 bench: install
 	for suite in operations models training memory reducers host; do \
-		$(BIN)/python tools/benchmark.py $$suite --missing $(if $(RIVALS),--rivals $(RIVALS)) || exit 1; done
+		$(BIN)/python tools/benchmark.py $$suite --missing $(if $(BASELINES),--baselines $(BASELINES)) || exit 1; done
 
 clean:
 	rm -rf $(VENV) output build dist site *.egg-info
