@@ -70,6 +70,8 @@ def test_pictures_are_written_for_each_image_and_the_mean_of_the_curves(pictures
     monkeypatch.setattr(view, "draw_prediction", lambda _image, classes, path: drawn.append((classes, path)) or set())
     mask = tmp_path / "mask.png"
     Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(mask)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/faithfulness.png").write_bytes(b"of another start")
     flags = ["--save", str(tmp_path / "out"), "--method", "rollout", "--place", "0.1", "0.9", "--mask", str(mask)]
     assert run_tool("view", str(pictures), *FLAGS, *flags, "--faithfulness") == 0
     said = capsys.readouterr().out
@@ -82,7 +84,8 @@ def test_pictures_are_written_for_each_image_and_the_mean_of_the_curves(pictures
     found = json.loads((tmp_path / "out/0/explanation.json").read_text())
     assert found["place"] == [0.1, 0.9] and len(found["classes"]) == 3
     assert found["notes"]["rollout"] == "of the place at 10% of the height, 90% of the width"
-    assert Image.open(tmp_path / "out/faithfulness.png").width > 500
+    assert Image.open(tmp_path / "out/faithfulness-1.png").width > 500
+    assert (tmp_path / "out/faithfulness.png").read_bytes() == b"of another start"
 
 
 @pytest.mark.parametrize(
