@@ -242,7 +242,7 @@ def test_peak_memory_is_each_models_own(command, tmp_path):
 
 HOST = "zoo_poolformer_s12 depths=[1,1] embed_dims=[8,16] label=pyramid"
 PLAIN = "{type: zoo_deit_t, depth: 1, embed_dim: 16, num_heads: 2, patch_size: 8, img_size: 32, label: plain}"
-MIXERS = ["own", "{type: score, normaliser: sigmoid, label: sigmoid}"]
+MIXERS = ["own", "{type: score, normalizer: sigmoid, label: sigmoid}"]
 
 
 def learns_in_a_fork():
@@ -392,7 +392,7 @@ def test_what_cannot_be_compared_is_said_before_the_first_step(mixers, tmp_path,
 
 def test_a_label_that_means_something_else_now_is_not_taken_for_done(mixers, capsys):
     assert mixers() == 0
-    assert mixers(mixers=["{type: score, normaliser: relu, label: sigmoid}"]) == 1
+    assert mixers(mixers=["{type: score, normalizer: relu, label: sigmoid}"]) == 1
     assert "give it another label, or name another --experiment" in capsys.readouterr().err
 
 

@@ -47,7 +47,7 @@ from visionzoo.engine.run import Run, build_run
 from visionzoo.engine.training import Training
 from visionzoo.kernels.small_maps import device_name
 from visionzoo.layers.mixers import MIXERS
-from visionzoo.text import some
+from visionzoo.text import count_of, some
 
 RESULTS, SPEEDS, GROWTH, PICTURE = "results.csv", "speeds.csv", "growth.csv", "results.png"
 NOT_OF_THE_RECIPE = {
@@ -173,7 +173,7 @@ def _compare(config: CompareConfig, folder: Path, runs: dict[Key, Job]) -> list[
         growth = _measured(config, "mixer", mixers, folder / GROWTH, measure_growth)
     models = summarise(wanted, speeds, growth)
     if report and not trained:
-        raise UserError(f"--report: none of these {len(runs)} runs is done in {folder}")
+        raise UserError(f"--report: none of {count_of(len(runs), 'run')} is done in {folder}")
     measured = any(row["train_images_per_second"] for row in models)
     if measured:
         draw(models, folder / PICTURE)
