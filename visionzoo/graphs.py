@@ -247,7 +247,7 @@ class TrainingStep:
             self._bind_gradients()
 
     def _bind_gradients(self) -> None:
-        """Give parameters the gradients of the recordings, zeros where somebody took them away (`zero_grad`)."""
+        """Give parameters the gradients of the recordings, zeros where they were taken away (`zero_grad`)."""
         taken = []
         for parameter, gradient in zip(self._learning, self._gradients, strict=False):
             if parameter.grad is not gradient:
