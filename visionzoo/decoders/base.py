@@ -34,7 +34,7 @@ class Decoder(nn.Module):
             raise ValueError(
                 f"{name}: expected the channels of 2 to {self.LEVELS} maps, finest first, got {in_channels=}"
             )
-        if num_classes < 1:
+        if type(num_classes) is not int or num_classes < 1:
             raise ValueError(f"{name}: num_classes must be 1 or more, got {num_classes=}")
         self.in_channels, self.num_classes = tuple(in_channels), num_classes
 

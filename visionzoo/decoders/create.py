@@ -111,6 +111,8 @@ def create_segmentor(
         build, options = network.backbone, {**network.options, **options}
         decoder = network.decoder if decoder is None else decoder
         num_classes = network.num_classes if num_classes is None else num_classes
+    if not isinstance(backbone, str | nn.Module):
+        raise ValueError(f"create_segmentor: expected the name of a backbone, or a module with maps, got {name}")
     if decoder is None or num_classes is None:
         missing = "decoder" if decoder is None else "num_classes"
         raise ValueError(
@@ -142,5 +144,10 @@ def _features(name: str, pretrained: bool, options: Mapping[str, Any]) -> nn.Mod
     except (AssertionError, AttributeError, RuntimeError) as error:
         if timm.is_model(name.split(".")[0]) and "features_only" in f"{error} {error.__cause__}":
             raise ValueError(f"timm cannot give the maps of {name}: {error}. Take another backbone") from error
+        if ":" not in name and not timm.is_model(name.split(".")[0]):
+            near = did_you_mean(name, [*timm.list_models(), *SEGMENTORS])
+            raise ValueError(
+                f"create_segmentor: unknown backbone {name!r}{near}; timm.list_models() has all"
+            ) from error
         raise
     return model

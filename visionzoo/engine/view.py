@@ -171,13 +171,14 @@ def save(viewer: ClassifierViewer, paths: list[Path], drawing: DrawingConfig, *,
             print(printable("\n".join(_without(found, drawing))))
     if curves:
         means = {TITLES[name]: mean_curve(each) for name, each in curves.items()}
-        write_atomically(top / MEAN, lambda file: curves_figure(means).savefig(file, format="png", dpi=120))
+        mean = free_path(top / MEAN)
+        write_atomically(mean, lambda file: curves_figure(means).savefig(file, format="png", dpi=120))
         for name, curve in means.items():
             deletion, insertion = curve.areas
             print(
                 f"{name}, mean of {count_of(len(folders), 'image')}: deletion {deletion:.4f}, insertion {insertion:.4f}"
             )
-        print(printable(f"their curves: {top / MEAN}"))
+        print(printable(f"their curves: {mean}"))
     if undrawn:
         print(printable(missing_fonts(undrawn)))
     if skipped:
