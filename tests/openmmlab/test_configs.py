@@ -24,6 +24,8 @@ def test_the_configs_are_there():
     names = " ".join(path.stem for path in CONFIGS)
     for word in ("retinanet", "mask-rcnn", "cascade-mask-rcnn", "dino", "semantic-fpn", "upernet", "mask2former"):
         assert word in names
+    for word in ("edaformer_zoo-eft-t", "fuss-free_zoo-ffnet46ns-ccc"):
+        assert word in names
     for family in (
         "biformer",
         "davit",
