@@ -4,13 +4,16 @@ import inspect
 import math
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import yaml
 from golden import Record, relative_error, sample
 from quick import learned_from, of_each_kind
+from tape import assert_recorded_alike
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -29,6 +32,7 @@ from visionzoo.layers.mixers import (
     combine_mixers,
     resolve_mixers,
 )
+from visionzoo.layers.symbols import SYMBOLS
 from visionzoo.models._registry import TINY
 
 SMALL = {  # options that suit tiny maps
@@ -139,6 +143,21 @@ def test_compiles_into_one_graph_for_sizes_that_change(name):
     for size in [(6, 9), (11, 7)]:
         x = torch.randn(2, *size, 16)
         torch.testing.assert_close(compiled(x), mixer(x))
+
+
+def _forms():
+    """Give every mixer, and every form that is compared in configs/classification."""
+    path = Path(__file__).parents[2] / "configs/classification/cifar10_mixers.yaml"
+    compared = [spec for spec in yaml.safe_load(path.read_text())["mixers"] if isinstance(spec, dict)]
+    forms = {name: _spec(name) for name in MIXERS}
+    forms |= {f"dual_attention-{name}": {"type": "dual_attention", "symbols": name} for name in SYMBOLS}
+    forms |= {f"{s['type']}-{s['label']}": {key: s[key] for key in s if key != "label"} for s in compared}
+    return [pytest.param(spec, id=name) for name, spec in forms.items()]
+
+
+@pytest.mark.parametrize("spec", _forms())
+def test_each_form_can_be_recorded_as_a_cuda_graph(spec):
+    assert_recorded_alike(build_mixer(spec, 16, 4), torch.randn(2, 4, 6, 16))
 
 
 # -- large numbers, large maps ----------------------------------------------------------------------------------------
