@@ -132,6 +132,6 @@ def _load_once(part: Any, module: nn.Module, name: str) -> None:
         try:
             report = load_part(module, name, tensors, part.checkpoint)
         except ValueError as error:
-            raise UserError(f"{type(part).__name__}: {error}") from error
+            raise UserError(f"{type(part).__name__}: {getattr(error, 'fact', error)}") from error
         print_log(f"{name} from {part.checkpoint}: {report}", logger="current")
     part._is_init = True
