@@ -68,13 +68,7 @@ class Segmentor(Composite):
         Raises:
             ValueError: if it is no segmentor's, or does not fit; nothing is loaded then.
         """
-        parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "decoder": {}}
-        beside = []
-        for name, value in tensors.items():
-            if found := _PARTS.match(name):
-                parts["backbone" if found["backbone"] else "decoder"][found["name"]] = value
-            else:
-                beside.append(name)
+        parts, beside = split_parts(tensors)
         if empty := [part for part, found in parts.items() if not found]:
             raise ValueError(
                 f"{where} has no tensors of a {' and a '.join(empty)} (expected names that begin with 'backbone.' and "
@@ -84,12 +78,12 @@ class Segmentor(Composite):
         state, decoder = _fit(self.decoder, parts["decoder"], where, strict)
         if isinstance(getattr(self.backbone, "model", None), Contract):
             options = {"strict": strict, "allow_partial": allow_partial, **new}
-            self._check(decoder, self.decoder, "decoder", where, strict, allow_partial)
+            _check(decoder, self.decoder, "decoder", where, strict, allow_partial)
             backbone = load_weights(self.backbone, parts["backbone"], **options)
         else:
             own, backbone = _fit(self.backbone, parts["backbone"], where, strict)
-            self._check(backbone, self.backbone, "backbone", where, strict, allow_partial)
-            self._check(decoder, self.decoder, "decoder", where, strict, allow_partial)
+            _check(backbone, self.backbone, "backbone", where, strict, allow_partial)
+            _check(decoder, self.decoder, "decoder", where, strict, allow_partial)
             self.backbone.load_state_dict(own, strict=False)
         self.decoder.load_state_dict(state, strict=False)
         names = dict.fromkeys((backbone.names, decoder.names))
@@ -100,20 +94,38 @@ class Segmentor(Composite):
         _logger.info("%s: %s", where, report)
         return report
 
-    @staticmethod
-    def _check(report: LoadReport, part: nn.Module, name: str, where: str, strict: bool, allow_partial: bool) -> None:
-        count = len(report.loaded) + len(report.missing)
-        if len(report.loaded) < 0.9 * count and not allow_partial:
-            raise WeightsError(
-                f"{where} fits only {len(report.loaded)} of the {count} tensors of the {name} {type(part).__name__} "
-                f"(less than 90 %), so it is probably of another one. {report}.",
-                "Pass allow_partial=True to load it all the same.",
-            )
-        if strict and (report.missing or report.unexpected):
-            raise WeightsError(
-                f"{where} does not fit the {name} {type(part).__name__}. {report}.",
-                "Pass strict=False to load what fits.",
-            )
+
+def split_parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+    """Return a checkpoint's tensors of "backbone" and "decoder", without these prefixes, and the names of others."""
+    parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "decoder": {}}
+    beside = []
+    for name, value in tensors.items():
+        if found := _PARTS.match(name):
+            parts["backbone" if found["backbone"] else "decoder"][found["name"]] = value
+        else:
+            beside.append(name)
+    return parts, beside
+
+
+def load_part(module: nn.Module, part: str, tensors: Mapping[str, Tensor], where: str) -> LoadReport:
+    """Load one part of a segmentor's checkpoint, by whoever's names, into a module; a classifier of others stays.
+
+    Args:
+        module: a decoder, or a backbone that is no model of timm.
+        part: "backbone" or "decoder".
+        tensors: of the checkpoint.
+        where: its origin, for messages.
+
+    Raises:
+        ValueError: if there is no such part, or it does not fit; nothing is loaded then.
+    """
+    found = split_parts(tensors)[0][part]
+    if not found:
+        raise ValueError(f"{where} has no tensors of a {part}, it has {some(tensors)}")
+    state, report = _fit(module, found, where, strict=False)
+    _check(report, module, part, where, strict=False, allow_partial=False)
+    module.load_state_dict(state, strict=False)
+    return report
 
 
 def pyramid_levels(backbone: nn.Module, name: str | None = None) -> list[int]:
@@ -141,6 +153,21 @@ def pyramid_levels(backbone: nn.Module, name: str | None = None) -> list[int]:
             f"isotropic. Take a hierarchical backbone, such as zoo_pvtv2_b0 or zoo_eft_t"
         )
     return [last[stride] for stride in sorted(last)]
+
+
+def _check(report: LoadReport, part: nn.Module, name: str, where: str, strict: bool, allow_partial: bool) -> None:
+    count = len(report.loaded) + len(report.missing)
+    if len(report.loaded) < 0.9 * count and not allow_partial:
+        raise WeightsError(
+            f"{where} fits only {len(report.loaded)} of the {count} tensors of the {name} {type(part).__name__} "
+            f"(less than 90 %), so it is probably of another one. {report}.",
+            "Pass allow_partial=True to load it all the same.",
+        )
+    if strict and (report.missing or report.unexpected):
+        raise WeightsError(
+            f"{where} does not fit the {name} {type(part).__name__}. {report}.",
+            "Pass strict=False to load what fits.",
+        )
 
 
 def _fit(
