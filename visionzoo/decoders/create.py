@@ -11,11 +11,15 @@ from torch import nn
 
 from visionzoo.decoders.base import Decoder
 from visionzoo.decoders.edaformer import EDAFormerDecoder
+from visionzoo.decoders.guided_attention import GuidedAttentionDecoder
 from visionzoo.decoders.segmentor import Segmentor, pyramid_levels
 from visionzoo.layers.specs import Spec, build_spec, read_spec
 from visionzoo.text import did_you_mean
 
-DECODERS: Mapping[str, type[Decoder]] = {"edaformer": EDAFormerDecoder}
+DECODERS: Mapping[str, type[Decoder]] = {
+    "edaformer": EDAFormerDecoder,
+    "guided_attention": GuidedAttentionDecoder,
+}
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionzoo.decoders.base import Decoder
+from visionzoo.decoders.base import Decoder, resize
+from visionzoo.layers.outputs import Exit, Outputs, WithOutputs, collect
 from visionzoo.models._checkpoint import Composite, LoadReport, WeightsError, load_weights, rename
 from visionzoo.models._contract import Contract
 from visionzoo.text import some
@@ -25,7 +25,7 @@ _PARTS = re.compile(
 )
 
 
-class Segmentor(Composite):
+class Segmentor(WithOutputs, Composite):
     """An encoder-decoder: a backbone's maps, decoded to logits of each pixel.
 
     `visionzoo.create_segmentor` builds it, `visionzoo.load_weights` loads checkpoints of it, by our names or the
@@ -43,16 +43,27 @@ class Segmentor(Composite):
         self.backbone, self.decoder, self.upsample = backbone, decoder, upsample
         self.num_classes = decoder.num_classes
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         """Image [B, in_chans, H, W] to logits [B, num_classes, H, W], or [B, num_classes, H', W'] without `upsample`.
+
+        In training `Outputs`, where `set_auxiliary` asks for them.
 
         Raises:
             ValueError: if there are other than four axes.
         """
         if x.ndim != 4:
             raise ValueError(f"Segmentor: expected images [B, C, H, W], got {tuple(x.shape)}")
-        logits = self.decoder(self.forward_maps(x))
-        return F.interpolate(logits, x.shape[-2:], mode="bilinear", align_corners=False) if self.upsample else logits
+        if not (self.training and self.auxiliary):
+            return self._full(self.decoder(self.forward_maps(x)), x)
+        with collect() as terms:
+            logits, exits = self.decoder.decode(self.forward_maps(x))
+        return Outputs(
+            self._full(logits, x), tuple(Exit(name, self._full(value, x)) for name, value in exits.items()), terms
+        )
+
+    def _full(self, logits: Tensor, image: Tensor) -> Tensor:
+        """Bring logits [B, num_classes, H', W'] to the image's size, where that is asked for."""
+        return resize(logits, image) if self.upsample else logits
 
     def forward_maps(self, x: Tensor) -> list[Tensor]:
         """Image [B, in_chans, H, W] to the maps [B, C, H', W'] that the decoder takes, finest first."""
