@@ -4,11 +4,11 @@ import pytest
 import timm
 import torch
 from golden import Record, relative_error, sample
-from recipes import guided_attention
+from recipes import drawn, guided_attention
 from torch.nn import functional as F
 
 import visionzoo
-from visionzoo.decoders import DECODERS, SEGMENTORS, Segmentor, list_segmentors
+from visionzoo.decoders import DECODERS, SEGMENTORS, ParallelBackbones, Segmentor, list_segmentors
 from visionzoo.layers.outputs import collect
 from visionzoo.models._checkpoint import rename
 
@@ -26,7 +26,10 @@ BACKBONES = {  # maps: three from stride 16; four; five from stride 2; four of t
     "swin_tiny_patch4_window7_224": {**_ONE, "img_size": (45, 67), "embed_dim": 8, "num_heads": (1, 1, 2, 2)},
 }
 
-SMALL = {"guided_attention": {"embed_dim": 4}}  # options of decoders that are large by default
+SMALL = {
+    "guided_attention": {"embed_dim": 4},
+    "paratranscnn": {"embed_dim": 4},
+}  # options of decoders that are large by default
 
 
 def small(decoder):
@@ -94,6 +97,34 @@ def test_guided_attention_learns_as_its_authors_code_does():
         assert (value.detach() - expected).norm() <= 1e-9 * expected.norm() + 1e-14, name
 
 
+def test_paratranscnn_is_its_authors_with_gradients():
+    record = Record("paratranscnn/paratranscnn_small")
+    decoder = {"type": "paratranscnn", "embed_dim": 16}
+    options = {"resnet": "resnet18", "dim": 16, "num_heads": 4, "depths": (1, 2, 1)}
+    model = visionzoo.create_segmentor("paratranscnn", decoder, 5, **options).double().eval()
+    report = visionzoo.load_weights(model, record.state_dict())
+    assert (report.names, report.missing, report.unexpected, report.beside) == ("authors", [], [], [])
+    image = record.image().requires_grad_()
+    logits = model(image)
+    assert logits.shape == model.decoder(model.forward_maps(image)).shape  # nothing is interpolated
+    (logits * drawn(1, logits.shape)).sum().backward()
+    out = {"logits": logits.detach(), "grad_image": image.grad.flatten()[:512]}
+    for name, value in out.items():
+        assert relative_error(value, record.arrays[name]) <= 1e-9, name
+    ours = {name: p.grad.flatten()[:16] for name, p in model.named_parameters()}
+    their = {k.removeprefix("grad/"): torch.from_numpy(v) for k, v in record.arrays.items() if k.startswith("grad/")}
+    their = rename(their, model)[0]
+    assert sorted(their) == sorted(ours)
+    for name, expected in their.items():
+        assert (ours[name] - expected).norm() <= 1e-9 * expected.norm(), name
+
+
+def test_parallel_backbones_need_strides_in_common():
+    fine, coarse = (timm.create_model("test_resnet", features_only=True, out_indices=i) for i in ((1, 2), (3, 4)))
+    with pytest.raises(ValueError, match=r"two strides or more in common, got strides \[\[4, 8\], \[16, 32\]\]"):
+        ParallelBackbones(fine, coarse)
+
+
 def test_only_training_returns_auxiliary_outputs_and_backbones_add_their_terms():
     mixers = {"type": "full", "sparse_term": True}
     model = visionzoo.create_segmentor("zoo_pvtv2_b0", small("guided_attention"), 3, mixers=mixers, **_ONE)
@@ -131,7 +162,8 @@ def test_without_upsampling_logits_are_those_that_are_upsampled(decoder):
     full = model(image)
     model.upsample = False
     logits = model(image)
-    assert logits.shape[-2:] == model.forward_maps(image)[0].shape[-2:]
+    scale = DECODERS[decoder].SCALE
+    assert logits.shape[-2:] == tuple(scale * side for side in model.forward_maps(image)[0].shape[-2:])
     torch.testing.assert_close(full, F.interpolate(logits, (40, 56), mode="bilinear"))
     with torch.no_grad():  # its own names, through the wrappers of trainers
         state = {f"module.{name}": value for name, value in model.state_dict().items()}
@@ -187,6 +219,8 @@ def test_checkpoints_that_do_not_fit_are_named(change, message):
             ("zoo_pvtv2_b0", {"type": "guided_attention", "embed_dim": 0}, 3),
             "embed_dim must be 1 or more, got embed_di",
         ),
+        (("zoo_pvtv2_b0", {"type": "paratranscnn", "embed_dim": 0}, 3), "embed_dim must be 1 or more, got"),
+        (("zoo_pvtv2_b0", {"type": "paratranscnn", "gate": "ecca"}, 3), "unknown gate 'ecca'"),
         (("zoo_pvtv2_b0", "edaformer", 0), "num_classes must be 1 or more, got num_classes=0"),
         ((torch.nn.Conv2d(3, 4, 1), "edaformer", 3), "Conv2d gives no maps of its stages"),
     ],

@@ -27,6 +27,7 @@ class Decoder(nn.Module):
     """
 
     LEVELS: ClassVar[int] = 4  # maps that it takes, of a backbone that has more the coarsest
+    SCALE: ClassVar[int] = 1  # height and width of the logits over those of the first map
     CLASSIFIER: ClassVar[str] = "classifier"  # the layer whose outputs are the classes
     AUXILIARY: Mapping[str, float] = {}  # weights in the loss of exits and terms, by name
     CHECKPOINT_KEYS: ClassVar[dict[str, list[tuple[str, Any]]]] = {}  # others' names, as `Contract` has them
@@ -43,7 +44,7 @@ class Decoder(nn.Module):
         self.in_channels, self.num_classes = tuple(in_channels), num_classes
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Turn maps [B, C, H, W], finest first, into logits [B, num_classes, H, W] at the size of the first."""
+        """Turn maps [B, C, H, W], finest first, into logits [B, num_classes, H, W], `SCALE` times the first's size."""
         raise NotImplementedError
 
     def decode(self, maps: Sequence[Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 from visionzoo.decoders.base import Decoder
 from visionzoo.decoders.edaformer import EDAFormerDecoder
 from visionzoo.decoders.guided_attention import GuidedAttentionDecoder
+from visionzoo.decoders.paratranscnn import CHECKPOINT_KEYS, ParaTransCNNDecoder, paratranscnn_encoder
 from visionzoo.decoders.segmentor import Segmentor, pyramid_levels
 from visionzoo.layers.specs import Spec, build_spec, read_spec
 from visionzoo.text import did_you_mean
@@ -19,6 +20,7 @@ from visionzoo.text import did_you_mean
 DECODERS: Mapping[str, type[Decoder]] = {
     "edaformer": EDAFormerDecoder,
     "guided_attention": GuidedAttentionDecoder,
+    "paratranscnn": ParaTransCNNDecoder,
 }
 
 
@@ -31,6 +33,7 @@ class Network:
         decoder: as `create_segmentor` takes it.
         num_classes: classes that it was trained for.
         options: of the backbone.
+        keys: the authors' names, see `Segmentor`.
         miou: published mean IoU in percent, single scale; None where the authors' repository states none.
     """
 
@@ -38,6 +41,7 @@ class Network:
     decoder: Mapping[str, Any]
     num_classes: int
     options: Mapping[str, Any] = field(default_factory=dict)
+    keys: Sequence[tuple[str, Any]] = ()
     miou: float | None = None
 
 
@@ -54,7 +58,10 @@ def _edaformers() -> dict[str, Network]:
     }
 
 
-SEGMENTORS: Mapping[str, Network] = _edaformers()
+SEGMENTORS: Mapping[str, Network] = {
+    **_edaformers(),
+    "paratranscnn": Network(paratranscnn_encoder, {"type": "paratranscnn"}, 9, keys=CHECKPOINT_KEYS),  # of Synapse
+}
 
 
 def list_segmentors() -> list[str]:
@@ -125,7 +132,8 @@ def create_segmentor(
         features.feature_info.channels()[i]  # type: ignore[union-attr, operator]
         for i in pyramid_levels(features, name)[-kind.LEVELS :]
     ]
-    return Segmentor(features, build_spec("decoder", decoder, DECODERS, channels, num_classes), upsample=upsample)
+    built = build_spec("decoder", decoder, DECODERS, channels, num_classes)
+    return Segmentor(features, built, upsample=upsample, keys=network.keys if network else ())
 
 
 def _features(name: str, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:

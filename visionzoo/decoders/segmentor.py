@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,10 +35,20 @@ class Segmentor(WithOutputs, Composite):
         backbone: gives maps of an image, as timm's `features_only=True` does, and describes them in `feature_info`.
         decoder: takes its last maps of different strides.
         upsample: interpolate the logits to the image's size, bilinearly; else they stay at the decoder's stride.
+        keys: the authors' names of a whole network that they do not cut into backbone and decoder, as
+            `Contract.CHECKPOINT_KEYS` has them.
     """
 
-    def __init__(self, backbone: nn.Module, decoder: Decoder, *, upsample: bool = True):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        decoder: Decoder,
+        *,
+        upsample: bool = True,
+        keys: Sequence[tuple[str, Any]] = (),
+    ):
         super().__init__()
+        self.CHECKPOINT_KEYS = {"authors": keys} if keys else {}
         self.levels = pyramid_levels(backbone)[-decoder.LEVELS :]
         self.backbone, self.decoder, self.upsample = backbone, decoder, upsample
         self.num_classes = decoder.num_classes
@@ -67,9 +77,7 @@ class Segmentor(WithOutputs, Composite):
 
     def forward_maps(self, x: Tensor) -> list[Tensor]:
         """Image [B, in_chans, H, W] to the maps [B, C, H', W'] that the decoder takes, finest first."""
-        maps = self.backbone(x)
-        nhwc = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"  # timm's Swin and alike
-        return [maps[i].permute(0, 3, 1, 2) if nhwc else maps[i] for i in self.levels]
+        return pyramid_maps(self.backbone, self.levels, x)
 
     def load_parts(
         self, tensors: Mapping[str, Tensor], where: str, *, strict: bool, allow_partial: bool, **new: bool
@@ -79,6 +87,7 @@ class Segmentor(WithOutputs, Composite):
         Raises:
             ValueError: if it is no segmentor's, or does not fit; nothing is loaded then.
         """
+        tensors, whole = rename(tensors, self) if self.CHECKPOINT_KEYS else (tensors, "visionzoo")
         parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "decoder": {}}
         beside = []
         for name, value in tensors.items():
@@ -103,7 +112,7 @@ class Segmentor(WithOutputs, Composite):
             self._check(decoder, self.decoder, "decoder", where, strict, allow_partial)
             self.backbone.load_state_dict(own, strict=False)
         self.decoder.load_state_dict(state, strict=False)
-        names = dict.fromkeys((backbone.names, decoder.names))
+        names = dict.fromkeys((backbone.names, decoder.names) if whole == "visionzoo" else (whole,))
         report = LoadReport(" and ".join(names), beside=beside)
         for part, of in (("backbone", backbone), ("decoder", decoder)):
             for title in ("loaded", "missing", "unexpected", "adapted", "dropped", "beside"):
@@ -152,6 +161,13 @@ def pyramid_levels(backbone: nn.Module, name: str | None = None) -> list[int]:
             f"isotropic. Take a hierarchical backbone, such as zoo_pvtv2_b0 or zoo_eft_t"
         )
     return [last[stride] for stride in sorted(last)]
+
+
+def pyramid_maps(backbone: nn.Module, levels: Sequence[int], x: Tensor) -> list[Tensor]:
+    """Return those maps [B, C, H', W'] that a backbone gives of an image [B, in_chans, H, W]."""
+    maps = backbone(x)
+    nhwc = getattr(backbone, "output_fmt", "NCHW") == "NHWC"  # timm's Swin and alike
+    return [maps[i].permute(0, 3, 1, 2) if nhwc else maps[i] for i in levels]
 
 
 def _fit(
