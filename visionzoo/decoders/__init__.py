@@ -7,6 +7,7 @@ are: a name of `DECODERS`, or `dict(type=name, **options)`.
 from visionzoo.decoders.base import Decoder
 from visionzoo.decoders.create import DECODERS, SEGMENTORS, Network, create_segmentor, list_segmentors
 from visionzoo.decoders.edaformer import EDAFormerDecoder
+from visionzoo.decoders.fuss_free import FussFreeDecoder, FussFreeEncoder
 from visionzoo.decoders.guided_attention import GuidedAttentionDecoder
 from visionzoo.decoders.paratranscnn import ParallelBackbones, ParaTransCNNDecoder
 from visionzoo.decoders.segmentor import Segmentor
@@ -16,6 +17,8 @@ __all__ = [
     "SEGMENTORS",
     "Decoder",
     "EDAFormerDecoder",
+    "FussFreeDecoder",
+    "FussFreeEncoder",
     "GuidedAttentionDecoder",
     "Network",
     "ParaTransCNNDecoder",

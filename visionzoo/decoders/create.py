@@ -11,6 +11,7 @@ from torch import nn
 
 from visionzoo.decoders.base import Decoder
 from visionzoo.decoders.edaformer import EDAFormerDecoder
+from visionzoo.decoders.fuss_free import FussFreeDecoder, FussFreeEncoder, published
 from visionzoo.decoders.guided_attention import GuidedAttentionDecoder
 from visionzoo.decoders.paratranscnn import CHECKPOINT_KEYS, ParaTransCNNDecoder, paratranscnn_encoder
 from visionzoo.decoders.segmentor import Segmentor, pyramid_levels
@@ -21,6 +22,7 @@ DECODERS: Mapping[str, type[Decoder]] = {
     "edaformer": EDAFormerDecoder,
     "guided_attention": GuidedAttentionDecoder,
     "paratranscnn": ParaTransCNNDecoder,
+    "fuss_free": FussFreeDecoder,
 }
 
 
@@ -33,16 +35,16 @@ class Network:
         decoder: as `create_segmentor` takes it.
         num_classes: classes that it was trained for.
         options: of the backbone.
-        keys: the authors' names, see `Segmentor`.
         miou: published mean IoU in percent, single scale; None where the authors' repository states none.
+        keys: the authors' names, see `Segmentor`.
     """
 
     backbone: str | Callable[..., nn.Module]
     decoder: Mapping[str, Any]
     num_classes: int
     options: Mapping[str, Any] = field(default_factory=dict)
-    keys: Sequence[tuple[str, Any]] = ()
     miou: float | None = None
+    keys: Sequence[tuple[str, Any]] = ()
 
 
 def _edaformers() -> dict[str, Network]:
@@ -58,8 +60,13 @@ def _edaformers() -> dict[str, Network]:
     }
 
 
+def _fuss_free() -> dict[str, Network]:
+    return {name: Network(FussFreeEncoder, decoder, 19, options, miou) for name, options, decoder, miou in published()}
+
+
 SEGMENTORS: Mapping[str, Network] = {
     **_edaformers(),
+    **_fuss_free(),
     "paratranscnn": Network(paratranscnn_encoder, {"type": "paratranscnn"}, 9, keys=CHECKPOINT_KEYS),  # of Synapse
 }
 

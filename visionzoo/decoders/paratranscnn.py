@@ -56,8 +56,8 @@ class ParaTransCNNDecoder(Decoder):
 
     From the coarsest map on, each passes a gate, is joined with what came from below, and passes two 3×3 convolutions
     with batch norm and ReLU. A transposed convolution then doubles height and width and halves the channels; the last
-    one makes maps of four times the finest map's height and width, which the classifier reads. For maps of two backbones
-    build it on `ParallelBackbones`.
+    one makes maps of four times the finest map's height and width, which the classifier reads. For maps of two
+    backbones build it on `ParallelBackbones`.
 
     Args:
         in_channels: channels of the 2 to 4 maps, finest first.
