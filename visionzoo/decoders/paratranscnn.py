@@ -217,7 +217,7 @@ def paratranscnn_encoder(
         pretrained_resnet: start it from the weights that timm's hub has for it.
         transformer: options of `PyramidTransformer`.
     """
-    convs = timm.create_model(
+    convs: Any = timm.create_model(
         resnet, pretrained=pretrained_resnet, features_only=True, out_indices=(2, 3, 4), in_chans=in_chans
     )
     convs.maxpool = nn.Identity()
