@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +12,16 @@ from torch import nn
 from visionzoo.decoders.base import Decoder
 from visionzoo.decoders.edaformer import EDAFormerDecoder
 from visionzoo.decoders.fuss_free import FussFreeDecoder, FussFreeEncoder, published
+from visionzoo.decoders.guided_attention import GuidedAttentionDecoder
+from visionzoo.decoders.paratranscnn import CHECKPOINT_KEYS, ParaTransCNNDecoder, paratranscnn_encoder
 from visionzoo.decoders.segmentor import Segmentor, pyramid_levels
 from visionzoo.layers.specs import Spec, build_spec, read_spec
 from visionzoo.text import did_you_mean
 
 DECODERS: Mapping[str, type[Decoder]] = {
     "edaformer": EDAFormerDecoder,
+    "guided_attention": GuidedAttentionDecoder,
+    "paratranscnn": ParaTransCNNDecoder,
     "fuss_free": FussFreeDecoder,
 }
 
@@ -32,6 +36,7 @@ class Network:
         num_classes: classes that it was trained for.
         options: of the backbone.
         miou: published mean IoU in percent, single scale; None where the authors' repository states none.
+        keys: the authors' names, see `Segmentor`.
     """
 
     backbone: str | Callable[..., nn.Module]
@@ -39,6 +44,7 @@ class Network:
     num_classes: int
     options: Mapping[str, Any] = field(default_factory=dict)
     miou: float | None = None
+    keys: Sequence[tuple[str, Any]] = ()
 
 
 def _edaformers() -> dict[str, Network]:
@@ -61,6 +67,7 @@ def _fuss_free() -> dict[str, Network]:
 SEGMENTORS: Mapping[str, Network] = {
     **_edaformers(),
     **_fuss_free(),
+    "paratranscnn": Network(paratranscnn_encoder, {"type": "paratranscnn"}, 9, keys=CHECKPOINT_KEYS),  # of Synapse
 }
 
 
@@ -134,7 +141,8 @@ def create_segmentor(
         features.feature_info.channels()[i]  # type: ignore[union-attr, operator]
         for i in pyramid_levels(features, name)[-kind.LEVELS :]
     ]
-    return Segmentor(features, build_spec("decoder", decoder, DECODERS, channels, num_classes), upsample=upsample)
+    built = build_spec("decoder", decoder, DECODERS, channels, num_classes)
+    return Segmentor(features, built, upsample=upsample, keys=network.keys if network else ())
 
 
 def _features(name: str, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
