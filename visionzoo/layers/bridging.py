@@ -1,10 +1,11 @@
 """Attention from the pixels of detectors' maps to key points: bridging visual representations, arXiv:2010.15831.
 
-RelationNet++, NeurIPS 2020. Facts from code/models/utils/bvr_transformer of https://github.com/microsoft/RelationNet2 at
-0930752 (MIT license); the code here is our own. The authors pass the sines of all (base + 1)² offsets through a 1×1
-convolution; as the first half of them depends on x only and the second on y, here each axis is projected by itself, and
-the table is the sum of both, which is the same. So the sines are no tensor of checkpoints here (165 MB at a base of 400);
-those of the authors' are skipped. Like theirs, positions where the table ends take its border.
+RelationNet++, NeurIPS 2020. Facts from code/models/utils/bvr_transformer of
+https://github.com/microsoft/RelationNet2 at 0930752 (MIT license); the code here is our own. The authors pass the
+sines of all (base + 1)² offsets through a 1×1 convolution; as the first half of them depends on x only and the second
+on y, here each axis is projected by itself, and the table is the sum of both, which is the same. So the sines are no
+tensor of checkpoints here (165 MB at a base of 400); those of the authors' checkpoints are skipped. As in their code,
+offsets beyond the table take its border.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class RelativeLocation(nn.Module):
             raise ValueError(f"RelativeLocation: dim must be a positive multiple of 4, got {dim=}")
         if base_size is not None and (len(base_size) != 2 or min(base_size) < 2):
             raise ValueError(
-                f"RelativeLocation: base_size must be the width and the height of the table, 2 or more, got {base_size=}"
+                f"RelativeLocation: base_size must be width and height of the table, 2 or more, got {base_size=}"
             )
         if temperature <= 0:
             raise ValueError(f"RelativeLocation: temperature must be positive, got {temperature=}")
