@@ -120,6 +120,34 @@ def test_images_of_any_size_learn_also_without_objects():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
 
 
+FCOS = {
+    **{key: RETINA[key] for key in ("num_classes", "in_channels", "feat_channels", "stacked_convs")},
+    "type": "FCOSHead",
+    "strides": list(STRIDES),
+    "regress_ranges": ((-1, 64), (64, 128), (128, 1e8)),
+}
+HEADS = {
+    "retinanet": RETINA,
+    "fcos": FCOS,
+    "fcos_in_strides": {**FCOS, "norm_on_bbox": True, "centerness_on_reg": True},
+    "atss": {**RETINA, "type": "ATSSHead"},
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", HEADS)
+def test_without_key_points_the_predictions_are_the_heads_own(name, training):
+    head = build(bbox_head=HEADS[name], cls_keypoint_types=(), reg_keypoint_types=()).train(training)
+    for parameter in head.bbox_head.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    maps = [x.float() for x in levels()]
+    for ours, own in zip(head(maps), head.bbox_head(maps), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(ours, own, strict=True))
+    looking = build(bbox_head=HEADS[name]).train(training)
+    looking.load_state_dict(head.state_dict(), strict=False)
+    assert not any(torch.equal(x, y) for x, y in zip(looking(maps)[0], head(maps)[0], strict=True))
+
+
 def test_the_table_is_that_of_all_offsets():
     torch.manual_seed(0)
     layer = RelativeLocation(8, 2, base_size=(6, 4), temperature=10.0).double()

@@ -205,9 +205,9 @@ def recipe(keypoints, **options):
         gradients=True,
         constants=("base_embedding",),
         stand_ins=STAND_INS,
-        notes="levels and objects are those of recipes.bvr, in place of the image; gradients are of the sum of all maps "
-        "times RandomState(4).standard_normal(their shape), and of the losses. Layers and losses of mmdet and mmcv are "
-        "those of mmdet 3.5.1 and mmcv 2.3.6",
+        notes="levels and objects are those of recipes.bvr, in place of the image; gradients are of the sum of all "
+        "maps times RandomState(4).standard_normal(their shape), and of the losses. Layers and losses of mmdet and "
+        "mmcv are those of mmdet 3.5.1 and mmcv 2.3.6",
     )
 
 

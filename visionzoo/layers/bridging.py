@@ -73,7 +73,7 @@ class RelativeLocation(nn.Module):
             return None
         with without_autocast(self._projection.weight.device):
             width, height = (self._axis(torch.arange(-(n // 2), n // 2 + 1), i) for i, n in enumerate(self.base_size))
-            scores = width[None] + height[:, None] + self._projection.bias
+            scores = self._with_bias(width[None] + height[:, None])
         return scores.permute(2, 0, 1)[None]
 
     def forward(self, offsets: Tensor, table: Tensor | None = None) -> Tensor:
@@ -81,7 +81,7 @@ class RelativeLocation(nn.Module):
         with without_autocast(offsets.device):
             if self.base_size is None:
                 x, y = (self._axis(offsets[..., i], i) for i in range(2))
-                scores = (x + y + self._projection.bias).permute(0, 3, 1, 2)
+                scores = self._with_bias(x + y).permute(0, 3, 1, 2)
             else:
                 table = self.table() if table is None else table
                 places = offsets.to(table.dtype) / (0.5 * offsets.new_tensor(self.base_size, dtype=table.dtype))  # type: ignore[union-attr]
@@ -92,6 +92,10 @@ class RelativeLocation(nn.Module):
                     align_corners=False,
                 )
             return scores.clamp(min=1e-6).log() if self.log_scale else scores
+
+    def _with_bias(self, scores: Tensor) -> Tensor:
+        bias: Any = self._projection.bias
+        return scores + bias
 
     def _axis(self, offsets: Tensor, axis: int) -> Tensor:
         """Offsets [...] along x (0) or y (1) to their part of the scores, [..., G]."""
@@ -149,7 +153,8 @@ class BridgingAttention(nn.Module):
             raise ValueError("BridgingAttention: points are compared by nothing; pass location or appearance=True")
         if location_of is not None and not isinstance(location_of.relative_positional_encoding, RelativeLocation):
             raise ValueError("BridgingAttention: location_of must be a layer whose kinds share their location")
-        self.num_heads, self.appearance, self.with_location = num_heads, appearance, location is not None
+        self.num_heads, self.appearance = num_heads, appearance
+        self.relative_positional_encoding: RelativeLocation | nn.ModuleList | None
         self.decoder = nn.ModuleList(nn.MultiheadAttention(dim, num_heads) for _ in range(num_kinds))
         if location is None:
             self.relative_positional_encoding = None

@@ -87,7 +87,7 @@ class BVRKeypointHead(BaseModule):
             )
         self.num_classes, self.strides, self.head_types = num_classes, tuple(strides), tuple(head_types)
         self.gaussian_iou = gaussian_iou
-        made = {"conv_cfg": conv_cfg, "norm_cfg": norm_cfg}
+        made: dict[str, Any] = {"conv_cfg": conv_cfg, "norm_cfg": norm_cfg}
 
         def convs(channels: int, count: int) -> list[nn.Module]:
             widths = [channels, *[feat_channels] * count][:count]
@@ -464,7 +464,7 @@ def _atss(head: Any, of_classes: Levels, of_boxes: Levels) -> list[tuple[Tensor,
 
 
 def _fcos(head: Any, of_classes: Levels, of_boxes: Levels) -> list[tuple[Tensor, ...]]:
-    found = []
+    found: list[tuple[Tensor, ...]] = []
     for c, r, scale, stride in zip(of_classes, of_boxes, head.scales, head.strides, strict=True):
         boxes = scale(head.conv_reg(r)).float()
         unit = 1 if head.training else stride
