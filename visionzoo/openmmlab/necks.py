@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from visionzoo.layers.level_attention import LevelAttention
 from visionzoo.models._checkpoint import rename
+from visionzoo.text import count_of
 
 
 @MODELS.register_module()
@@ -43,7 +44,9 @@ class UpsamplingFPN(BaseModule):
         super().__init__(init_cfg)
         levels = num_upsamples + len(in_channels)
         if num_outs < levels:
-            raise ValueError(f"UpsamplingFPN: {num_upsamples} finer and {len(in_channels)} levels, but {num_outs=}")
+            raise ValueError(
+                f"UpsamplingFPN: {num_upsamples} finer and {count_of(len(in_channels), 'level')}, but {num_outs=}"
+            )
         self.laterals = nn.ModuleList(nn.Conv2d(channels, out_channels, 1) for channels in in_channels)
         self.upsamples = nn.ModuleList(
             nn.ConvTranspose2d(out_channels, out_channels, 2, stride=2) for _ in range(num_upsamples)
