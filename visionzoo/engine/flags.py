@@ -412,6 +412,13 @@ class ComparisonConfig:
         action=Specs,
         metavar="MIXER",
     )
+    variants: Sequence[Mapping[str, Any]] = flag(
+        "train each of --models under each of these names with its flags of `visionzoo train`: 'NAME FLAG=VALUE ...'",
+        [],
+        nargs="+",
+        action=Specs,
+        metavar="VARIANT",
+    )
     seeds: Sequence[int] = flag("train with each of them (default: --seed)", [], nargs="+", type=WHOLE, metavar="S")
     jobs: int | None = flag(
         "runs at a time, each a process, spread over the GPUs; speeds are then measured apart, after the trainings "
