@@ -144,9 +144,9 @@ def score_attention() -> Iterator[Callable[[], object]]:
     import torch
 
     from visionzoo.kernels.score_attention import triton as kernels
-    from visionzoo.kernels.score_attention.reference import NORMALISERS
+    from visionzoo.kernels.score_attention.reference import NORMALIZERS
 
-    kinds = [(torch.bfloat16, 64, NORMALISERS), (torch.bfloat16, 128, ["sigmoid", "softplus"])]
+    kinds = [(torch.bfloat16, 64, NORMALIZERS), (torch.bfloat16, 128, ["sigmoid", "softplus"])]
     kinds += [(torch.float16, 64, ["relu"]), (torch.float32, 64, ["sigmoid", "signed_softmax"])]
     for dtype, head_dim, names in kinds:
         q, k, v = torch.zeros(2, 28, 28, 3, 2, head_dim, dtype=dtype).unbind(3)

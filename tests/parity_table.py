@@ -1,8 +1,8 @@
 """Measure how far every model is from its record of the authors' code: python tests/parity_table.py [--again].
 
 Writes docs/parity.csv, a row a record: the largest relative error of its logits and features in float64, which
-tests/models/test_parity.py bounds by `allowed`. Records with a row are left alone unless --again is given; records that
-are gone lose their row.
+tests/models/test_parity.py and, for segmentors, tests/test_decoders.py bound by `allowed`. Records with a row are left
+alone unless --again is given; records that are gone lose their row.
 """
 
 import argparse
@@ -13,7 +13,9 @@ from pathlib import Path
 
 import torch
 from golden import Record, relative_error
-from models.test_parity import MODELS, compared
+from models import test_parity
+from test_decoders import RECORDS
+from test_decoders import compared as compared_segmentor
 
 from visionzoo.engine.errors import run_tool
 
@@ -21,9 +23,14 @@ TABLE = Path(__file__).parents[1] / "docs/parity.csv"
 COLUMNS = ("record", "model", "source", "commit", "precision", "arrays", "error", "allowed", "torch")
 
 
+SEGMENTORS = {record: arguments["backbone"] for record, arguments in RECORDS.items()}
+MODELS = test_parity.MODELS | SEGMENTORS  # record -> model
+
+
 def measure(name: str) -> dict[str, str]:
     """Return the row of one record."""
     record, errors = Record(name), []
+    compared = compared_segmentor if name in SEGMENTORS else test_parity.compared
     for _, value, array in compared(name):
         errors.append((relative_error(value, array), record.tolerance(array.dtype == "float32")))
     error, allowed = max(errors, key=lambda pair: pair[0] / pair[1])

@@ -220,15 +220,25 @@ def test_the_average_starts_at_the_weights_to_the_bit():
         assert torch.equal(state[f"ema.{name}"], state[name]), name
 
 
-def test_what_reads_a_value_is_refused_by_name():
+@pytest.mark.parametrize(
+    ("reads", "message"),
+    [
+        (lambda x: x if x.sum() > 0 else -x, "operation not permitted"),
+        (lambda x: x[x > 0], "operation not permitted"),
+        (lambda x: x * torch.tensor([1.0, 2.0], device=x.device), "Cannot copy between CPU and CUDA"),
+        (lambda x: x[:, [1, 0]], "Cannot copy between CPU and CUDA"),
+    ],
+    ids=["number", "mask", "constant", "list"],
+)
+def test_what_host_and_device_wait_for_is_refused_by_name(reads, message):
     model = nn.Linear(3, 2)
 
     def forward(x):
-        return model(x).sum() if x.sum() > 0 else model(x).mean()
+        return reads(model(x)).sum()
 
     step = TrainingStep(forward, torch.optim.SGD(model.parameters()), recorder=TapeRecorder())
     before = None
-    with pytest.raises(CaptureError, match=r"forward and backward pass cannot be recorded.*: operation not permitted"):
+    with pytest.raises(CaptureError, match=f"forward and backward pass cannot be recorded.*: {message}"):
         for _ in range(WARMUP + 1):
             before = copy.deepcopy(model.state_dict())
             step(torch.ones(1, 3))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import generate
 import pytest
-from models.test_parity import MODELS
+from parity_table import MODELS
 
 from visionzoo.models._registry import FAMILIES, VARIANTS
 

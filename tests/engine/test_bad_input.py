@@ -140,7 +140,7 @@ DATA = [
     ("--data-dir false.tar", "cannot open the 'train' split of false.tar"),
     ("--data-dir d/train", "training and validation would read the same images, d/train"),
     ("--train-split nope", "no 'nope' split in d; its folders are train, val"),
-    ("--val-data-dir strange", "1 classes of the evaluated images were not trained on: crimson; the training had blue"),
+    ("--val-data-dir strange", "1 class of the evaluated images not trained on: crimson; the training had blue"),
     ("--dataset cifar10", "unknown data set 'cifar10'; expected torch/..., hfds/..."),
     ("--dataset torch/nope", "Unknown torchvision dataset nope"),
     ("--dataset visionzoo/nope", "unknown embedded data set 'visionzoo/nope'; there is visionzoo/digits"),
@@ -149,7 +149,7 @@ DATA = [
     ("--class-map map.pkl", "--class-map: expected a .txt of class names"),
     ("--multi-label", "--multi-label needs a table of labels in the split's folder: d/train/labels.csv"),
     ("--multi-label --data-dir table", "labels.csv: expected a header `image,labels` and a row for each image, got"),
-    ("--multi-label --data-dir missing", "labels.csv: 1 images are not there, such as a.png"),
+    ("--multi-label --data-dir missing", "labels.csv: 1 image is not there, such as a.png"),
 ]
 CONFIGS = [
     ("nowhere.yaml", "cannot read the config nowhere.yaml: "),

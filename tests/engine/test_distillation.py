@@ -80,13 +80,13 @@ def test_the_teacher_sees_images_as_it_was_trained_on_them(distil, trained):
     image = torch.rand(2, 3, 32, 32)
     theirs = read_checkpoint(trained[0] / "model_best.pth.tar")["data_config"]
 
-    def normalised(mean, std):
+    def normalized(mean, std):
         return (image - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
 
     seen = run.task.teacher.normalize_input(
-        normalised(run.config.input.mean, run.config.input.std), run.task.student_mean, run.task.student_std
+        normalized(run.config.input.mean, run.config.input.std), run.task.student_mean, run.task.student_std
     )
-    torch.testing.assert_close(seen, normalised(theirs["mean"], theirs["std"]))
+    torch.testing.assert_close(seen, normalized(theirs["mean"], theirs["std"]))
 
 
 def test_a_teacher_may_be_any_model_with_published_weights(distil, tmp_path):

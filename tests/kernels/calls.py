@@ -142,10 +142,10 @@ KINDS = {
         ("neighborhood_attention",), lambda q, k, v: neighborhood_attention(q, k, v, kernel_size=(3, 4), stride=(3, 2))
     ),
     "sigmoid of scores": Kind(
-        ("score_attention",), lambda q, k, v: score_attention(q, k[:, 1:], v[:, 1:], normaliser="sigmoid")
+        ("score_attention",), lambda q, k, v: score_attention(q, k[:, 1:], v[:, 1:], normalizer="sigmoid")
     ),
     "softplus of scores": Kind(
-        ("score_attention",), lambda q, k, v: score_attention(q, k, v, normaliser="softplus", scale=0.5)
+        ("score_attention",), lambda q, k, v: score_attention(q, k, v, normalizer="softplus", scale=0.5)
     ),
     "linear, with weights": Kind(("linear_attention",), _linear),
     "focused linear": Kind(

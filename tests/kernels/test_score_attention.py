@@ -29,7 +29,7 @@ def _inputs(dtype=torch.float64, size=(2, 3), key_size=(1, 5)):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_outputs_are_those_of_loops(name):
     q, k, v = _inputs()
-    out = score_attention(q, k, v, normaliser=name, scale=0.7)
+    out = score_attention(q, k, v, normalizer=name, scale=0.7)
     expected = torch.zeros_like(out)
     for b, y, x, g in torch.cartesian_prod(*map(torch.arange, q.shape[:4])).tolist():
         keys, values = k[b, :, :, g].flatten(0, 1), v[b, :, :, g].flatten(0, 1)
@@ -42,20 +42,20 @@ def test_outputs_are_those_of_loops(name):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_gradients_are_those_of_finite_differences(name):
     inputs = [t[:1, :, :, :1] for t in _inputs(size=(1, 2), key_size=(1, 3))]
-    assert torch.autograd.gradcheck(lambda *qkv: score_attention(*qkv, normaliser=name), inputs)
+    assert torch.autograd.gradcheck(lambda *qkv: score_attention(*qkv, normalizer=name), inputs)
 
 
 def test_the_output_has_the_dtype_that_is_asked_for():
     q, k, v = _inputs(torch.float16)
-    assert score_attention(q, k, v, normaliser="relu").dtype == torch.float16
-    large = score_attention(q * 1e3, k, v * 1e3, normaliser="relu", dtype=torch.float32)
+    assert score_attention(q, k, v, normalizer="relu").dtype == torch.float16
+    large = score_attention(q * 1e3, k, v * 1e3, normalizer="relu", dtype=torch.float32)
     assert large.dtype == torch.float32 and large.isfinite().all() and large.abs().max() > 65504
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"normaliser": "softmax"}, "unknown normaliser='softmax', expected one of"),
+        ({"normalizer": "softmax"}, "unknown normalizer='softmax', expected one of"),
         ({"dtype": torch.int32}, "dtype must be floating point or None, got torch.int32"),
         ({"backend": "triton"}, "cannot run"),
         ({"v": torch.zeros(2, 1, 5, 2, 3, dtype=torch.float64)}, r"with the same B, G and D"),
@@ -66,4 +66,4 @@ def test_the_output_has_the_dtype_that_is_asked_for():
 def test_bad_arguments_are_refused_with_their_values(change, message):
     inputs = dict(zip("qkv", _inputs(), strict=True))
     with pytest.raises(ValueError, match=message):
-        score_attention(**{**inputs, "normaliser": "sigmoid", **change})
+        score_attention(**{**inputs, "normalizer": "sigmoid", **change})

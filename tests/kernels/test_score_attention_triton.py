@@ -1,4 +1,4 @@
-"""Triton's score attention is the reference's, in every dtype, for every normaliser."""
+"""Triton's score attention is the reference's, in every dtype, for every normalizer."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from kernels.triton_checks import DEVICE, check_against_float64, check_repeats
 
 from visionzoo.kernels import score_attention
 from visionzoo.kernels.score_attention import triton as kernels
-from visionzoo.kernels.score_attention.api import NORMALISERS
+from visionzoo.kernels.score_attention.api import NORMALIZERS
 
 
 def _case(size=(3, 7), key_size=(5, 5), dim=12, factor=1.0):
@@ -26,15 +26,15 @@ def _small_blocks(monkeypatch):
     monkeypatch.setattr(kernels, "_sizes", lambda *given: sizes(*given)._replace(own=16, step=16))
 
 
-@pytest.mark.parametrize("name", NORMALISERS)
+@pytest.mark.parametrize("name", NORMALIZERS)
 def test_is_as_exact_as_plain_torch(name):
-    check_against_float64(score_attention, _case(), normaliser=name)
+    check_against_float64(score_attention, _case(), normalizer=name)
 
 
 @pytest.mark.parametrize("name", ["softplus", "taylor"])
 def test_large_scores_are_as_exact(name):
     """Far beyond what exponentials, or squares in float16, can hold."""
-    check_against_float64(score_attention, _case((2, 2), (3, 6), factor=100.0), normaliser=name)
+    check_against_float64(score_attention, _case((2, 2), (3, 6), factor=100.0), normalizer=name)
 
 
 def test_gradients_below_what_float16_holds_count_where_the_output_is_float32():
@@ -45,7 +45,7 @@ def test_gradients_below_what_float16_holds_count_where_the_output_is_float32():
         (torch.float64, torch.float64, "reference"),
     ):
         q, k, v = (t.to(dtype).requires_grad_() for t in low)
-        out = score_attention(q, k, v, normaliser="relu", dtype=out_dtype, backend=backend)
+        out = score_attention(q, k, v, normalizer="relu", dtype=out_dtype, backend=backend)
         assert out.dtype == out_dtype
         grads.append(torch.autograd.grad((out * 1e-7).sum(), v)[0].double())
     assert (grads[0] - grads[1]).norm() < 1e-3 * grads[1].norm()
@@ -53,13 +53,13 @@ def test_gradients_below_what_float16_holds_count_where_the_output_is_float32():
 
 @pytest.mark.parametrize("name", ["sigmoid", "softplus"])
 def test_runs_repeat_bit_for_bit(name):
-    check_repeats(score_attention, _case((2, 4), (3, 6)), normaliser=name)
+    check_repeats(score_attention, _case((2, 4), (3, 6)), normalizer=name)
 
 
 def test_takes_views_of_one_projection_and_other_strides():
     generator = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(2, 3, 4, 3, 2, 16, generator=generator).to(DEVICE).unbind(3)
-    expected = score_attention(q, k, v, normaliser="sigmoid", backend="reference")
+    expected = score_attention(q, k, v, normalizer="sigmoid", backend="reference")
     views = [q, k.transpose(1, 2).contiguous().transpose(1, 2), v.transpose(3, 4).contiguous().transpose(3, 4)]
-    out = score_attention(*views, normaliser="sigmoid", backend="triton")
+    out = score_attention(*views, normalizer="sigmoid", backend="triton")
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)

@@ -18,7 +18,7 @@ FORMS = {
 
 def _mixer(form, dim=12, heads=2):
     torch.manual_seed(0)
-    mixer = ChannelMixer(dim, heads, normaliser=form, **FORMS[form]).double()
+    mixer = ChannelMixer(dim, heads, normalizer=form, **FORMS[form]).double()
     for parameter in mixer.parameters():
         torch.nn.init.normal_(parameter, std=0.7)
     return mixer
@@ -65,7 +65,7 @@ def test_channels_attend_by_definition(form):
                 cosine = float((a * b).sum() / (a.norm() * b.norm()))
                 dot = float((a * b).sum()) / math.sqrt(width)
                 row.append(dot if mixer.temperature is None else float(mixer.temperature[head]) * cosine)
-            weights = _weights(form, row, state.get("normaliser.factors", bias).tolist())
+            weights = _weights(form, row, state.get("normalizer.factors", bias).tolist())
             out[:, head, i] = sum(w * values[:, head, j] for j, w in enumerate(weights))
     expected = out.flatten(1) @ state["proj.weight"].T + state.get("proj.bias", bias[:12])
     torch.testing.assert_close(mixer(x)[0].flatten(0, 1), expected, rtol=1e-11, atol=1e-11)
@@ -88,7 +88,7 @@ def test_gradients_are_those_of_differences(form):
 )
 @torch.no_grad()
 def test_65536_large_tokens_in_half_precision_stay_finite(form):
-    mixer = ChannelMixer(4, 1, normaliser=form, **FORMS[form]).half()
+    mixer = ChannelMixer(4, 1, normalizer=form, **FORMS[form]).half()
     out = mixer((torch.randn(1, 256, 256, 4) * 10).half())
     assert out.isfinite().all() and out.std() > 0
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from golden import RECORDS, Record, relative_error
+from tape import assert_recorded_alike
 from timm.layers import EcaModule, SqueezeExcite, create_attn
 from timm.models._features_fx import create_feature_extractor
 
@@ -228,6 +229,11 @@ def test_compiles_into_one_graph_for_sizes_that_change(name):
     for size in [(6, 9), (11, 7)]:
         x = torch.randn(2, *size, WIDTH)
         torch.testing.assert_close(compiled(x), gate(x))
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_each_can_be_recorded_as_a_cuda_graph(name):
+    assert_recorded_alike(build_gate(name, WIDTH), torch.randn(2, 4, 6, WIDTH))
 
 
 @pytest.mark.parametrize("name", GATES)

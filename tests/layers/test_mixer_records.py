@@ -10,7 +10,7 @@ from visionzoo.layers.mixers import ChannelMixer, KMeansMixer, LinearMixer, Mixe
 
 def _same(state):
     """Names of ours, behind those of what holds a layer; parts without weights are empty."""
-    moved = {"attention.projection_matrix": "features.projection", "attention.sharpness": "normaliser.sharpness"}
+    moved = {"attention.projection_matrix": "features.projection", "attention.sharpness": "normalizer.sharpness"}
     moved["attention.attention.kmeans.means"] = "centroids.means"
     named = {moved.get(name, name.removeprefix("layer.")): value for name, value in state.items()}
     return {name: value for name, value in named.items() if not name.startswith("attention.")}
@@ -55,7 +55,7 @@ def _channels(state):
         "temperature": state["temperature"].flatten(),
     }
     if "attn1" in state:
-        ours["normaliser.factors"] = torch.cat([state[f"attn{i}"] for i in range(1, 5)])
+        ours["normalizer.factors"] = torch.cat([state[f"attn{i}"] for i in range(1, 5)])
     return ours
 
 
@@ -67,18 +67,18 @@ def _linear(feature_map, **options):
     return LinearMixer(12, 3, feature_map=feature_map, **options)
 
 
-def _of_channels(num_heads, normaliser):
+def _of_channels(num_heads, normalizer):
     options = {"qkv_kernel": 3, "qk_norm": "l2", "qkv_bias": False, "proj_bias": False}
-    return ChannelMixer(12, num_heads, normaliser=normaliser, **options)
+    return ChannelMixer(12, num_heads, normalizer=normalizer, **options)
 
 
 RECORDS = {
-    "scores/sigmoid": (_score(normaliser="sigmoid"), _same),
-    "scores/sigmoid_qk_norm": (_score(normaliser="sigmoid", qk_norm="layer_norm"), _same),
-    "scores/cog": (_score(normaliser="signed_softmax", qkv_bias=False), _same),
-    "scores/sparsemax": (_score(normaliser="sparsemax"), _same),
-    "scores/entmax15": (_score(normaliser="entmax15"), _same),
-    "scores/entmax": (_score(normaliser="entmax"), _same),
+    "scores/sigmoid": (_score(normalizer="sigmoid"), _same),
+    "scores/sigmoid_qk_norm": (_score(normalizer="sigmoid", qk_norm="layer_norm"), _same),
+    "scores/cog": (_score(normalizer="signed_softmax", qkv_bias=False), _same),
+    "scores/sparsemax": (_score(normalizer="sparsemax"), _same),
+    "scores/entmax15": (_score(normalizer="entmax15"), _same),
+    "scores/entmax": (_score(normalizer="entmax"), _same),
     "scores/gaussian": (_score(score="gaussian"), _same),
     "scores/gaussian_keys": (_score(score="gaussian", key_steps=2), _same),
     "scores/neural": (_score(score="neural", hidden_dim=4, qkv_bias=False), _neural),

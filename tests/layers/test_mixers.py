@@ -4,13 +4,16 @@ import inspect
 import math
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import yaml
 from golden import Record, relative_error, sample
 from quick import learned_from, of_each_kind
+from tape import assert_recorded_alike
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -29,6 +32,7 @@ from visionzoo.layers.mixers import (
     combine_mixers,
     resolve_mixers,
 )
+from visionzoo.layers.symbols import SYMBOLS
 from visionzoo.models._registry import TINY
 
 SMALL = {  # options that suit tiny maps
@@ -58,7 +62,7 @@ SMALL = {  # options that suit tiny maps
     "super_token": {"token_size": 2},
     "routed": {"regions": 2, "topk": 2},
     "sea": {"length": 4, "topk": 200},
-    "score": {"normaliser": "sigmoid", "qk_norm": "l2", "temperature": "query"},
+    "score": {"normalizer": "sigmoid", "qk_norm": "l2", "temperature": "query"},
     "window": {"window_size": 3},
 }
 
@@ -139,6 +143,21 @@ def test_compiles_into_one_graph_for_sizes_that_change(name):
     for size in [(6, 9), (11, 7)]:
         x = torch.randn(2, *size, 16)
         torch.testing.assert_close(compiled(x), mixer(x))
+
+
+def _forms():
+    """Give every mixer, and every form that is compared in configs/classification."""
+    path = Path(__file__).parents[2] / "configs/classification/cifar10_mixers.yaml"
+    compared = [spec for spec in yaml.safe_load(path.read_text())["mixers"] if isinstance(spec, dict)]
+    forms = {name: _spec(name) for name in MIXERS}
+    forms |= {f"dual_attention-{name}": {"type": "dual_attention", "symbols": name} for name in SYMBOLS}
+    forms |= {f"{s['type']}-{s['label']}": {key: s[key] for key in s if key != "label"} for s in compared}
+    return [pytest.param(spec, id=name) for name, spec in forms.items()]
+
+
+@pytest.mark.parametrize("spec", _forms())
+def test_each_form_can_be_recorded_as_a_cuda_graph(spec):
+    assert_recorded_alike(build_mixer(spec, 16, 4), torch.randn(2, 4, 6, 16))
 
 
 # -- large numbers, large maps ----------------------------------------------------------------------------------------
@@ -441,8 +460,8 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ({"type": "channel", "qkv_kernel": 2}, r"ChannelMixer: qkv_kernel must be odd and positive, got qkv_kernel=2"),
         ({"type": "channel", "qk_norm": "l1"}, r"ChannelMixer: unknown qk_norm='l1', expected one of \('none', 'l2'\)"),
         (
-            {"type": "channel", "normaliser": "topk"},
-            r"ChannelMixer: unknown normaliser='topk', expected one of .*softm",
+            {"type": "channel", "normalizer": "topk"},
+            r"ChannelMixer: unknown normalizer='topk', expected one of .*softm",
         ),
         ({"type": "dynamic_local", "kernel_size": 4}, r"kernel_size must be odd and positive, got kernel_size=4"),
         ({"type": "dynamic_local", "reduction": 0}, r"DynamicLocalMixer: reduction must be positive, got reduction=0"),
@@ -500,14 +519,14 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ({"type": "levit", "map_size": 0}, r"must be positive, got key_dim=16, attn_ratio=2.0, map_size=0"),
         ({"type": "levit", "out_dim": 0}, r"must be positive, .*out_dim=0"),
         ({"type": "levit", "num_heads": 0}, r"num_heads must divide dim, got dim=16 and num_heads=0"),
-        ({"type": "score", "normaliser": "max"}, r"unknown normaliser='max', expected one of \('softmax', 'sigmoid', "),
+        ({"type": "score", "normalizer": "max"}, r"unknown normalizer='max', expected one of \('softmax', 'sigmoid', "),
         ({"type": "score", "score": "cosine"}, r"unknown score='cosine', expected one of \('dot', 'gaussian', "),
         ({"type": "score", "qk_norm": "rms"}, r"unknown qk_norm='rms', expected one of \('none', 'l2', "),
         ({"type": "score", "temperature": "key"}, r"unknown temperature='key', expected one of \('none', 'position', "),
         ({"type": "score", "query_padding": "after"}, r"unknown query_padding='after', expected one of \('both', "),
         ({"type": "score", "key_padding": "after"}, r"unknown key_padding='after', expected one of \('both', 'before"),
         ({"type": "score", "output_norm": "rms"}, r"unknown output_norm='rms', expected one of \('none', 'gated_rms"),
-        ({"type": "score", "score": "gaussian", "normaliser": "relu"}, r"take a normaliser of \('softmax', .*='relu'"),
+        ({"type": "score", "score": "gaussian", "normalizer": "relu"}, r"take a normalizer of \('softmax', .*='relu'"),
         ({"type": "score", "score": "neural", "qk_norm": "l2"}, r"qk_norm='l2' is for scores of 'dot', got .*'neural'"),
         ({"type": "score", "hidden_dim": 4}, r"hidden_dim is for score='neural', which is not given, got hidden_dim=4"),
         (

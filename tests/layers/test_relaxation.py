@@ -18,7 +18,7 @@ PARTIAL = [
     {"type": "halo", "block_size": 4, "halo_size": 1, "mask_padding": True},
     {"type": "hilo", "window_size": 2},
     {"type": "full", "qkv_bias": True},
-    {"type": "score", "normaliser": "sparsemax"},
+    {"type": "score", "normalizer": "sparsemax"},
 ]
 
 

@@ -1,4 +1,4 @@
-"""Attention by scores and normalisers is what its papers define, in any portions, at any length."""
+"""Attention by scores and normalizers is what its papers define, in any portions, at any length."""
 
 import numpy as np
 import pytest
@@ -9,27 +9,27 @@ from kernels.triton_checks import DEVICE
 
 from visionzoo.kernels import explain, use_backend
 from visionzoo.layers.mixers import ScoreMixer, score
-from visionzoo.layers.normalisers import NORMALISERS, entmax, softplus
+from visionzoo.layers.normalizers import NORMALIZERS, entmax, softplus
 from visionzoo.layers.scores import inverse_distances
 from visionzoo.layers.tokens import Tokens, mix_tokens
 from visionzoo.models._registry import TINY
 
 FORMS = {
-    **{name: {"normaliser": name} for name in NORMALISERS},
-    "sigmoid_qk_norm": {"normaliser": "sigmoid", "qk_norm": "layer_norm", "qkv_bias": False},
-    "taylor_l2": {"normaliser": "taylor", "qk_norm": "l2"},
-    "relu_bare": {"normaliser": "relu", "output_norm": "none"},
-    "standardise_bare": {"normaliser": "standardise", "output_norm": "none", "output_gelu": False},
+    **{name: {"normalizer": name} for name in NORMALIZERS},
+    "sigmoid_qk_norm": {"normalizer": "sigmoid", "qk_norm": "layer_norm", "qkv_bias": False},
+    "taylor_l2": {"normalizer": "taylor", "qk_norm": "l2"},
+    "relu_bare": {"normalizer": "relu", "output_norm": "none"},
+    "standardize_bare": {"normalizer": "standardize", "output_norm": "none", "output_gelu": False},
     "neural": {"score": "neural", "hidden_dim": 5},
     "collision": {"score": "collision"},
-    "collision_4": {"score": "collision", "hash_length": 4, "normaliser": "sparsemax", "output_norm": "none"},
+    "collision_4": {"score": "collision", "hash_length": 4, "normalizer": "sparsemax", "output_norm": "none"},
     "inverse_distance": {"score": "inverse_distance"},
-    "inverse_distance_3": {"score": "inverse_distance", "power": 3.0, "eps": 0.5, "normaliser": "sparsemax"},
+    "inverse_distance_3": {"score": "inverse_distance", "power": 3.0, "eps": 0.5, "normalizer": "sparsemax"},
     "gaussian": {"score": "gaussian"},
     "gaussian_keys": {"score": "gaussian", "key_steps": 2},
     "gaussian_precisions": {"score": "gaussian", "key_precision": True, "value_precision": 0.5},
     "temperature_position": {"temperature": "position"},
-    "temperature_query": {"temperature": "query", "normaliser": "entmax15"},
+    "temperature_query": {"temperature": "query", "normalizer": "entmax15"},
     "mta": {"query_kernel": 3, "key_kernel": 3, "weight_groups": 2},
     "mta_before": {
         **{"query_kernel": 2, "key_kernel": 3, "query_padding": "before", "key_padding": "before"},
@@ -37,7 +37,7 @@ FORMS = {
     },
     "talking_heads": {"score_groups": 4, "weight_groups": 4},
     "urpe": {"offset_factor": True, "position_bias": True, "map_size": (2, 3)},
-    "urpe_factor": {"offset_factor": True, "map_size": (2, 3), "normaliser": "softplus"},
+    "urpe_factor": {"offset_factor": True, "map_size": (2, 3), "normalizer": "softplus"},
     "position_bias": {"position_bias": True, "map_size": (2, 3)},
     "mta_weights": {"weight_key_kernel": 3},
 }
@@ -74,14 +74,14 @@ def _shares(weights):
 def _row_weights(name, row, state, head):
     """Weights that one query gives the keys."""
     if name == "entmax":
-        return _threshold(row, 1 + 1 / (1 + np.exp(-state["normaliser.sharpness"][head])))
-    if name == "standardise":
+        return _threshold(row, 1 + 1 / (1 + np.exp(-state["normalizer.sharpness"][head])))
+    if name == "standardize":
         spread = np.sqrt(np.mean((row - row.mean()) ** 2)) + 0.001
-        return state["normaliser.gain"][head] * (row - row.mean()) / spread + state["normaliser.bias"][head]
+        return state["normalizer.gain"][head] * (row - row.mean()) / spread + state["normalizer.bias"][head]
     if name == "topk_softmax":
         kept = [np.sort(row)[::-1][int(len(row) * share) - 1] for share in (1 / 2, 2 / 3, 3 / 4, 4 / 5)]
         parts = [_shares(np.where(row >= least, np.exp(row), 0)) for least in kept]
-        return sum(factor * part for factor, part in zip(state["normaliser.factors"], parts, strict=True))
+        return sum(factor * part for factor, part in zip(state["normalizer.factors"], parts, strict=True))
     return {
         "softmax": lambda: _shares(np.exp(row)),
         "sigmoid": lambda: 1 / (1 + len(row) * np.exp(-row)),
@@ -134,7 +134,7 @@ def _defined(mixer, form, state, x):
     q, k, v = linear("qkv", tokens).reshape(count, 3, heads, width).transpose(1, 2, 0, 3)  # [G, N, D]
     if options.get("qk_norm") == "layer_norm":
         q, k = (_norm(t, state[f"{n}_norm.weight"], state[f"{n}_norm.bias"], 1e-5) for n, t in (("q", q), ("k", k)))
-    scale = np.full(heads, 1.0 if options.get("normaliser") == "standardise" else width**-0.5)
+    scale = np.full(heads, 1.0 if options.get("normalizer") == "standardize" else width**-0.5)
     if options.get("qk_norm") == "l2":
         q, k = (t / np.sqrt((t**2).sum(-1, keepdims=True)) for t in (q, k))
         scale = state["qk_scale"]
@@ -184,7 +184,7 @@ def _defined(mixer, form, state, x):
             scores = _mixed(scores, state["score_mix.weight"])
         if options.get("position_bias"):
             scores = scores + table("position_bias")
-        name = options.get("normaliser", "softmax")
+        name = options.get("normalizer", "softmax")
         out = np.stack([[_row_weights(name, row, state, g) for row in scores[g]] for g in range(heads)])
         if "weight_key_kernel" in options:
             kernels = state["weight_conv.weight"]
@@ -203,7 +203,7 @@ def _defined(mixer, form, state, x):
     if form == "relu":
         gate = 1 / (1 + np.exp(-state["output_norm.gate"] * out))
         out = gate * state["output_norm.weight"] * out / np.sqrt((out**2).mean(-1, keepdims=True) + 1e-8)
-    if form == "standardise":
+    if form == "standardize":
         out = _norm(out, state["output_norm.weight"], state["output_norm.bias"], 1e-3)
         out = out / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (out + 0.044715 * out**3)))
     return linear("proj", out).reshape(x.shape)
@@ -283,7 +283,7 @@ def _some(forms, chosen):
 LARGE = [form for form in FORMS if form not in ("softmax", "temperature_position") and not form.endswith("_bare")]
 
 
-@pytest.mark.parametrize("form", _some(LARGE, [*NORMALISERS, "neural", "inverse_distance", "gaussian_keys"]))
+@pytest.mark.parametrize("form", _some(LARGE, [*NORMALIZERS, "neural", "inverse_distance", "gaussian_keys"]))
 def test_65536_large_tokens_in_half_precision_stay_finite(form):
     """Of two queries; those of the whole map come in portions like them."""
     torch.manual_seed(0)
@@ -348,9 +348,9 @@ def test_plain_softmax_is_left_to_torch():
 @pytest.mark.parametrize(
     "options",
     [
-        {"normaliser": "sigmoid", "temperature": "query"},
-        {"normaliser": "taylor", "qk_norm": "l2"},
-        {"normaliser": "relu", "temperature": "position", "qk_norm": "layer_norm"},
+        {"normalizer": "sigmoid", "temperature": "query"},
+        {"normalizer": "taylor", "qk_norm": "l2"},
+        {"normalizer": "relu", "temperature": "position", "qk_norm": "layer_norm"},
     ],
 )
 def test_kernels_give_what_scores_that_are_held_give(options):
@@ -372,9 +372,9 @@ def test_kernels_give_what_scores_that_are_held_give(options):
 
 def test_scores_that_are_changed_are_not_left_to_kernels():
     forms = [{"qk_norm": "l2"}, {"position_bias": True}, {"weight_groups": 2}, {"score": "neural"}, {"key_kernel": 3}]
-    found = [ScoreMixer(8, 2, normaliser="sigmoid", **form).has_kernels for form in forms]
+    found = [ScoreMixer(8, 2, normalizer="sigmoid", **form).has_kernels for form in forms]
     assert found == [True, False, False, False, False]
-    assert not ScoreMixer(8, 2, normaliser="sparsemax").has_kernels and not ScoreMixer(8, 2).has_kernels
+    assert not ScoreMixer(8, 2, normalizer="sparsemax").has_kernels and not ScoreMixer(8, 2).has_kernels
 
 
 def test_softplus_of_scores_too_low_for_its_sum_is_softmax():

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from quick import draw_weights
+from tape import assert_recorded_alike
 from torch.utils.flop_counter import FlopCounterMode
 
 import visionzoo
@@ -84,6 +85,12 @@ def test_training_masks_and_evaluation_gathers():
     model.eval()(image)
     assert shapes == [1 + 20, 1 + 7]  # 20 · 0.7 · 0.7 · 0.7, rounded up each time
     assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", REDUCERS)
+def test_each_can_be_recorded_as_a_cuda_graph(name):
+    model = _model((None, name, name), depth=3)  # the second sees what the first has left
+    assert_recorded_alike(model.train(), _image(48, 64))
 
 
 @torch.no_grad()

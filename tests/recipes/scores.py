@@ -1,4 +1,4 @@
-"""Scores and normalisers in place of softmax, of 9 tokens of 12 channels in three heads."""
+"""Scores and normalizers in place of softmax, of 9 tokens of 12 channels in three heads."""
 
 import math
 

@@ -250,28 +250,28 @@ def halo_case(settings: Settings, name: str, side: int, heads: int, depth: int) 
 def _score(settings: Settings) -> Iterator[Case]:
     for side, heads, depth, batch in ((64, 8, 64, 8), (14, 6, 64, BATCH)):  # 4,096 tokens; ViT-S at 224 px
         names = ("sigmoid", "relu", "signed_softmax", "softplus", "taylor") if side == 64 else ("sigmoid",)
-        for normaliser in names:
-            name = f"score/{side}x{side}-g{heads}-d{depth}-{normaliser}"
+        for normalizer in names:
+            name = f"score/{side}x{side}-g{heads}-d{depth}-{normalizer}"
             sizes: dict[str, Any] = {"batch": batch, "side": side, "heads": heads, "depth": depth}
-            yield score_case(settings, name, **sizes, normaliser=normaliser)
+            yield score_case(settings, name, **sizes, normalizer=normalizer)
 
 
 def score_case(
-    settings: Settings, name: str, *, batch: int, side: int, heads: int, depth: int, normaliser: str
+    settings: Settings, name: str, *, batch: int, side: int, heads: int, depth: int, normalizer: str
 ) -> Case:
     """Attention with weights that are a function of the scores, beside the softmax of torch."""
 
     def draw(normal: Draw) -> Inputs:
         return {name: normal(normal.batch, side, side, heads, depth) for name in "qkv"}
 
-    ours = zoo("score_attention", normaliser=normaliser)
+    ours = zoo("score_attention", normalizer=normalizer)
     contenders = {
         **ours,
         "visionzoo-reference-compiled": Contender(compiled(ours["visionzoo-reference"].make)),
         "sdpa": Contender(rivals.dense_attention(), same=False),
     }
     costs = attention_costs(side * side, heads, depth, side * side)
-    shape = f"{side}x{side}, {heads} heads of {depth}, {normaliser}"
+    shape = f"{side}x{side}, {heads} heads of {depth}, {normalizer}"
     return Contest(settings, name, batch, shape, draw, contenders, costs).case(side * side)
 
 

@@ -57,7 +57,7 @@ def _operations(settings: Settings, side: int) -> Iterator[Case]:
         yield operations.linear_case(
             settings, name(f"linear_attention-{feature_map}"), **sizes, feature_map=feature_map
         )
-    yield operations.score_case(settings, name("score_attention-sigmoid"), **sizes, normaliser="sigmoid")
+    yield operations.score_case(settings, name("score_attention-sigmoid"), **sizes, normalizer="sigmoid")
     yield operations.window_case(settings, name("routed_attention-windows"), side, HEADS)
     yield operations.routed_case(settings, name("routed_attention-routed"), **sizes, regions=7, topk=4)
     yield operations.routing_case(settings, name("route_regions"), side=side, heads=HEADS, topk=4)

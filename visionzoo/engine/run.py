@@ -69,6 +69,7 @@ from visionzoo.engine.regularization import regularize_attention
 from visionzoo.engine.reporting import Reporter
 from visionzoo.graphs import make_capturable
 from visionzoo.replicas import Replicas
+from visionzoo.text import count_of
 
 SCALER = "amp_scaler"  # timm's name of its state in a checkpoint
 
@@ -468,7 +469,7 @@ def _restore(run: Run, path: Path, state: dict[str, Any], say: Callable[[str], N
     batches_per_epoch = state.get("batches_per_epoch", progress.batches_done)
     if progress.batches_done < batches_per_epoch != len(run.loader):
         say(
-            f"{path} was written in mid-epoch with {batches_per_epoch} batches an epoch, now there are "
+            f"{path} was written in mid-epoch with {count_of(batches_per_epoch, 'batch')} an epoch, now there are "
             f"{len(run.loader)}: the epoch begins anew"
         )
         progress.start_epoch(progress.epoch)
@@ -530,7 +531,9 @@ def _with_report(run: Run, notes: Notes, lr: float, lr_origin: str) -> Run:
     say(", ".join(f"{name} {number}" for name, number in surroundings["versions"].items()))
     parameters = sum(p.numel() for p in run.trainable.parameters())
     model = config.model
-    say(f"{model.model}: {parameters / 1e6:.2f} M parameters, {model.num_classes} classes, {run.data_config}")
+    say(
+        f"{model.model}: {parameters / 1e6:.2f} M parameters, {count_of(model.num_classes, 'class')}, {run.data_config}"
+    )
     if teacher := teacher_name(config.distillation):
         say(f"distilling from {teacher} ({config.distillation.kd_distill_type})")
     if isinstance(run.task, AuxiliaryTask):
@@ -538,13 +541,13 @@ def _with_report(run: Run, notes: Notes, lr: float, lr_origin: str) -> Run:
         say(f"learning beside logits: {weights}")
     validated = f"{len(run.val_set)} to validate on" if run.val_set else "no validation"
     devices = f"{run.process.world_size} x {run.process.device}"
-    say(f"{len(run.train_set)} images to train on, {validated}; {devices}")
+    say(f"{count_of(len(run.train_set), 'image')} to train on, {validated}; {devices}")
     for note in [note for images in (run.train_set, run.val_set) for note in getattr(images, "notes", [])]:
         say(note)
     warmup = config.schedule.warmup_epochs
     if run.scheduler is not None and warmup >= run.num_epochs:
         say(f"all of it is warm-up (--warmup-epochs {warmup}): lr {lr:g} is never reached")
-    say(f"{run.num_epochs} epochs of {run.updates_per_epoch} updates; {lr_origin}")
+    say(f"{count_of(run.num_epochs, 'epoch')} of {count_of(run.updates_per_epoch, 'update')}; {lr_origin}")
     say(f"run folder {run.folder}")
     return dataclasses.replace(run, reporter=reporter)
 

@@ -34,6 +34,7 @@ from visionzoo.engine.probing import train_mode
 from visionzoo.engine.recipe import total_batch
 from visionzoo.engine.run import Run, build_run
 from visionzoo.graphs import CaptureError, CudaRecorder, TrainingStep
+from visionzoo.text import count_of
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -104,7 +105,7 @@ class Training:
         self._start_bar()
         with self.stop:
             if run.finished:
-                run.say(f"nothing left to do: {run.update} updates are done")
+                run.say(f"nothing left to do: {count_of(run.update, 'update is', 'updates are')} done")
             try:
                 while not run.finished:
                     row = self._epoch() or row
@@ -363,4 +364,7 @@ class Training:
                     dataset.bad.copy_(bad)
                 names = dataset.bad_names()
                 listed = "".join(f"\n  {name}" for name in names[:20])
-                self.run.say(f"{len(names)} unusable {split} images were skipped{listed}")
+                self.run.say(
+                    f"{count_of(len(names), f'unusable {split} image was', f'unusable {split} images were')} "
+                    f"skipped{listed}"
+                )

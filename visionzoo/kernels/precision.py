@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
@@ -18,3 +20,10 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     if device.type == "meta" or not torch.is_autocast_enabled(device.type):
         return None
     return torch.get_autocast_dtype(device.type)
+
+
+def double(tensor: Tensor | None) -> Any:
+    """To float64, so that arithmetic costs one rounding at the end; Apple's devices have none. None stays None."""
+    if tensor is None:
+        return None
+    return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)

@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from visionzoo.former_names import former_names
 from visionzoo.text import did_you_mean
 
 
@@ -17,7 +18,7 @@ def check_arguments(cls: type, arguments: Mapping[str, Any], *, where: str = "",
 
     Args:
         cls: the class.
-        arguments: by name.
+        arguments: by name, or by a name that they had before.
         where: what messages begin with.
         also: names that are taken elsewhere, which a message lists too.
 
@@ -26,7 +27,9 @@ def check_arguments(cls: type, arguments: Mapping[str, Any], *, where: str = "",
         ValueError: if a value is of another type.
     """
     takes, hints = _parameters(cls)
-    for key, value in arguments.items():
+    now = former_names(cls)
+    for given, value in arguments.items():
+        key = now.get(given, given)
         if key not in takes:
             names = [*takes, *also]
             raise TypeError(

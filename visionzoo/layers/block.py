@@ -95,8 +95,8 @@ class Block(nn.Module):
 
     def mix_channels(self, x: Tensor) -> Tensor:
         """Add the MLP's branch to [B, H, W, C]."""
-        normalised = on_nchw(self.norm2, x) if self.norm2_on_nchw else self.norm2(x)
-        return self.peg(self._add(x, self.branch_gate(self.mlp(normalised)), self.ls2))
+        normalized = on_nchw(self.norm2, x) if self.norm2_on_nchw else self.norm2(x)
+        return self.peg(self._add(x, self.branch_gate(self.mlp(normalized)), self.ls2))
 
     def fusible(self) -> list[tuple[str, str]]:
         """Names of the layers that follow each other directly, for `visionzoo.fuse`."""

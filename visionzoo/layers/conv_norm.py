@@ -66,13 +66,13 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, in_dim] to [B, H', W', out_dim]."""
         if self.norm_first:
-            x = self._normalise(x)
+            x = self._normalize(x)
         if self.pad_to_stride:
             x = pad_to_multiple(x, self.pad_to_stride)
         x = on_nchw(self.conv, _check_size(x, self.kernel_size, self.padding))
-        return x if self.norm_first else self._normalise(x)
+        return x if self.norm_first else self._normalize(x)
 
-    def _normalise(self, x: Tensor) -> Tensor:
+    def _normalize(self, x: Tensor) -> Tensor:
         return on_nchw(self.norm, x) if self.norm_on_nchw else self.norm(x)
 
     def fusible(self) -> list[tuple[str, str]]:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torchvision.ops import FrozenBatchNorm2d
 
+from visionzoo.kernels.precision import double
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
-from visionzoo.text import some
+from visionzoo.text import count_of, some
 
 _logger = logging.getLogger(__name__)
 
@@ -91,7 +92,8 @@ def _refuse_computed_weights(model: nn.Module) -> None:
         computed += [f"{path}.{name}" if path else name for name in names]
     if computed:
         raise ValueError(
-            f"fuse: {len(computed)} tensors are computed from others in every forward pass (pruning, weight_norm, "
+            f"fuse: {count_of(len(computed), 'tensor is', 'tensors are')} computed from others in every "
+            "forward pass (pruning, weight_norm, "
             f"spectral_norm, parametrizations): {some(computed, 4)}. Make "
             f"them permanent first, by torch.nn.utils.prune.remove, remove_weight_norm, remove_spectral_norm or "
             f"parametrize.remove_parametrizations"
@@ -162,12 +164,12 @@ def _fold(parent: nn.Module, first: str, second: str) -> None:
     before, after = parent.get_submodule(first), parent.get_submodule(second)
     if isinstance(before, _LAYERS) and _has_statistics(after):
         scale, shift = _scale_and_shift(after)
-        weight, bias = _double(before.weight), _double(before.bias)
+        weight, bias = double(before.weight), double(before.bias)
         _set(before, weight * scale.view(-1, *[1] * (weight.ndim - 1)), shift if bias is None else bias * scale + shift)
         setattr(parent, second, Folded())
     elif _has_statistics(before) and isinstance(after, _LAYERS) and _without_padding(after):
         scale, shift = _scale_and_shift(before)
-        weight, bias = _double(after.weight), _double(after.bias)
+        weight, bias = double(after.weight), double(after.bias)
         groups = len(scale) // weight.shape[1]
         # [in] -> [out, in / groups, 1, 1]: the input channels that each output channel sees
         scale, shift = (
@@ -191,16 +193,9 @@ def _without_padding(layer: nn.Module) -> bool:
 
 def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
     """Return what a batch norm does in inference, x·scale + shift, each [C]."""
-    mean, variance, weight, bias = map(_double, (norm.running_mean, norm.running_var, norm.weight, norm.bias))
+    mean, variance, weight, bias = map(double, (norm.running_mean, norm.running_var, norm.weight, norm.bias))
     scale = (variance + norm.eps).rsqrt() * (1 if weight is None else weight)
     return scale, (0 if bias is None else bias) - mean * scale
-
-
-def _double(tensor: Tensor | None) -> Any:
-    """To float64, so that folding costs one rounding; Apple's devices have none."""
-    if tensor is None:
-        return None
-    return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
 
 
 def _set(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:

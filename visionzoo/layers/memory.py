@@ -34,6 +34,6 @@ class Memory(nn.Module):
         """Let the reader begin."""
         return tokens._replace(reader=self.token.to(tokens.x.dtype).repeat(tokens.x.shape[0], 1, 1))
 
-    def normalised(self, tokens: Tokens, norm: nn.Module) -> Tensor:
+    def normalized(self, tokens: Tokens, norm: nn.Module) -> Tensor:
         """Return the reader [B, 1, C] after its norm, or after the model's."""
         return (norm if self.norm is None else self.norm)(tokens.reader)

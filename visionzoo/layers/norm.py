@@ -66,7 +66,7 @@ class TokenBatchNorm(nn.Module):
 class DeviationNorm(nn.Module):
     """Layer norm of [..., C] over C that adds its ε to the standard deviation, not to the variance (CVNets).
 
-    Rows of equal numbers have derivatives, too, see `standardise`.
+    Rows of equal numbers have derivatives, too, see `standardize`.
 
     Args:
         dim: channels C.
@@ -82,10 +82,10 @@ class DeviationNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalize [..., C], in float32 at least."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return standardise(wide, self.eps).to(x.dtype) * self.weight + self.bias
+        return standardize(wide, self.eps).to(x.dtype) * self.weight + self.bias
 
 
-def standardise(x: Tensor, eps: float) -> Tensor:
+def standardize(x: Tensor, eps: float) -> Tensor:
     """Bring the last axis to mean 0 and deviation 1; ε is added to the deviation, not to the variance.
 
     A row of equal numbers, whose deviation has no derivative, gets derivatives of 0, the first as in torch, and the

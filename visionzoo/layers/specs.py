@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, signature
 from typing import Any, get_type_hints
 
+from visionzoo.former_names import former_names
 from visionzoo.layers.arguments import fits, type_text
 from visionzoo.text import did_you_mean
 
@@ -55,6 +56,8 @@ def build_spec(kind: str, spec: Any, table: Mapping[str, Callable[..., Any]], *a
     options = {**defaults, **read_spec(kind, spec, table)}
     name = options.pop("type")
     constructor = table[name]
+    now = former_names(constructor)
+    options = {key if now.get(key) in options else now.get(key, key): value for key, value in options.items()}
     parameters = list(signature(constructor).parameters.values())[len(args) :]
     takes = {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     called: Any = constructor

@@ -90,18 +90,19 @@ class RelationalSymbols(nn.Module):
                 f"symbols: relation_heads must divide {dim=}, and there must be neighbors, got {relation_heads=} and "
                 f"{neighbors=}"
             )
-        steps = [-i for i in range(1 - include_self, neighbors + 1)]
-        if not causal:
-            steps = [i for i in range(-neighbors, neighbors + 1) if i or include_self]
-        self.steps, self.relation_heads, self.normalize = steps, relation_heads, normalize
+        before = [range(int(include_self) - 1, -neighbors - 1, -1)]
+        both = [range(-neighbors, int(include_self)), range(1, neighbors + 1)]
+        self.steps = before if causal else both  # from a token to its neighbors
+        self.relation_heads, self.normalize = relation_heads, normalize
         self.symbolic = SymbolicAttention(dim, num_heads=num_heads, num_symbols=num_symbols)
         self.q, self.k = nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.proj = nn.Linear(relation_heads * len(steps), dim)
+        self.proj = nn.Linear(relation_heads * sum(map(len, self.steps)), dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, C] to [B, N, C]."""
         count = x.shape[1]
-        places = torch.arange(count, device=x.device)[:, None] + torch.tensor(self.steps, device=x.device)
+        places = torch.arange(count, device=x.device)[:, None]
+        places = places + torch.cat([torch.arange(r.start, r.stop, r.step, device=x.device) for r in self.steps])
         q, k = (t.unflatten(-1, (self.relation_heads, -1)) for t in (self.q(x), self.k(x)))
         k = k.index_select(1, places.clamp(0, count - 1).flatten()).unflatten(1, (count, -1))  # [B, N, steps, G, D]
         relations = (q.unsqueeze(2) * k).sum(-1)

@@ -165,14 +165,14 @@ class TokenBlock(Block):
         if self.cpe1 is not None:
             tokens = tokens.with_map(self.cpe1(x := tokens.map(), residual=x))
         if self.mixer is not None:
-            normalised = tokens._replace(x=self.norm1(tokens.x))
+            normalized = tokens._replace(x=self.norm1(tokens.x))
             if tokens.reader is not None and self.memory is not None:
-                tokens = tokens._replace(reader=self.read(tokens.reader, normalised))
+                tokens = tokens._replace(reader=self.read(tokens.reader, normalized))
             if self.score in Mixer.SCORE_KINDS:
-                mixed, scores = mix_and_score(self.mixer, normalised, self.score)
+                mixed, scores = mix_and_score(self.mixer, normalized, self.score)
                 tokens = tokens._replace(scores=scores)
             else:
-                mixed = mix_tokens(self.mixer, normalised, tokens)
+                mixed = mix_tokens(self.mixer, normalized, tokens)
             tokens = tokens._replace(x=self.join_tokens(tokens.x, mixed))
         if self.cpe2 is not None:
             tokens = tokens.with_map(self.cpe2(x := tokens.map(), residual=x))

@@ -212,7 +212,7 @@ class Isotropic(Contract):
         if norm:
             x, prefix = self.norm(x), None if prefix is None else self.norm(prefix)
         if self.memory is not None:
-            reader = self.memory.normalised(state, self.norm) if norm else state.reader
+            reader = self.memory.normalized(state, self.norm) if norm else state.reader
             prefix = reader if prefix is None else torch.cat([reader, prefix], 1)
         return x, prefix
 
@@ -221,10 +221,10 @@ class Isotropic(Contract):
 
         For the places of dropped tokens see `visionzoo.models._reducing`.
         """
-        x = self._normalised(state)
-        return x if self.memory is None else torch.cat([self.memory.normalised(state, self.norm), x], 1)
+        x = self._normalized(state)
+        return x if self.memory is None else torch.cat([self.memory.normalized(state, self.norm), x], 1)
 
-    def _normalised(self, state: Any) -> Tensor:
+    def _normalized(self, state: Any) -> Tensor:
         if state.source is None and state.keep is None:
             return self.norm(state.x)
         x, tokens = state.x[:, : state.prefix], state.x[:, state.prefix :]

@@ -202,14 +202,14 @@ class Pyramid(Contract):
 
     def read(self, i: int, state: Any, norm: bool = False) -> tuple[Tensor, Tensor | None]:
         """Return the map; the norm is for the last stage only."""
-        feature = self.normalise(state) if norm and i == len(self.feature_info) - 1 else state
+        feature = self.normalize(state) if norm and i == len(self.feature_info) - 1 else state
         return feature.permute(0, 2, 3, 1), None
 
     def finish(self, state: Any) -> Any:
         """Normalize the last map: [B, C, H, W]."""
-        return self.normalise(state)
+        return self.normalize(state)
 
-    def normalise(self, x: Tensor) -> Tensor:
+    def normalize(self, x: Tensor) -> Tensor:
         """Apply the last norm to a map [B, C, H, W]."""
         return self.norm(x) if self.norm_on_nchw else on_nhwc(self.norm, x)
 

@@ -90,11 +90,11 @@ class FrequencyBlock(nn.Module):
         if self.mixer is None:
             branch = self.mlp(x)
         else:
-            branch = _normalise(self.norm1, x)
+            branch = _normalize(self.norm1, x)
             branch = branch + self.mlp(branch) if self.residual else self.mlp(branch)
             if self.double_skip and self.residual:
                 x = branch = x + branch
-            branch = self.mixer(_normalise(self.norm2, branch))
+            branch = self.mixer(_normalize(self.norm2, branch))
         branch = self.drop_path(self.branch_gate(branch))
         return self.peg(x + branch if self.residual else branch)
 
@@ -127,11 +127,11 @@ class FusionStage(Stage):
     def forward_map(self, x: Tensor) -> Tensor:
         """[B, H, W, C_in] to [B, H', W', dim]."""
         x = self.downsample(x)
-        out = self.proj(_normalise(self.norm, self.forward_blocks(x)))
+        out = self.proj(_normalize(self.norm, self.forward_blocks(x)))
         return self.act(self.fusion(torch.cat([x, out], -1)))
 
 
-def _normalise(norm: nn.Module, x: Tensor) -> Tensor:
+def _normalize(norm: nn.Module, x: Tensor) -> Tensor:
     return on_nchw(norm, x) if isinstance(norm, nn.BatchNorm2d) else norm(x)
 
 

@@ -187,14 +187,14 @@ class CrossViT(Contract):
     def read(self, i: int, state: Any, norm: bool = False) -> tuple[Tensor, Tensor | None]:
         """Return the map and the class token of the branch that feature i is of, normalized on request."""
         branch = i // self.num_parts
-        tokens = self._normalise(branch, state[branch]) if norm else state[branch]
+        tokens = self._normalize(branch, state[branch]) if norm else state[branch]
         return tokens.map(), tokens.x[:, : tokens.prefix] if tokens.prefix else None
 
     def finish(self, state: Any) -> Any:
         """Normalize the tokens: [B, 1 + N, C] for each branch."""
-        return tuple(self._normalise(branch, tokens).x for branch, tokens in enumerate(state))
+        return tuple(self._normalize(branch, tokens).x for branch, tokens in enumerate(state))
 
-    def _normalise(self, branch: int, tokens: Tokens) -> Tokens:
+    def _normalize(self, branch: int, tokens: Tokens) -> Tokens:
         norm = self.norm[branch] if isinstance(self.norm, nn.ModuleList) else self.norm
         return tokens._replace(x=norm(tokens.x))
 

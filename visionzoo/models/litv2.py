@@ -64,11 +64,11 @@ def displace(x: Tensor, offset: Tensor) -> Tensor:
     accumulate = torch.promote_types(x.dtype, torch.float32)  # positions need more digits than features
     offset = offset.to(accumulate).unflatten(-1, (2, 2, 2)).permute(0, 1, 3, 2, 4, 5)  # [B, h, 2, w, 2, 2]
     offset = offset.flatten(3, 4).flatten(1, 2)
-    size = torch.tensor(x.shape[1:3], dtype=accumulate, device=x.device)
     rows, columns = (torch.arange(length, device=x.device, dtype=accumulate) for length in offset.shape[1:3])
     tokens = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
-    grid = (2 * (tokens + offset) + 1) / size - 1
-    out = F.grid_sample(x.permute(0, 3, 1, 2).to(accumulate), grid.flip(-1), align_corners=False)
+    row, column = (2 * (tokens + offset) + 1).unbind(-1)
+    grid = torch.stack([column / x.shape[2], row / x.shape[1]], -1) - 1
+    out = F.grid_sample(x.permute(0, 3, 1, 2).to(accumulate), grid, align_corners=False)
     return out.to(x.dtype).permute(0, 2, 3, 1).contiguous()
 
 

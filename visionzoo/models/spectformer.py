@@ -160,8 +160,8 @@ class SpectralBlock(TokenBlock):
         """Take the tokens through the block; their number and size stay."""
         if self.mixer is None:
             return self.mix_channels(tokens)
-        normalised = tokens._replace(x=self.norm1(tokens.x))
-        return self.mix_channels(tokens, mix_tokens(self.mixer, normalised))
+        normalized = tokens._replace(x=self.norm1(tokens.x))
+        return self.mix_channels(tokens, mix_tokens(self.mixer, normalized))
 
 
 class PlainSpectFormer(Isotropic):

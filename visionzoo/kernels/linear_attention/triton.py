@@ -548,14 +548,14 @@ def _sum_kernel(
     ROWS: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """Sum rows of a state, or of its gradient where the `state` is given, over all parts, and divide by the keys."""
-    normalise: tl.constexpr = MAP == "softmax" and state is None
+    normalize: tl.constexpr = MAP == "softmax" and state is None
     row = tl.program_id(0) % (BLOCK_D // ROWS) * ROWS + tl.arange(0, ROWS)
     index = (tl.program_id(0) // (BLOCK_D // ROWS)).to(tl.int64)
     number = row[:, None] * BLOCK_V + tl.arange(0, BLOCK_V)[None, :]
     parts += (index // G * splits * G + index % G) * STATE
     summed += index * STATE
     highest = tl.full([ROWS], -1e30, tl.float32)
-    if normalise:
+    if normalize:
         for start in range(0, splits, BLOCK_S):
             s = start + tl.arange(0, BLOCK_S)
             at = parts + (s.to(tl.int64) * (G * STATE))[:, None] + BLOCK_D * (BLOCK_V + 1) + row[None, :]
@@ -569,14 +569,14 @@ def _sum_kernel(
         some = tl.load(part[:, None, None] + number[None, :, :], mask=inside[:, None, None], other=0.0)
         at = part[:, None] + BLOCK_D * BLOCK_V + row[None, :]
         some_totals = tl.load(at, mask=inside[:, None], other=0.0)
-        if normalise:
+        if normalize:
             own = tl.load(at + BLOCK_D, mask=inside[:, None], other=-1e30)
             weight = tl.exp2((own - highest[None, :]) * LOG2_E)
             some *= weight[:, :, None]
             some_totals *= weight
         products += tl.sum(some, 0)
         totals += tl.sum(some_totals, 0)
-    if normalise:
+    if normalize:
         totals = tl.where(totals > 0.0, totals, 1.0)  # there are no keys in the block's padding
         products = products / totals[:, None]
         tl.store(summed + BLOCK_D * (BLOCK_V + 1) + row, highest)
@@ -585,7 +585,7 @@ def _sum_kernel(
     else:
         products = products / keys
         totals = totals / keys
-        if MAP == "softmax":  # the mean of features is 1, whatever the keys; instead, what their normaliser answers for
+        if MAP == "softmax":  # the mean of features is 1, whatever the keys; instead, what their normalizer answers for
             # of values less the first channel's mean, as in `_key_grad_kernel`: small differences stay exact
             state += index * STATE
             centred = tl.load(state + number) - tl.load(state + tl.arange(0, BLOCK_V))[None, :]

@@ -7,19 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visionzoo.former_names import with_former_names
 from visionzoo.kernels.checks import check_qkv
 from visionzoo.kernels.dispatch import choose
 from visionzoo.kernels.score_attention import reference
 
-NORMALISERS = tuple(reference.NORMALISERS)
+NORMALIZERS = tuple(reference.NORMALIZERS)
 
 
+@with_former_names(normaliser="normalizer")
 def score_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     *,
-    normaliser: str,
+    normalizer: str,
     scale: float | None = None,
     dtype: torch.dtype | None = None,
     backend: str = "auto",
@@ -40,7 +42,7 @@ def score_attention(
         q: queries [B, H, W, G, D].
         k: keys [B, H', W', G, D]; H' and W' may differ from H and W.
         v: values, like k.
-        normaliser: one of those above.
+        normalizer: one of those above.
         scale: of the products of queries and keys; None means D^-½.
         dtype: of the output, floating point; None means q's. Sums over many keys can pass what float16 holds.
         backend: "auto", "reference" or "triton".
@@ -54,12 +56,12 @@ def score_attention(
     check_qkv("score_attention", q, k, v, share="BGD")
     if k.shape != v.shape:
         raise ValueError(f"score_attention: v must be like k {tuple(k.shape)}, got {tuple(v.shape)}")
-    if normaliser not in NORMALISERS:
-        raise ValueError(f"score_attention: unknown {normaliser=}, expected one of {NORMALISERS}")
+    if normalizer not in NORMALIZERS:
+        raise ValueError(f"score_attention: unknown {normalizer=}, expected one of {NORMALIZERS}")
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"score_attention: dtype must be floating point or None, got {dtype}")
     arguments: dict[str, Any] = {
-        "normaliser": normaliser,
+        "normalizer": normalizer,
         "scale": q.shape[-1] ** -0.5 if scale is None else scale,
         "dtype": q.dtype if dtype is None else dtype,
     }

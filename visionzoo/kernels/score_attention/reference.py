@@ -9,13 +9,13 @@ from torch import Tensor
 from visionzoo.kernels.precision import without_autocast
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, *, normaliser: str, scale: float, dtype: torch.dtype) -> Tensor:
+def forward(q: Tensor, k: Tensor, v: Tensor, *, normalizer: str, scale: float, dtype: torch.dtype) -> Tensor:
     """Attention of [B, H, W, G, D] tensors as `score_attention` says; holds all scores."""
     accumulate = torch.promote_types(q.dtype, torch.float32)
     size = q.shape[1:3]
     with without_autocast(q.device):
         q, k, v = (t.to(accumulate).flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # [B, G, N, D]
-        out = NORMALISERS[normaliser]((q * scale) @ k.transpose(-2, -1)) @ v
+        out = NORMALIZERS[normalizer]((q * scale) @ k.transpose(-2, -1)) @ v
     return out.transpose(1, 2).unflatten(1, size).to(dtype)
 
 
@@ -49,4 +49,4 @@ def taylor(scores: Tensor) -> Tensor:
 
 
 # of scores [..., N] of N keys, float32 at least
-NORMALISERS = {f.__name__: f for f in (relu, sigmoid, signed_softmax, softplus, taylor)}
+NORMALIZERS = {f.__name__: f for f in (relu, sigmoid, signed_softmax, softplus, taylor)}

@@ -39,25 +39,25 @@ _SIZES = ["queries", "keys"]  # vary from call to call: the compiler must not lo
 _WITHOUT_SUM = ("relu", "sigmoid")
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, *, normaliser: str, scale: float, dtype: torch.dtype) -> Tensor:
+def forward(q: Tensor, k: Tensor, v: Tensor, *, normalizer: str, scale: float, dtype: torch.dtype) -> Tensor:
     """Attention of [B, H, W, G, D] tensors as `score_attention` says."""
-    return _attend(q, k, v, normaliser, float(scale), dtype)[0]
+    return _attend(q, k, v, normalizer, float(scale), dtype)[0]
 
 
 # -- operators --------------------------------------------------------------------------------------------------------
 
 
-def _sums_shape(q: Tensor, normaliser: str) -> torch.Size | tuple[int, ...]:
-    return (0,) if normaliser in _WITHOUT_SUM else q.shape[:4]
+def _sums_shape(q: Tensor, normalizer: str) -> torch.Size | tuple[int, ...]:
+    return (0,) if normalizer in _WITHOUT_SUM else q.shape[:4]
 
 
-def _attend_fake(q, k, v, normaliser, scale, dtype):
-    return q.new_empty(q.shape, dtype=dtype), q.new_empty(_sums_shape(q, normaliser), dtype=torch.float32)
+def _attend_fake(q, k, v, normalizer, scale, dtype):
+    return q.new_empty(q.shape, dtype=dtype), q.new_empty(_sums_shape(q, normalizer), dtype=torch.float32)
 
 
 def _save(ctx, inputs, output):
-    q, k, v, ctx.normaliser, ctx.scale, _ = inputs
-    summed = ctx.normaliser not in _WITHOUT_SUM
+    q, k, v, ctx.normalizer, ctx.scale, _ = inputs
+    summed = ctx.normalizer not in _WITHOUT_SUM
     ctx.save_for_backward(*(output if summed else (None, None)), q, k, v)
     ctx.set_materialize_grads(False)
 
@@ -65,25 +65,25 @@ def _save(ctx, inputs, output):
 def _differentiate(ctx, grad, _grad_sums):
     if grad is None:
         return (None,) * 6
-    return *_attend_backward(grad, *ctx.saved_tensors, ctx.normaliser, ctx.scale), None, None, None
+    return *_attend_backward(grad, *ctx.saved_tensors, ctx.normalizer, ctx.scale), None, None, None
 
 
 @operator("score_attention", fake=_attend_fake, save=_save, differentiate=_differentiate, flops=flops.score_attention)
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, normaliser: str, scale: float, dtype: torch.dtype
+    q: Tensor, k: Tensor, v: Tensor, normalizer: str, scale: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Output [B, H, W, G, D] and, for the backward pass, the sums [B, H, W, G] of the weights of a query.
 
     Of "taylor" these are as they are, of the others in base-2 logarithms; empty where no sum is taken.
     """
-    call = _Call(q, k, v, normaliser, scale, dtype)
+    call = _Call(q, k, v, normalizer, scale, dtype)
     out = torch.empty(q.shape, dtype=dtype, device=q.device)
-    sums = torch.empty(_sums_shape(q, normaliser), dtype=torch.float32, device=q.device)
+    sums = torch.empty(_sums_shape(q, normalizer), dtype=torch.float32, device=q.device)
     call.launch(_forward_kernel, "forward", out, sums)
     return out, sums
 
 
-def _attend_backward_fake(grad, out, sums, q, k, v, normaliser, scale):
+def _attend_backward_fake(grad, out, sums, q, k, v, normalizer, scale):
     return tuple(t.new_empty(t.shape) for t in (q, k, v))
 
 
@@ -95,11 +95,11 @@ def _attend_backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    normaliser: str,
+    normalizer: str,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
-    call = _Call(q, k, v, normaliser, scale, grad.dtype)
+    call = _Call(q, k, v, normalizer, scale, grad.dtype)
     grad = grad.contiguous()
     grad_q, grad_k, grad_v = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
     delta = None if sums is None else torch.empty_like(sums)
@@ -129,16 +129,16 @@ def _sizes(launch: str, dtype: torch.dtype, block_d: int) -> _Sizes:
 class _Call:
     """One call's tensors and numbers, in the order in which every kernel takes them."""
 
-    def __init__(self, q, k, v, normaliser, scale, dtype):
+    def __init__(self, q, k, v, normalizer, scale, dtype):
         (q, q_step), (k, k_step), (v, v_step) = map(token_rows, (q, k, v))
         self.batch, height, width, self.heads, head_dim = q.shape
         self.queries, self.keys, self.dtype = height * width, k.shape[1] * k.shape[2], q.dtype
         self.arguments = q, k, v, q_step, k_step, v_step, self.queries, self.keys, scale
         precision = products = dot_precision(q.dtype)
-        if q.dtype == torch.float16 and (normaliser in ("relu", "taylor") or dtype == torch.float32):
+        if q.dtype == torch.float16 and (normalizer in ("relu", "taylor") or dtype == torch.float32):
             products = "tf32"
         self.options = {
-            "NORMALISER": normaliser,
+            "NORMALIZER": normalizer,
             "G": self.heads,
             "D": head_dim,
             "BLOCK_D": head_block(head_dim),
@@ -206,10 +206,10 @@ def _softplus(scores):
 
 
 @triton.jit
-def _exponents(dots, scale, NORMALISER: tl.constexpr):
+def _exponents(dots, scale, NORMALIZER: tl.constexpr):
     """Base-2 logarithms of the weights without their sign, before the division."""
     scores = dots * scale
-    if NORMALISER == "softplus":
+    if NORMALIZER == "softplus":
         # of scores far below 0: s - e^s / 2, which is the scores themselves in float32
         exponents = tl.where(scores < -20.0, scores * LOG2_E, tl.log2(_softplus(tl.maximum(scores, -20.0))))
     else:
@@ -242,24 +242,24 @@ def _load_factor(pointer, at, step, inside, D: tl.constexpr, BLOCK_D: tl.constex
 
 
 @triton.jit
-def _weights_and_grad_scores(dots, projected, sums, delta, scale, keys, NORMALISER: tl.constexpr, PAIRS: tl.constexpr):
+def _weights_and_grad_scores(dots, projected, sums, delta, scale, keys, NORMALIZER: tl.constexpr, PAIRS: tl.constexpr):
     """Weights, and gradients of scores (but for the scale) of the values' products with the output's gradient.
 
     `sums` and `delta` belong to the queries and are shaped to go with `dots`.
     """
-    if NORMALISER == "sigmoid":
+    if NORMALIZER == "sigmoid":
         weights = _sigmoid(dots, scale, keys, PAIRS)
         grad_scores = weights * (1.0 - weights) * projected
-    elif NORMALISER == "relu":
+    elif NORMALIZER == "relu":
         weights = tl.maximum(dots * scale, 0.0)
         grad_scores = tl.where(dots * scale > 0.0, projected, 0.0)
-    elif NORMALISER == "taylor":
+    elif NORMALIZER == "taylor":
         over = 1.0 / sums
         weights = _taylor(dots, scale) * over
         grad_scores = (1.0 + dots * scale) * over * (projected - delta)
     else:
-        weights = tl.exp2(_exponents(dots, scale, NORMALISER) - sums)
-        if NORMALISER == "softplus":
+        weights = tl.exp2(_exponents(dots, scale, NORMALIZER) - sums)
+        if NORMALIZER == "softplus":
             # the exponent's slope, sigmoid over softplus
             scores = tl.maximum(dots * scale, -20.0)
             slope = 1.0 / ((1.0 + tl.exp2(-scores * LOG2_E)) * _softplus(scores))
@@ -274,11 +274,11 @@ def _weights_and_grad_scores(dots, projected, sums, delta, scale, keys, NORMALIS
 @triton.jit(do_not_specialize=_SIZES)
 def _forward_kernel(
     q, k, v, q_step, k_step, v_step, queries, keys, scale, out, sums,
-    NORMALISER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    NORMALIZER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
     PRODUCTS: tl.constexpr, WIDE: tl.constexpr, PAIRS: tl.constexpr, OWN: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Weighted sums of the values for a block of queries."""
-    exponential: tl.constexpr = NORMALISER == "softplus" or NORMALISER == "signed_softmax"
+    exponential: tl.constexpr = NORMALIZER == "softplus" or NORMALIZER == "signed_softmax"
     g, _, block, b = program_place(tl.program_id(0), 1, tl.cdiv(queries, OWN), G)
     k += b * keys * k_step + g * D
     v += b * keys * v_step + g * D
@@ -294,32 +294,32 @@ def _forward_kernel(
         dots = tl.dot(some_queries, tl.trans(some_keys), input_precision=PRECISION)
         # values of keys that do not exist are 0; only in the sums their weights would count
         if exponential:
-            exponents = tl.where(inside[None, :], _exponents(dots, scale, NORMALISER), float("-inf"))
+            exponents = tl.where(inside[None, :], _exponents(dots, scale, NORMALIZER), float("-inf"))
             weights, highest, total, accumulated = softmax_step(exponents, highest, total, accumulated)
-            if NORMALISER == "signed_softmax":
+            if NORMALIZER == "signed_softmax":
                 weights *= _signs(dots * scale)
-        elif NORMALISER == "taylor":
+        elif NORMALIZER == "taylor":
             weights = tl.where(inside[None, :], _taylor(dots, scale), 0.0)
             total += tl.sum(weights, 1)
-        elif NORMALISER == "sigmoid":
+        elif NORMALIZER == "sigmoid":
             weights = _sigmoid(dots, scale, keys, PAIRS)
         else:
             weights = tl.maximum(dots * scale, 0.0)
         accumulated += tl.dot(_factor(weights, values, WIDE), values, input_precision=PRODUCTS)
     if exponential:
         accumulated, total = softmax_end(highest, total, accumulated)
-    elif NORMALISER == "taylor":
+    elif NORMALIZER == "taylor":
         accumulated = accumulated / total[:, None]
     first = b * queries * G + g
     store_rows(out + first * D, m, G * D, accumulated, m_inside, D, BLOCK_D)
-    if exponential or NORMALISER == "taylor":
+    if exponential or NORMALIZER == "taylor":
         tl.store(sums + first + m * G, total, mask=m_inside)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _query_grad_kernel(
     q, k, v, q_step, k_step, v_step, queries, keys, scale, out, sums, grad, delta, grad_q,
-    NORMALISER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    NORMALIZER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
     PRODUCTS: tl.constexpr, WIDE: tl.constexpr, PAIRS: tl.constexpr, OWN: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Gradient of a block of queries, and `delta`, the product of output and its gradient, for the other kernel."""
@@ -348,7 +348,7 @@ def _query_grad_kernel(
         dots = tl.dot(some_queries, tl.trans(some_keys), input_precision=PRECISION)
         projected = tl.dot(grads, tl.trans(values), input_precision=PRODUCTS)
         _weights, grad_scores = _weights_and_grad_scores(
-            dots, projected, total, product, scale, keys, NORMALISER, PAIRS
+            dots, projected, total, product, scale, keys, NORMALIZER, PAIRS
         )
         if WIDE:
             some_keys = some_keys.to(tl.float32)
@@ -359,7 +359,7 @@ def _query_grad_kernel(
 @triton.jit(do_not_specialize=_SIZES)
 def _key_grad_kernel(
     q, k, v, q_step, k_step, v_step, queries, keys, scale, sums, grad, delta, grad_k, grad_v,
-    NORMALISER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    NORMALIZER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
     PRODUCTS: tl.constexpr, WIDE: tl.constexpr, PAIRS: tl.constexpr, OWN: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a block of keys and values; scores are [keys, queries] here."""
@@ -385,7 +385,7 @@ def _key_grad_kernel(
             total, product = None, None
         dots = tl.dot(some_keys, tl.trans(some_queries), input_precision=PRECISION)
         projected = tl.dot(values, tl.trans(grads), input_precision=PRODUCTS)
-        weights, grad_scores = _weights_and_grad_scores(dots, projected, total, product, scale, keys, NORMALISER, PAIRS)
+        weights, grad_scores = _weights_and_grad_scores(dots, projected, total, product, scale, keys, NORMALIZER, PAIRS)
         accumulated_v += tl.dot(_factor(weights, some_queries, WIDE), grads, input_precision=PRODUCTS)
         if WIDE:
             some_queries = some_queries.to(tl.float32)

@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionzoo.former_names import take_former_keys, with_former_names
 from visionzoo.kernels import channel_attention
 from visionzoo.kernels.precision import without_autocast
 from visionzoo.layers.mixers.base import Mixer, zero_dropped
 from visionzoo.layers.nhwc import on_nchw
-from visionzoo.layers.normalisers import NORMALISERS, build_normaliser, softmax
+from visionzoo.layers.normalizers import NORMALIZERS, build_normalizer, softmax
 
 
 class ChannelMixer(Mixer):
@@ -26,7 +27,7 @@ class ChannelMixer(Mixer):
     the rest in the dtype of the input or of autocast.
 
     Restoration networks have it with a convolution of q, k and v, scores that are cosines times a temperature τ, and
-    other normalisers: n(τ k̂ᵀ v̂) in place of the softmax. With `qkv_kernel=3, qk_norm="l2"` and no biases it is
+    other normalizers: n(τ k̂ᵀ v̂) in place of the softmax. With `qkv_kernel=3, qk_norm="l2"` and no biases it is
 
     - MDTA (Restormer, arXiv:2111.09881) with "softmax";
     - TKSA (DRSformer, arXiv:2303.11950) with "topk_softmax"; https://github.com/cschenxiang/DRSformer at e77bbb4 (no
@@ -46,7 +47,7 @@ class ChannelMixer(Mixer):
         qkv_kernel: side of a depthwise convolution of q, k and v, with zeros around the map; None for none.
         qk_norm: "none", or "l2": channels of unit length over all positions (1e-12 at least) and a factor per head,
             1 at the start, in place of D^-½.
-        normaliser: of the scores, a name of `visionzoo.layers.normalisers.NORMALISERS`; "keys" are the D channels.
+        normalizer: of the scores, a name of `visionzoo.layers.normalizers.NORMALIZERS`; "keys" are the D channels.
         proj_bias: whether the output projection has a bias.
 
     Raises:
@@ -59,6 +60,7 @@ class ChannelMixer(Mixer):
 
     QK_NORMS = ("none", "l2")
 
+    @with_former_names({"normalizer": {"standardise": "standardize"}}, normaliser="normalizer")
     def __init__(
         self,
         dim: int,
@@ -67,14 +69,14 @@ class ChannelMixer(Mixer):
         qkv_bias: bool = True,
         qkv_kernel: int | None = None,
         qk_norm: str = "none",
-        normaliser: str = "softmax",
+        normalizer: str = "softmax",
         proj_bias: bool = True,
     ):
         super().__init__(dim, num_heads)
         self.check_kernels(qkv_kernel=qkv_kernel)
         for name, value, names in (
             ("qk_norm", qk_norm, self.QK_NORMS),
-            ("normaliser", normaliser, tuple(NORMALISERS)),
+            ("normalizer", normalizer, tuple(NORMALIZERS)),
         ):
             if value not in names:
                 raise ValueError(f"ChannelMixer: unknown {name}={value!r}, expected one of {names}")
@@ -85,8 +87,9 @@ class ChannelMixer(Mixer):
             else nn.Conv2d(3 * dim, 3 * dim, qkv_kernel, padding=qkv_kernel // 2, groups=3 * dim, bias=qkv_bias)
         )
         self.temperature = nn.Parameter(torch.ones(self.num_heads)) if qk_norm == "l2" else None
-        self.normaliser = build_normaliser(normaliser, self.num_heads)
+        self.normalizer = build_normalizer(normalizer, self.num_heads)
         self.proj = nn.Linear(dim, dim, bias=proj_bias)
+        take_former_keys(self)
 
     @property
     def takes_prefix_tokens(self) -> bool:
@@ -106,14 +109,14 @@ class ChannelMixer(Mixer):
             qkv = on_nchw(self.qkv_conv, qkv)
         q, k, v = self.split_heads(qkv)
         k = zero_dropped(k, keep)
-        if self.normaliser is softmax and self.temperature is None:
+        if self.normalizer is softmax and self.temperature is None:
             out = channel_attention(q, k, v)
         else:
             out = self._attend(q, k, zero_dropped(v, keep))
         return self.proj(out.flatten(3))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Return what `channel_attention` would with these scores and this normaliser, of [B, H, W, G, D]."""
+        """Return what `channel_attention` would with these scores and this normalizer, of [B, H, W, G, D]."""
         size, dtype = q.shape[1:3], q.dtype
         wide = torch.promote_types(dtype, torch.float32)
         q, k, v = (t.to(wide).flatten(1, 2).permute(0, 2, 3, 1) for t in (q, k, v))  # [B, G, D, N]
@@ -123,5 +126,5 @@ class ChannelMixer(Mixer):
             else:
                 k, v = F.normalize(k, dim=-1, eps=1e-12), F.normalize(v, dim=-1, eps=1e-12)
                 k = k * self.temperature.to(wide)[:, None, None]
-            out = self.normaliser(k @ v.transpose(-2, -1)) @ q
+            out = self.normalizer(k @ v.transpose(-2, -1)) @ q
         return out.permute(0, 3, 1, 2).unflatten(1, size).to(dtype)

@@ -91,13 +91,13 @@ class LightConvMixer(Mixer):
             x = F.glu(x)
         if self.to_weights is not None:
             taps = self.to_weights(x).unflatten(-1, (self.num_heads, -1))  # [B, H, W, G, k]
-            out = convolve_by_place(x, self._normalised(taps, (x.shape[1], x.shape[2])), self.kernel_size)
+            out = convolve_by_place(x, self._normalized(taps, (x.shape[1], x.shape[2])), self.kernel_size)
         else:
             assert self.weight is not None
-            out = self._convolve(x, self._normalised(self.weight.flatten(1)))
+            out = self._convolve(x, self._normalized(self.weight.flatten(1)))
         return self.proj(out if self.conv_bias is None else out + self.conv_bias.to(out.dtype))
 
-    def _normalised(self, taps: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def _normalized(self, taps: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Return what [..., G, k] taps weigh, float32 at least; `size` is that of the map if each place has its own."""
         taps = taps.to(torch.promote_types(taps.dtype, torch.float32))
         if self.renorm_padding:

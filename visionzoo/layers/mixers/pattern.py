@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import isqrt
 from typing import NamedTuple
 
 import torch
@@ -182,8 +183,9 @@ class PatternMixer(Mixer):
         # Offset by offset: windows of keys at once would hold as many maps as there are offsets.
         height, width = k.shape[2:4]
         reach = self.radius - 1
-        near = range(-reach, reach + 1)
-        steps = [(dy, dx) for dy in near for dx in near if dy**2 + dx**2 < self.radius**2]
+        # how far the disc goes to the left and right, row by row
+        sides = [(dy, isqrt(self.radius**2 - 1 - dy**2)) for dy in range(-reach, reach + 1)]
+        steps = [(dy, dx) for dy, side in sides for dx in range(-side, side + 1)]
         k, v = (F.pad(t, (0, 0, *[reach] * 4)) for t in (k, v))
 
         def moved(x: Tensor, step: tuple[int, int]) -> Tensor:
@@ -198,7 +200,8 @@ class PatternMixer(Mixer):
 
         scores = torch.stack([(q * moved(k, step)).sum(-1) for step in steps], -1)
         rows, columns = (torch.arange(side, device=q.device) for side in (height, width))
-        dy, dx = torch.tensor(steps, device=q.device).unbind(1)
+        dy = torch.cat([torch.full((2 * side + 1,), dy, device=q.device) for dy, side in sides])
+        dx = torch.cat([torch.arange(-side, side + 1, device=q.device) for _, side in sides])
         return Seen(scores, values, rows[:, None, None] + dy, columns[:, None] + dx)
 
     def _cells(self, q: Tensor, k: Tensor, v: Tensor) -> Seen:

@@ -1,4 +1,4 @@
-"""Attention of all tokens to all whose score and normaliser are options: softmax and what has been put in its place."""
+"""Attention of all tokens to all whose score and normalizer are options: softmax and what has been put in its place."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import torch.nn.functional as F
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
+from visionzoo.former_names import take_former_keys, with_former_names
 from visionzoo.kernels import score_attention
 from visionzoo.kernels.dispatch import choose
 from visionzoo.kernels.precision import without_autocast
-from visionzoo.kernels.score_attention.api import NORMALISERS as KERNELS
+from visionzoo.kernels.score_attention.api import NORMALIZERS as KERNELS
 from visionzoo.layers.attention import attend, record_weights, recording, uniform_attention
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.norm import LayerNorm
-from visionzoo.layers.normalisers import NORMALISERS, SHIFT_INVARIANT, Standardise, build_normaliser, softmax
+from visionzoo.layers.normalizers import NORMALIZERS, SHIFT_INVARIANT, Standardize, build_normalizer, softmax
 from visionzoo.layers.outputs import recomputed
 from visionzoo.layers.scores import (
     GatedRmsNorm,
@@ -36,27 +37,27 @@ MAX_SCORES = 2**26  # that are held at once; of more, queries come in portions, 
 
 
 class ScoreMixer(Mixer):
-    """Every token weighs every token: weights are a normaliser of scores of query and key.
+    """Every token weighs every token: weights are a normalizer of scores of query and key.
 
-        yᵢ = Σⱼ normaliser(score(qᵢ, ·))ⱼ vⱼ
+        yᵢ = Σⱼ normalizer(score(qᵢ, ·))ⱼ vⱼ
 
     Time: O(N²·C); memory: O(N·C), with about 2²⁶ scores at once.
 
-    out_i = Σ_j w_ij·v_j, w_i = normaliser(s_i), s_ij = score(q_i, k_j). About 2²⁶ scores are held at once: of larger
+    out_i = Σ_j w_ij·v_j, w_i = normalizer(s_i), s_ij = score(q_i, k_j). About 2²⁶ scores are held at once: of larger
     maps queries come in portions, once more in the backward pass, so that time grows with N² and memory with N. Under
     torch.compile and in exported files all are held. Plain softmax is torch's own function. Where Triton runs,
     "sigmoid", "relu", "signed_softmax", "softplus" and "taylor" of "dot" scores are left to kernels that hold none
     (`visionzoo.kernels.score_attention`), unless heads, offsets or neighbors are mixed in. Scores, weights and sums are
     float32 at least. What the literature calls
 
-    - sigmoid attention (arXiv:2409.04431) is `normaliser="sigmoid"`, with `qk_norm="layer_norm"` where training is not
+    - sigmoid attention (arXiv:2409.04431) is `normalizer="sigmoid"`, with `qk_norm="layer_norm"` where training is not
       stable; facts from https://github.com/apple/ml-sigmoid-attention at 9273b49 (Apple's sample code license);
     - sparsemax (arXiv:1602.02068), entmax-1.5 (arXiv:1905.05702), and α-entmax with an α that each head learns
       (arXiv:1909.00015) are "sparsemax", "entmax15" and "entmax"; https://github.com/deep-spin/entmax at c2bec6d (MIT);
     - ReLA (arXiv:2104.07012) is "relu", then a gated RMS norm over C; https://github.com/bzhangGo/zero at d97e2c2
       (BSD-3-Clause);
     - Cog attention (arXiv:2411.07176) is "signed_softmax"; https://github.com/trestad/CogAttn at efecf29 (none given);
-    - normalized attention (NAP, arXiv:2005.09561) is "standardise", then a layer norm over C and GELU;
+    - normalized attention (NAP, arXiv:2005.09561) is "standardize", then a layer norm over C and GELU;
       https://github.com/OliverRichter/normalized-attention at 0ea196d (none given);
     - Taylor softmax as in TaylorShift (arXiv:2403.02920) is "taylor" with `qk_norm="l2"`, whose linear form
       `TaylorShiftMixer` has as well; https://github.com/tobna/TaylorShift at b290faa (MIT);
@@ -82,8 +83,8 @@ class ScoreMixer(Mixer):
         num_heads: attention heads.
         score: "dot" for q·k / √D, "inverse_distance" for -log(ε + |q - k|^power), "gaussian" for -|q - k|² / (2·√D),
             "collision" for τ·log(1 - arccos(0.98·cos(q, k)) / π), or "neural" for an MLP of both. Distances and
-            collisions take normalisers that shifts do not change.
-        normaliser: a name of `visionzoo.layers.normalisers.NORMALISERS`.
+            collisions take normalizers that shifts do not change.
+        normalizer: a name of `visionzoo.layers.normalizers.NORMALIZERS`.
         qkv_bias: whether the projection to q, k, v has a bias.
         kv_heads: heads of keys and values, see `Mixer`.
         qk_norm: "none", "layer_norm" over D, or "l2": q and k are divided by their lengths, and a factor that each head
@@ -112,16 +113,16 @@ class ScoreMixer(Mixer):
             precision of the key; 0 for not.
         output_norm: before the output projection: "gated_rms" or "layer_norm" (ε 1e-3) over C, "unit", which brings
             each head to length 1, or "none". None is what the paper has: "gated_rms" after "relu", "layer_norm" after
-            "standardise", "unit" after scores of "collision". Without the first two, sums over N keys can pass what
+            "standardize", "unit" after scores of "collision". Without the first two, sums over N keys can pass what
             float16 holds.
-        output_gelu: whether a GELU comes then; None for after "standardise" only.
+        output_gelu: whether a GELU comes then; None for after "standardize" only.
 
     Raises:
         ValueError: if the heads do not divide the channels, a name is unknown, a number is out of range, or an option
             is for another score.
 
     >>> import torch
-    >>> ScoreMixer(64, 2, normaliser="sparsemax")(torch.randn(1, 5, 7, 64)).shape
+    >>> ScoreMixer(64, 2, normalizer="sparsemax")(torch.randn(1, 5, 7, 64)).shape
     torch.Size([1, 5, 7, 64])
     """
 
@@ -132,13 +133,14 @@ class ScoreMixer(Mixer):
     OUTPUT_NORMS = ("none", "gated_rms", "layer_norm", "unit")
     RELAXES = True
 
+    @with_former_names({"normalizer": {"standardise": "standardize"}}, normaliser="normalizer")
     def __init__(
         self,
         dim: int,
         num_heads: int | None = None,
         *,
         score: str = "dot",
-        normaliser: str = "softmax",
+        normalizer: str = "softmax",
         qkv_bias: bool = True,
         qk_norm: str = "none",
         temperature: str = "none",
@@ -166,20 +168,20 @@ class ScoreMixer(Mixer):
     ):
         super().__init__(dim, num_heads, kv_heads=kv_heads)
         if output_norm is None:
-            own = {"relu": "gated_rms", "standardise": "layer_norm"}
-            output_norm = "unit" if score == "collision" else own.get(normaliser, "none")
-        output_gelu = normaliser == "standardise" if output_gelu is None else output_gelu
+            own = {"relu": "gated_rms", "standardize": "layer_norm"}
+            output_norm = "unit" if score == "collision" else own.get(normalizer, "none")
+        output_gelu = normalizer == "standardize" if output_gelu is None else output_gelu
         self._check_name(score=score, expected=self.SCORES)
-        self._check_name(normaliser=normaliser, expected=tuple(NORMALISERS))
+        self._check_name(normalizer=normalizer, expected=tuple(NORMALIZERS))
         self._check_name(qk_norm=qk_norm, expected=self.QK_NORMS)
         self._check_name(temperature=temperature, expected=self.TEMPERATURES)
         self._check_name(query_padding=query_padding, expected=ScoreConv.PADDINGS)
         self._check_name(key_padding=key_padding, expected=ScoreConv.PADDINGS)
         self._check_name(output_norm=output_norm, expected=self.OUTPUT_NORMS)
-        if score in ("collision", "gaussian", "inverse_distance") and normaliser not in SHIFT_INVARIANT:
+        if score in ("collision", "gaussian", "inverse_distance") and normalizer not in SHIFT_INVARIANT:
             raise ValueError(
-                f"ScoreMixer: scores of distances and collisions take a normaliser of {SHIFT_INVARIANT}, got {score=} "
-                f"and {normaliser=}"
+                f"ScoreMixer: scores of distances and collisions take a normalizer of {SHIFT_INVARIANT}, got {score=} "
+                f"and {normalizer=}"
             )
         if qk_norm == "l2" and score != "dot":
             raise ValueError(f"ScoreMixer: qk_norm='l2' is for scores of 'dot', got {score=}")
@@ -232,8 +234,9 @@ class ScoreMixer(Mixer):
         self.score_conv = self._conv("", query_kernel, key_kernel, padding)
         self.score_mix = self._head_mix(score_groups=score_groups)
         self.position_bias = OffsetTable(self.num_heads, map_size, 0.0) if position_bias else None
-        self.normaliser_name = normaliser
-        self.normaliser = build_normaliser(normaliser, self.num_heads)
+        self.normalizer_name = normalizer
+        self.normalizer = build_normalizer(normalizer, self.num_heads)
+        take_former_keys(self)
         self.weight_conv = self._conv("weight_", weight_query_kernel, weight_key_kernel, padding)
         self.weight_mix = self._head_mix(weight_groups=weight_groups)
         self.offset_factor = OffsetTable(self.num_heads, map_size, 1.0) if offset_factor else None
@@ -314,12 +317,12 @@ class ScoreMixer(Mixer):
     @property
     def is_plain(self) -> bool:
         """Whether this is softmax of products of queries and keys, which torch's own function computes."""
-        return self.normaliser is softmax and self.qk_scale is None and self._is_of_products
+        return self.normalizer is softmax and self.qk_scale is None and self._is_of_products
 
     @property
     def has_kernels(self) -> bool:
         """Whether the weights are all that `visionzoo.kernels.score_attention` computes."""
-        return self.normaliser_name in KERNELS and self._is_of_products
+        return self.normalizer_name in KERNELS and self._is_of_products
 
     def _has_kernels_for(self, q: Tensor) -> bool:
         """Whether these kernels run on queries [B, H, W, G, D]; the portions here are better than their reference."""
@@ -365,7 +368,7 @@ class ScoreMixer(Mixer):
         normed = not isinstance(self.output_norm, nn.Identity)
         out = score_attention(
             *(self._map(t, x) for t in (q, k, v)),
-            normaliser=self.normaliser_name,
+            normalizer=self.normalizer_name,
             scale=scale,
             dtype=tokens.dtype if normed else None,  # sums that pass what float16 holds, before a norm
         )
@@ -375,7 +378,7 @@ class ScoreMixer(Mixer):
         """[B, G, N, D] of queries, keys and values of that shape, and of tokens [B, N, C] of a map of this size."""
         if self.qk_scale is not None:
             q, k = self._unit(q, k)
-        elif self.score == "dot" and not isinstance(self.normaliser, Standardise):  # to which no factor matters
+        elif self.score == "dot" and not isinstance(self.normalizer, Standardize):  # to which no factor matters
             q = q * self.head_dim**-0.5
         temperatures = self._temperatures(tokens)
         if self.score == "gaussian":
@@ -424,7 +427,7 @@ class ScoreMixer(Mixer):
                 values = self.score_mix(values)
             if self.position_bias is not None:
                 values = values + self.position_bias(size, start, stop, values.dtype)
-            return self.normaliser(values)
+            return self.normalizer(values)
 
         mixed = weights if self.weight_conv is None else self.weight_conv.over(weights, size)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from visionzoo.kernels.precision import double
 from visionzoo.layers.tracing import one_node
 
 
@@ -146,18 +147,25 @@ class BestTokens(Reducer):
             count = self._count(tokens, places)
             best = ranked.topk(count, dim=1, sorted=False).indices
             return Choice(torch.zeros_like(ranked, dtype=torch.bool).scatter(1, best, True), count)
-        counts = torch.tensor([self._count(n, places) for n in range(tokens + 1)], device=x.device)
+        counts = self._count(torch.arange(tokens + 1, device=x.device), places)
         order = ranked.masked_fill(~keep, float("-inf")).argsort(dim=1, descending=True)
         rank = torch.zeros_like(order).scatter(1, order, torch.arange(tokens, device=x.device).expand_as(order))
         return Choice(rank < counts[keep.sum(1, keepdim=True)])
 
-    def _count(self, tokens: int, places: int) -> int:
-        count: Any = share_of(places if self.of_map else tokens, self.keep_rate)
-        return torch.sym_min(tokens, count) if self.of_map else count
+    def _count(self, tokens: Any, places: int) -> Any:
+        count = share_of(places if self.of_map else tokens, self.keep_rate)
+        if not self.of_map:
+            return count
+        return tokens.clamp(max=count) if isinstance(tokens, Tensor) else torch.sym_min(tokens, count)
 
 
-def share_of(tokens: int, rate: float) -> int:
-    """Return a share of a number of tokens, rounded up; of a number's symbol by whole numbers, which files can hold."""
+def share_of(tokens: Any, rate: float) -> Any:
+    """Return a share of a number of tokens, or of a tensor of such numbers, rounded up.
+
+    Of a number's symbol it is made by whole numbers, which files can hold.
+    """
+    if isinstance(tokens, Tensor):
+        return (rate * double(tokens)).ceil()
     if isinstance(tokens, int):
         return ceil(rate * tokens)
     ratio = Fraction(rate).limit_denominator(10**6)

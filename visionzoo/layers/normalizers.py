@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionzoo.kernels.score_attention.reference import relu, sigmoid, signed_softmax, softplus, taylor
-from visionzoo.layers.norm import standardise
+from visionzoo.layers.norm import standardize
 
 NEWTON_STEPS = 12  # of rows of 64 to 65,536 scores of several distributions none needed more than 9 in float64
 
@@ -109,7 +109,7 @@ class LearnedEntmax(nn.Module):
         return entmax(scores, alpha[:, None, None])
 
 
-class Standardise(nn.Module):
+class Standardize(nn.Module):
     """Scores of a query, brought to mean 0 and deviation 1, times a gain plus a bias per head (arXiv:2005.09561)."""
 
     EPS = 1e-3  # added to the deviation
@@ -122,7 +122,7 @@ class Standardise(nn.Module):
     def forward(self, scores: Tensor) -> Tensor:
         """Scores [B, G, R, N] to weights."""
         gain, bias = (p.to(scores.dtype)[:, None, None] for p in (self.gain, self.bias))
-        return standardise(scores, self.EPS) * gain + bias
+        return standardize(scores, self.EPS) * gain + bias
 
 
 class TopkSoftmax(nn.Module):
@@ -148,7 +148,7 @@ class TopkSoftmax(nn.Module):
         return torch.zeros_like(scores).scatter(-1, index, weights)
 
 
-NORMALISERS: dict[str, Callable[[Tensor], Tensor] | type[nn.Module]] = {
+NORMALIZERS: dict[str, Callable[[Tensor], Tensor] | type[nn.Module]] = {
     "softmax": softmax,
     "sigmoid": sigmoid,
     "sparsemax": sparsemax,
@@ -157,7 +157,7 @@ NORMALISERS: dict[str, Callable[[Tensor], Tensor] | type[nn.Module]] = {
     "relu": relu,
     "signed_softmax": signed_softmax,
     "softplus": softplus,
-    "standardise": Standardise,
+    "standardize": Standardize,
     "taylor": taylor,
     "topk_softmax": TopkSoftmax,
 }
@@ -165,7 +165,7 @@ NORMALISERS: dict[str, Callable[[Tensor], Tensor] | type[nn.Module]] = {
 SHIFT_INVARIANT = ("softmax", "sparsemax", "entmax15", "entmax", "topk_softmax")
 
 
-def build_normaliser(name: str, num_heads: int) -> Callable[[Tensor], Tensor]:
-    """Return the normaliser of a name in `NORMALISERS`, a function or a module, for scores of that many heads."""
-    entry = NORMALISERS[name]
+def build_normalizer(name: str, num_heads: int) -> Callable[[Tensor], Tensor]:
+    """Return the normalizer of a name in `NORMALIZERS`, a function or a module, for scores of that many heads."""
+    entry = NORMALIZERS[name]
     return entry(num_heads) if isinstance(entry, type) else entry
