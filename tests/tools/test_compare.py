@@ -191,7 +191,7 @@ def done(tmp_path):
         ("recipe.yaml", lambda b: b"a: [", "cannot read"),
         ("recipe.yaml", lambda b: b"", "recipe.yaml: expected a mapping of flags to values, got None"),
     ],
-    ids=str,
+    ids=["cut", "cell", "seed", "utf8", "quote", "twice", "spec", "yaml", "empty"],
 )
 def test_damaged_results_are_neither_reported_nor_replaced(command, done, capsys, name, damage, message):
     path = done / name

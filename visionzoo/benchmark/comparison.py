@@ -36,12 +36,12 @@ from visionzoo.engine.errors import UserError, closest, require
 from visionzoo.engine.flags import PROBES, CompareConfig, TrainConfig
 from visionzoo.engine.images import announce_epoch, batches
 from visionzoo.engine.models import autocast, build_model, data_config, try_images
-from visionzoo.engine.observation import peak_memory
+from visionzoo.engine.optimization import learning_rate, make_optimizer, total_batch
 from visionzoo.engine.options import changed, key_values, settings
 from visionzoo.engine.ownership import Claim
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.probing import choose_head
-from visionzoo.engine.recipe import learning_rate, make_optimizer, total_batch
+from visionzoo.engine.profiling import peak_memory
 from visionzoo.engine.reporting import insert_between
 from visionzoo.engine.run import Run, build_run
 from visionzoo.engine.training import Training
@@ -584,7 +584,9 @@ def read_rows(path: Path) -> list[Row]:
     rows: list[Row] = []
     for number, values in enumerate(cells, 2):
         if len(values) != len(names):
-            raise UserError(f"{path}, line {number}: expected {len(names)} cells, got {len(values)}; {_DAMAGED}")
+            raise UserError(
+                f"{path}, line {number}: expected {count_of(len(names), 'cell')}, got {len(values)}; {_DAMAGED}"
+            )
         row = {n: text if n in WORDS else _number(text) for n, text in zip(names, values, strict=True)}
         if not (row.get("model") or row.get("mixer")) or not isinstance(row.get("seed", 0.0), float | int):
             raise UserError(f"{path}, line {number}: expected a model and its seed, or a mixer, got {row}; {_DAMAGED}")

@@ -3,8 +3,9 @@
 `custom_imports = dict(imports=['visionzoo.openmmlab'])` in a config is all that is needed. Importing this package
 registers `ZooBackbone`, the necks and the optimizer constructor in mmengine's root registry, where mmdet and mmseg find
 them, and calls `_compat.install()`: mmcv's ops are served where mmcv has no compiled extension, and no checkpoint runs
-code. `_compat.PATCHES` lists every change of a library, with releases and reasons.
+code. `_compat.PATCHES` lists every change of a library, with releases and reasons; other releases bring one warning.
 
+`decoders`, with mmseg's decode heads, is imported by the configs that name it, as mmseg takes seconds to import.
 `ops` stands in mmcv's place, `checkpoints` reads for mmengine; `backbone`, `necks` and `optim` are what configs name;
 `flags`, `running`, `prediction` and `export` are the commands with a .py config. `description` reads --dataset's file,
 `configuring` puts data and classes into a config; `data` (with `coco` and `masks`), `meta` (what a checkpoint says of
