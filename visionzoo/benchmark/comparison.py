@@ -33,7 +33,7 @@ from visionzoo.engine.checkpoints import LAST, make_folder, write_atomically
 from visionzoo.engine.data import mixing, open_train_and_val
 from visionzoo.engine.distillation import make_task
 from visionzoo.engine.errors import UserError, closest, require
-from visionzoo.engine.flags import PROBES, CompareConfig, TrainConfig
+from visionzoo.engine.flags import PROBES, CompareConfig, TrainConfig, train_parser
 from visionzoo.engine.images import announce_epoch, batches
 from visionzoo.engine.models import autocast, build_model, data_config, try_images
 from visionzoo.engine.optimization import learning_rate, make_optimizer, total_batch
@@ -55,6 +55,7 @@ NOT_OF_THE_RECIPE = {
         "models",
         "hosts",
         "mixers",
+        "variants",
         "seeds",
         "jobs",
         "write",
@@ -67,6 +68,7 @@ NOT_OF_THE_RECIPE = {
     ),
     *("model", "model_kwargs", "cache_images"),
 }
+NOT_OF_A_VARIANT = {*NOT_OF_THE_RECIPE, "seed", "data_dir", "dataset", "val_data_dir", "device"}
 LOADER_SECONDS = 5.0  # how long the loader is watched at most
 INFERENCE = Budget(warmup_ms=500, repeat_ms=2000)
 SPEED = Budget(warmup_ms=300, repeat_ms=700)  # of each model when speeds are measured apart
@@ -214,6 +216,10 @@ def _runs(config: CompareConfig, folder: Path) -> dict[Key, Job]:
         models[spec] = Job(changed(config.train, model=name, model_kwargs=kwargs), spec)
     if len(models) < len(config.comparison.models) or not (models or config.comparison.hosts):
         raise UserError(f"--models: expected names, each once, got {config.comparison.models}")
+    if config.comparison.variants:
+        if config.comparison.hosts:
+            raise UserError("--variants are of --models; leave --hosts and --mixers out")
+        models = _varied(models, config.comparison.variants)
     for host in _labelled("--hosts", config.comparison.hosts):
         for mixer in _labelled("--mixers", config.comparison.mixers):
             kwargs = {**config.train.model.model_kwargs, **{k: v for k, v in _spec(host).items() if k != "type"}}
@@ -235,6 +241,28 @@ def _runs(config: CompareConfig, folder: Path) -> dict[Key, Job]:
                     raise UserError(f"--probes: expected names, each once, got {config.comparison.probes}")
                 runs[key] = _probe_job(run, probe, config)
     return runs
+
+
+def _varied(models: Mapping[str, Job], variants: Sequence[Mapping[str, Any]]) -> dict[str, Job]:
+    """Return the runs of models, each under the flags of each variant, by model and name of the variant.
+
+    Raises:
+        UserError: a name is given twice, or what a variant has is no flag of training or one that the comparison sets.
+    """
+    parser = train_parser()
+    varied: dict[str, Job] = {}
+    for variant in variants:
+        label, given = variant["type"], _spec({**variant, "label": ""})
+        del given["type"]
+        flags = parser.typed(given, f"--variants {label}")
+        if taken := sorted(NOT_OF_A_VARIANT & flags.keys()):
+            raise UserError(f"--variants {label}: {', '.join(taken)} is of the whole comparison; leave it out")
+        for name, job in models.items():
+            key = f"{name} {label}"
+            if key in varied:
+                raise UserError(f"--variants: {label!r} is there twice; give each another name")
+            varied[key] = replace(job.other(**flags), spec=json.dumps([job.spec, given]))
+    return varied
 
 
 def _apart(config: CompareConfig) -> bool:
