@@ -1,8 +1,11 @@
 """The command `visionzoo`. It stands beside the package, which imports torch: help and Ctrl-C do not wait for that."""
 
+import os
 import runpy
+import select
 import signal
 import sys
+from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
@@ -32,6 +35,10 @@ ALIASES = {"licence": "license"}
 
 def main() -> None:
     """Run the command that the first argument names, or print the list of them."""
+    _until_nobody_reads(_main)
+
+
+def _main() -> None:
     word = next(iter(sys.argv[1:]), None)
     if word in (None, "-h", "--help", "help"):
         print(help_text(), file=sys.stderr if word is None else sys.stdout)
@@ -46,16 +53,46 @@ def main() -> None:
         print(f"error: unknown command {word!r}{meant} (visionzoo --help lists them)", file=sys.stderr)
         sys.exit(1)
     sys.argv = [f"visionzoo {command}", *sys.argv[2:]]
-    run(command)
+    _run(command)
 
 
 def run(command: str) -> None:
     """Run a command on the arguments in `sys.argv`, without a traceback for Ctrl-C or for what a user can fix."""
+    _until_nobody_reads(lambda: _run(command))
+
+
+def _run(command: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # during the imports, which take seconds; run_tool takes over
     from visionzoo.engine.errors import run_tool
 
     module = command.replace("-", "_")
     run_tool(lambda: import_module(f"visionzoo.commands.{module}").main())
+
+
+def _until_nobody_reads(command: Callable[[], None]) -> None:
+    """Run a command; where whoever read its output has gone (`| head`), stop without a word, as Unix tools do.
+
+    The signal SIGPIPE stays ignored, so that a connection of a training that breaks is an error of its own.
+    """
+    try:
+        try:
+            command()
+        finally:
+            sys.stdout.flush()  # of --help too, which leaves by SystemExit
+    except BrokenPipeError:
+        gone = [stream for stream in (sys.stdout, sys.stderr) if _is_unread(stream.fileno())]
+        if not gone:
+            raise  # of another pipe
+        for stream in gone:  # Python flushes once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _is_unread(descriptor: int) -> bool:
+    """Whether a pipe's reader has gone."""
+    poll = select.poll()
+    poll.register(descriptor, 0)  # errors are reported unasked
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def help_text() -> str:

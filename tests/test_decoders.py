@@ -7,12 +7,30 @@ from golden import Record, relative_error, sample
 from torch.nn import functional as F
 
 import visionzoo
-from visionzoo.decoders import DECODERS, SEGMENTORS, Segmentor, list_segmentors
+from visionzoo.decoders import DECODERS, SEGMENTORS, FussFreeDecoder, FussFreeEncoder, Segmentor, list_segmentors
+from visionzoo.decoders.fuss_free import blur_and_halve
 
 REDUCED = {"isr": (2, 2, 1, 1), "decoder": {**SEGMENTORS["edaformer_t_ade"].decoder, "isr": (2, 2, 2)}}
 RECORDS = {  # -> arguments of create_segmentor
     "edaformer/edaformer_t_ade": {"backbone": "edaformer_t_ade"},
     "edaformer/edaformer_t_ade_reduced": {"backbone": "edaformer_t_ade", **REDUCED},
+    "fuss_free/ffnet40s_bcc_mobile_pre_down_small": {
+        "backbone": "ffnet40s_bcc_mobile_pre_down",
+        "depths": (1, 1, 1, 1),
+        "widths": (64, 12, 16, 24),
+    },
+    "fuss_free/ffnet40s_dbbb_mobile_small": {
+        "backbone": "ffnet40s_dbbb_mobile",
+        "depths": (2, 1, 1, 1),
+        "widths": (16, 12, 16, 24),
+    },
+    "fuss_free/ffnet46n_cbb_small": {
+        "backbone": "ffnet46n_cbb",
+        "depths": (1, 2, 1),
+        "widths": (16, 16, 12, 24),
+        "stem": (64, 64, 16),
+    },
+    "fuss_free/ffnet50_aaa_small": {"backbone": "ffnet50_aaa", "depths": (1, 2, 1, 1), "widths": (4, 6, 8, 10)},
 }
 _ONE = {"depths": (1, 1, 1, 1)}
 BACKBONES = {  # maps: three from stride 16; four; five from stride 2; four of timm's list; [B, H, W, C]
@@ -32,8 +50,11 @@ def compared(name):
     assert not report.missing
     with torch.no_grad():
         maps = model.backbone(record.image())
-        logits = model.decoder([maps[i] for i in model.levels])
+        taken = [maps[i] for i in model.levels]
+        logits = model.decoder(taken)
         full = model(record.image())
+        if isinstance(model.decoder, FussFreeDecoder):
+            maps += model.decoder.forward_levels(taken)
     out = {"logits": logits, "logits_full": full, **{f"feat{i}": x for i, x in enumerate(maps)}}
     for key, array in record.arrays.items():
         yield key, out[key] if array.shape == out[key].shape else sample(out[key], array.size), array
@@ -121,6 +142,9 @@ def test_checkpoints_that_do_not_fit_are_named(change, message):
             r"isr must be three positive integers, got isr=\(2,",
         ),
         (("zoo_pvtv2_b0", {"type": "edaformer", "mlp_ratio": 0.0}, 3), "mlp_ratio positive, got"),
+        (("zoo_pvtv2_b0", {"type": "fuss_free", "up": "d"}, 3), r"up must be one of \['a', 'b', 'c'\], got up='d'"),
+        (("zoo_pvtv2_b0", {"type": "fuss_free", "head": "A"}, 3), "head must be one of .* got head='A'"),
+        (("zoo_pvtv2_b0", {"type": "fuss_free", "mode": "area"}, 3), "mode must be one of .*'nearest'"),
         (("zoo_pvtv2_b0", "edaformer", 0), "num_classes must be 1 or more, got num_classes=0"),
         ((torch.nn.Conv2d(3, 4, 1), "edaformer", 3), "Conv2d gives no maps of its stages"),
     ],
@@ -145,8 +169,57 @@ def test_a_module_with_maps_is_a_backbone():
         visionzoo.create_segmentor(features, "edaformer", num_classes=2, in_chans=1)
 
 
-@pytest.mark.parametrize("name", list_segmentors())
+PARAMETERS = {  # as their authors' code has them
+    "ffnet50_aaa": 28_553_043,
+    "ffnet46n_cbb": 20_214_035,
+    "ffnet18_daac": 13_403_347,
+    "ffnet40s_dbbb_mobile": 13_911_283,
+    "ffnet46ns_ccc_mobile_pre_down": 12_530_995,
+}
+
+
+def test_published_parameters():
+    for name, count in PARAMETERS.items():
+        with torch.device("meta"):
+            model = visionzoo.create_segmentor(name)
+        assert sum(p.numel() for p in model.parameters()) == count, name
+        assert model.num_classes == SEGMENTORS[name].num_classes
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.full) for name in list_segmentors() if name not in PARAMETERS]
+)
 def test_published_segmentors_have_their_classes(name):
     with torch.device("meta"):
         model = visionzoo.create_segmentor(name)
     assert model.num_classes == SEGMENTORS[name].num_classes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (((1, 1), (8, 8, 8, 8)), r"expected 3 or 4 positive depths, .* got depths=\(1, 1\)"),
+        (((1, 0, 1, 1), (8, 8, 8, 8)), r"positive depths"),
+        (((1, 1, 1, 1), (8, 8, 8)), r"4 widths .*widths=\(8, 8, 8\)"),
+        (((1, 1, 1), (8, 8, 8, 8)), r"the stem has none or at least two .*got stem=\(\)"),
+        (((1, 1, 1), (8, 8, 8, 8), {"stem": (8, 4)}), "ends with the first of the widths"),
+        (((1, 1, 1, 1), (8, 8, 8, 8), {"stem": (8,)}), "at least two convolutions"),
+        (((1, 1, 1, 1), (8, 8, 8, 8), {"first_stride": 4}), "first_stride must be 1, or 2 with 4 depths, got first_"),
+        (((1, 1, 1), (8, 8, 8, 8), {"stem": (8, 8), "first_stride": 2}), "or 2 with 4 depths, got first_stride=2"),
+    ],
+)
+def test_wrong_options_of_the_fuss_free_encoder_are_named(arguments, message):
+    depths, widths, *options = arguments
+    with pytest.raises(ValueError, match=message):
+        FussFreeEncoder(depths, widths, **dict(*options))
+
+
+def test_images_that_are_halved_first():
+    model = visionzoo.create_segmentor("ffnet40s_bcc_mobile_pre_down", depths=(1, 1, 1, 1), in_chans=1).eval()
+    assert model.backbone.feature_info.reduction() == [8, 16, 32, 64]
+    assert model(torch.zeros(1, 1, 3, 5)).shape == (1, 19, 3, 5)
+    with pytest.raises(ValueError, match=r"takes images of 3 rows and 5 columns or more, got \(2, 64\)"):
+        model(torch.zeros(1, 1, 2, 64))
+    flat = blur_and_halve(torch.ones(1, 2, 9, 11, dtype=torch.float64))
+    assert flat.shape == (1, 2, 4, 4)
+    torch.testing.assert_close(flat, torch.ones_like(flat), rtol=0, atol=1e-15)

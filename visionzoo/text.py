@@ -1,10 +1,21 @@
-"""What messages and reports are made of: shortened lists, the nearest name, Markdown tables."""
+"""What messages and reports are made of: counts, shortened lists, the nearest name, Markdown tables."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
+
+
+def count_of(number: Any, noun: str, plural: str | None = None) -> str:
+    """Return a number and its noun, in the plural but for one; `plural` where that is not the noun with s or es.
+
+    >>> count_of(1, "image"), count_of(0, "image"), count_of(2, "class"), count_of(2, "image was", "images were")
+    ('1 image', '0 images', '2 classes', '2 images were')
+    """
+    if number == 1:
+        return f"{number} {noun}"
+    return f"{number} {plural or noun + ('es' if noun.endswith(('s', 'x', 'ch', 'sh')) else 's')}"
 
 
 def some(names: Iterable[Any], limit: int = 10) -> str:

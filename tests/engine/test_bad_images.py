@@ -169,7 +169,7 @@ def test_unusable_images_are_refused_by_name_or_passed_over_and_counted(make_arg
     assert "--skip-bad-images" in str(error.value)
     capsys.readouterr()
     train(make_args(**options, skip_bad_images=True, experiment="skips"))
-    assert f"1 unusable training images were skipped\n  {folder}/train/red/{shown}" in capsys.readouterr().out
+    assert f"1 unusable training image was skipped\n  {folder}/train/red/{shown}" in capsys.readouterr().out
 
 
 def test_every_ending_is_read_or_told(make_args, folder, capsys):
@@ -189,13 +189,13 @@ def test_every_ending_is_read_or_told(make_args, folder, capsys):
     [
         (
             lambda train: (train / "grey").mkdir(),
-            r"no image \(\.jpeg \.jpg \.png\) of 1 classes in .*/train: grey; add some, remove the folders, or",
-            "of 1 classes in {train}: grey: skipped",
+            r"no image \(\.jpeg \.jpg \.png\) of 1 class in .*/train: grey; add some, remove the folders, or",
+            "of 1 class in {train}: grey: skipped",
         ),
         (
             lambda train: ((train / "grey").mkdir(), write(train / "grey/a.webp")),
-            r"of 1 classes in .*: grey; .*left out \(1 \.webp\); --input-key",
-            "of 1 classes in {train}: grey: skipped",
+            r"of 1 class in .*: grey; .*left out \(1 \.webp\); --input-key",
+            "of 1 class in {train}: grey: skipped",
         ),
         (
             lambda train: write(train / "overview.png"),

@@ -106,6 +106,13 @@ OPTIONS = [
     ("--aux-weight balance=1", "--aux-weight balance=1: test_convnext as built has no exits and no terms"),
     ("--aux-weight balance", "--aux-weight: expected key=value, got 'balance'"),
     ("--freeze", "--freeze trains only the classifier, on features of random weights"),
+    ("--freeze-layers 0=1", "--freeze-layers freezes 1 layers of random weights at epoch 0; give --pretrained"),
+    ("--relaxed-attention 2", "argument --relaxed-attention: expected a number at least 0 and at most 1, got 2"),
+    ("--relaxed-attention 0.1", "test_convnext has 0 mixers of this package, and none whose attention can be relaxed"),
+    ("--relaxed-attention-std 0.1", "--relaxed-attention-std 0.1 is drawn around --relaxed-attention: give that too"),
+    ("--freeze-layers 1=x", "--freeze-layers: expected EPOCH=COUNT, whole numbers from 0, got count 'x'"),
+    ("--freeze-layers 1=99", "--freeze-layers 1=99: test_convnext has"),
+    ("--freeze-layers 0=1 --freeze --initial-checkpoint o/good/last.pth.tar", "--freeze leaves only the classifier"),
 ]
 MODELS = [
     ("--model zoo_biformer", "unknown model 'zoo_biformer'; did you mean zoo_biformer_t"),
@@ -128,7 +135,7 @@ DATA = [
     ("--data-dir false.tar", "cannot open the 'train' split of false.tar"),
     ("--data-dir d/train", "training and validation would read the same images, d/train"),
     ("--train-split nope", "no 'nope' split in d; its folders are train, val"),
-    ("--val-data-dir strange", "1 classes of the evaluated images were not trained on: crimson; the training had blue"),
+    ("--val-data-dir strange", "1 class of the evaluated images not trained on: crimson; the training had blue"),
     ("--dataset cifar10", "unknown data set 'cifar10'; expected torch/..., hfds/..."),
     ("--dataset torch/nope", "Unknown torchvision dataset nope"),
     ("--dataset visionzoo/nope", "unknown embedded data set 'visionzoo/nope'; there is visionzoo/digits"),
@@ -137,7 +144,7 @@ DATA = [
     ("--class-map map.pkl", "--class-map: expected a .txt of class names"),
     ("--multi-label", "--multi-label needs a table of labels in the split's folder: d/train/labels.csv"),
     ("--multi-label --data-dir table", "labels.csv: expected a header `image,labels` and a row for each image, got"),
-    ("--multi-label --data-dir missing", "labels.csv: 1 images are not there, such as a.png"),
+    ("--multi-label --data-dir missing", "labels.csv: 1 image is not there, such as a.png"),
 ]
 CONFIGS = [
     ("nowhere.yaml", "cannot read the config nowhere.yaml: "),

@@ -109,7 +109,7 @@ def test_a_few_missing_tensors_are_named(make_args, trained, tmp_path, capsys):
     name = next(name for name in state if name.endswith("norm1.weight"))
     torch.save({key: value for key, value in state.items() if key != name}, tmp_path / "part.pth")
     train(make_args(pretrained_path=str(tmp_path / "part.pth"), max_steps=1))
-    assert f"1 tensors are not in {tmp_path / 'part.pth'} and begin at random: {name}" in capsys.readouterr().out
+    assert f"1 tensor is not in {tmp_path / 'part.pth'}, so random at first: {name}" in capsys.readouterr().out
 
 
 def test_weights_of_other_classes_say_the_flag_that_takes_them(make_args, trained, tmp_path):

@@ -159,7 +159,7 @@ def test_a_trace_of_some_updates_is_written(make_args, tmp_path, capsys):
     assert "3 updates traced" in capsys.readouterr().out
     train(make_args(epochs=3, profile=1, resume="auto"))
     assert json.loads((tmp_path / "output/run/trace.json").read_text()) == trace  # of the start before
-    assert f"1 updates traced: {tmp_path / 'output/run/trace-1.json'}" in capsys.readouterr().out
+    assert f"1 update traced: {tmp_path / 'output/run/trace-1.json'}" in capsys.readouterr().out
 
 
 def test_a_run_that_ends_before_its_trace_writes_what_there_is(make_args, tmp_path, capsys):

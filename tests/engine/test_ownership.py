@@ -127,7 +127,7 @@ def test_unreadable_checkpoints_stop_a_start_and_stay(make_args, tmp_path):
         path.unlink()
     torch.save({"state_dict": {}, "metric": torch.zeros(1).numpy()[0]}, folder / "last.pth.tar")  # numpy's scalar
     before = content(folder)
-    with pytest.raises(UserError, match=r"none of the 1 checkpoints in .* can be read"):
+    with pytest.raises(UserError, match=r"none of 1 checkpoint in .* can be read"):
         train(make_args(resume="auto"))
     assert content(folder) == before
 

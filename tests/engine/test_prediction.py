@@ -52,7 +52,7 @@ def test_an_unreadable_image_is_named_or_passed_over(trained, images, tmp_path, 
     with pytest.raises(UserError, match=r"cannot use the image .*bad\.png"):
         predicted(tmp_path, *flags)
     assert len(predicted(tmp_path, *flags, "--skip-bad-images")) == 1
-    assert "1 unreadable images were skipped" in capsys.readouterr().out
+    assert "1 unreadable image was skipped" in capsys.readouterr().out
 
 
 def test_names_can_be_given(trained, images, tmp_path):

@@ -247,7 +247,7 @@ def test_images_with_several_labels_are_learned_evaluated_and_predicted(make_arg
     [
         (lambda table: table.unlink(), "needs a table of labels in the split's folder"),
         (lambda table: table.write_text("a,b\n1,2\n"), "expected a header `image,labels`"),
-        (lambda table: table.write_text("image,labels\nnowhere.png,red\n"), "1 images are not there, such as nowhere"),
+        (lambda table: table.write_text("image,labels\nnowhere.png,red\n"), "1 image is not there, such as nowhere"),
         (lambda table: table.write_text(table.read_text() + "pictures/0.png,red\n"), "is listed twice: pictures/0.png"),
         (lambda table: table.write_text("image,labels\npictures/0.png,pink\n"), "not trained on"),
     ],

@@ -26,7 +26,7 @@ def test_training_refuses_a_pickle_that_runs_code_by_name(make_args, tmp_path, c
     if change["resume" if "resume" in change else next(iter(change))] == "auto":
         (tmp_path / "output/hurt").mkdir(parents=True)
         write_pickle_that_runs(tmp_path / "output/hurt/last.pth.tar", witness)
-        with pytest.raises(UserError, match=r"none of the 1 checkpoints .*last\.pth\.tar is refused"):
+        with pytest.raises(UserError, match=r"none of 1 checkpoint .*last\.pth\.tar is refused"):
             train(make_args(epochs=1, **change))
     else:
         write_pickle_that_runs(path, witness)

@@ -444,7 +444,7 @@ def test_skipped_images_are_counted_at_the_end(make_args, tmp_path, capsys):
     result = train(make_args(data_dir=str(tmp_path / "d"), skip_bad_images=True, batch_size=4))
     assert result["updates"] == 6
     said = capsys.readouterr().out
-    assert f"1 unusable training images were skipped\n  {tmp_path}/d/train/red/1.png" in said
+    assert f"1 unusable training image was skipped\n  {tmp_path}/d/train/red/1.png" in said
     assert "0 unusable validation images were skipped" in said
 
 

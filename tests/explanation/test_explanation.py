@@ -227,6 +227,8 @@ def test_explanations_have_what_the_model_has_and_say_what_it_lacks(tmp_path, im
     assert set(found.left_out) == {"flow", "deeplift", "frequency", "tokens", "exits"}
     found.features, found.attended, found.maps = [], found.attended[:1], {}
     assert {path.name for path in found.save(tmp_path)} == {"attended.png", "faithfulness.png"}
+    some = visionzoo.explain_image(model, image, methods=["exits", "rollout"])
+    assert set(some.maps) == {"rollout"} and set(some.left_out) == {"exits"}
     flow = visionzoo.explain_image(model, image, methods=["flow"], place=(0.9, 0.9)).maps["flow"]
     np.testing.assert_allclose(flow.ravel(), attention_flow(attention_weights(deit(), image), 6)[1:].numpy(), atol=1e-6)
 

@@ -200,7 +200,7 @@ def test_computed_weights_are_refused_until_they_are_permanent(change):
     model = _model()
     image = torch.randn(1, 3, 64, 64)
     make_permanent = change(model.stem[0].conv)
-    with pytest.raises(ValueError, match=r"1 tensors are computed .*: stem\.0\.conv\.weight\. Make them permanent"):
+    with pytest.raises(ValueError, match=r"1 tensor is computed .*: stem\.0\.conv\.weight\. Make them permanent"):
         visionzoo.fuse(model)
     make_permanent()
     assert _error(visionzoo.fuse(model)(image), model(image)) <= 2e-6

@@ -114,7 +114,7 @@ def test_a_pickle_in_a_folder_is_refused(model, tmp_path):
     ("change", "message"),
     [
         ({"license": ""}, "whose weights are these"),
-        ({"class_names": ["a"]}, "1 class names for the 3 classes"),
+        ({"class_names": ["a"]}, "1 class name for the 3 classes"),
     ],
 )
 def test_what_cannot_be_saved_is_refused(model, tmp_path, change, message):

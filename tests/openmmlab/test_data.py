@@ -95,7 +95,7 @@ def test_default_classes_on_other_annotations_stop_the_run_with_both_lists(pets,
     with pytest.raises(UserError) as caught:
         check_data(cfg)
     said = str(caught.value)
-    assert "78 of 80 classes are not among the annotated categories (person, bicycle" in said
+    assert "78 of 80 classes not among the annotated categories (person, bicycle" in said
     assert "classes of the config: person, bicycle" in said and "dog, cat" in said and "--classes" in said
 
 
@@ -124,17 +124,17 @@ def test_some_of_the_annotated_classes_may_be_taken(pets):
     assert cfg.model.bbox_head.num_classes == 1
     assert any(re.search("1 categories that are not used in .*: dog", note) for note in notes(cfg))
     use_classes(cfg, ["horse"])
-    with pytest.raises(UserError, match=r"1 of 1 classes are not among the annotated categories \(horse\)"):
+    with pytest.raises(UserError, match=r"1 of 1 class not among the annotated categories \(horse\)"):
         check_data(cfg)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"classes": ["soil"]}, r"0.png|1.png has the values \[1\], but there are 1 classes"),
+        ({"classes": ["soil"]}, r"0.png|1.png has the values \[1\], expected 0 to 0, and 255 for unlabeled: 1 class"),
         ({"zero_is_unlabeled": True, "classes": ["a", "b"]}, None),
         ({"zero_is_unlabelled": True, "classes": ["a", "b"]}, None),  # as it was spelt
-        ({"mask_suffix": ".tif"}, r"2 masks are missing, the first is .*0\.tif"),
+        ({"mask_suffix": ".tif"}, r"missing: 2 masks, the first .*0\.tif"),
         (
             {"image_suffix": ".bmp"},
             r"no images \*\.bmp in .*; there are files \.jpg: name their ending by image_suffix",
@@ -211,19 +211,22 @@ def test_annotations_that_cannot_be_used_are_named(pets, tmp_path, change, messa
 @pytest.mark.parametrize(
     ("change", "note"),
     [
-        (lambda c: c["annotations"][0].update(image_id=7), "1 annotations of images that it does not list in .*: 1"),
-        (lambda c: c["annotations"][0].update(bbox=[2, 3, 0.5, 9]), "1 boxes of .* are smaller than a pixel, .*: 1"),
-        (lambda c: c["annotations"][1].update(bbox=[900, 3, 9, 9]), "1 boxes of .* are outside of their image, .*: 2"),
-        (lambda c: c["annotations"][1].update(area=0), '1 boxes of .*train.json have "area": 0 or less, .*: 2'),
+        (lambda c: c["annotations"][0].update(image_id=7), "1 annotation of images that it does not list in .*: 1"),
+        (lambda c: c["annotations"][0].update(bbox=[2, 3, 0.5, 9]), "1 box of .* smaller than a pixel, .*: 1"),
+        (lambda c: c["annotations"][1].update(bbox=[900, 3, 9, 9]), "1 box of .* outside of the image, .*: 2"),
+        (lambda c: c["annotations"][1].update(area=0), '1 box of .*train.json with "area": 0 or less, .*: 2'),
         (
             lambda c: c["images"][1].update(file_name="0.jpg"),
-            r"1 images of .* are listed under several ids, .*: 0\.jpg",
+            r"1 image of .* listed under several ids, .*: 0\.jpg",
         ),
         (
             lambda c: c["annotations"].append({**c["annotations"][1], "id": 9}),
-            "1 annotations of .* repeat another.*: 9",
+            "1 annotation of .* equal to another.*: 9",
         ),
-        (lambda c: c["annotations"][0].update(bbox=[20, 9, 40, 30]), "1 boxes of .* reach more than a pixel.*: 1"),
+        (
+            lambda c: c["annotations"][0].update(bbox=[20, 9, 40, 30]),
+            "1 box of .* beyond their image by more than a pixel.*: 1",
+        ),
     ],
 )
 def test_annotations_that_mmdet_leaves_out_are_counted(pets, tmp_path, change, note):
@@ -265,7 +268,7 @@ def as_tiff(path, dtype, label):
         (truncate, r"the mask .*0\.png cannot be read: "),
         (lambda path: Image.new("RGB", (48, 32)).save(path), r"the mask .*0\.png has 3 channels \(RGB\)"),
         (sixteen_bits, r"the mask .*0\.png has the labels 256, 300, mmseg reads only masks of 8 bits \(256 as 0\)"),
-        (lambda path: path.unlink(), r"1 masks are missing, the first is .*0\.png"),
+        (lambda path: path.unlink(), r"missing: 1 mask, the first .*0\.png"),
         (lambda path: as_tiff(path, np.int32, -100), r"the mask .* has the labels -100, .* \(-100 as 156\)"),
         (lambda path: as_tiff(path, np.float32, np.nan), "the mask .* has the labels nan, mmseg reads only masks of 8"),
         (lambda path: as_tiff(path, np.float32, 0.5), r"the mask .* has the labels 0\.5, .* \(0\.5 as 0\)"),
@@ -283,9 +286,9 @@ def test_masks_without_a_class_stop_the_run_and_those_without_an_image_are_count
     cfg = load(UPERNET)
     use_dataset(cfg, pets(**masks()))
     (tmp_path / "train/1.jpg").unlink()
-    assert f"train_dataloader: 1 masks without an image in {tmp_path / 'train'}: 1.png" in notes(cfg)
+    assert f"train_dataloader: 1 mask without an image in {tmp_path / 'train'}: 1.png" in notes(cfg)
     Image.new("L", (48, 32), 255).save(tmp_path / "masks_train/0.png")
-    with pytest.raises(UserError, match=r"no pixel of 1 masks in .*masks_train has a class"):
+    with pytest.raises(UserError, match=r"no pixel of 1 mask in .*masks_train has a class"):
         check_data(cfg)
 
 
@@ -302,7 +305,7 @@ def test_folders_in_folders_and_lists_of_images_are_read_as_mmseg_does(pets, tmp
     for loader, dataset in datasets(cfg):
         if loader != "train_dataloader":
             dataset.ann_file = "listed.txt"
-    assert {note.partition(": ")[2] for note in notes(cfg)} == {"1 of 2 classes have no pixel in any mask: soil"}
+    assert {note.partition(": ")[2] for note in notes(cfg)} == {"1 of 2 classes without a pixel in any mask: soil"}
 
 
 def test_some_of_ade20ks_classes_may_be_taken_and_no_others(pets, tmp_path):
@@ -328,7 +331,7 @@ def test_missing_images_are_named(pets, tmp_path):
     cfg = load(RETINANET)
     use_dataset(cfg, pets())
     (tmp_path / "train/1.jpg").unlink()
-    with pytest.raises(UserError, match=r"train_dataloader: 1 images are missing, the first is .*1\.jpg"):
+    with pytest.raises(UserError, match=r"train_dataloader: missing: 1 image, the first .*1\.jpg"):
         check_data(cfg)
 
 
@@ -376,7 +379,7 @@ def test_a_folder_of_ade20k_is_checked(tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     _, missing = check_folder("ade20k", tmp_path)
-    assert "training: 1 images without mask, 0 masks without image" in missing
+    assert "training: 1 image without mask, 0 masks without image" in missing
 
 
 def test_each_split_is_summed_up(pets, tmp_path):
@@ -384,9 +387,9 @@ def test_each_split_is_summed_up(pets, tmp_path):
     use_dataset(cfg, pets())
     edited(tmp_path / "train.json", lambda c: c["annotations"].pop())
     lines = check_data(cfg)
-    assert "train_dataloader: 1 of 2 images, 1 boxes: dog 1, cat 0" in lines
-    assert "train_dataloader: 1 of 2 classes have no box, they are never learned: cat" in lines
-    assert any("1 of 2 images are left out: they have no annotation of the classes (to learn" in line for line in lines)
+    assert "train_dataloader: 1 of 2 images, 1 box: dog 1, cat 0" in lines
+    assert "train_dataloader: 1 of 2 classes without a box, they are never learned: cat" in lines
+    assert any("1 of 2 images left out: without an annotation of the classes (to learn" in line for line in lines)
     assert "val_dataloader: 2 of 2 images, 2 boxes: dog 1, cat 1" in lines
     cfg = load(UPERNET)
     use_dataset(cfg, pets(**masks()))
@@ -413,7 +416,7 @@ def test_background_and_small_images_are_a_choice(pets, tmp_path):
     [
         ({"iscrowd": 1}, r"are crowds \(iscrowd: 1\)"),
         ({"ignore": 1}, "are marked ignore: 1"),
-        ({"area": 0}, '2 boxes of .*train.json have "area": 0 or less, from which nothing is learned: 1, 2'),
+        ({"area": 0}, '2 boxes of .*train.json with "area": 0 or less, from which nothing is learned: 1, 2'),
         ({"bbox": [100, 3, 4, 4]}, "are outside of their image"),
     ],
 )
@@ -454,7 +457,7 @@ def test_evaluation_says_what_the_metric_counts(pets, tmp_path):
     use_dataset(cfg, pets())
     edited(tmp_path / "val.json", lambda c: c["annotations"][0].update(bbox=[900, 3, 9, 9]))
     (note,) = [line for line in notes(cfg) if line.startswith("val_dataloader")]
-    assert "1 boxes of" in note and "are outside of their image, which the metric counts as objects to be found" in note
+    assert "1 box of" in note and "outside of the image, which the metric counts as objects to be found" in note
     edited(tmp_path / "val.json", lambda c: [a.update(iscrowd=1) for a in c["annotations"]])
     with pytest.raises(UserError, match="leaves nothing to evaluate"):
         check_data(cfg)
@@ -486,7 +489,7 @@ def test_names_with_backslashes_say_what_to_write(pets, tmp_path):
     cfg = load(RETINANET)
     use_dataset(cfg, pets())
     with pytest.raises(
-        UserError, match=r"1 images are missing.*write names with /, relative to the folder, such as 0\.jpg"
+        UserError, match=r"missing: 1 image.*write names with /, relative to the folder, such as 0\.jpg"
     ):
         check_data(cfg)
 
@@ -525,7 +528,7 @@ def test_classes_without_a_pixel_are_named(pets, tmp_path):
     cfg = load(UPERNET)
     use_dataset(cfg, pets(**masks()))
     (note,) = notes(cfg)
-    assert "1 of 2 classes have no pixel in any mask: crop; 255 is unlabeled, never a class" in note
+    assert "1 of 2 classes without a pixel in any mask: crop; 255 is unlabeled, never a class" in note
 
 
 def test_one_class_under_a_softmax_is_refused(pets, tmp_path):
@@ -548,8 +551,8 @@ def test_images_that_opencv_turns_or_narrows_are_named(pets, tmp_path):
     cfg = load(RETINANET)
     use_dataset(cfg, pets())
     turned, deep = notes(cfg)
-    assert "1 of 2 images opened have an EXIF orientation" in turned and "train/0.jpg" in turned
-    assert "1 of 2 images opened have more than 8 bits" in deep and "train/1.jpg" in deep
+    assert "1 of 2 images opened with an EXIF orientation" in turned and "train/0.jpg" in turned
+    assert "1 of 2 images opened with more than 8 bits" in deep and "train/1.jpg" in deep
 
 
 def test_batches_of_two_sizes_are_refused_where_mmseg_cannot_stack_them(pets, tmp_path):

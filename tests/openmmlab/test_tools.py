@@ -111,7 +111,7 @@ def test_a_detector_is_evaluated_and_draws_boxes_and_masks(detector, scenes, tmp
     picture = scenes / "images/validation/0000.png"
     flags = ["--checkpoint", checkpoint, "--output", str(tmp_path / "out"), "--score-threshold", "0.0"]
     assert run_tool("predict", str(detector / DETECTION.name), str(picture), *flags) == 0
-    assert f"1 pictures in {tmp_path / 'out/vis'}" in capsys.readouterr().out
+    assert f"1 picture in {tmp_path / 'out/vis'}" in capsys.readouterr().out
     drawn = np.array(Image.open(tmp_path / "out/vis/0000.png"))
     assert drawn.shape == (128, 128, 3) and (drawn != np.array(Image.open(picture))).any()
     content = json.loads((tmp_path / "out/preds/0000.json").read_text())
@@ -186,7 +186,7 @@ def test_a_checkpoint_of_other_classes_is_refused_with_its_own(detector, scenes,
     ):
         assert run_tool(argv[0], str(DETECTION), *argv[1:]) == 1
         said = capsys.readouterr().err
-        assert "0 weights are missing and 6 have another shape, such as roi_head.bbox_head.fc_cls.weight (11," in said
+        assert "0 weights are missing and 6 of another shape, such as roi_head.bbox_head.fc_cls.weight (11," in said
         assert "its classes are 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in said
     coco = str(ROOT / "configs/detection/mask-rcnn_zoo-biformer-t_fpn_tiny.py")
     picture = str(scenes / "images/validation/0000.png")
@@ -268,7 +268,7 @@ def test_what_fails_in_no_part_of_the_config_keeps_its_traceback(scenes, tmp_pat
     ("argv", "message"),
     [
         (["train", "nowhere.py"], "no config at nowhere.py"),
-        (["train", str(DETECTION), "--classes", "cat"], "1 of 1 classes are not among the annotated categories (cat)"),
+        (["train", str(DETECTION), "--classes", "cat"], "1 of 1 class not among the annotated categories (cat)"),
         (["train", str(DETECTION), "--dataset", "nowhere.yaml"], "cannot read the dataset nowhere.yaml"),
         (["train", str(DETECTION), "--data-root", "/nowhere"], "no annotations at /nowhere/detection/train.json"),
         (
@@ -717,7 +717,7 @@ def test_bad_files_are_passed_over_and_named_with_skip_bad_images(
     assert run_tool("train", str(config), *flags, "--cfg-options", *options) == 0
     (log,) = (tmp_path / "run").rglob("2*.log")
     bad = tmp_path / "data/images/train/0002.png"
-    assert f"WARNING - 1 training images were skipped: {bad}\n" in log.read_text()
+    assert f"WARNING - 1 training image was skipped: {bad}\n" in log.read_text()
     shutil.copy(bad, tmp_path / "data/images/validation/0001.png")
     shutil.copy(tmp_path / "data/annotations/train/0002.png", tmp_path / "data/annotations/validation/0001.png")
     assert run_tool("train", str(config), *flags, "--cfg-options", *options) == 1  # numbers of fewer images mislead

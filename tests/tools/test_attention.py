@@ -38,7 +38,7 @@ def test_each_image_gets_its_picture(place, tmp_path, monkeypatch, capsys, head,
     flags = ["--checkpoint", str(place / f"{head}.pth"), "--device", "cpu", "--skip-bad-images"]
     assert run_tool("attention", str(place / "d"), *flags) == 0
     said = capsys.readouterr().out
-    assert said.count("predicted") == 3 and "true class red" in said and "1 unreadable images were skipped" in said
+    assert said.count("predicted") == 3 and "true class red" in said and "1 unreadable image was skipped" in said
     pictures = sorted((tmp_path / "output/attention").iterdir())
     assert [path.name for path in pictures] == ["0-1.png", "0-2.png", "0.png"]
     assert Image.open(pictures[0]).size[1] > 200

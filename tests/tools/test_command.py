@@ -63,6 +63,45 @@ def test_the_list_of_commands_and_the_version_come_without_the_package():
     assert python("-c", code, "--version").stdout == f"{__version__}\n[]\n"
 
 
+@pytest.fixture
+def unread():
+    """The end of a pipe whose other end is closed."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_where_nobody_reads_a_command_ends_without_a_word(unread, unbuffered, stream):
+    code = "import sys, visionzoo_cli\nvisionzoo_cli.main()"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: unread}
+    argv = ["--help"] if stream == "stdout" else ["trian"]
+    done = subprocess.run([sys.executable, "-c", code, *argv], env=environment, check=False, **streams)
+    assert (done.returncode, done.stdout or b"", done.stderr or b"") == (128 + signal.SIGPIPE, b"", b"")
+
+
+@pytest.mark.parametrize("argv", [("configs",), ("models", "zoo_davit_t"), ("benchmark", "--help")])
+def test_so_does_each_sub_command(unread, monkeypatch, argv):
+    monkeypatch.setattr(sys, "argv", ["/bin/visionzoo", *argv])
+    monkeypatch.setattr(sys, "stdout", os.fdopen(os.dup(unread), "w"))
+    with pytest.raises(SystemExit) as stopped:
+        visionzoo_cli.main()
+    assert stopped.value.code == 128 + signal.SIGPIPE
+    sys.stdout.close()  # what it still held goes nowhere
+
+
+def test_a_pipe_of_something_else_that_breaks_is_an_error(monkeypatch):
+    def fail(_command):
+        raise BrokenPipeError("of a worker")
+
+    monkeypatch.setattr(visionzoo_cli, "_run", fail)
+    with pytest.raises(BrokenPipeError, match="of a worker"):
+        visionzoo_cli.run("train")
+
+
 @pytest.mark.parametrize(
     ("argv", "code", "message"),
     [
@@ -100,7 +139,7 @@ def test_commands_print_what_they_are_asked_for(command):
     )
     assert command("configs", CLASSIFIER, "--paths")[1] == f"{ROOT / 'configs/classification/digits_biformer.yaml'}\n"
     found = command("models", "davit_t")[1]
-    assert "| `zoo_davit_t` |" in found and "1 models" in found
+    assert "| `zoo_davit_t` |" in found and "1 model, " in found
     assert command("train", "--help")[1].startswith("usage: visionzoo train [CONFIG] [flags]")
 
 

@@ -19,6 +19,7 @@ from visionzoo.benchmark import comparison, growth, jobs
 from visionzoo.benchmark.comparison_report import place_labels
 from visionzoo.benchmark.timing import Budget
 from visionzoo.engine.flags import compare_parser
+from visionzoo.engine.ownership import Claim
 from visionzoo.engine.run import Run
 from visionzoo.engine.training import Training
 from visionzoo.layers.mixers import ScoreMixer
@@ -159,6 +160,54 @@ def test_a_model_may_be_added_but_the_recipe_stays(command, tmp_path, capsys):
     assert "holds a comparison with lr 0.001 instead of 0.01; name another --experiment" in capsys.readouterr().err
     assert command(models=[LEVIT]) == 0
     assert len(table(tmp_path / "out/tiny/results.csv")) == 2
+    claimed = Claim(tmp_path / "out/tiny")
+    assert command(models=[POOL, LEVIT]) == 1
+    assert "another run is at work in" in capsys.readouterr().err
+    assert command("--report", models=[POOL, LEVIT]) == 0  # reads only
+    claimed.release()
+
+
+@pytest.fixture
+def done(tmp_path):
+    """The folder of a comparison, with the row of a run of `POOL`."""
+    folder = tmp_path / "out/tiny"
+    folder.mkdir(parents=True)
+    values = {"host": "", "mixer": "", "params_m": 1.0, "top1": 50.0, "epochs": 2, "device": "cpu", "torch": "2"}
+    row = {"model": POOL, "seed": 42, "spec": POOL, "status": "ok", "reason": "", **values, "timm": "1", "python": "3"}
+    comparison._write_rows([row], folder / "results.csv")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("results.csv", lambda b: b[:-3], "results.csv is cut off in line 2; fix the line, or remove it"),
+        ("results.csv", lambda b: b.replace(b"42,", b"", 1), "results.csv, line 2: expected 14 cells, got 13"),
+        ("results.csv", lambda b: b.replace(b",42,", b",x,", 1), "line 2: expected a model and its seed"),
+        ("results.csv", lambda b: b"\xff" + b, "results.csv: 'utf-8' codec can't decode"),
+        ("results.csv", lambda b: b.replace(b"cpu", b'"cpu'), "results.csv: unexpected end of data"),
+        ("results.csv", lambda b: b + b.split(b"\r\n")[1] + b"\r\n", "results.csv has two rows of zoo_poolformer_s12"),
+        ("results.csv", lambda b: b.replace(POOL.encode() + b'",ok', b'other",ok'), "was done with other, and now is"),
+        ("recipe.yaml", lambda b: b"a: [", "cannot read"),
+        ("recipe.yaml", lambda b: b"", "recipe.yaml: expected a mapping of flags to values, got None"),
+    ],
+    ids=str,
+)
+def test_damaged_results_are_neither_reported_nor_replaced(command, done, capsys, name, damage, message):
+    path = done / name
+    damaged = damage(path.read_bytes() if path.exists() else b"")
+    path.write_bytes(damaged)
+    assert command("--report", models=[POOL]) == 1
+    assert message in capsys.readouterr().err
+    assert path.read_bytes() == damaged
+
+
+def test_a_report_has_the_speeds_of_the_models_as_they_are(command, done, capsys):
+    speed = {"model": POOL, "status": "ok", "train_images_per_second": 1234.0, "inference_images_per_second": 5.0}
+    for spec, shown in ((POOL, True), (f"{POOL} x=1", False)):
+        comparison._write_rows([{**speed, "spec": spec}], done / "speeds.csv")
+        assert command("--report", models=[POOL]) == 0
+        assert ("1,234" in capsys.readouterr().out) is shown
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def test_the_fitted_checkpoint_is_evaluated_and_loaded_and_never_replaced(place,
         assert run_tool("fit_hashes", str(place / "d/val"), *flags, *FLAGS) == 0
     said = capsys.readouterr().out
     assert said.count("7 images are there, of --num-images 32") == 2
-    assert said.count("1 unreadable images were skipped") == 2
+    assert said.count("1 unreadable image was skipped") == 2
     paths = [tmp_path / f"output/fit_hashes/zoo_ecoformer_pvtv2_b0{number}.pth" for number in ("", "-1")]
     first, second = (torch.load(path, weights_only=True) for path in paths)
     assert first["hashes"]["images"] == 6 and len(first["hashes"]["errors"]) == 3

@@ -85,12 +85,37 @@ def test_pictures_are_written_for_each_image_and_the_mean_of_the_curves(pictures
     assert Image.open(tmp_path / "out/faithfulness.png").width > 500
 
 
+def test_methods_that_fit_are_made_and_the_others_are_named_and_counted(pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(view, "draw_prediction", lambda *_: set())
+    methods = ["--method", "exits", "rollout", "tokens"]
+    assert run_tool("view", str(pictures), *FLAGS, "--save", str(tmp_path / "out"), *methods) == 0
+    said = capsys.readouterr().out
+    assert said.count("  1 of 3 methods\n  without exits: DeiT has no early exits; ") == 1  # not for each image
+    assert said.count("  without tokens: DeiT as built has no reducers") == 1
+    for number in "01":
+        assert {path.name for path in (tmp_path / "out" / number).iterdir()} == {"explanation.json", "rollout.png"}
+
+
+def test_without_a_map_faithfulness_is_said_to_have_no_effect(pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(view, "draw_prediction", lambda *_: set())
+    monkeypatch.setitem(sys.modules, "captum", None)
+    methods = ["--method", "features", "gradient_input", "--faithfulness"]
+    assert run_tool("view", str(pictures / "0.png"), *FLAGS, "--save", str(tmp_path / "out"), *methods) == 0
+    said = capsys.readouterr().out
+    assert "  1 of 2 methods\n" in said and "without --faithfulness: none of the maps rollout, " in said
+    assert 'without gradient_input: captum is not installed; install it with: pip install "visionzoo[view]"' in said
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         (["--save", "x"], "--save: which images?"),
         (["IMAGE", "--method", "rollout"], "--method: for pictures; give --save DIR"),
         (["IMAGE", "--save", "x", "--method", "exits"], "DeiT has no early exits; zoo_dynperceiver_* have some"),
+        (
+            ["IMAGE", "--save", "x", "--method", "exits", "tokens"],
+            "none of 2 methods can be made: exits: DeiT has no early exits; zoo_dynperceiver_* have some; tokens: ",
+        ),
         (["IMAGE", "--save", "x", "--method", "features", "--faithfulness"], "they are of maps; add one of rollout"),
         (["IMAGE", "--save", "x", "--target", "3"], "target must be a class from 0 to 2, got target=3"),
         (["IMAGE", "--save", "x", "--place", "0.5", "2"], "expected a number at least 0 and at most 1, got 2"),
@@ -104,6 +129,7 @@ def test_what_a_user_can_mend_is_one_message(pictures, tmp_path, monkeypatch, ca
     given = [str(pictures / "0.png") if flag == "IMAGE" else flag for flag in flags]
     assert run_tool("view", *given, *FLAGS) == 1
     assert words in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_port_that_is_taken_is_said(viewer):

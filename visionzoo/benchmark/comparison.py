@@ -29,7 +29,7 @@ from visionzoo.benchmark.comparison_report import draw, section, summarise, tabl
 from visionzoo.benchmark.growth import GrowthJob, measure_growth
 from visionzoo.benchmark.jobs import Failure, Task, devices, run_tasks
 from visionzoo.benchmark.timing import Budget, host_timing
-from visionzoo.engine.checkpoints import LAST, write_atomically
+from visionzoo.engine.checkpoints import LAST, make_folder, write_atomically
 from visionzoo.engine.data import mixing, open_train_and_val
 from visionzoo.engine.distillation import make_task
 from visionzoo.engine.errors import UserError, closest, require
@@ -38,6 +38,7 @@ from visionzoo.engine.images import announce_epoch, batches
 from visionzoo.engine.models import autocast, build_model, data_config, try_images
 from visionzoo.engine.observation import peak_memory
 from visionzoo.engine.options import changed, key_values, settings
+from visionzoo.engine.ownership import Claim
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.probing import choose_head
 from visionzoo.engine.recipe import learning_rate, make_optimizer, total_batch
@@ -46,7 +47,7 @@ from visionzoo.engine.run import Run, build_run
 from visionzoo.engine.training import Training
 from visionzoo.kernels.small_maps import device_name
 from visionzoo.layers.mixers import MIXERS
-from visionzoo.text import some
+from visionzoo.text import count_of, some
 
 RESULTS, SPEEDS, GROWTH, PICTURE = "results.csv", "speeds.csv", "growth.csv", "results.png"
 NOT_OF_THE_RECIPE = {
@@ -69,6 +70,7 @@ NOT_OF_THE_RECIPE = {
 LOADER_SECONDS = 5.0  # how long the loader is watched at most
 INFERENCE = Budget(warmup_ms=500, repeat_ms=2000)
 SPEED = Budget(warmup_ms=300, repeat_ms=700)  # of each model when speeds are measured apart
+_DAMAGED = "fix the line, or remove it to have it done again"
 OWN = ("own", "none")  # mixers beside those of the table: the host's own, and none at all
 WORDS = {
     "model",
@@ -118,8 +120,8 @@ def compare(config: CompareConfig) -> list[Row]:
     """Train and measure what `config` names (tools/compare.py); write the results and return a row for each model.
 
     Raises:
-        UserError: the models are not named or do not work, the folder holds results of another recipe, or, when all
-            else is done and written, some runs failed.
+        UserError: the models are not named or do not work, the folder holds results of another recipe or is in use, or,
+            when all else is done and written, some runs failed.
         Interrupted: by a signal; what is done is kept.
     """
     folder = Path(config.train.run.output or "output/compare") / (
@@ -127,13 +129,32 @@ def compare(config: CompareConfig) -> list[Row]:
     )
     runs = _runs(config, folder)
     _check(config, folder.name)
-    rows = read_rows(folder / RESULTS)
-    todo = [] if config.comparison.report else _to_do(rows, runs)
+    todo = _to_do(read_rows(folder / RESULTS), runs)
+    if config.comparison.report:
+        return _compare(config, folder, runs)
     _try(runs, {model for model, _ in todo})
+    own = Claim(folder)  # of two that write to one folder, one would replace the other's rows
+    try:
+        if own.note:
+            print(own.note)
+        return _compare(config, folder, runs)
+    finally:
+        own.release()
+
+
+def _compare(config: CompareConfig, folder: Path, runs: dict[Key, Job]) -> list[Row]:
+    """Do what is not done yet, unless only a report is asked for, and lay out the results."""
+    report = config.comparison.report
     _keep_recipe(config, folder)
+    rows = read_rows(folder / RESULTS)
+    todo = _to_do(rows, runs)
+    for number, key in enumerate([] if report else runs, 1):
+        if key not in todo:
+            print(f"{key[0]} ({number} of {len(runs)}): done before")
+    todo = [] if report else todo
     if config.train.data.cache_images and todo:
         open_train_and_val(config.train)  # here, once, before many runs do it at a time
-    apart = _apart(config)
+    apart = _apart(config) or (report and (folder / SPEEDS).exists())
     for probes in (False, True):  # a probe begins where its model's training has ended
         call = _train if apart else _train_and_measure
         tasks = {key: (call, runs[key]) for key in todo if _is_probe(key[0]) == probes}
@@ -151,8 +172,8 @@ def compare(config: CompareConfig) -> list[Row]:
         }
         growth = _measured(config, "mixer", mixers, folder / GROWTH, measure_growth)
     models = summarise(wanted, speeds, growth)
-    if config.comparison.report and not trained:
-        raise UserError(f"--report: none of these {len(runs)} runs is done in {folder}")
+    if report and not trained:
+        raise UserError(f"--report: none of {count_of(len(runs), 'run')} is done in {folder}")
     measured = any(row["train_images_per_second"] for row in models)
     if measured:
         draw(models, folder / PICTURE)
@@ -289,7 +310,7 @@ def _to_do(rows: list[Row], runs: dict[Key, Job]) -> list[Key]:
     """Return which runs are not done; rows of earlier versions get what they lack.
 
     Raises:
-        UserError: a row is of a model with the same name and other options.
+        UserError: a row is of a model with the same name and other options, or there are two of a run.
     """
     todo = dict.fromkeys(runs)
     for row in rows:
@@ -302,10 +323,9 @@ def _to_do(rows: list[Row], runs: dict[Key, Job]) -> list[Key]:
                     f"{row['model']} was done with {row['spec']}, and now is {run.spec}; give it another label, or "
                     "name another --experiment"
                 )
+            if _key(row) not in todo:
+                raise UserError(f"{RESULTS} has two rows of {row['model']}, seed {row['seed']:g}; remove one of them")
             del todo[_key(row)]
-    for number, (model, seed) in enumerate(runs, 1):
-        if (model, seed) not in todo:
-            print(f"{model} ({number} of {len(runs)}): done before")
     return list(todo)
 
 
@@ -343,12 +363,17 @@ def _keep_recipe(config: CompareConfig, folder: Path) -> None:
     recipe = {name: value for name, value in settings(config).items() if name not in NOT_OF_THE_RECIPE}
     recipe["model_kwargs"] = config.train.model.model_kwargs
     if path.exists():
-        before = yaml.safe_load(path.read_text())
+        try:
+            before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"cannot read {path}: {error}") from error
+        if not isinstance(before, Mapping):
+            raise UserError(f"{path}: expected a mapping of flags to values, got {before!r}; name another --experiment")
         changed = [name for name in recipe if name in before and recipe[name] != before[name]]
         if changed:
             differences = ", ".join(f"{name} {before[name]!r} instead of {recipe[name]!r}" for name in changed)
             raise UserError(f"{folder} holds a comparison with {differences}; name another --experiment")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_atomically(path, lambda file: file.write(yaml.safe_dump(recipe, sort_keys=False).encode()))
 
 
@@ -410,7 +435,7 @@ def _measured(
         else min(config.comparison.jobs, len(devices(config.train.device.device)))
     )
     _run(tasks, rows, path, jobs, of=things)
-    return [row for name in things for row in rows if row[what] == name]
+    return [row for name, spec in specs.items() for row in rows if row[what] == name and row["spec"] == spec]
 
 
 def _train(job: Job) -> Row:
@@ -539,14 +564,32 @@ def _inference_rate(model: nn.Module, config: TrainConfig, size: Sequence[int], 
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read results; an empty list where there are none."""
+    """Read results; an empty list where there are none.
+
+    Raises:
+        UserError: they are damaged: cut off, or not in the columns that their first line names.
+    """
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            {name: text if name in WORDS else _number(text) for name, text in row.items()}
-            for row in csv.DictReader(file)
-        ]
+    try:
+        text = path.read_bytes().decode()
+        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read {path}: {error}; {_DAMAGED}") from error
+    if not text:
+        return []
+    names, *cells = lines
+    if not text.endswith("\n"):
+        raise UserError(f"{path} is cut off in line {len(lines)}; {_DAMAGED}")
+    rows: list[Row] = []
+    for number, values in enumerate(cells, 2):
+        if len(values) != len(names):
+            raise UserError(f"{path}, line {number}: expected {len(names)} cells, got {len(values)}; {_DAMAGED}")
+        row = {n: text if n in WORDS else _number(text) for n, text in zip(names, values, strict=True)}
+        if not (row.get("model") or row.get("mixer")) or not isinstance(row.get("seed", 0.0), float | int):
+            raise UserError(f"{path}, line {number}: expected a model and its seed, or a mixer, got {row}; {_DAMAGED}")
+        rows.append(row)
+    return rows
 
 
 def _number(text: str) -> Any:

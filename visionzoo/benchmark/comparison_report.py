@@ -11,7 +11,7 @@ from typing import Any
 from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import require
 from visionzoo.engine.flags import CompareConfig
-from visionzoo.text import markdown_table
+from visionzoo.text import count_of, markdown_table
 
 COLUMNS = {  # of the table: title, digits
     "params_m": ("Parameters (M)", 1),
@@ -112,12 +112,14 @@ def section(models: Sequence[Row], rows: Sequence[Row], config: CompareConfig, n
     trained = f"{rows[0]['epochs']:g} epochs from random weights for each"
     if config.comparison.seeds:
         seeds = {row["seed"] for row in rows}
-        trained += f" of {len(seeds)} seeds (mean ± standard deviation)" if len(seeds) > 1 else " with one seed"
+        trained += (
+            f" of {count_of(len(seeds), 'seed')} (mean ± standard deviation)" if len(seeds) > 1 else " with one seed"
+        )
     if config.comparison.probes:
         epochs = config.comparison.probe_epochs or config.train.schedule.epochs
         trained += f", then {epochs} of each probe on the frozen features of that very model and data set"
     if len(rows) < runs:
-        trained += f"; {runs - len(rows)} of {runs} runs are not done yet"
+        trained += f"; not done yet: {runs - len(rows)} of {count_of(runs, 'run')}"
     batch = config.train.fit.validation_batch_size or config.train.fit.batch_size
     loader = [row["loader_images_per_second"] for row in rows if row.get("loader_images_per_second")]
     if loader:

@@ -10,7 +10,7 @@ from visionzoo.benchmark.results import Row, read_rows
 from visionzoo.benchmark.targets import Verdict, judge, targets
 from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import UserError, require
-from visionzoo.text import markdown_table, some
+from visionzoo.text import count_of, markdown_table, some
 
 SUITES = ("operations", "models", "training", "memory", "reducers", "host", "small")
 REPORT = "report.md"
@@ -79,7 +79,7 @@ def aims_table(verdicts: Iterable[Verdict]) -> str:
     table = markdown_table(("Case", "What", "Quantity", "Aim", "Measured", "", "Replayed"), lines)
     if not others:
         return table
-    return f"{table}\n\nnot measured: {len(others)} further aims, of {some(list(dict.fromkeys(others)))}"
+    return f"{table}\n\nnot measured: {count_of(len(others), 'further aim')}, of {some(list(dict.fromkeys(others)))}"
 
 
 def results_table(rows: Iterable[Row]) -> str:

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from visionzoo.engine import UserError
 from visionzoo.engine.errors import closest
 from visionzoo.kernels.small_maps import TABLE
+from visionzoo.text import count_of
 
 COLD = ("host", "training")  # suites whose first calls compile every kernel, whatever earlier runs have kept
 DTYPES = ("bfloat16", "float16", "float32")
@@ -123,7 +124,7 @@ def main() -> None:
         if args.table is not None:
             found = limits(results.rows, f"visionzoo benchmark small{' --quick' * args.quick}")
             write_table(args.table, found)
-            print(f"{len(found)} limits in {args.table}")
+            print(f"{count_of(len(found), 'limit')} in {args.table}")
     pictures = args.suite == "report" or find_spec("matplotlib") is not None
     print(write_report(folder, pictures=pictures))
     print(f"results in {folder}{'' if pictures else '; without pictures, since matplotlib is not installed'}")

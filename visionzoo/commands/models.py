@@ -12,7 +12,7 @@ from visionzoo.engine import UserError
 from visionzoo.engine.errors import closest
 from visionzoo.engine.reporting import write_between
 from visionzoo.models import _registry
-from visionzoo.text import markdown_table
+from visionzoo.text import count_of, markdown_table
 
 BEGIN = "<!-- table of models: written by `make table`, from the registry -->"
 END = "<!-- end of the table of models -->"
@@ -73,4 +73,4 @@ def main() -> None:
         write_between(args.write, BEGIN, END, markdown(rows()))
     else:
         print(markdown(table))
-        print(f"\n{len(table)} models, visionzoo {visionzoo.__version__}")
+        print(f"\n{count_of(len(table), 'model')}, visionzoo {visionzoo.__version__}")

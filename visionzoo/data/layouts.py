@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from visionzoo.text import count_of
+
 
 @dataclass(frozen=True)
 class Folder:
@@ -56,16 +58,16 @@ def check_folder(name: str, root: str | Path) -> tuple[list[str], list[str]]:
                 missing.append(f"{path}: cannot be read as annotations of COCO, {type(error).__name__}: {error}")
                 continue
             absent = [image for image in images if not (root / folder.annotates / image).exists()]
-            found.append(f"{path}: {len(images)} images")
+            found.append(f"{path}: {count_of(len(images), 'image')}")
             if absent:
                 missing.append(
                     f"{path}: {len(absent)} of its images are not in {folder.annotates}, such as {absent[0]}"
                 )
         elif not path.is_dir():
-            missing.append(f"{path}: not there, expected a folder with {folder.files} files")
+            missing.append(f"{path}: not there, expected a folder with {count_of(folder.files, 'file')}")
         else:
             count = sum(1 for _ in path.iterdir())
-            found.append(f"{path}: {count} of {folder.files} files")
+            found.append(f"{path}: {count} of {count_of(folder.files, 'file')}")
             if count < folder.files:
                 missing.append(f"{path}: {folder.files - count} of {folder.files} files are missing")
     if name == "ade20k":
@@ -80,6 +82,7 @@ def _unpaired(root: Path) -> list[str]:
         masks = {path.stem for path in (root / "annotations" / split).glob("*.png")}
         if images ^ masks:
             problems.append(
-                f"{split}: {len(images - masks)} images without mask, {len(masks - images)} masks without image"
+                f"{split}: {count_of(len(images - masks), 'image')} without mask, "
+                f"{count_of(len(masks - images), 'mask')} without image"
             )
     return problems

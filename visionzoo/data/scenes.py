@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from visionzoo.data.digits import digits_folder
+from visionzoo.text import count_of
 
 SIDE = 128  # pixels
 COUNTS = {"train": 400, "validation": 80}
@@ -52,7 +53,7 @@ def scenes_folder() -> Path:
             found = sum(1 for _ in (folder / kind / split).glob("*.png"))
             if found != len(named):
                 raise ValueError(
-                    f"expected {len(named)} files in {folder / kind / split}, {found=}; delete {folder}, and it is "
+                    f"expected {count_of(len(named), 'file')} in {folder / kind / split}, {found=}; delete {folder}, and it is "
                     f"written again"
                 )
     return folder

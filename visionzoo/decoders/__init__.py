@@ -7,6 +7,7 @@ are: a name of `DECODERS`, or `dict(type=name, **options)`.
 from visionzoo.decoders.base import Decoder
 from visionzoo.decoders.create import DECODERS, SEGMENTORS, Network, create_segmentor, list_segmentors
 from visionzoo.decoders.edaformer import EDAFormerDecoder
+from visionzoo.decoders.fuss_free import FussFreeDecoder, FussFreeEncoder
 from visionzoo.decoders.segmentor import Segmentor
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "SEGMENTORS",
     "Decoder",
     "EDAFormerDecoder",
+    "FussFreeDecoder",
+    "FussFreeEncoder",
     "Network",
     "Segmentor",
     "create_segmentor",

@@ -11,11 +11,15 @@ from torch import nn
 
 from visionzoo.decoders.base import Decoder
 from visionzoo.decoders.edaformer import EDAFormerDecoder
+from visionzoo.decoders.fuss_free import FussFreeDecoder, FussFreeEncoder, published
 from visionzoo.decoders.segmentor import Segmentor, pyramid_levels
 from visionzoo.layers.specs import Spec, build_spec, read_spec
 from visionzoo.text import did_you_mean
 
-DECODERS: Mapping[str, type[Decoder]] = {"edaformer": EDAFormerDecoder}
+DECODERS: Mapping[str, type[Decoder]] = {
+    "edaformer": EDAFormerDecoder,
+    "fuss_free": FussFreeDecoder,
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,14 @@ def _edaformers() -> dict[str, Network]:
     }
 
 
-SEGMENTORS: Mapping[str, Network] = _edaformers()
+def _fuss_free() -> dict[str, Network]:
+    return {name: Network(FussFreeEncoder, decoder, 19, options, miou) for name, options, decoder, miou in published()}
+
+
+SEGMENTORS: Mapping[str, Network] = {
+    **_edaformers(),
+    **_fuss_free(),
+}
 
 
 def list_segmentors() -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from visionzoo.decoders.base import Decoder
 from visionzoo.models._checkpoint import Composite, LoadReport, WeightsError, load_weights, rename
 from visionzoo.models._contract import Contract
-from visionzoo.text import some
+from visionzoo.text import count_of, some
 
 _logger = logging.getLogger(__name__)
 
@@ -166,13 +166,15 @@ def _fit(
             wrong.append(f"{name} {have} instead of {want}")
         elif strict:
             raise WeightsError(
-                f"{where} has {have[0]} classes, the model {want[0]}.",
+                f"{where} has {count_of(have[0], 'class')}, the model {want[0]}.",
                 f"Build the model with num_classes={have[0]}, or pass strict=False to keep the model's own classifier.",
             )
         else:
             del state[name]
             kept.add(name)
-            report.adapted.append(f"{name} ({have[0]} classes in the checkpoint, left at its initial values)")
+            report.adapted.append(
+                f"{name} ({count_of(have[0], 'class')} in the checkpoint, left at its initial values)"
+            )
     if wrong:
         raise ValueError(
             f"{where} has tensors of other shapes than {type(module).__name__}: {some(wrong)}. It is probably a "

@@ -16,6 +16,7 @@ from visionzoo.engine.models import Trained, build_model, data_config, restore
 from visionzoo.engine.options import settings
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.recorded import per_channel
+from visionzoo.text import count_of
 
 
 def export_classifier(config: ExportConfig) -> list[Exported]:
@@ -56,7 +57,7 @@ def _channels(trained: Trained) -> str:
     try:
         return trained.mode
     except UserError:
-        return f"{trained.data_config['input_size'][0]} channels"
+        return count_of(trained.data_config["input_size"][0], "channel")
 
 
 def _build(config: ExportConfig) -> Trained:

@@ -27,7 +27,7 @@ from visionzoo.engine.options import changed
 from visionzoo.engine.outputs import add_rows, check_table
 from visionzoo.engine.reporting import write_between
 from visionzoo.models._registry import VARIANTS
-from visionzoo.text import markdown_table
+from visionzoo.text import count_of, markdown_table
 
 BEGIN = "<!-- table of exports: written by tools/export.py --all -->"
 END = "<!-- end of the table of exports -->"
@@ -97,7 +97,7 @@ def sweep(config: ExportConfig) -> list[Row]:
         add_rows(table, COLUMNS, map(asdict, new))
     chosen = [row for row in rows if row.model in names]
     failed = [row for row in chosen if row.failure]
-    print(f"{len(chosen) - len(failed)} of {len(chosen)} exports are what their models are; {table}")
+    print(f"{len(chosen) - len(failed)} of {count_of(len(chosen), 'export')} compute what their models do; {table}")
     print(families(chosen))
     if config.sweep.write:
         write_between(Path(config.sweep.write), BEGIN, END, markdown(rows))
@@ -144,7 +144,7 @@ def read_rows(path: Path) -> list[Row]:
         for number, line in enumerate(csv.DictReader(file), start=2):
             try:
                 if len([value for value in line.values() if value is not None]) != len(COLUMNS) or None in line:
-                    raise ValueError(f"expected {len(COLUMNS)} entries")
+                    raise ValueError(f"expected {count_of(len(COLUMNS), 'entry', 'entries')}")
                 values: dict[str, Any] = {k: (float(v) if v else None) if k in numbers else v for k, v in line.items()}
                 rows.append(Row(**values))
             except (TypeError, ValueError) as error:

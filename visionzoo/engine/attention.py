@@ -12,7 +12,7 @@ from visionzoo.engine.charts import draw_maps, missing_fonts
 from visionzoo.engine.checkpoints import make_folder
 from visionzoo.engine.errors import UserError, closest, printable, require
 from visionzoo.engine.flags import AttentionConfig
-from visionzoo.engine.images import readable_images
+from visionzoo.engine.images import readable_images, skipped_images
 from visionzoo.engine.models import autocast, restore, try_images
 from visionzoo.engine.options import settings
 from visionzoo.engine.outputs import free_path
@@ -66,7 +66,7 @@ def show_attention(config: AttentionConfig) -> list[Path]:
         said = f", true class {names[true]}" if true is not None else ""
         print(printable(f"{path}: predicted {names[predicted]}{said}, {pictures[-1]}"))
     notes += [missing_fonts(undrawn)] if undrawn else []
-    notes += [f"{len(skipped)} unreadable images were skipped: {'; '.join(skipped)}"] if skipped else []
+    notes += [f"{skipped_images(skipped)}: {'; '.join(skipped)}"] if skipped else []
     for note in notes:
         print(printable(note))
     return pictures

@@ -24,6 +24,7 @@ from visionzoo.engine.errors import UserError
 from visionzoo.engine.flags import AugmentationConfig, DataConfig
 from visionzoo.engine.images import CheckedImages, check_label
 from visionzoo.engine.options import settings
+from visionzoo.text import count_of
 
 NOT_ON_DEVICE = {  # augmentation that needs single images, by the flag's value that is without effect
     "aa": (None, ""),
@@ -105,7 +106,9 @@ def _decode(images: Any, root: str, folder: Path) -> None:
         pixels[number] = image
         targets.append(int(target))
     if bad := images.bad_names():
-        raise UserError(f"--cache-images: {len(bad)} images cannot be used, such as {bad[0]}; fix or remove them")
+        raise UserError(
+            f"--cache-images: {count_of(len(bad), 'image')} cannot be used, such as {bad[0]}; fix or remove them"
+        )
     make_folder(folder)
     reader: Any = getattr(images.dataset, "reader", None)
     names = getattr(reader, "class_to_idx", None) or reader.class_name_to_idx  # of a folder, or of a .tar

@@ -17,6 +17,7 @@ import torch
 
 import visionzoo.models._checkpoint
 from visionzoo.engine.errors import UserError
+from visionzoo.text import count_of
 
 LONGEST = 10**9  # epochs or batches, of which no run has more
 LAST, BEST, RECOVERY = "last.pth.tar", "model_best.pth.tar", "recovery.pth.tar"
@@ -193,8 +194,8 @@ class CheckpointFolder:
         if complaints and not sound:
             first = next(iter(complaints.values()))
             raise UserError(
-                f"none of the {len(complaints)} checkpoints in {self.folder} can be read, and no new run is started "
-                f"over them; the first: {first} Or name another --experiment"
+                f"none of {count_of(len(complaints), 'checkpoint')} in {self.folder} can be read, and no new "
+                f"run is started over them; the first: {first} Or name another --experiment"
             )
         self.unreadable = list(complaints)
         for complaint in complaints.values():
@@ -264,7 +265,9 @@ def _check_numbers(state: Mapping[str, Any]) -> None:
     """Refuse weights from which no run can continue, so that they do not replace better ones."""
     spoilt = [name for name, value in state.get("state_dict", {}).items() if bool(value.isnan().any())]
     if spoilt:
-        raise UserError(f"{len(spoilt)} tensors of the model hold NaN, such as {spoilt[0]}; no checkpoint is written")
+        raise UserError(
+            f"{count_of(len(spoilt), 'tensor')} of the model with NaN, such as {spoilt[0]}; no checkpoint is written"
+        )
 
 
 def is_ours(state: Mapping[str, Any]) -> bool:

@@ -23,7 +23,7 @@ from visionzoo.engine.folders import find_split, look_at_classes
 from visionzoo.engine.images import CheckedImages, LabelCheck
 from visionzoo.engine.multilabel import TABLE, MultiLabelImages
 from visionzoo.engine.names import read_class_map
-from visionzoo.text import some
+from visionzoo.text import count_of, some
 
 EMBEDDED = ("visionzoo/digits",)
 READERS = ("torch", "hfds", "hfids", "tfds", "wds")  # timm's, by what stands before the / of --dataset
@@ -47,7 +47,7 @@ def image_mode(channels: int, mode: str | None) -> str:
         raise UserError(f"--input-img-mode: expected one of {', '.join(MODES)}, got {mode!r}")
     if MODES[mode] != channels:
         raise UserError(
-            f"the model takes {channels} channels (--in-chans, --input-size), images of mode {mode} have "
+            f"the model takes {count_of(channels, 'channel')} (--in-chans, --input-size), images of mode {mode} have "
             f"{MODES[mode]}; --input-img-mode names another"
         )
     return mode
@@ -247,7 +247,7 @@ def with_same_classes(dataset: Any, names: list[str] | None, reopen: Callable[[A
         return dataset
     if strangers := sorted(set(own) - set(names)):
         raise UserError(
-            f"{len(strangers)} classes of the evaluated images were not trained on: {some(strangers)}; "
+            f"{count_of(len(strangers), 'class')} of the evaluated images not trained on: {some(strangers)}; "
             f"the training had {some(names)}"
         )
     return reopen({name: index for index, name in enumerate(names)})
@@ -271,7 +271,7 @@ def resolve_num_classes(given: int | None, names: list[str] | None) -> int | Non
     """
     if names and given is not None and given != len(names):
         raise UserError(
-            f"num_classes is {given}, the data set has {len(names)} classes ({some(names)}); "
+            f"num_classes is {given}, the data set has {count_of(len(names), 'class')} ({some(names)}); "
             "leave --num-classes out, or number the classes by --class-map"
         )
     return len(names) if names else given
@@ -349,7 +349,8 @@ def train_loader(config: TrainConfig, dataset: Any, data_config: dict[str, Any],
             raise UserError(f"--{flag}: expected two numbers, the smaller one first, got {' '.join(map(str, pair))}")
     if not isinstance(dataset, IterableDataset) and len(dataset) < batch_size * process.world_size:
         raise UserError(
-            f"{len(dataset)} training images do not fill one batch of {batch_size} on {process.world_size} "
+            f"{count_of(len(dataset), 'training image does', 'training images do')} not fill one batch of "
+            f"{batch_size} on {process.world_size} "
             "device(s); give a smaller --batch-size"
         )
     if augmentation.aug_repeats and not process.distributed:

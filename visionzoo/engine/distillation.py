@@ -17,6 +17,7 @@ from visionzoo.engine.errors import UserError
 from visionzoo.engine.flags import DistillationConfig, InputConfig, ModelConfig, TrainConfig, WeightsConfig
 from visionzoo.engine.models import Trained, restore
 from visionzoo.engine.recipe import make_loss
+from visionzoo.text import count_of
 
 
 def make_task(
@@ -108,7 +109,9 @@ def _make_teacher(config: TrainConfig, channels: int) -> Trained:
 def _check_classes(teacher: Trained, model: Any, class_names: list[str] | None) -> None:
     advice = "fine-tune the teacher on this data set first, and give its checkpoint by --kd-checkpoint"
     if teacher.num_classes != model.num_classes:
-        raise UserError(f"the teacher has {teacher.num_classes} classes, the student {model.num_classes}; {advice}")
+        raise UserError(
+            f"the teacher has {count_of(teacher.num_classes, 'class')}, the student {model.num_classes}; {advice}"
+        )
     if teacher.class_names and class_names and teacher.class_names != class_names:
         pairs = enumerate(zip(teacher.class_names, class_names, strict=True))
         number, (there, here) = next((i, names) for i, names in pairs if names[0] != names[1])

@@ -19,7 +19,7 @@ from visionzoo.engine.images import IGNORED, batches
 from visionzoo.engine.models import autocast
 from visionzoo.exits import END, EarlyExitModel, ExitModel, confidence, exit_costs
 from visionzoo.models._contract import Contract
-from visionzoo.text import markdown_table
+from visionzoo.text import count_of, markdown_table
 
 # How much likelier an image is to stop at an exit than at the one before it, from early to late: the authors' of
 # Dynamic Perceiver (adaptive_inference.py at 0d2a629).
@@ -128,8 +128,8 @@ def calibrate_exits(
     measured, calibration = (Seen(*(torch.cat(each, 1) for each in zip(*part, strict=True))) for part in parts)
     if min(measured.hit.shape[1], calibration.hit.shape[1]) < len(names):
         raise UserError(
-            f"--exits: {calibration.hit.shape[1]} images to calibrate on and {measured.hit.shape[1]} to measure on are "
-            f"too few; give more, or another --calibration-share than {share}"
+            f"--exits: {count_of(calibration.hit.shape[1], 'image')} to calibrate on and "
+            f"{measured.hit.shape[1]} to measure on are too few; give more, or another --calibration-share than {share}"
         )
     channels, height, width = about["input_size"]
     costs = exit_costs(contract, (channels, height, width))
@@ -220,7 +220,7 @@ def _device_name(device: torch.device) -> str:
     return (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else f"{device.type}, {torch.get_num_threads()} threads"
+        else f"{device.type}, {count_of(torch.get_num_threads(), 'thread')}"
     )
 
 
@@ -267,7 +267,8 @@ def table_of(result: Mapping[str, Any]) -> str:
     """Return a result as Markdown: each exit by itself (anytime), then the settings (budgeted batch)."""
     names = [entry["exit"] for entry in result["exits"]]
     about = (
-        f"{result['model']}, {result['input_size'][1]} x {result['input_size'][2]} pixels: {result['images']} images, "
+        f"{result['model']}, {result['input_size'][1]} x {result['input_size'][2]} pixels: "
+        f"{count_of(result['images'], 'image')}, "
         f"thresholds calibrated on {result['calibration_images']} others. Multiply-adds are means over the images; "
         f"images/s on {result['timed_images']} of them ({result['timed_on']}, batches of {result['batch_size']})."
     )

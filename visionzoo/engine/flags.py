@@ -151,6 +151,13 @@ class FitConfig:
         "what --freeze trains: linear (the default, the model's own classifier), attentive or ep (visionzoo)",
         choices=PROBES,
     )
+    freeze_layers: Mapping[str, Any] = flag(
+        "layers from the input on that stop learning at an epoch, by number: 0=2 10=6 (visionzoo)",
+        {},
+        nargs="*",
+        action=KeyValues,
+        metavar="EPOCH=N",
+    )
     head: str | None = flag("put this head onto a zoo_* model in place of its own (visionzoo)", choices=HEADS)
     head_kwargs: Mapping[str, Any] = flag(
         "options of --probe or --head: num_queries=16, d_out=2, ... (visionzoo)",
@@ -168,6 +175,15 @@ class FitConfig:
     drop: float = flag("dropout", 0.0, type=SHARE, metavar="RATE")
     drop_path: float | None = flag("stochastic depth (default: the model's)", type=SHARE, metavar="RATE")
     drop_block: float | None = flag("drop block (default: the model's)", type=SHARE, metavar="RATE")
+    relaxed_attention: float = flag(
+        "share of equal weights that smooths attention in training (visionzoo)", 0.0, type=SHARE, metavar="GAMMA"
+    )
+    relaxed_attention_std: float = flag(
+        "draw that share anew for each layer and batch, with this standard deviation (visionzoo)",
+        0.0,
+        type=AMOUNT,
+        metavar="STD",
+    )
     bn_momentum: float | None = flag("momentum of batch norm (default: the model's)", type=SHARE)
     bn_eps: float | None = flag("epsilon of batch norm (default: the model's)", type=AMOUNT)
     model_ema: bool = switch("keep a moving average of the weights, validate and keep the best by it")

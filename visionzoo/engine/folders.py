@@ -12,7 +12,7 @@ from timm.utils.misc import natural_key
 
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.flags import DataConfig
-from visionzoo.text import some
+from visionzoo.text import count_of, some
 
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -82,7 +82,7 @@ def look_at_classes(data: DataConfig, root: Path, class_map: Any, is_training: b
         class_map = {name: number for number, name in enumerate(names)}
     empty = sorted(name for name in leaves if not counts[name])
     if is_training and empty and any(counts.values()):
-        without = f"no image ({' '.join(sorted(wanted))}) of {len(empty)} classes in {root}: {some(empty)}"
+        without = f"no image ({' '.join(sorted(wanted))}) of {count_of(len(empty), 'class')} in {root}: {some(empty)}"
         if not data.skip_bad_images:
             said = "".join(f". {note}" for note in notes)
             raise UserError(f"{without}; add some, remove the folders, or pass --skip-bad-images{said}")
@@ -124,7 +124,7 @@ def _look_at_names(root: Path, places: dict[str, list[str]]) -> list[str]:
     if shared and len(places) == 1:
         ((name, folders),) = shared.items()
         raise UserError(
-            f"the images in {root} lie in {len(folders)} folders that are all named {name!r} ({some(folders, 3)}), and "
+            f"the images in {root} lie in {count_of(len(folders), 'folder')} that are all named {name!r} ({some(folders, 3)}), and "
             f"would all be of one class {name!r}: a class is named by the folder right above its images. Move them up, "
             f"out of {name!r}"
         )
@@ -144,7 +144,11 @@ def _look_at_class_map(class_map: Mapping[str, int], called: str, root: Path, fo
             f"{called} names none of the folders in {root}, which are {some(strangers)}; it names "
             f"{some(list(class_map))}"
         )
-    return [f"{root}: {len(strangers)} folders are left out, {called} lacks {some(strangers)}"] if strangers else []
+    if not strangers:
+        return []
+    return [
+        f"{root}: {count_of(len(strangers), 'folder is', 'folders are')} left out, {called} lacks {some(strangers)}"
+    ]
 
 
 def _is_class(folder: str) -> bool:

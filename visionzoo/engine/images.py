@@ -2,7 +2,7 @@
 
 import random
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, RandomSampler, get_worker_info
 
 from visionzoo.engine.errors import UnreadableImageError, UserError, printable
 from visionzoo.engine.multilabel import MultiLabelImages
-from visionzoo.text import some
+from visionzoo.text import count_of, some
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 NONE = "no image of the data set can be used"
@@ -83,6 +83,11 @@ def read_image(path: Path, mode: str, *, upright: bool = False) -> Image.Image:
         raise UnreadableImageError(
             f"cannot use the image {path}: {error}; fix or leave it out, or pass --skip-bad-images"
         ) from error
+
+
+def skipped_images(skipped: Sequence[str]) -> str:
+    """Return how many images `readable_images` skipped, in words."""
+    return f"{count_of(len(skipped), 'unreadable image was', 'unreadable images were')} skipped"
 
 
 class CheckedImages(Dataset):

@@ -22,7 +22,7 @@ from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.data import image_mode
 from visionzoo.engine.errors import UserError, closest, printable
 from visionzoo.engine.flags import DeviceConfig, InputConfig, ModelConfig, WeightsConfig
-from visionzoo.engine.images import readable_images
+from visionzoo.engine.images import readable_images, skipped_images
 from visionzoo.engine.options import settings
 from visionzoo.engine.recorded import (
     DATA_CONFIG,
@@ -38,7 +38,7 @@ from visionzoo.models._checkpoint import EMA_CONTAINERS, WeightsError, load_weig
 from visionzoo.models._contract import Contract
 from visionzoo.models._hub import READING, not_finite, published
 from visionzoo.models._licenses import NonCommercialError, check
-from visionzoo.text import some
+from visionzoo.text import count_of, some
 
 NO_USE = "they cannot classify any image: take an earlier checkpoint, or the file from where it is from"
 
@@ -157,11 +157,14 @@ def _lacking(model: Any, result: Any, where: str) -> str | None:
     missing = sorted(set(names) & set(result.missing_keys))
     if len(missing) > 0.1 * len(names):
         raise UserError(
-            f"{where} fits only {len(names) - len(missing)} of the {len(names)} tensors of the model beside its "
+            f"{where} fits only {len(names) - len(missing)} of {count_of(len(names), 'tensor')} of the model beside its "
             f"classifier; {some(missing, 3)} are not in it. It is of another model or a part of one: from it, training "
             "would begin at random weights"
         )
-    return f"{len(missing)} tensors are not in {where} and begin at random: {some(missing)}" if missing else None
+    if not missing:
+        return None
+    lacking = count_of(len(missing), "tensor is not", "tensors are not")
+    return f"{lacking} in {where}, so random at first: {some(missing)}"
 
 
 def prepare_compiler(config: ModelConfig) -> None:
@@ -195,7 +198,9 @@ def data_config(config: ModelConfig, input: InputConfig, model: nn.Module) -> di
     for name in ("mean", "std"):
         channels = config.in_chans or (input.input_size or [3])[0]
         if (values := getattr(input, name)) and len(values) not in (1, channels):
-            raise UserError(f"--{name}: expected 1 or {channels} numbers, one per channel, got {len(values)}")
+            raise UserError(
+                f"--{name}: expected 1 or {count_of(channels, 'number')}, one per channel, got {len(values)}"
+            )
     return resolve_data_config({**settings(input), "in_chans": config.in_chans}, model=model)
 
 
@@ -351,8 +356,9 @@ def restore(
         own = published(model)
         if model.num_classes != own["num_classes"]:
             raise UserError(
-                f"the weights of {config.model} are of {own['num_classes']} classes, the model is asked to have "
-                f"{model.num_classes}: its classifier would be random; leave --num-classes out, or train one"
+                f"the weights of {config.model} are of {count_of(own['num_classes'], 'class')}, the model is "
+                f"asked to have {model.num_classes}: its classifier would be random; leave --num-classes out, "
+                "or train one"
             )
         if ":" in config.name:  # of a folder or a hub: anybody's
             check_data_config(model.pretrained_cfg, config.name)
@@ -404,11 +410,15 @@ def _trained(
     source: str, given: Mapping[str, Any], model: nn.Module, config: dict[str, Any], found: Recorded
 ) -> Trained:
     if spoilt := not_finite(model):
-        raise UserError(f"{source}: {len(spoilt)} tensors hold NaN or infinite weights, such as {spoilt[0]}; {NO_USE}")
+        raise UserError(
+            f"{source}: {count_of(len(spoilt), 'tensor')} with NaN or infinite weights, such as {spoilt[0]}; {NO_USE}"
+        )
     reading = {name: value for name in READING if (value := given.get(name) or found.images.get(name))}
     names = found.class_names
     if names and len(names) != model.num_classes:
-        raise UserError(f"{source} names {len(names)} classes, the model has {model.num_classes}; give the right one")
+        raise UserError(
+            f"{source} names {count_of(len(names), 'class')}, the model has {model.num_classes}; give the right one"
+        )
     return Trained(model, config, names, {**found.model, **found.images}, reading, found)
 
 
@@ -428,14 +438,14 @@ def draw_images(sources: Sequence[str], number: int, trained: Trained, *, seed: 
     notes: list[str] = []
     paths = list(dict.fromkeys(find_images(sources, notes)))
     if len(paths) < number:
-        notes.append(f"{len(paths)} images are there, of --num-images {number}")
+        notes.append(f"{count_of(len(paths), 'image is', 'images are')} there, of --num-images {number}")
     random.Random(seed).shuffle(paths)
     transform: Any = create_transform(**trained.data_config, is_training=False)
     skipped: list[str] | None = [] if skip_bad_images else None
     readable = readable_images(paths, trained.mode, upright=trained.upright, skipped=skipped)
     batch: list[Tensor] = [transform(image) for _, image in islice(readable, number)]
     if skipped:
-        notes.append(f"{len(skipped)} unreadable images were skipped: {'; '.join(skipped)}")
+        notes.append(f"{skipped_images(skipped)}: {'; '.join(skipped)}")
     for note in notes:
         print(printable(note))
     if not batch:

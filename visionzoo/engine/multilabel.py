@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from visionzoo.engine.errors import UserError, require
-from visionzoo.text import some
+from visionzoo.text import count_of, some
 
 TABLE = "labels.csv"
 
@@ -71,7 +71,7 @@ def _read_table(path: Path) -> list[tuple[str, list[str]]]:
     samples = [(row["image"], [label.strip() for label in (row["labels"] or "").split(";")]) for row in rows]
     names = [name for name, _ in samples]
     if missing := [name for name in names if not (path.parent / name).is_file()]:
-        raise UserError(f"{path}: {len(missing)} images are not there, such as {missing[0]}")
+        raise UserError(f"{path}: {count_of(len(missing), 'image is', 'images are')} not there, such as {missing[0]}")
     if len(set(names)) < len(names):
         raise UserError(f"{path}: an image is listed twice: {next(name for name in names if names.count(name) > 1)}")
     return [(name, [label for label in labels if label]) for name, labels in samples]

@@ -14,6 +14,7 @@ import torch
 
 from visionzoo._version import __version__
 from visionzoo.engine.outputs import free_path
+from visionzoo.text import count_of
 
 PACKAGES = ("torchvision", "timm", "triton", "numpy", "pillow")
 TRACE, WARM_UP = "trace.json", 2
@@ -128,4 +129,4 @@ class Trace:
         self._profiler.stop()
         path = free_path(self.path)
         self._profiler.export_chrome_trace(str(path))
-        return f"{done} updates traced: {path}, to be looked at in ui.perfetto.dev"
+        return f"{count_of(done, 'update')} traced: {path}, to be looked at in ui.perfetto.dev"

@@ -16,6 +16,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from visionzoo.engine.configs import find_config, shipped_configs
 from visionzoo.engine.errors import UserError, closest, require
+from visionzoo.text import count_of
 
 # Keys that timm's train script has or had, and writes into its args.yaml, and that this one has no flag for.
 ALIASES = {"data": "data_dir", "drop_connect": "drop_path", "native_amp": "amp"}
@@ -292,7 +293,7 @@ def _typed(action: argparse.Action, value: Any, where: str) -> Any:
     if action.nargs in ("+", "*") or isinstance(action.nargs, int):
         values = list(value) if isinstance(value, (list, tuple)) else [value]
         if isinstance(action.nargs, int) and len(values) != action.nargs:
-            raise UserError(f"{where}: expected {action.nargs} values, got {value!r}")
+            raise UserError(f"{where}: expected {count_of(action.nargs, 'value')}, got {value!r}")
         return [_single(action, item, where) for item in values]
     return _single(action, value, where)
 

@@ -13,7 +13,7 @@ from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UserError, printable, require
 from visionzoo.engine.exits import early_exit_model
 from visionzoo.engine.flags import PredictConfig
-from visionzoo.engine.images import readable_images
+from visionzoo.engine.images import readable_images, skipped_images
 from visionzoo.engine.models import autocast, restore, try_images
 from visionzoo.engine.names import read_names
 from visionzoo.engine.options import settings
@@ -23,6 +23,7 @@ from visionzoo.engine.search import find_images
 from visionzoo.explanation.image import as_seen
 from visionzoo.explanation.pictures import dimmed
 from visionzoo.models._reducing import kept_places
+from visionzoo.text import count_of
 
 LINES = "predictions.jsonl"
 DEFAULT = Path("output/predict")
@@ -94,11 +95,11 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
     for result in results[:10]:
         best = result["classes"][0]
         _say(f"{result['image']}: {best['name']} ({best['probability']:.1%}), {result['picture']}")
-    _say(f"{len(results)} images classified, {folder / LINES}")
+    _say(f"{count_of(len(results), 'image')} classified, {folder / LINES}")
     if undrawn:
         _say(missing_fonts(undrawn))
     if skipped:
-        _say(f"{len(skipped)} unreadable images were skipped:", *skipped)
+        _say(f"{skipped_images(skipped)}:", *skipped)
     return results
 
 
@@ -202,5 +203,7 @@ def choose_names(given: str, recorded: list[str] | None, num_classes: int) -> li
     else:
         names = [f"class {index}" for index in range(num_classes)]
     if len(names) != num_classes:
-        raise UserError(f"the model has {num_classes} classes, {given or 'the checkpoint'} names {len(names)}")
+        raise UserError(
+            f"the model has {count_of(num_classes, 'class')}, {given or 'the checkpoint'} names {len(names)}"
+        )
     return names

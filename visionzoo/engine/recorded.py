@@ -21,6 +21,7 @@ from visionzoo.engine.errors import UserError
 from visionzoo.engine.flags import FILTERS, EvalConfig, ModelConfig
 from visionzoo.engine.options import changed
 from visionzoo.models._hub import published_by
+from visionzoo.text import count_of
 
 DATA_FLAGS = ("dataset", "data_dir", "val_data_dir", "val_split", "class_map", "input_key", "target_key")
 DATA_CONFIG = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
@@ -159,7 +160,7 @@ def compare_classes(recorded: Any, here: list[str] | None, where: str) -> None:
     """
     if not recorded or not here or list(recorded) == here:
         return
-    counts = f"{where} is of {len(recorded)} classes, the data set has {len(here)}"
+    counts = f"{where} is of {count_of(len(recorded), 'class')}, the data set has {len(here)}"
     if len(recorded) == len(here):
         number = next(i for i, (one, other) in enumerate(zip(recorded, here, strict=True)) if one != other)
         counts = f"class number {number} is {recorded[number]!r} in {where} and {here[number]!r} in the data set"

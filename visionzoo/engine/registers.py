@@ -15,6 +15,7 @@ from visionzoo.engine.outputs import free_path
 from visionzoo.engine.parallel import start_process
 from visionzoo.explanation.image import as_seen
 from visionzoo.models._registers import NoOutliersError, feature_norms, find_register_neurons, move_to_registers
+from visionzoo.text import count_of
 
 DEFAULT = Path("output/registers")
 FOUND = "registers.json"
@@ -55,7 +56,10 @@ def show_registers(config: RegistersConfig) -> Path:
                     last_block=config.outliers.last_block,
                     threshold=config.outliers.threshold,
                 )
-                said = f"{found.outliers} outliers above a norm of {found.threshold:.4g} on {len(images)} images"
+                said = (
+                    f"{count_of(found.outliers, 'outlier')} above a norm of {found.threshold:.4g} on "
+                    f"{count_of(len(images), 'image')}"
+                )
             except NoOutliersError as error:
                 said = str(error)
             norms = [("before", feature_norms(model, images, block=config.outliers.block))]
@@ -84,6 +88,7 @@ def show_registers(config: RegistersConfig) -> Path:
         path = free_path(folder / FOUND)
         write_atomically(path, lambda file: file.write(f"{text}\n".encode()))
         blocks = ", ".join(f"{len(chosen)} of block {i}" for i, chosen in sorted(found.neurons.items()))
-        print(printable(f"moved to {config.outliers.num_registers} registers: neurons {blocks}; written to {path}"))
-    print(printable(f"{len(pictures)} pictures in {folder}"))
+        said = f"moved to {count_of(config.outliers.num_registers, 'register')}"
+        print(printable(f"{said}: neurons {blocks}; written to {path}"))
+    print(printable(f"{count_of(len(pictures), 'picture')} in {folder}"))
     return folder

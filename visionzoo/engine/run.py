@@ -42,6 +42,7 @@ from visionzoo.engine.data import (
 from visionzoo.engine.distillation import make_task, teacher_name
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.flags import TrainConfig
+from visionzoo.engine.freezing import LayerFreezing
 from visionzoo.engine.images import seed_everything
 from visionzoo.engine.models import (
     build_model,
@@ -64,9 +65,11 @@ from visionzoo.engine.recipe import (
     total_batch,
 )
 from visionzoo.engine.recorded import changed_settings, compare_classes, recorded_args
+from visionzoo.engine.regularization import regularize_attention
 from visionzoo.engine.reporting import Reporter
 from visionzoo.graphs import make_capturable
 from visionzoo.replicas import Replicas
+from visionzoo.text import count_of
 
 SCALER = "amp_scaler"  # timm's name of its state in a checkpoint
 
@@ -148,6 +151,7 @@ class Run:
         num_epochs: with cool-down.
         place: where it writes.
         progress: how far it has come.
+        freezing: which layers are frozen when; None for none.
         replicas: what joins several processes that train by CUDA graphs.
         reporter: the log, in the primary process only.
     """
@@ -167,6 +171,7 @@ class Run:
     num_epochs: int
     place: Place
     progress: Progress
+    freezing: LayerFreezing | None = None
     replicas: Replicas | None = None
     reporter: Reporter | None = None
 
@@ -301,6 +306,7 @@ def build_run(config: TrainConfig, process: Process) -> Run:
     notes = Notes(process)
     model: Any = _make_model(config, process, notes.say)
     config = changed(config, num_classes=model.num_classes)
+    freezing = _make_freezing(config, model, process)
     for dataset in (train_set, val_set):
         check_labels(dataset, model.num_classes)
     prepared = data_config(config.model, config.input, model)
@@ -346,6 +352,7 @@ def build_run(config: TrainConfig, process: Process) -> Run:
             num_epochs=num_epochs,
             place=place,
             progress=Progress(),
+            freezing=freezing,
         )
         _take_up(run, found, notes.say)
         run = dataclasses.replace(run, replicas=_wrap_model(run))
@@ -462,7 +469,7 @@ def _restore(run: Run, path: Path, state: dict[str, Any], say: Callable[[str], N
     batches_per_epoch = state.get("batches_per_epoch", progress.batches_done)
     if progress.batches_done < batches_per_epoch != len(run.loader):
         say(
-            f"{path} was written in mid-epoch with {batches_per_epoch} batches an epoch, now there are "
+            f"{path} was written in mid-epoch with {count_of(batches_per_epoch, 'batch')} an epoch, now there are "
             f"{len(run.loader)}: the epoch begins anew"
         )
         progress.start_epoch(progress.epoch)
@@ -524,7 +531,9 @@ def _with_report(run: Run, notes: Notes, lr: float, lr_origin: str) -> Run:
     say(", ".join(f"{name} {number}" for name, number in surroundings["versions"].items()))
     parameters = sum(p.numel() for p in run.trainable.parameters())
     model = config.model
-    say(f"{model.model}: {parameters / 1e6:.2f} M parameters, {model.num_classes} classes, {run.data_config}")
+    say(
+        f"{model.model}: {parameters / 1e6:.2f} M parameters, {count_of(model.num_classes, 'class')}, {run.data_config}"
+    )
     if teacher := teacher_name(config.distillation):
         say(f"distilling from {teacher} ({config.distillation.kd_distill_type})")
     if isinstance(run.task, AuxiliaryTask):
@@ -532,15 +541,48 @@ def _with_report(run: Run, notes: Notes, lr: float, lr_origin: str) -> Run:
         say(f"learning beside logits: {weights}")
     validated = f"{len(run.val_set)} to validate on" if run.val_set else "no validation"
     devices = f"{run.process.world_size} x {run.process.device}"
-    say(f"{len(run.train_set)} images to train on, {validated}; {devices}")
+    say(f"{count_of(len(run.train_set), 'image')} to train on, {validated}; {devices}")
     for note in [note for images in (run.train_set, run.val_set) for note in getattr(images, "notes", [])]:
         say(note)
     warmup = config.schedule.warmup_epochs
     if run.scheduler is not None and warmup >= run.num_epochs:
         say(f"all of it is warm-up (--warmup-epochs {warmup}): lr {lr:g} is never reached")
-    say(f"{run.num_epochs} epochs of {run.updates_per_epoch} updates; {lr_origin}")
+    say(f"{count_of(run.num_epochs, 'epoch')} of {count_of(run.updates_per_epoch, 'update')}; {lr_origin}")
     say(f"run folder {run.folder}")
     return dataclasses.replace(run, reporter=reporter)
+
+
+def _make_freezing(config: TrainConfig, model: nn.Module, process: Process) -> LayerFreezing | None:
+    """Return the schedule of --freeze-layers; the layers that never learn are frozen, so that no optimizer has them.
+
+    Raises:
+        UserError: another flag has no place beside it, or as `LayerFreezing`.
+    """
+    given = config.fit.freeze_layers
+    if not given:
+        return None
+    if config.fit.freeze:
+        raise UserError("--freeze-layers: --freeze leaves only the classifier to learn; give one of them")
+    freezing = LayerFreezing(given, model, config.model.name)
+    if freezing.count(0) and not _has_weights(config):
+        raise UserError(
+            f"--freeze-layers freezes {freezing.count(0)} layers of random weights at epoch 0; give --pretrained, "
+            "--pretrained-path or --initial-checkpoint, or freeze them later"
+        )
+    if freezing.changes and (process.distributed or config.fit.cuda_graphs):
+        flag = "--cuda-graphs" if config.fit.cuda_graphs else "a run of several processes"
+        raise UserError(
+            f"--freeze-layers changes what learns at epoch {freezing.changes[0]}, and {flag} fixes it at the start; "
+            "freeze from epoch 0 only, or leave one of them out"
+        )
+    freezing.apply(model, freezing.always)
+    return freezing
+
+
+def _has_weights(config: TrainConfig) -> bool:
+    """Whether something gives the model's features weights."""
+    fit = config.fit
+    return bool(config.model.pretrained or fit.pretrained_path or fit.initial_checkpoint or config.run.resume)
 
 
 def check_graphs(config: TrainConfig, process: Process, optimizer: Optimizer) -> None:
@@ -594,11 +636,11 @@ def _make_model(config: TrainConfig, process: Process, say: Callable[[str], obje
         advice = " (--pretrained-path takes all but the classifier, where the classes differ)"
         source = read_checkpoint(fit.initial_checkpoint)
         load(model, source, fit.initial_checkpoint, new_parts=True, advice=advice)
+    regularize_attention(fit, model, config.model.name, say)
     if fit.grad_checkpointing:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     if fit.freeze:
-        has_weights = config.model.pretrained or fit.pretrained_path or fit.initial_checkpoint or config.run.resume
-        freeze(model, config.model.name, has_weights=bool(has_weights))
+        freeze(model, config.model.name, has_weights=_has_weights(config))
     if process.distributed and fit.sync_bn:
         if process.device.type == "cpu":
             raise UserError("--sync-bn: torch's synchronized batch norm needs GPUs; leave it out on CPUs")

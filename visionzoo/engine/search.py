@@ -9,6 +9,7 @@ from PIL import Image
 
 from visionzoo.engine.charts import is_picture
 from visionzoo.engine.errors import UserError
+from visionzoo.text import count_of
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # what is taken from folders
 
@@ -36,7 +37,8 @@ def find_images(sources: Sequence[str], notes: list[str] | None = None) -> Itera
         images = [file for file in files if not is_picture(file)]
         other = Counter(file.suffix.lower() for file in found if file.suffix.lower() not in PICTURES)
         other = Counter({ending: n for ending, n in other.items() if ending in Image.registered_extensions()})
-        passed = [f"{len(files) - len(images)} pictures of earlier predictions"] if len(images) < len(files) else []
+        ours = len(files) - len(images)
+        passed = [f"{count_of(ours, 'picture')} of earlier predictions"] if ours else []
         passed += [f"{count} {ending}" for ending, count in sorted(other.items())]
         passed += [f"the link {link}" for link in links]
         if not images:

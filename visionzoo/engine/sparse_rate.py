@@ -25,7 +25,7 @@ from visionzoo.engine.outputs import add_rows, free_path
 from visionzoo.engine.parallel import start_process
 from visionzoo.layers.mixers.subspace import SubspaceMixer
 from visionzoo.layers.tokens import Tokens
-from visionzoo.text import markdown_table
+from visionzoo.text import count_of, markdown_table
 
 DEFAULT = Path("output/sparse_rate")
 MEASURES = ("rate", "subspace_rate", "rate_reduction", "nonzero")  # of each image
@@ -125,10 +125,10 @@ def measure_sparse_rate(config: SparseRateConfig) -> Path:
     folder = output if config.output else free_path(DEFAULT / safe_model_name(name))
     make_folder(folder)
     add_rows(folder / "sparse_rate.csv", COLUMNS, rows)
-    _plot(rows, f"{name}, {len(images)} images", folder / "sparse_rate.png")
+    _plot(rows, f"{name}, {count_of(len(images), 'image')}", folder / "sparse_rate.png")
     cells = [[row["layer"], *(f"{row[m]:.4g} ± {row[f'{m}_std']:.2g}" for m in MEASURES)] for row in rows]
     print(markdown_table(("layer", "R", "R^c", "R - R^c", "not zero"), cells, numbers=True))
-    print(f"mean and standard deviation over {len(images)} images; written to {printable(str(folder))}")
+    print(f"mean and standard deviation over {count_of(len(images), 'image')}; written to {printable(str(folder))}")
     return folder
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed
-from timm.utils import dispatch_clip_grad, distribute_bn
+from timm.utils import dispatch_clip_grad, distribute_bn, unwrap_model
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import IterableDataset
@@ -34,6 +34,7 @@ from visionzoo.engine.probing import train_mode
 from visionzoo.engine.recipe import total_batch
 from visionzoo.engine.run import Run, build_run
 from visionzoo.graphs import CaptureError, CudaRecorder, TrainingStep
+from visionzoo.text import count_of
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -73,6 +74,7 @@ class Training:
         for remark in self.step.remarks:
             run.say(f"--cuda-graphs: not recorded: {remark}")
         self.waiting = Waiting()
+        self.frozen = ""  # what --freeze-layers has frozen, in words
         self.images, self.seconds, self.waited = 0, 0.0, 0.0  # of training since the last row of summary.csv
         traced = run.config.run.profile if run.process.is_primary else 0
         self.trace = Trace(run.folder / TRACE, traced, run.process.device)
@@ -103,7 +105,7 @@ class Training:
         self._start_bar()
         with self.stop:
             if run.finished:
-                run.say(f"nothing left to do: {run.update} updates are done")
+                run.say(f"nothing left to do: {count_of(run.update, 'update is', 'updates are')} done")
             try:
                 while not run.finished:
                     row = self._epoch() or row
@@ -173,6 +175,7 @@ class Training:
         total = len(run.loader)
         tail = total % accumulated
         train_mode(run.trainable, frozen=fit.freeze)
+        self._freeze_layers()
         for model in (run.task.get_trainable_module(), run.task.get_trainable_module(ema=True)):
             set_epoch(model, progress.epoch)
         self.step.zero_grad()
@@ -194,6 +197,16 @@ class Training:
             if not run.at_max_steps:
                 progress.batches_done = total  # a stream can be shorter than its announced length
         self.losses.fetch()
+
+    def _freeze_layers(self) -> None:
+        """Freeze the layers of --freeze-layers for the epoch; say so where they are others than before."""
+        run, epoch = self.run, self.run.progress.epoch
+        if run.freezing is None:
+            return
+        said = run.freezing.apply(unwrap_model(run.task.get_eval_model()), run.freezing.count(epoch))
+        if said != self.frozen:
+            run.say(f"epoch {epoch}: {said}")
+        self.frozen = said
 
     def _share_batch_norms(self) -> None:
         """Let all processes have the same averages of batch norm."""
@@ -351,4 +364,7 @@ class Training:
                     dataset.bad.copy_(bad)
                 names = dataset.bad_names()
                 listed = "".join(f"\n  {name}" for name in names[:20])
-                self.run.say(f"{len(names)} unusable {split} images were skipped{listed}")
+                self.run.say(
+                    f"{count_of(len(names), f'unusable {split} image was', f'unusable {split} images were')} "
+                    f"skipped{listed}"
+                )

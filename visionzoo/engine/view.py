@@ -16,7 +16,7 @@ from visionzoo.engine.charts import draw_prediction, missing_fonts
 from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UserError, printable, require
 from visionzoo.engine.flags import DrawingConfig, LookConfig, ViewConfig
-from visionzoo.engine.images import read_image, readable_images
+from visionzoo.engine.images import read_image, readable_images, skipped_images
 from visionzoo.engine.models import Trained, restore, try_images, untrained
 from visionzoo.engine.options import settings
 from visionzoo.engine.outputs import free_path
@@ -25,8 +25,9 @@ from visionzoo.engine.parallel import start_process
 from visionzoo.engine.prediction import choose_names
 from visionzoo.engine.search import find_images
 from visionzoo.explanation.attribution import Faithfulness
-from visionzoo.explanation.image import MAPS, METHODS, Explanation, explain_image
+from visionzoo.explanation.image import MAPS, METHODS, Explanation, explain_image, reason
 from visionzoo.explanation.pictures import TITLES, curves_figure
+from visionzoo.text import count_of
 
 SUMMARY, MEAN = "explanation.json", "faithfulness.png"
 
@@ -35,7 +36,7 @@ def view(config: ViewConfig) -> None:
     """Look at what the model that `config` names makes of images (`visionzoo view`).
 
     Raises:
-        UserError: the model, its weights or an image cannot be used, a method needs what the model has not, or the page
+        UserError: the model, its weights or an image cannot be used, none of the methods fits the model, or the page
             cannot be served.
     """
     require("matplotlib", "view")
@@ -96,7 +97,7 @@ class ClassifierViewer:
         """Explain a picture, see `explain_image`.
 
         Raises:
-            ValueError: a method needs what the model has not.
+            ValueError: none of the methods fits the model.
         """
         return explain_image(
             self._trained.model,
@@ -128,10 +129,9 @@ def save(viewer: ClassifierViewer, paths: list[Path], drawing: DrawingConfig, *,
     """Write a folder of pictures and `explanation.json` for each image; with --faithfulness the mean of the curves too.
 
     Raises:
-        UserError: an image cannot be read, or a method needs what the model has not.
+        UserError: an image cannot be read, or none of the methods fits the model; then no folder is made.
     """
     top = Path(drawing.save)
-    make_folder(top)
     mask = None
     if drawing.mask:
         mask = np.asarray(read_image(Path(drawing.mask), "L"), dtype=np.float64) / 255
@@ -139,6 +139,7 @@ def save(viewer: ClassifierViewer, paths: list[Path], drawing: DrawingConfig, *,
     folders: list[Path] = []
     curves: dict[str, list[Faithfulness]] = {}
     undrawn: set[str] = set()
+    told: dict[str, str] = {}
     for path, image in readable_images(paths, viewer.mode, upright=viewer.upright, skipped=skipped):
         try:
             found = viewer.explain(
@@ -149,10 +150,8 @@ def save(viewer: ClassifierViewer, paths: list[Path], drawing: DrawingConfig, *,
                 mask=mask,
                 with_faithfulness=drawing.faithfulness,
             )
-        except ModuleNotFoundError as error:
-            raise UserError(f'{error.name} is not installed; install it with: pip install "visionzoo[view]"') from error
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        except (ValueError, ModuleNotFoundError) as error:
+            raise UserError(reason(error)) from error
         folders.append(free_path(top / path.stem))
         make_folder(folders[-1])
         for name, content in found.pictures().items():
@@ -167,21 +166,34 @@ def save(viewer: ClassifierViewer, paths: list[Path], drawing: DrawingConfig, *,
         print(printable(f"{path}: {best.name} ({best.probability:.1%}), {folders[-1]}"))
         for name, overlap in found.overlaps.items():
             print(f"  Attention-IoU of {name} with the mask: {overlap:.4f}")
-        if len(folders) == 1:
-            for name, reason in found.left_out.items():
-                print(printable(f"  without {name}: {reason}"))
+        if found.left_out != told:
+            told = found.left_out
+            print(printable("\n".join(_without(found, drawing))))
     if curves:
         means = {TITLES[name]: mean_curve(each) for name, each in curves.items()}
         write_atomically(top / MEAN, lambda file: curves_figure(means).savefig(file, format="png", dpi=120))
         for name, curve in means.items():
             deletion, insertion = curve.areas
-            print(f"{name}, mean of {len(folders)} images: deletion {deletion:.4f}, insertion {insertion:.4f}")
+            print(
+                f"{name}, mean of {count_of(len(folders), 'image')}: deletion {deletion:.4f}, insertion {insertion:.4f}"
+            )
         print(printable(f"their curves: {top / MEAN}"))
     if undrawn:
         print(printable(missing_fonts(undrawn)))
     if skipped:
-        print(printable(f"{len(skipped)} unreadable images were skipped: {'; '.join(skipped)}"))
+        print(printable(f"{skipped_images(skipped)}: {'; '.join(skipped)}"))
     return folders
+
+
+def _without(found: Explanation, drawing: DrawingConfig) -> list[str]:
+    """Return lines on what is left out, and why."""
+    asked = dict.fromkeys(drawing.method or METHODS)
+    lines = [f"  {len(asked) - len(found.left_out)} of {count_of(len(asked), 'method')}"]
+    lines += [f"  without {name}: {reason}" for name, reason in found.left_out.items()]
+    flags = [flag for flag, given in (("--mask", drawing.mask), ("--faithfulness", drawing.faithfulness)) if given]
+    if flags and not found.maps:
+        lines.append(f"  without {', '.join(flags)}: none of the maps {', '.join(MAPS)} was made")
+    return lines
 
 
 def _write(path: Path, content: bytes) -> None:

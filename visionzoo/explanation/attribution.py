@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionzoo.text import count_of
+
 BLUR_KERNEL, BLUR_DEVIATION = 11, 5.0
 
 
@@ -198,4 +200,6 @@ def _check(model: nn.Module, image: Tensor, target: int) -> None:
         raise ValueError(f"expected one image [1, C, H, W], got {tuple(image.shape)}")
     classes = getattr(model, "num_classes", None)
     if classes == 0 or target < 0 or (classes is not None and target >= classes):
-        raise ValueError(f"{type(model).__name__} has {classes} classes, got {target=}; expected one of them by number")
+        raise ValueError(
+            f"{type(model).__name__} has {count_of(classes, 'class')}, got {target=}; expected one of them by number"
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import PIL.Image
@@ -20,7 +20,7 @@ from visionzoo.explanation.features import FrequencyChannel, attention_iou, feat
 from visionzoo.explanation.reach import Reach, attended, last_mixers
 from visionzoo.models._contract import Contract
 from visionzoo.models._reducing import kept_places
-from visionzoo.text import did_you_mean
+from visionzoo.text import count_of, did_you_mean
 
 Array = NDArray[np.float64]
 METHODS: dict[str, str] = {  # name -> what it shows
@@ -65,7 +65,7 @@ class Explanation:
         curves: by method, deletion and insertion.
         overlaps: by method, the Attention-IoU of its map (negative values as zeros) with the mask that was given.
         notes: what a reader of the maps should know, by method.
-        left_out: methods that the model has not what they need for, and why.
+        left_out: methods that were not made, and why: the model lacks what they need, or a library is not installed.
     """
 
     image: Array
@@ -146,8 +146,8 @@ def explain_image(
             needs beside that is stated where it is refused.
         image: a picture or its path, which is resized, cropped and normalized as `data_config` says; or a tensor
             [C, H, W] or [1, C, H, W], which is taken as it is.
-        methods: of `METHODS`; None for all that the model has what they need for, but for the `COSTLY`. Then
-            `Explanation.left_out` has the others, with the reasons.
+        methods: of `METHODS`; None for all but the `COSTLY`. Those that the model lacks something for are left out;
+            `Explanation.left_out` has them, with the reasons.
         target: number of the class that is explained; None for the likeliest.
         place: shares of height and width, from 0 to 1; None for the middle; in rollout and flow for the class token.
         topk: number of the likeliest classes.
@@ -158,10 +158,10 @@ def explain_image(
         with_faithfulness: delete and insert the pixels of each map (2 (H + 1) passes through the model for each).
 
     Raises:
-        ValueError: if a method is unknown, or is asked for and the model has not what it needs; or the class, place or
+        ValueError: if a method is unknown, or none of those that are asked for can be made; or the class, place or
             image is none.
-        ModuleNotFoundError: if a method's library is not installed: captum for DeepLIFT and gradients x input, scipy
-            for flow.
+        ModuleNotFoundError: if a library is not installed that all of these methods need: captum for DeepLIFT and
+            gradients x input, scipy for flow.
     """
     asked = list(METHODS) if methods is None else list(dict.fromkeys(methods))
     for name in asked:
@@ -234,6 +234,7 @@ def _explain(
         "tokens": lambda: _tokens(found, model, batch),
         "exits": lambda: _exits(found, model, batch, names),
     }
+    errors: dict[str, ValueError | ModuleNotFoundError] = {}
     for name in asked:
         if all_there_are and name in COSTLY:
             found.left_out[name] = "made only where it is asked for"
@@ -241,9 +242,10 @@ def _explain(
         try:
             makers[name]()
         except (ValueError, ModuleNotFoundError) as error:
-            if not all_there_are:
-                raise
-            found.left_out[name] = str(error)
+            errors[name] = error
+            found.left_out[name] = reason(error)
+    if asked and len(errors) == len(asked):
+        _refuse(errors)
     size = batch.shape[2:]
     for name, values in found.maps.items():
         saliency = torch.from_numpy(values)
@@ -254,6 +256,21 @@ def _explain(
             overlap = attention_iou(resize_map(saliency.clamp(min=0), (size[0], size[1]))[None], whole[None])
             found.overlaps[name] = float(overlap)
     return found
+
+
+def _refuse(errors: Mapping[str, ValueError | ModuleNotFoundError]) -> NoReturn:
+    """Raise the one error that methods have in common, or one that has them all."""
+    first, *others = errors.values()
+    if all(type(error) is type(first) and str(error) == str(first) for error in others):
+        raise first
+    listed = "; ".join(f"{name}: {reason(error)}" for name, error in errors.items())
+    raise ValueError(f"none of {count_of(len(errors), 'method')} can be made: {listed}")
+
+
+def reason(error: ValueError | ModuleNotFoundError) -> str:
+    """Return why a method was not made; of a library that is not installed, how to install it."""
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    return f'{missing} is not installed; install it with: pip install "visionzoo[view]"' if missing else str(error)
 
 
 def _batch(model: nn.Module, image: Any, config: Mapping[str, Any]) -> Tensor:
@@ -293,7 +310,7 @@ def _source(model: Any, batch: Tensor, place: tuple[float, float] | None) -> tup
 def _attended(found: Explanation, model: nn.Module, batch: Tensor) -> None:
     found.attended.extend(attended(model, batch, found.place))
     without = len(last_mixers(model)) - len(found.attended)
-    left = f"; {without} further mixers see tokens without places" if without else ""
+    left = f"; {count_of(without, 'further mixer sees', 'further mixers see')} tokens without places" if without else ""
     found.notes["attended"] = f"from {_named(1, found.place)}{left}"
 
 

@@ -100,6 +100,24 @@ def attend(
         return (attention @ v).to(dtype)
 
 
+def uniform_attention(v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return what attention of equal weights gives: the mean of the values that a query sees.
+
+    Args:
+        v: values [B, G, M, V].
+        bias: of the scores, broadcast to [B, G, N, M]; a query sees the keys where it is above -inf. None: all.
+
+    Returns:
+        [B, G, 1 or N, V] in v's dtype; sums are float32 at least.
+    """
+    accumulate = torch.promote_types(v.dtype, torch.float32)
+    with without_autocast(v.device):
+        if bias is None:
+            return v.mean(-2, keepdim=True, dtype=accumulate).to(v.dtype)
+        seen = (~bias.isneginf()).to(accumulate)
+        return (seen / seen.sum(-1, keepdim=True) @ v.to(accumulate)).to(v.dtype)
+
+
 def hide(keep: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Return a bias [B, 1, 1, N] by which no query sees the keys for which `keep` [B, N] is False; None for all."""
     if keep is None:

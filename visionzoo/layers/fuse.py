@@ -16,7 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from visionzoo.kernels.precision import double
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
-from visionzoo.text import some
+from visionzoo.text import count_of, some
 
 _logger = logging.getLogger(__name__)
 
@@ -92,7 +92,8 @@ def _refuse_computed_weights(model: nn.Module) -> None:
         computed += [f"{path}.{name}" if path else name for name in names]
     if computed:
         raise ValueError(
-            f"fuse: {len(computed)} tensors are computed from others in every forward pass (pruning, weight_norm, "
+            f"fuse: {count_of(len(computed), 'tensor is', 'tensors are')} computed from others in every "
+            "forward pass (pruning, weight_norm, "
             f"spectral_norm, parametrizations): {some(computed, 4)}. Make "
             f"them permanent first, by torch.nn.utils.prune.remove, remove_weight_norm, remove_spectral_norm or "
             f"parametrize.remove_parametrizations"

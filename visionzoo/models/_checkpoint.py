@@ -25,7 +25,7 @@ from visionzoo.models._contract import Contract
 from visionzoo.models._gating import PLACE, PUT_IN, gate_tensors, keep_gates
 from visionzoo.models._heads import drop_other_head, head_tensors, keep_head
 from visionzoo.models._memory import as_host, keep_memory, memory_tensors
-from visionzoo.text import some
+from visionzoo.text import count_of, some
 
 _logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class LoadReport:
     beside: list[str] = field(default_factory=list)  # of others beside the wrapped model (a detector's neck, a loss)
 
     def __str__(self) -> str:
-        lines = [f"{len(self.loaded)} tensors loaded ({self.names} names)"]
+        lines = [f"{count_of(len(self.loaded), 'tensor')} loaded ({self.names} names)"]
         for title in ("missing", "unexpected", "adapted", "dropped", "beside"):
             if entries := getattr(self, title):
                 lines.append(f"{len(entries)} {title}: {some(entries)}")
@@ -454,10 +454,12 @@ def _adapt(
         elif other_classes and not strict:
             del state[name]
             kept.add(name)
-            report.adapted.append(f"{name} ({have[0]} classes in the checkpoint, left at its initial values)")
+            report.adapted.append(
+                f"{name} ({count_of(have[0], 'class')} in the checkpoint, left at its initial values)"
+            )
         elif other_classes:
             raise WeightsError(
-                f"{where} has {have[0]} classes, the model {want[0]}.",
+                f"{where} has {count_of(have[0], 'class')}, the model {want[0]}.",
                 f"Build the model with num_classes={have[0]}, or pass strict=False to keep the model's own classifier.",
             )
         else:

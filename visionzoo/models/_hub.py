@@ -19,7 +19,7 @@ from torch import nn
 
 from visionzoo._version import __version__
 from visionzoo.models._registry import VARIANTS
-from visionzoo.text import markdown_table
+from visionzoo.text import count_of, markdown_table
 
 DATA_CONFIG = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 READING = ("input_img_mode", "apply_exif_orientation", "multi_label")  # of config.json in the notes, as NAME=VALUE
@@ -63,9 +63,13 @@ def save_pretrained(
     if not license:
         raise ValueError("whose weights are these? give their license, such as 'apache-2.0' for your own")
     if class_names and len(class_names) != model.num_classes:
-        raise ValueError(f"{len(class_names)} class names for the {model.num_classes} classes of the model")
+        raise ValueError(
+            f"{count_of(len(class_names), 'class name')} for the {count_of(model.num_classes, 'class')} of the model"
+        )
     if spoilt := not_finite(model):
-        raise ValueError(f"{len(spoilt)} tensors hold NaN or infinite weights, such as {spoilt[0]}: nothing is written")
+        raise ValueError(
+            f"{count_of(len(spoilt), 'tensor')} with NaN or infinite weights, such as {spoilt[0]}: nothing is written"
+        )
     before = published(model)  # as it was itself loaded from such a folder
     class_names = class_names or (before["class_names"] if before["num_classes"] == model.num_classes else None)
     reading = before["reading"] | {name: value for name in READING if (value := (data_config or {}).get(name))}
@@ -125,7 +129,8 @@ def _check_whole(model: nn.Module, folder: Path) -> None:
     theirs, own = ({n: tuple(t.shape) for n, t in m.state_dict().items()} for m in (again, model))
     if strangers := sorted(name for name in theirs.keys() | own.keys() if theirs.get(name) != own.get(name)):
         raise ValueError(
-            f"{type(model).__name__} is not as it was built: {len(strangers)} tensors are other than its config.json "
+            f"{type(model).__name__} is not as it was built: "
+            f"{count_of(len(strangers), 'tensor is', 'tensors are')} other than its config.json "
             f"says, such as {strangers[0]}. A model that was fused or cut cannot be loaded again: give the original. "
             "Arguments that it was built with go into model_args"
         )

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from visionzoo.layers.reducers import Reducer
 from visionzoo.models._checkpoint import unwrap
 from visionzoo.models._isotropic import Isotropic, mixers_of
+from visionzoo.text import count_of
 
 RATIO = 3.0  # norm of an outlier over the median norm, where no threshold is given
 CHUNK = 16  # images that run together
@@ -107,7 +108,8 @@ def find_register_neurons(
     if not is_outlier.any():
         largest, median = float(every[at].max()), float(every[at].median())
         raise NoOutliersError(
-            f"{type(bare).__name__} has no outliers on these {len(images)} images: after block {at} the largest norm "
+            f"{type(bare).__name__} has no outliers on {count_of(len(images), 'image')}: after block {at} the largest "
+            "norm "
             f"is {largest:.4g}, {largest / median:.2f} times the median {median:.4g}, and {limit:.4g} would make one; "
             "there is nothing to move to a register. Give other images, another block or a lower threshold"
         )

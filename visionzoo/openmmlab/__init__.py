@@ -17,10 +17,11 @@ from visionzoo.openmmlab import _compat, ops
 _compat.install()  # before anything that imports mmcv.ops
 
 from visionzoo.openmmlab.backbone import ZooBackbone, feature_channels, feature_strides  # noqa: E402
-from visionzoo.openmmlab.necks import SimplePyramid, UpsamplingFPN  # noqa: E402
+from visionzoo.openmmlab.necks import LevelAttentionNeck, SimplePyramid, UpsamplingFPN  # noqa: E402
 from visionzoo.openmmlab.optim import ZooOptimWrapperConstructor  # noqa: E402
 
 __all__ = [
+    "LevelAttentionNeck",
     "SimplePyramid",
     "UpsamplingFPN",
     "ZooBackbone",

@@ -22,6 +22,7 @@ from visionzoo.engine.images import UNREADABLE
 from visionzoo.openmmlab.losses import allow_unlabelled_batches
 from visionzoo.openmmlab.masks import labels_beyond_8_bits
 from visionzoo.openmmlab.stopping import GoingOnTrainLoop
+from visionzoo.text import count_of
 
 
 class CheckingRunner(Runner):
@@ -149,7 +150,9 @@ class CheckingPipeline(Compose):
         if self.num_classes is not None:
             wrong = np.unique(labels[(labels >= self.num_classes) & (labels != self.ignore_index)])
             if wrong.size:
-                raise _unusable(path, f"the mask has the class numbers {wrong.tolist()} of {self.num_classes} classes")
+                raise _unusable(
+                    path, f"the mask has the class numbers {wrong.tolist()} of {count_of(self.num_classes, 'class')}"
+                )
 
 
 @HOOKS.register_module()
@@ -170,7 +173,9 @@ class SkippedImagesHook(Hook):
             all_reduce(bad, op="max")
             names = [dataset.get_data_info(int(index))["img_path"] for index in bad.nonzero()]
             if names:
-                runner.logger.warning(f"{len(names)} training images were skipped: {', '.join(names)}")
+                runner.logger.warning(
+                    f"{count_of(len(names), 'training image was', 'training images were')} skipped: {', '.join(names)}"
+                )
 
 
 def without_traceback(step: Callable[[], Any]) -> Any:

@@ -21,7 +21,7 @@ from torch import nn
 from visionzoo.engine.errors import UserError
 from visionzoo.models._checkpoint import read_checkpoint
 from visionzoo.openmmlab.meta import checkpoint_classes, compare_classes, compare_model
-from visionzoo.text import some
+from visionzoo.text import count_of, some
 
 
 def read(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
@@ -66,9 +66,9 @@ def check_fit(model: nn.Module, path: str, cfg: Config, classes: Sequence[str] |
     if missing or other:
         names = checkpoint_classes(content)
         raise UserError(
-            f"{path} does not fit the config: {len(missing)} weights are missing and {len(other)} have another shape, "
-            f"such as {some([*other, *missing], 3)}. Use the config that the training wrote beside it"
-            + (f"; its classes are {some(names, 100)}" if names else "")
+            f"{path} does not fit the config: {count_of(len(missing), 'weight is', 'weights are')} missing and "
+            f"{len(other)} of another shape, such as {some([*other, *missing], 3)}. Use the config that the "
+            "training wrote beside it" + (f"; its classes are {some(names, 100)}" if names else "")
         )
     return compare_classes(content, classes, path) + compare_model(content, cfg, path)
 
@@ -88,7 +88,8 @@ def check_start(model: nn.Module, path: str, classes: Sequence[str] | None) -> l
             f"model.backbone.init_cfg.checkpoint={path}"
         )
     left = [*other, *missing]
-    notes = [f"load_from={path}: {len(fitting)} weights fit, {len(left)} stay random: {some(left, 3)}"] if left else []
+    fit = count_of(len(fitting), "weight fits", "weights fit")
+    notes = [f"load_from={path}: {fit}, {len(left)} stay random: {some(left, 3)}"] if left else []
     heads_fit = checkpoint_classes(content) if not other else []
     return notes + (compare_classes(content, classes, path, learning=True) if heads_fit else [])
 
@@ -98,6 +99,9 @@ def compare_weights(model: nn.Module, content: Mapping[str, Any]) -> tuple[list[
     state = content.get("state_dict", content)
     state = {name.removeprefix("module."): value for name, value in state.items()}
     bare: Any = model.module if is_model_wrapper(model) else model
+    for name, part in bare.named_modules():
+        if hasattr(part, "take_names"):  # what it does to names when it is loaded
+            part.take_names(state, f"{name}." if name else "")
     expected = bare.state_dict()
     missing = [name for name in expected if name not in state]
     there = [name for name in expected if name in state]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from visionzoo.engine.errors import UserError
 from visionzoo.openmmlab.masks import require_files
-from visionzoo.text import some
+from visionzoo.text import count_of, some
 
 
 class Field(NamedTuple):
@@ -153,9 +153,9 @@ def check_coco(
     files = [folder / image["file_name"] for image in content["images"]]
     if not images:
         raise UserError(f"{loader}: {path} lists no images")
-    require_files(loader, files, "images")
+    require_files(loader, files, "image")
     if not annotated:
-        return [f"{loader}: {len(images)} images, without annotations"], files
+        return [f"{loader}: {count_of(len(images), 'image')}, without annotations"], files
     of_class = {category["id"]: category["name"] for category in content["categories"] if category["name"] in classes}
     listed = [a for a in content["annotations"] if a["category_id"] in of_class and a["image_id"] in images]
     evaluated = loader != "train_dataloader"
@@ -175,23 +175,26 @@ def check_coco(
         odd = {key: reason for key, reason in reasons.items() if reason}
     for reason in dict.fromkeys(odd.values()):
         which = [str(key) for key, found in odd.items() if found == reason]
-        notes.append(f"{loader}: {len(which)} boxes of {path} {reason}, {fate}: {some(which, 20)}")
+        notes.append(f"{loader}: {count_of(len(which), 'box')} of {path} {reason}, {fate}: {some(which, 20)}")
     if beyond := [str(a["id"]) for a in counted if not reasons[a["id"]] and _is_beyond(a, images[a["image_id"]])]:
         notes.append(
-            f"{loader}: {len(beyond)} boxes of {path} reach more than a pixel beyond their image; bbox is [x, y, "
+            f"{loader}: {count_of(len(beyond), 'box')} of {path} beyond their image by more than a pixel; bbox "
+            "is [x, y, "
             f"width, height], not two corners, in pixels of the stored size: {some(beyond, 20)}"
         )
     crowds = len(listed) - len(counted) if evaluated else 0
     if crowds:
-        notes.append(f"{loader}: {crowds} annotations of {path} are crowds (iscrowd: 1): not to be found")
+        notes.append(f"{loader}: {count_of(crowds, 'annotation')} of {path}: crowds (iscrowd: 1): not to be found")
     used, left_out = _images_used(dataset, images, listed, evaluated=evaluated)
     notes += [
-        f"{loader}: {count} of {len(images)} images are left out: {why}" for why, count in left_out.items() if count
+        f"{loader}: {count} of {count_of(len(images), 'image')} left out: {why}"
+        for why, count in left_out.items()
+        if count
     ]
     in_use = [a for a in counted if a["image_id"] in used]
     boxes = Counter(of_class[a["category_id"]] for a in in_use)
     summary = (
-        f"{loader}: {len(used)} of {len(images)} images, {len(in_use)} boxes: "
+        f"{loader}: {len(used)} of {count_of(len(images), 'image')}, {count_of(len(in_use), 'box')}: "
         f"{some([f'{name} {boxes[name]}' for name in classes], 100)}"
     )
     if not in_use:
@@ -199,7 +202,9 @@ def check_coco(
                         + "\n  ".join([summary, *notes]))  # fmt: skip
     if without := [name for name in classes if not boxes[name]]:
         fate = "COCO's metric ignores them" if evaluated else "they are never learned"
-        notes.append(f"{loader}: {len(without)} of {len(classes)} classes have no box, {fate}: {some(without)}")
+        notes.append(
+            f"{loader}: {len(without)} of {count_of(len(classes), 'class')} without a box, {fate}: {some(without)}"
+        )
     return [summary, *notes], files
 
 
@@ -208,7 +213,7 @@ def _check_names(loader: str, path: Path, classes: list[str], annotated: list[st
     both = f"\n  classes of the config: {some(classes, 100)}\n  categories of {path}: {some(annotated, 100)}"
     if missing:
         raise UserError(
-            f"{loader}: {len(missing)} of {len(classes)} classes are not among the annotated categories "
+            f"{loader}: {len(missing)} of {count_of(len(classes), 'class')} not among the annotated categories "
             f"({some(missing, 100)}); they would never be learned, or all of AP be 0.{both}\nName your classes by "
             f"--classes a,b,c, or give the data by --dataset FILE.yaml. A class that only this split lacks needs its "
             f"category there, without annotations."
@@ -223,13 +228,17 @@ def _check_names(loader: str, path: Path, classes: list[str], annotated: list[st
 def _unused(
     loader: str, path: Path, content: Mapping[str, Any], images: Mapping[Any, Any], of_class: Mapping[Any, str]
 ) -> list[str]:
-    what = {
-        "categories that are not used": [c["name"] for c in content["categories"] if c["id"] not in of_class],
-        "annotations of images that it does not list": [
-            str(a["id"]) for a in content["annotations"] if a["image_id"] not in images
-        ],
-    }
-    return [f"{loader}: {len(which)} {kind} in {path}: {some(which, 20)}" for kind, which in what.items() if which]
+    unused = [category["name"] for category in content["categories"] if category["id"] not in of_class]
+    lost = [str(a["id"]) for a in content["annotations"] if a["image_id"] not in images]
+    notes = []
+    if unused:
+        notes.append(
+            f"{loader}: {count_of(len(unused), 'unused category', 'unused categories')} in {path}: {some(unused, 20)}"
+        )
+    if lost:
+        what = f"{count_of(len(lost), 'annotation')} of images that it does not list"
+        notes.append(f"{loader}: {what} in {path}: {some(lost, 20)}")
+    return notes
 
 
 def _repeated(loader: str, path: Path, content: Mapping[str, Any], listed: Sequence[Any]) -> list[str]:
@@ -238,8 +247,8 @@ def _repeated(loader: str, path: Path, content: Mapping[str, Any], listed: Seque
     notes = []
     if images := [name for name, count in names.items() if count > 1]:
         notes.append(
-            f"{loader}: {len(images)} images of {path} are listed under several ids, each with annotations of its own, "
-            f"and the objects of the others are background there: {some(images, 20)}"
+            f"{loader}: {count_of(len(images), 'image')} of {path} listed under several ids, "
+            f"each with annotations of its own, and the objects of the others are background there: {some(images, 20)}"
         )
     seen: set[tuple[Any, ...]] = set()
     repeated = []
@@ -251,8 +260,8 @@ def _repeated(loader: str, path: Path, content: Mapping[str, Any], listed: Seque
         seen.add(key)
     if repeated:
         notes.append(
-            f"{loader}: {len(repeated)} annotations of {path} repeat another of the same image, category, box and "
-            f"mask; each counts as an object of its own: {some(repeated, 20)}"
+            f"{loader}: {count_of(len(repeated), 'annotation')} of {path} equal to another of the same image, "
+            f"category, box and mask; each counts as an object of its own: {some(repeated, 20)}"
         )
     return notes
 
@@ -266,14 +275,14 @@ def _why_not_learnt(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> 
     """Say why mmdet learns no object from an annotation; nothing if it does."""
     x, y, width, height = annotation["bbox"]
     if annotation.get("ignore"):
-        return "are marked ignore: 1"
+        return "marked ignore: 1"
     if min(x + width, image["width"]) <= max(x, 0) or min(y + height, image["height"]) <= max(y, 0):
-        return "are outside of their image"
+        return "outside of the image"
     if width < 1 or height < 1:
-        return "are smaller than a pixel"
+        return "smaller than a pixel"
     if annotation["area"] <= 0:
-        return 'have "area": 0 or less'
-    return "are crowds (iscrowd: 1)" if annotation.get("iscrowd") else ""
+        return 'with "area": 0 or less'
+    return "marked as crowds (iscrowd: 1)" if annotation.get("iscrowd") else ""
 
 
 def _images_used(
@@ -285,9 +294,9 @@ def _images_used(
     least = choice.get("min_size", 0)
     large = {key for key, image in images.items() if min(image["width"], image["height"]) >= least}
     return boxed & large, {
-        "they have no annotation of the classes (to learn from them as background: background_images: true in "
+        "without an annotation of the classes (to learn from them as background: background_images: true in "
         "--dataset's file, or filter_cfg.filter_empty_gt=False)": len(images) - len(boxed),
-        f"they are smaller than {least} pixels (min_image_size in --dataset's file, or filter_cfg.min_size)": len(
+        f"smaller than {count_of(least, 'pixel')} (min_image_size in --dataset's file, or filter_cfg.min_size)": len(
             boxed - large
         ),
     }
@@ -304,8 +313,9 @@ def _check_segmentations(
     _check_entries(path, "annotations", annotations, {"id": _ID, "segmentation": _MASK})
     if without := [str(a["id"]) for a in annotations if not a.get("segmentation")]:
         raise UserError(
-            f"{loader}: {len(without)} of {len(annotations)} annotations of {path} have no segmentation, and this "
-            f"detector learns masks: {some(without, 20)}. Add polygons, or take a detector of only boxes, such as "
+            f"{loader}: {len(without)} of {count_of(len(annotations), 'annotation')} of {path} have no "
+            f"segmentation, and this detector learns masks: {some(without, 20)}. Add polygons, or take a "
+            "detector of only boxes, such as "
             f"RetinaNet."
         )
     for a in annotations:
@@ -324,8 +334,8 @@ def _check_segmentations(
     if not short:
         return []
     found = (
-        f"{loader}: {len(short)} of {len(annotations)} annotations of {path} have a polygon of fewer than three "
-        f"points, or of an odd number of coordinates: {some(short, 20)}"
+        f"{loader}: {len(short)} of {count_of(len(annotations), 'annotation')} of {path} have a polygon "
+        f"of fewer than three points, or of an odd number of coordinates: {some(short, 20)}"
     )
     if loader != "train_dataloader":
         raise UserError(f"{found}. COCO's metric cannot read it: remove or fix these polygons")

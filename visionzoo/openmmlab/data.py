@@ -14,7 +14,7 @@ from visionzoo.engine.images import UNREADABLE
 from visionzoo.openmmlab.coco import check_coco
 from visionzoo.openmmlab.configuring import LOADERS, class_names, datasets, format_only, heads, own_classes
 from visionzoo.openmmlab.masks import check_masks
-from visionzoo.text import some
+from visionzoo.text import count_of, some
 
 IMAGES_OPENED = 500  # of each split, for their headers
 ORIENTATION = 0x0112  # EXIF's tag
@@ -40,7 +40,7 @@ def check_data(cfg: Config, loaders: Sequence[str] = LOADERS) -> list[str]:
         for head in heads(cfg):
             if head["num_classes"] != len(classes) and not _is_class_agnostic(head):
                 raise UserError(
-                    f"{loader} has {len(classes)} classes, {head.get('type', 'a head')} num_classes="
+                    f"{loader} has {count_of(len(classes), 'class')}, {head.get('type', 'a head')} num_classes="
                     f"{head['num_classes']}: {some(classes, 100)}. Set both at once by --classes, or --dataset."
                 )
         annotated = not format_only(cfg, loader)
@@ -86,18 +86,18 @@ def _check_headers(cfg: Config, loader: str, dataset: Mapping[str, Any], images:
         except UNREADABLE:
             continue  # training names it, or skips it
     _check_batch(cfg, loader, dataset, sizes)
-    of = f"of {len(sample)} images opened"
+    of = f"of {count_of(len(sample), 'image')} opened"
     notes = []
     ignoring = any("ignore_orientation" in str(step.get("color_type", "")) for step in dataset.get("pipeline", []))
     if turned and not ignoring:
         notes.append(
-            f"{loader}: {len(turned)} {of} have an EXIF orientation, by which OpenCV turns them as it reads them; "
+            f"{loader}: {len(turned)} {of} with an EXIF orientation, by which OpenCV turns them as it reads them; "
             f"annotations must be those of the turned pictures. For annotations of the stored pixels set "
             f"color_type='color_ignore_orientation' of LoadImageFromFile: {some(turned)}"
         )
     if deep:
         notes.append(
-            f"{loader}: {len(deep)} {of} have more than 8 bits a channel, of which OpenCV keeps 8: {some(deep)}"
+            f"{loader}: {len(deep)} {of} with more than 8 bits a channel, of which OpenCV keeps 8: {some(deep)}"
         )
     return notes
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.images import UNREADABLE
-from visionzoo.text import some
+from visionzoo.text import count_of, some
 
 UNLABELLED = 255  # in masks; mmseg's ignore_index
 MASKS_READ = 50  # of each split
@@ -51,22 +51,22 @@ def check_masks(
     names = _image_names(loader, folder, suffix, listed if listed.is_file() else None)
     images = [folder / (name + suffix) for name in names]
     if not annotated:
-        return [f"{loader}: {len(images)} images, without masks"], images
+        return [f"{loader}: {count_of(len(images), 'image')}, without masks"], images
     mask_folder, mask_suffix = root / prefix["seg_map_path"], dataset.get("seg_map_suffix", ".png")
     masks = [mask_folder / (name + mask_suffix) for name in names]
-    require_files(loader, masks, "masks")
+    require_files(loader, masks, "mask")
     lines = _count_pixels(loader, masks, classes, own or classes, from_zero=not reduces_zero(dataset))
     if not listed.is_file():
         lonely = sorted(set(_files(mask_folder, mask_suffix)) - {name + mask_suffix for name in names})
         if lonely:
-            lines.append(f"{loader}: {len(lonely)} masks without an image in {folder}: {some(lonely, 20)}")
+            lines.append(f"{loader}: {count_of(len(lonely), 'mask')} without an image in {folder}: {some(lonely, 20)}")
     return lines, images
 
 
 def _image_names(loader: str, folder: Path, suffix: str, listed: Path | None) -> list[str]:
     if listed:
         names = [line.strip() for line in listed.read_text().splitlines()]
-        require_files(loader, [folder / (name + suffix) for name in names], "images")
+        require_files(loader, [folder / (name + suffix) for name in names], "image")
         if not names:
             raise UserError(f"{loader}: {listed} lists no images")
         return names
@@ -93,7 +93,7 @@ def _count_pixels(
     """
     first = 0 if from_zero else 1
     allowed = set(range(len(values) + first))
-    start = "classes count from 0" if from_zero else "0 is unlabeled, classes count from 1"
+    start = "counted from 0" if from_zero else "counted from 1, as 0 is unlabeled"
     number = {name: values.index(name) + first for name in classes}
     step = max(1, len(masks) // MASKS_READ)
     sample = masks[::step][:MASKS_READ]
@@ -109,8 +109,8 @@ def _count_pixels(
             jpeg = path.suffix.lower() in (".jpg", ".jpeg")
             lossy = " (JPEG does not keep values: masks need PNG)" if jpeg else ""
             raise UserError(
-                f"{loader}: {path} has the values {_values(wrong)}{lossy}, but there are {len(values)} classes and "
-                f"{start}, so 0 to {max(allowed)}, and {UNLABELLED} for unlabeled, were expected.\n"
+                f"{loader}: {path} has the values {_values(wrong)}{lossy}, expected 0 to "
+                f"{max(allowed)}, and {UNLABELLED} for unlabeled: {count_of(len(values), 'class')}, {start}.\n"
                 f"  values of the mask: {_values(found)}\n  classes: {some(values, 100)}"
             )
         pixels += found
@@ -118,18 +118,19 @@ def _count_pixels(
     total = sum(pixels.values())
     absent = [name for name in classes if not pixels[number[name]]]
     if len(absent) == len(classes):
-        raise UserError(f"{loader}: no pixel of {read} masks in {masks[0].parent} has a class")
+        raise UserError(f"{loader}: no pixel of {count_of(read, 'mask')} in {masks[0].parent} has a class")
     unlabelled = pixels[UNLABELLED] + (0 if from_zero else pixels[0])
     shares = [f"{name} {pixels[value] / total:.1%}" for name, value in number.items()]
     shares.append(f"unlabeled {unlabelled / total:.1%}")
-    lines = [f"{loader}: {len(masks)} images; pixels of {read} masks: {some(shares, 100)}"]
+    lines = [f"{loader}: {count_of(len(masks), 'image')}; pixels of {count_of(read, 'mask')}: {some(shares, 100)}"]
     if absent:
         hint = ""
         if pixels[UNLABELLED]:
             hint = f"; {UNLABELLED} is unlabeled, never a class: masks of 0 and 255 have to become 0 and 1"
         whole = "any mask" if read == len(masks) else f"any of the {read} masks read of {len(masks)}"
         lines.append(
-            f"{loader}: {len(absent)} of {len(classes)} classes have no pixel in {whole}: {some(absent)}{hint}"
+            f"{loader}: {len(absent)} of {count_of(len(classes), 'class')} without a pixel in {whole}: "
+            f"{some(absent)}{hint}"
         )
     return lines
 
@@ -148,7 +149,7 @@ def require_files(loader: str, paths: Sequence[Path], what: str) -> None:
         hint = ""
         if inner != absent[0].name:
             hint = f". Its name has the \\ of Windows: write names with /, relative to the folder, such as {inner}"
-        raise UserError(f"{loader}: {len(absent)} {what} are missing, the first is {absent[0]}{hint}")
+        raise UserError(f"{loader}: missing: {count_of(len(absent), what)}, the first {absent[0]}{hint}")
 
 
 def _files(folder: Path, suffix: str | None = None) -> list[str]:
@@ -165,8 +166,8 @@ def _mask_values(loader: str, path: Path) -> Counter[int]:
         raise UserError(f"{loader}: the mask {path} cannot be read: {error}; fix or remove it") from error
     if pixels.ndim != 2:
         raise UserError(
-            f"{loader}: the mask {path} has {pixels.shape[2]} channels ({mask.mode}); expected one, whose values are "
-            f"class numbers (colors have to be turned into these)"
+            f"{loader}: the mask {path} has {count_of(pixels.shape[2], 'channel')} ({mask.mode}); expected "
+            f"one, whose values are class numbers (colors have to be turned into these)"
         )
     if wrong := labels_beyond_8_bits(pixels):
         raise UserError(f"{loader}: the mask {path} {wrong}")

@@ -1,4 +1,4 @@
-"""Pyramids for backbones whose maps begin at stride 16, or have one scale only."""
+"""Pyramids for backbones whose maps begin at stride 16 or have one scale only, and attention among levels."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+
+from visionzoo.layers.level_attention import LevelAttention
+from visionzoo.models._checkpoint import rename
+from visionzoo.text import count_of
 
 
 @MODELS.register_module()
@@ -40,7 +44,9 @@ class UpsamplingFPN(BaseModule):
         super().__init__(init_cfg)
         levels = num_upsamples + len(in_channels)
         if num_outs < levels:
-            raise ValueError(f"UpsamplingFPN: {num_upsamples} finer and {len(in_channels)} levels, but {num_outs=}")
+            raise ValueError(
+                f"UpsamplingFPN: {num_upsamples} finer and {count_of(len(in_channels), 'level')}, but {num_outs=}"
+            )
         self.laterals = nn.ModuleList(nn.Conv2d(channels, out_channels, 1) for channels in in_channels)
         self.upsamples = nn.ModuleList(
             nn.ConvTranspose2d(out_channels, out_channels, 2, stride=2) for _ in range(num_upsamples)
@@ -129,3 +135,56 @@ class SimplePyramid(BaseModule):
         while len(outs) < self.num_outs:
             outs.append(F.max_pool2d(outs[-1], 1, stride=2))
         return tuple(outs)
+
+
+@MODELS.register_module()
+class LevelAttentionNeck(BaseModule):
+    """A pyramid whose levels are refined by all of them: SDANet's neck for detectors (arXiv:2211.10763).
+
+    Any neck makes the pyramid, mmdet's FPN as the authors have it, and `visionzoo.layers.level_attention` refines it.
+    Checkpoints may have our names or those of the authors' `AttFPN`.
+
+    Args:
+        in_channels: of the backbone's maps, finest first.
+        out_channels: of all levels.
+        num_outs: levels.
+        pyramid: type of the neck that makes them.
+        attention: options of `LevelAttention`.
+        init_cfg: of convolutions.
+        options: further arguments of the pyramid. The authors' Cascade R-CNN has none, their DDOD start_level=1 and
+            add_extra_convs="on_output".
+
+    Raises:
+        ValueError: an option of the attention is out of range.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        out_channels: int,
+        num_outs: int,
+        pyramid: str = "mmdet.FPN",
+        attention: Mapping[str, Any] = {},
+        init_cfg: Any = None,
+        **options: Any,
+    ):
+        super().__init__(init_cfg)
+        sizes = {"in_channels": list(in_channels), "out_channels": out_channels, "num_outs": num_outs}
+        self.pyramid = MODELS.build({"type": pyramid, **sizes, **options})
+        self.attention = LevelAttention(out_channels, num_outs, **attention)
+        self.register_load_state_dict_pre_hook(type(self).take_names)
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Backbone maps [B, C, H, W], finest first, to `num_outs` levels [B, out_channels, H', W'], finest first."""
+        return self.attention(self.pyramid(maps))
+
+    def take_names(self, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        """Give the neck's tensors in a checkpoint, whose names begin with `prefix`, our names, in place."""
+        parts: dict[str, dict[str, Tensor]] = {"pyramid.": {}, "attention.": {}}
+        for name in [name for name in state if name.startswith(prefix)]:
+            own = name.removeprefix(prefix)
+            part = "attention." if own.startswith(("attention.", "selective_attention_")) else "pyramid."
+            parts[part][own.removeprefix(part)] = state.pop(name)
+        parts["attention."] = rename(parts["attention."], self.attention)[0]
+        for part, tensors in parts.items():
+            state.update({f"{prefix}{part}{name}": value for name, value in tensors.items()})

@@ -12,6 +12,7 @@ from timm.models import group_parameters
 from torch import nn
 
 from visionzoo.openmmlab.backbone import ZooBackbone
+from visionzoo.text import count_of
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -76,8 +77,8 @@ def _summary(params: list[dict[str, Any]], base_lr: float, base_wd: float | None
     rates = [group.get("lr", base_lr) for group in params]
     without_decay = sum(group.get("weight_decay", base_wd) == 0 for group in params)
     return (
-        f"{len(params)} parameters: learning rates from {min(rates):.3g} to {max(rates):.3g}, {without_decay} without "
-        f"weight decay"
+        f"{count_of(len(params), 'parameter')}: learning rates from {min(rates):.3g} to {max(rates):.3g}, "
+        f"{without_decay} without weight decay"
     )
 
 

@@ -20,6 +20,7 @@ from visionzoo.openmmlab.config_errors import build
 from visionzoo.openmmlab.configuring import task_of
 from visionzoo.openmmlab.flags import PredictConfig, ViewConfig
 from visionzoo.openmmlab.running import check_windows, read_config, require_checkpoint, say_notes
+from visionzoo.text import count_of
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -57,7 +58,7 @@ def _predict(config: PredictConfig | ViewConfig, output: Path) -> list[Path]:
     (output / "preds").mkdir(parents=True, exist_ok=True)
     run = _detect if task_of(cfg) == "detection" else _segment
     written = run(config, cfg, checkpoint, images, output)
-    print(f"{len(written)} pictures in {output / 'vis'}, JSON in {output / 'preds'}")
+    print(f"{count_of(len(written), 'picture')} in {output / 'vis'}, JSON in {output / 'preds'}")
     return written
 
 

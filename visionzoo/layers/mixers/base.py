@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from math import isqrt
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from visionzoo.layers.attention import attend, uniform_attention
 from visionzoo.layers.maps import MapLayer
+from visionzoo.layers.relaxation import Relaxation
 
 GIB = 2**30
 HEAD_DIM = 32  # head width where neither the caller nor the family says otherwise: that of most families here
@@ -36,6 +39,8 @@ class Mixer(MapLayer):
     SCORE_KINDS = ("class_attention", "received_attention")
     SCORES: tuple[str, ...] = ()  # of these kinds, which it returns beside its output: `forward(x, score=kind)`
     SCORE_MAP = False  # whether its one attention is of all tokens to all, in their order: what `record_attention` has
+    RELAXES = False  # whether all its attention can be relaxed in training: `visionzoo.layers.relaxation`
+    relaxation: Relaxation | None = None  # how far it is; None: not at all
     needs_prefix_tokens = False  # whether it is one of tokens only, which has nothing to do on a map by itself
     needs_map_size = False  # whether `forward` takes `map_size`, (H, W) of the tokens behind the prefix ones
 
@@ -119,6 +124,22 @@ class Mixer(MapLayer):
         `forward` takes besides.
         """
         return self(x.unsqueeze(1), **beside)[:, 0, :1]
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, scale: float | None = None
+    ) -> Tensor:
+        """Return `visionzoo.layers.attention.attend`, relaxed in training where the mixer is."""
+        out = attend(q, k, v, bias=bias, scale=scale)
+        return self.relax(out, lambda: uniform_attention(v, bias))
+
+    def relax(self, out: Tensor, uniform: Callable[[], Tensor]) -> Tensor:
+        """Return the output of attention, relaxed in training where the mixer is.
+
+        Args:
+            out: of the attention, of any shape.
+            uniform: gives what equal weights make of the same values, broadcast to `out`.
+        """
+        return self.relaxation.relax(out, uniform()) if self.relaxation is not None and self.training else out
 
     def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return q, k, v, each [..., G, D], of a projection [..., (G + 2·kv_heads)·D] laid out (q, k, v) x heads.

@@ -40,6 +40,8 @@ class CrossWindowMixer(Mixer):
     torch.Size([1, 5, 7, 64])
     """
 
+    RELAXES = True
+
     def __init__(
         self,
         dim: int,
@@ -79,7 +81,9 @@ class CrossWindowMixer(Mixer):
         tall, wide = q.shape[1:3]
         rows, columns = (tall // window[0] if window[0] else 1), (wide // window[1] if window[1] else 1)
         q, k, v_heads = (t.unflatten(-1, (-1, self.head_dim)) for t in (q, k, v))
-        out = routed_attention(q, k, v_heads, None, regions=(rows, columns)).flatten(3)
-        out = lepe(v, residual=out, regions=None if window == (None, None) else (rows, columns))
+        regions = (rows, columns)
+        out = routed_attention(q, k, v_heads, None, regions=regions)
+        out = self.relax(out, lambda: routed_attention(torch.zeros_like(q), k, v_heads, None, regions=regions))
+        out = lepe(v, residual=out.flatten(3), regions=None if window == (None, None) else regions)
         top, left = (tall - height) // 2, (wide - width) // 2
         return out[:, top : top + height, left : left + width]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionzoo.layers.attention import attend
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.padding import pad_to_size
@@ -40,6 +39,8 @@ class EmbeddingFreeMixer(Mixer):
     torch.Size([1, 5, 7, 64])
     """
 
+    RELAXES = True
+
     def __init__(
         self, dim: int, num_heads: int | None = None, *, reduction: int = 1, isr: int = 1, key_norm: bool = False
     ):
@@ -62,5 +63,5 @@ class EmbeddingFreeMixer(Mixer):
         heads = (self.num_heads, self.head_dim)
         keys = self.kv(means) if self.kv_norm is None else F.gelu(self.kv_norm(self.kv(means)))
         q, kv = (t.unflatten(-1, heads).flatten(1, 2).transpose(1, 2) for t in (x, keys))  # [B, G, N, D]
-        out = attend(q, kv, kv)
+        out = self.attend(q, kv, kv)
         return self.proj(out.transpose(1, 2).reshape(x.shape))

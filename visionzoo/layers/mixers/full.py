@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visionzoo.layers.attention import attend, attention_received, attention_weights, hide
+from visionzoo.layers.attention import attention_received, attention_weights, hide
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
 from visionzoo.layers.outputs import add_term, collecting
@@ -44,6 +44,7 @@ class FullMixer(Mixer):
 
     SCORE_MAP = True
     SCORES = Mixer.SCORE_KINDS
+    RELAXES = True
 
     def __init__(
         self,
@@ -86,7 +87,7 @@ class FullMixer(Mixer):
         hidden = hide(keep, q.dtype)
         if self.AUXILIARY and self.training and collecting():
             add_term("sparsity", attention_weights(q, k, hidden).square().log1p().mean())
-        out = attend(q, k, v, bias=hidden).transpose(1, 2).reshape(x.shape)
+        out = self.attend(q, k, v, bias=hidden).transpose(1, 2).reshape(x.shape)
         if self.lepe is not None:
             out = self.lepe(x, residual=out)
         out = self.proj(out)
@@ -97,7 +98,7 @@ class FullMixer(Mixer):
     def mix_first(self, x: Tensor, **beside: Any) -> Tensor:
         """Return the output [B, 1, C] for the first of tokens [B, N, C]; the others are only keys and values."""
         q, k, v = self._heads_first(x)
-        return self.proj(attend(q[:, :, :1], k, v).transpose(1, 2).flatten(2))
+        return self.proj(self.attend(q[:, :, :1], k, v).transpose(1, 2).flatten(2))
 
     def _heads_first(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project [B, N, C] to q, k and v, each [B, G, N, D]."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -47,6 +49,7 @@ class HaloMixer(Mixer):
     """
 
     NO_WEIGHT_DECAY = ("rel_height", "rel_width")
+    RELAXES = True
 
     def __init__(
         self,
@@ -104,15 +107,14 @@ class HaloMixer(Mixer):
         q = self.q(x[:, :: self.stride, :: self.stride]).unflatten(-1, (self.num_heads, -1))
         kv = self.repeat_heads(self.kv(x).unflatten(-1, (self.kv_heads, -1)))
         k, v = kv.split((self.head_dim, self.value_head_dim), dim=-1)
-        out = halo_attention(
-            q,
-            k,
-            v,
-            self.rel_height.to(q.dtype),  # under autocast q has another dtype
-            self.rel_width.to(q.dtype),
-            block_size=self.block_size,
-            halo_size=self.halo_size,
-            stride=self.stride,
-            mask_padding=self.mask_padding,
-        )
+        positions = (self.rel_height.to(q.dtype), self.rel_width.to(q.dtype))  # under autocast q has another dtype
+        seen: dict[str, Any] = {
+            "block_size": self.block_size,
+            "halo_size": self.halo_size,
+            "stride": self.stride,
+            "mask_padding": self.mask_padding,
+        }
+        out = halo_attention(q, k, v, *positions, **seen)
+        # positions count by their products with queries
+        out = self.relax(out, lambda: halo_attention(torch.zeros_like(q), k, v, *positions, **seen))
         return self.proj(out.flatten(3))

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionzoo.kernels import routed_attention
-from visionzoo.layers.attention import attend
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.padding import crop, pad_to_multiple
 
@@ -39,6 +38,8 @@ class HiLoMixer(Mixer):
     >>> HiLoMixer(64, 2)(torch.randn(1, 5, 7, 64)).shape
     torch.Size([1, 5, 7, 64])
     """
+
+    RELAXES = True
 
     def __init__(
         self,
@@ -83,7 +84,8 @@ class HiLoMixer(Mixer):
         assert self.high_qkv is not None
         q, k, v = self.high_qkv(x).unflatten(-1, (3, -1, self.head_dim)).unbind(-3)
         regions = (x.shape[1] // self.window_size, x.shape[2] // self.window_size)
-        return routed_attention(q, k, v, None, regions=regions).flatten(3)
+        out = routed_attention(q, k, v, None, regions=regions)
+        return self.relax(out, lambda: routed_attention(torch.zeros_like(q), k, v, None, regions=regions)).flatten(3)
 
     def _to_means(self, x: Tensor, padded: Tensor) -> Tensor:
         assert self.low_q is not None and self.low_kv is not None
@@ -92,4 +94,4 @@ class HiLoMixer(Mixer):
             padded = F.avg_pool2d(padded.permute(0, 3, 1, 2), self.window_size).permute(0, 2, 3, 1)
         k, v = self.low_kv(padded).unflatten(-1, (2, -1, self.head_dim)).unbind(-3)
         q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # [B, G, N, D]
-        return attend(q, k, v).transpose(1, 2).flatten(2).unflatten(1, x.shape[1:3])
+        return self.attend(q, k, v).transpose(1, 2).flatten(2).unflatten(1, x.shape[1:3])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-from visionzoo.layers.attention import attend
 from visionzoo.layers.conv_norm import LinearNorm
 from visionzoo.layers.mixers.offset_bias import OffsetBiasMixer
 
@@ -47,6 +46,7 @@ class LevitMixer(OffsetBiasMixer):
     """
 
     SCORE_MAP = True
+    RELAXES = True
 
     def __init__(
         self,
@@ -92,5 +92,5 @@ class LevitMixer(OffsetBiasMixer):
             k, v = self.kv(x).unflatten(-1, heads).split([self.key_dim, self.head_dim], dim=-1)
         q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (q, k, v))  # [B, G, N, D]
         bias = self.offset_bias((x.shape[1], x.shape[2]), q.dtype)
-        out = attend(q, k, v, bias=bias[None], scale=self.key_dim**-0.5)
+        out = self.attend(q, k, v, bias=bias[None], scale=self.key_dim**-0.5)
         return self.proj(self.act(out.transpose(1, 2).flatten(2).unflatten(1, size)))

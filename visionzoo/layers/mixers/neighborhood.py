@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
@@ -45,6 +48,8 @@ class NeighborhoodMixer(Mixer):
     torch.Size([1, 5, 7, 64])
     """
 
+    RELAXES = True
+
     def __init__(
         self,
         dim: int,
@@ -81,13 +86,12 @@ class NeighborhoodMixer(Mixer):
         height, width = x.shape[1:3]
         reach = (self.kernel_size[0] * self.dilation[0], self.kernel_size[1] * self.dilation[1])
         q, k, v = self.split_heads(self.qkv(pad_to_size(x, reach)))
-        out = neighborhood_attention(
-            q,
-            k,
-            v,
-            kernel_size=self.kernel_size,
-            dilation=self.dilation,
-            stride=self.window_stride,
-            bias=None if self.relative_position_bias is None else self.relative_position_bias(),
-        ).flatten(3)
+        bias = None if self.relative_position_bias is None else self.relative_position_bias()
+        seen: dict[str, Any] = {
+            "kernel_size": self.kernel_size,
+            "dilation": self.dilation,
+            "stride": self.window_stride,
+        }
+        out = neighborhood_attention(q, k, v, bias=bias, **seen)
+        out = self.relax(out, lambda: neighborhood_attention(torch.zeros_like(q), k, v, **seen)).flatten(3)
         return self.proj(crop(out, (height, width)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
@@ -49,6 +50,8 @@ class RoutedMixer(Mixer):
     torch.Size([1, 5, 7, 64])
     """
 
+    RELAXES = True
+
     def __init__(
         self,
         dim: int,
@@ -90,7 +93,9 @@ class RoutedMixer(Mixer):
             "valid_size": (height, width) if self.mask_padding else None,
         }
         index = route_regions(q, k, topk=self.topk, **options)
-        out = routed_attention(q, k, v, index, check_index=False, **options).flatten(3)
+        options["check_index"] = False
+        out = routed_attention(q, k, v, index, **options)
+        out = self.relax(out, lambda: routed_attention(torch.zeros_like(q), k, v, index, **options)).flatten(3)
         if self.mask_padding:
             out, v = out[:, :height, :width], v[:, :height, :width]
         if self.lepe is not None:

@@ -14,7 +14,7 @@ from visionzoo.kernels import score_attention
 from visionzoo.kernels.dispatch import choose
 from visionzoo.kernels.precision import without_autocast
 from visionzoo.kernels.score_attention.api import NORMALIZERS as KERNELS
-from visionzoo.layers.attention import attend, record_weights, recording
+from visionzoo.layers.attention import attend, record_weights, recording, uniform_attention
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.normalizers import NORMALIZERS, SHIFT_INVARIANT, Standardize, build_normalizer, softmax
@@ -131,6 +131,7 @@ class ScoreMixer(Mixer):
     QK_NORMS = ("none", "l2", "layer_norm")
     TEMPERATURES = ("none", "position", "query")
     OUTPUT_NORMS = ("none", "gated_rms", "layer_norm", "unit")
+    RELAXES = True
 
     @with_former_names({"normalizer": {"standardise": "standardize"}}, normaliser="normalizer")
     def __init__(
@@ -306,6 +307,7 @@ class ScoreMixer(Mixer):
             else:
                 q, k, v = (t.to(wide) for t in (q, k, v))
                 out = self._attend(q, k, v, tokens, (x.shape[1], x.shape[2]))
+            out = self.relax(out, lambda: uniform_attention(v).to(wide))
             out = out.transpose(1, 2).reshape(x.shape)
             out = self.output_norm(out)
             if self.output_gelu:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from visionzoo.layers.attention import attend
 from visionzoo.layers.conv_norm import LinearNorm
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.nhwc import GroupNorm1
@@ -42,6 +41,7 @@ class SingleHeadMixer(Mixer):
     """
 
     SCORE_MAP = True
+    RELAXES = True
 
     def __init__(
         self,
@@ -72,5 +72,5 @@ class SingleHeadMixer(Mixer):
         part, rest = x.split([self.partial_dim, self.dim - self.partial_dim], dim=-1)
         qkv = self.qkv(self.norm(part)).flatten(1, 2).unsqueeze(1)  # [B, 1, N, 2·qk_dim + P]
         q, k, v = qkv.split([self.qk_dim, self.qk_dim, self.partial_dim], dim=-1)
-        part = attend(q, k, v).reshape(part.shape)
+        part = self.attend(q, k, v).reshape(part.shape)
         return self.proj(self.act(torch.cat([part, rest], dim=-1)))

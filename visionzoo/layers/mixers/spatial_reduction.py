@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionzoo.layers.attention import attend, hide
+from visionzoo.layers.attention import hide
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.norm import LayerNorm
@@ -40,6 +40,8 @@ class SpatialReductionMixer(Mixer):
     >>> SpatialReductionMixer(64, 2, reduction=2)(torch.randn(1, 5, 7, 64)).shape
     torch.Size([1, 5, 7, 64])
     """
+
+    RELAXES = True
 
     def __init__(
         self,
@@ -80,7 +82,7 @@ class SpatialReductionMixer(Mixer):
         q = self.q(x).unflatten(-1, (self.num_heads, -1)).flatten(1, 2).transpose(1, 2)  # [B, G, N, D]
         kv = self.kv(self._reduce(x)).unflatten(-1, (2, self.kv_heads, -1)).flatten(1, 2)  # [B, N', 2, kv_heads, D]
         k, v = self.repeat_heads(kv).transpose(1, 3).unbind(2)  # [B, G, N', D]
-        out = attend(q, k, v, bias=hide(keep, q.dtype))
+        out = self.attend(q, k, v, bias=hide(keep, q.dtype))
         return self.proj(out.transpose(1, 2).reshape(x.shape))
 
     def _reduce(self, x: Tensor) -> Tensor:

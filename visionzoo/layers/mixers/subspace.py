@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from visionzoo.layers.attention import attend, hide
+from visionzoo.layers.attention import hide
 from visionzoo.layers.mixers.base import Mixer
 
 
@@ -33,6 +33,7 @@ class SubspaceMixer(Mixer):
     """
 
     SCORE_MAP = True
+    RELAXES = True
 
     def __init__(self, dim: int, num_heads: int | None = None, *, head_dim: int | None = None):
         super().__init__(dim, num_heads, head_dim=head_dim)
@@ -57,5 +58,5 @@ class SubspaceMixer(Mixer):
         self.check_input(x)
         # [B, H, W, G·D] -> [B, G, N, D]
         projected = self.subspaces(x).flatten(1, 2).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
-        out = attend(projected, projected, projected, bias=hide(keep, projected.dtype)).transpose(1, 2).flatten(2)
+        out = self.attend(projected, projected, projected, bias=hide(keep, projected.dtype)).transpose(1, 2).flatten(2)
         return self.proj(out.unflatten(1, x.shape[1:3]))

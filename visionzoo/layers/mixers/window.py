@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,8 @@ class WindowMixer(Mixer):
     >>> WindowMixer(64, 2, window_size=4, shift_size=2)(torch.randn(1, 5, 7, 64)).shape
     torch.Size([1, 5, 7, 64])
     """
+
+    RELAXES = True
 
     def __init__(
         self,
@@ -116,7 +119,9 @@ class WindowMixer(Mixer):
         valid_size: tuple[int, int] | None = None,
     ) -> Tensor:
         """Attention inside the windows, [B, H, W, G, D]; options are those of `visionzoo.kernels.routed_attention`."""
-        return routed_attention(q, k, v, None, regions=regions, bias=bias, segments=segments, valid_size=valid_size)
+        seen: dict[str, Any] = {"regions": regions, "segments": segments, "valid_size": valid_size}
+        out = routed_attention(q, k, v, None, bias=bias, **seen)
+        return self.relax(out, lambda: routed_attention(torch.zeros_like(q), k, v, None, **seen))
 
     def _segments(self, size: Sequence[int], padded: Sequence[int], shift: Sequence[int], device) -> Tensor:
         """Numbers [H, W] of the parts of a shifted map that are no neighbors in the map itself."""
