@@ -85,6 +85,8 @@ def _text(
         for part in about
         for line in textwrap.wrap(part, 120, subsequent_indent="    ", break_on_hyphens=False, break_long_words=False)
     ]
+    parts = entry.get("parts", table["recipes"][recipe]["parts"])
+    needs = f"{parts} {entry.get('before', '')}"
     lines = [
         f'"""{headline}',
         "",
@@ -94,13 +96,13 @@ def _text(
         '"""',
         "",
         f'_base_ = "_base_/{recipe}.py"',
-        "from visionzoo.openmmlab import feature_channels",
+        *(["from visionzoo.openmmlab import feature_channels"] if "feature_channels" in needs else []),
         "",
         f'backbone = "{table["backbones"][backbone][0]}"',
         *_present(entry.get("before")),
         "model = dict(",
         f"backbone=dict({', '.join(['name=backbone', *settings])}),",
-        f"{entry.get('parts', table['recipes'][recipe]['parts'])},",
+        f"{parts},",
         ")",
         *_present(entry.get("after")),
     ]

@@ -2,7 +2,8 @@
 
 Paper: EDAFormer, arXiv:2407.17261.
 Settings: local_configs/edaformer of hyunwoo137/EDAFormer at 9f98d76, but with SegFormer's head instead of EDAFormer's,
-    which mmseg does not have. For inference spatial reduction add isr=(2, 2, 1, 1) to the backbone.
+    which edaformer_zoo-eft-t_160k_ade20k-512x512 has. For inference spatial reduction add isr=(2, 2, 1, 1) to the
+    backbone.
 Published: with EDAFormer's head, in the paper. Not run here.
 Hardware: 4 GPUs × 4 images.
 Command: torchrun --nproc-per-node 4 tools/train.py configs/segmentation/segformer_zoo-eft-t_160k_ade20k-512x512.py

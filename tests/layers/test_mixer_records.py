@@ -235,7 +235,7 @@ def compared(name):
         yield key, value.flatten(), record.arrays[key]
 
 
-MIXERS_OF = {name: next(key for key in MIXERS if MIXERS[key] is type(mixer)) for name, (mixer, _) in RECORDS.items()}
+MODELS = {name: next(key for key in MIXERS if MIXERS[key] is type(mixer)) for name, (mixer, _) in RECORDS.items()}
 
 
 @pytest.mark.parametrize("name", RECORDS)

@@ -33,6 +33,8 @@ def test_the_configs_are_there():
         "mask2former",
     ):
         assert word in names
+    for word in ("edaformer_zoo-eft-t", "fuss-free_zoo-ffnet46ns-ccc"):
+        assert word in names
     for family in (
         "biformer",
         "davit",

@@ -51,7 +51,8 @@ class FussFreeEncoder(nn.Module):
         "authors": [
             (r"^(conv|bn)(\d)\.", r"stem.\1\2."),
             (r"^layer(\d)\.", lambda m: f"stages.{int(m[1]) - 1}."),
-        ]
+        ],
+        "mmseg": [(r"^model\.", "")],  # of `SegmentorBackbone`
     }
 
     def __init__(

@@ -65,7 +65,7 @@ class ZooBackbone(BaseModule):
         super().__init__(init_cfg=None)
         self._is_init = False
         self.name = name
-        self.checkpoint = _checkpoint(init_cfg)
+        self.checkpoint = checkpoint_of(init_cfg, "ZooBackbone")
         self.pretrained = pretrained
         if pretrained and self.checkpoint:
             raise UserError(f"ZooBackbone: either pretrained=True or a checkpoint, got both ({self.checkpoint})")
@@ -215,12 +215,17 @@ def _norm(config: Any, channels: int) -> nn.Module:
     return norm
 
 
-def _checkpoint(init_cfg: Mapping[str, Any] | None) -> str | None:
+def checkpoint_of(init_cfg: Mapping[str, Any] | None, name: str) -> str | None:
+    """Return the file or address that an `init_cfg` of the part `name` starts from.
+
+    Raises:
+        UserError: if it says anything else.
+    """
     if not init_cfg:
         return None
     if init_cfg.get("type") != "Pretrained" or not init_cfg.get("checkpoint"):
         raise UserError(
-            f"ZooBackbone: init_cfg must be dict(type='Pretrained', checkpoint=FILE_OR_URL) or None (the models "
+            f"{name}: init_cfg must be dict(type='Pretrained', checkpoint=FILE_OR_URL) or None (the models "
             f"initialize themselves), got {dict(init_cfg)}"
         )
     return str(init_cfg["checkpoint"])
