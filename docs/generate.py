@@ -87,10 +87,10 @@ def parity_summary() -> str:
     rows = parity_rows()
     worst = max(rows, key=lambda row: float(row["error"]))
     commits = {(row["source"], row["commit"]) for row in rows}
+    models = {row["model"] for row in rows}
     return (
-        f"{len(rows)} records of {len({row['model'] for row in rows})} models and mixers, from {len(commits)} commits "
-        f"of authors' repositories. The largest relative error is {worst['error']} (`{worst['record']}`), "
-        f"{worst['allowed']} is allowed."
+        f"{len(rows)} records of {len(models)} models, mixers and segmentors, from {len(commits)} commits of authors' "
+        f"repositories. The largest relative error is {worst['error']} (`{worst['record']}`), of {worst['allowed']} allowed."
     )
 
 
