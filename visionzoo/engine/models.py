@@ -174,7 +174,7 @@ def _lacking(model: Any, result: Any, where: str) -> str | None:
     missing = sorted(set(names) & set(result.missing_keys))
     if len(missing) > 0.1 * len(names):
         raise UserError(
-            f"{where} fits only {len(names) - len(missing)} of {count_of(len(names), 'tensor')} of the model "
+            f"{where} fits only {len(names) - len(missing)} of the {count_of(len(names), 'tensor')} of the model "
             "beside its "
             f"classifier; {some(missing, 3)} are not in it. It is of another model or a part of one: from it, training "
             "would begin at random weights"
