@@ -90,7 +90,8 @@ def parity_summary() -> str:
     models = {row["model"] for row in rows}
     return (
         f"{len(rows)} records of {len(models)} models, mixers and segmentors, from {len(commits)} commits of authors' "
-        f"repositories. Their largest error is {worst['error']} (`{worst['record']}`) of {worst['allowed']} allowed."
+        f"repositories. The largest relative error is {worst['error']} (`{worst['record']}`), "
+        f"of {worst['allowed']} allowed."
     )
 
 

@@ -84,6 +84,35 @@ def _universal(state):
     return _separate(state) | found
 
 
+def _latte(state):
+    return {
+        "qkv.weight": torch.cat([state[f"W{n}"].T for n in "qkv"]),
+        "proj.weight": state["o_proj"].T,
+        "proj.bias": torch.zeros(12),
+    }
+
+
+def _normalized(state):
+    parts = {"w": ("weight", lambda value: value.T), "b": ("bias", lambda value: value)}
+    ours = {}
+    for kind, (name, turn) in parts.items():
+        ours[f"qkv.{name}"] = torch.cat([turn(state[f"{part}_{kind}"]) for part in ("query", "key", "value")])
+        ours[f"proj.{name}"] = turn(state[f"mix_{kind}"])
+    return ours | {
+        "normalizer.gain": state["gain"].flatten(),
+        "normalizer.bias": state["bias"].flatten(),
+        "output_norm.weight": state["norm_weight"],
+        "output_norm.bias": state["norm_bias"],
+    }
+
+
+def _rectified(state):
+    names = {"qkv_map_W_0_0": "qkv.weight", "qkv_map_b_0": "qkv.bias", "o_map_W_0_0": "proj.weight"}
+    names |= {"o_map_b_0": "proj.bias", "post_scale": "output_norm.weight", "post_gate": "output_norm.gate"}
+    found = {ours: state[f"dot_attention_{name}"] for name, ours in names.items()}
+    return {name: value.T if value.ndim == 2 else value for name, value in found.items()}
+
+
 def _experts(state):
     return {"router.weight": state["r.0.weight"], "qkv": state["QKV.W"], "proj": state["O.W"]}
 
@@ -171,6 +200,9 @@ RECORDS = {
     "scores/selective": (_score(temperature="position"), _selective),
     "scores/urpe": (_score(offset_factor=True, map_size=(1, 9)), _universal),
     "scores/urpe_bias": (_score(offset_factor=True, position_bias=True, map_size=(1, 9)), _universal),
+    "scores/normalized": (_score(normalizer="standardize"), _normalized),
+    "scores/rela": (_score(normalizer="relu"), _rectified),
+    "linear/latte": (_linear("softmax", denominator="count", key_dim=2, qkv_bias=False), _latte),
     "linear/log_normal": (_linear("log_normal"), _same),
     "linear/cosformer": (_linear("cosformer"), _separate),
     "linear/favor": (_linear("favor", num_features=6), _same),
@@ -185,6 +217,7 @@ RECORDS = {
     "sparse/dynamic_local": (DynamicLocalMixer(12, 3, kernel_size=3), _dynamic_local),
     "sparse/expert_choice": (ExpertChoiceMixer(12, 3, sparsity=2), _experts),
     "sparse/fnet": (FourierMixer(12, sequence=True, orthonormal=False), _same),
+    "sparse/strided": (PatternMixer(12, 3, parts=("column",)), _same),
     "sparse/ponet": (MultiPoolMixer(12, 3, segments=2), _same),
 }
 

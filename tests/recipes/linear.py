@@ -3,9 +3,11 @@
 from torch import nn
 
 from . import Projected, Recipe, Source
+from ._frameworks import flax_layer
 from .gates import gradients
 
 COSFORMER = Source("https://github.com/OpenNLPLab/cosFormer", "8e12da111e2a683ea875711e0bf5810c6b4e8f9f", "Apache-2.0")
+LATTE = Source("https://github.com/raresdolga/latte_transformer", "77d7e33e6d0db4046cc581b47d60e01716c58dc5", "MIT")
 LOG_NORMAL = Source(
     "https://github.com/ynahshan/linear-lognormal-attention", "92505b9a19a0385764f1dabc4c27c0a8161d01c0", "MIT"
 )
@@ -34,6 +36,12 @@ def performer(module, **kwargs):
     return Projected(module.FastAttention(4, **kwargs))
 
 
+def latte(module):
+    """Build the attention of 6 latents."""
+    shapes = {"Wk": (12, 6), "Wq": (12, 6), "Wv": (12, 12), "o_proj": (12, 12)}
+    return flax_layer(module.BidLatte(L=6, n_heads=3, hidden_dim=12), shapes, train=False)
+
+
 def log_normal(module):
     """Build the attention."""
     return Projected(module.LLNAttention())
@@ -59,6 +67,10 @@ RECIPES = {
     "cosformer": Recipe(COSFORMER, "cosformer.py", cosformer, image=(2, 9, 12), run=gradients, gradients=True),
     "favor": features(nb_features=6),
     "favor_relu": features(nb_features=6, generalized_attention=True),
+    "latte": Recipe(
+        LATTE, "models/modules/latte.py", latte, image=(2, 9, 12), run=gradients, gradients=True,
+        notes="run by jax and flax in float64",
+    ),
     "log_normal": Recipe(
         LOG_NORMAL, "lln/lln_attention.py", log_normal, image=(1, 9, 12),
         run=gradients, gradients=True, stand_ins={"fast_transformers.causal_product": {}},

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from . import Projected, Recipe, Source, beside
+from ._frameworks import graph_layer, keras_layer
 from .gates import gradients
 
 COG = Source("https://github.com/trestad/CogAttn", "efecf29e3e5a7a08b4c5b2b96afcbf9fac6900ef", "none given")
@@ -15,11 +16,15 @@ MTA = Source("https://github.com/facebookresearch/RAM", "e6f051fbcfaef4cab69bf2e
 NEURAL = Source(
     "https://github.com/awayfromzel/neural-attention-research", "f6572f573ec43ddf26b01d468557b1b6e5649cb7", "MIT"
 )
+NORMALIZED = Source(
+    "https://github.com/OliverRichter/normalized-attention", "0ea196dad2a660521aba3b37f0a2bb946a6d3cb2", "none given"
+)
 PROBABILISTIC = Source(
     "https://github.com/apple/ml-probabilistic-attention",
     "2945e0611814c2c7677badc2c2b8315d34204b27",
     "Apple sample code",
 )
+RELA = Source("https://github.com/bzhangGo/zero", "d97e2c21b1c6d0467fe821223042247bf2b46bf9", "BSD-3-Clause")
 SELECTIVE = Source(
     "https://github.com/umich-sota/selective_attention", "4ea65202c4cc0d7e4d0f621d5f1722d3770cd275", "Apache-2.0"
 )
@@ -153,6 +158,32 @@ def selective(module):
     return layer
 
 
+def normalized(module):
+    """Build the attention of normalized scores, with a layer norm and GELU behind it."""
+    module.tf.keras.backend.set_floatx("float64")
+    weights, norm = module.NormalizeAttention(), module.LayerNormalization()
+    layer = module.AttentionLayer(
+        3, 12, logit_rescale=False, attention_non_linearity=weights, attention_dropout_probability=0,
+        hidden_normalization=norm, hidden_non_linearity=module.GeluLayer(),
+    )  # fmt: skip
+    mask = module.tf.ones((1, 1, 1, 9), "float64")
+
+    def variables():
+        parts = [f"{name}_{kind}" for name in ("key", "query", "value", "mix") for kind in ("w", "b")]
+        own = {name: getattr(layer, name) for name in parts}
+        return own | {"gain": weights._gain, "bias": weights._bias, "norm_weight": norm.gamma, "norm_bias": norm.beta}
+
+    return keras_layer(lambda x: layer((x, mask)), variables, (2, 9, 12))
+
+
+def rectified(module):
+    """Build ReLA in a graph of TensorFlow 1."""
+    for part in (module, module.func, module.util, module.dtype):
+        part.tf = module.tf.compat.v1
+    module.dtype.set_floatx("float64")
+    return graph_layer(lambda x: module.dot_attention(x, None, None, 12, num_heads=3)["output"], (2, 9, 12))
+
+
 class Universal(nn.Module):
     """URPE's attention with numbers for each offset, as the file of the encoder makes them from its tables."""
 
@@ -213,6 +244,8 @@ RECIPES = {
         NEURAL, "vision_neural_attention/Models/NeuralAttention.py", "NeuralAttention",
         dim=12, heads=3, causal=False, projection_dim=4,
     ),
+    "normalized": recipe(NORMALIZED, "models.py", normalized, "run by TensorFlow in float64, with a mask of ones"),
+    "rela": recipe(RELA, "modules/rela.py", rectified, "run by TensorFlow's interface of version 1, in float64"),
     "selective": recipe(
         SELECTIVE, "lit_gpt/gpt_2_PTS.py", selective, "every query sees all keys, and its row is as long as they are"
     ),

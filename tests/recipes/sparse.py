@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import Projected, Recipe, Source
+from ._frameworks import graph_layer
 from .gates import gradients
 
 CLEAR = Source("https://github.com/Huage001/CLEAR", "98e9fed2b8a776a043a0421100db9831879de784", "Apache-2.0")
@@ -17,6 +18,7 @@ DRS = Source("https://github.com/cschenxiang/DRSformer", "e77bbb4ecc59aaa2cd170a
 MOSA = Source("https://github.com/piotrpiekos/MoSA", "f6dc4bcd1a015f7d76c1b4609b8fe68589980fdb", "MIT")
 PONET = Source("https://github.com/lxchtan/PoNet", "cc9a29a3c7732e8c5cdda7eae32e556a2fa71b1d", "Apache-2.0")
 ROUTING = Source("https://github.com/lucidrains/routing-transformer", "3f6c461a036e98dbae7e70c623d1c0e0616ef82a", "MIT")
+STRIDED = Source("https://github.com/openai/sparse_attention", "c53f3bdbf6225be0582f0357072e82b13c69be7d", "none given")
 UTILS = "basicsr.archs.dlgsanet_idynamicdwconv_util"
 OTHERS = {
     "local_attention": {},
@@ -146,6 +148,32 @@ def discs(cells):
     )  # fmt: skip
 
 
+class Strided(nn.Module):
+    """Projections around the sparse transformer's attention, on [B, 12, H, W]."""
+
+    def __init__(self, attention):
+        super().__init__()
+        self.qkv, self.attention, self.proj = nn.Linear(12, 36), attention, nn.Linear(12, 12)
+
+    def forward(self, x):
+        """Attend."""
+        return self.proj(self.attention(self.qkv(x.flatten(2).mT))).mT.unflatten(2, x.shape[2:])
+
+
+def strided(module):
+    """Build it for maps of 3 x 4, where every fourth token is one of the column."""
+    first, before = module.tf.compat.v1, module.get_attn_mask
+    module.tf = SimpleNamespace(**{name: getattr(first, name) for name in dir(first)})
+    module.tf.to_float = first.to_double
+
+    def both_ways(*args):
+        mask = before(*args)
+        return first.maximum(mask, first.transpose(mask, (0, 1, 3, 2)))
+
+    module.get_attn_mask = both_ways
+    return Strided(graph_layer(lambda x: module.attention_impl(*first.split(x, 3, -1), 3, "strided", 4), (2, 12, 36)))
+
+
 def by_place(x, weight, stride, padding):
     """Convolve by weights of each place [B, G, h, w, H, W]: in place of a kernel for GPUs, by its rule."""
     windows = F.unfold(x, weight.shape[2:4], padding=padding).view(len(x), weight.shape[1], -1, 9, *x.shape[2:])
@@ -194,6 +222,14 @@ RECIPES = {
     ),
     "kmeans": routing(shared_qk=False),
     "kmeans_shared": routing(shared_qk=True),
+    "strided": Recipe(
+        STRIDED, "attention.py", strided, image=(2, 12, 3, 4), run=gradients, gradients=True,
+        stand_ins={"blocksparse": {}, "utils": {
+            "shape_list": lambda x: x.shape.as_list(), "recomputable": lambda name: lambda function: function,
+        }},
+        notes="run by TensorFlow's interface of version 1, in float64; keys after the query are seen, too: the mask is "
+        "joined with its transpose; the projections are the recipe's",
+    ),
     "topk_channels": channels(DRS, "basicsr/models/archs/DRSformer_arch.py", "Attention", num_heads=2),
     "relu_channels": channels(
         DLGSA, "basicsr/archs/dlgsanet_arch.py", "SparseAttention", num_heads=3, tlc_flag=False
