@@ -28,7 +28,7 @@ demo: install
 		--checkpoint $(DEMO)/digits/model_best.pth.tar --output $(DEMO)/predictions
 	@echo "Look at $(DEMO)/digits/curves.png and $(DEMO)/predictions"
 
-# A small detector and a small segmentor on scenes of the same digits, about five minutes each. One thread: with the
+# A small detector and a small segmentor on scenes of the same digits, about seven minutes each on two cores. One thread: with the
 # maps of 128 pixels more threads wait for one another more than they compute.
 demo-detection demo-segmentation: export VISIONZOO_CACHE = $(CURDIR)/output/cache
 demo-detection demo-segmentation: export OMP_NUM_THREADS = 1
@@ -83,10 +83,10 @@ configs: install
 	$(BIN)/python tests/make_configs.py
 
 # Everything on this machine's GPU, into benchmarks/; goes on where it was stopped. BiFormer's authors take part if
-# RIVALS names a checkout of their repository: make bench RIVALS=path/to/BiFormer
+# BASELINES names a checkout of their repository: make bench BASELINES=path/to/BiFormer
 bench: install
 	for suite in operations models training memory reducers host; do \
-		$(BIN)/python tools/benchmark.py $$suite --missing $(if $(RIVALS),--rivals $(RIVALS)) || exit 1; done
+		$(BIN)/python tools/benchmark.py $$suite --missing $(if $(BASELINES),--baselines $(BASELINES)) || exit 1; done
 
 clean:
 	rm -rf $(VENV) output build dist site *.egg-info

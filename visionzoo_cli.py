@@ -70,7 +70,7 @@ def _run(command: str) -> None:
 
 
 def _until_nobody_reads(command: Callable[[], None]) -> None:
-    """Run a command; where whoever read its output has gone (`| head`), stop without a word, as Unix tools do.
+    """Run a command; where whoever read its output has gone (`| head`), stop silently, as Unix tools do.
 
     The signal SIGPIPE stays ignored, so that a connection of a training that breaks is an error of its own.
     """

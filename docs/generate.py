@@ -88,8 +88,8 @@ def parity_summary() -> str:
     worst = max(rows, key=lambda row: float(row["error"]))
     commits = {(row["source"], row["commit"]) for row in rows}
     return (
-        f"{len(rows)} records of {len({row['model'] for row in rows})} models, from {len(commits)} commits of authors' "
-        f"repositories. The largest relative error is {worst['error']} (`{worst['record']}`), "
+        f"{len(rows)} records of {len({row['model'] for row in rows})} models, mixers and segmentors, from "
+        f"{len(commits)} commits of authors' repositories. The largest relative error is {worst['error']} (`{worst['record']}`), "
         f"{worst['allowed']} is allowed."
     )
 

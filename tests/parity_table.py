@@ -1,8 +1,9 @@
-"""Measure how far every model is from its record of the authors' code: python tests/parity_table.py [--again].
+"""Measure how far models and mixers are from records of the authors' code: python tests/parity_table.py [--again].
 
-Writes docs/parity.csv, a row a record: the largest relative error of its logits and features in float64, which
-tests/models/test_parity.py and, for segmentors, tests/test_decoders.py bound by `allowed`. Records with a row are left
-alone unless --again is given; records that are gone lose their row.
+Writes docs/parity.csv, a row a record: the largest relative error in float64 of a model's logits and features, of a
+mixer's outputs and gradients, or of a segmentor's logits and maps. tests/models/test_parity.py,
+tests/layers/test_mixer_records.py and tests/test_decoders.py bound them by `allowed`. Records with a row are left alone
+unless --again is given; records that are gone lose their row.
 """
 
 import argparse
@@ -11,27 +12,24 @@ import os
 import sys
 from pathlib import Path
 
+import test_decoders as segmentors
 import torch
 from golden import Record, relative_error
-from models import test_parity
-from test_decoders import RECORDS
-from test_decoders import compared as compared_segmentor
+from layers import test_mixer_records as mixers
+from models import test_parity as models
 
 from visionzoo.engine.errors import run_tool
 
 TABLE = Path(__file__).parents[1] / "docs/parity.csv"
 COLUMNS = ("record", "model", "source", "commit", "precision", "arrays", "error", "allowed", "torch")
-
-
-SEGMENTORS = {record: arguments["backbone"] for record, arguments in RECORDS.items()}
-MODELS = test_parity.MODELS | SEGMENTORS  # record -> model
+KINDS = {name: kind for kind in (models, mixers, segmentors) for name in kind.MODELS}  # by record
+MODELS = models.MODELS | mixers.MODELS | segmentors.MODELS  # record -> model
 
 
 def measure(name: str) -> dict[str, str]:
     """Return the row of one record."""
     record, errors = Record(name), []
-    compared = compared_segmentor if name in SEGMENTORS else test_parity.compared
-    for _, value, array in compared(name):
+    for _, value, array in KINDS[name].compared(name):
         errors.append((relative_error(value, array), record.tolerance(array.dtype == "float32")))
     error, allowed = max(errors, key=lambda pair: pair[0] / pair[1])
     meta = record.meta

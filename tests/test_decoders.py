@@ -4,11 +4,22 @@ import pytest
 import timm
 import torch
 from golden import Record, relative_error, sample
+from recipes import drawn, guided_attention
 from torch.nn import functional as F
 
 import visionzoo
-from visionzoo.decoders import DECODERS, SEGMENTORS, FussFreeDecoder, FussFreeEncoder, Segmentor, list_segmentors
+from visionzoo.decoders import (
+    DECODERS,
+    SEGMENTORS,
+    FussFreeDecoder,
+    FussFreeEncoder,
+    ParallelBackbones,
+    Segmentor,
+    list_segmentors,
+)
 from visionzoo.decoders.fuss_free import blur_and_halve
+from visionzoo.layers.outputs import collect
+from visionzoo.models._checkpoint import rename
 
 REDUCED = {"isr": (2, 2, 1, 1), "decoder": {**SEGMENTORS["edaformer_t_ade"].decoder, "isr": (2, 2, 2)}}
 RECORDS = {  # -> arguments of create_segmentor
@@ -40,6 +51,19 @@ BACKBONES = {  # maps: three from stride 16; four; five from stride 2; four of t
     "test_convnext": {},
     "swin_tiny_patch4_window7_224": {**_ONE, "img_size": (45, 67), "embed_dim": 8, "num_heads": (1, 1, 2, 2)},
 }
+
+SMALL = {
+    "guided_attention": {"embed_dim": 4},
+    "paratranscnn": {"embed_dim": 4},
+}  # options of decoders that are large by default
+
+
+def small(decoder):
+    """Return the decoder's specification, with the options that make it small."""
+    return {"type": decoder, **SMALL.get(decoder, {})}
+
+
+MODELS = {record: arguments["backbone"] for record, arguments in RECORDS.items()}
 
 
 def compared(name):
@@ -74,28 +98,109 @@ def test_spatial_reduction_shows_in_the_records():
     assert relative_error(reduced, plain) > 1e-3  # of the same weights and image
 
 
+def test_guided_attention_learns_as_its_authors_code_does():
+    record = Record("guided_attention/guided_attention")
+    decoder = DECODERS["guided_attention"](guided_attention.CHANNELS, num_classes=5).double()
+    state, names = rename(record.state_dict(), decoder)
+    assert names == "authors"
+    decoder.load_state_dict(state)
+    image = record.image()
+    maps = [x.requires_grad_() for x in guided_attention.maps(image)]
+    out = {"logits_full": F.interpolate(decoder.eval()(maps), image.shape[-2:], mode="bilinear")}
+    with collect() as terms:
+        logits, exits = decoder.train().decode(maps)
+    torch.testing.assert_close(logits, torch.stack([x for name, x in exits.items() if "after" in name]).mean(0))
+    full = [F.interpolate(x, image.shape[-2:], mode="bilinear") for x in exits.values()]
+    losses = dict(terms)
+    losses |= zip(exits, (F.cross_entropy(x, guided_attention.labels(image)) for x in full), strict=True)
+    out |= {"exits": torch.stack([losses[name] for name in exits])}
+    out |= {"terms": torch.stack([losses["guidance"], losses["reconstruction"]])}
+    sum(weight * losses[name] for name, weight in decoder.AUXILIARY.items()).backward()
+    out |= {f"grad_map{i}": x.grad.flatten()[:512] for i, x in enumerate(maps)}
+    ours = {name: p.grad.flatten()[:16] for name, p in decoder.named_parameters()}
+    their = {k.removeprefix("grad/"): torch.from_numpy(v) for k, v in record.arrays.items() if k.startswith("grad/")}
+    their = rename(their, decoder)[0]
+    assert sorted(their) == sorted(ours)
+    pairs = {name: (ours[name], their[name]) for name in ours} | {
+        name: (out[name], record.arrays[name]) for name in out
+    }
+    for name, (value, expected) in pairs.items():
+        expected = torch.as_tensor(expected)  # of biases before norms the gradient is 0 but for rounding
+        assert (value.detach() - expected).norm() <= 1e-9 * expected.norm() + 1e-14, name
+
+
+def test_paratranscnn_is_its_authors_with_gradients():
+    record = Record("paratranscnn/paratranscnn_small")
+    decoder = {"type": "paratranscnn", "embed_dim": 16}
+    options = {"resnet": "resnet18", "dim": 16, "num_heads": 4, "depths": (1, 2, 1)}
+    model = visionzoo.create_segmentor("paratranscnn", decoder, 5, **options).double().eval()
+    report = visionzoo.load_weights(model, record.state_dict())
+    assert (report.names, report.missing, report.unexpected, report.beside) == ("authors", [], [], [])
+    image = record.image().requires_grad_()
+    logits = model(image)
+    assert logits.shape == model.decoder(model.forward_maps(image)).shape  # nothing is interpolated
+    (logits * drawn(1, logits.shape)).sum().backward()
+    out = {"logits": logits.detach(), "grad_image": image.grad.flatten()[:512]}
+    for name, value in out.items():
+        assert relative_error(value, record.arrays[name]) <= 1e-9, name
+    ours = {name: p.grad.flatten()[:16] for name, p in model.named_parameters()}
+    their = {k.removeprefix("grad/"): torch.from_numpy(v) for k, v in record.arrays.items() if k.startswith("grad/")}
+    their = rename(their, model)[0]
+    assert sorted(their) == sorted(ours)
+    for name, expected in their.items():
+        assert (ours[name] - expected).norm() <= 1e-9 * expected.norm(), name
+
+
+def test_parallel_backbones_need_strides_in_common():
+    fine, coarse = (timm.create_model("test_resnet", features_only=True, out_indices=i) for i in ((1, 2), (3, 4)))
+    with pytest.raises(ValueError, match=r"two strides or more in common, got strides \[\[4, 8\], \[16, 32\]\]"):
+        ParallelBackbones(fine, coarse)
+
+
+def test_only_training_returns_auxiliary_outputs_and_backbones_add_their_terms():
+    mixers = {"type": "full", "sparse_term": True}
+    model = visionzoo.create_segmentor("zoo_pvtv2_b0", small("guided_attention"), 3, mixers=mixers, **_ONE)
+    model.set_auxiliary()
+    weights = model.auxiliary_weights()
+    assert {"sparsity", "guidance", "reconstruction", "before_attention_3"} < set(weights)
+    image = torch.randn(1, 3, 32, 40)
+    assert "sparsity" in model(image).terms
+    assert model.eval()(image).shape == (1, 3, 32, 40)
+    plain = visionzoo.create_segmentor("test_convnext", "edaformer", 3)
+    with pytest.raises(ValueError, match="Segmentor as built has no exits and no terms"):
+        plain.set_auxiliary()
+
+
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize(("backbone", "options"), BACKBONES.items())
 def test_any_pyramid_and_size_is_taken_and_learns(backbone, options, decoder):
-    model = visionzoo.create_segmentor(backbone, decoder, num_classes=3, **options)
-    logits = model(torch.randn(2, 3, 45, 67))
-    assert logits.shape == (2, 3, 45, 67)
-    F.cross_entropy(logits, torch.randint(3, (2, 45, 67))).backward()
+    model = visionzoo.create_segmentor(backbone, small(decoder), num_classes=3, **options)
+    image, labels = torch.randn(2, 3, 45, 67), torch.randint(3, (2, 45, 67))
+    weights = model.auxiliary_weights()
+    model.set_auxiliary(bool(weights))
+    out = model(image)
+    logits, exits, terms = out if weights else (out, (), {})
+    assert sorted([*terms, *(e.name for e in exits)]) == sorted(weights)
+    assert {x.shape for x in (logits, *(e.logits for e in exits))} == {(2, 3, 45, 67)}
+    losses = {e.name: F.cross_entropy(e.logits, labels) for e in exits} | dict(terms)
+    (F.cross_entropy(logits, labels) + sum(weights[name] * value for name, value in losses.items())).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_without_upsampling_logits_are_those_that_are_upsampled(decoder):
-    model = visionzoo.create_segmentor("test_convnext", decoder, num_classes=3, in_chans=1).eval()
+    model = visionzoo.create_segmentor("test_convnext", small(decoder), num_classes=3, in_chans=1).eval()
     image = torch.randn(1, 1, 40, 56)
     full = model(image)
     model.upsample = False
     logits = model(image)
-    assert logits.shape[-2:] == model.forward_maps(image)[0].shape[-2:]
+    scale = DECODERS[decoder].SCALE
+    assert logits.shape[-2:] == tuple(scale * side for side in model.forward_maps(image)[0].shape[-2:])
     torch.testing.assert_close(full, F.interpolate(logits, (40, 56), mode="bilinear"))
     with torch.no_grad():  # its own names, through the wrappers of trainers
         state = {f"module.{name}": value for name, value in model.state_dict().items()}
-        other = visionzoo.create_segmentor("test_convnext", decoder, num_classes=3, in_chans=1, upsample=False).eval()
+        options = {"num_classes": 3, "in_chans": 1, "upsample": False}
+        other = visionzoo.create_segmentor("test_convnext", small(decoder), **options).eval()
         assert not visionzoo.load_weights(other, {"model": state}).missing
         torch.testing.assert_close(other(image), logits)
 
@@ -142,10 +247,18 @@ def test_checkpoints_that_do_not_fit_are_named(change, message):
             r"isr must be three positive integers, got isr=\(2,",
         ),
         (("zoo_pvtv2_b0", {"type": "edaformer", "mlp_ratio": 0.0}, 3), "mlp_ratio positive, got"),
+        (("zoo_pvtv2_b0", {"type": "guided_attention", "embed_dim": 0}, 3), "embed_dim must be 1 or more, got"),
+        (("zoo_pvtv2_b0", {"type": "paratranscnn", "embed_dim": 0}, 3), "embed_dim must be 1 or more, got"),
+        (("zoo_pvtv2_b0", {"type": "paratranscnn", "gate": "ecca"}, 3), "unknown gate 'ecca'"),
         (("zoo_pvtv2_b0", {"type": "fuss_free", "up": "d"}, 3), r"up must be one of \['a', 'b', 'c'\], got up='d'"),
         (("zoo_pvtv2_b0", {"type": "fuss_free", "head": "A"}, 3), "head must be one of .* got head='A'"),
         (("zoo_pvtv2_b0", {"type": "fuss_free", "mode": "area"}, 3), "mode must be one of .*'nearest'"),
         (("zoo_pvtv2_b0", "edaformer", 0), "num_classes must be 1 or more, got num_classes=0"),
+        (("test_convnext", "edaformer", "3"), "num_classes must be 1 or more, got num_classes='3'"),
+        (("test_convnext", "edaformer", 2.0), "num_classes must be 1 or more, got num_classes=2.0"),
+        (("zoo_pvtv2_bo", "edaformer", 3), "unknown backbone 'zoo_pvtv2_bo' .did you mean 'zoo_pvtv2_b"),
+        ((None, "edaformer", 3), "expected the name of a backbone, or a module with maps, got NoneType"),
+        (("test_convnext", {"type": "edaformer", "drop_path": 1.0}, 3), "drop_path must be from 0 to 1, without 1"),
         ((torch.nn.Conv2d(3, 4, 1), "edaformer", 3), "Conv2d gives no maps of its stages"),
     ],
 )

@@ -27,6 +27,8 @@ from safetensors.torch import save_file
 
 import visionzoo  # noqa: F401  registers the families
 import visionzoo_cli
+from visionzoo.engine import UserError
+from visionzoo.engine.flags import compare_parser, train_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -57,6 +59,8 @@ def blocks(page):
 
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
+YAML = re.compile(r"^cat > (\S+\.ya?ml) <<'EOF'\n(.*?)^EOF$", re.M | re.S)  # files that bash blocks write
+FILES = [(block.page, name, text) for block in BLOCKS for name, text in YAML.findall(block.text)]
 RUNNABLE = [block for block in BLOCKS if block.language in ("python", "bash")]
 
 
@@ -186,6 +190,30 @@ def test_flags_and_syntax_are_right_in_every_block(page):
             assert named <= flags(command, openmmlab), (
                 f"{page}: visionzoo {command} has no {named - flags(command, openmmlab)}"
             )
+
+
+@pytest.mark.parametrize(("page", "name", "text"), FILES)
+def test_yaml_is_taken_by_the_command_that_the_page_gives_it_to(page, name, text, tmp_path):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    uses = "".join(block.text.replace("\\\n", " ") for block in BLOCKS if block.page == page)
+    if re.search(rf"--dataset {re.escape(name)}\b", uses):
+        description = pytest.importorskip("visionzoo.openmmlab.description")
+        task = "segmentation" if "masks:" in text else "detection"
+        assert description.read_description(path, task)["root"]
+    else:
+        commands = re.findall(rf"visionzoo (\w+) {re.escape(name)}\b", uses)
+        assert commands, f"{page}: no command takes {name}"
+        for command in commands:
+            parser = {"train": train_parser, "compare": compare_parser}[command]()
+            parser.parse_with_config([str(path)])
+
+
+def test_yaml_with_an_unknown_key_is_refused(tmp_path):
+    with pytest.raises(UserError, match="modle"):
+        test_yaml_is_taken_by_the_command_that_the_page_gives_it_to(
+            "docs/guides/train.md", "routed.yaml", "modle: zoo_poolformer_s12\n", tmp_path
+        )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

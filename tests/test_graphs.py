@@ -134,6 +134,32 @@ def test_clipping_accumulation_and_soft_targets(options):
     assert_equal(train(sizes, **options), train(sizes, recorder=TapeRecorder(), **options))
 
 
+def test_gradients_that_are_taken_away_and_states_that_are_loaded_act():
+    kept = {}
+
+    def change(number, optimizer):
+        if number == 7:  # between the two batches of an update
+            optimizer.zero_grad()
+        if number == 10:
+            kept.update(copy.deepcopy(optimizer.state_dict()))
+            for group in kept["param_groups"]:
+                group["capturable"] = False  # as a run without graphs saves them
+        if number == 14:
+            optimizer.load_state_dict(kept)
+            make_capturable(optimizer)  # of the plain one, as in `train`
+
+    sizes, recorder = [(4, 8)] * 24, TapeRecorder()
+    plain, graphed = (train(sizes, change=change, accumulate=2, recorder=each) for each in (None, recorder))
+    assert_equal(plain, graphed)
+    assert recorder.recordings == 4  # backward, update, average, and the update anew
+
+
+def test_a_batch_is_tensors():
+    step = TrainingStep(lambda x, y: x.sum(), torch.optim.SGD(nn.Linear(2, 2).parameters()), recorder=TapeRecorder())
+    with pytest.raises(TypeError, match="takes the tensors of a batch, one by one, got dict among them"):
+        step(torch.zeros(1), {"boxes": torch.zeros(1)})
+
+
 def test_each_shape_has_a_graph_and_an_odd_batch_none():
     sizes = [*[(4, 8)] * 5, (3, 8), *[(4, 10)] * 5, (3, 10), *[(4, 8)] * 2, (2, 8)]
     recorder = TapeRecorder()

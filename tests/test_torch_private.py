@@ -90,7 +90,7 @@ def test_exporting_is_seen_and_compiling_is_not_exporting():
             seen.append(private.is_exporting())
             return x + 1
 
-    torch.export.export(Model(), (torch.zeros(2),))
+    torch.export.export(Model(), (torch.zeros(2),), strict=False)
     exported, seen[:] = list(seen), []
     compiled = torch.compile(lambda x: x + 1 if private.is_exporting() else x + 2, backend="eager", fullgraph=True)
     assert all(exported) and exported

@@ -1,12 +1,12 @@
 """Every private name of torch that visionzoo uses, with what it is for; other files import it from here.
 
 torch may rename or change these without notice. tests/test_torch_private.py checks that the installed torch has them,
-that they do what is stated here (run with torch 2.11 and 2.14), and that no other file uses a private name.
+that they do what is stated here (run with torch 2.7, 2.11 and 2.14), and that no other file uses a private name.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -59,7 +59,7 @@ def forward_mode_level() -> int:
 
 
 def is_exporting() -> bool:
-    """Whether torch.export (ONNX, AOTInductor) is tracing; needs torch 2.7.
+    """Whether torch.export (ONNX, AOTInductor) is tracing, but for `strict=True`, which torch 2.7 has by default.
 
     `torch.compiler.is_exporting()` would be the public name; the compiler of torch 2.11 takes it for true also where
     nothing is exported.
@@ -68,14 +68,10 @@ def is_exporting() -> bool:
 
 
 def without_special_ones() -> AbstractContextManager[None]:
-    """Let torch.export not ask whether a size is 1, which would bind a program to maps of more than one window.
-
-    Needs torch 2.7; with an earlier one it changes nothing.
-    """
+    """Let torch.export not ask whether a size is 1, which would bind a program to maps of more than one window."""
     from torch.fx.experimental import _config
 
-    name = "backed_size_oblivious"
-    return _config.patch(name, True) if hasattr(_config, name) else nullcontext()  # type: ignore[attr-defined]
+    return _config.patch("backed_size_oblivious", True)  # type: ignore[attr-defined]
 
 
 def find_cpp_compiler() -> str:

@@ -141,6 +141,7 @@ class TrainingStep:
         self._backward: dict[Any, _Recording] = {}
         self._update: _Recording | None = None
         self._average: _Recording | None = None
+        self._state: Any = getattr(optimizer, "state", None)  # that the recording changes
         self._settings: list[dict[str, Any]] = []  # of the optimizer's groups in the recording, but for the rates
         self._rates: list[Tensor] = []  # where the recorded update reads them
         self._sent: list[float] = []  # what is there
@@ -178,7 +179,13 @@ class TrainingStep:
 
         Raises:
             CaptureError: the step cannot be recorded.
+            TypeError: the batch holds something else than tensors.
         """
+        if strangers := [type(part).__name__ for part in batch if not isinstance(part, Tensor)]:
+            raise TypeError(
+                f"a training step takes the tensors of a batch, one by one, got {', '.join(strangers)} among them; "
+                "take it apart before, and keep what is no tensor out of `forward`'s arguments"
+            )
         if self._begins and self.replicas is not None:
             self.replicas.share_buffers()
         self._begins = False
@@ -197,8 +204,8 @@ class TrainingStep:
             return result
         for static, tensor in zip(found.batch, batch, strict=True):
             static.copy_(tensor, non_blocking=True)
-        found.replay()
         self._bind_gradients()
+        found.replay()
         return _each(found.result, Tensor.clone)  # other recordings use its memory for what they compute
 
     def _compute(self, batch: Sequence[Tensor], group: int) -> Any:
@@ -240,10 +247,14 @@ class TrainingStep:
             self._bind_gradients()
 
     def _bind_gradients(self) -> None:
-        """Give parameters the gradients of the recordings, whoever took them away."""
+        """Give parameters the gradients of the recordings, zeros where they were taken away (`zero_grad`)."""
+        taken = []
         for parameter, gradient in zip(self._learning, self._gradients, strict=False):
             if parameter.grad is not gradient:
+                taken += [gradient] if parameter.grad is None else []
                 parameter.grad = gradient
+        if taken:
+            foreach_zero_(taken)
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -266,6 +277,11 @@ class TrainingStep:
             self.replicas.average_gradients(self._parameters)
             if self.recorder is not None and self._update is None:
                 self._meet_learning()
+        state = getattr(self.optimizer, "state", None)
+        if self._state is not state:  # another was loaded, and with it settings
+            self._state, self._update, self._warm = state, None, 0
+            if self._records_update:
+                make_capturable(self.optimizer)
         if self._update is not None and self._settings != self._settings_now():
             self._update = None  # which other settings than rates need
         self._send_rates()

@@ -95,6 +95,21 @@ def test_names_by_number_are_in_the_order_of_the_numbers(good, tmp_path):
     assert visionzoo.models._hub.published(model)["class_names"] == ["a", "c", "d"]
 
 
+@pytest.mark.parametrize(
+    ("model", "repository"),
+    [("zoo_poolformer_s12", "timm/poolformer_s12.sail_in1k"), ("hf-hub:someone/model", "someone/model")],
+)
+def test_without_a_network_it_is_said_what_was_tried_and_what_to_do(tmp_path, monkeypatch, capsys, model, repository):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    argv = ["--model", model, "--pretrained", "--dataset", "visionzoo/digits", "--device", "cpu"]
+    assert run_tool("eval", *argv) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: the weights of {model} are neither in the cache {tmp_path / 'cache'} nor ")
+    assert f"https://huggingface.co/{repository} (OfflineModeIsEnabled)" in said
+    assert "--initial-checkpoint FILE" in said and "--checkpoint FILE" in said
+
+
 @pytest.mark.parametrize("error", [ConnectionError("no route"), OSError(101, "Network is unreachable"), RuntimeError()])
 def test_a_push_without_a_network_leaves_nothing_in_the_way(tmp_path, monkeypatch, capsys, error):
     def create_repo(self, *_, **__):

@@ -12,9 +12,9 @@ from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.data import class_names, open_split, open_train_and_val
 from visionzoo.engine.errors import Interrupted, UserError
 from visionzoo.engine.interruption import StopSignals
+from visionzoo.engine.optimization import learning_rate
 from visionzoo.engine.options import changed
 from visionzoo.engine.parallel import Process
-from visionzoo.engine.recipe import learning_rate
 from visionzoo.engine.run import build_run
 from visionzoo.engine.training import Training, train
 

@@ -11,9 +11,9 @@ from timm.utils import unwrap_model
 from torch.nn.parallel import DistributedDataParallel
 
 from visionzoo.engine.errors import UserError
+from visionzoo.engine.optimization import make_optimizer
 from visionzoo.engine.options import changed
 from visionzoo.engine.parallel import Process, start_process
-from visionzoo.engine.recipe import make_optimizer
 from visionzoo.engine.run import build_run, check_graphs
 from visionzoo.engine.training import Training, train
 from visionzoo.graphs import make_capturable

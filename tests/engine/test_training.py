@@ -20,8 +20,8 @@ from timm.data import IterableImageDataset
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import Interrupted, UserError
 from visionzoo.engine.images import batches
+from visionzoo.engine.optimization import learning_rate, total_batch
 from visionzoo.engine.parallel import Process
-from visionzoo.engine.recipe import learning_rate, total_batch
 from visionzoo.engine.run import build_run
 from visionzoo.engine.training import Training, train
 

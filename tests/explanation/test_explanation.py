@@ -2,6 +2,7 @@
 
 import networkx
 import numpy as np
+import PIL.Image
 import pytest
 import timm
 import torch
@@ -216,9 +217,12 @@ def test_noise_is_of_its_octave_and_hides_what_stands_on_it():
 def test_explanations_have_what_the_model_has_and_say_what_it_lacks(tmp_path, image):
     model = deit().train()
     model.blocks[0].requires_grad_(False)
+    model.blocks[1].eval()
     before = [parameter.requires_grad for parameter in model.parameters()]
+    modes = [module.training for module in model.modules()]
     found = visionzoo.explain_image(model, image, mask=np.eye(8), with_faithfulness=True)
-    assert model.training and [parameter.requires_grad for parameter in model.parameters()] == before
+    assert [module.training for module in model.modules()] == modes
+    assert [parameter.requires_grad for parameter in model.parameters()] == before
     assert set(found.maps) == {"rollout", "gradient_input"} == set(found.curves) == set(found.overlaps)
     assert found.maps["rollout"].shape == (2, 3) and found.notes["rollout"] == "of the class token"
     rollout = attention_rollout(attention_weights(deit(), image))
@@ -231,6 +235,30 @@ def test_explanations_have_what_the_model_has_and_say_what_it_lacks(tmp_path, im
     assert set(some.maps) == {"rollout"} and set(some.left_out) == {"exits"}
     flow = visionzoo.explain_image(model, image, methods=["flow"], place=(0.9, 0.9)).maps["flow"]
     np.testing.assert_allclose(flow.ravel(), attention_flow(attention_weights(deit(), image), 6)[1:].numpy(), atol=1e-6)
+
+
+def test_pictures_are_read_in_the_model_s_mode(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    picture = PIL.Image.fromarray(pixels).quantize(16)
+    expected = visionzoo.explain_image(deit(), picture.convert("RGB"), methods=[]).classes
+    picture.save(tmp_path / "palette.png")
+    for given in (picture, picture.convert("RGBA"), tmp_path / "palette.png"):
+        assert visionzoo.explain_image(deit(), given, methods=[]).classes == expected
+    for deep in (PIL.Image.new("I;16", (32, 32)), PIL.Image.new("F", (32, 32))):
+        with pytest.raises(ValueError, match=r"pixels of 16 or 32 bits .* give one of 8 bits"):
+            visionzoo.explain_image(deit(), deep)
+
+
+def test_mixers_of_parts_of_the_image_have_no_places_on_it():
+    torch.manual_seed(0)
+    image = torch.randn(1, 3, 32, 48)
+    model = timm.create_model("zoo_tnt_s", depth=2, num_classes=2).eval()
+    assert [(seen.name, seen.place) for seen in attended(model, image, (0.2, 0.9))] == [
+        ("blocks.0.mixer", (0, 2)),
+        ("blocks.1.mixer", (0, 2)),
+    ]
+    with pytest.raises(ValueError, match=r"blocks.0.inner.mixer run on 6 maps of an image, each a part of it"):
+        attended(model, image, mixers=["blocks.0.inner.mixer"])
 
 
 def test_colors_are_principal_components(image):
@@ -250,6 +278,10 @@ def test_what_cannot_be_is_said(image):
         (lambda: visionzoo.explain_image(deit(), image, methods=["rolout"]), "unknown method 'rolout'"),
         (lambda: visionzoo.explain_image(deit(), image, place=(0, 2)), "place is two shares from 0 to 1"),
         (lambda: visionzoo.explain_image(deit(), image, target=4), "target must be a class from 0 to 3, got target=4"),
+        (
+            lambda: visionzoo.explain_image(deit(in_chans=4), image[:, [0, 1, 2, 2]]),
+            r"4 channels, mean 3 numbers; .*0.5",
+        ),
         (lambda: visionzoo.explain_image(deit(), image[0, 0]), "expected a picture, its path, or one image"),
         (lambda: visionzoo.explain_image(pyramid, image, methods=["rollout"]), "PoolFormer is not an isotropic model"),
         (lambda: attention_weights(deit(mixers="pool"), image), "its mixers are PoolMixer; models that have them"),

@@ -5,7 +5,19 @@ import pytest
 import torch
 from golden import Record, relative_error
 
-from visionzoo.layers.mixers import ChannelMixer, KMeansMixer, LinearMixer, MixerNCHW, MultiPoolMixer, ScoreMixer
+from visionzoo.layers.mixers import (
+    MIXERS,
+    ChannelMixer,
+    DynamicLocalMixer,
+    ExpertChoiceMixer,
+    FourierMixer,
+    KMeansMixer,
+    LinearMixer,
+    MixerNCHW,
+    MultiPoolMixer,
+    PatternMixer,
+    ScoreMixer,
+)
 
 
 def _same(state):
@@ -36,6 +48,64 @@ def _neural(state):
     return ours | {"qkv.weight": qkv, "proj.weight": state["W_out.weight"], "proj.bias": torch.zeros(12)}
 
 
+def _of_pairs(kernel, keys):
+    """Put a kernel for rows of queries and keys [G, 1, a, b] into one for squares; that of queries ends in its own."""
+    heads, _, queries, width = kernel.shape
+    whole = kernel.new_zeros(heads, queries, queries, width, width)
+    whole[:, -1, :, width // 2 if keys == "both" else -1] = kernel[:, 0]
+    return whole
+
+
+def _multi_token(state):
+    ours = {
+        "qkv.weight": torch.cat([state[f"layer.w{n}.weight"] for n in "qkv"]),
+        "proj.weight": state["layer.wo.weight"],
+        "proj.bias": torch.zeros(12),
+        "score_conv.weight": _of_pairs(state["layer.mta_kernel"], "both" if "layer.head_kernel" in state else "before"),
+    }
+    if "layer.head_kernel" in state:
+        return ours | {"weight_mix.weight": state["layer.head_kernel"]}
+    return ours | {
+        "score_mix.weight": state["layer.wpsm.weight"].T[None],
+        "weight_conv.weight": _of_pairs(state["layer.mta_kernel_after_sm"], "before"),
+    }
+
+
+def _selective(state):
+    names = {"c_attn": "qkv", "c_proj": "proj"}
+    return {"beta": state["beta"]} | {
+        f"{names[part]}.{kind}": state[f"{part}.{kind}"] for part in names for kind in ("weight", "bias")
+    }
+
+
+def _universal(state):
+    tables = {"ur_rp_bias": "offset_factor", "rp_bias": "position_bias"}
+    found = {f"{tables[part]}.table": state[f"{part}.weight"] for part in tables if f"{part}.weight" in state}
+    return _separate(state) | found
+
+
+def _experts(state):
+    return {"router.weight": state["r.0.weight"], "qkv": state["QKV.W"], "proj": state["O.W"]}
+
+
+def _discs(state):
+    ours = {f"qkv.{kind}": torch.cat([state[f"to_{n}.{kind}"] for n in "qkv"]) for kind in ("weight", "bias")}
+    ours |= {name: value for name, value in state.items() if name.startswith("proj.")}
+    cells = state.get("processor.spatial_weight")
+    return ours if cells is None else ours | {"cell_weight": cells[0, 0, 0, :, 0, :, 0]}
+
+
+def _dynamic_local(state):
+    names = {"conv0": "in_proj", "conv1": "proj", "conv.conv1.0": "reduce", "conv.conv1.1": "conv"}
+    names["conv.conv2.0"] = "to_weights"
+    ours = {f"{ours}.{kind}": state.get(f"{n}.{kind}") for n, ours in names.items() for kind in ("weight", "bias")}
+    return {
+        name: value if name == "conv.weight" or value.ndim == 1 else value[:, :, 0, 0]
+        for name, value in ours.items()
+        if value is not None
+    }
+
+
 def _keys_are_queries(state):
     ours = _same(state)
     q, _, v = ours["qkv.weight"].chunk(3)
@@ -63,6 +133,10 @@ def _score(**options):
     return ScoreMixer(12, 3, **options)
 
 
+def _multi_token_mixer(**options):
+    return ScoreMixer(12, 4, query_padding="before", qkv_bias=False, **options)
+
+
 def _linear(feature_map, **options):
     return LinearMixer(12, 3, feature_map=feature_map, **options)
 
@@ -82,6 +156,22 @@ RECORDS = {
     "scores/gaussian": (_score(score="gaussian"), _same),
     "scores/gaussian_keys": (_score(score="gaussian", key_steps=2), _same),
     "scores/neural": (_score(score="neural", hidden_dim=4, qkv_bias=False), _neural),
+    "scores/mta": (_multi_token_mixer(query_kernel=3, key_kernel=5, weight_groups=2), _multi_token),
+    "scores/mta_weights": (
+        _multi_token_mixer(
+            query_kernel=3,
+            key_kernel=3,
+            key_padding="before",
+            weight_query_kernel=2,
+            weight_key_kernel=3,
+            score_groups=4,
+        ),
+        _multi_token,
+    ),
+    "scores/selective": (_score(temperature="position"), _selective),
+    "scores/urpe": (_score(offset_factor=True, map_size=(1, 9)), _universal),
+    "scores/urpe_bias": (_score(offset_factor=True, position_bias=True, map_size=(1, 9)), _universal),
+    "linear/log_normal": (_linear("log_normal"), _same),
     "linear/cosformer": (_linear("cosformer"), _separate),
     "linear/favor": (_linear("favor", num_features=6), _same),
     "linear/favor_relu": (_linear("favor_relu", num_features=6), _same),
@@ -90,18 +180,32 @@ RECORDS = {
     "sparse/kmeans_shared": (KMeansMixer(12, 3, num_clusters=2, window_size=4, shared_qk=True), _keys_are_queries),
     "sparse/topk_channels": (_of_channels(2, "topk_softmax"), _channels),
     "sparse/relu_channels": (_of_channels(3, "relu"), _channels),
+    "sparse/clear": (PatternMixer(12, 3, parts=("disc",), radius=3), _discs),
+    "sparse/clear_cells": (PatternMixer(12, 3, parts=("disc", "cells"), radius=3, cell_size=2), _discs),
+    "sparse/dynamic_local": (DynamicLocalMixer(12, 3, kernel_size=3), _dynamic_local),
+    "sparse/expert_choice": (ExpertChoiceMixer(12, 3, sparsity=2), _experts),
+    "sparse/fnet": (FourierMixer(12, sequence=True, orthonormal=False), _same),
     "sparse/ponet": (MultiPoolMixer(12, 3, segments=2), _same),
 }
 
 
-@pytest.mark.parametrize("name", RECORDS)
-def test_outputs_and_gradients_are_the_authors(name):
+def compared(name):
+    """Yield what a record holds of a mixer, as (array's name, value, array)."""
     record, (mixer, ours) = Record(name), RECORDS[name]
     mixer = mixer.double().eval()
     mixer.load_state_dict(ours(record.state_dict()))
     x = record.image().requires_grad_()
     out = MixerNCHW(mixer)(x) if x.ndim == 4 else mixer(x.unsqueeze(1)).squeeze(1)
     (out * torch.from_numpy(np.random.RandomState(4).standard_normal(out.shape))).sum().backward()
-    for value, expected in ((out.detach(), record.arrays["out"]), (x.grad, record.arrays["grad_x"])):
-        assert expected.size == value.numel()
-        assert relative_error(value.flatten(), expected) <= record.tolerance()
+    for key, value in (("out", out.detach()), ("grad_x", x.grad)):
+        assert record.arrays[key].size == value.numel()
+        yield key, value.flatten(), record.arrays[key]
+
+
+MODELS = {name: next(key for key in MIXERS if MIXERS[key] is type(mixer)) for name, (mixer, _) in RECORDS.items()}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_outputs_and_gradients_are_the_authors(name):
+    for key, value, expected in compared(name):
+        assert relative_error(value, expected) <= Record(name).tolerance(), key

@@ -34,7 +34,7 @@ def load_small(path: str) -> Config:
                 part.num = 4
             if key == "rcnn" and stage == "test_cfg":
                 part.update(max_per_img=2, score_thr=0.0)
-    if model.type == "RetinaNet":
+    if model.type in ("RetinaNet", "FCOS", "ATSS"):
         model.test_cfg.update(nms_pre=50, max_per_img=4, score_thr=0.0)
     if model.type == "DINO":
         model.num_queries = model.test_cfg.max_per_img = 10

@@ -1,6 +1,9 @@
 """What is changed in OpenMMLab's libraries: everything that is listed, once, and nothing that is no longer there."""
 
+import re
 import sys
+import warnings
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -32,4 +35,28 @@ def test_a_second_installation_changes_nothing():
 def test_a_library_without_what_a_patch_replaces_is_refused(monkeypatch):
     monkeypatch.setattr(_compat, "mmengine_checkpoint", ModuleType("mmengine.runner.checkpoint"))
     with pytest.raises(RuntimeError, match=r"replaces mmengine\.runner\.checkpoint\._safe_torch_load, which this"):
+        _compat.install()
+
+
+def test_the_documentation_lists_every_patch():
+    page = (Path(__file__).parents[2] / "docs/api/openmmlab.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| mm")]
+    assert len(rows) == len(_compat.PATCHES)
+    for row, patch in zip(rows, _compat.PATCHES, strict=True):
+        assert re.search(r"`([^`]+)`", patch.what)[1] in row
+        assert row.startswith(f"| {' '.join(patch.library.split()[:2])} |".replace(",", ""))
+
+
+def test_releases_that_were_not_checked_are_named_once(monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _compat._warn_of_untested.__wrapped__()  # the installed ones
+    releases = {"onedl-mmengine": "0.11.0", "onedl-mmdetection": "3.50.0"}
+    real = _compat.version
+    monkeypatch.setattr(_compat, "version", lambda name: releases.get(name) or real(name))
+    _compat._warn_of_untested.cache_clear()
+    with pytest.warns(UserWarning, match=r"mmengine 0\.11\.0 \(checked: 0\.10\), mmdet 3\.50\.0 \(checked: 3\.5\); "):
+        _compat.install()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         _compat.install()

@@ -122,7 +122,7 @@ def test_some_of_the_annotated_classes_may_be_taken(pets):
     use_dataset(cfg, pets())
     use_classes(cfg, ["cat"])
     assert cfg.model.bbox_head.num_classes == 1
-    assert any(re.search("1 categories that are not used in .*: dog", note) for note in notes(cfg))
+    assert any(re.search("1 unused category in .*: dog", note) for note in notes(cfg))
     use_classes(cfg, ["horse"])
     with pytest.raises(UserError, match=r"1 of 1 class not among the annotated categories \(horse\)"):
         check_data(cfg)
@@ -404,7 +404,7 @@ def test_background_and_small_images_are_a_choice(pets, tmp_path):
         if used:
             assert check_data(cfg)[0].startswith(f"train_dataloader: {used} of 2 images")
         else:
-            with pytest.raises(UserError, match="they are smaller than 40 pixels"):
+            with pytest.raises(UserError, match="smaller than 40 pixels"):
                 check_data(cfg)
     for changes in ({"background_images": "yes"}, {"min_image_size": -1}):
         with pytest.raises(UserError, match=f"expected {next(iter(changes))}: "):
@@ -414,10 +414,10 @@ def test_background_and_small_images_are_a_choice(pets, tmp_path):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"iscrowd": 1}, r"are crowds \(iscrowd: 1\)"),
-        ({"ignore": 1}, "are marked ignore: 1"),
+        ({"iscrowd": 1}, r"marked as crowds \(iscrowd: 1\)"),
+        ({"ignore": 1}, "marked ignore: 1"),
         ({"area": 0}, '2 boxes of .*train.json with "area": 0 or less, from which nothing is learned: 1, 2'),
-        ({"bbox": [100, 3, 4, 4]}, "are outside of their image"),
+        ({"bbox": [100, 3, 4, 4]}, "outside of the image"),
     ],
 )
 def test_nothing_left_to_learn_from_stops_training(pets, tmp_path, change, reason):

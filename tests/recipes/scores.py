@@ -1,6 +1,7 @@
 """Scores and normalizers in place of softmax, of 9 tokens of 12 channels in three heads."""
 
 import math
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from .gates import gradients
 
 COG = Source("https://github.com/trestad/CogAttn", "efecf29e3e5a7a08b4c5b2b96afcbf9fac6900ef", "none given")
 ENTMAX = Source("https://github.com/deep-spin/entmax", "c2bec6d5e7d649cba7766c2172d89123ec2a6d70", "MIT")
+MTA = Source("https://github.com/facebookresearch/RAM", "e6f051fbcfaef4cab69bf2ea1b25f500f94c0c64", "MIT")
 NEURAL = Source(
     "https://github.com/awayfromzel/neural-attention-research", "f6572f573ec43ddf26b01d468557b1b6e5649cb7", "MIT"
 )
@@ -18,9 +20,13 @@ PROBABILISTIC = Source(
     "2945e0611814c2c7677badc2c2b8315d34204b27",
     "Apple sample code",
 )
+SELECTIVE = Source(
+    "https://github.com/umich-sota/selective_attention", "4ea65202c4cc0d7e4d0f621d5f1722d3770cd275", "Apache-2.0"
+)
 SIGMOID = Source(
     "https://github.com/apple/ml-sigmoid-attention", "9273b493f234ccbb184cab1131010dd0e965d8ce", "Apple sample code"
 )
+URPE = Source("https://github.com/lsj2408/URPE", "47b711f85be5de010deeafa9d8788d399912c3a2", "MIT")
 
 
 def recipe(source, file, factory, notes="", **options):
@@ -109,6 +115,84 @@ def sparse(function):
     )
 
 
+class MultiToken(nn.Module):
+    """Multi-token attention whose queries see all keys, with softmax in float64 and on the CPU."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        layer.normalize_attention = lambda att_type: lambda scores: scores.softmax(-1).clone()
+
+    def forward(self, x):
+        """Attend."""
+        made, mask = torch.tensor, x.new_zeros(1, 1, x.shape[1], x.shape[1])
+        with patch.object(torch, "tensor", lambda value, **_: made(value)):
+            return self.layer(x, x, mask=mask)
+
+
+def multi_token(module, **kwargs):
+    """Build the attention of four heads."""
+    options = module.MTATransformerArgs(use_mta=True, **kwargs)
+    return MultiToken(module.Attention(12, 3, 4, 4, 1e4, False, 9, options, dropout=0.0, layer_id=0))
+
+
+def mta(**kwargs):
+    """Return the recipe of multi-token attention."""
+    lingua = {"apply_rotary_emb": lambda q, k, *_: (q, k), "repeat_kv": lambda x, *_, **__: x}
+    return recipe(
+        MTA, "projects/mta/mta_transformer.py", multi_token, "no rotary positions, no mask, softmax in float64",
+        stand_ins={"lingua.transformer": lingua, "xformers.ops": {}}, **kwargs,
+    )  # fmt: skip
+
+
+def selective(module):
+    """Build attention with the temperature of positions, where every query sees all 9 keys."""
+    layer = module.CausalSelfAttention(module.GPTConfig(block_size=9, n_head=3, n_embd=12))
+    layer.mask_cache = torch.ones(1, 1, 9, 9, dtype=torch.bool)
+    layer.row_length_buffer = torch.full((1, 1, 9, 1), 9.0, dtype=torch.float64)
+    return layer
+
+
+class Universal(nn.Module):
+    """URPE's attention with numbers for each offset, as the file of the encoder makes them from its tables."""
+
+    def __init__(self, layer, bias):
+        super().__init__()
+        self.layer, self.ur_rp_bias = layer, nn.Embedding(17, 3)
+        self.rp_bias = nn.Embedding(17, 3) if bias else None
+
+    def forward(self, x):
+        """Attend."""
+        places = torch.arange(9)
+        offsets, x = places - places[:, None] + 8, x.transpose(0, 1)
+        bias, factor = (
+            None if table is None else table(offsets).permute(2, 0, 1).repeat(x.shape[1], 1, 1)
+            for table in (self.rp_bias, self.ur_rp_bias)
+        )
+        out, _ = self.layer(x, x, x, need_weights=False, rel_pos_bias=bias, ur_rel_pos_bias=factor)
+        return out.transpose(0, 1)
+
+
+def universal(module, bias):
+    """Build URPE's attention."""
+    return Universal(module.MultiheadAttention(12, 3, self_attention=True), bias)
+
+
+def urpe(bias):
+    """Return the recipe of attention with a factor for each offset, and a bias for each."""
+    fairseq = {
+        "fairseq.utils": {"softmax": lambda scores, dim, onnx_trace: scores.softmax(dim)},
+        "fairseq.incremental_decoding_utils": {},
+        "fairseq.modules.fairseq_dropout": {"FairseqDropout": lambda *_, **__: nn.Identity()},
+        "fairseq.modules.quant_noise": {"quant_noise": lambda layer, *_: layer},
+    }
+    return recipe(
+        URPE, "fairseq/modules/multihead_attention.py",
+        universal,
+        "tables of one entry for each offset, read as in transformer_sentence_encoder.py", stand_ins=fairseq, bias=bias,
+    )  # fmt: skip
+
+
 RECIPES = {
     "sigmoid": apple(qk_norm=False),
     "sigmoid_qk_norm": apple(qk_norm=True),
@@ -120,8 +204,18 @@ RECIPES = {
     "entmax": sparse("entmax_bisect"),
     "gaussian": gaussian(steps=0),
     "gaussian_keys": gaussian(steps=2),
+    "mta": mta(query_kernel_size=3, key_kernel_size=5, head_kernel_size=2),
+    "mta_weights": mta(
+        query_kernel_size=3, key_kernel_size=3, after_sm_query_kernel_size=2, after_sm_key_kernel_size=3,
+        pad_key="left", pre_sm_linear_head=True,
+    ),
     "neural": recipe(
         NEURAL, "vision_neural_attention/Models/NeuralAttention.py", "NeuralAttention",
         dim=12, heads=3, causal=False, projection_dim=4,
     ),
+    "selective": recipe(
+        SELECTIVE, "lit_gpt/gpt_2_PTS.py", selective, "every query sees all keys, and its row is as long as they are"
+    ),
+    "urpe": urpe(bias=False),
+    "urpe_bias": urpe(bias=True),
 }  # fmt: skip

@@ -15,10 +15,10 @@ import torch
 from engine.helpers import run_tool
 from torch import nn
 
-from visionzoo.benchmark import report, rivals, runner, timing
+from visionzoo.benchmark import baselines, report, runner, timing
 from visionzoo.benchmark.cases import Absent, Case, Measurement, Run, Settings, path, select
-from visionzoo.benchmark.contest import Contender, Contest
 from visionzoo.benchmark.host import host_cases
+from visionzoo.benchmark.implementations import Implementation, Problem
 from visionzoo.benchmark.memory import biformer_builders, memory_cases, saved_bytes, step_case
 from visionzoo.benchmark.models import Mode, Pair, Twins, model_cases, pair_cases
 from visionzoo.benchmark.operations import attention_costs, operation_cases
@@ -86,7 +86,7 @@ def test_a_run_leaves_rows_a_report_and_pictures(tmp_path, capsys):
     [
         (["operations", "--only", "ruoted"], "--only ruoted --skip  leave no measurement of operations"),
         (["report"], "no results in"),
-        (["models", "--rivals", "nowhere"], "no folder nowhere: --rivals"),
+        (["models", "--rivals", "nowhere"], "no folder nowhere: --baselines"),
     ],
 )
 def test_what_a_user_can_mend_is_one_message(argv, message, tmp_path, capsys):
@@ -215,20 +215,20 @@ def test_another_function_is_found_out(measure):
         "gradient forgotten": lambda x, table: x.detach() * table + 0 * x,
         "other": lambda x, table: x * table * 1.1,
     }
-    contenders = {name: Contender(lambda inputs, f=f: f) for name, f in functions.items()}
-    contest = Contest(
+    implementations = {name: Implementation(lambda inputs, f=f: f) for name, f in functions.items()}
+    problem = Problem(
         SETTINGS,
         "name",
         8,
         "shape",
         draw,
-        contenders,
+        implementations,
         lambda batch, itemsize: {"forward": None, "forward+backward": None},
         shared=("table",),
     )
     agrees = {}
-    for name in contenders:
-        run = contest.prepare(name, measure)
+    for name in implementations:
+        run = problem.prepare(name, measure)
         error, allowed = run.check(run.call())
         agrees[name] = error <= allowed
     assert agrees == {
@@ -252,8 +252,8 @@ def test_another_function_is_found_out(measure):
         (11, 3, 3, 3),
     ],
 )
-def test_rivals_see_the_neighborhood_of_natten(length, kernel, dilation, stride):
-    seen = rivals.neighborhood(length, kernel, dilation, stride, CPU)
+def test_baselines_see_the_neighborhood_of_natten(length, kernel, dilation, stride):
+    seen = baselines.neighborhood(length, kernel, dilation, stride, CPU)
     for query in range(length):
         group = [key for key in range(length) if key % dilation == query % dilation]
         # the window of `kernel` members around the middle of those that share it, moved inside where it would stick out
@@ -600,11 +600,12 @@ def test_every_aim_names_measurements_that_exist():
             ending = f"/{target.ours}/{target.measure}"
             assert sum(name.startswith(target.case) and name.endswith(ending) for name in names) == 4
             continue
-        for implementation in filter(None, (target.ours, target.rival)):
+        for implementation in filter(None, (target.ours, target.baseline)):
             assert f"{target.case}/{implementation}/{target.measure}" in names
 
 
-def test_a_folder_of_rivals_must_exist(monkeypatch):
-    monkeypatch.setenv("VISIONZOO_RIVALS", "nowhere")
+@pytest.mark.parametrize("variable", ["VISIONZOO_BASELINES", "VISIONZOO_RIVALS"])
+def test_a_folder_of_baselines_must_exist(monkeypatch, variable):
+    monkeypatch.setenv(variable, "nowhere")
     with pytest.raises(UserError, match="no folder nowhere"):
-        rivals.use_folder(None)
+        baselines.use_folder(None)

@@ -12,6 +12,7 @@ import time
 
 import pytest
 import torch
+import yaml
 from engine.helpers import TINY_FLAGS, rows, run_tool, write_splits
 from matplotlib.figure import Figure
 
@@ -100,9 +101,30 @@ def test_probes_begin_where_their_model_ended_and_count_what_they_train(command,
     assert "| Trained (M) |" in text and "then 1 of each probe on the frozen features of that very model" in text
 
 
+def test_variants_are_each_model_under_other_flags(command, tmp_path, capsys):
+    variants = ["--variants", "plain", "relaxed relaxed_attention=0.2 drop_path=0.1"]
+    few = ["--epochs", "1", *variants]
+    model = f"{POOL} mixers='full'"
+    assert command(*few, models=[model]) == 0
+    results = {row["model"]: row for row in table(tmp_path / "out/tiny/results.csv")}
+    assert list(results) == [f"{model} plain", f"{model} relaxed"]
+    given = [yaml.safe_load((folder_of(tmp_path, name) / "args.yaml").read_text()) for name in results]
+    assert [args["relaxed_attention"] for args in given] == [0.0, 0.2]
+    assert {key for key in given[0] if given[0][key] != given[1][key]} == {
+        *("relaxed_attention", "drop_path", "experiment")
+    }
+    capsys.readouterr()
+    assert command("--epochs", "1", "--variants", "plain", "relaxed relaxed_attention=0.3", models=[model]) == 1
+    assert "give it another label" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--variants", "a", "a"], "--variants: 'a' is there twice"),
+        (["--variants", "a relaxed=1"], "--variants a: unknown key 'relaxed'"),
+        (["--variants", "a relaxed_attention=2"], "--variants a: relaxed_attention: expected a number at least 0"),
+        (["--variants", "a output=x"], "--variants a: output is of the whole comparison; leave it out"),
         (["--probes", "lineer"], "--probes: expected some of linear, attentive, ep, got 'lineer'; did you mean linear"),
         (["--probes", "ep", "ep"], "each once, got"),
         (["--probes", "ep num_queries=3"], "num_queries must divide the 16 channels"),
@@ -191,7 +213,7 @@ def done(tmp_path):
         ("recipe.yaml", lambda b: b"a: [", "cannot read"),
         ("recipe.yaml", lambda b: b"", "recipe.yaml: expected a mapping of flags to values, got None"),
     ],
-    ids=str,
+    ids=["cut", "cell", "seed", "utf8", "quote", "twice", "spec", "yaml", "empty"],
 )
 def test_damaged_results_are_neither_reported_nor_replaced(command, done, capsys, name, damage, message):
     path = done / name
@@ -381,6 +403,7 @@ def test_a_signal_ends_the_processes_and_they_save(mixers, tmp_path, monkeypatch
         ({"seeds": ["1", "1"]}, "--seeds: expected numbers, each once"),
         ({"flags": ["--growth-tokens", "64", "4"]}, "--growth-tokens: expected the smaller number first, got 64 4"),
         ({"flags": ["--models", POOL]}, "expected --models, or --hosts and --mixers"),
+        ({"flags": ["--variants", "a"]}, "--variants are of --models; leave --hosts and --mixers out"),
         ({"flags": ["--jobs", "0"]}, "--jobs: expected a number at least 1, got 0"),
     ],
 )

@@ -70,6 +70,8 @@ def test_pictures_are_written_for_each_image_and_the_mean_of_the_curves(pictures
     monkeypatch.setattr(view, "draw_prediction", lambda _image, classes, path: drawn.append((classes, path)) or set())
     mask = tmp_path / "mask.png"
     Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(mask)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/faithfulness.png").write_bytes(b"of another start")
     flags = ["--save", str(tmp_path / "out"), "--method", "rollout", "--place", "0.1", "0.9", "--mask", str(mask)]
     assert run_tool("view", str(pictures), *FLAGS, *flags, "--faithfulness") == 0
     said = capsys.readouterr().out
@@ -82,7 +84,8 @@ def test_pictures_are_written_for_each_image_and_the_mean_of_the_curves(pictures
     found = json.loads((tmp_path / "out/0/explanation.json").read_text())
     assert found["place"] == [0.1, 0.9] and len(found["classes"]) == 3
     assert found["notes"]["rollout"] == "of the place at 10% of the height, 90% of the width"
-    assert Image.open(tmp_path / "out/faithfulness.png").width > 500
+    assert Image.open(tmp_path / "out/faithfulness-1.png").width > 500
+    assert (tmp_path / "out/faithfulness.png").read_bytes() == b"of another start"
 
 
 def test_methods_that_fit_are_made_and_the_others_are_named_and_counted(pictures, tmp_path, capsys, monkeypatch):
@@ -168,6 +171,7 @@ def test_uploads_are_bounded_in_bytes_pixels_and_kinds(client, monkeypatch):
     ):
         answer = client.post("/pictures", content=content)
         assert (answer.status_code, words in answer.json()["error"]) == (status, True), (answer.json(), words)
+        assert "object at" not in answer.json()["error"]
     monkeypatch.setattr(page, "MAX_BYTES", 2**10)
     assert client.post("/pictures", content=(bytes(2**9) for _ in range(9))).status_code == 413  # of no said length
 
@@ -195,6 +199,17 @@ def test_other_names_than_the_loopback_s_are_refused(viewer, client):
     assert client.get("/about", headers={"host": "evil.example"}).status_code == 400
     everyone = TestClient(page.make_app(viewer, hosts=("*",)), base_url="http://machine.example")
     assert everyone.get("/about").status_code == 200
+
+
+def test_what_other_pages_ask_for_is_refused(client):
+    elsewhere = ({"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}, {"origin": "null"})
+    for headers in (*elsewhere, {"origin": "http://evil.example"}, {"origin": "http://127.0.0.1:3000"}):
+        for answer in (client.post("/pictures", content=png(), headers=headers), client.get("/about", headers=headers)):
+            assert (answer.status_code, "Another page" in answer.json()["error"]) == (403, True)
+    for headers in ({"sec-fetch-site": "same-origin"}, {"origin": "http://127.0.0.1:1"}, {"sec-fetch-site": "none"}):
+        assert client.post("/files/0", headers=headers).status_code == 200
+    link = client.get("/", headers={"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"})
+    assert link.status_code == 200 and "frame-ancestors 'none'" in link.headers["content-security-policy"]
 
 
 def test_old_pictures_go(client):

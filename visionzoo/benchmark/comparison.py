@@ -33,15 +33,15 @@ from visionzoo.engine.checkpoints import LAST, make_folder, write_atomically
 from visionzoo.engine.data import mixing, open_train_and_val
 from visionzoo.engine.distillation import make_task
 from visionzoo.engine.errors import UserError, closest, require
-from visionzoo.engine.flags import PROBES, CompareConfig, TrainConfig
+from visionzoo.engine.flags import PROBES, CompareConfig, TrainConfig, train_parser
 from visionzoo.engine.images import announce_epoch, batches
 from visionzoo.engine.models import autocast, build_model, data_config, try_images
-from visionzoo.engine.observation import peak_memory
+from visionzoo.engine.optimization import learning_rate, make_optimizer, total_batch
 from visionzoo.engine.options import changed, key_values, settings
 from visionzoo.engine.ownership import Claim
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.probing import choose_head
-from visionzoo.engine.recipe import learning_rate, make_optimizer, total_batch
+from visionzoo.engine.profiling import peak_memory
 from visionzoo.engine.reporting import insert_between
 from visionzoo.engine.run import Run, build_run
 from visionzoo.engine.training import Training
@@ -55,6 +55,7 @@ NOT_OF_THE_RECIPE = {
         "models",
         "hosts",
         "mixers",
+        "variants",
         "seeds",
         "jobs",
         "write",
@@ -67,6 +68,7 @@ NOT_OF_THE_RECIPE = {
     ),
     *("model", "model_kwargs", "cache_images"),
 }
+NOT_OF_A_VARIANT = {*NOT_OF_THE_RECIPE, "seed", "data_dir", "dataset", "val_data_dir", "device"}
 LOADER_SECONDS = 5.0  # how long the loader is watched at most
 INFERENCE = Budget(warmup_ms=500, repeat_ms=2000)
 SPEED = Budget(warmup_ms=300, repeat_ms=700)  # of each model when speeds are measured apart
@@ -214,6 +216,10 @@ def _runs(config: CompareConfig, folder: Path) -> dict[Key, Job]:
         models[spec] = Job(changed(config.train, model=name, model_kwargs=kwargs), spec)
     if len(models) < len(config.comparison.models) or not (models or config.comparison.hosts):
         raise UserError(f"--models: expected names, each once, got {config.comparison.models}")
+    if config.comparison.variants:
+        if config.comparison.hosts:
+            raise UserError("--variants are of --models; leave --hosts and --mixers out")
+        models = _varied(models, config.comparison.variants)
     for host in _labelled("--hosts", config.comparison.hosts):
         for mixer in _labelled("--mixers", config.comparison.mixers):
             kwargs = {**config.train.model.model_kwargs, **{k: v for k, v in _spec(host).items() if k != "type"}}
@@ -235,6 +241,28 @@ def _runs(config: CompareConfig, folder: Path) -> dict[Key, Job]:
                     raise UserError(f"--probes: expected names, each once, got {config.comparison.probes}")
                 runs[key] = _probe_job(run, probe, config)
     return runs
+
+
+def _varied(models: Mapping[str, Job], variants: Sequence[Mapping[str, Any]]) -> dict[str, Job]:
+    """Return the runs of models, each under the flags of each variant, by model and name of the variant.
+
+    Raises:
+        UserError: a name is given twice, or what a variant has is no flag of training or one that the comparison sets.
+    """
+    parser = train_parser()
+    varied: dict[str, Job] = {}
+    for variant in variants:
+        label, given = variant["type"], _spec({**variant, "label": ""})
+        del given["type"]
+        flags = parser.typed(given, f"--variants {label}")
+        if taken := sorted(NOT_OF_A_VARIANT & flags.keys()):
+            raise UserError(f"--variants {label}: {', '.join(taken)} is of the whole comparison; leave it out")
+        for name, job in models.items():
+            key = f"{name} {label}"
+            if key in varied:
+                raise UserError(f"--variants: {label!r} is there twice; give each another name")
+            varied[key] = replace(job.other(**flags), spec=json.dumps([job.spec, given]))
+    return varied
 
 
 def _apart(config: CompareConfig) -> bool:
@@ -584,7 +612,9 @@ def read_rows(path: Path) -> list[Row]:
     rows: list[Row] = []
     for number, values in enumerate(cells, 2):
         if len(values) != len(names):
-            raise UserError(f"{path}, line {number}: expected {len(names)} cells, got {len(values)}; {_DAMAGED}")
+            raise UserError(
+                f"{path}, line {number}: expected {count_of(len(names), 'cell')}, got {len(values)}; {_DAMAGED}"
+            )
         row = {n: text if n in WORDS else _number(text) for n, text in zip(names, values, strict=True)}
         if not (row.get("model") or row.get("mixer")) or not isinstance(row.get("seed", 0.0), float | int):
             raise UserError(f"{path}, line {number}: expected a model and its seed, or a mixer, got {row}; {_DAMAGED}")

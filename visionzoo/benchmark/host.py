@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visionzoo.benchmark import operations
+from visionzoo.benchmark.baselines import Inputs
 from visionzoo.benchmark.cases import Absent, Case, Measurement, Run, Settings
-from visionzoo.benchmark.contest import BOTH, FORWARD, Contest, Draw
-from visionzoo.benchmark.rivals import Inputs
+from visionzoo.benchmark.implementations import BOTH, FORWARD, Draw, Problem
 
 HEADS, DEPTH = 4, 32
 IMPLEMENTATIONS = ("visionzoo", "visionzoo-triton", "visionzoo-reference", "sdpa", "sdpa-masked")
@@ -64,11 +64,11 @@ def layer_norm_case(settings: Settings, name: str, side: int, dim: int) -> Case:
     def draw(normal: Draw) -> Inputs:
         return {"x": normal(normal.batch, side, side, dim), "weight": normal(dim, mean=1.0), "bias": normal(dim)}
 
-    shape, contenders = f"{side}x{side}, {dim} channels", operations.zoo("layer_norm")
+    shape, implementations = f"{side}x{side}, {dim} channels", operations.zoo("layer_norm")
     measures = dict.fromkeys((FORWARD, BOTH), operations.Cost(0, 0))
-    return Contest(settings, name, 1, shape, draw, contenders, lambda *_: measures, shared=("weight", "bias")).case(
-        side**2
-    )
+    return Problem(
+        settings, name, 1, shape, draw, implementations, lambda *_: measures, shared=("weight", "bias")
+    ).case(side**2)
 
 
 def _floors(settings: Settings) -> Case:

@@ -22,10 +22,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from visionzoo.benchmark.baselines import biformer_authors
 from visionzoo.benchmark.cases import Case, Measurement, Run, Settings
 from visionzoo.benchmark.models import autocast, storage_bytes, training_step
 from visionzoo.benchmark.operations import token_cases
-from visionzoo.benchmark.rivals import biformer_authors
 from visionzoo.kernels import use_backend
 
 

@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import visionzoo
+from visionzoo.benchmark.baselines import biformer_authors
 from visionzoo.benchmark.cases import Case, Measurement, Run, Settings
-from visionzoo.benchmark.rivals import biformer_authors
 from visionzoo.models._registry import FAMILIES, VARIANTS
 from visionzoo.testing import relative_error
 

@@ -1,4 +1,4 @@
-"""Cases of single operations: our backends and their rivals on the same tensors, forward and with gradients.
+"""Cases of single operations: our backends and their baselines on the same tensors, forward and with gradients.
 
 A case is a line of `operation_cases`. Inputs are contiguous [B, H, W, G, D]; implementations with another layout get
 views of them, in their own layout where they would have it anyway. Forward runs without autograd; forward+backward
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from visionzoo import kernels
-from visionzoo.benchmark import rivals
+from visionzoo.benchmark import baselines
+from visionzoo.benchmark.baselines import Inputs, compiled
 from visionzoo.benchmark.cases import Absent, Case, Settings
-from visionzoo.benchmark.contest import BOTH, FORWARD, Contender, Contest, Draw
-from visionzoo.benchmark.rivals import Inputs, compiled
+from visionzoo.benchmark.implementations import BOTH, FORWARD, Draw, Implementation, Problem
 from visionzoo.benchmark.timing import Cost
 
 BATCH = 64
@@ -61,18 +61,18 @@ def routed_case(
         order = torch.rand(normal.batch, count, count, device=q.device, generator=normal.generator).argsort(-1)
         return {"q": q, "k": k, "v": v, "index": order[..., :topk].contiguous()}
 
-    contenders = {
+    implementations = {
         **zoo("routed_attention", regions=regions, check_index=False),
-        "authors": Contender(rivals.authors_routed_attention(regions)),
-        "authors-compiled": Contender(compiled(rivals.authors_routed_attention(regions))),
-        "sdpa": Contender(rivals.dense_attention(), same=False),
+        "authors": Implementation(baselines.authors_routed_attention(regions)),
+        "authors-compiled": Implementation(compiled(baselines.authors_routed_attention(regions))),
+        "sdpa": Implementation(baselines.dense_attention(), same=False),
     }
     if side * side <= 2**13:  # its mask has the square of that many numbers
-        contenders["sdpa-masked"] = Contender(rivals.dense_attention(rivals.region_mask(regions)))
+        implementations["sdpa-masked"] = Implementation(baselines.dense_attention(baselines.region_mask(regions)))
     keys = topk * (side // regions) ** 2
     shape = f"{side}x{side}, {heads} heads of {depth}, {regions}x{regions} regions, top-{topk}"
-    return Contest(
-        settings, name, batch, shape, draw, contenders, attention_costs(side * side, heads, depth, keys)
+    return Problem(
+        settings, name, batch, shape, draw, implementations, attention_costs(side * side, heads, depth, keys)
     ).case(side * side)
 
 
@@ -87,16 +87,16 @@ def routing_case(settings: Settings, name: str, *, side: int, heads: int, topk: 
     def draw(normal: Draw) -> Inputs:
         return {name: normal(normal.batch, side, side, heads, 32) for name in "qk"}
 
-    contenders = {
+    implementations = {
         **zoo("route_regions", regions=7, topk=topk),
-        "authors": Contender(rivals.authors_router(7, topk)),
-        "authors-compiled": Contender(compiled(rivals.authors_router(7, topk))),
+        "authors": Implementation(baselines.authors_router(7, topk)),
+        "authors-compiled": Implementation(compiled(baselines.authors_router(7, topk))),
     }
     shape, costs = (
         f"{side}x{side}, {heads} heads of 32, 7x7 regions, top-{topk}",
         partial(_routing_costs, side * side * heads * 32),
     )
-    return Contest(settings, name, BATCH, shape, draw, contenders, costs).case(side * side)
+    return Problem(settings, name, BATCH, shape, draw, implementations, costs).case(side * side)
 
 
 def _routing_costs(numbers: int, batch: int, itemsize: int) -> dict[str, Cost]:
@@ -155,23 +155,23 @@ def neighborhood_case(
             inputs["bias"] = normal(heads, 2 * kernel_size - 1, 2 * kernel_size - 1)
         return inputs
 
-    contenders = {
+    implementations = {
         **zoo("neighborhood_attention", kernel_size=kernel_size, dilation=dilation, stride=stride),
-        "flex": Contender(rivals.flex_neighborhood_attention(kernel_size, dilation, stride)),
-        "sdpa": Contender(rivals.dense_attention(), same=side == kernel_size and not bias),
+        "flex": Implementation(baselines.flex_neighborhood_attention(kernel_size, dilation, stride)),
+        "sdpa": Implementation(baselines.dense_attention(), same=side == kernel_size and not bias),
     }
     if stride > 1:
         each = partial(operation("neighborhood_attention"), kernel_size=kernel_size, dilation=dilation)
-        contenders["visionzoo-stride-1"] = Contender(lambda _: each, same=False)
+        implementations["visionzoo-stride-1"] = Implementation(lambda _: each, same=False)
     if not bias:
-        contenders["natten"] = Contender(rivals.natten(kernel_size, dilation, stride))
+        implementations["natten"] = Implementation(baselines.natten(kernel_size, dilation, stride))
         if side <= 128:
-            mask = rivals.neighborhood_mask(kernel_size, dilation, stride)
-            contenders["sdpa-masked"] = Contender(rivals.dense_attention(mask))
+            mask = baselines.neighborhood_mask(kernel_size, dilation, stride)
+            implementations["sdpa-masked"] = Implementation(baselines.dense_attention(mask))
     costs = attention_costs(side * side, heads, depth, kernel_size**2)
     shape = f"{side}x{side}, {heads} heads of {depth}, kernel {kernel_size}, dilation {dilation}"
     shape += f"{f', stride {stride}' * (stride > 1)}{', bias' * bias}"
-    return Contest(settings, name, batch, shape, draw, contenders, costs, shared=("bias",)).case(side * side)
+    return Problem(settings, name, batch, shape, draw, implementations, costs, shared=("bias",)).case(side * side)
 
 
 def _window(settings: Settings) -> Iterator[Case]:
@@ -196,18 +196,20 @@ def window_case(settings: Settings, name: str, side: int, heads: int, shifted: b
     def ours(backend: str, inputs: Inputs) -> Callable[..., Tensor]:
         return partial(operation("routed_attention"), index=None, regions=regions, backend=backend)
 
-    contenders = {
+    implementations = {
         **backends(ours),
-        "partition-sdpa": Contender(rivals.partitioned_window_attention(regions)),
-        "partition-sdpa-compiled": Contender(compiled(rivals.partitioned_window_attention(regions))),
+        "partition-sdpa": Implementation(baselines.partitioned_window_attention(regions)),
+        "partition-sdpa-compiled": Implementation(compiled(baselines.partitioned_window_attention(regions))),
     }
     if not shifted:  # what is left where a model cuts its map into windows once, before the projection
-        contenders["sdpa-of-windows"] = Contender(
-            rivals.window_attention_of_windows, same=False, rearrange=rivals.windows_first(regions)
+        implementations["sdpa-of-windows"] = Implementation(
+            baselines.window_attention_of_windows, same=False, rearrange=baselines.windows_first(regions)
         )
     shape = f"{side}x{side}, {heads} heads of 32, windows of 7x7{', shifted, bias' * shifted}"
     costs = attention_costs(side * side, heads, 32, 49)
-    return Contest(settings, name, BATCH, shape, draw, contenders, costs, shared=("bias", "segments")).case(side**2)
+    return Problem(settings, name, BATCH, shape, draw, implementations, costs, shared=("bias", "segments")).case(
+        side**2
+    )
 
 
 def _halo(settings: Settings) -> Iterator[Case]:
@@ -235,14 +237,14 @@ def halo_case(settings: Settings, name: str, side: int, heads: int, depth: int) 
 
         return call
 
-    contenders = {
+    implementations = {
         **backends(ours),
-        "timm": Contender(rivals.timm_halo_attention(8, 3)),
-        "timm-compiled": Contender(compiled(rivals.timm_halo_attention(8, 3))),
+        "timm": Implementation(baselines.timm_halo_attention(8, 3)),
+        "timm-compiled": Implementation(compiled(baselines.timm_halo_attention(8, 3))),
     }
     shape = f"{side}x{side}, {heads} heads of {depth}, blocks of 8x8, halo 3"
     costs = attention_costs(side * side, heads, depth, 14**2)
-    return Contest(settings, name, BATCH, shape, draw, contenders, costs, shared=("rel_height", "rel_width")).case(
+    return Problem(settings, name, BATCH, shape, draw, implementations, costs, shared=("rel_height", "rel_width")).case(
         side**2
     )
 
@@ -265,14 +267,14 @@ def score_case(
         return {name: normal(normal.batch, side, side, heads, depth) for name in "qkv"}
 
     ours = zoo("score_attention", normalizer=normalizer)
-    contenders = {
+    implementations = {
         **ours,
-        "visionzoo-reference-compiled": Contender(compiled(ours["visionzoo-reference"].make)),
-        "sdpa": Contender(rivals.dense_attention(), same=False),
+        "visionzoo-reference-compiled": Implementation(compiled(ours["visionzoo-reference"].make)),
+        "sdpa": Implementation(baselines.dense_attention(), same=False),
     }
     costs = attention_costs(side * side, heads, depth, side * side)
     shape = f"{side}x{side}, {heads} heads of {depth}, {normalizer}"
-    return Contest(settings, name, batch, shape, draw, contenders, costs).case(side * side)
+    return Problem(settings, name, batch, shape, draw, implementations, costs).case(side * side)
 
 
 def _linear(settings: Settings) -> Iterator[Case]:
@@ -311,10 +313,10 @@ def linear_case(
         return inputs
 
     ours = zoo("linear_attention", feature_map=feature_map)
-    contenders = {
+    implementations = {
         **ours,
-        "visionzoo-reference-compiled": Contender(compiled(ours["visionzoo-reference"].make)),
-        "sdpa": Contender(rivals.dense_attention(), same=False),
+        "visionzoo-reference-compiled": Implementation(compiled(ours["visionzoo-reference"].make)),
+        "sdpa": Implementation(baselines.dense_attention(), same=False),
     }
 
     def costs(batch: int, itemsize: int) -> dict[str, Cost]:
@@ -329,7 +331,9 @@ def linear_case(
 
     shape = f"{side}x{side}, {heads} heads of {depth}, "
     shape += feature_map if value_depth is None else f"values of {value_depth}, {feature_map}"
-    return Contest(settings, name, batch, shape, draw, contenders, costs, shared=("temperature",)).case(side * side)
+    return Problem(settings, name, batch, shape, draw, implementations, costs, shared=("temperature",)).case(
+        side * side
+    )
 
 
 def _depthwise(settings: Settings) -> Iterator[Case]:
@@ -371,9 +375,9 @@ def depthwise_case(
 
         return call
 
-    contenders = {
+    implementations = {
         **backends(ours),
-        "cudnn-compiled": Contender(compiled(lambda inputs: ours("reference", inputs))),
+        "cudnn-compiled": Implementation(compiled(lambda inputs: ours("reference", inputs))),
     }
 
     def costs(batch: int, itemsize: int) -> dict[str, Cost]:
@@ -388,7 +392,7 @@ def depthwise_case(
         shape += ", plus its input" if residual == "itself" else ", of a part of a projection, plus a map"
     if regions:
         shape += f", in {regions[0]}x{regions[1]} regions"
-    return Contest(settings, name, MAP_BATCH, shape, draw, contenders, costs, shared=("weight", "bias")).case(
+    return Problem(settings, name, MAP_BATCH, shape, draw, implementations, costs, shared=("weight", "bias")).case(
         side * side
     )
 
@@ -409,12 +413,14 @@ def group_norm_case(settings: Settings, name: str, side: int, dim: int) -> Case:
         passes = batch * side * side * dim * itemsize
         return {FORWARD: Cost(3 * passes, 0), BOTH: Cost((3 + 5) * passes, 0)}
 
-    contenders = {
+    implementations = {
         **zoo("group_norm"),
-        "torch-nchw": Contender(rivals.group_norm_nchw, same=False, rearrange=rivals.channels_first),
+        "torch-nchw": Implementation(baselines.group_norm_nchw, same=False, rearrange=baselines.channels_first),
     }
     shape = f"{side}x{side}, {dim} channels"
-    return Contest(settings, name, MAP_BATCH, shape, draw, contenders, costs, shared=("weight", "bias")).case(side**2)
+    return Problem(settings, name, MAP_BATCH, shape, draw, implementations, costs, shared=("weight", "bias")).case(
+        side**2
+    )
 
 
 def _channel(settings: Settings) -> Iterator[Case]:
@@ -438,12 +444,12 @@ def channel_case(settings: Settings, name: str, side: int, heads: int) -> Case:
         }
 
     ours = zoo("channel_attention")
-    contenders = {
+    implementations = {
         **ours,
-        "visionzoo-reference-compiled": Contender(compiled(ours["visionzoo-reference"].make)),
+        "visionzoo-reference-compiled": Implementation(compiled(ours["visionzoo-reference"].make)),
     }
     shape = f"{side}x{side}, {heads} heads of 32"
-    return Contest(settings, name, BATCH, shape, draw, contenders, costs).case(side**2)
+    return Problem(settings, name, BATCH, shape, draw, implementations, costs).case(side**2)
 
 
 def attention_costs(tokens: int, heads: int, depth: int, keys: int) -> Callable[[int, int], dict[str, Cost]]:
@@ -475,12 +481,12 @@ def operation(name: str) -> Callable[..., Tensor]:
     return function
 
 
-def zoo(name: str, **options: Any) -> dict[str, Contender]:
+def zoo(name: str, **options: Any) -> dict[str, Implementation]:
     """Return our implementations of an operation that takes the case's inputs by name."""
     return backends(lambda backend, inputs: partial(operation(name), **options, backend=backend))
 
 
-def backends(make: Callable[[str, Inputs], Callable[..., Tensor]]) -> dict[str, Contender]:
+def backends(make: Callable[[str, Inputs], Callable[..., Tensor]]) -> dict[str, Implementation]:
     """Return what users get ("visionzoo", the backend "auto"), and each backend by name."""
 
     def triton(inputs: Inputs) -> Callable[..., Tensor]:
@@ -495,7 +501,7 @@ def backends(make: Callable[[str, Inputs], Callable[..., Tensor]]) -> dict[str, 
         return call
 
     return {
-        "visionzoo": Contender(partial(make, "auto")),
-        "visionzoo-triton": Contender(triton),
-        "visionzoo-reference": Contender(partial(make, "reference")),
+        "visionzoo": Implementation(partial(make, "auto")),
+        "visionzoo-triton": Implementation(triton),
+        "visionzoo-reference": Implementation(partial(make, "reference")),
     }

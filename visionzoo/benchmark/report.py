@@ -71,7 +71,7 @@ def aims_table(verdicts: Iterable[Verdict]) -> str:
         if verdict.met is None and verdict.reason == f"{target.ours} not measured":
             others.append(target.case)
             continue
-        quantity = f"{target.ours}: {target.quantity} {target.rival}".strip()
+        quantity = f"{target.ours}: {target.quantity} {target.baseline}".strip()
         measured = verdict.reason if verdict.measured is None else f"{verdict.measured:.3g}"
         word = {None: "not measured", True: "met", False: "**missed**"}[verdict.met]
         replayed = _number(verdict.replayed, ".3g")

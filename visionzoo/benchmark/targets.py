@@ -36,7 +36,7 @@ class Target:
         measure: what of it.
         quantity: one of `QUANTITIES`.
         aim: what the quantity should be, at least or at most.
-        rival: implementation that is compared with, for "times as fast as".
+        baseline: implementation that is compared with, for "times as fast as".
         ours: our implementation.
     """
 
@@ -44,7 +44,7 @@ class Target:
     measure: str
     quantity: str
     aim: float
-    rival: str = ""
+    baseline: str = ""
     ours: str = "visionzoo"
 
 
@@ -100,8 +100,8 @@ def targets() -> Iterator[Target]:
         for feature_map in ("focused", "relu", "elu", "softmax"):
             yield Target(f"linear/{shape}-{feature_map}", "forward", "times the floor", 2.5)
             for measure in ("forward", both):
-                rival = "visionzoo-reference-compiled"
-                yield Target(f"linear/{shape}-{feature_map}", measure, faster, 1.0, rival)
+                baseline = "visionzoo-reference-compiled"
+                yield Target(f"linear/{shape}-{feature_map}", measure, faster, 1.0, baseline)
 
     compiled, optimized = "visionzoo-compiled", "visionzoo-optimized"
     yield Target("biformer_t/eager", "inference", faster, 3.0, "authors")
@@ -159,11 +159,11 @@ def judge(target: Target, rows: Sequence[Row]) -> Verdict:
         if ours.peak_mib is None or ours.fixed_mib is None:
             return Verdict(target, None, "memory is not counted there")
         return _quotient(target, ours.fixed_mib + ours.peak_mib, ours.held_mib, "no held memory")
-    theirs = _find(rows, target, target.rival)
+    theirs = _find(rows, target, target.baseline)
     if isinstance(theirs, str):
         return Verdict(target, None, theirs)
     if theirs.agrees is False:
-        return Verdict(target, None, f"{target.rival} computes something else, it differs by {theirs.error:.1e}")
+        return Verdict(target, None, f"{target.baseline} computes something else, it differs by {theirs.error:.1e}")
     assert theirs.median_ms is not None
     replayed = _ratio(theirs.replayed_ms, ours.replayed_ms)
     return Verdict(target, theirs.median_ms / ours.median_ms, replayed=replayed)

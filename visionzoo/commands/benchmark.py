@@ -5,7 +5,7 @@ case/implementation/measure, see --list; --only and --skip take parts of such na
 that is measured again is replaced whole, so that all its rows come from one process.
 
     visionzoo benchmark operations --only routed,halo --skip compiled,flex --quick
-    visionzoo benchmark models --only 'biformer_t/*' --rivals path/to/BiFormer --minutes 4
+    visionzoo benchmark models --only 'biformer_t/*' --baselines path/to/BiFormer --minutes 4
 """
 
 import argparse
@@ -41,7 +41,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--batch", type=_positive, metavar="N", help="replaces each case's batch size")
     made.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 elsewhere")
     made.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is one, else cpu")
-    made.add_argument("--rivals", type=Path, metavar="DIR", help="checkout of github.com/rayleizhu/BiFormer")
+    made.add_argument(
+        "--baselines", "--rivals", type=Path, metavar="DIR", help="checkout of github.com/rayleizhu/BiFormer"
+    )
     made.add_argument(
         "--table",
         type=Path,
@@ -71,7 +73,7 @@ def main() -> None:
 
     import torch  # after parsing: --help comes at once
 
-    from visionzoo.benchmark import rivals
+    from visionzoo.benchmark import baselines
     from visionzoo.benchmark.cases import Case, Settings, path, select
     from visionzoo.benchmark.host import host_cases
     from visionzoo.benchmark.memory import memory_cases
@@ -91,7 +93,7 @@ def main() -> None:
         raise UserError(f"--device {args.device}: torch {torch.__version__} sees no CUDA device here")
     folder = args.output or Path("benchmarks") / folder_name(device)
     if args.suite != "report":
-        rivals.use_folder(args.rivals)
+        baselines.use_folder(args.baselines)
         settings = Settings(device, getattr(torch, args.dtype) if args.dtype else None, args.batch, args.quick)
         suites: dict[str, Callable[[Settings], Iterable[Case]]] = {
             "operations": operation_cases,

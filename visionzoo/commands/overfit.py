@@ -23,6 +23,7 @@ RUNS = {
     "mask-rcnn_zoo-davit-t_fpn_tiny": "coco/bbox_mAP",
     "retinanet_zoo-biformer-t_fpn_tiny": "coco/bbox_mAP",
     "retinanet_zoo-davit-t_fpn_tiny": "coco/bbox_mAP",
+    "retinanet-bvr_zoo-davit-t_fpn_tiny": "coco/bbox_mAP",
     "retinanet-sdanet_zoo-davit-t_tiny": "coco/bbox_mAP",
     "semantic-fpn_zoo-biformer-t_tiny": "mIoU",
     "upernet_zoo-biformer-t_tiny": "mIoU",

@@ -53,7 +53,8 @@ def scenes_folder() -> Path:
             found = sum(1 for _ in (folder / kind / split).glob("*.png"))
             if found != len(named):
                 raise ValueError(
-                    f"expected {count_of(len(named), 'file')} in {folder / kind / split}, {found=}; delete {folder}, and it is "
+                    f"expected {count_of(len(named), 'file')} in {folder / kind / split}, {found=}; delete "
+                    f"{folder}, and it is "
                     f"written again"
                 )
     return folder

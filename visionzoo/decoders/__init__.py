@@ -8,6 +8,8 @@ from visionzoo.decoders.base import Decoder
 from visionzoo.decoders.create import DECODERS, SEGMENTORS, Network, create_segmentor, list_segmentors
 from visionzoo.decoders.edaformer import EDAFormerDecoder
 from visionzoo.decoders.fuss_free import FussFreeDecoder, FussFreeEncoder
+from visionzoo.decoders.guided_attention import GuidedAttentionDecoder
+from visionzoo.decoders.paratranscnn import ParallelBackbones, ParaTransCNNDecoder
 from visionzoo.decoders.segmentor import Segmentor
 
 __all__ = [
@@ -17,7 +19,10 @@ __all__ = [
     "EDAFormerDecoder",
     "FussFreeDecoder",
     "FussFreeEncoder",
+    "GuidedAttentionDecoder",
     "Network",
+    "ParaTransCNNDecoder",
+    "ParallelBackbones",
     "Segmentor",
     "create_segmentor",
     "list_segmentors",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 class Decoder(nn.Module):
     """Maps of a pyramid to logits for each pixel of the finest.
+
+    One that learns from more than its logits declares the weights of its terms and exits in `AUXILIARY`, calls
+    `add_term` in training, and gives the exits in `decode`.
 
     Subclasses are called as `XDecoder(in_channels, num_classes, *, …)` and take from 2 to `LEVELS` maps of any size.
 
@@ -24,7 +27,9 @@ class Decoder(nn.Module):
     """
 
     LEVELS: ClassVar[int] = 4  # maps that it takes, of a backbone that has more the coarsest
+    SCALE: ClassVar[int] = 1  # height and width of the logits over those of the first map
     CLASSIFIER: ClassVar[str] = "classifier"  # the layer whose outputs are the classes
+    AUXILIARY: Mapping[str, float] = {}  # weights in the loss of exits and terms, by name
     CHECKPOINT_KEYS: ClassVar[dict[str, list[tuple[str, Any]]]] = {}  # others' names, as `Contract` has them
 
     def __init__(self, in_channels: Sequence[int], num_classes: int):
@@ -34,18 +39,24 @@ class Decoder(nn.Module):
             raise ValueError(
                 f"{name}: expected the channels of 2 to {self.LEVELS} maps, finest first, got {in_channels=}"
             )
-        if num_classes < 1:
+        if type(num_classes) is not int or num_classes < 1:
             raise ValueError(f"{name}: num_classes must be 1 or more, got {num_classes=}")
         self.in_channels, self.num_classes = tuple(in_channels), num_classes
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Turn maps [B, C, H, W], finest first, into logits [B, num_classes, H, W] at the size of the first."""
+        """Turn maps [B, C, H, W], finest first, into logits [B, num_classes, H, W], `SCALE` times the first's size."""
         raise NotImplementedError
 
+    def decode(self, maps: Sequence[Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Return what `forward` does, and the logits of other classifiers, by name, that training also learns from."""
+        return self(maps), {}
 
-def conv_norm_act(in_dim: int, out_dim: int, kernel_size: int = 1, *, bias: bool = False) -> nn.Module:
-    """Convolution of stride 1, batch norm and ReLU on [B, C, H, W]."""
-    return ConvNormAct(in_dim, out_dim, kernel_size, bias=bias)
+
+def conv_norm_act(
+    in_dim: int, out_dim: int, kernel_size: int = 1, *, bias: bool = False, act_layer: str = "relu"
+) -> nn.Module:
+    """Convolution of stride 1, batch norm and an activation (timm's name) on [B, C, H, W]."""
+    return ConvNormAct(in_dim, out_dim, kernel_size, bias=bias, act_layer=act_layer)
 
 
 def resize(x: Tensor, like: Tensor, mode: str = "bilinear", align_corners: bool | None = False) -> Tensor:

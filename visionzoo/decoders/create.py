@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +12,16 @@ from torch import nn
 from visionzoo.decoders.base import Decoder
 from visionzoo.decoders.edaformer import EDAFormerDecoder
 from visionzoo.decoders.fuss_free import FussFreeDecoder, FussFreeEncoder, published
+from visionzoo.decoders.guided_attention import GuidedAttentionDecoder
+from visionzoo.decoders.paratranscnn import CHECKPOINT_KEYS, ParaTransCNNDecoder, paratranscnn_encoder
 from visionzoo.decoders.segmentor import Segmentor, pyramid_levels
 from visionzoo.layers.specs import Spec, build_spec, read_spec
 from visionzoo.text import did_you_mean
 
 DECODERS: Mapping[str, type[Decoder]] = {
     "edaformer": EDAFormerDecoder,
+    "guided_attention": GuidedAttentionDecoder,
+    "paratranscnn": ParaTransCNNDecoder,
     "fuss_free": FussFreeDecoder,
 }
 
@@ -32,6 +36,7 @@ class Network:
         num_classes: classes that it was trained for.
         options: of the backbone.
         miou: published mean IoU in percent, single scale; None where the authors' repository states none.
+        keys: the authors' names, see `Segmentor`.
     """
 
     backbone: str | Callable[..., nn.Module]
@@ -39,6 +44,7 @@ class Network:
     num_classes: int
     options: Mapping[str, Any] = field(default_factory=dict)
     miou: float | None = None
+    keys: Sequence[tuple[str, Any]] = ()
 
 
 def _edaformers() -> dict[str, Network]:
@@ -61,6 +67,7 @@ def _fuss_free() -> dict[str, Network]:
 SEGMENTORS: Mapping[str, Network] = {
     **_edaformers(),
     **_fuss_free(),
+    "paratranscnn": Network(paratranscnn_encoder, {"type": "paratranscnn"}, 9, keys=CHECKPOINT_KEYS),  # of Synapse
 }
 
 
@@ -111,6 +118,8 @@ def create_segmentor(
         build, options = network.backbone, {**network.options, **options}
         decoder = network.decoder if decoder is None else decoder
         num_classes = network.num_classes if num_classes is None else num_classes
+    if not isinstance(backbone, str | nn.Module):
+        raise ValueError(f"create_segmentor: expected the name of a backbone, or a module with maps, got {name}")
     if decoder is None or num_classes is None:
         missing = "decoder" if decoder is None else "num_classes"
         raise ValueError(
@@ -135,7 +144,8 @@ def create_segmentor(
         features.feature_info.channels()[i]  # type: ignore[union-attr, operator]
         for i in pyramid_levels(features, name)[-kind.LEVELS :]
     ]
-    return Segmentor(features, build_spec("decoder", decoder, DECODERS, channels, num_classes), upsample=upsample)
+    built = build_spec("decoder", decoder, DECODERS, channels, num_classes)
+    return Segmentor(features, built, upsample=upsample, keys=network.keys if network else ())
 
 
 def _features(name: str, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
@@ -145,5 +155,10 @@ def _features(name: str, pretrained: bool, options: Mapping[str, Any]) -> nn.Mod
     except (AssertionError, AttributeError, RuntimeError) as error:
         if timm.is_model(name.split(".")[0]) and "features_only" in f"{error} {error.__cause__}":
             raise ValueError(f"timm cannot give the maps of {name}: {error}. Take another backbone") from error
+        if ":" not in name and not timm.is_model(name.split(".")[0]):
+            near = did_you_mean(name, [*timm.list_models(), *SEGMENTORS])
+            raise ValueError(
+                f"create_segmentor: unknown backbone {name!r}{near}; timm.list_models() has all"
+            ) from error
         raise
     return model

@@ -87,6 +87,8 @@ class EDAFormerDecoder(Decoder):
             raise ValueError(
                 f"EDAFormerDecoder: embed_dim must be 1 or more and mlp_ratio positive, got {embed_dim=}, {mlp_ratio=}"
             )
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"EDAFormerDecoder: drop_path must be from 0 to 1, without 1, got {drop_path=}")
         first = self.LEVELS - len(in_channels)
         levels = zip(in_channels, *(values[first:] for values in options.values()), strict=True)
         self.blocks = nn.ModuleList(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionzoo.decoders.base import Decoder
+from visionzoo.decoders.base import Decoder, resize
+from visionzoo.layers.outputs import Exit, Outputs, WithOutputs, collect
 from visionzoo.models._checkpoint import Composite, LoadReport, WeightsError, load_weights, rename
 from visionzoo.models._contract import Contract
 from visionzoo.text import count_of, some
@@ -25,7 +25,7 @@ _PARTS = re.compile(
 )
 
 
-class Segmentor(Composite):
+class Segmentor(WithOutputs, Composite):
     """An encoder-decoder: a backbone's maps, decoded to logits of each pixel.
 
     `visionzoo.create_segmentor` builds it, `visionzoo.load_weights` loads checkpoints of it, by our names or the
@@ -35,30 +35,49 @@ class Segmentor(Composite):
         backbone: gives maps of an image, as timm's `features_only=True` does, and describes them in `feature_info`.
         decoder: takes its last maps of different strides.
         upsample: interpolate the logits to the image's size, bilinearly; else they stay at the decoder's stride.
+        keys: the authors' names of a whole network that they do not cut into backbone and decoder, as
+            `Contract.CHECKPOINT_KEYS` has them.
     """
 
-    def __init__(self, backbone: nn.Module, decoder: Decoder, *, upsample: bool = True):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        decoder: Decoder,
+        *,
+        upsample: bool = True,
+        keys: Sequence[tuple[str, Any]] = (),
+    ):
         super().__init__()
+        self.CHECKPOINT_KEYS = {"authors": keys} if keys else {}
         self.levels = pyramid_levels(backbone)[-decoder.LEVELS :]
         self.backbone, self.decoder, self.upsample = backbone, decoder, upsample
         self.num_classes = decoder.num_classes
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         """Image [B, in_chans, H, W] to logits [B, num_classes, H, W], or [B, num_classes, H', W'] without `upsample`.
+
+        In training `Outputs`, where `set_auxiliary` asks for them.
 
         Raises:
             ValueError: if there are other than four axes.
         """
         if x.ndim != 4:
             raise ValueError(f"Segmentor: expected images [B, C, H, W], got {tuple(x.shape)}")
-        logits = self.decoder(self.forward_maps(x))
-        return F.interpolate(logits, x.shape[-2:], mode="bilinear", align_corners=False) if self.upsample else logits
+        if not (self.training and self.auxiliary):
+            return self._full(self.decoder(self.forward_maps(x)), x)
+        with collect() as terms:
+            logits, exits = self.decoder.decode(self.forward_maps(x))
+        return Outputs(
+            self._full(logits, x), tuple(Exit(name, self._full(value, x)) for name, value in exits.items()), terms
+        )
+
+    def _full(self, logits: Tensor, image: Tensor) -> Tensor:
+        """Bring logits [B, num_classes, H', W'] to the image's size, where that is asked for."""
+        return resize(logits, image) if self.upsample else logits
 
     def forward_maps(self, x: Tensor) -> list[Tensor]:
         """Image [B, in_chans, H, W] to the maps [B, C, H', W'] that the decoder takes, finest first."""
-        maps = self.backbone(x)
-        nhwc = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"  # timm's Swin and alike
-        return [maps[i].permute(0, 3, 1, 2) if nhwc else maps[i] for i in self.levels]
+        return pyramid_maps(self.backbone, self.levels, x)
 
     def load_parts(
         self, tensors: Mapping[str, Tensor], where: str, *, strict: bool, allow_partial: bool, **new: bool
@@ -68,6 +87,7 @@ class Segmentor(Composite):
         Raises:
             ValueError: if it is no segmentor's, or does not fit; nothing is loaded then.
         """
+        tensors, whole = rename(tensors, self) if self.CHECKPOINT_KEYS else (tensors, "visionzoo")
         parts, beside = split_parts(tensors)
         if empty := [part for part, found in parts.items() if not found]:
             raise ValueError(
@@ -86,7 +106,7 @@ class Segmentor(Composite):
             _check(decoder, self.decoder, "decoder", where, strict, allow_partial)
             self.backbone.load_state_dict(own, strict=False)
         self.decoder.load_state_dict(state, strict=False)
-        names = dict.fromkeys((backbone.names, decoder.names))
+        names = dict.fromkeys((backbone.names, decoder.names) if whole == "visionzoo" else (whole,))
         report = LoadReport(" and ".join(names), beside=beside)
         for part, of in (("backbone", backbone), ("decoder", decoder)):
             for title in ("loaded", "missing", "unexpected", "adapted", "dropped", "beside"):
@@ -153,6 +173,13 @@ def pyramid_levels(backbone: nn.Module, name: str | None = None) -> list[int]:
             f"isotropic. Take a hierarchical backbone, such as zoo_pvtv2_b0 or zoo_eft_t"
         )
     return [last[stride] for stride in sorted(last)]
+
+
+def pyramid_maps(backbone: nn.Module, levels: Sequence[int], x: Tensor) -> list[Tensor]:
+    """Return those maps [B, C, H', W'] that a backbone gives of an image [B, in_chans, H, W]."""
+    maps = backbone(x)
+    nhwc = getattr(backbone, "output_fmt", "NCHW") == "NHWC"  # timm's Swin and alike
+    return [maps[i].permute(0, 3, 1, 2) if nhwc else maps[i] for i in levels]
 
 
 def _check(report: LoadReport, part: nn.Module, name: str, where: str, strict: bool, allow_partial: bool) -> None:

@@ -239,7 +239,7 @@ def trace(model: nn.Module, example: Tensor, shape: Shape) -> ExportedProgram:
     if shape.dynamic_size and shape.dynamic_batch:
         dynamic[0] = Dim("batch", min=2)  # torch lets such programs take 1 as well
     with torch.no_grad(), without_special_ones() if shape.dynamic_size else nullcontext():
-        program = torch.export.export(model, (example,), dynamic_shapes=(dynamic,))
+        program = torch.export.export(model, (example,), dynamic_shapes=(dynamic,), strict=False)
     own = {str(node.target) for node in program.graph.nodes if str(node.target).startswith("visionzoo.")}
     if own:
         raise UserError(_OWN_OPERATORS.format(", ".join(sorted(own))))

@@ -16,7 +16,7 @@ from visionzoo.engine.auxiliary import AuxiliaryTask, auxiliary_weights
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.flags import DistillationConfig, InputConfig, ModelConfig, TrainConfig, WeightsConfig
 from visionzoo.engine.models import Trained, restore
-from visionzoo.engine.recipe import make_loss
+from visionzoo.engine.optimization import make_loss
 from visionzoo.text import count_of
 
 

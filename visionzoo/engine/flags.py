@@ -184,6 +184,12 @@ class FitConfig:
         type=AMOUNT,
         metavar="STD",
     )
+    subsample_attention: float = flag(
+        "share of the keys that attention sees in training, drawn anew for each layer and batch (visionzoo)",
+        1.0,
+        type=RATIO,
+        metavar="SHARE",
+    )
     bn_momentum: float | None = flag("momentum of batch norm (default: the model's)", type=SHARE)
     bn_eps: float | None = flag("epsilon of batch norm (default: the model's)", type=AMOUNT)
     model_ema: bool = switch("keep a moving average of the weights, validate and keep the best by it")
@@ -405,6 +411,13 @@ class ComparisonConfig:
         nargs="+",
         action=Specs,
         metavar="MIXER",
+    )
+    variants: Sequence[Mapping[str, Any]] = flag(
+        "train each of --models under each of these names with its flags of `visionzoo train`: 'NAME FLAG=VALUE ...'",
+        [],
+        nargs="+",
+        action=Specs,
+        metavar="VARIANT",
     )
     seeds: Sequence[int] = flag("train with each of them (default: --seed)", [], nargs="+", type=WHOLE, metavar="S")
     jobs: int | None = flag(

@@ -124,7 +124,8 @@ def _look_at_names(root: Path, places: dict[str, list[str]]) -> list[str]:
     if shared and len(places) == 1:
         ((name, folders),) = shared.items()
         raise UserError(
-            f"the images in {root} lie in {count_of(len(folders), 'folder')} that are all named {name!r} ({some(folders, 3)}), and "
+            f"the images in {root} lie in {count_of(len(folders), 'folder')} that are all named {name!r} "
+            f"({some(folders, 3)}), and "
             f"would all be of one class {name!r}: a class is named by the folder right above its images. Move them up, "
             f"out of {name!r}"
         )

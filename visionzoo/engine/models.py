@@ -11,8 +11,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import huggingface_hub.constants
 import timm
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
@@ -22,6 +24,7 @@ from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.data import image_mode
 from visionzoo.engine.errors import UserError, closest, printable
 from visionzoo.engine.flags import DeviceConfig, InputConfig, ModelConfig, WeightsConfig
+from visionzoo.engine.image_files import find_images
 from visionzoo.engine.images import readable_images, skipped_images
 from visionzoo.engine.options import settings
 from visionzoo.engine.recorded import (
@@ -33,7 +36,6 @@ from visionzoo.engine.recorded import (
     recorded_beside,
     take_model,
 )
-from visionzoo.engine.search import find_images
 from visionzoo.models._checkpoint import EMA_CONTAINERS, WeightsError, load_weights, unwrap_state_dict
 from visionzoo.models._contract import Contract
 from visionzoo.models._hub import READING, not_finite, published
@@ -106,6 +108,8 @@ def build_model(
         if not is_local_name:
             raise _damaged(config.model, error) from error
         raise UserError(f"{config.model} does not take one of the flags: {error}") from error
+    except LocalEntryNotFoundError as error:  # before ValueError and OSError, which it is in some releases
+        raise _unreachable(config.model, error) from error
     except (ValueError, AssertionError) as error:
         raise UserError(f"cannot build {config.model}: {error}") from error
     except (RuntimeError, OSError) as error:
@@ -119,6 +123,19 @@ def build_model(
         if is_local_name:
             raise
         raise _damaged(config.model, error) from error
+
+
+def _unreachable(name: str, error: Exception) -> UserError:
+    """Say where weights were looked for, and what to do without a network."""
+    cfg = None if ":" in name else timm.get_pretrained_cfg(name)
+    repository = name.partition(":")[2] if cfg is None else cfg.hf_hub_id
+    hub, reason = huggingface_hub.constants, type(error.__cause__ or error).__name__
+    return UserError(
+        f"the weights of {name} are neither in the cache {hub.HF_HUB_CACHE} nor to be fetched from "
+        f"{hub.ENDPOINT}/{repository} ({reason}). Try again with a network and without HF_HUB_OFFLINE, or give a "
+        "file of them: `visionzoo train` takes --initial-checkpoint FILE, or --pretrained-path FILE for another number "
+        "of classes, the other commands --checkpoint FILE"
+    )
 
 
 def _damaged(name: str, error: Exception) -> UserError:
@@ -157,7 +174,8 @@ def _lacking(model: Any, result: Any, where: str) -> str | None:
     missing = sorted(set(names) & set(result.missing_keys))
     if len(missing) > 0.1 * len(names):
         raise UserError(
-            f"{where} fits only {len(names) - len(missing)} of {count_of(len(names), 'tensor')} of the model beside its "
+            f"{where} fits only {len(names) - len(missing)} of {count_of(len(names), 'tensor')} of the model "
+            "beside its "
             f"classifier; {some(missing, 3)} are not in it. It is of another model or a part of one: from it, training "
             "would begin at random weights"
         )

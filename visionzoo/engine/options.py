@@ -262,6 +262,14 @@ class Parser(argparse.ArgumentParser, Generic[C]):
         names = [key.value for key, _ in yaml.compose(text).value]
         if twice := sorted({name for name in names if names.count(name) > 1}):  # YAML itself takes the last
             raise UserError(f"{path}: given twice: {', '.join(twice)}")
+        return self.typed(content, str(path))
+
+    def typed(self, content: Mapping[Any, Any], where: str) -> dict[str, Any]:
+        """Return flags by name (`-` or `_`), each value checked as the flag's own.
+
+        Raises:
+            UserError: a key is no flag, or a value not one of its values; it names `where` they stand.
+        """
         flags = {action.dest: action for action in self._actions if action.option_strings}
         values = {}
         for key, value in content.items():
@@ -270,11 +278,11 @@ class Parser(argparse.ArgumentParser, Generic[C]):
             if name in WITHOUT_EFFECT.split() or (name in OFF and value in (None, *OFF[name])):
                 continue
             if name in OFF:
-                raise UserError(f"{path}: {key}: {value!r} is for timm's train script, this one cannot do it")
+                raise UserError(f"{where}: {key}: {value!r} is for timm's train script, this one cannot do it")
             if name not in flags or name == "help":
-                raise UserError(f"{path}: unknown key {key!r}{closest(name, flags)}")
+                raise UserError(f"{where}: unknown key {key!r}{closest(name, flags)}")
             if value is not None:  # `key: null` keeps the default, as in the args.yaml that timm writes
-                values[name] = _typed(flags[name], value, where=f"{path}: {key}")
+                values[name] = _typed(flags[name], value, where=f"{where}: {key}")
         return values
 
 

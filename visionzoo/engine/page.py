@@ -1,7 +1,8 @@
 """A page to look at: one picture at a time, what a model says of it, and views of it that are made when asked for.
 
 The page is for the person at this machine. It listens where it is asked to, by default on the loopback; there it
-only answers to the loopback's names, so that no other page can read it under a name of its own. Uploads are bounded in
+only answers to the loopback's names, so that no other page can read it under a name of its own, and not to what other
+pages let a browser ask for. Uploads are bounded in
 bytes, pixels and kinds before they are decoded, and the last `KEPT` pictures are kept in memory.
 """
 
@@ -14,8 +15,9 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from visionzoo.engine.errors import UserError, printable, require
 from visionzoo.engine.images import UNREADABLE, to_mode
@@ -26,7 +28,10 @@ MAX_PIXELS = 50 * 10**6  # of a picture
 TOO_MANY = f"more than {MAX_PIXELS // 10**6} million pixels; choose a smaller one."
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 KEPT = 16  # pictures
-POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'"
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "frame-ancestors 'none'"
+)
 
 
 class Viewer(Protocol):
@@ -74,10 +79,9 @@ def read_upload(content: bytes, mode: str, *, upright: bool = False) -> Image.Im
     except Image.DecompressionBombError as error:  # Pillow's own limit, before its size can be asked for
         raise Refused(f"The picture has {TOO_MANY}", 413) from error
     except UNREADABLE as error:
-        kinds = ", ".join(FORMATS)
-        raise Refused(
-            f"The file is no picture that can be read ({kinds} are known): {printable(str(error))}"
-        ) from error
+        unknown = isinstance(error, UnidentifiedImageError)  # which names the object in memory
+        why = "" if unknown else f": {printable(str(error)).rstrip('.')}"
+        raise Refused(f"The file is no picture that can be read ({', '.join(FORMATS)} are known){why}.") from error
 
 
 class Shelf:
@@ -135,6 +139,18 @@ def make_app(viewer: Viewer, files: Sequence[Path] = (), *, hosts: Sequence[str]
             except ValueError as error:
                 raise Refused(str(error)) from error
             return JSONResponse({"number": shelf.add(picture), **said}, headers=headers)
+
+    def for_own_pages(app: Any) -> Any:
+        """Refuse what a page from elsewhere lets a browser ask for; a link to this page is no such thing."""
+
+        async def answer(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "http" and _from_elsewhere(scope["method"], Request(scope).headers):
+                refused = refusal("Another page asked for this; only the page of `visionzoo view` itself may.", 403)
+                await refused(scope, receive, send)
+            else:
+                await app(scope, receive, send)
+
+        return answer
 
     async def about(_request: Request) -> Response:
         names = [printable(path.name) for path in files]
@@ -204,7 +220,7 @@ def make_app(viewer: Viewer, files: Sequence[Path] = (), *, hosts: Sequence[str]
             Route("/pictures/{number:int}", seen),
             Route("/pictures/{number:int}/{method}", view),
         ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)), Middleware(for_own_pages)],
         exception_handlers={Refused: refused, Exception: failed},
     )
 
@@ -234,6 +250,15 @@ def serve(viewer: Viewer, files: Sequence[Path], host: str, port: int) -> None:
         print(f"--host {host}: whoever reaches this machine can use the page; it asks for no password", flush=True)
     with listener:
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+
+
+def _from_elsewhere(method: str, headers: Mapping[str, str]) -> bool:
+    """Whether a browser says that a page of another origin makes a request, and does not just lead here."""
+    if site := headers.get("sec-fetch-site"):
+        leads = method == "GET" and headers.get("sec-fetch-mode") == "navigate"
+        return site not in ("same-origin", "none") and not leads
+    origin = headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc != headers.get("host")
 
 
 def _place(query: Mapping[str, str]) -> tuple[float, float] | None:

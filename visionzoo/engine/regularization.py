@@ -7,11 +7,13 @@ from torch import nn
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.flags import FitConfig
 from visionzoo.layers.mixers import MIXERS
+from visionzoo.layers.reducers.base import Reducer
 from visionzoo.layers.relaxation import relax_attention
+from visionzoo.layers.subsampling import subsample_attention
 
 
 def regularize_attention(fit: FitConfig, model: nn.Module, name: str, say: Callable[[str], object]) -> None:
-    """Relax a model's attention in training as --relaxed-attention says.
+    """Change a model's attention in training as --relaxed-attention and --subsample-attention say.
 
     Args:
         fit: the flags.
@@ -20,19 +22,32 @@ def regularize_attention(fit: FitConfig, model: nn.Module, name: str, say: Calla
         say: prints how many mixers it is.
 
     Raises:
-        UserError: the model has no mixer that can be, or a flag lacks the one it belongs to.
+        UserError: the model has no mixer that can be, or has reducers, which hide tokens from subsampled attention; or
+            a flag lacks the one it belongs to.
     """
-    gamma, spread = fit.relaxed_attention, fit.relaxed_attention_std
+    gamma, spread, share = fit.relaxed_attention, fit.relaxed_attention_std, fit.subsample_attention
     if spread and not gamma:
         raise UserError(f"--relaxed-attention-std {spread:g} is drawn around --relaxed-attention: give that too")
-    if not gamma:
-        return
-    changed, count = relax_attention(model, gamma, spread)
+    if gamma:
+        changed, count = relax_attention(model, gamma, spread)
+        _check(changed, count, name, "--relaxed-attention", "RELAXES")
+        drawn = f", drawn with a standard deviation of {spread:g}" if spread else ""
+        say(f"attention relaxed by {gamma:g}{drawn} in training, in {changed} of {count} mixers")
+    if share < 1:
+        if any(isinstance(module, Reducer) for module in model.modules()):
+            raise UserError(
+                f"--subsample-attention: {name} has reducers, which hide tokens, and a subset may have none that is "
+                "seen; leave one of them out"
+            )
+        changed, count = subsample_attention(model, share)
+        _check(changed, count, name, "--subsample-attention", "SUBSAMPLES")
+        say(f"attention to {share:g} of the keys in training, drawn anew, in {changed} of {count} mixers")
+
+
+def _check(changed: int, count: int, name: str, flag: str, able: str) -> None:
     if not changed:
-        able = ", ".join(mixer for mixer, kind in MIXERS.items() if kind.RELAXES)
+        names = ", ".join(mixer for mixer, kind in MIXERS.items() if getattr(kind, able))
         raise UserError(
-            f"--relaxed-attention: {name} has {count} mixers of this package, and none whose attention can be relaxed; "
-            f"those that can: {able}. Give one by --model-kwargs mixers=..., or leave the flag out"
+            f"{flag}: {name} has {count} mixers of this package, and none that it can change; it can change {names}. "
+            "Give one by --model-kwargs mixers=..., or leave the flag out"
         )
-    drawn = f", drawn with a standard deviation of {spread:g}" if spread else ""
-    say(f"attention relaxed by {gamma:g}{drawn} in training, in {changed} of {count} mixers")

@@ -15,8 +15,8 @@ import torch
 from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.flags import RunConfig
-from visionzoo.engine.observation import peak_memory
 from visionzoo.engine.outputs import free_path
+from visionzoo.engine.profiling import peak_memory
 
 CURVES, SUMMARY, LOG = "curves.png", "summary.csv", "log.txt"
 

@@ -40,6 +40,7 @@ from visionzoo.engine.data import (
     train_loader,
 )
 from visionzoo.engine.distillation import make_task, teacher_name
+from visionzoo.engine.environment import environment
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.flags import TrainConfig
 from visionzoo.engine.freezing import LayerFreezing
@@ -51,12 +52,7 @@ from visionzoo.engine.models import (
     prepare_compiler,
     try_images,
 )
-from visionzoo.engine.observation import environment
-from visionzoo.engine.options import changed, settings
-from visionzoo.engine.ownership import Claim, check_free, check_own, claim
-from visionzoo.engine.parallel import Process, starter
-from visionzoo.engine.probing import choose_head, freeze
-from visionzoo.engine.recipe import (
+from visionzoo.engine.optimization import (
     learning_rate,
     load_optimizer,
     make_optimizer,
@@ -64,6 +60,10 @@ from visionzoo.engine.recipe import (
     ranking_metric,
     total_batch,
 )
+from visionzoo.engine.options import changed, settings
+from visionzoo.engine.ownership import Claim, check_free, check_own, claim
+from visionzoo.engine.parallel import Process, starter
+from visionzoo.engine.probing import choose_head, freeze
 from visionzoo.engine.recorded import changed_settings, compare_classes, recorded_args
 from visionzoo.engine.regularization import regularize_attention
 from visionzoo.engine.reporting import Reporter

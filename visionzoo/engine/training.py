@@ -26,12 +26,12 @@ from visionzoo.engine.evaluation import evaluate
 from visionzoo.engine.flags import TrainConfig
 from visionzoo.engine.images import CheckedImages, announce_epoch, batches, loading_death, seed_everything
 from visionzoo.engine.interruption import StopSignals
-from visionzoo.engine.losses import Losses
+from visionzoo.engine.loss_tracking import LossTracker
 from visionzoo.engine.models import autocast, set_epoch
-from visionzoo.engine.observation import TRACE, Trace, Waiting, peak_memory
+from visionzoo.engine.optimization import total_batch
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.probing import train_mode
-from visionzoo.engine.recipe import total_batch
+from visionzoo.engine.profiling import TRACE, Trace, Waiting, peak_memory
 from visionzoo.engine.run import Run, build_run
 from visionzoo.graphs import CaptureError, CudaRecorder, TrainingStep
 from visionzoo.text import count_of
@@ -58,7 +58,7 @@ class Training:
         self.run = run
         self.loader = run.loader  # another, where mixing ends
         self.stop = StopSignals(run.process)
-        self.losses = Losses(run)
+        self.losses = LossTracker(run)
         averaged: Any = run.task.get_trainable_module(ema=True)
         self.step = TrainingStep(
             self._forward,

@@ -16,6 +16,7 @@ from visionzoo.engine.charts import draw_prediction, missing_fonts
 from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UserError, printable, require
 from visionzoo.engine.flags import DrawingConfig, LookConfig, ViewConfig
+from visionzoo.engine.image_files import find_images
 from visionzoo.engine.images import read_image, readable_images, skipped_images
 from visionzoo.engine.models import Trained, restore, try_images, untrained
 from visionzoo.engine.options import settings
@@ -23,7 +24,6 @@ from visionzoo.engine.outputs import free_path
 from visionzoo.engine.page import serve
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.prediction import choose_names
-from visionzoo.engine.search import find_images
 from visionzoo.explanation.attribution import Faithfulness
 from visionzoo.explanation.image import MAPS, METHODS, Explanation, explain_image, reason
 from visionzoo.explanation.pictures import TITLES, curves_figure
@@ -171,13 +171,14 @@ def save(viewer: ClassifierViewer, paths: list[Path], drawing: DrawingConfig, *,
             print(printable("\n".join(_without(found, drawing))))
     if curves:
         means = {TITLES[name]: mean_curve(each) for name, each in curves.items()}
-        write_atomically(top / MEAN, lambda file: curves_figure(means).savefig(file, format="png", dpi=120))
+        mean = free_path(top / MEAN)
+        write_atomically(mean, lambda file: curves_figure(means).savefig(file, format="png", dpi=120))
         for name, curve in means.items():
             deletion, insertion = curve.areas
             print(
                 f"{name}, mean of {count_of(len(folders), 'image')}: deletion {deletion:.4f}, insertion {insertion:.4f}"
             )
-        print(printable(f"their curves: {top / MEAN}"))
+        print(printable(f"their curves: {mean}"))
     if undrawn:
         print(printable(missing_fonts(undrawn)))
     if skipped:

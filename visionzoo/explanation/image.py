@@ -174,7 +174,8 @@ def explain_image(
     if topk < 1:
         raise ValueError(f"topk must be positive, got {topk=}")
     config = dict(resolve_data_config({}, model=model)) | dict(data_config or {})
-    training, grads = model.training, [each for each in model.parameters() if each.requires_grad]
+    modes = [(module, module.training) for module in model.modules()]
+    grads = [each for each in model.parameters() if each.requires_grad]
     model.eval().requires_grad_(False)
     try:
         batch = _batch(model, image, config)
@@ -182,7 +183,8 @@ def explain_image(
             model, batch, asked, methods is None, target, place, topk, class_names, config, mask, with_faithfulness
         )
     finally:
-        model.train(training)
+        for module, training in modes:  # some may be fixed in a model that trains
+            module.training = training
         for each in grads:
             each.requires_grad_()
 
@@ -278,14 +280,30 @@ def _batch(model: nn.Module, image: Any, config: Mapping[str, Any]) -> Tensor:
     parameter = next(model.parameters(), torch.zeros(()))
     if isinstance(image, str | Path):
         with PIL.Image.open(image) as opened:
-            image = opened.convert("L" if config["input_size"][0] == 1 else "RGB")
+            opened.load()
+            image = opened
     if isinstance(image, PIL.Image.Image):
+        if image.mode[0] in "IF":
+            raise ValueError(
+                f"the picture has pixels of 16 or 32 bits ({image.mode}), whose range only you know; give one of 8 bits"
+            )
+        mode = {1: "L", 3: "RGB"}.get(config["input_size"][0], image.mode)
+        _check_channels(len(PIL.Image.new(mode, (1, 1)).getbands()), config)
         transform: Any = create_transform(**config, is_training=False)
-        image = transform(image)
+        image = transform(image.convert(mode))
     if not isinstance(image, Tensor) or image.ndim not in (3, 4) or (image.ndim == 4 and len(image) != 1):
         shape = f"a tensor {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
         raise ValueError(f"expected a picture, its path, or one image [C, H, W] as a tensor, got {shape}")
+    _check_channels(image.shape[-3], config)
     return (image if image.ndim == 4 else image[None]).to(parameter)
+
+
+def _check_channels(channels: int, config: Mapping[str, Any]) -> None:
+    if wrong := [name for name in ("mean", "std") if len(config[name]) not in (1, channels)]:
+        raise ValueError(
+            f"the image has {channels} channels, {wrong[0]} {len(config[wrong[0]])} numbers; give one for each in "
+            f"data_config, such as dict({wrong[0]}=({', '.join(['0.5'] * channels)}))"
+        )
 
 
 def as_seen(image: Tensor, config: Mapping[str, Any]) -> Array:

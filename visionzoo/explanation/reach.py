@@ -140,7 +140,10 @@ def last_mixers(model: nn.Module) -> list[str]:
             f"{type(model).__name__} has no token mixers of the zoo, of which a place could attend to anything; its "
             "features and the gradients of its predictions can be looked at"
         )
-    lasts = [names[-1] for names in found]
+    lasts = []
+    for names in found:  # one inside a block that has its own, as TNT's of pixels, sees a part of the image
+        outermost = min(name.count(".") for name in names)
+        lasts.append([name for name in names if name.count(".") == outermost][-1])
     return lasts if len(lasts) <= 5 else [lasts[len(lasts) * i // 4 - 1] for i in (1, 2, 3, 4)]
 
 
@@ -193,7 +196,9 @@ def _reach(
 
 def _places(call: _Call, sizes: Mapping[int, tuple[int, int]], prefix: int) -> tuple[tuple[int, int], int] | str:
     """Return the size of the map that a mixer sees and the number of prefix tokens; in words why there is none."""
-    rows, columns = call.args[0].shape[1:3]
+    maps, rows, columns = call.args[0].shape[:3]
+    if maps > 1:
+        return f"run on {maps} maps of an image, each a part of it or another view"
     if rows > 1 or (columns in sizes and sizes[columns][0] == 1):
         return (rows, columns), 0
     for count in (0, prefix, prefix + 1):  # one more where a memory has its own

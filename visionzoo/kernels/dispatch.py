@@ -38,10 +38,8 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 128
 MAX_NUMBERS = 2**31  # of one sample: kernels count inside of samples in 32 bits, over samples in 64
 MIN_CAPABILITY = (8, 0)  # compute capability; older GPUs have no bfloat16 matrix units
-MIN_TORCH = "2.7"  # comes with Triton 3.3, the oldest whose compiler takes all kernels
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
-_OLD_TORCH = torch.__version__ < MIN_TORCH
 _logger = logging.getLogger(__name__)
 _logged: set[tuple[str, str]] = set()
 _listeners: list[list[Decision]] = []
@@ -182,8 +180,6 @@ def backends() -> dict[str, str]:
 def _why_not_here() -> str | None:
     if not _HAS_TRITON:
         return "the package triton is not installed"
-    if _OLD_TORCH:
-        return f"its kernels need torch {MIN_TORCH} with its Triton, this is {torch.__version__}"
     return None
 
 
@@ -223,7 +219,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 def _exporting() -> str | None:
     """Say that torch.export (ONNX, AOTInductor) is tracing, or None; kernels asked for by name are exported."""
-    if not _OLD_TORCH and is_exporting():
+    if is_exporting():
         return "an exported program is made of torch's own operators"
     return None
 

@@ -1,10 +1,11 @@
 """Attention from the pixels of detectors' maps to key points: bridging visual representations, arXiv:2010.15831.
 
-RelationNet++, NeurIPS 2020. Facts from code/models/utils/bvr_transformer of https://github.com/microsoft/RelationNet2 at
-0930752 (MIT license); the code here is our own. The authors pass the sines of all (base + 1)² offsets through a 1×1
-convolution; as the first half of them depends on x only and the second on y, here each axis is projected by itself, and
-the table is the sum of both, which is the same. So the sines are no tensor of checkpoints here (165 MB at a base of 400);
-those of the authors' are skipped. Like theirs, positions where the table ends take its border.
+RelationNet++, NeurIPS 2020. Facts from code/models/utils/bvr_transformer of
+https://github.com/microsoft/RelationNet2 at 0930752 (MIT license); the code here is our own. The authors pass the
+sines of all (base + 1)² offsets through a 1×1 convolution; as the first half of them depends on x only and the second
+on y, here each axis is projected by itself, and the table is the sum of both, which is the same. So the sines are no
+tensor of checkpoints here (165 MB at a base of 400); those of the authors' checkpoints are skipped. As in their code,
+offsets beyond the table take its border.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class RelativeLocation(nn.Module):
             raise ValueError(f"RelativeLocation: dim must be a positive multiple of 4, got {dim=}")
         if base_size is not None and (len(base_size) != 2 or min(base_size) < 2):
             raise ValueError(
-                f"RelativeLocation: base_size must be the width and the height of the table, 2 or more, got {base_size=}"
+                f"RelativeLocation: base_size must be width and height of the table, 2 or more, got {base_size=}"
             )
         if temperature <= 0:
             raise ValueError(f"RelativeLocation: temperature must be positive, got {temperature=}")
@@ -72,7 +73,7 @@ class RelativeLocation(nn.Module):
             return None
         with without_autocast(self._projection.weight.device):
             width, height = (self._axis(torch.arange(-(n // 2), n // 2 + 1), i) for i, n in enumerate(self.base_size))
-            scores = width[None] + height[:, None] + self._projection.bias
+            scores = self._with_bias(width[None] + height[:, None])
         return scores.permute(2, 0, 1)[None]
 
     def forward(self, offsets: Tensor, table: Tensor | None = None) -> Tensor:
@@ -80,7 +81,7 @@ class RelativeLocation(nn.Module):
         with without_autocast(offsets.device):
             if self.base_size is None:
                 x, y = (self._axis(offsets[..., i], i) for i in range(2))
-                scores = (x + y + self._projection.bias).permute(0, 3, 1, 2)
+                scores = self._with_bias(x + y).permute(0, 3, 1, 2)
             else:
                 table = self.table() if table is None else table
                 places = offsets.to(table.dtype) / (0.5 * offsets.new_tensor(self.base_size, dtype=table.dtype))  # type: ignore[union-attr]
@@ -91,6 +92,10 @@ class RelativeLocation(nn.Module):
                     align_corners=False,
                 )
             return scores.clamp(min=1e-6).log() if self.log_scale else scores
+
+    def _with_bias(self, scores: Tensor) -> Tensor:
+        bias: Any = self._projection.bias
+        return scores + bias
 
     def _axis(self, offsets: Tensor, axis: int) -> Tensor:
         """Offsets [...] along x (0) or y (1) to their part of the scores, [..., G]."""
@@ -148,7 +153,8 @@ class BridgingAttention(nn.Module):
             raise ValueError("BridgingAttention: points are compared by nothing; pass location or appearance=True")
         if location_of is not None and not isinstance(location_of.relative_positional_encoding, RelativeLocation):
             raise ValueError("BridgingAttention: location_of must be a layer whose kinds share their location")
-        self.num_heads, self.appearance, self.with_location = num_heads, appearance, location is not None
+        self.num_heads, self.appearance = num_heads, appearance
+        self.relative_positional_encoding: RelativeLocation | nn.ModuleList | None
         self.decoder = nn.ModuleList(nn.MultiheadAttention(dim, num_heads) for _ in range(num_kinds))
         if location is None:
             self.relative_positional_encoding = None

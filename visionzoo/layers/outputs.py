@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from visionzoo.kernels.scope import keep_backend
@@ -26,7 +26,7 @@ class Exit(NamedTuple):
     """What a classifier inside a model says; its weight is in the model's `auxiliary_weights()`, by its name."""
 
     name: str
-    logits: Tensor  # [B, num_classes]
+    logits: Tensor  # [B, num_classes]; of a segmentor [B, num_classes, H, W]
     target: Tensor | None = None  # probabilities [B, num_classes] to learn; None for the labels
 
 
@@ -36,6 +36,38 @@ class Outputs(NamedTuple):
     logits: Any  # [B, num_classes]; what `forward_head` returns
     exits: tuple[Exit, ...] = ()
     terms: Mapping[str, Tensor] = {}  # scalars, not weighted
+
+
+class WithOutputs(nn.Module):
+    """A model that can return `Outputs` in training."""
+
+    auxiliary = False  # whether a forward pass in training returns `Outputs`
+
+    def auxiliary_weights(self) -> dict[str, float]:
+        """Return the default weights in the loss of the model's exits and terms, by name, as `AUXILIARY` declares them.
+
+        Raises:
+            ValueError: if two modules declare different weights for one name.
+        """
+        weights: dict[str, float] = {}
+        for path, module in self.named_modules():
+            for name, weight in getattr(module, "AUXILIARY", {}).items():
+                if weights.setdefault(name, weight) != weight:
+                    raise ValueError(
+                        f"{type(self).__name__}: {name!r} has the weight {weights[name]} and in {path} {weight}; "
+                        "give both the same weight, or different names"
+                    )
+        return weights
+
+    def set_auxiliary(self, enable: bool = True) -> None:
+        """Let training mode return `visionzoo.layers.outputs.Outputs`: logits, exits and named terms of the loss.
+
+        Raises:
+            ValueError: if the model has neither exits nor terms.
+        """
+        if enable and not self.auxiliary_weights():
+            raise ValueError(f"{type(self).__name__} as built has no exits and no terms: it returns only logits")
+        self.auxiliary = enable
 
 
 class _Collections(threading.local):

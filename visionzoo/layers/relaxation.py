@@ -52,12 +52,8 @@ def relax_attention(model: nn.Module, gamma: float, spread: float = 0.0) -> tupl
     Raises:
         ValueError: a number is out of its range.
     """
-    from visionzoo.layers.mixers.base import Mixer
+    from visionzoo.layers.mixers.base import set_on_mixers
 
     if not 0 <= gamma <= 1 or spread < 0:
         raise ValueError(f"expected gamma from 0 to 1 and a spread from 0, got {gamma=} and {spread=}")
-    mixers = [module for module in model.modules() if isinstance(module, Mixer)]
-    relaxed = [mixer for mixer in mixers if mixer.RELAXES]
-    for mixer in relaxed:
-        mixer.relaxation = Relaxation(gamma, spread) if gamma or spread else None
-    return len(relaxed), len(mixers)
+    return set_on_mixers(model, "RELAXES", "relaxation", Relaxation(gamma, spread) if gamma or spread else None)

@@ -24,7 +24,7 @@ from typing_extensions import Self
 
 from visionzoo.layers.arguments import check_arguments
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
-from visionzoo.layers.outputs import Exit, Outputs, collect
+from visionzoo.layers.outputs import Exit, Outputs, WithOutputs, collect
 
 
 class HeadOptions(TypedDict, total=False):
@@ -35,7 +35,7 @@ class HeadOptions(TypedDict, total=False):
     drop_rate: float  # dropout probability before the classifier
 
 
-class Contract(nn.Module):
+class Contract(WithOutputs):
     """timm's interface over a list of parts.
 
     Args:
@@ -72,7 +72,6 @@ class Contract(nn.Module):
     ] = {}  # classifiers inside the model, cheapest first -> the part after which each may answer
     EXIT_FACTORS: Mapping[str, float] = {}  # what calibration multiplies an exit's share of images by; else 1
     CLASS_INPUTS: tuple[str, ...] = ()  # layers whose input is the logits of another, so as wide as there are classes
-    auxiliary = False  # whether a forward pass in training returns `Outputs`
     head_reads_map = False  # whether the head takes the last map whatever the family's own takes, see `_heads`
 
     # Checkpoints of others that are the same network: origin -> [(pattern, replacement), ...] for re.sub, in order; the
@@ -352,32 +351,6 @@ class Contract(nn.Module):
             )
             raise ValueError(f"{type(self).__name__} has one classifier and cannot learn from a teacher's: {advice}")
         self.head.distilled_training = enable
-
-    def auxiliary_weights(self) -> dict[str, float]:
-        """Return the default weights in the loss of the model's exits and terms, by name, as `AUXILIARY` declares them.
-
-        Raises:
-            ValueError: if two modules declare different weights for one name.
-        """
-        weights: dict[str, float] = {}
-        for path, module in self.named_modules():
-            for name, weight in getattr(module, "AUXILIARY", {}).items():
-                if weights.setdefault(name, weight) != weight:
-                    raise ValueError(
-                        f"{type(self).__name__}: {name!r} has the weight {weights[name]} and in {path} {weight}; "
-                        "give both the same weight, or different names"
-                    )
-        return weights
-
-    def set_auxiliary(self, enable: bool = True) -> None:
-        """Let training mode return `visionzoo.layers.outputs.Outputs`: logits, exits and named terms of the loss.
-
-        Raises:
-            ValueError: if the model has neither exits nor terms.
-        """
-        if enable and not self.auxiliary_weights():
-            raise ValueError(f"{type(self).__name__} as built has no exits and no terms: it returns only logits")
-        self.auxiliary = enable
 
     def set_epoch(self, epoch: int) -> None:
         """Prepare for an epoch of training, counted from 0; nothing to do but where a family follows a schedule."""

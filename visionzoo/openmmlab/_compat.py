@@ -2,19 +2,24 @@
 
 `install()` makes them, once. Importing `visionzoo.openmmlab` calls it, because that is the name by which a config asks
 for it (`custom_imports`), and `custom_imports` can only import; no other part of visionzoo imports that package.
-Each patch first checks that what it replaces is still there, so that a new release of a library fails by name.
+Each patch first checks that what it replaces is still there, so that a new release of a library fails by name. Releases
+other than those of `TESTED` are used all the same, with one warning that names them.
 
 Objects that the commands build are changed in `checked_runner.CheckingRunner`, not here: no library is.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +29,12 @@ from mmengine.config import utils as config_utils
 from visionzoo.openmmlab import checkpoints, ops
 
 EXTENSION = "mmcv._ext"
+TESTED = {  # distributions of each library, the maintained one first, and the releases that the patches were checked on
+    "mmengine": (("onedl-mmengine", "mmengine"), "0.10"),
+    "mmcv": (("onedl-mmcv", "mmcv", "mmcv-lite"), "2.3"),
+    "mmdet": (("onedl-mmdetection", "mmdet"), "3.5"),
+    "mmseg": (("onedl-mmsegmentation", "mmsegmentation"), "1.4"),
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,31 @@ def install() -> None:
     """
     for patch in PATCHES:
         patch.apply()
+    _warn_of_untested()
+
+
+@functools.cache  # once
+def _warn_of_untested() -> None:
+    found = {library: _installed(distributions) for library, (distributions, _) in TESTED.items()}
+    other = [
+        f"{library} {release} (checked: {TESTED[library][1]})"
+        for library, release in found.items()
+        if release and not f"{release}.".startswith(f"{TESTED[library][1]}.")
+    ]
+    if other:
+        warnings.warn(
+            f"visionzoo.openmmlab changes OpenMMLab's libraries, see visionzoo.openmmlab._compat.PATCHES, and was not "
+            f'checked with {", ".join(other)}; the checked ones come with: pip install "visionzoo[openmmlab]"',
+            stacklevel=2,
+        )
+
+
+def _installed(distributions: tuple[str, ...]) -> str | None:
+    """Return the release of the first distribution that is installed."""
+    for name in distributions:
+        with contextlib.suppress(PackageNotFoundError):
+            return version(name)
+    return None
 
 
 def _serve_ops() -> None:

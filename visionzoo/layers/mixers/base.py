@@ -8,11 +8,12 @@ from math import isqrt
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from visionzoo.layers.attention import attend, uniform_attention
 from visionzoo.layers.maps import MapLayer
 from visionzoo.layers.relaxation import Relaxation
+from visionzoo.layers.subsampling import Subsampling
 
 GIB = 2**30
 HEAD_DIM = 32  # head width where neither the caller nor the family says otherwise: that of most families here
@@ -41,6 +42,8 @@ class Mixer(MapLayer):
     SCORE_MAP = False  # whether its one attention is of all tokens to all, in their order: what `record_attention` has
     RELAXES = False  # whether all its attention can be relaxed in training: `visionzoo.layers.relaxation`
     relaxation: Relaxation | None = None  # how far it is; None: not at all
+    SUBSAMPLES = False  # whether all its attention can be of a subset of keys: `visionzoo.layers.subsampling`
+    subsampling: Subsampling | None = None  # of which; None: of all
     needs_prefix_tokens = False  # whether it is one of tokens only, which has nothing to do on a map by itself
     needs_map_size = False  # whether `forward` takes `map_size`, (H, W) of the tokens behind the prefix ones
 
@@ -128,7 +131,9 @@ class Mixer(MapLayer):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, scale: float | None = None
     ) -> Tensor:
-        """Return `visionzoo.layers.attention.attend`, relaxed in training where the mixer is."""
+        """Return `visionzoo.layers.attention.attend`, relaxed and of fewer keys in training where the mixer is so."""
+        if self.subsampling is not None and (self.training or self.subsampling.always):
+            k, v, bias = self.subsampling.draw(k, v, bias)
         out = attend(q, k, v, bias=bias, scale=scale)
         return self.relax(out, lambda: uniform_attention(v, bias))
 
@@ -153,6 +158,25 @@ class Mixer(MapLayer):
     def repeat_heads(self, x: Tensor) -> Tensor:
         """Keys or values [..., kv_heads, D], for all heads of queries: [..., G, D]."""
         return x if self.kv_heads == self.num_heads else x.repeat_interleave(self.num_heads // self.kv_heads, -2)
+
+
+def set_on_mixers(model: nn.Module, able: str, name: str, value: Any) -> tuple[int, int]:
+    """Set an attribute on the mixers in a model that are able to heed it.
+
+    Args:
+        model: whose modules are looked through.
+        able: attribute that is true on such mixers.
+        name: attribute to set.
+        value: what to.
+
+    Returns:
+        the number of mixers it is set on, and that of all mixers.
+    """
+    mixers = [module for module in model.modules() if isinstance(module, Mixer)]
+    changed = [mixer for mixer in mixers if getattr(mixer, able)]
+    for mixer in changed:
+        setattr(mixer, name, value)
+    return len(changed), len(mixers)
 
 
 def memory_of(device: torch.device) -> int | None:

@@ -39,7 +39,7 @@ class EmbeddingFreeMixer(Mixer):
     torch.Size([1, 5, 7, 64])
     """
 
-    RELAXES = True
+    RELAXES = SUBSAMPLES = True
 
     def __init__(
         self, dim: int, num_heads: int | None = None, *, reduction: int = 1, isr: int = 1, key_norm: bool = False

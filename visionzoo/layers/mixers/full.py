@@ -44,7 +44,7 @@ class FullMixer(Mixer):
 
     SCORE_MAP = True
     SCORES = Mixer.SCORE_KINDS
-    RELAXES = True
+    RELAXES = SUBSAMPLES = True
 
     def __init__(
         self,

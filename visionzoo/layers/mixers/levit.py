@@ -46,7 +46,7 @@ class LevitMixer(OffsetBiasMixer):
     """
 
     SCORE_MAP = True
-    RELAXES = True
+    RELAXES = SUBSAMPLES = True
 
     def __init__(
         self,

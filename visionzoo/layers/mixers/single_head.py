@@ -41,7 +41,7 @@ class SingleHeadMixer(Mixer):
     """
 
     SCORE_MAP = True
-    RELAXES = True
+    RELAXES = SUBSAMPLES = True
 
     def __init__(
         self,

@@ -41,7 +41,7 @@ class SpatialReductionMixer(Mixer):
     torch.Size([1, 5, 7, 64])
     """
 
-    RELAXES = True
+    RELAXES = SUBSAMPLES = True
 
     def __init__(
         self,

@@ -33,7 +33,7 @@ class SubspaceMixer(Mixer):
     """
 
     SCORE_MAP = True
-    RELAXES = True
+    RELAXES = SUBSAMPLES = True
 
     def __init__(self, dim: int, num_heads: int | None = None, *, head_dim: int | None = None):
         super().__init__(dim, num_heads, head_dim=head_dim)

@@ -1,56 +1,20 @@
-"""What a run shows of itself beside its results: versions and git state, memory, waiting for images, a trace."""
+"""What a run measures of itself: memory, waiting for images, a trace of its updates."""
 
 import contextlib
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from visionzoo._version import __version__
 from visionzoo.engine.outputs import free_path
 from visionzoo.text import count_of
 
-PACKAGES = ("torchvision", "timm", "triton", "numpy", "pillow")
 TRACE, WARM_UP = "trace.json", 2
 SLOW_LOADING = 0.3  # share of an epoch's time spent on waiting for images that is worth a word
 SHORT_EPOCH = 10.0  # seconds, within which it is not
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Return command, versions, device and the state of the source, for the run folder."""
-    versions = {"python": platform.python_version(), "visionzoo": __version__, "torch": str(torch.__version__)}
-    for name in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "command": sys.argv,
-        "device": name,
-        "versions": versions,
-        "cuda": torch.version.cuda,
-        "git": git_state(Path(__file__).parent),
-    }
-
-
-def git_state(folder: Path) -> dict[str, Any] | None:
-    """Return commit and changed files of the checkout that a folder belongs to; None where it belongs to none."""
-
-    def ask(*words: str) -> str:
-        command = ["git", "-C", str(folder), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
-
-    try:
-        if not ask("ls-files", "."):  # an environment within a checkout, say, is no part of it
-            return None
-        return {"commit": ask("rev-parse", "HEAD").strip(), "changed": ask("status", "--porcelain").splitlines()[:50]}
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:

@@ -16,12 +16,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from timm.task import ClassificationTask
 from torch.utils.tensorboard import SummaryWriter
 
-from visionzoo.engine import observation
+from visionzoo.engine import profiling
 from visionzoo.engine import run as run_module
+from visionzoo.engine.environment import git_state
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.images import announce_epoch, batch_names, batches
-from visionzoo.engine.observation import Waiting, git_state
 from visionzoo.engine.parallel import Process
+from visionzoo.engine.profiling import Waiting
 from visionzoo.engine.run import build_run
 from visionzoo.engine.training import train
 
@@ -181,8 +182,8 @@ def test_slow_loading_is_reported_and_fast_loading_is_not():
 
 
 def test_a_run_with_slow_loading_says_so(make_args, monkeypatch, capsys):
-    monkeypatch.setattr(observation, "SHORT_EPOCH", 0.0)
-    monkeypatch.setattr(observation, "SLOW_LOADING", 0.0)  # any is slow
+    monkeypatch.setattr(profiling, "SHORT_EPOCH", 0.0)
+    monkeypatch.setattr(profiling, "SLOW_LOADING", 0.0)  # any is slow
     train(make_args(epochs=1))
     assert "of the epoch went by in waiting for images, with 0 loading processes" in capsys.readouterr().out
 

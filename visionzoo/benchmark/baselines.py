@@ -24,18 +24,20 @@ from visionzoo.benchmark.cases import Absent
 from visionzoo.engine.errors import UserError
 from visionzoo.kernels.regions import from_regions, to_regions
 
-FOLDER_VARIABLE = "VISIONZOO_RIVALS"
+FOLDER_VARIABLE, FORMER_VARIABLE = "VISIONZOO_BASELINES", "VISIONZOO_RIVALS"  # the former is still read
 Inputs = dict[str, Tensor]
 Maker = Callable[[Inputs], Callable[..., Tensor]]
 
 
 def use_folder(folder: Path | None) -> None:
-    """Let authors' code be imported from a checkout of their repository: `folder`, or what VISIONZOO_RIVALS names."""
-    name = folder or os.environ.get(FOLDER_VARIABLE)
+    """Let authors' code be imported from a checkout of it: `folder`, or what VISIONZOO_BASELINES names."""
+    name = folder or os.environ.get(FOLDER_VARIABLE) or os.environ.get(FORMER_VARIABLE)
     if not name:
         return
     if not Path(name).is_dir():
-        raise UserError(f"no folder {name}: --rivals and {FOLDER_VARIABLE} name a checkout of the authors' repository")
+        raise UserError(
+            f"no folder {name}: --baselines and {FOLDER_VARIABLE} name a checkout of the authors' repository"
+        )
     sys.path.append(str(Path(name).resolve()))  # last: what is installed keeps its name
 
 
@@ -49,7 +51,7 @@ def biformer_authors(module: str) -> ModuleType:
         return import_module(module)
     except ImportError as error:
         raise Absent(
-            f"{module} of github.com/rayleizhu/BiFormer cannot be imported ({error}); name a checkout with --rivals "
+            f"{module} of github.com/rayleizhu/BiFormer cannot be imported ({error}); name a checkout with --baselines "
             f"or {FOLDER_VARIABLE}, and install einops and fairscale, which it needs"
         ) from error
 

@@ -11,9 +11,9 @@ from visionzoo.engine import charts
 from visionzoo.engine.data import class_names, open_split
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.flags import DataConfig
+from visionzoo.engine.image_files import PICTURES, find_images
 from visionzoo.engine.images import read_image
 from visionzoo.engine.names import read_class_map, read_names
-from visionzoo.engine.search import PICTURES, find_images
 
 
 def write(path, mode="RGB"):

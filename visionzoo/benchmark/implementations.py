@@ -1,4 +1,4 @@
-"""One problem of an operation and those who solve it: inputs, what is called, and how results are compared."""
+"""The implementations of an operation on one problem: inputs, what is called, and how results are compared."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from visionzoo.benchmark.baselines import Inputs, Maker
 from visionzoo.benchmark.cases import Case, Measurement, Run, Settings
-from visionzoo.benchmark.rivals import Inputs, Maker
 from visionzoo.benchmark.timing import Cost
 from visionzoo.testing import relative_error
 
@@ -18,7 +18,7 @@ FORWARD, BOTH = "forward", "forward+backward"
 
 
 @dataclass(frozen=True)
-class Contender:
+class Implementation:
     """An implementation in a case.
 
     Args:
@@ -47,8 +47,8 @@ class Draw:
         return x.to(self.dtype).requires_grad_()
 
 
-class Contest:
-    """One problem of an operation: its tensors, drawn on first use, and what is measured of each contender.
+class Problem:
+    """One problem of an operation: its tensors, drawn on first use, and what is measured of each implementation.
 
     Args:
         settings: of the run.
@@ -56,7 +56,7 @@ class Contest:
         batch: samples, where the settings do not say otherwise.
         shape: for readers.
         draw: draws the inputs, which the functions take by name.
-        contenders: implementations by name; errors are measured against "visionzoo-reference" in float64, on the
+        implementations: implementations by name; errors are measured against "visionzoo-reference" in float64, on the
             first sample.
         costs: from batch and bytes a number to the least work of each measure; what is measured are its keys.
         shared: inputs that do not have the batch as their first axis.
@@ -69,7 +69,7 @@ class Contest:
         batch: int,
         shape: str,
         draw: Callable[[Draw], Inputs],
-        contenders: Mapping[str, Contender],
+        implementations: Mapping[str, Implementation],
         costs: Callable[[int, int], dict[str, Cost]],
         shared: tuple[str, ...] = (),
     ):
@@ -77,7 +77,7 @@ class Contest:
         self.name = name
         self.batch = settings.batch or batch
         self.shape = shape
-        self.contenders = contenders
+        self.implementations = implementations
         self.shared = shared
         self.dtype = settings.low_dtype
         self.costs = costs(self.batch, self.dtype.itemsize)
@@ -89,7 +89,7 @@ class Contest:
         """Return the case with its measurements."""
         measurements = [
             Measurement(name, measure, partial(self.prepare, name, measure), replay=True)
-            for name in self.contenders
+            for name in self.implementations
             for measure in self.costs
         ]
         return Case(
@@ -111,15 +111,15 @@ class Contest:
 
     def prepare(self, name: str, measure: str) -> Run:
         """Make one implementation ready."""
-        contender, inputs = self.contenders[name], self.inputs()
-        if contender.rearrange is not None:
-            inputs = {key: value.detach().requires_grad_() for key, value in contender.rearrange(inputs).items()}
-        function = contender.make(inputs)
+        implementation, inputs = self.implementations[name], self.inputs()
+        if implementation.rearrange is not None:
+            inputs = {key: value.detach().requires_grad_() for key, value in implementation.rearrange(inputs).items()}
+        function = implementation.make(inputs)
         run = Run(
             self.call(function, inputs, measure),
             fixed_bytes=sum(value.nbytes for value in inputs.values()),
         )
-        if contender.same:
+        if implementation.same:
             run.check = partial(self.check, measure)
         return run
 
@@ -175,7 +175,7 @@ class Contest:
         for name, value in self.inputs().items():
             first = (value if name in self.shared else value[:1]).detach()
             inputs[name] = first.to(dtype).requires_grad_() if value.requires_grad else first
-        function = self.contenders["visionzoo-reference"].make(inputs)
+        function = self.implementations["visionzoo-reference"].make(inputs)
         return self._first(self.call(function, inputs, measure)(), measure)
 
 

@@ -16,7 +16,7 @@ ADVICE = "A lower --lr, --clip-grad 1 or --amp-dtype bfloat16 may help"
 NAMES = 8  # of a batch's images in a message
 
 
-class Losses:
+class LossTracker:
     """The losses of the batches since the last fetch, and the updates that were left out.
 
     Attributes:
