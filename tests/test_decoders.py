@@ -327,6 +327,11 @@ def test_wrong_options_of_the_fuss_free_encoder_are_named(arguments, message):
         FussFreeEncoder(depths, widths, **dict(*options))
 
 
+def test_options_that_an_encoder_does_not_take_are_named():
+    with pytest.raises(ValueError, match=r"ffnet18_daac cannot be built so: .* unexpected keyword argument 'isr'"):
+        visionzoo.create_segmentor("ffnet18_daac", isr=(2, 2, 1, 1))
+
+
 def test_images_that_are_halved_first():
     model = visionzoo.create_segmentor("ffnet40s_bcc_mobile_pre_down", depths=(1, 1, 1, 1), in_chans=1).eval()
     assert model.backbone.feature_info.reduction() == [8, 16, 32, 64]

@@ -136,7 +136,10 @@ def create_segmentor(
             raise ValueError(f"create_segmentor: {name} is built already and takes no options, got {sorted(options)}")
         features = build
     else:
-        features = build(**options)
+        try:
+            features = build(**options)
+        except TypeError as error:
+            raise ValueError(f"create_segmentor: {name} cannot be built so: {error}") from error
     channels: list[int] = [
         features.feature_info.channels()[i]  # type: ignore[union-attr, operator]
         for i in pyramid_levels(features, name)[-kind.LEVELS :]

@@ -260,7 +260,7 @@ _WIDTHS = {  # -> channels of the stages, of the stem
     "ns": ((64, 64, 128, 256), (64, 64, 64)),
 }
 _BOTTLENECKS = ("50", "101")
-MIOU = {  # form -> backbone -> mean IoU on the validation images of Cityscapes, from the authors' README
+_MIOU = {  # form -> backbone -> mean IoU on the validation images of Cityscapes, from the authors' README
     "aaa": {"150": 84.4, "134": 84.1, "101": 82.1, "86": 83.2, "56": 82.5, "50": 79.6, "34": 81.4},
     "abb": {"150": 83.7, "86": 83.5, "56": 82.1, "34": 80.3},
     "bbb": {"150s": 84.1, "86s": 82.6},
@@ -279,7 +279,7 @@ _HALVED = ("bbb_mobile", "bcc_mobile", "cbb_mobile", "ccc_mobile")  # trained on
 
 def published() -> Iterator[tuple[str, dict[str, Any], dict[str, Any], float]]:
     """Yield the networks that Qualcomm published: name, options of the encoder, the decoder, mean IoU in percent."""
-    for form, backbones in MIOU.items():
+    for form, backbones in _MIOU.items():
         letters, _, mobile = form.partition("_")
         decoder = {
             "type": "fuss_free",
