@@ -18,6 +18,7 @@ model = dict(
                 ratios=[0.5, 1.0, 2.0],
                 strides=[8, 16, 32, 64, 128],
             ),
+            loss_cls=dict(type="FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
             loss_bbox=dict(type="L1Loss", loss_weight=1.0),
             norm_cfg=norm_cfg,
         ),
