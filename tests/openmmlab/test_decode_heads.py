@@ -69,6 +69,22 @@ def test_a_published_network_starts_from_its_authors_weights(tmp_path):
     assert torch.equal(plain.backbone.stem.conv0.weight.double(), model.backbone.model.stem.conv0.weight)
 
 
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_all_that_a_decoder_learns_from_is_in_the_loss(decoder):
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    head = ZooDecodeHead(decoder, [4, 6, 8, 8], num_classes=3)
+    maps = [torch.randn(2, c, side, side) for c, side in zip([4, 6, 8, 8], [8, 4, 2, 1], strict=True)]
+    labels = [SegDataSample(gt_sem_seg=PixelData(data=torch.randint(3, (1, 32, 32)))) for _ in range(2)]
+    losses = head.loss(maps, labels, None)
+    learned = {key: value for key, value in losses.items() if "loss" in key}
+    names = {key.removeprefix("loss_").partition(".")[0] for key in learned} - {"ce"}
+    assert names == {*head.decoder.AUXILIARY}
+    sum(learned.values()).backward()
+    assert not [name for name, p in head.named_parameters() if p.grad is None]
+
+
 def test_classifiers_of_other_classes_stay(tmp_path):
     plain = visionzoo.create_segmentor("zoo_pvtv2_b0", "edaformer", num_classes=3, **SMALL)
     torch.save(plain.state_dict(), tmp_path / "plain.pth")

@@ -301,8 +301,8 @@ def _batch(model: nn.Module, image: Any, config: Mapping[str, Any]) -> Tensor:
 def _check_channels(channels: int, config: Mapping[str, Any]) -> None:
     if wrong := [name for name in ("mean", "std") if len(config[name]) not in (1, channels)]:
         raise ValueError(
-            f"the image has {count_of(channels, 'channel')}, {wrong[0]} {count_of(len(config[wrong[0]]), 'number')}; give one "
-            f"for each in data_config, such as dict({wrong[0]}=({', '.join(['0.5'] * channels)}))"
+            f"the image has {count_of(channels, 'channel')}, {wrong[0]} {count_of(len(config[wrong[0]]), 'number')}; "
+            f"give one for each in data_config, such as dict({wrong[0]}=({', '.join(['0.5'] * channels)}))"
         )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from visionzoo.decoders import DECODERS, SEGMENTORS
 from visionzoo.decoders.segmentor import load_part
 from visionzoo.engine.errors import UserError, closest
+from visionzoo.layers.outputs import collect
 from visionzoo.layers.specs import Spec, build_spec, read_spec
 from visionzoo.models._checkpoint import checkpoint_tensors
 from visionzoo.openmmlab.backbone import checkpoint_of
@@ -28,6 +29,9 @@ from visionzoo.openmmlab.checkpoints import read_any
 @MODELS.register_module()
 class ZooDecodeHead(BaseDecodeHead):
     """A decoder of the zoo as mmseg's decode head, with mmseg's losses.
+
+    Exits of a decoder have these losses too, named `EXIT.loss_…`, and its terms are `loss_TERM`; each is multiplied by
+    its weight in the decoder's `AUXILIARY`.
 
     Args:
         decoder: a name of `visionzoo.decoders.DECODERS` or `dict(type=name, **options)`.
@@ -68,6 +72,17 @@ class ZooDecodeHead(BaseDecodeHead):
         """Turn the backbone's maps [B, C, H, W] into logits [B, out_channels, H', W'] at the finest's size."""
         logits: Tensor = self.decoder(self._transform_inputs(inputs))
         return logits
+
+    def loss(self, inputs: Sequence[Tensor], batch_data_samples: Any, train_cfg: Any) -> dict[str, Tensor]:
+        """Return the losses of the logits, and of the decoder's exits and terms, by name."""
+        weights = self.decoder.AUXILIARY
+        with collect() as terms:
+            logits, exits = self.decoder.decode(self._transform_inputs(inputs))
+        losses: dict[str, Tensor] = self.loss_by_feat(logits, batch_data_samples)
+        for name, values in exits.items():
+            own = self.loss_by_feat(values, batch_data_samples)  # its accuracy is not of interest
+            losses |= {f"{name}.{key}": weights[name] * loss for key, loss in own.items() if "loss" in key}
+        return losses | {f"loss_{name}": weights[name] * value for name, value in terms.items() if name in weights}
 
     def init_weights(self) -> None:
         """Load the checkpoint, once; the Runner calls it before training.
