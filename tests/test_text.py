@@ -19,6 +19,7 @@ ROOMS = ("benchmark", "commands", "data", "deploy", "engine", "explanation", "op
         (1.0, ("epoch",), "1.0 epoch"),
         (0, ("box",), "0 boxes"),
         (2, ("class",), "2 classes"),
+        (15, ("epoch",), "15 epochs"),
         (1, ("image was", "images were"), "1 image was"),
         (3, ("image was", "images were"), "3 images were"),
     ],

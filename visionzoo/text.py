@@ -15,7 +15,7 @@ def count_of(number: Any, noun: str, plural: str | None = None) -> str:
     """
     if number == 1:
         return f"{number} {noun}"
-    return f"{number} {plural or noun + ('es' if noun.endswith(('s', 'x', 'ch', 'sh')) else 's')}"
+    return f"{number} {plural or noun + ('es' if noun.endswith(('s', 'x', 'tch', 'sh')) else 's')}"
 
 
 def some(names: Iterable[Any], limit: int = 10) -> str:

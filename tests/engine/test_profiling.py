@@ -285,7 +285,9 @@ def test_weights_that_are_no_numbers_take_no_checkpoints_place(make_args, tmp_pa
 
     count = [0]
     monkeypatch.setattr(torch.optim.AdamW, "step", spoilt)
-    with pytest.raises(UserError, match=r"tensors of the model hold NaN, such as .* The last good checkpoint") as error:
+    with pytest.raises(
+        UserError, match=r"1 tensor of the model with NaN, such as .* The last good checkpoint"
+    ) as error:
         train(make_args(epochs=3, recovery_interval=recovery))
     name = "recovery.pth.tar" if recovery else "last.pth.tar"
     assert f"--resume {tmp_path / 'output/run' / name}" in str(error.value)

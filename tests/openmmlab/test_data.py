@@ -57,7 +57,7 @@ def pets(tmp_path):
 
 def notes(cfg):
     """What is said beside the summaries."""
-    return [line for line in check_data(cfg) if not re.match(r"\w+: (\d+ of )?\d+ images[,;]", line)]
+    return [line for line in check_data(cfg) if not re.match(r"\w+: (\d+ of )?\d+ images?[,;]", line)]
 
 
 def masks(**changes):

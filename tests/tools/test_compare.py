@@ -334,7 +334,7 @@ def test_mixers_in_hosts_with_seeds_each_in_a_process(mixers, tmp_path, capsys, 
             (folder / name).unlink()
         assert mixers("--jobs", "3", "--report", "--write", str(document), hosts=hosts, seeds=[*seeds, "9"]) == 0
     text = document.read_text()
-    assert f"{len(models)} of {len(models) * (len(seeds) + 1)} runs are not done yet" in text
+    assert f"not done yet: {len(models)} of {len(models) * (len(seeds) + 1)} runs" in text
     assert "Speeds and growth are not measured yet." in text and cell in text and ".png" not in text
 
 
