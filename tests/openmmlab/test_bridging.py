@@ -7,6 +7,7 @@ import torch
 from golden import Record, relative_error
 from recipes.bvr import CHANNELS, CLASSES, NORM, STRIDES, levels, objects
 from recipes.gates import normal, some
+from tape import Capture
 
 pytest.importorskip("mmdet", reason='needs pip install "visionzoo[openmmlab]"')
 
@@ -89,7 +90,8 @@ def test_outputs_losses_and_gradients_are_the_authors(form):
     state = record.state_dict() | {name: torch.zeros(1) for name, _, kind in record.meta["state"] if kind == "const"}
     head.load_state_dict(state)  # by the authors' names, with their tables
     maps = [x.requires_grad_() for x in levels()]
-    outs, scores, offsets = head._outputs(maps)
+    with Capture():  # a CUDA graph can hold it
+        outs, scores, offsets = head._outputs(maps)
     own = {f"{kind}{i}": x for kind, each in zip(("cls", "box"), outs, strict=True) for i, x in enumerate(each)}
     total = sum((x * normal(4, x.shape)).sum() for x in own.values())
     images = [InstanceData(bboxes=boxes, labels=labels) for boxes, labels in objects()]

@@ -71,8 +71,11 @@ class RelativeLocation(nn.Module):
         """Return the scores of whole offsets [1, G, height, width], for `forward`; None without `base_size`."""
         if self.base_size is None:
             return None
-        with without_autocast(self._projection.weight.device):
-            width, height = (self._axis(torch.arange(-(n // 2), n // 2 + 1), i) for i, n in enumerate(self.base_size))
+        device = self._projection.weight.device
+        with without_autocast(device):
+            width, height = (
+                self._axis(torch.arange(-(n // 2), n // 2 + 1, device=device), i) for i, n in enumerate(self.base_size)
+            )
             scores = self._with_bias(width[None] + height[:, None])
         return scores.permute(2, 0, 1)[None]
 
@@ -84,7 +87,8 @@ class RelativeLocation(nn.Module):
                 scores = self._with_bias(x + y).permute(0, 3, 1, 2)
             else:
                 table = self.table() if table is None else table
-                places = offsets.to(table.dtype) / (0.5 * offsets.new_tensor(self.base_size, dtype=table.dtype))  # type: ignore[union-attr]
+                sides = zip(offsets.to(table.dtype).unbind(-1), self.base_size, strict=True)  # type: ignore[union-attr]
+                places = torch.stack([2 * offset / side for offset, side in sides], -1)
                 scores = F.grid_sample(
                     table.expand(len(offsets), -1, -1, -1),  # type: ignore[union-attr]
                     places,

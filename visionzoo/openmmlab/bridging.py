@@ -392,7 +392,8 @@ class BVRHead(BaseModule):
         maps = maps.repeat(len(places) // len(maps), 1, 1, 1)
         if self.selection_method == "index":
             return _gather(maps.flatten(2).mT, pixels)  # type: ignore[arg-type]
-        grid = places[:, None] * 2 / places.new_tensor([width, height]) - 1
+        x, y = places[:, None].unbind(-1)
+        grid = torch.stack([x * 2 / width, y * 2 / height], -1) - 1
         sampled = F.grid_sample(maps.to(grid.dtype), grid, padding_mode="border", align_corners=False)
         return sampled[:, :, 0].mT.to(maps.dtype)
 
