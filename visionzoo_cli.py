@@ -80,6 +80,8 @@ def _until_nobody_reads(command: Callable[[], None]) -> None:
         finally:
             sys.stdout.flush()  # of --help too, which leaves by SystemExit
     except BrokenPipeError:
+        if not hasattr(select, "poll"):  # Windows
+            raise
         gone = [stream for stream in (sys.stdout, sys.stderr) if _is_unread(stream.fileno())]
         if not gone:
             raise  # of another pipe

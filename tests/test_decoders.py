@@ -242,8 +242,8 @@ def test_checkpoints_that_do_not_fit_are_named(change, message):
     [
         (("zoo_convit_t", "edaformer", 3), "zoo_convit_t has 3 of stride 16: it is isotropic. Take a hierarchical"),
         (("zoo_pvtv2_b0", "edaforme", 3), "unknown decoder 'edaforme' .did you mean"),
-        (("zoo_pvtv2_b0", "edaformer"), "zoo_pvtv2_b0 needs a num_classes"),
-        (("edaformer_t_ad",), "needs a decoder: .*did you mean"),
+        (("zoo_pvtv2_b0", "edaformer"), "zoo_pvtv2_b0 needs num_classes=; only"),
+        (("edaformer_t_ad",), "needs decoder=, one of .* and num_classes=; .*did you mean"),
         (
             ("zoo_pvtv2_b0", {"type": "edaformer", "isr": (2, 2)}, 3),
             r"isr must be three positive integers, got isr=\(2,",

@@ -104,9 +104,9 @@ OPTIONS = [
     ("--fsdp", "start several by torchrun"),
     ("--cuda-graphs", "--cuda-graphs: only launches on a CUDA device can be recorded, this is cpu"),
     ("--aux-weight balance=1", "--aux-weight balance=1: test_convnext as built has no exits and no terms"),
-    ("--aux-weight balance", "--aux-weight: expected key=value, got 'balance'"),
+    ("--aux-weight balance", "--aux-weight: expected NAME=W, got 'balance'"),
     ("--freeze", "--freeze trains only the classifier, on features of random weights"),
-    ("--freeze-layers 0=1", "--freeze-layers freezes 1 layers of random weights at epoch 0; give --pretrained"),
+    ("--freeze-layers 0=1", "--freeze-layers freezes 1 layer of random weights at epoch 0; give --pretrained"),
     ("--relaxed-attention 2", "argument --relaxed-attention: expected a number at least 0 and at most 1, got 2"),
     (
         "--relaxed-attention 0.1",
@@ -116,6 +116,7 @@ OPTIONS = [
     ("--subsample-attention 0", "argument --subsample-attention: expected a number above 0 and at most 1, got 0"),
     ("--subsample-attention 0.5", "--subsample-attention: test_convnext has 0 mixers of this package, and none that"),
     ("--freeze-layers 1=x", "--freeze-layers: expected EPOCH=COUNT, whole numbers from 0, got count 'x'"),
+    ("--freeze-layers 2", "--freeze-layers: expected EPOCH=N, got '2'"),
     ("--freeze-layers 1=99", "--freeze-layers 1=99: test_convnext has"),
     ("--freeze-layers 0=1 --freeze --initial-checkpoint o/good/last.pth.tar", "--freeze leaves only the classifier"),
 ]
@@ -140,7 +141,7 @@ DATA = [
     ("--data-dir false.tar", "cannot open the 'train' split of false.tar"),
     ("--data-dir d/train", "training and validation would read the same images, d/train"),
     ("--train-split nope", "no 'nope' split in d; its folders are train, val"),
-    ("--val-data-dir strange", "1 class of the evaluated images not trained on: crimson; the training had blue"),
+    ("--val-data-dir strange", "1 class of the evaluated images was not trained on: crimson; the training had blue"),
     ("--dataset cifar10", "unknown data set 'cifar10'; expected torch/..., hfds/..."),
     ("--dataset torch/nope", "Unknown torchvision dataset nope"),
     ("--dataset visionzoo/nope", "unknown embedded data set 'visionzoo/nope'; there is visionzoo/digits"),

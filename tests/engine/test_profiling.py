@@ -286,7 +286,7 @@ def test_weights_that_are_no_numbers_take_no_checkpoints_place(make_args, tmp_pa
     count = [0]
     monkeypatch.setattr(torch.optim.AdamW, "step", spoilt)
     with pytest.raises(
-        UserError, match=r"1 tensor of the model with NaN, such as .* The last good checkpoint"
+        UserError, match=r"1 tensor of the model holds NaN, such as .* The last good checkpoint"
     ) as error:
         train(make_args(epochs=3, recovery_interval=recovery))
     name = "recovery.pth.tar" if recovery else "last.pth.tar"

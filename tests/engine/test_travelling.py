@@ -112,7 +112,7 @@ def test_classes_of_a_folder_are_compared_by_name(tmp_path):
     write_images(tmp_path / "d", per_class=1, seed=0)
     (tmp_path / "d/red").rename(tmp_path / "d/crimson")
     args = eval_parser().parse([*flags, "--device", "cpu", "-j", "0", "--data-dir", str(tmp_path / "d")])
-    with pytest.raises(UserError, match="1 class of the evaluated images not trained on: crimson; the "):
+    with pytest.raises(UserError, match="1 class of the evaluated images was not trained on: crimson; the "):
         evaluate_checkpoint(args)
 
 
@@ -163,7 +163,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, value, capsys):
         "convert": [TINY["model"], str(tmp_path / "run.pth.tar"), str(tmp_path / "c"), "--license", "mit"],
     }.items():
         assert run_tool(tool, *argv) == 1
-        assert "1 tensor with NaN or infinite weights, such as head.fc.bias" in capsys.readouterr().err
+        assert "1 tensor holds NaN or infinite weights, such as head.fc.bias" in capsys.readouterr().err
     assert not any((tmp_path / name).exists() for name in ("p", "e", "c"))
 
 

@@ -15,6 +15,7 @@ from mmengine.runner import CheckpointLoader, load_checkpoint
 from mmengine.runner.checkpoint import load_from_http
 
 from visionzoo.engine.errors import UserError
+from visionzoo.models._checkpoint import read_checkpoint
 from visionzoo.openmmlab import checkpoints
 
 DETECTION = str(ROOT / "configs/detection/mask-rcnn_zoo-biformer_fpn_digits.py")
@@ -39,6 +40,12 @@ def test_mmengines_own_checkpoints_are_read_with_their_logs(tmp_path, caplog):
     load_checkpoint(model, str(tmp_path / "epoch_1.pth"))
     assert torch.equal(model.weight, torch.ones(2, 2))
     assert "Falling back" not in caplog.text
+
+
+def test_without_their_config_they_are_named(tmp_path):
+    mmengines(tmp_path / "epoch_1.pth")
+    with pytest.raises(ValueError, match=r"epoch_1\.pth is refused: .*logs of OpenMMLab's\. .* name its config"):
+        read_checkpoint(tmp_path / "epoch_1.pth")
 
 
 def test_a_pickle_that_runs_code_is_refused_by_name_everywhere(tmp_path):

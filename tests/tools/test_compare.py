@@ -235,7 +235,7 @@ def test_a_report_has_the_speeds_of_the_models_as_they_are(command, done, capsys
 @pytest.mark.parametrize(
     ("models", "flags", "message"),
     [
-        ([], [], "--models: expected names, each once, got []"),
+        ([], [], "nothing to compare: give --models NAME ..., or --hosts and --mixers"),
         ([POOL, POOL], [], "--models: expected names, each once"),
         (["zoo_poolformer_s12", "zoo_levit_x"], [], "unknown model 'zoo_levit_x'; did you mean zoo_levit"),
         (["zoo_levit_128s deps=1"], [], "does not take --model-kwargs {'deps': 1}"),

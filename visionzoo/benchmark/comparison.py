@@ -214,7 +214,11 @@ def _runs(config: CompareConfig, folder: Path) -> dict[Key, Job]:
         name, *options = spec.split() or [""]
         kwargs = {**config.train.model.model_kwargs, **key_values(options, f"--models {spec!r}")}
         models[spec] = Job(changed(config.train, model=name, model_kwargs=kwargs), spec)
-    if len(models) < len(config.comparison.models) or not (models or config.comparison.hosts):
+    if not (models or config.comparison.hosts):
+        raise UserError(
+            "nothing to compare: give --models NAME ..., or --hosts and --mixers (--model is for training one)"
+        )
+    if len(models) < len(config.comparison.models):
         raise UserError(f"--models: expected names, each once, got {config.comparison.models}")
     if config.comparison.variants:
         if config.comparison.hosts:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from visionzoo.engine.checkpoints import make_folder
-from visionzoo.engine.errors import Interrupted, printable
+from visionzoo.engine.errors import Interrupted, UserError, printable
 from visionzoo.engine.interruption import StopSignals
 from visionzoo.engine.options import changed
 from visionzoo.engine.parallel import Process
@@ -73,7 +73,8 @@ def run_tasks(tasks: Mapping[Hashable, Task], done: Done, *, jobs: int | None, l
                     raise Interrupted(
                         error.signum, "what is done is kept; start the same command again to continue"
                     ) from error
-                traceback.print_exc()
+                if not isinstance(error, UserError):  # whose message says all
+                    traceback.print_exc()
                 result = failure(error)
             done(key, result)
         return

@@ -121,10 +121,11 @@ def create_segmentor(
     if not isinstance(backbone, str | nn.Module):
         raise ValueError(f"create_segmentor: expected the name of a backbone, or a module with maps, got {name}")
     if decoder is None or num_classes is None:
-        missing = "decoder" if decoder is None else "num_classes"
+        lacking = [f"decoder=, one of {sorted(DECODERS)}"] if decoder is None else []
+        lacking += ["num_classes="] if num_classes is None else []
         raise ValueError(
-            f"create_segmentor: {name} needs a {missing}: pass decoder=, of {sorted(DECODERS)}, and num_classes=; only "
-            f"published segmentors have them{did_you_mean(name, SEGMENTORS)} (visionzoo.decoders.list_segmentors())"
+            f"create_segmentor: {name} needs {' and '.join(lacking)}; only published segmentors have them"
+            f"{did_you_mean(name, SEGMENTORS)} (visionzoo.decoders.list_segmentors())"
         )
     kind = DECODERS[read_spec("decoder", decoder, DECODERS)["type"]]
     if isinstance(build, str):

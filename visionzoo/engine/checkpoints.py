@@ -266,7 +266,8 @@ def _check_numbers(state: Mapping[str, Any]) -> None:
     spoilt = [name for name, value in state.get("state_dict", {}).items() if bool(value.isnan().any())]
     if spoilt:
         raise UserError(
-            f"{count_of(len(spoilt), 'tensor')} of the model with NaN, such as {spoilt[0]}; no checkpoint is written"
+            f"{count_of(len(spoilt), 'tensor of the model holds', 'tensors of the model hold')} NaN, such as "
+            f"{spoilt[0]}; no checkpoint is written"
         )
 
 

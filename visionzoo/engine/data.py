@@ -247,7 +247,8 @@ def with_same_classes(dataset: Any, names: list[str] | None, reopen: Callable[[A
         return dataset
     if strangers := sorted(set(own) - set(names)):
         raise UserError(
-            f"{count_of(len(strangers), 'class')} of the evaluated images not trained on: {some(strangers)}; "
+            f"{count_of(len(strangers), 'class of the evaluated images was', 'classes of the evaluated images were')} "
+            f"not trained on: {some(strangers)}; "
             f"the training had {some(names)}"
         )
     return reopen({name: index for index, name in enumerate(names)})

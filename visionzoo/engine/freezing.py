@@ -16,6 +16,7 @@ from torch import nn
 
 from visionzoo._torch_private import BatchNorm
 from visionzoo.engine.errors import UserError
+from visionzoo.text import count_of
 
 FLAG = "--freeze-layers"
 
@@ -43,7 +44,7 @@ class LayerFreezing:
         for epoch, count in self.counts.items():
             if count >= self.num_layers:
                 raise UserError(
-                    f"{FLAG} {epoch}={count}: {name} has {self.num_layers} layers; freeze "
+                    f"{FLAG} {epoch}={count}: {name} has {count_of(self.num_layers, 'layer')}; freeze "
                     f"{self.num_layers - 1} at most, or train only the classifier by --freeze"
                 )
 
@@ -82,7 +83,7 @@ class LayerFreezing:
             if isinstance(module, BatchNorm) and not _learns(model, name):
                 module.eval()
         total = sum(parameter.numel() for parameter in model.parameters())
-        return f"{count} of {self.num_layers} layers frozen: {frozen:,} of {total:,} parameters"
+        return f"{count} of {count_of(self.num_layers, 'layer')} frozen: {frozen:,} of {total:,} parameters"
 
 
 def _layers(model: Any) -> dict[str, int]:

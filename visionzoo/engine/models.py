@@ -429,7 +429,8 @@ def _trained(
 ) -> Trained:
     if spoilt := not_finite(model):
         raise UserError(
-            f"{source}: {count_of(len(spoilt), 'tensor')} with NaN or infinite weights, such as {spoilt[0]}; {NO_USE}"
+            f"{source}: {count_of(len(spoilt), 'tensor holds', 'tensors hold')} NaN or infinite weights, such as "
+            f"{spoilt[0]}; {NO_USE}"
         )
     reading = {name: value for name in READING if (value := given.get(name) or found.images.get(name))}
     names = found.class_names

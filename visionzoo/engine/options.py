@@ -143,20 +143,21 @@ class KeyValues(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         """Store the pairs as a dict."""
-        setattr(namespace, self.dest, key_values(values, str(option_string)))
+        form = "key=value" if self.metavar in (None, "K=V") else str(self.metavar)
+        setattr(namespace, self.dest, key_values(values, str(option_string), form))
 
 
-def key_values(texts: Sequence[str], where: str) -> dict[str, Any]:
+def key_values(texts: Sequence[str], where: str, form: str = "key=value") -> dict[str, Any]:
     """Return `key=value` texts as a dict.
 
     Raises:
-        UserError: one is not of that form; it names `where` they stand.
+        UserError: one is not of that form; it names `where` they stand, and the `form`.
     """
     pairs: dict[str, Any] = {}
     for text in texts:
         key, sep, value = text.partition("=")
         if not sep or not key:
-            raise UserError(f"{where}: expected key=value, got {text!r}")
+            raise UserError(f"{where}: expected {form}, got {text!r}")
         try:
             pairs[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

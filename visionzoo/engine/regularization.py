@@ -10,6 +10,7 @@ from visionzoo.layers.mixers import MIXERS
 from visionzoo.layers.reducers.base import Reducer
 from visionzoo.layers.relaxation import relax_attention
 from visionzoo.layers.subsampling import subsample_attention
+from visionzoo.text import count_of
 
 
 def regularize_attention(fit: FitConfig, model: nn.Module, name: str, say: Callable[[str], object]) -> None:
@@ -32,7 +33,7 @@ def regularize_attention(fit: FitConfig, model: nn.Module, name: str, say: Calla
         changed, count = relax_attention(model, gamma, spread)
         _check(changed, count, name, "--relaxed-attention", "RELAXES")
         drawn = f", drawn with a standard deviation of {spread:g}" if spread else ""
-        say(f"attention relaxed by {gamma:g}{drawn} in training, in {changed} of {count} mixers")
+        say(f"attention relaxed by {gamma:g}{drawn} in training, in {changed} of {count_of(count, 'mixer')}")
     if share < 1:
         if any(isinstance(module, Reducer) for module in model.modules()):
             raise UserError(
@@ -41,13 +42,13 @@ def regularize_attention(fit: FitConfig, model: nn.Module, name: str, say: Calla
             )
         changed, count = subsample_attention(model, share)
         _check(changed, count, name, "--subsample-attention", "SUBSAMPLES")
-        say(f"attention to {share:g} of the keys in training, drawn anew, in {changed} of {count} mixers")
+        say(f"attention to {share:g} of the keys in training, drawn anew, in {changed} of {count_of(count, 'mixer')}")
 
 
 def _check(changed: int, count: int, name: str, flag: str, able: str) -> None:
     if not changed:
         names = ", ".join(mixer for mixer, kind in MIXERS.items() if getattr(kind, able))
         raise UserError(
-            f"{flag}: {name} has {count} mixers of this package, and none that it can change; it can change {names}. "
-            "Give one by --model-kwargs mixers=..., or leave the flag out"
+            f"{flag}: {name} has {count_of(count, 'mixer')} of this package, and none that it can change; it can "
+            f"change {names}. Take a zoo_* model with one of them, or put one in by --model-kwargs mixers=NAME"
         )

@@ -566,8 +566,8 @@ def _make_freezing(config: TrainConfig, model: nn.Module, process: Process) -> L
     freezing = LayerFreezing(given, model, config.model.name)
     if freezing.count(0) and not _has_weights(config):
         raise UserError(
-            f"--freeze-layers freezes {freezing.count(0)} layers of random weights at epoch 0; give --pretrained, "
-            "--pretrained-path or --initial-checkpoint, or freeze them later"
+            f"--freeze-layers freezes {count_of(freezing.count(0), 'layer')} of random weights at epoch 0; give "
+            "--pretrained, --pretrained-path or --initial-checkpoint, or freeze them later"
         )
     if freezing.changes and (process.distributed or config.fit.cuda_graphs):
         flag = "--cuda-graphs" if config.fit.cuda_graphs else "a run of several processes"

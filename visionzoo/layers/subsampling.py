@@ -13,9 +13,12 @@ this is the unbiased one; the one whose subsets are biased to near keys is not h
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import log
 
 import torch
 from torch import Tensor, nn
+
+from visionzoo.text import count_of
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,9 @@ class SelfEnsemble(nn.Module):
             raise ValueError(f"expected one sample at least, got {samples=}")
         changed, count = subsample_attention(model, share, always=True)
         if not changed:
-            raise ValueError(f"{type(model).__name__} has {count} mixers, and none whose attention can be subsampled")
+            raise ValueError(
+                f"{type(model).__name__} has {count_of(count, 'mixer')}, and none whose attention can be subsampled"
+            )
         self.model, self.samples = model, samples
 
     def forward(self, images: Tensor) -> Tensor:
@@ -89,4 +94,4 @@ class SelfEnsemble(nn.Module):
             logs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
             total = logs if total is None else torch.logaddexp(total, logs)
         assert total is not None
-        return total - total.new_full((), self.samples).log()
+        return total - log(self.samples)

@@ -261,9 +261,14 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) or "GLOBAL" in str(error) or "global" in str(error):
+            refused = f"{path} is refused: it holds more than tensors, and reading that would run code from the file"
+            if re.search(r"GLOBAL mmengine\.logging\.history_buffer\.HistoryBuffer was not", str(error)):
+                raise ValueError(
+                    f"{refused}: logs of OpenMMLab's. If it is of a detector or segmentor, name its config too, by "
+                    "which they are read safely: visionzoo predict|eval|view CONFIG ... --checkpoint FILE"
+                ) from error
             raise ValueError(
-                f"{path} is refused: it holds more than tensors, and reading that would run code from the file "
-                f"({_first_line(error)}). If you trust its origin, open it once elsewhere with "
+                f"{refused} ({_first_line(error)}). If you trust its origin, open it once elsewhere with "
                 f"torch.load(..., weights_only=False) and save its state_dict with safetensors."
             ) from error
         raise ValueError(_damaged(path, str(error))) from error

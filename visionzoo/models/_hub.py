@@ -68,7 +68,8 @@ def save_pretrained(
         )
     if spoilt := not_finite(model):
         raise ValueError(
-            f"{count_of(len(spoilt), 'tensor')} with NaN or infinite weights, such as {spoilt[0]}: nothing is written"
+            f"{count_of(len(spoilt), 'tensor holds', 'tensors hold')} NaN or infinite weights, such as {spoilt[0]}: "
+            "nothing is written"
         )
     before = published(model)  # as it was itself loaded from such a folder
     class_names = class_names or (before["class_names"] if before["num_classes"] == model.num_classes else None)

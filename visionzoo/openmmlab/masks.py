@@ -108,10 +108,13 @@ def _count_pixels(
         if wrong := set(found) - allowed - {UNLABELLED}:
             jpeg = path.suffix.lower() in (".jpg", ".jpeg")
             lossy = " (JPEG does not keep values: masks need PNG)" if jpeg else ""
+            advice = ""
+            if from_zero and wrong == {max(allowed) + 1} and not jpeg:
+                advice = "\n  if classes count from 1 and 0 is unlabeled: zero_is_unlabeled: true in --dataset's file"
             raise UserError(
                 f"{loader}: {path} has the values {_values(wrong)}{lossy}, expected 0 to "
                 f"{max(allowed)}, and {UNLABELLED} for unlabeled: {count_of(len(values), 'class')}, {start}.\n"
-                f"  values of the mask: {_values(found)}\n  classes: {some(values, 100)}"
+                f"  values of the mask: {_values(found)}\n  classes: {some(values, 100)}{advice}"
             )
         pixels += found
         read += 1
