@@ -288,9 +288,9 @@ def _linked(text: str) -> str:
     return "".join(f"<{p}>" if LINK.fullmatch(p) else re.sub(r"([\[\]<>*_])", r"\\\1", p) for p in LINK.split(text))
 
 
-LISTS: dict[str, Callable[[], str]] = {  # what stands in a page -> what comes in its place
-    "<!-- list of families -->": family_list,
-    "<!-- list of commands -->": command_list,
+LISTS: dict[str, Callable[[], str]] = {  # what stands in a page, for who reads it unbuilt -> what comes in its place
+    "<!-- list of families -->\nThe built site (`make docs`) has the list of their pages here.": family_list,
+    "<!-- list of commands -->\n`visionzoo --help` lists the commands; the built site does so here.": command_list,
     "<!-- summary of parity -->": parity_summary,
     "<!-- list of mixers -->": lambda: reference(MIXERS),
     "<!-- list of gates -->": lambda: reference(GATES),
