@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from visionzoo.benchmark import comparison, growth, jobs
 from visionzoo.benchmark.comparison_report import place_labels
 from visionzoo.benchmark.timing import Budget
+from visionzoo.engine.errors import UserError
 from visionzoo.engine.flags import compare_parser
 from visionzoo.engine.ownership import Claim
 from visionzoo.engine.run import Run
@@ -336,6 +337,16 @@ def test_mixers_in_hosts_with_seeds_each_in_a_process(mixers, tmp_path, capsys, 
     text = document.read_text()
     assert f"not done yet: {len(models)} of {len(models) * (len(seeds) + 1)} runs" in text
     assert "Speeds and growth are not measured yet." in text and cell in text and ".png" not in text
+
+
+def test_what_a_user_can_fix_has_no_traceback(tmp_path, capsys):
+    def refuse(_):
+        raise UserError("give a smaller batch")
+
+    found = []
+    jobs.run_tasks({"a": (refuse, None)}, lambda *result: found.append(result), jobs=None, logs=tmp_path)
+    assert found == [("a", jobs.Failure("give a smaller batch"))]
+    assert capsys.readouterr().err == ""
 
 
 def test_a_run_that_fails_or_dies_is_written_down_and_tried_again(mixers, tmp_path, monkeypatch, capsys):
