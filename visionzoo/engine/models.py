@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import random
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -76,7 +77,8 @@ def build_model(
     is_local_name = ":" not in config.model  # hf-hub:... and local-dir:... are looked up elsewhere
     if is_local_name and not timm.is_model(config.model):
         name = config.model.split(".")[0]
-        raise UserError(f"unknown model {config.model!r}{closest(name, timm.list_models())}")
+        near = closest(name, timm.list_models()) or "; `visionzoo models` lists the zoo's, timm.list_models() all"
+        raise UserError(f"unknown model {config.model!r}{near}")
     arguments: dict[str, Any] = dict(in_chans=config.in_chans, num_classes=config.num_classes, global_pool=config.gp)
     arguments |= {**more, **config.model_kwargs}
     if input.input_size and config.in_chans is None:
@@ -304,9 +306,15 @@ def load(
         else:
             model.load_state_dict(unwrap_state_dict(source, use_ema=use_ema))
     except (ValueError, RuntimeError) as error:
-        text = (error.fact if isinstance(error, WeightsError) else str(error)) + advice
-        shown = text if len(text) < 1500 else f"{text[:800]} ... {text[-500:]}"  # torch names every tensor
+        text = error.fact if isinstance(error, WeightsError) else _shortened(str(error))
+        text += advice
+        shown = text if len(text) < 1500 else f"{text[:800]} ... {text[-500:]}"
         raise UserError(f"cannot load {where} into {type(model).__name__}: {shown}") from error
+
+
+def _shortened(text: str) -> str:
+    """Return torch's message, which names every tensor that is missing, with the first few."""
+    return re.sub(r'"[^"\n]+"(?:, "[^"\n]+")+', lambda names: some(names[0].split(", "), 3), text)
 
 
 @dataclass
