@@ -10,11 +10,11 @@ from tape import TapeRecorder
 from timm.utils import unwrap_model
 from torch.nn.parallel import DistributedDataParallel
 
+from visionzoo.engine.building import build_run, check_graphs
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.optimization import make_optimizer
 from visionzoo.engine.options import changed
 from visionzoo.engine.parallel import Process, start_process
-from visionzoo.engine.run import build_run, check_graphs
 from visionzoo.engine.training import Training, train
 from visionzoo.graphs import make_capturable
 from visionzoo.models.biformer import BiFormer
@@ -25,7 +25,7 @@ AUGMENTED = {"mixup": 0.4, "cutmix": 1.0, "reprob": 0.5, "model_ema": True, "mod
 def tapes(monkeypatch):
     """Let --cuda-graphs record tapes on the CPU, on these recorders."""
     made = []
-    monkeypatch.setattr("visionzoo.engine.run.check_graphs", lambda *_: None)
+    monkeypatch.setattr("visionzoo.engine.building.check_graphs", lambda *_: None)
     monkeypatch.setattr("visionzoo.engine.training.CudaRecorder", lambda _: made.append(TapeRecorder()) or made[-1])
     monkeypatch.setattr(sys.modules["torch.optim.adam"], "_get_capturable_supported_devices", lambda *_, **__: ["cpu"])
     return made

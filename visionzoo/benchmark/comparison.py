@@ -30,6 +30,7 @@ from visionzoo.benchmark.comparison_report import draw, section, summarise, tabl
 from visionzoo.benchmark.growth import GrowthJob, measure_growth
 from visionzoo.benchmark.jobs import Failure, Task, devices, run_tasks
 from visionzoo.benchmark.timing import Budget, host_timing, replayed_ms
+from visionzoo.engine.building import build_run
 from visionzoo.engine.checkpoints import LAST, make_folder, write_atomically
 from visionzoo.engine.data import mixing, open_train_and_val
 from visionzoo.engine.distillation import make_task
@@ -44,7 +45,7 @@ from visionzoo.engine.parallel import start_process
 from visionzoo.engine.probing import choose_head
 from visionzoo.engine.profiling import peak_memory
 from visionzoo.engine.reporting import insert_between
-from visionzoo.engine.run import Run, build_run
+from visionzoo.engine.run import Run
 from visionzoo.engine.training import Training
 from visionzoo.graphs import WARMUP, CudaRecorder, TrainingStep, make_capturable
 from visionzoo.kernels.small_maps import device_name
