@@ -139,8 +139,12 @@ def test_dtypes_are_those_of_an_addition_and_a_norm(backend):
 )
 def test_wrong_arguments_are_named(change, message):
     given = {"x": torch.ones(2, 3, 8), "branch": torch.ones(2, 3, 8), "weight": torch.ones(8), "bias": torch.ones(8)}
+    given = {
+        name: value.to(DEVICE) if isinstance(value, torch.Tensor) and not value.is_meta else value
+        for name, value in {**given, **change}.items()
+    }
     with pytest.raises(ValueError, match=message):
-        residual_norm(**{**given, **change})
+        residual_norm(**given)
 
 
 def test_too_wide_rows_are_refused_by_name():
@@ -155,7 +159,9 @@ def test_auto_leaves_the_kernels_alone_until_they_are_measured(monkeypatch):
     tensors = {name: t.detach().float().to(DEVICE) for name, t in _case(2, 3, 16).items()}
     with explain() as decisions:
         residual_norm(**tensors)
-        monkeypatch.setattr(dispatch, "NOT_MEASURED", set())
+        for pays in (True, False):
+            with dispatch.as_if_measured("residual_norm", pays):
+                residual_norm(**tensors)
         residual_norm(**tensors)
-    assert [decision.backend for decision in decisions] == ["reference", "triton"]
+    assert [decision.backend for decision in decisions] == ["reference", "triton", "reference", "reference"]
     assert decisions[0].reason == "no measurement on a GPU says that its kernels pay"

@@ -85,6 +85,18 @@ def explain() -> Iterator[list[Decision]]:
         _listeners.remove(decisions)
 
 
+@contextmanager
+def as_if_measured(operation: str, pays: bool) -> Iterator[None]:
+    """Let "auto" take an operation's kernels in a `with` block as if it were measured that they pay, or do not."""
+    kept = set(NOT_MEASURED)
+    (NOT_MEASURED.discard if pays else NOT_MEASURED.add)(operation)
+    try:
+        yield
+    finally:
+        NOT_MEASURED.clear()
+        NOT_MEASURED.update(kept)
+
+
 def choose(
     operation: str,
     backend: str,
