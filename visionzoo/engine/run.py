@@ -67,6 +67,7 @@ from visionzoo.engine.probing import choose_head, freeze
 from visionzoo.engine.recorded import changed_settings, compare_classes, recorded_args
 from visionzoo.engine.regularization import regularize_attention
 from visionzoo.engine.reporting import Reporter
+from visionzoo.engine.scalekd import ScaleKDTask
 from visionzoo.graphs import make_capturable
 from visionzoo.replicas import Replicas
 from visionzoo.text import count_of
@@ -536,6 +537,8 @@ def _with_report(run: Run, notes: Notes, lr: float, lr_origin: str) -> Run:
     )
     if teacher := teacher_name(config.distillation):
         say(f"distilling from {teacher} ({config.distillation.kd_distill_type})")
+    if isinstance(run.task, ScaleKDTask):
+        say(run.task.describe())
     if isinstance(run.task, AuxiliaryTask):
         weights = ", ".join(f"{name} (weight {weight:g})" for name, weight in run.task.weights.items())
         say(f"learning beside logits: {weights}")
