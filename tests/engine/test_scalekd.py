@@ -5,19 +5,25 @@ import re
 import pytest
 import timm
 import torch
-from engine.helpers import UPDATES, assert_same, learned, rows
+from engine.helpers import TINY, UPDATES, assert_same, learned, rows
+from engine.test_graphs import tapes
+from engine.two import in_two_processes
 from golden import Record, relative_error
 from recipes.gates import some
 from recipes.scalekd import CLASSES, Classifier, labels, student_maps
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import visionzoo
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import UserError
-from visionzoo.engine.parallel import Process
+from visionzoo.engine.flags import train_parser
+from visionzoo.engine.options import changed
+from visionzoo.engine.parallel import Process, start_process
 from visionzoo.engine.run import build_run
 from visionzoo.engine.scalekd import Perception, ScaleKDTask
-from visionzoo.engine.training import train
+from visionzoo.engine.training import Training, train
+from visionzoo.graphs import make_capturable
 from visionzoo.layers.mimicking import CrossAttentionProjector, frequency_loss, spatial_loss
 
 LEVIT = {"depths": [1, 1, 1], "embed_dims": [16, 24, 32], "num_heads": [1, 1, 1], "key_dim": 8}
@@ -239,10 +245,6 @@ def test_any_student_learns_from_any_teacher_which_does_not(student, teacher):
 @pytest.fixture(scope="module")
 def vit_run(images, tmp_path_factory):
     """The checkpoint of a trained ViT."""
-    from engine.helpers import TINY
-
-    from visionzoo.engine.flags import train_parser
-
     output = tmp_path_factory.mktemp("teacher")
     parser = train_parser()
     parser.set_defaults(**{**TINY, "model": "zoo_deit_t", "model_kwargs": DEIT, "lr": 3e-3, "epochs": 4})
@@ -268,6 +270,7 @@ def test_the_losses_fall_and_are_logged(distil, tmp_path, capsys):
         assert float(table[-1][name]) < 0.9 * float(table[0][name])
     assert result["best_metric"] > 80  # of three classes
     said = capsys.readouterr().out
+    assert "zoo_biformer_t: 0.01 M parameters" in said  # the projectors are not counted
     assert (
         "(scalekd)" in said
         and "ScaleKD: the student's features 0 and 1, through the teacher's parts: its block 1" in said
@@ -289,6 +292,28 @@ def test_an_interrupted_run_is_the_one_that_ran_through(distil, tmp_path):
     assert not any("projection" in name or "teacher" in name for name in names)  # the model as it is without
 
 
+def trained_in_a_process(args):
+    """Train in one of several processes, as usual and by recordings; return what is learned beside the student."""
+    process, found = start_process(args.device.device), []
+    for graphs in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            tapes(patch)
+            run = build_run(changed(args, cuda_graphs=graphs, experiment=str(graphs)), process)
+            make_capturable(run.optimizer)  # the same arithmetic
+            Training(run).fit()
+        assert isinstance(run.trainable, DistributedDataParallel) is not graphs
+        found.append({name: value.tolist() for name, value in run.task.get_task_state()["projection"].items()})
+    return found
+
+
+@pytest.mark.slow
+def test_several_processes_have_one_projector(distil):
+    options = {"batch_size": 4, "opt": "sgd", "val_split": "", "dist_bn": "", "epochs": 1, "no_curves": True}
+    (one, graphs), (two, _) = in_two_processes(trained_in_a_process, distil(**options))
+    assert one == graphs
+    assert {name for name in one if one[name] != two[name]} == {name for name in one if "running" in name}
+
+
 def test_the_weight_of_the_features_counts(distil):
     losses = []
     for weight in (0.0, 2.0):
@@ -299,6 +324,16 @@ def test_the_weight_of_the_features_counts(distil):
     none, twice = losses
     torch.testing.assert_close(none["loss"], 0.5 * none["task_loss"] + 0.5 * none["kd_loss"])
     torch.testing.assert_close(twice["loss"], none["loss"] + 2 * none["feature_loss"])
+
+
+def test_a_compiled_student_learns_alike(distil, tmp_path):
+    options = {"epochs": 1, "max_steps": 2, "val_split": "", "no_curves": True}
+    train(distil(experiment="plain", **options))
+    train(distil(experiment="compiled", torchcompile="eager", **options))
+    plain, compiled = (read_checkpoint(tmp_path / "output" / name / "last.pth.tar") for name in ("plain", "compiled"))
+    for name, value in plain["state_dict"].items():
+        torch.testing.assert_close(compiled["state_dict"][name], value)
+    assert compiled["task_state"]["projection"].keys() == plain["task_state"]["projection"].keys()
 
 
 @pytest.mark.parametrize(

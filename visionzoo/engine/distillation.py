@@ -37,6 +37,8 @@ def make_task(
     """
     loss = make_loss(config.augmentation, multi_label=config.data.multi_label).to(device)
     has_teacher = bool(teacher_name(config.distillation))
+    if config.distillation.kd_distill_type == "scalekd" and not has_teacher:
+        raise UserError("--kd-distill-type scalekd learns from a teacher: give --kd-checkpoint or --kd-model-name")
     weights = auxiliary_weights(
         config.augmentation.aux_weight,
         model,

@@ -218,6 +218,13 @@ class Run:
         return trained_module(self.task)
 
     @property
+    def student(self) -> nn.Module:
+        """The model, without what only its training has: a projector onto a teacher's features."""
+        model = self.task.get_eval_model()
+        assert model is not None
+        return model
+
+    @property
     def lr(self) -> float:
         """The learning rate now, averaged over the parameter groups."""
         groups = self.optimizer.param_groups
@@ -530,7 +537,7 @@ def _with_report(run: Run, notes: Notes, lr: float, lr_origin: str) -> Run:
         reporter.keep(said)
     say = reporter.say
     say(", ".join(f"{name} {number}" for name, number in surroundings["versions"].items()))
-    parameters = sum(p.numel() for p in run.trainable.parameters())
+    parameters = sum(p.numel() for p in run.student.parameters())
     model = config.model
     say(
         f"{model.model}: {parameters / 1e6:.2f} M parameters, {count_of(model.num_classes, 'class')}, {run.data_config}"
