@@ -25,6 +25,7 @@ from visionzoo.engine.scalekd import Perception, ScaleKDTask
 from visionzoo.engine.training import Training, train
 from visionzoo.graphs import make_capturable
 from visionzoo.layers.mimicking import CrossAttentionProjector, frequency_loss, spatial_loss
+from visionzoo.models._registry import TINY as TINY_FORMS
 
 LEVIT = {"depths": [1, 1, 1], "embed_dims": [16, 24, 32], "num_heads": [1, 1, 1], "key_dim": 8}
 DEIT = {"depth": 3, "embed_dim": 24, "num_heads": 2, "patch_size": 8, "img_size": 32}
@@ -202,6 +203,22 @@ def test_the_view_of_frequencies_is_the_cosine_transform_without_its_first_coeff
 def test_wrong_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("zoo_crossvit_t", "the teacher is a CrossViT; its later parts must be blocks of tokens or stages of maps"),
+        ("zoo_iared2_deit_s", "the teacher leaves tokens out in its later blocks"),
+        ("zoo_tnt_s", "the teacher's later parts do not take a map by itself"),
+        ("zoo_memory_vit_t", "the teacher's later parts do not take a map by itself"),
+    ],
+)
+def test_a_teacher_whose_later_parts_need_more_than_a_map_is_refused(name, message):
+    student = timm.create_model("zoo_levit_128s", num_classes=3, **LEVIT)
+    teacher = timm.create_model(name, num_classes=3, **TINY_FORMS[name]).eval().requires_grad_(False)
+    with pytest.raises(ValueError, match=message):
+        make_task(student, teacher, (3, 64, 64))
 
 
 @pytest.mark.parametrize(("blocks", "expected"), [(2, "its block 0, then 1"), (6, "its block 4, then 5")])

@@ -53,6 +53,11 @@ class Perception:
         self.last = parts - 1
         self.hierarchical = isinstance(teacher, Pyramid)
         self.first = range(self.last, parts) if self.hierarchical else range(self.last - max(1, parts // 4), self.last)
+        if not self.hierarchical and any(getattr(teacher.blocks[i], "reducer", None) for i in (*self.first, self.last)):
+            raise ValueError(
+                "the teacher leaves tokens out in its later blocks, which the student's would lack; take one without "
+                "reducers there"
+            )
 
     def describe(self) -> str:
         """Say which parts they are, counted from 0."""
@@ -133,6 +138,7 @@ class ScaleKDModule(FeatureDistillationTrainableModule):
             entrance, (_, last) = perception.entrance(image), perception.see(image)
             try:
                 perceived = perception.perceive(like.new_zeros(1, *entrance))
+                perception.conclude(perceived)
             except (AttributeError, AssertionError, RuntimeError, TypeError, ValueError) as error:
                 raise ValueError(f"the teacher's later parts do not take a map by itself: {error}") from error
         student.train(training)
