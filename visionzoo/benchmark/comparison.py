@@ -510,8 +510,8 @@ def _trained_row(job: Job, run: Run) -> Row:
     return {
         "host": job.host,
         "mixer": job.mixer,
-        "params_m": sum(p.numel() for p in run.trainable.parameters()) / 1e6,
-        "trained_m": sum(p.numel() for p in run.trainable.parameters() if p.requires_grad) / 1e6,
+        "params_m": sum(p.numel() for p in run.student.parameters()) / 1e6,
+        "trained_m": sum(p.numel() for p in run.student.parameters() if p.requires_grad) / 1e6,
         "top1": float(last["eval_top1"]),
         "seconds": sum(float(row["seconds"]) for row in run.reporter.rows),
         "epochs": run.num_epochs,
@@ -545,11 +545,11 @@ def _measure_speed(job: Job) -> Row:
         model = model.to(memory_format=torch.channels_last)
     prepared = data_config(config.model, config.input, model)
     lr, _ = learning_rate(config.schedule, config.optimizer.opt, total_batch(config.fit, 1))
-    optimizer: Any = make_optimizer(config.optimizer, lr, model)
+    task: Any = make_task(config, model, prepared, None, device)
+    optimizer: Any = make_optimizer(config.optimizer, lr, task.get_trainable_module())
     graphs = config.fit.cuda_graphs and device.type == "cuda"
     if graphs:
         make_capturable(optimizer)
-    task = make_task(config, model, prepared, None, device)
     images = _images(config, batch, prepared["input_size"], device)
     labels = torch.arange(batch, device=device) % num_classes
     if mixing(config.augmentation):
