@@ -15,12 +15,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import visionzoo
+from visionzoo.engine.building import build_run
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.flags import train_parser
 from visionzoo.engine.options import changed
 from visionzoo.engine.parallel import Process, start_process
-from visionzoo.engine.building import build_run
 from visionzoo.engine.scalekd import Perception, ScaleKDTask
 from visionzoo.engine.training import Training, train
 from visionzoo.graphs import make_capturable
