@@ -53,7 +53,8 @@ class Perception:
         self.last = parts - 1
         self.hierarchical = isinstance(teacher, Pyramid)
         self.first = range(self.last, parts) if self.hierarchical else range(self.last - max(1, parts // 4), self.last)
-        blocks: Any = () if self.hierarchical else [self.teacher.blocks[i] for i in (*self.first, self.last)]
+        later = () if self.hierarchical else (*self.first, self.last)
+        blocks = [teacher.get_submodule(f"blocks.{index}") for index in later]
         if any(getattr(block, "reducer", None) for block in blocks):
             raise ValueError(
                 "the teacher leaves tokens out in its later blocks, which the student's would lack; take one without "
