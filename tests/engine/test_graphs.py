@@ -56,6 +56,19 @@ def test_a_recorded_run_is_the_run(make_args, tmp_path, monkeypatch, recorders, 
     assert_same(learned(tmp_path / "output/unrecorded"), learned(tmp_path / "output/graphs"))
 
 
+@pytest.mark.parametrize("way", ["logit", "feature", "scalekd"])
+def test_a_recorded_distillation_is_the_run(make_args, trained, tmp_path, monkeypatch, recorders, way):
+    """Also of a teacher that sees the images normalized otherwise."""
+    options = {"epochs": 2, "val_split": "", "cuda_graphs": True, "no_curves": True, "mean": [0.2, 0.3, 0.4]}
+    options |= {"kd_distill_type": way, "kd_checkpoint": str(trained[0] / "model_best.pth.tar")}
+    train(make_args(experiment="graphs", **options))
+    runs = len(recorders[0].runs)
+    never_warm(monkeypatch)
+    train(make_args(experiment="unrecorded", **options))
+    assert runs >= 4 and not recorders[1].runs
+    assert_same(learned(tmp_path / "output/unrecorded"), learned(tmp_path / "output/graphs"))
+
+
 def test_a_recorded_run_goes_on_as_if_never_stopped_nor_recorded(make_args, tmp_path, monkeypatch, recorders):
     options = {**AUGMENTED, "epochs": 3, "cuda_graphs": True, "sched_on_updates": True, "val_interval": 3}
     train(make_args(experiment="stopped", max_steps=UPDATES + 2, **options))

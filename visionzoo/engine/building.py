@@ -36,6 +36,7 @@ from visionzoo.engine.regularization import regularize_attention
 from visionzoo.engine.reporting import Reporter
 from visionzoo.engine.resuming import claim_folder, take_up
 from visionzoo.engine.run import Progress, Run, best_in, trained_module, updates
+from visionzoo.engine.scalekd import ScaleKDTask
 from visionzoo.graphs import make_capturable
 from visionzoo.replicas import Replicas
 from visionzoo.text import count_of
@@ -230,13 +231,15 @@ def _with_report(run: Run, notes: Notes, lr: float, lr_origin: str) -> Run:
         reporter.keep(said)
     say = reporter.say
     say(", ".join(f"{name} {number}" for name, number in surroundings["versions"].items()))
-    parameters = sum(p.numel() for p in run.trainable.parameters())
+    parameters = sum(p.numel() for p in run.student.parameters())
     model = config.model
     say(
         f"{model.model}: {parameters / 1e6:.2f} M parameters, {count_of(model.num_classes, 'class')}, {run.data_config}"
     )
     if teacher := teacher_name(config.distillation):
         say(f"distilling from {teacher} ({config.distillation.kd_distill_type})")
+    if isinstance(run.task, ScaleKDTask):
+        say(run.task.describe())
     if isinstance(run.task, AuxiliaryTask):
         weights = ", ".join(f"{name} (weight {weight:g})" for name, weight in run.task.weights.items())
         say(f"learning beside logits: {weights}")

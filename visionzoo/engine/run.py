@@ -154,6 +154,13 @@ class Run:
         return trained_module(self.task)
 
     @property
+    def student(self) -> nn.Module:
+        """The model, without what only its training has: a projector onto a teacher's features."""
+        model = self.task.get_eval_model()
+        assert model is not None
+        return model
+
+    @property
     def lr(self) -> float:
         """The learning rate now, averaged over the parameter groups."""
         groups = self.optimizer.param_groups
