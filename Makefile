@@ -28,7 +28,7 @@ demo: install
 		--checkpoint $(DEMO)/digits/model_best.pth.tar --output $(DEMO)/predictions
 	@echo "Look at $(DEMO)/digits/curves.png and $(DEMO)/predictions"
 
-# A small detector and a small segmentor on scenes of the same digits, about seven minutes each on two cores. One thread: with the
+# A small detector and a small segmentor on scenes of the same digits, seven to twelve minutes each on two cores. One thread: with the
 # maps of 128 pixels more threads wait for one another more than they compute.
 demo-detection demo-segmentation: export VISIONZOO_CACHE = $(CURDIR)/output/cache
 demo-detection demo-segmentation: export OMP_NUM_THREADS = 1

@@ -128,7 +128,7 @@ MODELS = [
     ("--model zoo_biformer", "unknown model 'zoo_biformer'; did you mean zoo_biformer_t"),
     ("--model zoo_davit_t.nope", "Published weights: zoo_davit_t.msft_in1k"),
     ("--model local-dir:empty --pretrained", "no weights for local-dir:empty: Config file not found"),
-    ("--model qqqqq", "unknown model 'qqqqq'; `visionzoo models` lists the zoo's, timm.list_models() all"),
+    ("--model qqqqq", "unknown model 'qqqqq'; `visionzoo models` lists those of the zoo, timm.list_models() all"),
     (
         "--model-kwargs mixers={type:",
         "--model-kwargs mixers={type:: expected a mapping or a list in brackets; in a",
@@ -198,6 +198,7 @@ CHECKPOINTS = [
 ]
 OTHERS = [
     ("eval", "", "which model?"),
+    ("eval", "--model test_vitt", "unknown model 'test_vitt'; did you mean test_vit"),
     ("eval", "--model test_vit", "test_vit has no weights: give --checkpoint or --pretrained"),
     ("eval", "--checkpoint cut.pth", "it is damaged or cut short"),
     ("eval", "--checkpoint o/good/last.pth.tar --data-dir strange", "not trained on: crimson"),

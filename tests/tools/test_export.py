@@ -63,6 +63,7 @@ def test_a_sweep_makes_a_table_and_goes_on_where_it_stopped(tmp_path, capsys):
         ([], "which model? give --model, or --checkpoint"),
         (["--model", "zoo_davit_t"], "zoo_davit_t has no weights: give --checkpoint or --pretrained, or --random"),
         (["--model", "zoo_davit_q", "--random-weights"], "unknown model 'zoo_davit_q'; did you mean zoo_davit"),
+        (["--model", "zoo_davit_q"], "unknown model 'zoo_davit_q'; did you mean zoo_davit"),
         (["--checkpoint", "nowhere"], "no checkpoint at nowhere"),
         (["--model", "x", "--random-weights", "--pretrained"], "together with --checkpoint or --pretrained"),
         (["--format", "tflite"], "invalid choice: 'tflite'"),

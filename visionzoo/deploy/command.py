@@ -12,7 +12,7 @@ from visionzoo.deploy.files import check_flags, shape_of, write_files
 from visionzoo.deploy.flags import ExportConfig
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.exits import model_of_exit
-from visionzoo.engine.models import Trained, build_model, data_config, restore
+from visionzoo.engine.models import Trained, build_model, check_name, data_config, restore
 from visionzoo.engine.options import settings
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.recorded import per_channel
@@ -63,6 +63,7 @@ def _channels(trained: Trained) -> str:
 def _build(config: ExportConfig) -> Trained:
     if not config.source.random_weights:
         if config.model.model and not (config.source.weights.checkpoint or config.model.pretrained):
+            check_name(config.model.model)
             raise UserError(
                 f"{config.model.model} has no weights: give --checkpoint or --pretrained, or --random-weights to "
                 "measure speed"

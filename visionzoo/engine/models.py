@@ -74,11 +74,8 @@ def build_model(
     """
     if not config.model:
         raise UserError("which model? give --model, or --checkpoint of a run of `visionzoo train`")
-    is_local_name = ":" not in config.model  # hf-hub:... and local-dir:... are looked up elsewhere
-    if is_local_name and not timm.is_model(config.model):
-        name = config.model.split(".")[0]
-        near = closest(name, timm.list_models()) or "; `visionzoo models` lists the zoo's, timm.list_models() all"
-        raise UserError(f"unknown model {config.model!r}{near}")
+    check_name(config.model)
+    is_local_name = ":" not in config.model
     arguments: dict[str, Any] = dict(in_chans=config.in_chans, num_classes=config.num_classes, global_pool=config.gp)
     arguments |= {**more, **config.model_kwargs}
     if input.input_size and config.in_chans is None:
@@ -127,6 +124,19 @@ def build_model(
         if is_local_name:
             raise
         raise _damaged(config.model, error) from error
+
+
+def check_name(name: str) -> None:
+    """Stop where timm has no model of this name; `hf-hub:...` and `local-dir:...` are looked up elsewhere.
+
+    Raises:
+        UserError: it has none.
+    """
+    if ":" not in name and not timm.is_model(name):
+        near = closest(name.split(".")[0], timm.list_models())
+        raise UserError(
+            f"unknown model {name!r}{near or '; `visionzoo models` lists those of the zoo, timm.list_models() all'}"
+        )
 
 
 def _check_reachable(name: str, *, pretrained: bool) -> None:
@@ -386,6 +396,7 @@ def restore(
     """
     if not weights.checkpoint:
         if config.model and not config.pretrained:
+            check_name(config.model)
             raise UserError(f"{config.model} has no weights: give --checkpoint or --pretrained")
         model: Any = build_model(config, input)
         own = published(model)
