@@ -16,8 +16,8 @@ from visionzoo.benchmark.cases import Absent, Case, Measurement, Settings
 from visionzoo.benchmark.results import Results, Row, environment
 from visionzoo.benchmark.timing import (
     Ceilings,
-    busy_ms,
     device_timing,
+    device_work,
     host_timing,
     launch_timing,
     peak_bytes,
@@ -122,7 +122,7 @@ def _measure(row: Row, measurement: Measurement, settings: Settings) -> None:
         if measurement.replay:
             row.replayed_ms = _replay(run.call, settings, measurement.scale)
         if measurement.busy:
-            row.busy_ms = busy_ms(run.call, settings.device)
+            row.busy_ms, row.launches = device_work(run.call, settings.device)
         if measurement.items is not None:
             row.images_per_second = 1e3 * measurement.items / timing.median_ms
     except Absent as error:
