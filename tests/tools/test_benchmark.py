@@ -4,10 +4,12 @@ import csv
 import itertools
 import math
 import os
+import sys
 import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -15,7 +17,7 @@ import torch
 from engine.helpers import run_tool
 from torch import nn
 
-from visionzoo.benchmark import baselines, report, runner, timing
+from visionzoo.benchmark import baselines, commands, report, runner, timing
 from visionzoo.benchmark.cases import Absent, Case, Measurement, Run, Settings, path, select
 from visionzoo.benchmark.host import host_cases
 from visionzoo.benchmark.implementations import Implementation, Problem
@@ -290,12 +292,48 @@ def test_steps_are_measured_and_graphs_said_to_be_absent_on_the_cpu(tmp_path, mo
     results = Results(tmp_path / "training.csv")
     run_cases(cases, SETTINGS, results)
     rows = {row.implementation: row for row in read_rows(tmp_path / "training.csv")}
-    assert list(rows) == ["visionzoo", "visionzoo-graph", "visionzoo-compiled-graph"]
+    assert list(rows) == [f"visionzoo{way}" for way in ("", "-graph", "-compiled-graph", "-command")]
+    assert rows["visionzoo-command"].reason == "1 GPU needed, torch sees 0 here"
     assert rows["visionzoo"].status == "ok" and rows["visionzoo"].busy_share is None
     assert rows["visionzoo-graph"].status == "absent" and "this is cpu" in rows["visionzoo-graph"].reason
     assert results.has(cases[0])
     write_report(tmp_path)
     assert (tmp_path / "training.png").stat().st_size > 5000
+
+
+def test_a_whole_training_is_timed_by_what_it_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "EPOCHS", 2)
+    monkeypatch.setattr(commands, "BATCHES", 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    ran = []
+
+    def run(command, **_):
+        start, flags = command[:4], [flag for flag in command[4:] if flag not in ("--cuda-graphs", "--torchcompile")]
+        ran.append(start)
+        at = flags.index("--output") + 1
+        assert sum(1 for _ in Path(flags[at]).glob("train/*/*.jpg")) == 8
+        code = run_tool("train", *flags, "-j", "0", "--device", "cpu", "--img-size", "32", "--no-amp")
+        return SimpleNamespace(returncode=code, stderr="")
+
+    monkeypatch.setattr(commands, "subprocess", SimpleNamespace(run=run))
+    settings = replace(SETTINGS, device=torch.device("cuda"))
+    training = commands.prepare_training(settings, "zoo_shvit_s1", 4, 1)
+    timed = Measurement("visionzoo-command", "training", lambda: training, items=4, tells=True)
+    results = Results(tmp_path / "training.csv")
+    run_cases([case_of(timed)], SETTINGS, results)
+    (row,) = results.rows
+    assert row.status == "ok" and row.repeats == 1 and ran == [[sys.executable, "-m", "visionzoo", "train"]]
+    assert row.images_per_second == pytest.approx(4e3 / row.median_ms)
+    failing = SimpleNamespace(returncode=1, stderr="a\nb\n")
+    monkeypatch.setattr(commands, "subprocess", SimpleNamespace(run=lambda *_, **__: failing))
+    with pytest.raises(RuntimeError, match=r"^visionzoo train: b$"):
+        training.call()
+
+
+def test_a_training_on_two_gpus_is_the_same_command_in_two_processes():
+    one, two = (commands.training_command(Path("d"), "zoo_deit_t", 4, gpus, commands.FAST) for gpus in (1, 2))
+    assert two[:7] == [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    assert two[7:19] == one[2:14] and {"--cuda-graphs", "--torchcompile"} < {*two} & {*one}
 
 
 def test_the_first_call_has_a_time_of_its_own_and_an_aim(tmp_path, monkeypatch):

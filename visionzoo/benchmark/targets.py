@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from visionzoo.benchmark.models import PAIRS, smallest
 from visionzoo.benchmark.results import Row
-from visionzoo.benchmark.training import JOINED, TRAINED
+from visionzoo.benchmark.training import COMMANDED, JOINED, TRAINED
 
 # quantity -> whether the aim is a lower bound
 QUANTITIES = {
@@ -135,11 +135,12 @@ def targets() -> Iterator[Target]:
         yield Target(f"{model}/compiled", "inference", faster, 1.2, "timm-compiled", optimized)
     for pair in PAIRS:
         yield Target(f"{pair.name}/latency", "latency", faster, 1.0, pair.whose)
-    graphed = "visionzoo-compiled-graph"
-    yield Target("biformer_t/step", "training", faster, 4.5, "authors", graphed)
-    for model in ("davit_t", "pvtv2_b1", "shvit_s1", "levit_128s", "poolformer_s12", "swin_t"):
-        yield Target(f"{model}/step", "training", faster, 1.5, "timm", graphed)
-        yield Target(f"{model}/step", "training", faster, 1.15, "timm-compiled-graph", graphed)
+    for ours in ("visionzoo-compiled-graph", "visionzoo-command"):
+        yield Target("biformer_t/step", "training", faster, 4.5, "authors", ours)
+        for model in COMMANDED[1][1:]:
+            yield Target(f"{model}/step", "training", faster, 1.5, "timm", ours)
+            yield Target(f"{model}/step", "training", faster, 1.15, "timm-compiled-graph", ours)
+    yield Target("biformer_t/step", "training", faster, 1.8, "visionzoo-command", "visionzoo-command-2-gpus")
     for pair in TRAINED:
         yield Target(f"{pair.name}/step", "training", "s of a first call", 20.0)
     for pair in TRAINED:
