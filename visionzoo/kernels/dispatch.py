@@ -35,7 +35,7 @@ OPERATIONS = (
     "routed_attention",
     "score_attention",
 )
-NOT_MEASURED = {"residual_norm"}  # "auto" leaves their kernels alone until a measurement on a GPU says that they pay
+NOT_MEASURED = {"residual_norm"}  # "auto" takes their kernels once a measurement on a GPU says that they pay
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 128
 MAX_NUMBERS = 2**31  # of one sample: kernels count inside of samples in 32 bits, over samples in 64
