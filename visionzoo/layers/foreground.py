@@ -106,6 +106,7 @@ class BestTokensAttention(nn.Module):
             raise ValueError(f"BestTokensAttention: num_tokens must be 1 or more, got {num_tokens=}")
         self.num_tokens = num_tokens
         self.attention = nn.MultiheadAttention(dim, num_heads, dropout=dropout, batch_first=True)
+        nn.init.xavier_uniform_(self.attention.out_proj.weight)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, positions: Tensor, scores: Tensor) -> Tensor:
