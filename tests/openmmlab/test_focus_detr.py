@@ -12,6 +12,7 @@ from recipes import focus_detr as recipe
 
 pytest.importorskip("mmdet", reason='needs pip install "visionzoo[openmmlab]"')
 
+from mmdet.models.layers.transformer import deformable_detr_layers
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
@@ -129,8 +130,18 @@ def test_images_of_any_size_learn_also_without_objects(same_size):
     assert first.pred_instances.bboxes.shape == second.pred_instances.bboxes.shape == (7, 4)
 
 
-def test_each_image_has_its_share_of_refined_tokens():
-    model = build(focus_ratio=0.4).eval()
+def test_all_parameters_learn_under_autocast():
+    model = build().train()
+    model.init_weights()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = model.parse_losses(model.loss(torch.randn(2, 3, *recipe.SIDE), samples()))
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("ratio", [0.4, 1.0])
+def test_each_image_has_its_share_of_refined_tokens(ratio):
+    model = build(focus_ratio=ratio).eval()
     model.init_weights()
     maps = [x[:, :32].float() for x in recipe.levels()]
     inputs, _ = model.pre_transformer(maps, samples())
@@ -139,7 +150,7 @@ def test_each_image_has_its_share_of_refined_tokens():
     valid = (~inputs["feat_mask"]).sum(1)
     assert valid[0] == inputs["feat"].shape[1] > valid[1]
     changed = (out["memory"] != inputs["feat"]).any(-1)
-    counts = (valid * 0.4).int() + 1
+    counts = (valid * ratio).int() + (ratio < 1)
     assert torch.equal(changed.sum(1), counts) and not (changed & inputs["feat_mask"]).any()
     for scores, mask, own, count in zip(out["foreground"], inputs["feat_mask"], changed, counts.tolist(), strict=True):
         best = scores.masked_fill(mask, -torch.inf).topk(count).indices
@@ -165,6 +176,12 @@ WRONG = [
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         build(**options)
+
+
+def test_checkpointed_layers_are_named(monkeypatch):
+    monkeypatch.setattr(deformable_detr_layers, "checkpoint_wrapper", lambda layer: layer)
+    with pytest.raises(ValueError, match="layers of the encoder are not checkpointed; leave num_cp out"):
+        build(**{"encoder.num_cp": 1})
 
 
 def test_another_number_of_levels_is_named():

@@ -131,11 +131,10 @@ class FocusDETR(DINO):
         self.register_load_state_dict_pre_hook(type(self).take_names)
 
     def take_names(self, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-        """Give the tensors of a checkpoint of the authors, whose names begin with `prefix`, our names, in place."""
+        """Give the detector's tensors in a checkpoint, whose names begin with `prefix`, our names, in place."""
         names = [name for name in state if name.startswith(prefix)]
-        if any(name.startswith(f"{prefix}transformer.") for name in names):
-            renamed = rename({name.removeprefix(prefix): state.pop(name) for name in names}, self)[0]
-            state.update({f"{prefix}{name}": value for name, value in renamed.items()})
+        renamed = rename({name.removeprefix(prefix): state.pop(name) for name in names}, self)[0]
+        state.update({f"{prefix}{name}": value for name, value in renamed.items()})
 
     def pre_transformer(self, mlvl_feats: Sequence[Tensor], batch_data_samples: Any = None) -> Any:
         """Return what encoder and decoder take from the levels [B, C, H, W] of the neck.
@@ -176,10 +175,10 @@ class FocusDETR(DINO):
         logits = self.foreground(projected, [tuple(size) for size in spatial_shapes.tolist()])
         scores = logits.detach()
         if feat_mask is None:
-            valid = scores.new_full((len(scores),), scores.shape[1])
+            valid = torch.full((len(scores),), scores.shape[1], device=scores.device)
         else:
             scores, valid = scores.masked_fill(feat_mask, scores.min()), (~feat_mask).sum(1)
-        counts = (valid * self.focus_ratio).int() + 1
+        counts = ((valid * self.focus_ratio).int() + 1).minimum(valid)
         order = scores.topk(int(counts.max())).indices
         places = self.encoder.get_encoder_reference_points(spatial_shapes, valid_ratios, device=feat.device)
         geometry = {"spatial_shapes": spatial_shapes, "level_start_index": level_start_index}
@@ -188,8 +187,8 @@ class FocusDETR(DINO):
         for layer, attend, ratio in zip(self.encoder.layers, self.dual_attention, self.keep_ratios, strict=True):
             at = order[:, : max(1, int(ratio * order.shape[1]))]
             before, positions = tokens_at(memory, at), tokens_at(feat_pos, at)
-            with torch.no_grad():
-                best = classify(before).amax(-1) * scores.gather(1, at)
+            # not under no_grad: autocast would keep the head's weights for the first stage, without their gradient
+            best = classify(before.detach()).amax(-1) * scores.gather(1, at)
             x = attend(before, positions, best)
             x = layer.self_attn(
                 x,
@@ -201,7 +200,7 @@ class FocusDETR(DINO):
             )
             x = layer.norms[1](layer.ffn(layer.norms[0](x)))
             own = torch.arange(at.shape[1], device=at.device) < counts[:, None]  # a smaller image has fewer
-            memory = with_tokens(memory, at, torch.where(own[..., None], x.to(before.dtype), before))
+            memory = with_tokens(memory, at, torch.where(own[..., None], x, before))
         return {"memory": memory, "memory_mask": feat_mask, "spatial_shapes": spatial_shapes, "foreground": logits}
 
     def pre_decoder(
