@@ -188,3 +188,9 @@ def test_another_number_of_levels_is_named():
     model = build(**{"neck.num_outs": 3})
     with pytest.raises(ValueError, match="expected num_feature_levels=4 levels of the neck, got 3"):
         model.loss(torch.randn(2, 3, *recipe.SIDE), samples())
+
+
+def test_images_too_small_for_the_queries_are_named():
+    model = build(num_queries=152)
+    with pytest.raises(ValueError, match="have 151 tokens, of which num_queries=152 must be chosen"):
+        model.loss(torch.randn(2, 3, *recipe.SIDE), samples())

@@ -27,6 +27,7 @@ from visionzoo.layers.foreground import (
 )
 from visionzoo.layers.tokens import tokens_at
 from visionzoo.models._checkpoint import rename
+from visionzoo.text import count_of
 
 
 @MODELS.register_module()
@@ -140,12 +141,17 @@ class FocusDETR(DINO):
         """Return what encoder and decoder take from the levels [B, C, H, W] of the neck.
 
         Raises:
-            ValueError: if there are not `num_feature_levels`.
+            ValueError: if there are not `num_feature_levels`, or their pixels are fewer than `num_queries`.
         """
         if len(mlvl_feats) != self.num_feature_levels:
             raise ValueError(
                 f"FocusDETR: expected num_feature_levels={self.num_feature_levels} levels of the neck, "
                 f"got {len(mlvl_feats)}; its num_outs must be the same"
+            )
+        if (tokens := sum(x.shape[2] * x.shape[3] for x in mlvl_feats)) < self.num_queries:
+            raise ValueError(
+                f"FocusDETR: images of this size have {count_of(tokens, 'token')}, of which "
+                f"num_queries={self.num_queries} must be chosen: pass larger images or fewer queries"
             )
         return super().pre_transformer(mlvl_feats, batch_data_samples)
 
@@ -187,7 +193,7 @@ class FocusDETR(DINO):
         for layer, attend, ratio in zip(self.encoder.layers, self.dual_attention, self.keep_ratios, strict=True):
             at = order[:, : max(1, int(ratio * order.shape[1]))]
             before, positions = tokens_at(memory, at), tokens_at(feat_pos, at)
-            # not under no_grad: autocast would keep the head's weights for the first stage, without their gradient
+            # not under no_grad: autocast of torch 2.7 would keep the head's weights, without their gradient
             best = classify(before.detach()).amax(-1) * scores.gather(1, at)
             x = attend(before, positions, best)
             x = layer.self_attn(
