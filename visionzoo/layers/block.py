@@ -91,12 +91,20 @@ class Block(nn.Module):
         if self.mixer is None:
             return x
         y = self.norm1(x)
-        return self._add(x, self.mixer(y, x) if self.mixer_sees_input else self.mixer(y, *beside), self.ls1)
+        return self.join_tokens(x, self.mixer(y, x) if self.mixer_sees_input else self.mixer(y, *beside))
 
     def mix_channels(self, x: Tensor) -> Tensor:
         """Add the MLP's branch to [B, H, W, C]."""
         normalized = on_nchw(self.norm2, x) if self.norm2_on_nchw else self.norm2(x)
-        return self.peg(self._add(x, self.branch_gate(self.mlp(normalized)), self.ls2))
+        return self.peg(self.join_channels(x, self.branch_gate(self.mlp(normalized))))
+
+    def join_tokens(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """Return what becomes of [..., C] and the mixer's branch."""
+        return self._add(x, mixed, self.ls1)
+
+    def join_channels(self, x: Tensor, branch: Tensor) -> Tensor:
+        """Return what becomes of [..., C] and the MLP's branch."""
+        return self._add(x, branch, self.ls2)
 
     def fusible(self) -> list[tuple[str, str]]:
         """Names of the layers that follow each other directly, for `visionzoo.fuse`."""

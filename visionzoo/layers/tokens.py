@@ -189,14 +189,6 @@ class TokenBlock(Block):
             tokens = tokens._replace(scores=_length((tokens.x - before)[:, tokens.prefix :]))
         return tokens if isinstance(self.peg, nn.Identity) else tokens.with_map(self.peg(tokens.map()))
 
-    def join_tokens(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """Return what becomes of the tokens [B, P + N, C] and the mixer's branch."""
-        return self._add(x, mixed, self.ls1)
-
-    def join_channels(self, x: Tensor, branch: Tensor) -> Tensor:
-        """Return what becomes of the tokens [B, P + N, C] and the MLP's branch."""
-        return self._add(x, branch, self.ls2)
-
     def read(self, reader: Tensor, seen: Tokens) -> Tensor:
         """Take the reader [B, 1, C] through the block; it sees the other tokens as the mixer does."""
         mixer: Any = self.mixer
