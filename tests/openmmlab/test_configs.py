@@ -28,6 +28,7 @@ def test_the_configs_are_there():
         "mask-rcnn",
         "cascade-mask-rcnn",
         "dino",
+        "vidt",
         "semantic-fpn",
         "upernet",
         "mask2former",
@@ -68,6 +69,7 @@ def _stand_ins():
     """Configs of which each is the first of its head: for the others they stand, unless --full."""
     first = {path.stem.partition("_zoo-")[0]: path for path in reversed(CONFIGS)}
     del first["cascade-mask-rcnn-sdanet"]  # of its neck retinanet-sdanet is the smaller one
+    first["vidt"] = FOLDER / "detection" / "vidt_zoo-swin-n_tiny.py"  # ten times smaller than the first
     return first.values()
 
 

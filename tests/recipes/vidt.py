@@ -46,7 +46,8 @@ def body(module, **options) -> nn.Module:
 def gradients(model: nn.Module, image: torch.Tensor, found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return samples of outputs, and gradients of their sum with drawn factors for image and parameters."""
     total = sum((out * normal(4 + i, out.shape)).sum() for i, out in enumerate(found.values()))
-    used = {"grad_image": image} | {f"grad/{name}": p for name, p in model.named_parameters()}
+    names = {p: name for name, p in model.named_parameters(remove_duplicate=False)}  # the last of several
+    used = {"grad_image": image} | {f"grad/{name}": p for p, name in names.items()}
     grads = torch.autograd.grad(total, list(used.values()), allow_unused=True)
     kept = {name: some(grad, 64) for name, grad in zip(used, grads, strict=True) if grad is not None}
     return {name: some(out) for name, out in found.items()} | kept

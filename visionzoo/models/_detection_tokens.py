@@ -28,7 +28,7 @@ AUTHORS_KEYS: list[tuple[str, Any]] = [
     (r"\.downsample\.(expansion|norm2)\.|^norm\d\.", None),  # which no forward pass uses
     (r"^det_token$", "tokens.token"),
     (r"^det_pos_embed$", "tokens.position"),
-    (r"^layers\.(\d)\.blocks\.(\d+)\.det_pos_linear\.", r"tokens.positions.\1.\2."),
+    (r"^layers\.(\d)\.blocks\.(\d+)\.det_pos_linear\.", r"tokens.projections.\1.\2."),
     (r"^layers\.3\.downsample\.", "tokens.merge."),
     *SwinTransformer.CHECKPOINT_KEYS["authors"],
     (r"^(stem|stages)\.", r"model.\1."),
@@ -91,7 +91,7 @@ class DetectionTokens(nn.Module):
         self.dims = [blocks[0].dim for blocks in stages]
         self.token = nn.Parameter(trunc_normal_(torch.zeros(1, num_tokens, self.dims[0]), std=0.02))
         self.position = nn.Parameter(trunc_normal_(torch.zeros(1, num_tokens, position_dim), std=0.02))
-        self.positions = nn.ModuleList(
+        self.projections = nn.ModuleList(
             nn.ModuleList(nn.Linear(position_dim, block.dim) for block in blocks) for blocks in stages
         )
         self.merge = PatchMerge(self.dims[-1], out_dim)
@@ -114,16 +114,16 @@ class DetectionTokens(nn.Module):
             padded = _resized(padded, [max(1, n // factor) for n in x.shape[1:3]])
         tokens = self.token.to(x.dtype).expand(len(x), -1, -1)
         maps = []
-        stages: Any = zip(model.stages, self.positions, strict=True)
-        for i, (stage, positions) in enumerate(stages):
+        stages: Any = zip(model.stages, self.projections, strict=True)
+        for i, (stage, projections) in enumerate(stages):
             if i:
                 tokens = stage.downsample.reduction(stage.downsample.norm(tokens.repeat(1, 1, 4)))
                 x = stage.downsample(x)
             places = hidden = None
             if i in self.cross_stages:
                 places, hidden = self._places(x, padded)
-            for block, position in zip(stage.blocks, positions, strict=True):
-                step = (block, x, tokens, position(self.position), places, hidden)
+            for block, projection in zip(stage.blocks, projections, strict=True):
+                step = (block, x, tokens, projection(self.position), places, hidden)
                 x, tokens = recomputed(_step, *step) if stage.grad_checkpointing and self.training else _step(*step)
             maps.append(x)
         return [x.permute(0, 3, 1, 2) for x in [*maps[1:], self.merge(x)]], tokens

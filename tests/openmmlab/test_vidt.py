@@ -1,0 +1,136 @@
+"""ViDT is the authors' function with its gradients, takes their checkpoints, and names what it cannot do."""
+
+import argparse
+import re
+
+import pytest
+import torch
+from golden import Record, relative_error
+from quick import no_initialisation
+from recipes.gates import normal, some
+from recipes.vidt import CROPPED, IMAGE, SWIN, TOKENS, WIDTH
+
+pytest.importorskip("mmdet", reason='needs pip install "visionzoo[openmmlab]"')
+
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import load_checkpoint
+
+from visionzoo.engine.configs import shipped_configs
+from visionzoo.engine.errors import UserError
+from visionzoo.openmmlab import checkpoints
+from visionzoo.openmmlab.vidt import COCO_IDS
+
+BODY = {
+    "type": "DetectionTokenBackbone",
+    "name": "zoo_swin_n",
+    "depths": SWIN["depths"],
+    "embed_dims": [SWIN["embed_dim"] * 2**i for i in range(4)],
+    "num_heads": SWIN["num_heads"],
+    "window_size": SWIN["window_size"],
+    "num_tokens": TOKENS,
+}
+
+
+def build(config="vidt_zoo-swin-n_50e_coco", num_classes=91, layers=2):
+    """A shipped config's detector, with the sizes of the records."""
+    torch.manual_seed(0)
+    init_default_scope("mmdet")
+    cfg = Config.fromfile(str(shipped_configs()[config])).model
+    cfg.backbone = BODY
+    cfg.neck.in_channels = [*BODY["embed_dims"][1:], WIDTH]
+    cfg.decoder.num_layers = layers
+    cfg.decoder.layer_cfg.ffn_cfg.feedforward_channels = 32
+    cfg.bbox_head.num_classes = num_classes
+    return MODELS.build(cfg)
+
+
+def samples(sizes=(IMAGE[2:], CROPPED)):
+    return [DetDataSample(metainfo={"img_shape": tuple(size), "scale_factor": (1.0, 1.0)}) for size in sizes]
+
+
+def names_of(record, model):
+    """The authors' names of our parameters."""
+    numbered = {name: torch.full(shape, float(i)) for i, (name, shape, _) in enumerate(record.meta["state"])}
+    for name, part in model.named_modules():
+        if hasattr(part, "take_names"):
+            part.take_names(numbered, f"{name}." if name else "")
+    return {name: record.meta["state"][int(value.reshape(-1)[0])][0] for name, value in numbered.items()}
+
+
+def test_outputs_and_gradients_are_the_authors():
+    record = Record("vidt/vidt")
+    model = build().double().eval()
+    model.load_state_dict(record.state_dict())  # by the authors' names
+    image = record.image().requires_grad_()
+    logits, boxes = model(image, samples(), mode="tensor")
+    outs = {"logits": logits, "boxes": boxes}
+    sum((x * normal(4 + i, x.shape)).sum() for i, x in enumerate(outs.values())).backward()
+    own = outs | {"grad_image": image.grad}
+    names = names_of(record, model)
+    own |= {f"grad/{names[name]}": p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert sorted(own) == sorted(record.arrays)
+    for key, expected in record.arrays.items():
+        assert relative_error(some(own[key].detach(), expected.size), expected) <= record.tolerance(), key
+
+
+def test_the_authors_file_of_cocos_91_ids_gives_the_rows_of_80_classes(tmp_path):
+    model = build(num_classes=80)
+    content = Record("vidt/vidt").state_dict()
+    path = str(tmp_path / "vidt.pth")
+    torch.save({"model": content, "epoch": 49, "args": argparse.Namespace(lr=1e-4)}, path)
+    assert checkpoints.check_fit(model, path, Config({"model": {}}), None) == []
+    load_checkpoint(model, path)
+    rows = content["class_embed.1.weight"]
+    assert torch.equal(model.bbox_head.cls_branches[1].weight, rows[COCO_IDS])
+    assert len(COCO_IDS) == 80 and (COCO_IDS[0], COCO_IDS[11], COCO_IDS[-1]) == (1, 13, 90)  # person, stop sign, brush
+    again = build(num_classes=80)
+    again.load_state_dict(model.state_dict())  # by our own names
+    assert torch.equal(again.backbone.tokens.token, model.backbone.tokens.token)
+
+
+@pytest.mark.parametrize(("size", "millions"), [("n", 15), ("t", 37), ("s", 60), ("b", 99)])
+def test_published_sizes(size, millions):
+    init_default_scope("mmdet")
+    cfg = Config.fromfile(str(shipped_configs()[f"vidt_zoo-swin-{size}_50e_coco"])).model
+    cfg.backbone.pretrained = False
+    with torch.device("meta"), no_initialisation():
+        model = MODELS.build(cfg)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert abs(count / 1e6 - millions) < 1.0, count
+
+
+def test_weight_decay_spares_what_the_authors_spare():
+    model = torch.nn.ModuleDict({"backbone": MODELS.build(BODY), "head": torch.nn.Linear(2, 2)})
+    wrapper = {
+        "type": "OptimWrapper",
+        "optimizer": {"type": "AdamW", "lr": 1e-4, "weight_decay": 1e-4},
+        "constructor": "ZooOptimWrapperConstructor",
+        "paramwise_cfg": {
+            "vector_decay_mult": 0.0,
+            "custom_keys": {name: {"decay_mult": 0.0} for name in ("tokens.token", "tokens.position")},
+        },
+    }
+    groups = build_optim_wrapper(model, wrapper).param_groups
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        spared = name.startswith("backbone.") and (parameter.ndim == 1 or name.endswith((".token", ".position")))
+        assert decays[id(parameter)] == (0.0 if spared else 1e-4), name
+    assert all(group["lr"] == 1e-4 for group in groups)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "zoo_davit_t"}, "expected a backbone all of whose blocks attend in windows"),
+        ({"num_tokens": 0}, "numbers must be 1 or more, got num_tokens=0"),
+        ({"out_norm": {"type": "LN2d"}}, "it gives the maps of all stages but the first, as they are; remove out_norm"),
+        ({"out_indices": (1, 2)}, "it gives the maps of all stages but the first, as they are; remove out_indices"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    given = {"type": "DetectionTokenBackbone", "name": "zoo_swin_n", **options}
+    with torch.device("meta"), pytest.raises(UserError, match=re.escape(message)):
+        MODELS.build(given)
