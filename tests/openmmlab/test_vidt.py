@@ -8,21 +8,24 @@ import torch
 from golden import Record, relative_error
 from quick import no_initialisation
 from recipes.gates import normal, some
-from recipes.vidt import CROPPED, IMAGE, SWIN, TOKENS, WIDTH
+from recipes.vidt import CROPPED, IMAGE, MASK, SWIN, TOKENS, VECTOR, WIDTH, objects
 
 pytest.importorskip("mmdet", reason='needs pip install "visionzoo[openmmlab]"')
 
 from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
+from mmengine.structures import InstanceData
 
 from visionzoo.engine.configs import shipped_configs
 from visionzoo.engine.errors import UserError
 from visionzoo.openmmlab import checkpoints
 from visionzoo.openmmlab.vidt import COCO_IDS
 
+EPS = torch.finfo(torch.float32).eps  # what mmdet adds to the number by which a loss is divided
 BODY = {
     "type": "DetectionTokenBackbone",
     "name": "zoo_swin_n",
@@ -34,7 +37,7 @@ BODY = {
 }
 
 
-def build(config="vidt_zoo-swin-n_50e_coco", num_classes=91, layers=2):
+def build(config="vidt_zoo-swin-n_50e_coco", num_classes=91, layers=2, **head):
     """A shipped config's detector, with the sizes of the records."""
     torch.manual_seed(0)
     init_default_scope("mmdet")
@@ -42,8 +45,10 @@ def build(config="vidt_zoo-swin-n_50e_coco", num_classes=91, layers=2):
     cfg.backbone = BODY
     cfg.neck.in_channels = [*BODY["embed_dims"][1:], WIDTH]
     cfg.decoder.num_layers = layers
-    cfg.decoder.layer_cfg.ffn_cfg.feedforward_channels = 32
-    cfg.bbox_head.num_classes = num_classes
+    cfg.decoder.layer_cfg.ffn_cfg.update(feedforward_channels=32, ffn_drop=0.0)
+    for attention in ("self_attn_cfg", "cross_attn_cfg"):
+        cfg.decoder.layer_cfg[attention].dropout = 0.0
+    cfg.bbox_head.update(num_classes=num_classes, **head)
     return MODELS.build(cfg)
 
 
@@ -74,6 +79,50 @@ def test_outputs_and_gradients_are_the_authors():
     assert sorted(own) == sorted(record.arrays)
     for key, expected in record.arrays.items():
         assert relative_error(some(own[key].detach(), expected.size), expected) <= record.tolerance(), key
+
+
+def test_masks_losses_and_gradients_of_vidt_plus_are_the_authors():
+    record = Record("vidt/vidt_plus")
+    model = build("vidt-plus_zoo-swin-n_50e_coco", 90, vector_size=VECTOR, mask_size=MASK).double().train()
+    model.load_state_dict(record.state_dict())
+    head, image, given = model.bbox_head, record.image().requires_grad_(), samples()
+    for sample, each in zip(given, objects(), strict=True):
+        masks = BitmapMasks(each["masks"].numpy().astype("uint8"), *each["masks"].shape[1:])
+        sample.gt_instances = InstanceData(bboxes=each["boxes"], labels=each["labels"], masks=masks)
+        sample.set_metainfo({"batch_input_shape": IMAGE[2:]})
+    inputs = model.forward_transformer(image, given)
+    states = inputs["hidden_states"]
+    logits, boxes = head(states, inputs["references"])
+    outs = {"logits": logits, "boxes": boxes, "vectors": head.vector_branch(states)}
+    outs["ious"] = torch.stack([branch(x) for branch, x in zip(head.overlap_branches, states, strict=True)])
+    outs |= {f"label{i}": x for i, x in enumerate(inputs["enc_outputs_class"])}
+    losses = head.loss(**inputs, batch_data_samples=given)
+    total = sum((x * normal(4 + i, x.shape)).sum() for i, x in enumerate(outs.values()))
+    (total + sum(x for key, x in losses.items() if key.endswith(("overlap", "vector", "focal", "dice")))).backward()
+    own = outs | {"grad_image": image.grad}
+    for name, theirs in names_of(record, model).items():
+        grad = model.get_parameter(name).grad
+        row = [torch.zeros_like(grad[:1])] * ("cls_branches" in name)  # of the background
+        own[f"grad/{theirs}"] = torch.cat([*row, grad])
+    counted = 5 / (5 + EPS)
+    for i, layer in enumerate(("d0.", "d1.", "")):
+        for theirs, ours in {
+            "ce": "cls",
+            "bbox": "bbox",
+            "giou": "iou",
+            "iouaware": "overlap",
+            "vector": "vector",
+        }.items():
+            scale = 1 if ours in ("overlap", "vector") else counted
+            own[f"loss_{theirs}" + f"_{i}" * (i < 2)] = losses[f"{layer}loss_{ours}"] / scale
+    own |= {f"loss_token_{kind}": losses[f"loss_label_{kind}"] for kind in ("focal", "dice")}
+    with torch.no_grad():
+        for i, result in enumerate(head.predict(states, inputs["references"], given, rescale=False)):
+            masks = result.masks.double()
+            own |= {f"scores{i}": result.scores, f"masks{i}": (masks * normal(3, masks.shape)).sum((1, 2))}
+    assert sorted(own) == sorted(record.arrays)
+    for key, expected in record.arrays.items():
+        assert relative_error(some(own[key].detach(), expected.size), expected.reshape(-1)) <= record.tolerance(), key
 
 
 def test_the_authors_file_of_cocos_91_ids_gives_the_rows_of_80_classes(tmp_path):

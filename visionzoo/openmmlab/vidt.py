@@ -18,6 +18,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from visionzoo.engine.errors import UserError
+from visionzoo.layers.pyramid_fusion import PyramidFusion
 from visionzoo.models._checkpoint import rename
 from visionzoo.models._detection_tokens import AUTHORS_KEYS, DetectionTokens
 from visionzoo.openmmlab.backbone import ZooBackbone
@@ -113,6 +114,13 @@ class ViDT(DetectionTransformer):
             (r"^input_proj\.(\d)\.0\.", r"neck.convs.\1.conv."),
             (r"^input_proj\.(\d)\.1\.", r"neck.convs.\1.gn."),
             (r"^tgt_proj\.", "query_proj."),
+            (r"^fusion\.", "neck."),
+            *PyramidFusion.CHECKPOINT_KEYS["authors"],
+            (r"^iou_embed\.(\d+)\.layers\.(\d)\.", lambda m: f"bbox_head.overlap_branches.{m[1]}.{2 * int(m[2])}."),
+            (r"^vector_embed\.\d+\.layers\.(\d)\.", lambda m: f"bbox_head.vector_branch.{2 * int(m[1])}."),  # shared
+            (r"^transformer\.enc_output\.", "bbox_head.memory_trans_fc."),
+            (r"^transformer\.enc_output_norm\.", "bbox_head.memory_trans_norm."),
+            (r"^transformer\.token_embed\.", "bbox_head.label_branch."),
         ]
     }
 
@@ -179,20 +187,26 @@ class ViDT(DetectionTransformer):
             places["memory_mask"] = torch.cat([mask.flatten(1) for mask in masks], 1)
             places["valid_ratios"] = torch.stack([DeformableDETR.get_valid_ratio(mask) for mask in masks], 1)
         memory = torch.cat([level.flatten(2).mT for level in levels], 1)
-        return {"memory": memory, "tokens": tokens}, places
+        labeled = {key: places[key] for key in ("memory_mask", "spatial_shapes")}
+        return {"memory": memory, "tokens": tokens, **labeled}, places
 
     def forward_encoder(self, **given: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return what is given: there is no encoder."""
         return given
 
-    def pre_decoder(self, memory: Tensor, tokens: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:  # type: ignore[override]
-        """Project tokens and their positions, from which come the first places to look at."""
+    def pre_decoder(  # type: ignore[override]
+        self, memory: Tensor, tokens: Tensor, **places: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Project tokens and their positions, from which come the first places to look at; label the patches."""
         query = self.query_proj(tokens.mT.unsqueeze(-1)).squeeze(-1).mT
         position = self.query_pos_proj(self.backbone.tokens.position.mT.unsqueeze(-1)).squeeze(-1).mT
         position = position.expand(len(tokens), -1, -1)
         reference = self.reference_points_fc(position).sigmoid()
         decoder = {"query": query, "query_pos": position, "memory": memory, "reference_points": reference}
-        return decoder, {"enc_outputs_class": None, "enc_outputs_coord": None} if self.training else {}
+        if not self.training:
+            return decoder, {}
+        label = getattr(self.bbox_head, "label_patches", None)
+        return decoder, {"enc_outputs_class": label and label(memory, **places), "enc_outputs_coord": None}
 
     def forward_decoder(  # type: ignore[override]
         self, query: Tensor, query_pos: Tensor, memory: Tensor, reference_points: Tensor, **places: Any
@@ -223,8 +237,11 @@ class ViDT(DetectionTransformer):
         }
         for name, value in rename(own, self)[0].items():
             classes = self.bbox_head.num_classes
+            kept = COCO_IDS if classes == 80 else [*range(1, 91)]
             if name.startswith("bbox_head.cls_branches.") and len(value) == 91 != classes:
-                value = value[COCO_IDS if classes == 80 else slice(1, None)]
+                value = value[kept]
+            if name.startswith("bbox_head.label_branch.") and len(value) == 91:  # its first is any object
+                value = value[[0, *kept]]
             state[prefix + name] = value
 
 
