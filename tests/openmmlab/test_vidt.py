@@ -22,8 +22,10 @@ from mmengine.structures import InstanceData
 
 from visionzoo.engine.configs import shipped_configs
 from visionzoo.engine.errors import UserError
+from visionzoo.layers.pyramid_fusion import PyramidFusion
 from visionzoo.openmmlab import checkpoints
 from visionzoo.openmmlab.vidt import COCO_IDS
+from visionzoo.openmmlab.vidt_plus import _zigzag, from_vectors, to_vectors
 
 EPS = torch.finfo(torch.float32).eps  # what mmdet adds to the number by which a loss is divided
 BODY = {
@@ -141,14 +143,16 @@ def test_the_authors_file_of_cocos_91_ids_gives_the_rows_of_80_classes(tmp_path)
 
 
 @pytest.mark.parametrize(("size", "millions"), [("n", 15), ("t", 37), ("s", 60), ("b", 99)])
-def test_published_sizes(size, millions):
+@pytest.mark.parametrize(("kind", "more"), [("vidt", 0), ("vidt-plus", 1)])
+def test_published_sizes(kind, more, size, millions):
     init_default_scope("mmdet")
-    cfg = Config.fromfile(str(shipped_configs()[f"vidt_zoo-swin-{size}_50e_coco"])).model
+    cfg = Config.fromfile(str(shipped_configs()[f"{kind}_zoo-swin-{size}_50e_coco"])).model
     cfg.backbone.pretrained = False
     with torch.device("meta"), no_initialisation():
         model = MODELS.build(cfg)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    assert abs(count / 1e6 - millions) < 1.0, count
+    learns = ("overlap_branches", "memory_trans", "label_branch")  # only, and is not counted
+    count = sum(p.numel() for name, p in model.named_parameters() if not any(part in name for part in learns))
+    assert abs(count / 1e6 - millions - more) < 1.0, count
 
 
 def test_weight_decay_spares_what_the_authors_spare():
@@ -183,3 +187,43 @@ def test_wrong_options_are_named(options, message):
     given = {"type": "DetectionTokenBackbone", "name": "zoo_swin_n", **options}
     with torch.device("meta"), pytest.raises(UserError, match=re.escape(message)):
         MODELS.build(given)
+
+
+@pytest.mark.parametrize(
+    ("build_it", "message"),
+    [
+        (lambda: PyramidFusion([8, 16], 48), "a multiple of 32 channels of the levels, got in_channels=[8, 16]"),
+        (lambda: PyramidFusion([], 32), "expected maps, and a multiple of 32 channels"),
+        (
+            lambda: build("vidt-plus_zoo-swin-n_50e_coco", vector_size=65, mask_size=8),
+            "vector_size must be from 1 to mask_size² = 64, got vector_size=65",
+        ),
+    ],
+)
+def test_wrong_parts_are_named(build_it, message):
+    with torch.device("meta"), pytest.raises(ValueError, match=re.escape(message)):
+        build_it()
+
+
+def test_images_without_objects_train_all_of_it():
+    model = build("vidt-plus_zoo-swin-n_50e_coco", 3, vector_size=VECTOR, mask_size=MASK).train()
+    model.init_weights()
+    given = samples()
+    for sample in given:
+        masks = BitmapMasks([], *sample.img_shape)
+        sample.gt_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0).long(), masks=masks)
+        sample.set_metainfo({"batch_input_shape": IMAGE[2:]})
+    losses = model(torch.randn(IMAGE), given, mode="loss")
+    assert all(loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_vectors_give_back_masks_and_zigzag_begins_with_the_lowest():
+    assert [*zip(*_zigzag(8, 6), strict=True)] == [(0, 0), (0, 1), (1, 0), (2, 0), (1, 1), (0, 2)]
+    assert sorted(zip(*_zigzag(8, 64), strict=True)) == [(row, column) for row in range(8) for column in range(8)]
+    masks = torch.zeros(2, 32, 32, dtype=torch.float64)
+    masks[0, 4:20, 8:30] = masks[1, :9, :] = 1
+    assert torch.equal(from_vectors(to_vectors(masks, 1024), 32), masks.bool())
+    few = from_vectors(to_vectors(masks, 100), 32)
+    assert (few == masks.bool()).double().mean() > 0.97

@@ -2,7 +2,7 @@
 
 _base_ = "vidt_50e.py"
 
-custom_imports = dict(imports=["visionzoo.openmmlab.vidt_plus"])
+custom_imports = dict(imports=["visionzoo.openmmlab.vidt", "visionzoo.openmmlab.vidt_plus"])
 
 model = dict(
     backbone=dict(num_tokens=300),
