@@ -1,6 +1,7 @@
 """Detection tokens beside Swin are the authors' function, see no padding, and name what they cannot do."""
 
 import re
+from contextlib import nullcontext
 
 import pytest
 import timm
@@ -8,9 +9,12 @@ import torch
 from golden import Record, relative_error
 from recipes.gates import normal, some
 from recipes.vidt import TOKENS, padding
+from tape import Capture
 
+from visionzoo.layers.block import Block
+from visionzoo.layers.mixers.window import WindowMixer
 from visionzoo.models._checkpoint import rename
-from visionzoo.models._detection_tokens import AUTHORS_KEYS, DetectionTokens
+from visionzoo.models._detection_tokens import AUTHORS_KEYS, DetectionTokens, _step
 
 SMALL = {
     "depths": (2, 2, 2, 2),
@@ -69,11 +73,38 @@ def test_padding_is_not_seen_and_all_of_it_learns():
     assert all(p.grad is not None for p in walk.parameters())
 
 
+def test_stochastic_depth_leaves_out_map_and_tokens_together():
+    block = Block(8, WindowMixer(8, 2, window_size=2), drop_path=0.5).train()
+    x, tokens = torch.randn(32, 4, 4, 8), torch.randn(32, 3, 8)
+    torch.manual_seed(0)
+    after = _step(block, x, tokens, torch.zeros(1, 3, 8), None, None)
+    same = [(one == other).flatten(1).all(1) for one, other in zip(after, (x, tokens), strict=True)]
+    assert torch.equal(*same) and 0 < same[0].sum() < 32
+
+
+def test_recomputed_blocks_give_the_same_gradients_and_graphs_can_hold_it():
+    walk, image, padded = Walk().train(), torch.randn(2, 3, 68, 100), padding()[:, :68, :100]
+    grads = []
+    for enabled in (False, True):
+        walk.model.set_grad_checkpointing(enabled)
+        with nullcontext() if enabled else Capture():
+            maps, tokens = walk(image, padded)
+        total = sum(x.square().mean() for x in maps) + tokens.square().mean()
+        grads.append(torch.autograd.grad(total, [*walk.parameters()]))
+    assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(*grads, strict=True))
+
+
+def test_channels_that_sines_cannot_fill_are_named():
+    sizes = {**SMALL, "embed_dims": (8, 16, 24, 30), "num_heads": (1, 2, 2, 2)}
+    with pytest.raises(ValueError, match="sines of places need a multiple of 4 channels, got 30 in a stage"):
+        DetectionTokens(timm.create_model("zoo_swin_n", **sizes))
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("zoo_swin_n", {"num_tokens": 0}, "numbers must be 1 or more, got num_tokens=0, position_dim=256, out_dim=256"),
-        ("zoo_swin_n", {"cross_stages": (4,)}, "expected stages of 0 to 3, got cross_stages=(4,)"),
+        ("zoo_swin_n", {"cross_stages": (5,)}, "expected stages of 0 to 3, got cross_stages=(5,)"),
         (
             "zoo_davit_t",
             {},

@@ -53,7 +53,8 @@ class DetectionTokens(nn.Module):
         out_dim: channels of the map after the last stage.
 
     Raises:
-        ValueError: the model has other blocks, a number is not positive, or there is no such stage.
+        ValueError: the model has other blocks, a number is not positive, there is no such stage, or its channels are
+            no multiple of 4.
 
     >>> import timm
     >>> model = timm.create_model("zoo_swin_n", num_classes=0).eval()
@@ -61,8 +62,6 @@ class DetectionTokens(nn.Module):
     >>> [tuple(x.shape) for x in maps], tuple(tokens.shape)
     ([(1, 96, 16, 20), (1, 192, 8, 10), (1, 384, 4, 5), (1, 256, 2, 3)], (1, 100, 384))
     """
-
-    NO_WEIGHT_DECAY = ("token", "position")
 
     def __init__(
         self,
@@ -89,6 +88,8 @@ class DetectionTokens(nn.Module):
             raise ValueError(f"DetectionTokens: expected stages of 0 to {len(stages) - 1}, got {cross_stages=}")
         self.cross_stages = {i % len(stages) for i in cross_stages}
         self.dims = [blocks[0].dim for blocks in stages]
+        if odd := [self.dims[i] for i in sorted(self.cross_stages) if self.dims[i] % 4]:
+            raise ValueError(f"DetectionTokens: sines of places need a multiple of 4 channels, got {odd[0]} in a stage")
         self.token = nn.Parameter(trunc_normal_(torch.zeros(1, num_tokens, self.dims[0]), std=0.02))
         self.position = nn.Parameter(trunc_normal_(torch.zeros(1, num_tokens, position_dim), std=0.02))
         self.projections = nn.ModuleList(

@@ -1,8 +1,8 @@
 """ViDT+: masks as vectors beside the boxes of ViDT, and two more losses, arXiv:2204.07962.
 
 Facts from methods/vidt of https://github.com/naver-ai/vidt at a8c48b5 (Apache-2.0); the code here is our own. Where we
-differ: only overlap, vectors and labels are divided by exactly the number of objects, as all is there; mmdet adds 1e-7
-to it in its own losses. The cosines are summed in plain torch, where the authors call OpenCV.
+differ: classes and boxes are learned by mmdet's losses, which add 1e-7 to the number of objects that they are divided
+by; cosines are summed in plain torch, where the authors call OpenCV.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ViDTPlusHead(DeformableDETRHead):
         options: those of `DeformableDETRHead`.
 
     Raises:
-        ValueError: there are not so many frequencies.
+        ValueError: a mask has fewer frequencies, or none are asked for.
     """
 
     assigner: Any
