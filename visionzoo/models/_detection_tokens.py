@@ -151,8 +151,8 @@ def _step(
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
     attended = mixer.proj(mixer.attend(q, k, v, bias=hidden).transpose(1, 2).flatten(2))
     # joined, for stochastic depth leaves out both or neither
-    joined = block.join_tokens(*(_joined(*pair) for pair in ((x, tokens), (mixer(seen), attended))))
-    joined = block.mix_channels(joined)
+    joined, normalized = block.join_tokens(_joined(x, tokens), _joined(mixer(seen), attended))
+    joined = block.mix_channels(joined, normalized)
     size = x.shape[1:3]
     x, tokens = joined.squeeze(1).split([size.numel(), tokens.shape[1]], 1)
     return x.unflatten(1, size), tokens
