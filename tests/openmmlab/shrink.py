@@ -42,6 +42,9 @@ def load_small(path: str) -> Config:
         model.dn_cfg.group_cfg.num_dn_queries = 4
     if model.type == "FocusDETR":
         model.update(keep_ratios=[0.8], num_dual_tokens=9)
+    if model.type == "ViDT":
+        model.backbone.num_tokens = model.test_cfg.max_per_img = 10
+        model.decoder.num_layers = 1
     if model.get("decode_head", {}).get("type") == "Mask2FormerHead":
         model.decode_head.num_queries = 5
         model.decode_head.pixel_decoder.encoder.num_layers = model.decode_head.transformer_decoder.num_layers = 1

@@ -26,6 +26,7 @@ RUNS = {
     "retinanet-bvr_zoo-davit-t_fpn_tiny": "coco/bbox_mAP",
     "retinanet-sdanet_zoo-davit-t_tiny": "coco/bbox_mAP",
     "focus-detr_zoo-davit-t_tiny": "coco/bbox_mAP",
+    "vidt_zoo-swin-n_tiny": "coco/bbox_mAP",
     "semantic-fpn_zoo-biformer-t_tiny": "mIoU",
     "upernet_zoo-biformer-t_tiny": "mIoU",
 }
