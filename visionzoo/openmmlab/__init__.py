@@ -5,7 +5,8 @@ registers `ZooBackbone`, the necks and the optimizer constructor in mmengine's r
 them, and calls `_compat.install()`: mmcv's ops are served where mmcv has no compiled extension, and no checkpoint runs
 code. `_compat.PATCHES` lists every change of a library, with releases and reasons; other releases bring one warning.
 
-`decoders`, with mmseg's decode heads, is imported by the configs that name it, as mmseg takes seconds to import.
+`decoders`, with mmseg's decode heads, and `encoder_exits`, with Mask2Former's, are imported by the configs that name
+them, as mmseg takes seconds to import; `gate_fitting` (with `gate_report`) is a command on the latter.
 `ops` stands in mmcv's place, `checkpoints` reads for mmengine; `backbone`, `necks`, `bridging` (a dense head) and
 `optim` are what configs name; `flags`, `running`, `prediction` and `export` are the commands with a .py config.
 `description` reads --dataset's file, `configuring` puts data and classes into a config; `data` (with `coco` and
