@@ -189,7 +189,7 @@ def derived(images=40):
 
 def test_quality_is_iou_and_targets_pay_for_layers():
     data, hard = derived()
-    quality = data.quality()
+    quality = data.quality
     assert torch.allclose(quality[0], torch.tensor(90 / 110).double()) and quality[1, 2] == pytest.approx(80 / 120)
     assert torch.equal(data.targets(0.0), 2 * hard), "an equal exit with fewer layers is better"
     assert torch.equal(data.targets(0.1), 2 * hard) and not data.targets(0.3).any()

@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,20 +47,21 @@ class Derived:
     pooled: Tensor
     areas: Tensor
 
+    @cached_property
     def quality(self) -> Tensor:
-        """Return the mean IoU of each image at each exit, over classes that are there or found, 0 to 1: [N, E]."""
+        """The mean IoU of each image at each exit, over classes that are there or found, 0 to 1: [N, E]."""
         return _iou(self.areas).nanmean(-1)
 
     def targets(self, beta: float) -> Tensor:
         """Return for each image the number of the exit with the best quality less `beta` a layer, [N]."""
-        return (self.quality() - beta * self.layers).argmax(1)
+        return (self.quality - beta * self.layers).argmax(1)
 
     def measure(self, exits: Tensor) -> dict[str, float]:
         """Return mIoU over all images and the mean over images, both in %, and mean layers, for exits by image [N]."""
         images = torch.arange(len(exits))
         return {
             "miou": 100 * float(_iou(self.areas[images, exits].sum(0)).nanmean()),
-            "image_iou": 100 * float(self.quality()[images, exits].mean()),
+            "image_iou": 100 * float(self.quality[images, exits].mean()),
             "layers": float(self.layers[exits].double().mean()),
         }
 
