@@ -199,6 +199,8 @@ class ExitMask2FormerHead(Mask2FormerHead):
 class EncoderLayersHook(Hook):
     """Adds `encoder_layers` to the metrics: the mean number of the encoder's layers that ran for an image or window."""
 
+    priority = "HIGHEST"  # before the hook that passes metrics on to the log
+
     def before_val_epoch(self, runner: Runner) -> None:
         """Forget those before."""
         head = _head(runner)

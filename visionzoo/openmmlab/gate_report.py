@@ -54,8 +54,13 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     axis.plot([g["layers"] for g in gates], [g["miou"] for g in gates], "o-", label="gate")
     labels = sorted((g["target_layers"], g["target_miou"]) for g in gates)
     axis.plot(*zip(*labels, strict=True), "x:", color="gray", label="best exit by the labels")
-    for gate in gates:
-        axis.annotate(f"{gate['beta']:g}", (gate["layers"], gate["miou"]), xytext=(4, -10), textcoords="offset points")
+    prices: dict[tuple[float, float], list[str]] = {}  # of gates that choose alike
+    for gate in result["gates"]:
+        prices.setdefault((gate["layers"], gate["miou"]), []).append(f"{gate['beta']:g}")
+    for place, betas in prices.items():
+        text = ", ".join(betas)
+        axis.annotate(text, place, xytext=(2, -4), textcoords="offset points", rotation=-60, va="top", fontsize=8)
+    axis.margins(y=0.15)
     axis.set(xlabel="layers of the encoder, mean over images", ylabel="mIoU (%)")
     axis.grid(alpha=0.3)
     axis.legend()
