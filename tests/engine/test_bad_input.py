@@ -115,6 +115,9 @@ OPTIONS = [
     ("--relaxed-attention-std 0.1", "--relaxed-attention-std 0.1 is drawn around --relaxed-attention: give that too"),
     ("--subsample-attention 0", "argument --subsample-attention: expected a number above 0 and at most 1, got 0"),
     ("--subsample-attention 0.5", "--subsample-attention: test_convnext has 0 mixers of this package, and none that"),
+    ("--kd-feature-weight -1", "argument --kd-feature-weight: expected a number at least 0, got -1"),
+    ("--kd-distill-type scaled", "argument --kd-distill-type: invalid choice: 'scaled'"),
+    ("--kd-distill-type scalekd", "--kd-distill-type scalekd learns from a teacher: give --kd-checkpoint or"),
     ("--freeze-layers 1=x", "--freeze-layers: expected EPOCH=COUNT, whole numbers from 0, got count 'x'"),
     ("--freeze-layers 2", "--freeze-layers: expected EPOCH=N, got '2'"),
     ("--freeze-layers 1=99", "--freeze-layers 1=99: test_convnext has"),
@@ -132,6 +135,7 @@ MODELS = [
     ("--model test_resnet -b 1", "pixels one by one: Expected more than 1 value per channel when training, got"),
     ("--gp nope", "cannot build test_convnext: Invalid pool type: nope"),
     ("--kd-checkpoint nowhere", "the teacher nowhere (--kd-model-name, --kd-checkpoint): no checkpoint at nowhere"),
+    ("--kd-distill-type scalekd --kd-checkpoint o/good/last.pth.tar", "the teacher is a ConvNeXt; its later parts"),
 ]
 DATA = [
     ("--data-dir nowhere", "no data at nowhere"),
