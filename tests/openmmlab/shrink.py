@@ -45,9 +45,10 @@ def load_small(path: str) -> Config:
     if model.type == "ViDT":
         model.backbone.num_tokens = model.test_cfg.max_per_img = 10
         model.decoder.num_layers = 1
-    if model.get("decode_head", {}).get("type") == "Mask2FormerHead":
+    if (kind := model.get("decode_head", {}).get("type")) in ("Mask2FormerHead", "ExitMask2FormerHead"):
         model.decode_head.num_queries = 5
-        model.decode_head.pixel_decoder.encoder.num_layers = model.decode_head.transformer_decoder.num_layers = 1
+        model.decode_head.transformer_decoder.num_layers = 1
+        model.decode_head.pixel_decoder.encoder.num_layers = 2 if "Exit" in kind else 1
         model.decode_head.train_cfg.num_points = 64
     return cfg
 

@@ -34,6 +34,7 @@ def test_the_configs_are_there():
         "semantic-fpn",
         "upernet",
         "mask2former",
+        "eco-mask2former",
     ):
         assert word in names
     for word in ("edaformer_zoo-eft-t", "fuss-free_zoo-ffnet46ns-ccc"):
