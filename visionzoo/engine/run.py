@@ -64,10 +64,12 @@ from visionzoo.engine.options import changed, settings
 from visionzoo.engine.ownership import Claim, check_free, check_own, claim
 from visionzoo.engine.parallel import Process, starter
 from visionzoo.engine.probing import choose_head, freeze
+from visionzoo.engine.quantization import begin_scales, make_annealing, quantize_model
 from visionzoo.engine.recorded import changed_settings, compare_classes, recorded_args
 from visionzoo.engine.regularization import regularize_attention
 from visionzoo.engine.reporting import Reporter
 from visionzoo.graphs import make_capturable
+from visionzoo.quantization import Annealing, holds_quantizers
 from visionzoo.replicas import Replicas
 from visionzoo.text import count_of
 
@@ -152,6 +154,7 @@ class Run:
         place: where it writes.
         progress: how far it has come.
         freezing: which layers are frozen when; None for none.
+        annealing: what freezes quantized weights in the last epochs; None for nothing.
         replicas: what joins several processes that train by CUDA graphs.
         reporter: the log, in the primary process only.
     """
@@ -172,6 +175,7 @@ class Run:
     place: Place
     progress: Progress
     freezing: LayerFreezing | None = None
+    annealing: Annealing | None = None
     replicas: Replicas | None = None
     reporter: Reporter | None = None
 
@@ -205,6 +209,11 @@ class Run:
         """Whether the step limit is reached."""
         limit = self.config.run.max_steps
         return limit is not None and self.update >= limit
+
+    @property
+    def anneals(self) -> bool:
+        """Whether the epoch in progress is one of the last, in which quantized weights are frozen."""
+        return self.progress.epoch >= self.num_epochs - self.config.fit.quantize_anneal
 
     @property
     def finished(self) -> bool:
@@ -316,6 +325,8 @@ def build_run(config: TrainConfig, process: Process) -> Run:
     validation_batch = fit.validation_batch_size or fit.batch_size
     val_loader = val_set and eval_loader(config.data, val_set, prepared, process, batch_size=validation_batch)
 
+    begin_scales(config, model, train_set, prepared, process, notes.say)
+
     total = total_batch(fit, process.world_size)
     lr, lr_origin = learning_rate(config.schedule, config.optimizer.opt, total)
     task = make_task(config, model, prepared, names, process.device)
@@ -333,6 +344,7 @@ def build_run(config: TrainConfig, process: Process) -> Run:
     scheduler, num_epochs = make_scheduler(
         config.schedule, optimizer, updates(len(loader), config), seed=config.device.seed
     )
+    annealing = make_annealing(config, model, num_epochs, process)
     metric = best_in(config, val_set)
     place, found = _claim_folder(config, process, prepared["input_size"][-1], metric, notes.say)
     try:
@@ -353,6 +365,7 @@ def build_run(config: TrainConfig, process: Process) -> Run:
             place=place,
             progress=Progress(),
             freezing=freezing,
+            annealing=annealing,
         )
         _take_up(run, found, notes.say)
         run = dataclasses.replace(run, replicas=_wrap_model(run))
@@ -620,8 +633,10 @@ def check_graphs(config: TrainConfig, process: Process, optimizer: Optimizer) ->
 def _make_model(config: TrainConfig, process: Process, say: Callable[[str], object]) -> nn.Module:
     fit = config.fit
     overlay = {"file": fit.pretrained_path, "num_classes": -1} if fit.pretrained_path else None  # -1: adapt the head
+    source = read_checkpoint(fit.initial_checkpoint) if fit.initial_checkpoint else {}
+    float_start = bool(source) and not holds_quantizers(source)
     model = build_model(
-        config.model,
+        dataclasses.replace(config.model, quantize={}) if float_start else config.model,
         config.input,
         pretrained_path=fit.pretrained_path,
         say=say,
@@ -634,8 +649,9 @@ def _make_model(config: TrainConfig, process: Process, say: Callable[[str], obje
     )
     if fit.initial_checkpoint:
         advice = " (--pretrained-path takes all but the classifier, where the classes differ)"
-        source = read_checkpoint(fit.initial_checkpoint)
         load(model, source, fit.initial_checkpoint, new_parts=True, advice=advice)
+    if float_start:
+        quantize_model(model, config.model)
     regularize_attention(fit, model, config.model.name, say)
     if fit.grad_checkpointing:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
