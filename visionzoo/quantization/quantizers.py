@@ -170,12 +170,14 @@ class LSQ(nn.Module):
         self.scale.copy_((factor * mean / self.high**0.5).clamp(min=SMALLEST))
 
     @torch.no_grad()
-    def integers(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the levels of numbers, before the second shift, and the scale that they are times."""
-        if self.before is not None:
-            x = x + self.before.view(self.shift or ())
-        scale = self.scale.clamp(min=SMALLEST).view(self.shape)
-        return (x / scale).clamp(self.low, self.high).round(), scale
+    def steps(self) -> Tensor:
+        """Return the scales in their shape."""
+        return self.scale.clamp(min=SMALLEST).view(self.shape)
+
+    @torch.no_grad()
+    def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the levels of a weight, which has no shifts, and the scales that they are times."""
+        return (weight / self.steps()).clamp(self.low, self.high).round(), self.steps()
 
     def extra_repr(self) -> str:
         """Show the arguments."""
