@@ -20,7 +20,7 @@ from visionzoo.quantization import LSQ, QuantizedConv2d, QuantizedLinear, QueryK
 from visionzoo.text import count_of
 
 INT4_OPSET = 21  # of ONNX: the first with 4-bit numbers
-INT8 = 3  # as onnx.TensorProto numbers it
+FLOAT, INT8 = 1, 3  # as onnx.TensorProto numbers them
 _operators = False  # whether calls become operators that ONNX has a translation for
 
 
@@ -266,8 +266,9 @@ def count_weights(model: nn.Module) -> str:
 def pack_int4(program: Any) -> int:
     """Let an ONNX program hold weights that fit 4 bits in 4 bits, where operators and onnxruntime take them.
 
-    They become bytes before they are used: onnxruntime multiplies bytes by bytes, while for products with 4-bit weights
-    it rounds the other factor anew.
+    Odd numbers from -15 to 15, as StatsQ of 4 bits has them, fit as 2k + 1. All become bytes before they are used, once
+    when the file is loaded: onnxruntime multiplies bytes by bytes, while for products with 4-bit weights it rounds the
+    other factor anew.
 
     Args:
         program: what `torch.onnx.export` returns.
@@ -287,15 +288,28 @@ def pack_int4(program: Any) -> int:
         if value.dtype != ir.DataType.INT8 or any(node.op_type != "DequantizeLinear" for node, _ in uses):
             continue
         numbers = value.const_value.numpy()
-        if numbers.ndim < 2 or numbers.min() < -8 or numbers.max() > 7:
+        fits = bool(numbers.min() >= -8 and numbers.max() <= 7)
+        odd = bool((numbers % 2 == 1).all() and numbers.min() >= -15 and numbers.max() <= 15)
+        if numbers.ndim < 2 or not (fits or odd):
             continue
-        value.const_value = ir.tensor(numbers.astype(ml_dtypes.int4), dtype=ir.DataType.INT4, name=value.name)
+        small = (numbers if fits else (numbers - 1) // 2).astype(ml_dtypes.int4)
+        value.const_value = ir.tensor(small, dtype=ir.DataType.INT4, name=value.name)
         value.dtype = ir.DataType.INT4
-        cast = ir.node("Cast", [value], {"to": INT8}, name=f"{value.name}_cast")
-        cast.outputs[0].name = f"{value.name}_int8"
-        model.graph.insert_before(uses[0][0], cast)
+        if fits:
+            nodes = [ir.node("Cast", [value], {"to": INT8})]
+        else:
+            nodes = [ir.node("Cast", [value], {"to": FLOAT}), ir.node("Constant", [], {"value_float": 2.0})]
+            nodes += [
+                ir.node("Mul", [node.outputs[0] for node in nodes]),
+                ir.node("Constant", [], {"value_float": 1.0}),
+            ]
+            nodes += [ir.node("Add", [node.outputs[0] for node in nodes[2:]])]
+            nodes += [ir.node("Cast", [nodes[-1].outputs[0]], {"to": INT8})]
+        for step, node in enumerate(nodes):
+            node.name = node.outputs[0].name = f"{value.name}_bytes{step}"
+        model.graph.insert_before(uses[0][0], nodes)
         for node, index in uses:
-            node.replace_input_with(index, cast.outputs[0])
+            node.replace_input_with(index, nodes[-1].outputs[0])
         packed += 1
     return packed
 
