@@ -10,8 +10,7 @@ import torch
 from engine.helpers import run_tool
 
 import visionzoo
-from visionzoo.deploy import Reference, Shape, export
-from visionzoo.deploy import integers as whole
+from visionzoo.deploy import Reference, Shape, export, int_operators
 from visionzoo.deploy.integers import IntegerWeight, to_integers
 from visionzoo.quantization import QueryKeyProjection, calibrate, quantize
 
@@ -98,7 +97,7 @@ def test_files_hold_whole_numbers_and_onnxruntime_computes_by_them(name, tmp_pat
 def test_weights_stay_bytes_where_4_bits_cannot_be_run(tmp_path, monkeypatch, capsys):
     import onnx
 
-    monkeypatch.setattr(whole, "_runs_int4", lambda: False)
+    monkeypatch.setattr(int_operators, "_runs_int4", lambda: False)
     model = quantized("zoo_poolformer_s12")
     file = export(to_integers(model), tmp_path / "x.onnx", "onnx", SHAPE, Reference.of(model, SHAPE))
     kinds = {tensor.data_type for tensor in onnx.load(file.path).graph.initializer}

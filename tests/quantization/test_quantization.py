@@ -66,6 +66,11 @@ def test_what_is_left_in_float_is_counted():
     assert found.share == (weights - left) / sum(p.numel() for p in model.parameters())
 
 
+def test_a_convolution_that_pads_with_other_than_zeros_stays_in_float():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), nn.Conv2d(4, 4, 3, padding=1))
+    assert quantize(model, 2, 2).float_layers == ["0"] and type(model[0]) is nn.Conv2d
+
+
 @pytest.mark.parametrize("name", ["zoo_deit_t", "zoo_swin_t"])
 def test_reparameterized_attention_learns_queries_and_keys(name):
     model, found = built(name, reparameterize=True)

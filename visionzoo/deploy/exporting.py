@@ -25,7 +25,8 @@ from visionzoo._torch_private import (
     tree_leaves,
     without_special_ones,
 )
-from visionzoo.deploy.integers import INT4_OPSET, as_operators, holds_integers, pack_int4, translations
+from visionzoo.deploy.int_operators import INT4_OPSET, as_operators, pack_int4, translations
+from visionzoo.deploy.integers import holds_integers
 from visionzoo.engine.checkpoints import make_folder
 from visionzoo.engine.errors import UserError, require
 from visionzoo.text import count_of

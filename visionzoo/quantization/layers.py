@@ -38,10 +38,16 @@ class QuantizedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, in, H, W] to [B, out, H', W']."""
-        return self._conv_forward(self.quantize_input(input), self.quantize_weight(self.weight), self.bias)
+        options: Any = (self.stride, self.padding, self.dilation, self.groups)
+        return F.conv2d(self.quantize_input(input), self.quantize_weight(self.weight), self.bias, *options)
 
 
 QUANTIZED: dict[type[nn.Module], Any] = {nn.Linear: QuantizedLinear, nn.Conv2d: QuantizedConv2d}
+
+
+def is_quantizable(layer: nn.Module) -> bool:
+    """Whether a layer is one of torch's own, none of their subclasses, and pads with zeros if at all."""
+    return type(layer) in QUANTIZED and getattr(layer, "padding_mode", "zeros") == "zeros"
 
 
 def quantize_layer(
@@ -50,7 +56,7 @@ def quantize_layer(
     """Make a layer of torch's a quantized one, in place: its tensors keep their names, hooks stay.
 
     Args:
-        layer: `nn.Linear` or `nn.Conv2d` itself, none of their subclasses.
+        layer: one that `is_quantizable`.
         weights: bits of the weight.
         activations: bits of the input.
         kind: of the weight's quantizer, "statsq" or "lsq".

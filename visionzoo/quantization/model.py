@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.quantization.attention import QuantizedProducts, QueryKeyProjection
-from visionzoo.quantization.layers import QUANTIZED, QUANTIZERS, quantize_layer
+from visionzoo.quantization.layers import QUANTIZED, QUANTIZERS, is_quantizable, quantize_layer
 from visionzoo.quantization.quantizers import LSQ, check_bits
 from visionzoo.text import count_of, some
 
@@ -125,7 +125,7 @@ def quantize(
         ).to(like.device, like.dtype)
     first, last = _names(model, "first_conv"), _names(model, "classifier")
     after = _after_activations(model)
-    layers = {name: module for name, module in model.named_modules() if type(module) in QUANTIZED}
+    layers = {name: module for name, module in model.named_modules() if is_quantizable(module)}
     for name, layer in layers.items():
         ends = name in first or name in last
         quantize_layer(
@@ -230,7 +230,7 @@ def _after_activations(model: nn.Module) -> set[int]:
         for child in module.children():
             if isinstance(child, nn.Dropout | nn.Identity):
                 continue
-            if type(child) in QUANTIZED and isinstance(before, ACTIVATIONS):
+            if is_quantizable(child) and isinstance(before, ACTIVATIONS):
                 found.add(id(child))
             before = child
     return found
