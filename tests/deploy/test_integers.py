@@ -8,10 +8,12 @@ import pytest
 import timm
 import torch
 from engine.helpers import run_tool
+from torch import nn
 
 import visionzoo
-from visionzoo.deploy import Reference, Shape, export, int_operators
+from visionzoo.deploy import Reference, Shape, export, exporting, int_operators
 from visionzoo.deploy.integers import IntegerWeight, to_integers
+from visionzoo.engine import UserError
 from visionzoo.quantization import QueryKeyProjection, calibrate, quantize
 
 MODELS = {
@@ -103,6 +105,28 @@ def test_weights_stay_bytes_where_4_bits_cannot_be_run(tmp_path, monkeypatch, ca
     kinds = {tensor.data_type for tensor in onnx.load(file.path).graph.initializer}
     assert onnx.TensorProto.INT8 in kinds and onnx.TensorProto.INT4 not in kinds
     assert "onnx: 0 weights in 4 bits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_files_may_differ_by_what_slight_noise_does(tmp_path, monkeypatch, factor):
+    torch.manual_seed(0)
+    shape = Shape(1, (3, 16, 16))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 8), nn.ReLU(), nn.Linear(8, 3))
+    quantize(model, 2, 2)
+    calibrate(model, torch.randn(8, 3, 16, 16))
+    numbers = to_integers(model)
+    reference = Reference.of(model.eval(), shape)
+    assert reference.response(numbers) < 1e-6  # nothing is rounded otherwise
+    monkeypatch.setattr(exporting, "NOISE", 0.02)
+    response = reference.response(numbers)
+    assert 1e-3 < response < reference.spread / 2
+    moved = Reference(reference.images, [[out + factor * response for out in outs] for outs in reference.outputs])
+    monkeypatch.setattr(Reference, "response", lambda *_: response)  # of the model before its outputs were moved
+    if factor < 1:
+        assert export(numbers, tmp_path / "x.pt2", "pt2", shape, moved).error == pytest.approx(factor * response)
+    else:
+        with pytest.raises(UserError, match=r"its outputs differ by .* nothing was written"):
+            export(numbers, tmp_path / "x.pt2", "pt2", shape, moved)
 
 
 @needs_onnx
