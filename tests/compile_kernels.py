@@ -183,6 +183,21 @@ def layer_norm() -> Iterator[Callable[[], object]]:
         yield lambda a=(x, x, weight, 1e-5): kernels._normalize_backward(*a)
 
 
+def residual_norm() -> Iterator[Callable[[], object]]:
+    """Yield calls that launch every kernel of the operation."""
+    import torch
+
+    from visionzoo.kernels.residual_norm import triton as kernels
+
+    for dtype, width in product((torch.bfloat16, torch.float32), (64, 96, 512, 1024)):
+        x, weight, factor = torch.zeros(2, 32, width, dtype=dtype), torch.zeros(width), torch.zeros(2, dtype=dtype)
+        for scale, kept in ((None, None), (None, factor), (weight, factor)):
+            arguments = (weight, scale, kept, 1e-5, dtype, dtype)
+            yield lambda a=arguments, x=x: kernels._add_and_normalize(x, x, a[0], *a)
+            branch = None if scale is None else x
+            yield lambda a=arguments, x=x, b=branch: kernels._add_and_normalize_backward(x, x, x, b, *a)
+
+
 OPERATIONS = {
     f.__name__: f
     for f in (
@@ -193,6 +208,7 @@ OPERATIONS = {
         layer_norm,
         linear_attention,
         neighborhood_attention,
+        residual_norm,
         route_regions,
         routed_attention,
         score_attention,

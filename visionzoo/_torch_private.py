@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import nn
 from torch._inductor import aoti_compile_and_package, aoti_load_package, list_mode_options
 from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
@@ -31,6 +32,7 @@ __all__ = [
     "foreach_sub",
     "foreach_zero_",
     "forward_mode_level",
+    "has_hooks",
     "is_exporting",
     "keep_memory_formats",
     "list_mode_options",
@@ -56,6 +58,21 @@ foreach_sub = torch._foreach_sub
 def forward_mode_level() -> int:
     """Return the level of forward-mode differentiation, -1 outside it; operators without it refuse tangents."""
     return forward_ad._current_level
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether someone looks at a module's calls, which computing its result elsewhere would skip."""
+    everywhere = torch.nn.modules.module
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or everywhere._global_forward_hooks
+        or everywhere._global_forward_pre_hooks
+        or everywhere._global_backward_hooks
+        or everywhere._global_backward_pre_hooks
+    )
 
 
 def is_exporting() -> bool:

@@ -13,10 +13,10 @@ from engine.two import in_two_processes
 from timm.task import ClassificationTask
 
 from visionzoo.engine.auxiliary import AuxiliaryTask
+from visionzoo.engine.building import build_run
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.parallel import Process
-from visionzoo.engine.run import build_run
 from visionzoo.engine.training import train
 
 FAMILY = {"model": NAME, "model_kwargs": {}, "drop_path": 0.0, "smoothing": 0.0}

@@ -139,6 +139,9 @@ OPTIONS = [
         "--quantize weights=8 activations=8 --quantize-anneal 1 --epochs 2",
         "--quantize-anneal: no weight is quantized by StatsQ, of less than 8 bits; give --quantize weight_quant",
     ),
+    ("--kd-feature-weight -1", "argument --kd-feature-weight: expected a number at least 0, got -1"),
+    ("--kd-distill-type scaled", "argument --kd-distill-type: invalid choice: 'scaled'"),
+    ("--kd-distill-type scalekd", "--kd-distill-type scalekd learns from a teacher: give --kd-checkpoint or"),
     ("--freeze-layers 1=x", "--freeze-layers: expected EPOCH=COUNT, whole numbers from 0, got count 'x'"),
     ("--freeze-layers 2", "--freeze-layers: expected EPOCH=N, got '2'"),
     ("--freeze-layers 1=99", "--freeze-layers 1=99: test_convnext has"),
@@ -156,6 +159,7 @@ MODELS = [
     ("--model test_resnet -b 1", "pixels one by one: Expected more than 1 value per channel when training, got"),
     ("--gp nope", "cannot build test_convnext: Invalid pool type: nope"),
     ("--kd-checkpoint nowhere", "the teacher nowhere (--kd-model-name, --kd-checkpoint): no checkpoint at nowhere"),
+    ("--kd-distill-type scalekd --kd-checkpoint o/good/last.pth.tar", "the teacher is a ConvNeXt; its later parts"),
 ]
 DATA = [
     ("--data-dir nowhere", "no data at nowhere"),

@@ -78,7 +78,7 @@ def _check_models(path, every):
     args = changed(args, num_classes=10)
     size = args.train.input.img_size
     runs = {model: run for (model, _), run in reversed(_runs(args, path.parent).items())}
-    assert len(runs) >= (3 if args.comparison.probes else 7)
+    assert len(runs) >= (3 if args.comparison.probes or args.comparison.variants else 7)
     for model, run in list(runs.items())[::every]:
         config = choose_head(run.config.fit, run.config.model)
         if " + " in model:

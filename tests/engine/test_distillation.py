@@ -6,10 +6,10 @@ import torch
 from engine.helpers import UPDATES, assert_same, learned, rows, write_images
 from timm.models import save_for_hf
 
+from visionzoo.engine.building import build_run
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.parallel import Process
-from visionzoo.engine.run import build_run
 from visionzoo.engine.training import train
 
 LEVIT = {"depths": [1, 1, 1], "embed_dims": [16, 24, 32], "num_heads": [1, 1, 1], "key_dim": 8}

@@ -4,10 +4,10 @@ import pytest
 import torch
 from engine.helpers import UPDATES, assert_same, learned
 
+from visionzoo.engine.building import build_run
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.freezing import LayerFreezing
 from visionzoo.engine.parallel import Process
-from visionzoo.engine.run import build_run
 from visionzoo.engine.training import Training, train
 
 SCHEDULE = {"freeze_layers": {"1": 2}, "weight_decay": 0.5, "drop_path": 0.0}

@@ -8,6 +8,7 @@ import torch
 from engine.helpers import UPDATES, assert_same, learned, write_images
 from torchvision.datasets import ImageFolder
 
+from visionzoo.engine.building import build_run
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.data import class_names, open_split, open_train_and_val
 from visionzoo.engine.errors import Interrupted, UserError
@@ -15,7 +16,6 @@ from visionzoo.engine.interruption import StopSignals
 from visionzoo.engine.optimization import learning_rate
 from visionzoo.engine.options import changed
 from visionzoo.engine.parallel import Process
-from visionzoo.engine.run import build_run
 from visionzoo.engine.training import Training, train
 
 CPU = Process(torch.device("cpu"))

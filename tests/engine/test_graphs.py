@@ -10,11 +10,11 @@ from tape import TapeRecorder
 from timm.utils import unwrap_model
 from torch.nn.parallel import DistributedDataParallel
 
+from visionzoo.engine.building import build_run, check_graphs
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.optimization import make_optimizer
 from visionzoo.engine.options import changed
 from visionzoo.engine.parallel import Process, start_process
-from visionzoo.engine.run import build_run, check_graphs
 from visionzoo.engine.training import Training, train
 from visionzoo.graphs import make_capturable
 from visionzoo.models.biformer import BiFormer
@@ -25,7 +25,7 @@ AUGMENTED = {"mixup": 0.4, "cutmix": 1.0, "reprob": 0.5, "model_ema": True, "mod
 def tapes(monkeypatch):
     """Let --cuda-graphs record tapes on the CPU, on these recorders."""
     made = []
-    monkeypatch.setattr("visionzoo.engine.run.check_graphs", lambda *_: None)
+    monkeypatch.setattr("visionzoo.engine.building.check_graphs", lambda *_: None)
     monkeypatch.setattr("visionzoo.engine.training.CudaRecorder", lambda _: made.append(TapeRecorder()) or made[-1])
     monkeypatch.setattr(sys.modules["torch.optim.adam"], "_get_capturable_supported_devices", lambda *_, **__: ["cpu"])
     return made
@@ -53,6 +53,19 @@ def test_a_recorded_run_is_the_run(make_args, tmp_path, monkeypatch, recorders, 
     never_warm(monkeypatch)
     train(make_args(experiment="unrecorded", **options))
     assert runs >= 8 and not recorders[1].runs
+    assert_same(learned(tmp_path / "output/unrecorded"), learned(tmp_path / "output/graphs"))
+
+
+@pytest.mark.parametrize("way", ["logit", "feature", "scalekd"])
+def test_a_recorded_distillation_is_the_run(make_args, trained, tmp_path, monkeypatch, recorders, way):
+    """Also of a teacher that sees the images normalized otherwise."""
+    options = {"epochs": 2, "val_split": "", "cuda_graphs": True, "no_curves": True, "mean": [0.2, 0.3, 0.4]}
+    options |= {"kd_distill_type": way, "kd_checkpoint": str(trained[0] / "model_best.pth.tar")}
+    train(make_args(experiment="graphs", **options))
+    runs = len(recorders[0].runs)
+    never_warm(monkeypatch)
+    train(make_args(experiment="unrecorded", **options))
+    assert runs >= 4 and not recorders[1].runs
     assert_same(learned(tmp_path / "output/unrecorded"), learned(tmp_path / "output/graphs"))
 
 

@@ -11,11 +11,11 @@ import torch
 from engine.helpers import UPDATES, learned, rows
 
 from visionzoo.engine import ownership
+from visionzoo.engine.building import build_run
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.ownership import Claim
 from visionzoo.engine.parallel import Process
-from visionzoo.engine.run import build_run
 from visionzoo.engine.training import train
 
 CPU = Process(torch.device("cpu"))

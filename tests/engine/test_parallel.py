@@ -17,12 +17,12 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from visionzoo.engine import sharding
+from visionzoo.engine.building import build_run
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import Interrupted, UserError
 from visionzoo.engine.flags import train_parser
 from visionzoo.engine.options import changed
 from visionzoo.engine.parallel import launcher, start_process, translate_slurm
-from visionzoo.engine.run import build_run
 from visionzoo.engine.training import Training, train
 from visionzoo.models import _registry
 

@@ -7,11 +7,11 @@ import timm
 import torch
 from engine.helpers import TINY, UPDATES, assert_same, learned, run_tool
 
+from visionzoo.engine.building import build_run
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.parallel import Process
 from visionzoo.engine.probing import choose_head
-from visionzoo.engine.run import build_run
 from visionzoo.engine.training import train
 
 EP = {"probe": "ep", "head_kwargs": {"num_queries": 2, "d_out": 2}}

@@ -16,14 +16,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from timm.task import ClassificationTask
 from torch.utils.tensorboard import SummaryWriter
 
-from visionzoo.engine import profiling
-from visionzoo.engine import run as run_module
+from visionzoo.engine import building, profiling
+from visionzoo.engine.building import build_run
 from visionzoo.engine.environment import git_state
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.images import announce_epoch, batch_names, batches
 from visionzoo.engine.parallel import Process
 from visionzoo.engine.profiling import Waiting
-from visionzoo.engine.run import build_run
 from visionzoo.engine.training import train
 
 TEN = dict(epochs=4, max_steps=10, log_interval=2)
@@ -257,14 +256,14 @@ class Overflow(torch.nn.Module):
 
 def test_a_left_out_update_leaves_no_trace_in_batch_norms(make_args, tmp_path, monkeypatch):
     overflow = Overflow(at=1)
-    original = run_module._wrap_model
+    original = building._wrap_model
 
     def wrap(run):
         run.trainable.register_forward_pre_hook(lambda _, images: (overflow(images[0]),))
         run.trainable.overflow = overflow.train()
         return original(run)
 
-    monkeypatch.setattr(run_module, "_wrap_model", wrap)
+    monkeypatch.setattr(building, "_wrap_model", wrap)
     train(make_args(skip_nonfinite=1, epochs=1))
     state = learned(tmp_path / "output/run")["state_dict"]
     assert all(value.isfinite().all() for value in state.values())

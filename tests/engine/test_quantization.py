@@ -5,10 +5,10 @@ import torch
 from engine.helpers import UPDATES, assert_same, learned, restored, run_tool
 from engine.two import in_two_processes
 
+from visionzoo.engine.building import build_run
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.flags import eval_parser, predict_parser
 from visionzoo.engine.parallel import Process
-from visionzoo.engine.run import build_run
 from visionzoo.engine.training import Training, train
 from visionzoo.quantization import LSQ, is_quantized
 

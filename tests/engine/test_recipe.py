@@ -7,6 +7,7 @@ import torch
 from engine.helpers import TINY, UPDATES, learned, rows
 from PIL import Image
 
+from visionzoo.engine.building import build_run
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.evaluation import evaluate_checkpoint
@@ -14,7 +15,6 @@ from visionzoo.engine.flags import eval_parser, predict_parser, train_parser
 from visionzoo.engine.models import prepare_compiler
 from visionzoo.engine.parallel import Process
 from visionzoo.engine.prediction import predict
-from visionzoo.engine.run import build_run
 from visionzoo.engine.training import Training, train
 
 CPU = Process(torch.device("cpu"))

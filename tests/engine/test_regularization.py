@@ -4,9 +4,9 @@ import pytest
 import torch
 from engine.helpers import assert_same, learned
 
+from visionzoo.engine.building import build_run
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.parallel import Process
-from visionzoo.engine.run import build_run
 from visionzoo.engine.training import train
 
 HOST = {

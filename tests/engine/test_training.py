@@ -17,12 +17,12 @@ from engine.helpers import TINY, TINY_FLAGS, UPDATES, Child, assert_same, learne
 from PIL import Image
 from timm.data import IterableImageDataset
 
+from visionzoo.engine.building import build_run
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import Interrupted, UserError
 from visionzoo.engine.images import batches
 from visionzoo.engine.optimization import learning_rate, total_batch
 from visionzoo.engine.parallel import Process
-from visionzoo.engine.run import build_run
 from visionzoo.engine.training import Training, train
 
 OTHER_WIDTH = {**TINY["model_kwargs"], "embed_dims": [8, 32]}

@@ -17,6 +17,7 @@ from visionzoo.kernels import (
     layer_norm,
     linear_attention,
     neighborhood_attention,
+    residual_norm,
     route_regions,
     routed_attention,
     score_attention,
@@ -112,6 +113,11 @@ def _linear(q, k, v):
     return torch.cat([out, (weights / (1 + weights))[..., None].to(out.dtype)], -1)
 
 
+def _residual(q, k, v, **parameters):
+    factor = ((torch.arange(q.shape[0], device=q.device) + 1) % 2 * 1.25).to(q.dtype)
+    return torch.cat(residual_norm(q.flatten(3), v.flatten(3), **parameters, factor=factor), -1)
+
+
 def _windows(q, k, v, bias):
     height, width = q.shape[1:3]
     segments = torch.arange(height * width, device=q.device).view(height, width) % 3
@@ -169,6 +175,16 @@ KINDS = {
     "layer norm": Kind(
         ("layer_norm",),
         lambda q, k, v, weight, bias: layer_norm(q.flatten(3), weight, bias),
+        {"weight": (HEADS * HEAD_DIM,), "bias": (HEADS * HEAD_DIM,)},
+    ),
+    "residual norm with scale and stochastic depth": Kind(
+        ("residual_norm",),
+        _residual,
+        {name: (HEADS * HEAD_DIM,) for name in ("weight", "bias", "scale")},
+    ),
+    "residual norm": Kind(
+        ("residual_norm",),
+        lambda q, k, v, weight, bias: torch.cat(residual_norm(q.flatten(3), v.flatten(3), weight, bias), -1),
         {"weight": (HEADS * HEAD_DIM,), "bias": (HEADS * HEAD_DIM,)},
     ),
 }  # fmt: skip

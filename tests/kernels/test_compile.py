@@ -112,7 +112,7 @@ def test_auto_compiles_to_kernels_for_a_gpu_that_is_not_here_and_exports_to_plai
     monkeypatch.delenv("VISIONZOO_BACKEND")
     monkeypatch.setattr(dispatch, "_capabilities", {})
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    avoided = {"group_norm", "layer_norm"}  # plain norms are fused
+    avoided = {"group_norm", "layer_norm", "residual_norm"}  # plain norms are fused
     expected = KINDS[name].operators - avoided
     with FakeTensorMode(), torch.no_grad():
         call, x = Call(KINDS[name], "cuda"), torch.empty(2, 6, 8, 32, device="cuda")

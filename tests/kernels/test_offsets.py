@@ -46,7 +46,10 @@ def test_tokens_far_apart_are_read_where_they_are(name):
         assert own is other is None or torch.equal(own, other)
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if name != "layer norm"])
+OF_ROWS = ["layer_norm", "residual_norm"]  # which take any number of them
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if KINDS[name].operations[0] not in OF_ROWS])
 def test_samples_of_too_many_numbers_are_refused_by_name(name):
     kind = KINDS[name]
     maps = [torch.zeros((), device=DEVICE).expand(2, 2**14, 2**13, HEADS, HEAD_DIM)] * 3  # 2³² a sample
@@ -57,9 +60,10 @@ def test_samples_of_too_many_numbers_are_refused_by_name(name):
         kind.function(*maps, **parameters)
 
 
-def test_layer_norm_takes_any_number():
+@pytest.mark.parametrize("operation", OF_ROWS)
+def test_norms_of_rows_take_any_number(operation):
     x = torch.zeros((), device=DEVICE).expand(2**21, 2**13, 16)
-    assert dispatch.choose("layer_norm", "triton", x, max_numbers=None) == "triton"
+    assert dispatch.choose(operation, "triton", x, max_numbers=None) == "triton"
 
 
 def test_a_bias_of_too_many_numbers_is_refused_by_name():

@@ -201,7 +201,7 @@ def test_every_implementation_that_says_so_computes_the_same():
                 assert error < 1e-5 < allowed, path(case, m)
                 checked.add(m.implementation)
         case.close()
-    assert checked == {"visionzoo", "visionzoo-reference", "sdpa-masked", "partition-sdpa", "timm"}
+    assert checked == {"visionzoo", "visionzoo-reference", "visionzoo-apart", "sdpa-masked", "partition-sdpa", "timm"}
 
 
 @pytest.mark.parametrize("measure", ["forward", "forward+backward"])
@@ -369,7 +369,7 @@ def test_reducers_are_measured_against_the_tokens_that_are_left(tmp_path):
 def test_the_host_is_measured_beside_launches_that_nobody_here_wrote(tmp_path):
     named = {case.name.partition("/")[0].removeprefix("host-") for case in host_cases(SETTINGS)}
     assert named == {"launch", "window", "linear", "channel", "routing", "routed", "neighborhood", "halo"} | {
-        *("layer_norm", "group_norm", "depthwise")
+        *("layer_norm", "group_norm", "residual_norm", "depthwise")
     }
     cases = select(host_cases(SETTINGS), only=["host-launch/*", "host-layer_norm/7x7/visionzoo/*"], skip=["sdpa"])
     run_cases(cases, SETTINGS, Results(tmp_path / "host.csv"))

@@ -17,6 +17,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ import visionzoo
 from visionzoo.benchmark.comparison_report import draw, section, summarise, table
 from visionzoo.benchmark.growth import GrowthJob, measure_growth
 from visionzoo.benchmark.jobs import Failure, Task, devices, run_tasks
-from visionzoo.benchmark.timing import Budget, host_timing
+from visionzoo.benchmark.timing import Budget, host_timing, replayed_ms
+from visionzoo.engine.building import build_run
 from visionzoo.engine.checkpoints import LAST, make_folder, write_atomically
 from visionzoo.engine.data import mixing, open_train_and_val
 from visionzoo.engine.distillation import make_task
@@ -43,8 +45,9 @@ from visionzoo.engine.parallel import start_process
 from visionzoo.engine.probing import choose_head
 from visionzoo.engine.profiling import peak_memory
 from visionzoo.engine.reporting import insert_between
-from visionzoo.engine.run import Run, build_run
+from visionzoo.engine.run import Run
 from visionzoo.engine.training import Training
+from visionzoo.graphs import WARMUP, CudaRecorder, TrainingStep, make_capturable
 from visionzoo.kernels.small_maps import device_name
 from visionzoo.layers.mixers import MIXERS
 from visionzoo.text import count_of, some
@@ -72,6 +75,7 @@ NOT_OF_A_VARIANT = {*NOT_OF_THE_RECIPE, "seed", "data_dir", "dataset", "val_data
 LOADER_SECONDS = 5.0  # how long the loader is watched at most
 INFERENCE = Budget(warmup_ms=500, repeat_ms=2000)
 SPEED = Budget(warmup_ms=300, repeat_ms=700)  # of each model when speeds are measured apart
+REPLAYED = Budget(warmup_ms=0, repeat_ms=100)  # calls that are recorded together, whose replay is timed ten times
 _DAMAGED = "fix the line, or remove it to have it done again"
 OWN = ("own", "none")  # mixers beside those of the table: the host's own, and none at all
 WORDS = {
@@ -506,8 +510,8 @@ def _trained_row(job: Job, run: Run) -> Row:
     return {
         "host": job.host,
         "mixer": job.mixer,
-        "params_m": sum(p.numel() for p in run.trainable.parameters()) / 1e6,
-        "trained_m": sum(p.numel() for p in run.trainable.parameters() if p.requires_grad) / 1e6,
+        "params_m": sum(p.numel() for p in run.student.parameters()) / 1e6,
+        "trained_m": sum(p.numel() for p in run.student.parameters() if p.requires_grad) / 1e6,
         "top1": float(last["eval_top1"]),
         "seconds": sum(float(row["seconds"]) for row in run.reporter.rows),
         "epochs": run.num_epochs,
@@ -526,7 +530,10 @@ def _release() -> None:
 
 
 def _measure_speed(job: Job) -> Row:
-    """Measure steps of training, and inference, of a model by itself, on images that are on the device."""
+    """Measure steps of training, and inference, of a model by itself, on images that are on the device.
+
+    With --cuda-graphs both are replays of what was recorded.
+    """
     config = job.config
     own = choose_head(config.fit, config.model)
     num_classes = 10 if own.num_classes is None else own.num_classes
@@ -538,25 +545,30 @@ def _measure_speed(job: Job) -> Row:
         model = model.to(memory_format=torch.channels_last)
     prepared = data_config(config.model, config.input, model)
     lr, _ = learning_rate(config.schedule, config.optimizer.opt, total_batch(config.fit, 1))
-    optimizer: Any = make_optimizer(config.optimizer, lr, model)
-    task = make_task(config, model, prepared, None, device)
+    task: Any = make_task(config, model, prepared, None, device)
+    optimizer: Any = make_optimizer(config.optimizer, lr, task.get_trainable_module())
+    graphs = config.fit.cuda_graphs and device.type == "cuda"
+    if graphs:
+        make_capturable(optimizer)
     images = _images(config, batch, prepared["input_size"], device)
     labels = torch.arange(batch, device=device) % num_classes
     if mixing(config.augmentation):
         labels = nn.functional.one_hot(labels, num_classes).float()
     model.train()
 
-    def step() -> None:
+    def forward(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with autocast(config.device, device):
-            loss = task(images, labels)["loss"]
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+            return task(images, labels)["loss"]
 
     _release()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    training = 1e3 * batch / host_timing(step, device, SPEED).median_ms
+    step = TrainingStep(forward, optimizer, recorder=CudaRecorder(device) if graphs else None)
+    for _ in range(2 * WARMUP + 2 if graphs else 1):  # warm up and record, first the passes, then the update
+        step(images, labels)
+    if graphs and not step.recorded:
+        raise UserError(f"--cuda-graphs: nothing could be recorded: {'; '.join(step.remarks)}")
+    training = 1e3 * batch / host_timing(partial(step, images, labels), device, SPEED).median_ms
     peak = peak_memory(device).get("peak_memory_mib")
     return {
         "train_images_per_second": training,
@@ -592,7 +604,8 @@ def _inference_rate(model: nn.Module, config: TrainConfig, size: Sequence[int], 
             model(images)
 
     model.eval()
-    return 1e3 * len(images) / host_timing(infer, device, budget).median_ms
+    replayed = replayed_ms(infer, device, REPLAYED) if config.fit.cuda_graphs else None
+    return 1e3 * len(images) / (replayed or host_timing(infer, device, budget).median_ms)
 
 
 def read_rows(path: Path) -> list[Row]:

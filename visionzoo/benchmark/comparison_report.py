@@ -128,10 +128,11 @@ loading (by itself, loading gives {min(loader):,.0f} to {max(loader):,.0f} image
 model only, not compiled, batch {batch}, in the same precision. Peak memory is that of training."""
         data = f"[{name}.csv]({name}.csv)"
     else:
+        replayed = ", replayed as CUDA graphs" if config.train.fit.cuda_graphs else ""
         speed = f"""Speeds are of the model
-only, not compiled, on images that are on the device, in the same precision, measured after the trainings with nothing
-else on the device: steps of training with the optimizer's, and inference, batch {batch}. Peak memory is that of
-training."""
+only, not compiled{replayed}, on images that are on the device, in the same precision,
+measured after the trainings with nothing else on the device: steps of training with the optimizer's, and inference,
+batch {batch}. Peak memory is that of training."""
         data = f"of each run [{name}.csv]({name}.csv), of each model [{name}_models.csv]({name}_models.csv)"
     if config.comparison.mixers:
         (smallest, largest), dim = config.comparison.growth_tokens, config.comparison.growth_dim

@@ -48,6 +48,7 @@ def _operations(settings: Settings, side: int) -> Iterator[tuple[str, Case]]:
     sizes: dict[str, Any] = {"batch": 1, "side": side, "heads": HEADS, "depth": DEPTH}
     yield "layer_norm", layer_norm_case(settings, "layer_norm", side, dim)
     yield "group_norm", operations.group_norm_case(settings, "group_norm", side, dim)
+    yield "residual_norm", operations.residual_norm_case(settings, "residual_norm", side, dim, batch=1)
     yield "depthwise", operations.depthwise_case(settings, "depthwise", side, dim, 3, None)
     yield "routing", operations.routing_case(settings, "routing", side=side, heads=HEADS, topk=4)
     yield "routed", operations.routed_case(settings, "routed", **sizes, regions=7, topk=4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -129,24 +130,24 @@ class Problem:
             self._inputs = self._draw(Draw(self.batch, self.dtype, self.settings.device))
         return self._inputs
 
-    def call(self, function: Callable[..., Tensor], inputs: Inputs, measure: str) -> Callable[[], list[Tensor]]:
-        """Return the call that is timed; it gives the output, or the gradients of the inputs that can have some."""
+    def call(self, function: Callable[..., Any], inputs: Inputs, measure: str) -> Callable[[], list[Tensor]]:
+        """Return the call that is timed; it gives the outputs, or the gradients of the inputs that can have some."""
         if measure == FORWARD:
             plain = {name: value.detach() for name, value in inputs.items()}
 
             def forward() -> list[Tensor]:
                 with torch.no_grad():
-                    return [function(**plain)]
+                    return _several(function(**plain))
 
             return forward
         leaves = [value for value in inputs.values() if value.requires_grad]
         upstream: list[Tensor] = []
 
         def both() -> list[Tensor]:
-            out = function(**inputs)
+            outs = _several(function(**inputs))
             if not upstream:
-                upstream.append(_upstream(out, self.dtype))
-            return list(torch.autograd.grad(out, leaves, upstream, allow_unused=True))  # SDPA has no use for a bias
+                upstream.extend(_upstream(out, self.dtype) for out in outs)
+            return list(torch.autograd.grad(outs, leaves, upstream, allow_unused=True))  # SDPA has no use for a bias
 
         return both
 
@@ -177,6 +178,10 @@ class Problem:
             inputs[name] = first.to(dtype).requires_grad_() if value.requires_grad else first
         function = self.implementations["visionzoo-reference"].make(inputs)
         return self._first(self.call(function, inputs, measure)(), measure)
+
+
+def _several(out: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
+    return list(out) if isinstance(out, tuple) else [out]
 
 
 def _upstream(out: Tensor, dtype: torch.dtype) -> Tensor:

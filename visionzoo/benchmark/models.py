@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import visionzoo
 from visionzoo.benchmark.baselines import biformer_authors
-from visionzoo.benchmark.cases import Case, Measurement, Run, Settings
+from visionzoo.benchmark.cases import Absent, Case, Measurement, Run, Settings
 from visionzoo.models._registry import FAMILIES, VARIANTS
 from visionzoo.testing import relative_error
 
@@ -208,9 +208,15 @@ class Twins:
         """Return our model in float32, with their weights where they are there."""
         if OURS not in self._models:
             model = timm.create_model(self.pair.ours, device=self.settings.device)
-            if self.pair.whose:
-                visionzoo.load_weights(model, self.theirs().state_dict())
-            self._models[OURS] = model if self.pair.whose else disturb(model)
+            try:
+                weights = self.theirs().state_dict() if self.pair.whose else None
+            except Absent:  # which takes none of our time away
+                weights = None
+            if weights is None:
+                disturb(model)
+            else:
+                visionzoo.load_weights(model, weights)
+            self._models[OURS] = model
         return self._models[OURS]
 
     def images(self, batch: int) -> Tensor:

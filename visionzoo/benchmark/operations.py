@@ -20,6 +20,7 @@ from visionzoo.benchmark.baselines import Inputs, compiled
 from visionzoo.benchmark.cases import Absent, Case, Settings
 from visionzoo.benchmark.implementations import BOTH, FORWARD, Draw, Implementation, Problem
 from visionzoo.benchmark.timing import Cost
+from visionzoo.layers.block import add_scaled
 
 BATCH = 64
 MAP_BATCH = 128  # of convolutions and norms, whose maps are quick to read
@@ -27,7 +28,10 @@ MAP_BATCH = 128  # of convolutions and norms, whose maps are quick to read
 
 def operation_cases(settings: Settings) -> list[Case]:
     """List all cases of operations."""
-    groups = (_routed, _routing, _neighborhood, _window, _halo, _score, _linear, _depthwise, _group_norm, _channel)
+    groups = (
+        *(_routed, _routing, _neighborhood, _window, _halo, _score, _linear, _depthwise, _group_norm),
+        *(_residual_norm, _channel),
+    )
     return [case for group in groups for case in group(settings)]
 
 
@@ -421,6 +425,50 @@ def group_norm_case(settings: Settings, name: str, side: int, dim: int) -> Case:
     return Problem(settings, name, MAP_BATCH, shape, draw, implementations, costs, shared=("weight", "bias")).case(
         side**2
     )
+
+
+def _residual_norm(settings: Settings) -> Iterator[Case]:
+    # maps of BiFormer-T, DaViT-T, PVTv2-B1 and DeiT-S at 224 px
+    sizes = ((56, 64), (28, 128), (14, 256), (7, 512), (56, 96), (28, 192), (14, 384), (7, 768), (14, 320))
+    for batch in (MAP_BATCH, 1):
+        for side, dim in sizes:
+            name = f"residual_norm/{batch}x{side}x{side}-c{dim}"
+            yield residual_norm_case(settings, name, side, dim, batch=batch)
+    name = f"residual_norm/{MAP_BATCH}x14x14-c384-scaled"
+    yield residual_norm_case(settings, name, 14, 384, batch=MAP_BATCH, scaled=True)
+
+
+def residual_norm_case(settings: Settings, name: str, side: int, dim: int, *, batch: int, scaled: bool = False) -> Case:
+    """Add a branch to its residual and normalize the sum; scaled by channels and samples, or not.
+
+    "visionzoo-reference" is torch's addition and norm, "visionzoo-apart" its addition and our norm.
+    """
+
+    def draw(normal: Draw) -> Inputs:
+        maps = {name: normal(normal.batch, side, side, dim) for name in ("x", "branch")}
+        rows = {"weight": normal(dim, mean=1.0), "bias": normal(dim)}
+        scales = {"scale": normal(dim), "factor": normal(normal.batch, mean=1.0).detach()}
+        return {**maps, **rows, **(scales if scaled else {})}
+
+    def apart(inputs: Inputs) -> Callable[..., Any]:
+        norm = operation("layer_norm")
+
+        def call(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, **by: Tensor) -> tuple[Tensor, Tensor]:
+            y = add_scaled(x, branch, by["scale"] * by["factor"].view(-1, 1, 1, 1)) if by else x + branch
+            return y, norm(y, weight, bias)
+
+        return call
+
+    def costs(batch: int, itemsize: int) -> dict[str, Cost]:
+        # read both terms, write sum and norm; backward: read both gradients and the sum, write the terms' gradient;
+        # scaled, the branch is read as well and has a gradient of its own
+        passes = batch * side * side * dim * itemsize
+        return {FORWARD: Cost(4 * passes, 0), BOTH: Cost((4 + (6 if scaled else 4)) * passes, 0)}
+
+    implementations = {**zoo("residual_norm"), "visionzoo-apart": Implementation(apart)}
+    shape = f"{side}x{side}, {dim} channels{', scaled' * scaled}"
+    shared = ("weight", "bias", "scale")
+    return Problem(settings, name, batch, shape, draw, implementations, costs, shared=shared).case(side**2)
 
 
 def _channel(settings: Settings) -> Iterator[Case]:

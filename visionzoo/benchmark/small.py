@@ -50,6 +50,7 @@ def _operations(settings: Settings, side: int) -> Iterator[Case]:
     sizes: dict[str, Any] = {"batch": settings.batch, "side": side, "heads": HEADS, "depth": DEPTH}
     yield layer_norm_case(settings, name("layer_norm"), side, DIM)
     yield operations.group_norm_case(settings, name("group_norm"), side, DIM)
+    yield operations.residual_norm_case(settings, name("residual_norm"), side, DIM, batch=1)
     for kernel in (3, 7):
         yield operations.depthwise_case(settings, name(f"depthwise_conv-k{kernel}"), side, DIM, kernel, "itself")
     yield operations.channel_case(settings, name("channel_attention"), side, HEADS)

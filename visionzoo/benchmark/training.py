@@ -3,12 +3,15 @@
 A step is forward, cross entropy and backward under autocast to bfloat16, contiguous NCHW, batch 128, and AdamW's
 update. The clock is looked at every eight steps, so that the host may run ahead of the GPU as it does in a training.
 Beside it stands what the GPU was busy for in a step: where that is much less, the host launches too slowly.
+Models in which a norm follows a residual sum have these in one launch ("joined") and in two ("apart"), whatever "auto"
+takes.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -18,9 +21,12 @@ from torch import Tensor, nn
 from visionzoo.benchmark.cases import Absent, Case, Measurement, Run, Settings
 from visionzoo.benchmark.models import OURS, PAIRS, Mode, Pair, Twins, autocast, storage_bytes
 from visionzoo.graphs import WARMUP, CudaRecorder, TrainingStep
+from visionzoo.kernels.dispatch import as_if_measured
 
 MODE = Mode(128, "training", autocast=True)
 WAYS = ("", "-graph", "-compiled", "-compiled-graph")
+JOINED = ("zoo_biformer_t", "zoo_swin_t", "zoo_pvtv2_b1", "zoo_nat_mini")
+JOINED_WAYS = ("-joined-graph", "-apart-graph")
 STEPS = 8  # between two looks at the clock
 TRAINED = (*PAIRS, Pair("zoo_nat_mini"))
 
@@ -49,7 +55,7 @@ def training_cases(settings: Settings, pairs: Sequence[Pair] = TRAINED) -> Itera
                     scale=3.0,
                 )
                 for whose in filter(None, (OURS, pair.whose))
-                for way in WAYS
+                for way in (WAYS + JOINED_WAYS if whose == OURS and pair.ours in JOINED else WAYS)
             ],
             close=twins.close,
         )
@@ -66,7 +72,8 @@ def _prepare(twins: Twins, whose: str, way: str, batch: int) -> Run:
     called: nn.Module = torch.compile(model, dynamic=False) if "-compiled" in way else model  # type: ignore[assignment]
 
     def forward(images: Tensor, labels: Tensor) -> Tensor:
-        with autocast(images.device, True):
+        joined = as_if_measured("residual_norm", "-joined" in way) if way in JOINED_WAYS else nullcontext()
+        with joined, autocast(images.device, True):
             return F.cross_entropy(called(images).float(), labels)
 
     step = TrainingStep(forward, optimizer, recorder=CudaRecorder(images.device) if graph else None)

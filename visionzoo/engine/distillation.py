@@ -10,6 +10,7 @@ from timm.task import (
     TokenDistillationTask,
     TrainingTask,
 )
+from timm.task.distillation import DistillationTeacher
 from torch import Tensor, nn
 
 from visionzoo.engine.auxiliary import AuxiliaryTask, auxiliary_weights
@@ -17,6 +18,7 @@ from visionzoo.engine.errors import UserError
 from visionzoo.engine.flags import DistillationConfig, InputConfig, ModelConfig, TrainConfig, WeightsConfig
 from visionzoo.engine.models import Trained, restore
 from visionzoo.engine.optimization import make_loss
+from visionzoo.engine.scalekd import ScaleKDTask
 from visionzoo.text import count_of
 
 
@@ -35,6 +37,8 @@ def make_task(
     """
     loss = make_loss(config.augmentation, multi_label=config.data.multi_label).to(device)
     has_teacher = bool(teacher_name(config.distillation))
+    if config.distillation.kd_distill_type == "scalekd" and not has_teacher:
+        raise UserError("--kd-distill-type scalekd learns from a teacher: give --kd-checkpoint or --kd-model-name")
     weights = auxiliary_weights(
         config.augmentation.aux_weight,
         model,
@@ -46,12 +50,15 @@ def make_task(
         return AuxiliaryTask(model, loss, weights, device)
     if not has_teacher:
         return ClassificationTask(model, loss, device=device, verbose=False)
-    teacher = _make_teacher(config, data_config["input_size"][0])
+    restored = _make_teacher(config, data_config["input_size"][0])
     if config.distillation.kd_distill_type != "feature":
-        _check_classes(teacher, model, class_names)
+        _check_classes(restored, model, class_names)
+    mean, std = (_per_channel(data_config[name], device) for name in ("mean", "std"))
+    teacher = Teacher(restored, mean, std, device)
+    _try_teacher(teacher, data_config["input_size"], device, teacher_name(config.distillation))
     common: dict[str, Any] = {
         "student_model": model,
-        "teacher_model": teacher.model.to(device).requires_grad_(False),
+        "teacher_model": teacher,
         "criterion": loss,
         "distill_loss_weight": config.distillation.distill_loss_weight,
         "task_loss_weight": config.distillation.task_loss_weight,
@@ -59,25 +66,52 @@ def make_task(
         "verbose": False,
     }
     try:
-        task = _distillation_task(config.distillation, common)
+        task = _distillation_task(config.distillation, common, data_config["input_size"])
     except ValueError as error:
         raise UserError(
             f"--kd-distill-type {config.distillation.kd_distill_type} with {config.model.model}: {error}"
         ) from error
-    # timm takes these from the models' cfgs, whatever the images were normalized by
-    task.student_mean, task.student_std = (_per_channel(data_config[name], device) for name in ("mean", "std"))
-    task.teacher.mean_kd, task.teacher.std_kd = (
-        _per_channel(teacher.data_config[name], device) for name in ("mean", "std")
-    )
-    _try_teacher(task, data_config["input_size"], device, teacher_name(config.distillation))
+    # timm takes these from the model's cfg, whatever the images were normalized by
+    task.student_mean, task.student_std = mean, std
     return task
 
 
-def _distillation_task(how: DistillationConfig, common: dict[str, Any]) -> Any:
+class Teacher(DistillationTeacher):
+    """timm's, frozen, which sees images as its own record has them normalized.
+
+    Whether that is another way than the student's is found out once: timm compares the numbers on the device at each
+    step, which no CUDA graph can hold.
+
+    Args:
+        restored: model and record.
+        mean, std: of the student, [1, C, 1, 1].
+        device: where it runs.
+    """
+
+    def __init__(self, restored: Trained, mean: Tensor, std: Tensor, device: torch.device) -> None:
+        super().__init__(restored.model.to(device).requires_grad_(False), device=device)
+        self.mean_kd, self.std_kd = (_per_channel(restored.data_config[name], device) for name in ("mean", "std"))
+        self.renormalizes = not (torch.equal(mean, self.mean_kd) and torch.equal(std, self.std_kd))
+
+    def normalize_input(self, input: Tensor, student_mean: Any = None, student_std: Any = None) -> Tensor:
+        """Return images that are normalized for the student as the teacher is to see them."""
+        if not self.renormalizes:
+            return input
+        return (input * student_std + student_mean - self.mean_kd) / self.std_kd
+
+
+def _distillation_task(how: DistillationConfig, common: dict[str, Any], input_size: tuple[int, ...]) -> Any:
     if how.kd_distill_type == "logit":
         return LogitDistillationTask(**common, loss_type=how.kd_loss_type, temperature=how.kd_temperature)
     if how.kd_distill_type == "token":
         return TokenDistillationTask(**common, distill_type=how.kd_token_distill_type, temperature=how.kd_temperature)
+    if how.kd_distill_type == "scalekd":
+        return ScaleKDTask(
+            **common,
+            input_size=input_size,
+            temperature=how.kd_temperature,
+            feature_loss_weight=how.kd_feature_weight,
+        )
     return FeatureDistillationTask(
         **common,
         student_feature_dim=how.kd_student_feature_dim,
@@ -121,11 +155,11 @@ def _check_classes(teacher: Trained, model: Any, class_names: list[str] | None) 
         )
 
 
-def _try_teacher(task: Any, input_size: tuple[int, ...], device: torch.device, name: str) -> None:
+def _try_teacher(teacher: Teacher, input_size: tuple[int, ...], device: torch.device, name: str) -> None:
     image = torch.zeros(1, *input_size, device=device)
     try:
         with torch.no_grad():
-            task.teacher(task.teacher.normalize_input(image, task.student_mean, task.student_std))
+            teacher(image)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(
             f"the teacher {name} does not take the student's images, {tuple(input_size)}: {error}; another --img-size, "

@@ -324,7 +324,10 @@ class DistillationConfig:
     kd_model_name: str | None = flag("learn from this model, with its published weights", metavar="NAME")
     kd_checkpoint: str = flag("its weights; of a run, the model too (visionzoo)", "", metavar="FILE")
     kd_distill_type: str = flag(
-        "what is learned; token: by a head of its own", "logit", choices=("logit", "feature", "token")
+        "what is learned; token: by a head of its own; scalekd: logits, and maps through projectors and the teacher's "
+        "later parts (visionzoo; the published loss has --kd-temperature 1 --task-loss-weight 0.5)",
+        "logit",
+        choices=("logit", "feature", "token", "scalekd"),
     )
     kd_loss_type: str = flag("loss between logits", "kl", choices=("kl",))
     kd_token_distill_type: str = flag("teacher's logits, or its choice", "soft", choices=("soft", "hard"))
@@ -335,6 +338,7 @@ class DistillationConfig:
     distill_loss_weight: float | None = flag(
         "and against the teacher (default: 1 - the first, or 1)", type=AMOUNT, metavar="W"
     )
+    kd_feature_weight: float = flag("scalekd: factor of the losses of maps (visionzoo)", 1.0, type=AMOUNT, metavar="W")
     kd_student_feature_dim: int | None = flag(
         "width of pooled features (default: the model's)", type=COUNT, metavar="C"
     )

@@ -16,6 +16,8 @@ from torch import nn
 
 from visionzoo._torch_private import BatchNorm
 from visionzoo.engine.errors import UserError
+from visionzoo.engine.flags import TrainConfig
+from visionzoo.engine.parallel import Process
 from visionzoo.text import count_of
 
 FLAG = "--freeze-layers"
@@ -84,6 +86,39 @@ class LayerFreezing:
                 module.eval()
         total = sum(parameter.numel() for parameter in model.parameters())
         return f"{count} of {count_of(self.num_layers, 'layer')} frozen: {frozen:,} of {total:,} parameters"
+
+
+def make_freezing(config: TrainConfig, model: nn.Module, process: Process) -> LayerFreezing | None:
+    """Return the schedule of --freeze-layers; the layers that never learn are frozen, so that no optimizer has them.
+
+    Raises:
+        UserError: another flag has no place beside it, or as `LayerFreezing`.
+    """
+    given = config.fit.freeze_layers
+    if not given:
+        return None
+    if config.fit.freeze:
+        raise UserError("--freeze-layers: --freeze leaves only the classifier to learn; give one of them")
+    freezing = LayerFreezing(given, model, config.model.name)
+    if freezing.count(0) and not has_weights(config):
+        raise UserError(
+            f"--freeze-layers freezes {count_of(freezing.count(0), 'layer')} of random weights at epoch 0; give "
+            "--pretrained, --pretrained-path or --initial-checkpoint, or freeze them later"
+        )
+    if freezing.changes and (process.distributed or config.fit.cuda_graphs):
+        flag = "--cuda-graphs" if config.fit.cuda_graphs else "a run of several processes"
+        raise UserError(
+            f"--freeze-layers changes what learns at epoch {freezing.changes[0]}, and {flag} fixes it at the start; "
+            "freeze from epoch 0 only, or leave one of them out"
+        )
+    freezing.apply(model, freezing.always)
+    return freezing
+
+
+def has_weights(config: TrainConfig) -> bool:
+    """Whether something gives the model's features weights."""
+    fit = config.fit
+    return bool(config.model.pretrained or fit.pretrained_path or fit.initial_checkpoint or config.run.resume)
 
 
 def _layers(model: Any) -> dict[str, int]:

@@ -31,7 +31,9 @@ def check(precision: DeviceConfig, optimizer: OptimizerConfig, distributed: bool
     if optimizer.clip_grad is not None and optimizer.clip_mode == "agc":
         raise UserError("--fsdp: --clip-mode agc needs whole gradients; pass --clip-mode norm")
     if isinstance(task, FeatureDistillationTask):
-        raise UserError("--fsdp: --kd-distill-type feature calls parts of the model by themselves; use logit or token")
+        raise UserError(
+            "--fsdp: --kd-distill-type feature and scalekd call parts of the model by themselves; use logit or token"
+        )
 
 
 def shard(task: TrainingTask) -> None:

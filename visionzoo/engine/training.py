@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import IterableDataset
 
+from visionzoo.engine.building import build_run
 from visionzoo.engine.cached import DeviceLoader
 from visionzoo.engine.checkpoints import BEST
 from visionzoo.engine.data import end_loading, train_loader
@@ -32,7 +33,7 @@ from visionzoo.engine.optimization import total_batch
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.probing import train_mode
 from visionzoo.engine.profiling import TRACE, Trace, Waiting, peak_memory
-from visionzoo.engine.run import Run, build_run
+from visionzoo.engine.run import Run
 from visionzoo.graphs import CaptureError, CudaRecorder, TrainingStep
 from visionzoo.text import count_of
 

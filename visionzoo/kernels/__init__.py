@@ -12,6 +12,7 @@ from visionzoo.kernels.layer_norm.api import layer_norm
 from visionzoo.kernels.linear_attention.api import linear_attention
 from visionzoo.kernels.neighborhood_attention.api import neighborhood_attention
 from visionzoo.kernels.region_routing.api import route_regions
+from visionzoo.kernels.residual_norm.api import residual_norm
 from visionzoo.kernels.routed_attention.api import routed_attention
 from visionzoo.kernels.scope import set_backend, use_backend
 from visionzoo.kernels.score_attention.api import score_attention
@@ -26,6 +27,7 @@ __all__ = [
     "layer_norm",
     "linear_attention",
     "neighborhood_attention",
+    "residual_norm",
     "route_regions",
     "routed_attention",
     "score_attention",

@@ -30,10 +30,12 @@ OPERATIONS = (
     "layer_norm",
     "linear_attention",
     "neighborhood_attention",
+    "residual_norm",
     "route_regions",
     "routed_attention",
     "score_attention",
 )
+NOT_MEASURED = {"residual_norm"}  # "auto" leaves their kernels alone until a measurement on a GPU says that they pay
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 128
 MAX_NUMBERS = 2**31  # of one sample: kernels count inside of samples in 32 bits, over samples in 64
@@ -81,6 +83,18 @@ def explain() -> Iterator[list[Decision]]:
         yield decisions
     finally:
         _listeners.remove(decisions)
+
+
+@contextmanager
+def as_if_measured(operation: str, pays: bool) -> Iterator[None]:
+    """Let "auto" take an operation's kernels in a `with` block as if it were measured that they pay, or do not."""
+    kept = set(NOT_MEASURED)
+    (NOT_MEASURED.discard if pays else NOT_MEASURED.add)(operation)
+    try:
+        yield
+    finally:
+        NOT_MEASURED.clear()
+        NOT_MEASURED.update(kept)
 
 
 def choose(
@@ -143,7 +157,7 @@ def choose(
             asked = backend if by_name else scope.asked
             raise ValueError(f"{operation}: backend {asked!r} cannot run: {reason}")
         if backend == "auto":
-            reason = reason or avoid or _exporting()
+            reason = reason or avoid or _not_measured(operation) or _exporting()
     ran = "triton" if reason is None else "reference"
     if ran == "triton" and backend == "auto" and library is not None and not compiling:
         reason = small_maps.why_library(operation, q)
@@ -169,6 +183,7 @@ def backends() -> dict[str, str]:
     table = {}
     for operation in OPERATIONS:
         reason = _why_not_here() or (None if torch.cuda.is_available() else "there is no GPU")
+        reason = reason or _not_measured(operation)
         if reason is None:
             small = small_maps.summary(operation, torch.device("cuda", torch.cuda.current_device()))
             table[operation] = f"triton ({small})" if small else "triton"
@@ -181,6 +196,10 @@ def _why_not_here() -> str | None:
     if not _HAS_TRITON:
         return "the package triton is not installed"
     return None
+
+
+def _not_measured(operation: str) -> str | None:
+    return "no measurement on a GPU says that its kernels pay" if operation in NOT_MEASURED else None
 
 
 def _why_not(q: Tensor, v: Tensor | None, max_width: int | None, on_cpu: bool) -> str | None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from timm.layers import DropPath, Mlp
 from timm.layers import LayerScale as TimmLayerScale
 from torch import Tensor, nn
 
+from visionzoo._torch_private import has_hooks
+from visionzoo.kernels import residual_norm
 from visionzoo.kernels.precision import without_autocast
+from visionzoo.kernels.residual_norm.api import takes_kernels
 from visionzoo.layers.nhwc import DepthwiseConvNHWC, on_nchw
 from visionzoo.layers.norm import LayerNorm
-from visionzoo.layers.tracing import one_node
+from visionzoo.layers.tracing import is_traced, one_node
 
 
 class Block(nn.Module):
@@ -81,32 +85,69 @@ class Block(nn.Module):
         """[B, H, W, C] to [B, H, W, C]."""
         if self.cpe1 is not None:
             x = self.cpe1(x, residual=x)
-        x = self.mix_tokens(x)
+        normalized = None
+        if self.mixer is not None:
+            x, normalized = self.join_tokens(x, self._mix(x))
         if self.cpe2 is not None:
             x = self.cpe2(x, residual=x)
-        return self.mix_channels(x)
+        return self.mix_channels(x, normalized)
 
     def mix_tokens(self, x: Tensor, *beside: Tensor) -> Tensor:
         """Add the mixer's branch to [B, H, W, C]; `beside` is what the mixer takes besides the map."""
-        if self.mixer is None:
-            return x
-        y = self.norm1(x)
-        return self._add(x, self.mixer(y, x) if self.mixer_sees_input else self.mixer(y, *beside), self.ls1)
+        return x if self.mixer is None else self._add(x, self._mix(x, *beside), self.ls1)
 
-    def mix_channels(self, x: Tensor) -> Tensor:
-        """Add the MLP's branch to [B, H, W, C]."""
-        normalized = on_nchw(self.norm2, x) if self.norm2_on_nchw else self.norm2(x)
+    def mix_channels(self, x: Tensor, normalized: Tensor | None = None) -> Tensor:
+        """Add the MLP's branch to [B, H, W, C]; the MLP takes `norm2` of it, or `normalized` where that is known."""
+        if normalized is None:
+            normalized = on_nchw(self.norm2, x) if self.norm2_on_nchw else self.norm2(x)
         return self.peg(self._add(x, self.branch_gate(self.mlp(normalized)), self.ls2))
 
     def fusible(self) -> list[tuple[str, str]]:
         """Names of the layers that follow each other directly, for `visionzoo.fuse`."""
         return [("norm2", "mlp.fc1")] if self.norm2_on_nchw else []
 
+    def join_tokens(self, x: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the sum of [B, ..., C] and the mixer's branch, and its `norm2`: None where no launch makes both."""
+        if not self._joins(x, mixed):
+            return self._add(x, mixed, self.ls1), None
+        norm: Any = self.norm2
+        kept, scale = self._kept(mixed), getattr(self.ls1, "gamma", None)
+        factor = None if kept is None else kept.flatten()
+        return residual_norm(x, mixed, norm.weight, norm.bias, scale=scale, factor=factor, eps=norm.eps)
+
+    def _mix(self, x: Tensor, *beside: Tensor) -> Tensor:
+        mixer: Any = self.mixer
+        y = self.norm1(x)
+        return mixer(y, x) if self.mixer_sees_input else mixer(y, *beside)
+
+    def _joins(self, x: Tensor, mixed: Tensor) -> bool:
+        """Whether the sum at the end of the mixer's branch and `norm2` are one operation.
+
+        They are where nothing lies between, no one looks at the norm or the scale by a hook, and both are our own.
+        """
+        norm, scale = self.norm2, self.ls1
+        return (  # the quickest questions first
+            self.cpe2 is None
+            and type(norm) is LayerNorm
+            and norm.bias is not None
+            and len(norm.normalized_shape) == 1
+            and type(scale) in (LayerScale, nn.Identity)
+            and not is_traced(x)
+            and x.shape == mixed.shape
+            and takes_kernels(x, mixed)
+            and not has_hooks(norm)
+            and not has_hooks(scale)
+        )
+
+    def _kept(self, branch: Tensor) -> Tensor | None:
+        """Return what stochastic depth multiplies the samples of a branch by, [B, 1, ...]; None for 1."""
+        if self.training and isinstance(self.drop_path, DropPath):
+            return self.drop_path(branch.new_ones((branch.shape[0],) + (1,) * (branch.ndim - 1)))  # traceable by fx
+        return None
+
     def _add(self, x: Tensor, branch: Tensor, scale: nn.Module) -> Tensor:
         """Return x + drop_path(scale(branch)); the factors are multiplied first, so that each map is read once."""
-        kept = None
-        if self.training and isinstance(self.drop_path, DropPath):
-            kept = self.drop_path(branch.new_ones((branch.shape[0],) + (1,) * (branch.ndim - 1)))  # traceable by fx
+        kept = self._kept(branch)
         if isinstance(scale, LayerScale):
             return scale(branch, residual=x, factor=kept)
         branch = scale(branch)

@@ -164,6 +164,7 @@ class TokenBlock(Block):
             tokens = tokens._replace(x=x, source=source, keep=keep, scores=None)
         if self.cpe1 is not None:
             tokens = tokens.with_map(self.cpe1(x := tokens.map(), residual=x))
+        seen = None
         if self.mixer is not None:
             normalized = tokens._replace(x=self.norm1(tokens.x))
             if tokens.reader is not None and self.memory is not None:
@@ -173,25 +174,22 @@ class TokenBlock(Block):
                 tokens = tokens._replace(scores=scores)
             else:
                 mixed = mix_tokens(self.mixer, normalized, tokens)
-            tokens = tokens._replace(x=self.join_tokens(tokens.x, mixed))
+            x, seen = self.join_tokens(tokens.x, mixed)
+            tokens = tokens._replace(x=x)
         if self.cpe2 is not None:
             tokens = tokens.with_map(self.cpe2(x := tokens.map(), residual=x))
-        return self.mix_channels(tokens)
+        return self.mix_channels(tokens, seen)
 
     def mix_channels(self, tokens: Tokens, seen: Tensor | None = None) -> Tokens:  # type: ignore[override]
-        """Add the MLP's branch to the tokens; it sees them, or `seen` [B, P + N, C] in their place."""
+        """Add the MLP's branch to the tokens; it sees `norm2` of them, or `seen` [B, P + N, C] in its place."""
         before = tokens.x
-        branch = tokens._replace(x=self.mlp(self.norm2(before if seen is None else seen)))
+        branch = tokens._replace(x=self.mlp(self.norm2(before) if seen is None else seen))
         if not isinstance(self.branch_gate, nn.Identity):
             branch = branch.with_map(self.branch_gate(branch.map()))
         tokens = tokens._replace(x=self.join_channels(before, branch.x))
         if self.score == "shift":
             tokens = tokens._replace(scores=_length((tokens.x - before)[:, tokens.prefix :]))
         return tokens if isinstance(self.peg, nn.Identity) else tokens.with_map(self.peg(tokens.map()))
-
-    def join_tokens(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """Return what becomes of the tokens [B, P + N, C] and the mixer's branch."""
-        return self._add(x, mixed, self.ls1)
 
     def join_channels(self, x: Tensor, branch: Tensor) -> Tensor:
         """Return what becomes of the tokens [B, P + N, C] and the MLP's branch."""
@@ -203,8 +201,8 @@ class TokenBlock(Block):
         memory: Any = self.memory
         memory = memory.to(seen.x.dtype).expand(seen.x.shape[0], -1, -1)
         mixed = mixer.mix_first(torch.cat([self.norm1(reader), memory, seen.x], 1), **_beside(mixer, seen))
-        reader = self.join_tokens(reader, mixed)
-        return self._add(reader, self.mlp(self.norm2(reader)), self.ls2)
+        reader, normalized = self.join_tokens(reader, mixed)
+        return self._add(reader, self.mlp(self.norm2(reader) if normalized is None else normalized), self.ls2)
 
 
 class OneNormTokenBlock(TokenBlock):

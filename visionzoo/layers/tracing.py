@@ -12,6 +12,11 @@ from torch.fx import Proxy
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def is_traced(*values: Any) -> bool:
+    """Whether torch.fx traces what is computed of these."""
+    return _first_proxy(values) is not None
+
+
 def one_node(function: F) -> F:
     """Let a function, or a module's `forward`, be one node of a graph of torch.fx."""
 

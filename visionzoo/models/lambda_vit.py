@@ -39,8 +39,8 @@ class FadingBlock(TokenBlock):
         """Set λ to 1, where the block was built on the meta device."""
         self.share.fill_(1)
 
-    def join_tokens(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """Return what becomes of the tokens [B, P + N, C] and the mixer's branch."""
+    def join_tokens(self, x: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return what becomes of the tokens [B, P + N, C] and the mixer's branch, and its norm where that is known."""
         return super().join_tokens((2 - self.share) * x, self.share * mixed)
 
 

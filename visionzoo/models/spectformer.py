@@ -161,7 +161,7 @@ class SpectralBlock(TokenBlock):
         if self.mixer is None:
             return self.mix_channels(tokens)
         normalized = tokens._replace(x=self.norm1(tokens.x))
-        return self.mix_channels(tokens, mix_tokens(self.mixer, normalized))
+        return self.mix_channels(tokens, self.norm2(mix_tokens(self.mixer, normalized)))
 
 
 class PlainSpectFormer(Isotropic):
