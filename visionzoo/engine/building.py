@@ -32,12 +32,14 @@ from visionzoo.engine.optimization import learning_rate, make_optimizer, make_sc
 from visionzoo.engine.options import changed, settings
 from visionzoo.engine.parallel import Process
 from visionzoo.engine.probing import choose_head, freeze
+from visionzoo.engine.quantization import begin_scales, make_annealing, quantize_model
 from visionzoo.engine.regularization import regularize_attention
 from visionzoo.engine.reporting import Reporter
 from visionzoo.engine.resuming import claim_folder, take_up
 from visionzoo.engine.run import Progress, Run, best_in, trained_module, updates
 from visionzoo.engine.scalekd import ScaleKDTask
 from visionzoo.graphs import make_capturable
+from visionzoo.quantization import holds_quantizers
 from visionzoo.replicas import Replicas
 from visionzoo.text import count_of
 
@@ -84,6 +86,8 @@ def build_run(config: TrainConfig, process: Process) -> Run:
     validation_batch = fit.validation_batch_size or fit.batch_size
     val_loader = val_set and eval_loader(config.data, val_set, prepared, process, batch_size=validation_batch)
 
+    begin_scales(config, model, train_set, prepared, process, notes.say)
+
     total = total_batch(fit, process.world_size)
     lr, lr_origin = learning_rate(config.schedule, config.optimizer.opt, total)
     task = make_task(config, model, prepared, names, process.device)
@@ -101,6 +105,7 @@ def build_run(config: TrainConfig, process: Process) -> Run:
     scheduler, num_epochs = make_scheduler(
         config.schedule, optimizer, updates(len(loader), config), seed=config.device.seed
     )
+    annealing = make_annealing(config, model, num_epochs, process)
     metric = best_in(config, val_set)
     place, found = claim_folder(config, process, prepared["input_size"][-1], metric, notes.say)
     try:
@@ -121,6 +126,7 @@ def build_run(config: TrainConfig, process: Process) -> Run:
             place=place,
             progress=Progress(),
             freezing=freezing,
+            annealing=annealing,
         )
         take_up(run, found, notes.say)
         run = dataclasses.replace(run, replicas=_wrap_model(run))
@@ -133,8 +139,10 @@ def build_run(config: TrainConfig, process: Process) -> Run:
 def _make_model(config: TrainConfig, process: Process, say: Callable[[str], object]) -> nn.Module:
     fit = config.fit
     overlay = {"file": fit.pretrained_path, "num_classes": -1} if fit.pretrained_path else None  # -1: adapt the head
+    source = read_checkpoint(fit.initial_checkpoint) if fit.initial_checkpoint else {}
+    float_start = bool(source) and not holds_quantizers(source)  # then quantizers come after the weights
     model = build_model(
-        config.model,
+        dataclasses.replace(config.model, quantize={}) if float_start else config.model,
         config.input,
         pretrained_path=fit.pretrained_path,
         say=say,
@@ -147,8 +155,9 @@ def _make_model(config: TrainConfig, process: Process, say: Callable[[str], obje
     )
     if fit.initial_checkpoint:
         advice = " (--pretrained-path takes all but the classifier, where the classes differ)"
-        source = read_checkpoint(fit.initial_checkpoint)
         load(model, source, fit.initial_checkpoint, new_parts=True, advice=advice)
+    if float_start:
+        quantize_model(model, config.model)
     regularize_attention(fit, model, config.model.name, say)
     if fit.grad_checkpointing:
         model.set_grad_checkpointing(True)  # type: ignore[operator]

@@ -14,6 +14,7 @@ from visionzoo.explanation.image import METHODS
 COUNT, WHOLE = Number(int, low=1), Number(int, low=0)
 AMOUNT, POSITIVE = Number(float, low=0), Number(float, above=0)
 SHARE, RATIO, BELOW_ONE = Number(float, low=0, high=1), Number(float, above=0, high=1), Number(float, low=0, below=1)
+HALF = Number(float, above=0, high=0.5)
 INSIDE, PORT = Number(float, above=0, below=1), Number(int, low=0, high=65535)
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 PROBES, HEADS = ("linear", "attentive", "ep"), ("attentive", "ep", "intr")
@@ -73,6 +74,14 @@ class ModelConfig:
     gp: str | None = flag("global pooling (default: the model's)", metavar="POOL")
     model_kwargs: Mapping[str, Any] = flag(
         "arguments of the model itself", {}, nargs="*", action=KeyValues, metavar="K=V"
+    )
+    quantize: Mapping[str, Any] = flag(
+        "quantize weights and activations, by their bits: weights=4 activations=4; further weight_quantizer=lsq, "
+        "reparameterize=True; default: as in training (visionzoo)",
+        {},
+        nargs="*",
+        action=KeyValues,
+        metavar="K=V",
     )
     channels_last: bool = switch("use the channels-last memory layout")
     torchcompile: str | None = flag("compile the model", nargs="?", const="inductor", metavar="BACKEND")
@@ -189,6 +198,15 @@ class FitConfig:
         1.0,
         type=RATIO,
         metavar="SHARE",
+    )
+    quantize_anneal: int = flag(
+        "last epochs, in which only weights near a boundary of rounding learn, with --quantize (visionzoo)",
+        0,
+        type=WHOLE,
+        metavar="EPOCHS",
+    )
+    quantize_margin: float = flag(
+        "how near, in steps between two levels (visionzoo)", 0.005, type=HALF, metavar="STEPS"
     )
     bn_momentum: float | None = flag("momentum of batch norm (default: the model's)", type=SHARE)
     bn_eps: float | None = flag("epsilon of batch norm (default: the model's)", type=AMOUNT)

@@ -23,6 +23,7 @@ from visionzoo.engine.options import settings
 from visionzoo.engine.ownership import Claim
 from visionzoo.engine.parallel import Process, starter
 from visionzoo.engine.reporting import Reporter
+from visionzoo.quantization import Annealing
 from visionzoo.replicas import Replicas
 
 SCALER = "amp_scaler"  # timm's name of its state in a checkpoint
@@ -89,6 +90,7 @@ class Run:
         place: where it writes.
         progress: how far it has come.
         freezing: which layers are frozen when; None for none.
+        annealing: what freezes quantized weights in the last epochs; None for nothing.
         replicas: what joins several processes that train by CUDA graphs.
         reporter: the log, in the primary process only.
     """
@@ -109,6 +111,7 @@ class Run:
     place: Place
     progress: Progress
     freezing: LayerFreezing | None = None
+    annealing: Annealing | None = None
     replicas: Replicas | None = None
     reporter: Reporter | None = None
 
@@ -142,6 +145,11 @@ class Run:
         """Whether the step limit is reached."""
         limit = self.config.run.max_steps
         return limit is not None and self.update >= limit
+
+    @property
+    def anneals(self) -> bool:
+        """Whether the epoch in progress is one of the last, in which quantized weights are frozen."""
+        return self.progress.epoch >= self.num_epochs - self.config.fit.quantize_anneal
 
     @property
     def finished(self) -> bool:

@@ -44,7 +44,7 @@ class FullMixer(Mixer):
 
     SCORE_MAP = True
     SCORES = Mixer.SCORE_KINDS
-    RELAXES = SUBSAMPLES = True
+    RELAXES = SUBSAMPLES = QUANTIZES = True
 
     def __init__(
         self,

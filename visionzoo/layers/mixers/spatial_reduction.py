@@ -41,7 +41,7 @@ class SpatialReductionMixer(Mixer):
     torch.Size([1, 5, 7, 64])
     """
 
-    RELAXES = SUBSAMPLES = True
+    RELAXES = SUBSAMPLES = QUANTIZES = True
 
     def __init__(
         self,
