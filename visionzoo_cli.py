@@ -28,6 +28,7 @@ COMMANDS = {  # each is the module of this name in visionzoo/commands
     "registers": "move a model's outliers to test-time registers",
     "sparse-rate": "measure CRATE's objective layer by layer",
     "fit-hashes": "fit the hash functions of hashed attention to images",
+    "multi-task": "train one backbone to classify and segment, and slim it to a budget",
     "overfit": "check data, heads and losses: fit detectors and segmentors to a hundred images",
 }
 ALIASES = {"licence": "license"}

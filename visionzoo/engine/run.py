@@ -135,29 +135,20 @@ class Notes:
             print(text, flush=True)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Run:
-    """Model, data, optimizer, schedule and folder of one training; only its progress changes.
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Parts:
+    """What is trained, and on what.
 
     Attributes:
-        config: what it was given, with the number of classes and the head of the model.
-        process: where it runs.
         train_set, val_set: its images; None to validate on nothing.
         class_names: in the order of their numbers, None where the data set has none.
         data_config: input size, mean, std, crop and interpolation.
         loader, val_loader: of the images.
         task: timm's, with the model.
-        optimizer, scheduler, scaler: of the updates; None for no schedule, and without a loss scale.
-        num_epochs: with cool-down.
-        place: where it writes.
-        progress: how far it has come.
+        metric: what the best checkpoint is best in: `loss`, or a name of a validation's metrics.
         freezing: which layers are frozen when; None for none.
-        replicas: what joins several processes that train by CUDA graphs.
-        reporter: the log, in the primary process only.
     """
 
-    config: TrainConfig
-    process: Process
     train_set: Any
     val_set: Any
     class_names: list[str] | None
@@ -165,13 +156,33 @@ class Run:
     loader: Any
     val_loader: Any
     task: TrainingTask
+    metric: str
+    freezing: LayerFreezing | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Run(Parts):
+    """Model, data, optimizer, schedule and folder of one training; only its progress changes.
+
+    Attributes:
+        config: what it was given, with the number of classes and the head of the model.
+        process: where it runs.
+        optimizer, scheduler, scaler: of the updates; None for no schedule, and without a loss scale.
+        num_epochs: with cool-down.
+        place: where it writes.
+        progress: how far it has come.
+        replicas: what joins several processes that train by CUDA graphs.
+        reporter: the log, in the primary process only.
+    """
+
+    config: TrainConfig
+    process: Process
     optimizer: Optimizer
     scheduler: Scheduler | None
     scaler: torch.amp.GradScaler | None
     num_epochs: int
     place: Place
     progress: Progress
-    freezing: LayerFreezing | None = None
     replicas: Replicas | None = None
     reporter: Reporter | None = None
 
@@ -184,11 +195,6 @@ class Run:
     def checkpoints(self) -> CheckpointFolder:
         """The checkpoints in its folder."""
         return self.place.checkpoints
-
-    @property
-    def metric(self) -> str:
-        """What the best checkpoint is best in."""
-        return best_in(self.config, self.val_set)
 
     @property
     def updates_per_epoch(self) -> int:
@@ -273,7 +279,7 @@ class Run:
 
 def best_in(config: TrainConfig, val_set: Any) -> str:
     """Return the metric that checkpoints are ranked by: the loss of training where there is no validation."""
-    return ranking_metric(config.run.eval_metric, multi_label=config.data.multi_label) if val_set else "loss"
+    return ranking_metric(config.splits.eval_metric, multi_label=config.data.multi_label) if val_set else "loss"
 
 
 def updates(batches: int, config: TrainConfig) -> int:
@@ -316,9 +322,35 @@ def build_run(config: TrainConfig, process: Process) -> Run:
     validation_batch = fit.validation_batch_size or fit.batch_size
     val_loader = val_set and eval_loader(config.data, val_set, prepared, process, batch_size=validation_batch)
 
+    parts = Parts(
+        train_set=train_set,
+        val_set=val_set,
+        class_names=names,
+        data_config=prepared,
+        loader=loader,
+        val_loader=val_loader,
+        task=make_task(config, model, prepared, names, process.device),
+        metric=best_in(config, val_set),
+        freezing=freezing,
+    )
+    return assemble_run(config, process, parts, notes)
+
+
+def assemble_run(config: TrainConfig, process: Process, parts: Parts, notes: Notes) -> Run:
+    """Make optimizer and schedule for what is trained, claim its folder, and take up what it is to continue from.
+
+    Args:
+        config: of the run, with the number of classes.
+        process: where it runs.
+        parts: what is trained, on what.
+        notes: printed so far, which begin the log.
+
+    Raises:
+        UserError: the optimizer cannot be made, a flag does not go with the device; or as `build_run` of the folder.
+    """
+    fit, task = config.fit, parts.task
     total = total_batch(fit, process.world_size)
     lr, lr_origin = learning_rate(config.schedule, config.optimizer.opt, total)
-    task = make_task(config, model, prepared, names, process.device)
     if fit.model_ema:
         task.setup_ema(decay=fit.model_ema_decay, use_warmup=fit.model_ema_warmup)
     if fit.fsdp:
@@ -331,28 +363,20 @@ def build_run(config: TrainConfig, process: Process) -> Run:
         if not needs_scaler:  # else the update is not recorded
             make_capturable(optimizer)
     scheduler, num_epochs = make_scheduler(
-        config.schedule, optimizer, updates(len(loader), config), seed=config.device.seed
+        config.schedule, optimizer, updates(len(parts.loader), config), seed=config.device.seed
     )
-    metric = best_in(config, val_set)
-    place, found = _claim_folder(config, process, prepared["input_size"][-1], metric, notes.say)
+    place, found = _claim_folder(config, process, parts.data_config["input_size"][-1], parts.metric, notes.say)
     try:
         run = Run(
             config=config,
             process=process,
-            train_set=train_set,
-            val_set=val_set,
-            class_names=names,
-            data_config=prepared,
-            loader=loader,
-            val_loader=val_loader,
-            task=task,
+            **{field.name: getattr(parts, field.name) for field in dataclasses.fields(parts)},
             optimizer=optimizer,
             scheduler=scheduler,
             scaler=torch.amp.GradScaler(process.device.type) if needs_scaler else None,
             num_epochs=num_epochs,
             place=place,
             progress=Progress(),
-            freezing=freezing,
         )
         _take_up(run, found, notes.say)
         run = dataclasses.replace(run, replicas=_wrap_model(run))
