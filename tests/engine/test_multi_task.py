@@ -171,6 +171,9 @@ def test_a_preference_gives_the_preferred_task_and_the_encoder_what_another_has(
         "segmentation": 0.25,
         "classification": 1,
     }
+    spread = search.spread_budgets(costs, widths)
+    assert len(spread) == 5 and spread[-1] == 1 and spread == sorted(spread)
+    assert set(search.choose_widths(spread[0], alike, costs, widths).values()) == {0.25}
     with pytest.raises(UserError, match=r"--budget 0.1: the smallest widths of this network, 0.25 .* take 0\.\d+ of"):
         search.choose_widths(0.1, alike, costs, widths)
 

@@ -28,6 +28,7 @@ from visionzoo.engine.multi_task.search import (
     measure_costs,
     multiply_adds,
     read_preference,
+    spread_budgets,
 )
 from visionzoo.engine.multi_task.task import PARTS, by_layers
 from visionzoo.engine.multi_task.training import build_network, evaluate
@@ -109,7 +110,10 @@ def evaluate_budgets(config: BudgetEvalConfig) -> list[dict[str, Any]]:
     size = trained.data_config["input_size"]
     widths = grid(trained.config.tasks.min_width)
     costs = measure_costs(network, size, widths)
-    chosen = {b: choose_widths(b, preference, costs, widths) for b in sorted(set(given.budget))}
+    chosen = {
+        b: choose_widths(b, preference, costs, widths)
+        for b in sorted(set(given.budget or spread_budgets(costs, widths)))
+    }
     loading: dict[str, Any] = {"batch_size": given.batch_size, "device": process.device, "workers": given.workers}
     loader = SceneLoader(images, **loading)
     calibration = SceneLoader(_spread(norms, given.norm_images), **loading)

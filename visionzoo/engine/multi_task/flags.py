@@ -133,7 +133,11 @@ class BudgetConfig:
     checkpoint: str = flag("of a run of `visionzoo multi-task`", required=True, metavar="FILE")
     no_ema: bool = switch("use the trained weights, not their moving average", negatable=False)
     budget: Sequence[float] = flag(
-        "multiply-adds at most, as shares of the full width's", [0.4, 0.55, 0.7, 0.85, 1.0], type=RATIO, nargs="+"
+        "multiply-adds at most, as shares of the full width's (default: five, from those of the smallest widths to 1)",
+        [],
+        type=RATIO,
+        nargs="+",
+        metavar="SHARE",
     )
     preference: Mapping[str, Any] = flag(
         "how much each task counts: the decoder of the one that counts less is narrower in proportion",

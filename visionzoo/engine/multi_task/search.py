@@ -1,5 +1,6 @@
 """Which widths a budget of multiply-adds allows, by what each task counts for."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -58,6 +59,12 @@ def measure_costs(network: nn.Module, input_size: Sequence[int], widths: Sequenc
         for part in PARTS
     }
     return Costs(full, saved)
+
+
+def spread_budgets(costs: Costs, widths: Sequence[float], count: int = 5) -> list[float]:
+    """Return budgets in equal steps, from what the smallest widths take, rounded up to a thousandth, to 1."""
+    least = math.ceil(1000 * costs.of(dict.fromkeys(PARTS, widths[0])) / costs.full) / 1000
+    return [round(least + (1 - least) * step / (count - 1), 3) for step in range(count)]
 
 
 def read_preference(given: Mapping[str, object]) -> dict[str, float]:
