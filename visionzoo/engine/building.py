@@ -36,7 +36,7 @@ from visionzoo.engine.quantization import begin_scales, make_annealing, quantize
 from visionzoo.engine.regularization import regularize_attention
 from visionzoo.engine.reporting import Reporter
 from visionzoo.engine.resuming import claim_folder, take_up
-from visionzoo.engine.run import Progress, Run, best_in, trained_module, updates
+from visionzoo.engine.run import Parts, Progress, Run, best_in, trained_module, updates
 from visionzoo.engine.scalekd import ScaleKDTask
 from visionzoo.graphs import make_capturable
 from visionzoo.quantization import holds_quantizers
@@ -87,10 +87,35 @@ def build_run(config: TrainConfig, process: Process) -> Run:
     val_loader = val_set and eval_loader(config.data, val_set, prepared, process, batch_size=validation_batch)
 
     begin_scales(config, model, train_set, prepared, process, notes.say)
+    parts = Parts(
+        train_set=train_set,
+        val_set=val_set,
+        class_names=names,
+        data_config=prepared,
+        loader=loader,
+        val_loader=val_loader,
+        task=make_task(config, model, prepared, names, process.device),
+        metric=best_in(config, val_set),
+        freezing=freezing,
+    )
+    return assemble_run(config, process, parts, notes)
 
+
+def assemble_run(config: TrainConfig, process: Process, parts: Parts, notes: Notes) -> Run:
+    """Make optimizer and schedule for what is trained, claim its folder, and take up what it is to continue from.
+
+    Args:
+        config: of the run, with the number of classes.
+        process: where it runs.
+        parts: what is trained, on what.
+        notes: printed so far, which begin the log.
+
+    Raises:
+        UserError: the optimizer cannot be made, a flag does not go with the device; or as `build_run` of the folder.
+    """
+    fit, task = config.fit, parts.task
     total = total_batch(fit, process.world_size)
     lr, lr_origin = learning_rate(config.schedule, config.optimizer.opt, total)
-    task = make_task(config, model, prepared, names, process.device)
     if fit.model_ema:
         task.setup_ema(decay=fit.model_ema_decay, use_warmup=fit.model_ema_warmup)
     if fit.fsdp:
@@ -103,29 +128,21 @@ def build_run(config: TrainConfig, process: Process) -> Run:
         if not needs_scaler:  # else the update is not recorded
             make_capturable(optimizer)
     scheduler, num_epochs = make_scheduler(
-        config.schedule, optimizer, updates(len(loader), config), seed=config.device.seed
+        config.schedule, optimizer, updates(len(parts.loader), config), seed=config.device.seed
     )
-    annealing = make_annealing(config, model, num_epochs, process)
-    metric = best_in(config, val_set)
-    place, found = claim_folder(config, process, prepared["input_size"][-1], metric, notes.say)
+    annealing = make_annealing(config, trained_module(task), num_epochs, process)
+    place, found = claim_folder(config, process, parts.data_config["input_size"][-1], parts.metric, notes.say)
     try:
         run = Run(
             config=config,
             process=process,
-            train_set=train_set,
-            val_set=val_set,
-            class_names=names,
-            data_config=prepared,
-            loader=loader,
-            val_loader=val_loader,
-            task=task,
+            **{field.name: getattr(parts, field.name) for field in dataclasses.fields(parts)},
             optimizer=optimizer,
             scheduler=scheduler,
             scaler=torch.amp.GradScaler(process.device.type) if needs_scaler else None,
             num_epochs=num_epochs,
             place=place,
             progress=Progress(),
-            freezing=freezing,
             annealing=annealing,
         )
         take_up(run, found, notes.say)

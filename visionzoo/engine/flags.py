@@ -125,7 +125,7 @@ class DeviceConfig:
 
 @dataclass(frozen=True, slots=True)
 class SplitConfig:
-    """Which parts of the data set a run trains and validates on."""
+    """Which parts of the data set a run trains and validates on, and in what the best checkpoint is best."""
 
     TITLE: ClassVar = "splits"
     train_split: str = flag("split to train on", "train", metavar="NAME")
@@ -136,6 +136,11 @@ class SplitConfig:
     train_num_samples: int | None = flag("length of a streamed training split", type=COUNT, metavar="N")
     val_num_samples: int | None = flag("length of a streamed validation split", type=COUNT, metavar="N")
     epoch_repeats: float = flag("times a streamed set repeats in an epoch", 0.0, type=AMOUNT, metavar="N")
+    eval_metric: str = flag(
+        "what the best checkpoint is best in; of images with several labels map or loss",
+        "top1",
+        choices=("top1", "top5", "loss"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,11 +361,6 @@ class RunConfig:
     no_resume_opt: bool = switch("take only the weights from --resume", negatable=False)
     start_epoch: int | None = flag("epoch to start at, whatever the checkpoint says", type=WHOLE, metavar="N")
     max_steps: int | None = flag("stop after N updates, then validate and save (visionzoo)", type=COUNT, metavar="N")
-    eval_metric: str = flag(
-        "what the best checkpoint is best in; of images with several labels map or loss",
-        "top1",
-        choices=("top1", "top5", "loss"),
-    )
     val_interval: int = flag("epochs between validations and checkpoints", 1, type=COUNT, metavar="N")
     skip_nonfinite: int = flag("updates without finite loss to leave out (visionzoo)", 0, type=WHOLE, metavar="N")
     profile: int = flag("write a trace of N updates (visionzoo)", 0, type=WHOLE, nargs="?", const=5, metavar="N")
@@ -395,13 +395,13 @@ class TrainConfig:
 def train_parser() -> Parser[TrainConfig]:
     """Return the parser of `visionzoo train`."""
     about = "Train a classifier. Every flag may stand in the YAML file; flags given here win."
-    return _with_yaml(Parser(TrainConfig, "%(prog)s [CONFIG] [flags]", about))
+    return with_yaml(Parser(TrainConfig, "%(prog)s [CONFIG] [flags]", about), model="resnet50")
 
 
-def _with_yaml(parser: Parser) -> Parser:
-    """Let a parser take the name of a YAML file, too."""
+def with_yaml(parser: Parser, **defaults: Any) -> Parser:
+    """Let a parser take the name of a YAML file, too, and set defaults other than the fields'."""
     parser.add_argument("config_file", nargs="?", metavar="CONFIG", help="YAML of flag names and values")
-    parser.set_defaults(model="resnet50")
+    parser.set_defaults(**defaults)
     return parser
 
 
@@ -473,7 +473,7 @@ def compare_parser() -> Parser[CompareConfig]:
     about = (
         "Train several models alike and compare their accuracy, speed and memory. All flags of `visionzoo train` hold."
     )
-    return _with_yaml(Parser(CompareConfig, "%(prog)s [CONFIG] [flags]", about))
+    return with_yaml(Parser(CompareConfig, "%(prog)s [CONFIG] [flags]", about), model="resnet50")
 
 
 @dataclass(frozen=True, slots=True)

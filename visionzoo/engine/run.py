@@ -73,30 +73,20 @@ class Place:
             self.claim.release()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Run:
-    """Model, data, optimizer, schedule and folder of one training; only its progress changes.
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Parts:
+    """What is trained, and on what.
 
     Attributes:
-        config: what it was given, with the number of classes and the head of the model.
-        process: where it runs.
         train_set, val_set: its images; None to validate on nothing.
         class_names: in the order of their numbers, None where the data set has none.
         data_config: input size, mean, std, crop and interpolation.
         loader, val_loader: of the images.
         task: timm's, with the model.
-        optimizer, scheduler, scaler: of the updates; None for no schedule, and without a loss scale.
-        num_epochs: with cool-down.
-        place: where it writes.
-        progress: how far it has come.
+        metric: what the best checkpoint is best in: `loss`, or a name of a validation's metrics.
         freezing: which layers are frozen when; None for none.
-        annealing: what freezes quantized weights in the last epochs; None for nothing.
-        replicas: what joins several processes that train by CUDA graphs.
-        reporter: the log, in the primary process only.
     """
 
-    config: TrainConfig
-    process: Process
     train_set: Any
     val_set: Any
     class_names: list[str] | None
@@ -104,13 +94,34 @@ class Run:
     loader: Any
     val_loader: Any
     task: TrainingTask
+    metric: str
+    freezing: LayerFreezing | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Run(Parts):
+    """Model, data, optimizer, schedule and folder of one training; only its progress changes.
+
+    Attributes:
+        config: what it was given, with the number of classes and the head of the model.
+        process: where it runs.
+        optimizer, scheduler, scaler: of the updates; None for no schedule, and without a loss scale.
+        num_epochs: with cool-down.
+        place: where it writes.
+        progress: how far it has come.
+        annealing: what freezes quantized weights in the last epochs; None for nothing.
+        replicas: what joins several processes that train by CUDA graphs.
+        reporter: the log, in the primary process only.
+    """
+
+    config: TrainConfig
+    process: Process
     optimizer: Optimizer
     scheduler: Scheduler | None
     scaler: torch.amp.GradScaler | None
     num_epochs: int
     place: Place
     progress: Progress
-    freezing: LayerFreezing | None = None
     annealing: Annealing | None = None
     replicas: Replicas | None = None
     reporter: Reporter | None = None
@@ -124,11 +135,6 @@ class Run:
     def checkpoints(self) -> CheckpointFolder:
         """The checkpoints in its folder."""
         return self.place.checkpoints
-
-    @property
-    def metric(self) -> str:
-        """What the best checkpoint is best in."""
-        return best_in(self.config, self.val_set)
 
     @property
     def updates_per_epoch(self) -> int:
@@ -225,7 +231,7 @@ class Run:
 
 def best_in(config: TrainConfig, val_set: Any) -> str:
     """Return the metric that checkpoints are ranked by: the loss of training where there is no validation."""
-    return ranking_metric(config.run.eval_metric, multi_label=config.data.multi_label) if val_set else "loss"
+    return ranking_metric(config.splits.eval_metric, multi_label=config.data.multi_label) if val_set else "loss"
 
 
 def updates(batches: int, config: TrainConfig) -> int:
