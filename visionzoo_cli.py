@@ -19,6 +19,7 @@ COMMANDS = {  # each is the module of this name in visionzoo/commands
     "convert": "make a folder that timm loads of a checkpoint, or upload it to Hugging Face's hub",
     "compare": "train several models alike and compare accuracy, speed and memory",
     "models": "list the models with what is published of them",
+    "parts": "list the mixers, gates, reducers, heads and decoders that models are built of",
     "configs": "list the configs that train, eval and the others find by name",
     "license": "show whose code and weights a model is made of",
     "check-data": "say what a folder of COCO or ADE20K lacks",

@@ -69,10 +69,7 @@ def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
         return f"[{text}]({os.path.relpath(name, Path(source).parent)}{anchor or ''})"
 
     markdown = re.sub(r"\[([^\]\n]+)\]\((?![a-z]+:)([^)#\s]+)(#[\w-]*)?\)", lead, markdown)
-    for mark, content in LISTS.items():
-        if mark in markdown:
-            markdown = markdown.replace(mark, content())
-    return markdown
+    return re.sub(r"<!-- ((?:list|summary) of \w+) -->\n[^\n]+", lambda match: LISTS[match[1]](), markdown)
 
 
 def command_list() -> str:
@@ -288,12 +285,12 @@ def _linked(text: str) -> str:
     return "".join(f"<{p}>" if LINK.fullmatch(p) else re.sub(r"([\[\]<>*_])", r"\\\1", p) for p in LINK.split(text))
 
 
-LISTS: dict[str, Callable[[], str]] = {  # what stands in a page, for who reads it unbuilt -> what comes in its place
-    "<!-- list of families -->\nThe built site (`make docs`) has the list of their pages here.": family_list,
-    "<!-- list of commands -->\n`visionzoo --help` lists the commands; the built site does so here.": command_list,
-    "<!-- summary of parity -->": parity_summary,
-    "<!-- list of mixers -->": lambda: reference(MIXERS),
-    "<!-- list of gates -->": lambda: reference(GATES),
-    "<!-- list of reducers -->": lambda: reference(REDUCERS),
-    "<!-- list of heads -->": lambda: reference(HEADS),
+LISTS: dict[str, Callable[[], str]] = {  # by the comment in the page, which leads a line for who reads it unbuilt
+    "list of families": family_list,
+    "list of commands": command_list,
+    "list of mixers": lambda: reference(MIXERS),
+    "list of gates": lambda: reference(GATES),
+    "list of reducers": lambda: reference(REDUCERS),
+    "list of heads": lambda: reference(HEADS),
+    "summary of parity": parity_summary,
 }

@@ -243,3 +243,14 @@ def test_a_block_that_fails_is_noticed(tmp_path):
         run_bash(Block("x", 1, "", "", "bash", "false\n"), False)
     with pytest.raises(AssertionError):
         run_bash(Block("x", 1, "", "", "bash", "visionzoo models zoo_nothing\n"), False)
+
+
+BUILT = re.compile(r"^(?::::|<!-- (?:list|summary) of)", re.M)  # what the site has there, and a forge does not show
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if BUILT.search(page.read_text())], ids=lambda page: page.name)
+def test_a_page_whose_content_is_made_at_build_says_so(page):
+    text = page.read_text()
+    assert "built site" in text and "`make docs`" in text
+    for line in re.findall(r"<!-- (?:list|summary) of \w+ -->\n([^\n]*)", text):
+        assert "built site" in line, f"{page.name}: nothing stands for what the site has here"

@@ -68,6 +68,7 @@ FILES = {
 }
 
 OPTIONS = [
+    ("--mixers full", "unknown argument --mixers; it is an argument of the model: --model-kwargs mixers=VALUE"),
     ("--epoch 3", "unknown argument --epoch; did you mean --epochs"),
     ("--epochs three", "argument --epochs: invalid int value: 'three'"),
     ("--epochs 0", "argument --epochs: expected a number at least 1, got 0"),
@@ -151,6 +152,11 @@ MODELS = [
     ("--model zoo_biformer", "unknown model 'zoo_biformer'; did you mean zoo_biformer_t"),
     ("--model zoo_davit_t.nope", "Published weights: zoo_davit_t.msft_in1k"),
     ("--model local-dir:empty --pretrained", "no weights for local-dir:empty: Config file not found"),
+    ("--model qqqqq", "unknown model 'qqqqq'; `visionzoo models` lists the zoo's, timm.list_models() all"),
+    (
+        "--model-kwargs mixers={type:",
+        "--model-kwargs mixers={type:: expected a mapping or a list in brackets; in a",
+    ),
     ("--model-kwargs nope=1", "test_convnext does not take --model-kwargs {'nope': 1}"),
     ("--bn-momentum 0.2", "test_convnext does not take one of the flags: "),
     ("--model test_vit3", "test_vit3 does not take images of 32 x 32 pixels: Input height (32) doesn't match model"),
@@ -199,6 +205,7 @@ CHECKPOINTS = [
     ("--pretrained-path nowhere.pth", "no checkpoint at nowhere.pth (--pretrained-path)"),
     ("--initial-checkpoint tensor.pth", "tensor.pth holds a Tensor, expected a state_dict"),
     ("--initial-checkpoint other.pth", "cannot load other.pth into ConvNeXt"),
+    ("--initial-checkpoint other.pth", '"stem.0.weight", "stem.0.bias", "stem.1.weight" and '),
     ("--initial-checkpoint misfit.pth", "size mismatch for head.fc.bias"),
     ("--initial-checkpoint code.pth", "code.pth is refused"),
     ("--resume code.pth", "code.pth is refused"),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from engine.helpers import truncate, write_pickle_that_runs
 
-from visionzoo.engine.checkpoints import CheckpointFolder, read_checkpoint, write_atomically
+from visionzoo.engine.checkpoints import CheckpointFolder, new_folder, read_checkpoint, write_atomically
 from visionzoo.engine.errors import UserError
 
 
@@ -179,3 +179,23 @@ def test_files_are_as_readable_as_any_other(tmp_path):
     write_atomically(tmp_path / "a", lambda file: file.write(b"x"))
     (tmp_path / "b").write_bytes(b"x")
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_a_folder_that_stays_empty_after_an_error_is_gone_again(tmp_path):
+    def fail(path, written=()):
+        with pytest.raises(ZeroDivisionError), new_folder(path):
+            (path / "empty").mkdir()
+            for name in written:
+                (path / name).touch()
+            raise ZeroDivisionError
+
+    fail(tmp_path / "a/b")
+    assert names(tmp_path) == []
+    fail(tmp_path / "a/b", ["kept"])
+    assert names(tmp_path / "a/b") == ["kept"]
+    (tmp_path / "own").mkdir()
+    fail(tmp_path / "own")
+    assert names(tmp_path) == ["a", "own"]  # it was there before
+    with new_folder(tmp_path / "fine/new"):
+        pass
+    assert (tmp_path / "fine/new").is_dir()

@@ -97,7 +97,11 @@ def test_names_by_number_are_in_the_order_of_the_numbers(good, tmp_path):
 
 @pytest.mark.parametrize(
     ("model", "repository"),
-    [("zoo_poolformer_s12", "timm/poolformer_s12.sail_in1k"), ("hf-hub:someone/model", "someone/model")],
+    [
+        ("zoo_poolformer_s12", "timm/poolformer_s12.sail_in1k"),
+        ("resnet18.a1_in1k", "timm/resnet18.a1_in1k"),
+        ("hf-hub:someone/model", "someone/model"),
+    ],
 )
 def test_without_a_network_it_is_said_what_was_tried_and_what_to_do(tmp_path, monkeypatch, capsys, model, repository):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))

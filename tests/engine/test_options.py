@@ -116,6 +116,11 @@ def test_model_arguments_come_as_a_mapping_or_as_pairs(tmp_path):
     assert parsed(tmp_path, "model_kwargs: {depths: [1, 2]}").model_kwargs == {"depths": [1, 2]}
     args = train_parser().parse_with_config(["--model-kwargs", "depths=[1,2]", "name=a=b"])
     assert args.model.model_kwargs == {"depths": [1, 2], "name": "a=b"}
+    for given in ("mixers={type: full, num_heads: 2}", "mixers={'type': 'full', 'num_heads': 2}"):
+        args = train_parser().parse_with_config(["--model-kwargs", given])
+        assert args.model.model_kwargs == {"mixers": {"type": "full", "num_heads": 2}}
+    mixers = parsed(tmp_path, "model_kwargs: {mixers: [{type: full}, pool]}").model_kwargs["mixers"]
+    assert mixers == [{"type": "full"}, "pool"]
 
 
 @pytest.mark.parametrize(
@@ -125,6 +130,10 @@ def test_model_arguments_come_as_a_mapping_or_as_pairs(tmp_path):
         ("naflex_loader: true", "naflex_loader: True is for timm's train script, this one cannot do it"),
         ("model_dtype: bfloat16", "model_dtype: 'bfloat16' is for timm's train script"),
         ("help: true", "unknown key 'help'"),
+        (
+            "mixers: {type: full}",
+            "unknown key 'mixers'; it is an argument of the model: --model-kwargs mixers=VALUE, in YAML model_kwargs",
+        ),
         ("epochs: ten", "epochs: expected int, got 'ten'"),
         ("epochs: 1.5", "epochs: expected int, got 1.5"),
         ("epochs: [1]", "epochs: expected int"),

@@ -51,6 +51,7 @@ def test_an_unreadable_image_is_named_or_passed_over(trained, images, tmp_path, 
     flags = (bad, images / "validation/red/1.png", "--checkpoint", trained[0] / "last.pth.tar")
     with pytest.raises(UserError, match=r"cannot use the image .*bad\.png"):
         predicted(tmp_path, *flags)
+    assert not (tmp_path / "out").exists()
     assert len(predicted(tmp_path, *flags, "--skip-bad-images")) == 1
     assert "1 unreadable image was skipped" in capsys.readouterr().out
 

@@ -308,8 +308,8 @@ def test_a_map_of_another_dtype_than_the_weights_is_refused(name):
 @pytest.mark.parametrize(
     ("spec", "dim", "message"),
     [
-        ("tripplet", 32, r"unknown gate 'tripplet' \(did you mean 'triplet'\?\); expected a name of \['a2n', "),
-        ({"kernel_size": 3}, 32, "unknown gate None; expected a name of"),
+        ("tripplet", 32, r"unknown gate 'tripplet' \(did you mean 'triplet'\?\); expected one of a2n, "),
+        ({"kernel_size": 3}, 32, "unknown gate None; expected one of"),
         (3, 32, r"gate: expected a name or dict\(type=name, \*\*options\), got 3"),
         ({"type": "eca", "kernel": 3}, 32, r"'eca' does not take these options: kernel=3 \(did you mean 'kernel_size'"),
         ({"type": "eca", "kernel_size": 3.0}, 32, r"kernel_size must be int \| None, got kernel_size=3.0"),

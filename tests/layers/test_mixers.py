@@ -390,8 +390,12 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("poool", r"unknown mixer 'poool' \(did you mean 'pool'\?\); expected a name of \['adaptive_fourier', "),
-        ({"window_size": 7}, r"unknown mixer None; expected a name of"),
+        (
+            "poool",
+            r"unknown mixer 'poool' \(did you mean 'pool'\?\); expected one of adaptive_fourier, aggregated, channel, "
+            r"clamped_linear, cross_window, data_dependent_conv and \d+ more \(`visionzoo parts mixers` lists them\)",
+        ),
+        ({"window_size": 7}, r"unknown mixer None; expected one of"),
         ({"type": "pool", "pool_size": 3.0}, r"mixer 'pool': pool_size must be int, got pool_size=3.0"),
         ({"type": "window", "num_heads": 2.0}, r"mixer 'window': num_heads must be int \| None, got num_heads=2.0"),
         ({"type": "window", "window_size": (3, 5)}, r"'window': window_size must be int, got window_size=\(3, 5\)"),
@@ -400,7 +404,7 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
             r"'pool' does not take these options: window_size=7.*it takes num_heads, pool_size",
         ),
         (["pool"], r"mixer: expected a name or dict\(type=name, \*\*options\), got \['pool'\]"),
-        ({"type": ["pool"]}, r"unknown mixer \['pool'\]; expected a name of"),
+        ({"type": ["pool"]}, r"unknown mixer \['pool'\]; expected one of"),
         ({"type": "pool", "pool_sise": 3}, r"pool_sise=3 \(did you mean 'pool_size'\?\)"),
         ({"type": "pool", "dim": 3}, r"'pool' does not take these options: dim=3"),
         ({"type": "pool", "pool_size": True}, r"pool_size must be int, got pool_size=True"),
@@ -571,7 +575,7 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
             {"type": "dual_attention", "relation_activation": "exp"},
             r"unknown relation_activation='exp', expected one of",
         ),
-        ({"type": "dual_attention", "symbols": "symbolic"}, r"unknown symbols 'symbolic' .*expected a name of"),
+        ({"type": "dual_attention", "symbols": "symbolic"}, r"unknown symbols 'symbolic' .*expected one of"),
         (
             {"type": "dual_attention", "symbols": {"type": "symbolic_attention", "num_heads": 3}},
             r"num_heads must divide dim=16, .*got num_heads=3 and num_symbols=16",

@@ -212,6 +212,13 @@ def test_a_checkpoint_that_does_not_fit_stops_the_run(tmp_path):
         build(init_cfg={"type": "Pretrained", "checkpoint": "nowhere.pth"}).init_weights()
 
 
+def test_pretrained_without_a_network_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"are neither in the cache(.|\n)*init_cfg.checkpoint=FILE"):
+        build("zoo_convit_t", pretrained=True).init_weights()
+
+
 def test_pretrained_without_public_weights_says_what_to_do():
     with pytest.raises(ValueError, match=r"No public weights are known for zoo_biformer_t(.|\n)*pretrained=False"):
         build("zoo_biformer_t", pretrained=True).init_weights()

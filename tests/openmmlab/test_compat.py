@@ -1,5 +1,6 @@
 """What is changed in OpenMMLab's libraries: everything that is listed, once, and nothing that is no longer there."""
 
+import logging
 import re
 import sys
 import warnings
@@ -10,6 +11,7 @@ import pytest
 
 pytest.importorskip("mmdet", reason='needs pip install "visionzoo[openmmlab]"')
 
+import mmengine.logging
 import mmengine.runner.checkpoint as mmengine_checkpoint
 from mmengine.config import Config
 
@@ -36,6 +38,13 @@ def test_a_library_without_what_a_patch_replaces_is_refused(monkeypatch):
     monkeypatch.setattr(_compat, "mmengine_checkpoint", ModuleType("mmengine.runner.checkpoint"))
     with pytest.raises(RuntimeError, match=r"replaces mmengine\.runner\.checkpoint\._safe_torch_load, which this"):
         _compat.install()
+
+
+def test_without_a_logger_only_what_is_for_debugging_is_not_printed(capsys):
+    mmengine.logging.print_log("a page of details", level=logging.DEBUG)
+    mmengine.logging.print_log("news")
+    mmengine.logging.print_log("trouble", level=logging.WARNING)
+    assert capsys.readouterr().out == "news\ntrouble\n"
 
 
 def test_the_documentation_lists_every_patch():

@@ -108,6 +108,15 @@ def test_a_detector_is_evaluated_and_draws_boxes_and_masks(detector, scenes, tmp
     run = Child(tmp_path / "log", "eval", str(DETECTION), *flags, "--cfg-options", *DET_FEW)
     assert run.process.wait() == 0, run.log.read_text()
     assert list((tmp_path / "show").rglob("*.png")), "no pictures of annotation and prediction"
+    said, (log,) = run.log.read_text(), (tmp_path / "eval").glob("*/*.log")
+    for title, page in (
+        ("System env", "PyTorch compiling"),
+        ("Config, whole", "default_scope ="),
+        ("Hooks", "before_val"),
+    ):
+        (line,) = [line for line in said.splitlines() if f"INFO - {title}" in line]
+        assert line.endswith(f"lines in {log}") and page not in said and page in log.read_text()
+    assert "OneDL" not in said and "faster_coco_eval" not in said
     picture = scenes / "images/validation/0000.png"
     flags = ["--checkpoint", checkpoint, "--output", str(tmp_path / "out"), "--score-threshold", "0.0"]
     assert run_tool("predict", str(detector / DETECTION.name), str(picture), *flags) == 0

@@ -489,6 +489,7 @@ def test_limits_hold_for_every_case_of_an_operation_and_for_each_measure_and_dty
 def test_a_table_keeps_other_gpus_and_gets_this_one_anew(tmp_path):
     (own,) = limits(list(small_rows("depthwise_conv", [FAST])), "command")
     other = own._replace(gpu="other")
+    write_table(tmp_path / "new/t.csv", [own])
     write_table(tmp_path / "t.csv", [own, other])
     write_table(tmp_path / "t.csv", [own._replace(numbers=7)])
     assert read_table(tmp_path / "t.csv") == [other, own._replace(numbers=7)]

@@ -1,6 +1,7 @@
 """The command `visionzoo`: what it lists, how it starts, and configs by name."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from engine.helpers import ROOT, run_tool
 
 import visionzoo_cli
 from visionzoo import __version__
+from visionzoo.commands.parts import KINDS
 from visionzoo.engine import UserError, configs, is_openmmlab
 from visionzoo.engine.configs import find_config, shipped_configs
 from visionzoo.engine.flags import train_parser
@@ -116,11 +118,23 @@ def test_a_pipe_of_something_else_that_breaks_is_an_error(monkeypatch):
         (("configs", "digit-biformer"), 1, "error: no config's name holds 'digit-biformer' (of "),
         (("license", "zoo_davit"), 1, "error: unknown model 'zoo_davit'"),
         (("models", "davitt_t"), 1, "error: no model matches 'davitt_t' (of "),
+        (("parts", "mixers", "windw"), 1, "mixers holds 'windw'; did you mean window?"),
     ],
 )
 def test_what_cannot_be_is_one_message(command, argv, code, message):
     found, said, error = command(*argv)
     assert found == code and message in error and "Traceback" not in error and not said
+
+
+def test_parts_are_listed_with_what_they_are(command):
+    code, said, _ = command("parts")
+    assert code == 0
+    for kind, (parts, asked) in KINDS.items():
+        assert f"{len(parts)} {kind}: {asked}\n" in said
+        for name in parts:
+            assert re.search(rf"^  {name} +\S.{{10,}}\.$", said, re.M), name
+    code, said, _ = command("parts", "mixers", "windo")
+    assert [line.split()[0] for line in said.splitlines()[1:]] == ["cross_window", "window"]
 
 
 @pytest.mark.parametrize("name", ["attention", "predict", "registers", "sparse-rate"])

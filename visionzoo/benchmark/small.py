@@ -21,7 +21,7 @@ from visionzoo.benchmark import operations
 from visionzoo.benchmark.cases import Case, Measurement, Run, Settings
 from visionzoo.benchmark.host import DEPTH, HEADS, layer_norm_case
 from visionzoo.benchmark.results import Row
-from visionzoo.engine.checkpoints import write_atomically
+from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UserError
 from visionzoo.kernels.small_maps import Limit, always, read_table
 
@@ -159,4 +159,5 @@ def write_table(path: Path, found: Sequence[Limit]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(Limit._fields)
     writer.writerows([*(limit for limit in kept if limit.gpu not in gpus), *found])
+    make_folder(path.parent)
     write_atomically(path, lambda file: file.write(text.getvalue().encode()))

@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from visionzoo.engine import UserError
+from visionzoo.engine.checkpoints import make_folder
 from visionzoo.engine.errors import closest
 from visionzoo.kernels.small_maps import TABLE
 from visionzoo.text import count_of
@@ -115,7 +116,7 @@ def main() -> None:
         if args.list:
             print("\n".join(path(case, measurement) for case in cases for measurement in case.measurements))
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         results = Results(folder / f"{args.suite}.csv")
         if args.missing:
             cases = [case for case in cases if not results.has(case)]

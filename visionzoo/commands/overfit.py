@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from visionzoo.engine import UserError
+from visionzoo.engine.checkpoints import make_folder
 from visionzoo.engine.configs import PACKAGE, shipped_configs
 
 RUNS = {
@@ -49,7 +50,7 @@ def main() -> None:
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="changes of all configs")
     args = parser.parse_args()
     output = Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     data = describe_data(Path(args.coco).resolve(), Path(args.masks).resolve(), output)
     seconds = train_all(args, data, output)
     rows = [row(name, output, seconds[name]) for name in args.runs]

@@ -16,7 +16,7 @@ from visionzoo.decoders.guided_attention import GuidedAttentionDecoder
 from visionzoo.decoders.paratranscnn import CHECKPOINT_KEYS, ParaTransCNNDecoder, paratranscnn_encoder
 from visionzoo.decoders.segmentor import Segmentor, pyramid_levels
 from visionzoo.layers.specs import Spec, build_spec, read_spec
-from visionzoo.text import did_you_mean
+from visionzoo.text import did_you_mean, some
 
 DECODERS: Mapping[str, type[Decoder]] = {
     "edaformer": EDAFormerDecoder,
@@ -121,7 +121,7 @@ def create_segmentor(
     if not isinstance(backbone, str | nn.Module):
         raise ValueError(f"create_segmentor: expected the name of a backbone, or a module with maps, got {name}")
     if decoder is None or num_classes is None:
-        lacking = [f"decoder=, one of {sorted(DECODERS)}"] if decoder is None else []
+        lacking = [f"decoder=, one of {some(sorted(DECODERS))}"] if decoder is None else []
         lacking += ["num_classes="] if num_classes is None else []
         raise ValueError(
             f"create_segmentor: {name} needs {' and '.join(lacking)}; only published segmentors have them"

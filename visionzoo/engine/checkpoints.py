@@ -39,6 +39,26 @@ def make_folder(path: Path) -> None:
         raise UserError(f"cannot make the folder {path}: {error.strerror}") from error
 
 
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[None]:
+    """Make a folder unless it is there; after an error, what was made and is empty is gone again.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    make_folder(path)
+    try:
+        yield
+    except BaseException:
+        if made:
+            inside = [folder for folder in path.rglob("*") if folder.is_dir()]
+            for folder in (*sorted(inside, reverse=True), *made):
+                with contextlib.suppress(OSError):  # it holds something
+                    folder.rmdir()
+        raise
+
+
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Let `write` fill a file that appears at `path` only once all of it is on the disk.
 

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import random
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import huggingface_hub.constants
 import timm
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -41,6 +41,8 @@ from visionzoo.models._checkpoint import EMA_CONTAINERS, WeightsError, load_weig
 from visionzoo.models._contract import Contract
 from visionzoo.models._hub import READING, not_finite, published
 from visionzoo.models._licenses import NonCommercialError, check
+from visionzoo.models._network import check_reachable, unreachable
+from visionzoo.models._registry import check_download
 from visionzoo.text import count_of, some
 
 NO_USE = "they cannot classify any image: take an earlier checkpoint, or the file from where it is from"
@@ -76,7 +78,8 @@ def build_model(
     is_local_name = ":" not in config.model  # hf-hub:... and local-dir:... are looked up elsewhere
     if is_local_name and not timm.is_model(config.model):
         name = config.model.split(".")[0]
-        raise UserError(f"unknown model {config.model!r}{closest(name, timm.list_models())}")
+        near = closest(name, timm.list_models()) or "; `visionzoo models` lists the zoo's, timm.list_models() all"
+        raise UserError(f"unknown model {config.model!r}{near}")
     arguments: dict[str, Any] = dict(in_chans=config.in_chans, num_classes=config.num_classes, global_pool=config.gp)
     arguments |= {**more, **config.model_kwargs}
     if input.input_size and config.in_chans is None:
@@ -89,6 +92,7 @@ def build_model(
     if accepted and config.model.startswith("zoo_"):
         arguments["non_commercial"] = True
     try:
+        _check_reachable(config.model, pretrained=pretrained and not path)
         with _loaded() as loaded:
             model: Any = timm.create_model(config.model, pretrained=pretrained, **arguments)
         if pretrained and not path:
@@ -127,16 +131,23 @@ def build_model(
         raise _damaged(config.model, error) from error
 
 
+def _check_reachable(name: str, *, pretrained: bool) -> None:
+    """Look once for what timm is to fetch; the models of the zoo do so themselves."""
+    scheme, _, place = name.replace("hf_hub:", "hf-hub:", 1).partition(":")
+    if scheme == "hf-hub":  # what it is stands there too, so it is fetched without --pretrained
+        check_reachable(name, place, ("config.json",))
+    elif pretrained and not place and not name.startswith("zoo_") and (cfg := timm.get_pretrained_cfg(name)):
+        check_download(name, cfg)
+
+
 def _unreachable(name: str, error: Exception) -> UserError:
     """Say where weights were looked for, and what to do without a network."""
     cfg = None if ":" in name else timm.get_pretrained_cfg(name)
-    repository = name.partition(":")[2] if cfg is None else cfg.hf_hub_id
-    hub, reason = huggingface_hub.constants, type(error.__cause__ or error).__name__
+    repository = name.partition(":")[2] if cfg is None else str(cfg.hf_hub_id)
     return UserError(
-        f"the weights of {name} are neither in the cache {hub.HF_HUB_CACHE} nor to be fetched from "
-        f"{hub.ENDPOINT}/{repository} ({reason}). Try again with a network and without HF_HUB_OFFLINE, or give a "
-        "file of them: `visionzoo train` takes --initial-checkpoint FILE, or --pretrained-path FILE for another number "
-        "of classes, the other commands --checkpoint FILE"
+        f"{unreachable(name, repository, error.__cause__ or error.__context__ or error)}. Try again with a network and "
+        "without HF_HUB_OFFLINE, or give a file of them: `visionzoo train` takes --initial-checkpoint FILE, or "
+        "--pretrained-path FILE for another number of classes, the other commands --checkpoint FILE"
     )
 
 
@@ -297,9 +308,15 @@ def load(
         else:
             model.load_state_dict(unwrap_state_dict(source, use_ema=use_ema))
     except (ValueError, RuntimeError) as error:
-        text = (error.fact if isinstance(error, WeightsError) else str(error)) + advice
-        shown = text if len(text) < 1500 else f"{text[:800]} ... {text[-500:]}"  # torch names every tensor
+        text = error.fact if isinstance(error, WeightsError) else _shortened(str(error))
+        text += advice
+        shown = text if len(text) < 1500 else f"{text[:800]} ... {text[-500:]}"
         raise UserError(f"cannot load {where} into {type(model).__name__}: {shown}") from error
+
+
+def _shortened(text: str) -> str:
+    """Return torch's message, which names every tensor that is missing, with the first few."""
+    return re.sub(r'"[^"\n]+"(?:, "[^"\n]+")+', lambda names: some(names[0].split(", "), 3), text)
 
 
 @dataclass

@@ -10,7 +10,7 @@ import ast
 import dataclasses
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -18,6 +18,7 @@ from visionzoo.engine.configs import find_config, shipped_configs
 from visionzoo.engine.errors import UserError, closest, require
 from visionzoo.text import count_of
 
+OF_MODELS = ("mixers", "gates", "memory", "reduce")  # what every zoo_* model takes, which are no flags
 # Keys that timm's train script has or had, and writes into its args.yaml, and that this one has no flag for.
 ALIASES = {"data": "data_dir", "drop_connect": "drop_path", "native_amp": "amp"}
 WITHOUT_EFFECT = """
@@ -139,7 +140,7 @@ class Number:
 
 
 class KeyValues(argparse.Action):
-    """`key=value ...` on the command line; values are Python literals where they parse as such, else strings."""
+    """`key=value ...` on the command line; values are Python literals or YAML's brackets, else strings."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         """Store the pairs as a dict."""
@@ -158,11 +159,25 @@ def key_values(texts: Sequence[str], where: str, form: str = "key=value") -> dic
         key, sep, value = text.partition("=")
         if not sep or not key:
             raise UserError(f"{where}: expected {form}, got {text!r}")
-        try:
-            pairs[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            pairs[key] = value
+        pairs[key] = _value(value, f"{where} {text}")
     return pairs
+
+
+def _value(text: str, where: str) -> Any:
+    """Return a Python literal, a YAML mapping or list such as `{type: full}`, or else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        if not text.startswith(("{", "[")):
+            return text
+    yaml = require("yaml")
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"{where}: expected a mapping or a list in brackets; in a shell, quote what holds spaces: "
+            "'KEY={type: NAME, OPTION: VALUE}'"
+        ) from error
 
 
 class Specs(argparse.Action):
@@ -221,7 +236,9 @@ class Parser(argparse.ArgumentParser, Generic[C]):
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
             name = unknown[0].split("=")[0]
-            near = closest(name, flags if name.startswith("-") else shipped_configs())
+            near = _of_model(name.lstrip("-"), flags) or closest(
+                name, flags if name.startswith("-") else shipped_configs()
+            )
             raise UserError(f"unknown argument {name}{near} (--help lists all flags)")
         return args
 
@@ -281,10 +298,17 @@ class Parser(argparse.ArgumentParser, Generic[C]):
             if name in OFF:
                 raise UserError(f"{where}: {key}: {value!r} is for timm's train script, this one cannot do it")
             if name not in flags or name == "help":
-                raise UserError(f"{where}: unknown key {key!r}{closest(name, flags)}")
+                raise UserError(f"{where}: unknown key {key!r}{_of_model(name, flags) or closest(name, flags)}")
             if value is not None:  # `key: null` keeps the default, as in the args.yaml that timm writes
                 values[name] = _typed(flags[name], value, where=f"{where}: {key}")
         return values
+
+
+def _of_model(name: str, flags: Collection[str]) -> str:
+    """Return how an argument of models is given, where a name is one and the command builds a model."""
+    if name not in OF_MODELS or not {"model_kwargs", "--model-kwargs"} & set(flags):
+        return ""
+    return f"; it is an argument of the model: --model-kwargs {name}=VALUE, in YAML model_kwargs: {{{name}: VALUE}}"
 
 
 def _typed(action: argparse.Action, value: Any, where: str) -> Any:

@@ -9,7 +9,7 @@ import torch
 from timm.data import ImageNetInfo, create_transform
 
 from visionzoo.engine.charts import draw_prediction, is_picture, missing_fonts
-from visionzoo.engine.checkpoints import make_folder, write_atomically
+from visionzoo.engine.checkpoints import new_folder, write_atomically
 from visionzoo.engine.errors import UserError, printable, require
 from visionzoo.engine.exits import early_exit_model
 from visionzoo.engine.flags import PredictConfig
@@ -60,13 +60,10 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
     folder = Path(
         config.picture.output or free_path(DEFAULT)
     )  # as given, earlier predictions of other images stay in it
-    make_folder(folder)
-    table = Predictions(folder)
-
     results: list[dict[str, Any]] = []
     skipped: list[str] | None = [] if config.picture.reading.skip_bad_images else None
     undrawn: set[str] = set()
-    with table:
+    with new_folder(folder), Predictions(folder) as table:
         shown = tqdm(paths, unit="image", disable=None)
         for path, image in readable_images(shown, trained.mode, upright=trained.upright, skipped=skipped):
             seen = transform(image)
@@ -118,12 +115,13 @@ class Predictions:
         self._pictures = {self._place(line): image for image, line in self.lines.items()}
         self._drawn: set[Path] = set()
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> "Predictions":
         """Open the file, to which lines are added as they come."""
         try:
             self._file = self.path.open("a", encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror}") from error
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Close it; leave out what is no longer so."""

@@ -8,8 +8,9 @@ from typing import Any, get_type_hints
 
 from visionzoo.former_names import former_names
 from visionzoo.layers.arguments import fits, type_text
-from visionzoo.text import did_you_mean
+from visionzoo.text import did_you_mean, some
 
+SHOWN = 6  # names in a message
 Spec = str | Mapping[str, Any]  # a name, or dict(type=name, **options)
 
 
@@ -31,9 +32,10 @@ def read_spec(kind: str, spec: Any, table: Mapping[str, Any], others: Sequence[s
     name = options["type"]
     if not isinstance(name, str) or (name not in table and name not in others):
         names = sorted({*table, *others})
+        lister = f" (`visionzoo parts {kind}s` lists them)" if len(names) > SHOWN else ""
         raise ValueError(
-            f"unknown {kind} {name!r}{did_you_mean(name, names)}; expected a name of {names}, or dict(type=name, "
-            f"**options)"
+            f"unknown {kind} {name!r}{did_you_mean(name, names)}; expected one of {some(names, SHOWN)}{lister}, or "
+            "dict(type=name, **options)"
         )
     return options
 

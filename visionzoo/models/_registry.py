@@ -10,7 +10,7 @@ from inspect import signature
 from typing import Any
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._builder import _resolve_pretrained_source, resolve_pretrained_cfg
 from timm.models._features import FeatureGetterNet
 from torch import nn
@@ -24,6 +24,7 @@ from visionzoo.models._gating import with_gates
 from visionzoo.models._heads import with_head
 from visionzoo.models._licenses import check
 from visionzoo.models._memory import with_memory
+from visionzoo.models._network import WEIGHTS, check_reachable
 from visionzoo.models._reducing import with_reducers
 
 
@@ -207,3 +208,16 @@ def _require_weights(name: str, variant: Variant, kwargs: Mapping[str, Any], acc
         )
     if not cfg.file:  # else they are the caller's own
         check(name, cfg.license, accepted=accepted)
+    check_download(name, cfg, cache=kwargs.get("cache_dir"))
+
+
+def check_download(name: str, cfg: PretrainedCfg, *, cache: Any = None) -> None:
+    """Stop where a model's weights are to come from the hub and can be had neither from there nor from the cache.
+
+    Raises:
+        huggingface_hub.errors.LocalEntryNotFoundError: they cannot.
+    """
+    source, place = _resolve_pretrained_source(cfg.to_dict())
+    if source == "hf-hub":
+        repository, files = (place, WEIGHTS) if isinstance(place, str) else (place[0], place[1:])
+        check_reachable(name, repository, files, cache=cache)

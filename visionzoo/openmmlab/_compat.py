@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import sys
 import warnings
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
 
+import mmengine.logging as mmengine_logging
 import mmengine.runner.checkpoint as mmengine_checkpoint
 from mmengine.config import utils as config_utils
 
@@ -62,6 +64,8 @@ def install() -> None:
     """
     for patch in PATCHES:
         patch.apply()
+    # mmdet's second evaluator of COCO: its import warns that it is not there, whichever a config names
+    warnings.filterwarnings("ignore", "faster_coco_eval is not installed", UserWarning)
     _warn_of_untested()
 
 
@@ -140,6 +144,19 @@ def _find_configs_of_mmseg() -> None:
     config_utils.MODULE2PACKAGE["mmseg"] = "mmseg"
 
 
+def _print_no_debugging() -> None:
+    original = mmengine_logging.print_log
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def print_log(msg: Any, logger: Any = None, level: int = logging.INFO) -> None:
+        if logger is not None or level >= logging.INFO:
+            original(msg, logger, level)
+
+    mmengine_logging.print_log = print_log
+
+
 PATCHES = (
     Patch(
         "mmcv 2.3 (onedl-mmcv 2.3.6), with mmdet 3.5 and mmseg 1.4",
@@ -161,5 +178,12 @@ PATCHES = (
         "Bases such as mmseg::… are looked for under the name of the first maintainers' wheel, mmsegmentation. It can "
         "go when mmengine knows onedl-mmsegmentation",
         _find_configs_of_mmseg,
+    ),
+    Patch(
+        "mmengine 0.10 (onedl-mmengine 0.10.12)",
+        "`mmengine.logging.print_log` without a logger prints no message of the level DEBUG",
+        "Without a logger it prints every level, such as mmdet's two lines on data sets of OneDL at each import. It "
+        "can go when mmengine looks at the level there",
+        _print_no_debugging,
     ),
 )

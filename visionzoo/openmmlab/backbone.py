@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from mmcv.cnn import build_norm_layer
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
@@ -123,7 +124,7 @@ class ZooBackbone(BaseModule):
         if self.checkpoint is None:
             try:
                 return timm.create_model(self.name, pretrained=True).state_dict()
-            except RuntimeError as error:  # no weights known, or no connection
+            except (RuntimeError, LocalEntryNotFoundError) as error:  # no weights known, or no connection
                 raise UserError(
                     f"{error}\nIn a config: init_cfg=dict(type='Pretrained', checkpoint=FILE) of the backbone and "
                     f"pretrained=False, or on the command line --cfg-options model.backbone.pretrained=False "

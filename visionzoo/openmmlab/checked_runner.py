@@ -13,12 +13,14 @@ from mmcv.transforms import LoadAnnotations, LoadImageFromFile
 from mmengine.dataset import BaseDataset, Compose
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from PIL import Image
 
 from visionzoo.engine.errors import UnreadableImageError
 from visionzoo.engine.images import UNREADABLE
+from visionzoo.openmmlab.console import shorten
 from visionzoo.openmmlab.losses import allow_unlabelled_batches
 from visionzoo.openmmlab.masks import labels_beyond_8_bits
 from visionzoo.openmmlab.stopping import GoingOnTrainLoop
@@ -27,6 +29,13 @@ from visionzoo.text import count_of
 
 class CheckingRunner(Runner):
     """mmengine's Runner, whose data sets name the file that they cannot use."""
+
+    def build_logger(self, log_level: Any = "INFO", log_file: str | None = None, **kwargs: Any) -> MMLogger:
+        """Build what mmengine does; the terminal has the name of the file instead of the pages in it."""
+        path = log_file or str(Path(self._log_dir) / f"{self.timestamp}.log")
+        logger = super().build_logger(log_level, path, **kwargs)
+        shorten(logger, path)
+        return logger
 
     def build_model(self, model: Any) -> Any:
         """Build what mmengine does, with losses that take batches without a labeled pixel."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from visionzoo.engine.checkpoints import make_folder, new_folder
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.page import serve
 from visionzoo.openmmlab.checkpoints import check_fit
@@ -55,9 +56,10 @@ def view(config: ViewConfig) -> None:
 
 def _predict(config: PredictConfig | ViewConfig, output: Path) -> list[Path]:
     cfg, images, checkpoint = _read(config)
-    (output / "preds").mkdir(parents=True, exist_ok=True)
     run = _detect if task_of(cfg) == "detection" else _segment
-    written = run(config, cfg, checkpoint, images, output)
+    with new_folder(output):
+        make_folder(output / "preds")
+        written = run(config, cfg, checkpoint, images, output)
     print(f"{count_of(len(written), 'picture')} in {output / 'vis'}, JSON in {output / 'preds'}")
     return written
 

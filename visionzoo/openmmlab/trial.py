@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 
 from visionzoo.engine.errors import Interrupted, UserError, closest
+from visionzoo.openmmlab.console import results_unseen
 from visionzoo.text import some
 
 
@@ -34,9 +35,9 @@ class TrialValidationHook(Hook):
         loop = runner.val_loop
         if loop is None or not len(loop.dataloader.dataset):
             return
-        runner.logger.info("one batch of validation is tried before the first step: its metrics are no result")
+        runner.logger.info("one batch of validation is tried before the first step")
         training = runner.model.training
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), results_unseen(runner.logger):
             try:
                 metrics = _validate(runner, loop)
             except (UserError, Interrupted):
