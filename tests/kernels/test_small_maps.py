@@ -184,8 +184,8 @@ def test_backends_says_what_small_maps_take(table, monkeypatch):
         "triton (torch's operation up to 12,544 numbers forward in float32, 6,272 numbers forward+backward in float32)"
     )
     assert visionzoo.backends()["halo_attention"] == "triton"
-    monkeypatch.setattr(dispatch, "NOT_MEASURED", {"halo_attention"})
-    expected = "reference (no measurement on a GPU says that its kernels pay)"
+    monkeypatch.setattr(dispatch, "NOT_PAYING", {"halo_attention"})
+    expected = "reference (measured on a GPU, its kernels do not pay)"
     assert visionzoo.backends()["halo_attention"] == expected
 
 

@@ -24,7 +24,7 @@ from visionzoo.benchmark.cases import Absent, Case, Measurement, Run, Settings
 from visionzoo.benchmark.commands import prepare_training
 from visionzoo.benchmark.models import OURS, PAIRS, Mode, Pair, Twins, autocast, storage_bytes
 from visionzoo.graphs import WARMUP, CudaRecorder, TrainingStep
-from visionzoo.kernels.dispatch import as_if_measured
+from visionzoo.kernels.dispatch import as_if_paying
 
 MODE = Mode(128, "training", autocast=True)
 WAYS = ("", "-graph", "-compiled", "-compiled-graph")
@@ -90,7 +90,7 @@ def _prepare(twins: Twins, whose: str, way: str, batch: int) -> Run:
     called: nn.Module = torch.compile(model, dynamic=False) if "-compiled" in way else model  # type: ignore[assignment]
 
     def forward(images: Tensor, labels: Tensor) -> Tensor:
-        joined = as_if_measured("residual_norm", "-joined" in way) if way in JOINED_WAYS else nullcontext()
+        joined = as_if_paying("residual_norm", "-joined" in way) if way in JOINED_WAYS else nullcontext()
         with joined, autocast(images.device, True):
             return F.cross_entropy(called(images).float(), labels)
 
