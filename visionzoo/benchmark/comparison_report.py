@@ -83,7 +83,7 @@ def table(models: Sequence[Row]) -> str:
 
 
 def _shared(models: Sequence[Row]) -> str:
-    """Return the words with which all names begin, where each goes on by just one: a model under several settings."""
+    """Return the words with which all names begin, where each has just one more: a model under several settings."""
     names = [row["model"].split(" ") for row in models]
     first = names[0][:-1]
     alike = len(names) > 1 and all(name[:-1] == first for name in names)
