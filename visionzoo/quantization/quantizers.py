@@ -114,7 +114,7 @@ class LSQ(nn.Module):
 
     >>> quantizer = LSQ(4)
     >>> quantizer.calibrating = True
-    >>> quantizer(torch.tensor([-1.0, 0.3, 1.0])).round(decimals=2)
+    >>> quantizer(torch.tensor([-1.0, 0.3, 1.0])).detach().round(decimals=2)
     tensor([-1.1600,  0.5800,  1.1600])
     """
 
