@@ -29,6 +29,8 @@ COMMANDS = {  # each is the module of this name in visionzoo/commands
     "registers": "move a model's outliers to test-time registers",
     "sparse-rate": "measure CRATE's objective layer by layer",
     "fit-hashes": "fit the hash functions of hashed attention to images",
+    "fit-gate": "fit a gate that chooses how many layers of a Mask2Former's encoder run",
+    "multi-task": "train one backbone to classify and segment, and slim it to a budget",
     "overfit": "check data, heads and losses: fit detectors and segmentors to a hundred images",
 }
 ALIASES = {"licence": "license"}

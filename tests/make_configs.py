@@ -31,8 +31,9 @@ def made_configs(table: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
                 yield _published(table, recipe, entry, backbone, rate, published)
     tiny = table["tiny"]
     for recipe in tiny["recipes"]:
-        for backbone in tiny["backbones"]:
-            yield _tiny(table, recipe, tiny, backbone)
+        own = table["recipes"][recipe].get("tiny", tiny)
+        for backbone in own["backbones"]:
+            yield _tiny(table, recipe, own, backbone)
 
 
 def _published(
@@ -63,7 +64,7 @@ def _tiny(table: Mapping[str, Any], recipe: str, tiny: Mapping[str, Any], backbo
         f"Hardware: {general['gpus']}. Published: none; on 100 images of COCO see docs/overfit.md.",
     ]
     headline = f"{general['title']}, {title}, from random weights on your own data."
-    return path, _text(table, recipe, backbone, headline, about, [tiny["backbone"]], {})
+    return path, _text(table, recipe, backbone, headline, about, _present(tiny.get("backbone")), {})
 
 
 def _path(recipe: Mapping[str, Any], backbone: str) -> Path:

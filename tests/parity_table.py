@@ -1,7 +1,7 @@
 """Measure how far models and mixers are from records of the authors' code: python tests/parity_table.py [--again].
 
 Writes docs/parity.csv, a row a record: the largest relative error in float64 of a model's logits and features, of a
-mixer's outputs and gradients, or of a segmentor's logits and maps. tests/models/test_parity.py,
+mixer's outputs and gradients, or of a segmentor's logits, maps and gradients. tests/models/test_parity.py,
 tests/layers/test_mixer_records.py and tests/test_decoders.py bound them by `allowed`. Records with a row are left alone
 unless --again is given; records that are gone lose their row.
 """

@@ -5,7 +5,11 @@ import ast
 import make_configs
 import yaml
 
-BY_HAND = {"mask-rcnn_zoo-biformer_fpn_digits.py", "semantic-fpn_zoo-biformer_digits.py"}
+BY_HAND = {
+    "eco-mask2former_zoo-biformer_digits.py",
+    "mask-rcnn_zoo-biformer_fpn_digits.py",
+    "semantic-fpn_zoo-biformer_digits.py",
+}
 
 TABLE = yaml.safe_load(make_configs.TABLE.read_text(encoding="utf-8"))
 

@@ -107,8 +107,10 @@ def test_training_crops_mirrors_and_mixes_repeatably(images):
     batch, targets = first[0]
     assert batch.shape == (4, 3, 40, 40) and targets.shape == (4, 3)
     torch.testing.assert_close(targets.sum(1), torch.ones(4))
-    loader.mixup_enabled = False
-    assert epoch(0)[0][1].dtype == torch.int64
+    loader.mixup_enabled = False  # then labels are those of single images, smoothed as before
+    single, targets = epoch(0)[0]
+    torch.testing.assert_close(targets.sort(1).values[:, :2], torch.full((4, 2), 0.1 / 3))
+    assert not torch.equal(single, batch)
 
     args, train, _ = images(*DEVICE, "-b", "5")
     loader = train_loader(args, train, CONFIG, CPU)
@@ -128,6 +130,7 @@ def test_a_run_trains_on_them_and_resumes(tmp_path):
     write_splits(tmp_path / "data")
     flags = ["--model", "zoo_poolformer_s12", "--model-kwargs", "depths=[1]", "embed_dims=[8]", *TINY_FLAGS, *DEVICE]
     flags += ["--data-dir", str(tmp_path / "data"), "--cache-images", str(tmp_path / "cache"), "--img-size", "64"]
+    flags += ["--mixup", "0.5", "--mixup-off-epoch", "1"]
     for name, more in (("straight", []), ("stopped", ["--max-steps", "4"]), ("stopped", ["--resume", "auto"])):
         place = ["--output", str(tmp_path / "out"), "--experiment", name, "--epochs", "2", "--no-curves"]
         assert run_tool("train", *flags, *place, *more) == 0

@@ -91,7 +91,7 @@ def run_to_the_end(args):
 
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_as_one_that_ran_through(make_args, tmp_path):
-    options = dict(epochs=16, recovery_interval=1, model_ema=True, mixup=0.4, reprob=0.3, sched_on_updates=True)
+    options = dict(epochs=32, recovery_interval=1, model_ema=True, mixup=0.4, reprob=0.3, sched_on_updates=True)
     train(make_args(experiment="straight", **options))
     killed = make_args(experiment="killed", resume="auto", **options)
     fork = multiprocessing.get_context("forkserver")  # one process that has imported everything, and forks
@@ -109,7 +109,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_ran_through(make_args, 
             while written() == before and child.is_alive() and time.monotonic() < start + 60:
                 time.sleep(0.002)
         time.sleep(moment.uniform(0, 0.15))
-        os.kill(child.pid, signal.SIGKILL)
+        child.kill()
         child.join()
         assert child.exitcode == -signal.SIGKILL, f"kill {number} came after the end of the run: it was too short"
     train(killed)

@@ -75,6 +75,7 @@ def test_non_commercial_weights_need_a_flag(make_args, monkeypatch):
 
     original = timm.create_model
     monkeypatch.setattr(timm, "create_model", create)
+    monkeypatch.setattr("visionzoo.models._network.get_hf_file_metadata", lambda *_, **__: None)
     args = make_args(model="test_convnext", pretrained=True, model_kwargs={})
     with pytest.raises(UserError, match="--non-commercial"):
         build_model(args.model, args.input)

@@ -115,7 +115,11 @@ def _linear(q, k, v):
 
 def _residual(q, k, v, **parameters):
     factor = ((torch.arange(q.shape[0], device=q.device) + 1) % 2 * 1.25).to(q.dtype)
-    return torch.cat(residual_norm(q.flatten(3), v.flatten(3), **parameters, factor=factor), -1)
+    return _in_one(residual_norm(q.flatten(3), v.flatten(3), **parameters, factor=factor))
+
+
+def _in_one(results):
+    return torch.cat([result.to(results[-1].dtype) for result in results], -1)
 
 
 def _windows(q, k, v, bias):
@@ -184,7 +188,7 @@ KINDS = {
     ),
     "residual norm": Kind(
         ("residual_norm",),
-        lambda q, k, v, weight, bias: torch.cat(residual_norm(q.flatten(3), v.flatten(3), weight, bias), -1),
+        lambda q, k, v, weight, bias: _in_one(residual_norm(q.flatten(3), v.flatten(3), weight, bias)),
         {"weight": (HEADS * HEAD_DIM,), "bias": (HEADS * HEAD_DIM,)},
     ),
 }  # fmt: skip

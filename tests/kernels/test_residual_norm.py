@@ -153,15 +153,15 @@ def test_too_wide_rows_are_refused_by_name():
         residual_norm(x, x, x[0], x[0], backend="triton")
 
 
-def test_auto_leaves_the_kernels_alone_until_they_are_measured(monkeypatch):
+def test_auto_leaves_kernels_out_that_do_not_pay(monkeypatch):
     monkeypatch.setattr(dispatch, "_why_not", lambda *_: None)
     monkeypatch.setattr(dispatch, "_verdicts", {})
     tensors = {name: t.detach().float().to(DEVICE) for name, t in _case(2, 3, 16).items()}
     with explain() as decisions:
         residual_norm(**tensors)
         for pays in (True, False):
-            with dispatch.as_if_measured("residual_norm", pays):
+            with dispatch.as_if_paying("residual_norm", pays):
                 residual_norm(**tensors)
         residual_norm(**tensors)
     assert [decision.backend for decision in decisions] == ["reference", "triton", "reference", "reference"]
-    assert decisions[0].reason == "no measurement on a GPU says that its kernels pay"
+    assert decisions[0].reason == "measured on a GPU, its kernels do not pay"

@@ -184,6 +184,9 @@ def test_backends_says_what_small_maps_take(table, monkeypatch):
         "triton (torch's operation up to 12,544 numbers forward in float32, 6,272 numbers forward+backward in float32)"
     )
     assert visionzoo.backends()["halo_attention"] == "triton"
+    monkeypatch.setattr(dispatch, "NOT_PAYING", {"halo_attention"})
+    expected = "reference (measured on a GPU, its kernels do not pay)"
+    assert visionzoo.backends()["halo_attention"] == expected
 
 
 def test_kernels_are_loaded_in_recordings_in_the_mode_that_allows_it(monkeypatch):

@@ -136,7 +136,7 @@ def test_auto_keeps_them_apart_until_a_measurement_says_that_one_pays(monkeypatc
     monkeypatch.setattr(dispatch, "_verdicts", {})
     block, x = Block(16, PoolMixer(16)).to(DEVICE), _map(2, 3, 6, 16)
     assert ("residual_norm", "triton") not in _ran(block, x, "auto")[1]
-    with dispatch.as_if_measured("residual_norm", True):
+    with dispatch.as_if_paying("residual_norm", True):
         assert _ran(block, x, "auto")[1][-1] == ("residual_norm", "triton")
 
 

@@ -67,6 +67,7 @@ def test_the_hub_gives_the_same_logits(model, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda self, *args, **more: said.append((args, more)))
     monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload_folder)
     monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+    monkeypatch.setattr("visionzoo.models._network.get_hf_file_metadata", lambda *_, **__: None)
     arguments = {**SMALL, "in_chans": 1}
     address = visionzoo.push_to_hub(model, "me/colours", private=True, **OWN, model_args=arguments)
     assert address.endswith("me/colours") and said == [(("me/colours",), {"private": True, "exist_ok": True})]
@@ -149,6 +150,7 @@ def test_non_commercial_weights_need_a_word(model, tmp_path, monkeypatch):
     entries["zoo_poolformer_s12.nc"] |= {"input_size": (1, 64, 64), "first_conv": "stem.conv", "classifier": "head.fc"}
     cfg = generate_default_cfgs(entries)["zoo_poolformer_s12"].default
     monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda *_, filename, **__: str(folder / filename))
+    monkeypatch.setattr("visionzoo.models._network.get_hf_file_metadata", lambda *_, **__: None)
     options = dict(pretrained=True, pretrained_cfg=cfg, num_classes=3, in_chans=1, **SMALL)
     with pytest.raises(NonCommercialError, match=r"cc-by-nc-4\.0, which forbids commercial use.*--non-commercial"):
         timm.create_model("zoo_poolformer_s12", **options)

@@ -331,7 +331,7 @@ def test_parameters_are_used_inside_their_own_modules_forward(name):
     model = _tiny(name)
     image = _image(96, model=model)
     expected = model(image)
-    assert torch.equal(_offload(model)(image), expected)
+    torch.testing.assert_close(_offload(model)(image), expected)  # copies lie elsewhere: other sums, NaN where misused
 
 
 # -- the meta device --------------------------------------------------------------------------------------------------

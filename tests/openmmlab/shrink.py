@@ -36,13 +36,19 @@ def load_small(path: str) -> Config:
                 part.update(max_per_img=2, score_thr=0.0)
     if model.type in ("RetinaNet", "FCOS", "ATSS"):
         model.test_cfg.update(nms_pre=50, max_per_img=4, score_thr=0.0)
-    if model.type == "DINO":
+    if model.type in ("DINO", "FocusDETR"):
         model.num_queries = model.test_cfg.max_per_img = 10
         model.encoder.num_layers = model.decoder.num_layers = 1
         model.dn_cfg.group_cfg.num_dn_queries = 4
-    if model.get("decode_head", {}).get("type") == "Mask2FormerHead":
+    if model.type == "FocusDETR":
+        model.update(keep_ratios=[0.8], num_dual_tokens=9)
+    if model.type == "ViDT":
+        model.backbone.num_tokens = model.test_cfg.max_per_img = 10
+        model.decoder.num_layers = 1
+    if (kind := model.get("decode_head", {}).get("type")) in ("Mask2FormerHead", "ExitMask2FormerHead"):
         model.decode_head.num_queries = 5
-        model.decode_head.pixel_decoder.encoder.num_layers = model.decode_head.transformer_decoder.num_layers = 1
+        model.decode_head.transformer_decoder.num_layers = 1
+        model.decode_head.pixel_decoder.encoder.num_layers = 2 if "Exit" in kind else 1
         model.decode_head.train_cfg.num_points = 64
     return cfg
 

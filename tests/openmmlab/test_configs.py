@@ -28,9 +28,13 @@ def test_the_configs_are_there():
         "mask-rcnn",
         "cascade-mask-rcnn",
         "dino",
+        "focus-detr",
+        "vidt",
+        "vidt-plus",
         "semantic-fpn",
         "upernet",
         "mask2former",
+        "eco-mask2former",
     ):
         assert word in names
     for word in ("edaformer_zoo-eft-t", "fuss-free_zoo-ffnet46ns-ccc"):
@@ -68,6 +72,9 @@ def _stand_ins():
     """Configs of which each is the first of its head: for the others they stand, unless --full."""
     first = {path.stem.partition("_zoo-")[0]: path for path in reversed(CONFIGS)}
     del first["cascade-mask-rcnn-sdanet"]  # of its neck retinanet-sdanet is the smaller one
+    del first["focus-detr-4scale"]  # focus-detr is the smaller one
+    first["vidt"] = FOLDER / "detection" / "vidt_zoo-swin-n_tiny.py"  # ten times smaller than the first, as the next
+    first["vidt-plus"] = FOLDER / "detection" / "vidt-plus_zoo-swin-n_50e_coco.py"
     return first.values()
 
 
@@ -98,7 +105,7 @@ def test_a_config_steps_and_predicts(path):
         first, second = model.test_step(inputs(cfg))
     if cfg.default_scope == "mmdet":
         assert first.pred_instances.bboxes.shape[1] == 4 and len(second.pred_instances.scores) > 0
-        assert ("masks" in first.pred_instances) == ("rcnn" in path.stem)
+        assert ("masks" in first.pred_instances) == ("rcnn" in path.stem or "vidt-plus" in path.stem)
     else:
         assert first.pred_sem_seg.data.shape == (1, 64, 64) and 0 <= first.pred_sem_seg.data.max() < 150
 

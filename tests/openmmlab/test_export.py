@@ -125,6 +125,11 @@ def test_a_segmentor_is_exported_to_logits_that_give_its_classes(tmp_path, class
             ["--random-weights"],
             "MaskRCNN has no raw outputs to export",
         ),
+        (
+            SEMANTIC_FPN.with_name("eco-mask2former_zoo-davit-t_160k_ade20k-512x512.py"),
+            ["--random-weights"],
+            "EncoderDecoder with ExitMask2FormerHead has no raw outputs to export",
+        ),
     ],
 )
 def test_what_a_user_can_mend_is_one_message_and_exit_code_1(config, flags, message, capsys):

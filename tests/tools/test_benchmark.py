@@ -4,10 +4,12 @@ import csv
 import itertools
 import math
 import os
+import sys
 import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -15,7 +17,7 @@ import torch
 from engine.helpers import run_tool
 from torch import nn
 
-from visionzoo.benchmark import baselines, report, runner, timing
+from visionzoo.benchmark import baselines, commands, report, runner, timing
 from visionzoo.benchmark.cases import Absent, Case, Measurement, Run, Settings, path, select
 from visionzoo.benchmark.host import host_cases
 from visionzoo.benchmark.implementations import Implementation, Problem
@@ -290,12 +292,48 @@ def test_steps_are_measured_and_graphs_said_to_be_absent_on_the_cpu(tmp_path, mo
     results = Results(tmp_path / "training.csv")
     run_cases(cases, SETTINGS, results)
     rows = {row.implementation: row for row in read_rows(tmp_path / "training.csv")}
-    assert list(rows) == ["visionzoo", "visionzoo-graph", "visionzoo-compiled-graph"]
+    assert list(rows) == [f"visionzoo{way}" for way in ("", "-graph", "-compiled-graph", "-command")]
+    assert rows["visionzoo-command"].reason == "1 GPU needed, torch sees 0 here"
     assert rows["visionzoo"].status == "ok" and rows["visionzoo"].busy_share is None
     assert rows["visionzoo-graph"].status == "absent" and "this is cpu" in rows["visionzoo-graph"].reason
     assert results.has(cases[0])
     write_report(tmp_path)
     assert (tmp_path / "training.png").stat().st_size > 5000
+
+
+def test_a_whole_training_is_timed_by_what_it_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "EPOCHS", 2)
+    monkeypatch.setattr(commands, "BATCHES", 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    ran = []
+
+    def run(command, **_):
+        start, flags = command[:4], [flag for flag in command[4:] if flag not in ("--cuda-graphs", "--torchcompile")]
+        ran.append(start)
+        at = flags.index("--output") + 1
+        assert sum(1 for _ in Path(flags[at]).glob("train/*/*.jpg")) == 8
+        code = run_tool("train", *flags, "-j", "0", "--device", "cpu", "--img-size", "32", "--no-amp")
+        return SimpleNamespace(returncode=code, stderr="")
+
+    monkeypatch.setattr(commands, "subprocess", SimpleNamespace(run=run))
+    settings = replace(SETTINGS, device=torch.device("cuda"))
+    training = commands.prepare_training(settings, "zoo_shvit_s1", 4, 1)
+    timed = Measurement("visionzoo-command", "training", lambda: training, items=4, tells=True)
+    results = Results(tmp_path / "training.csv")
+    run_cases([case_of(timed)], SETTINGS, results)
+    (row,) = results.rows
+    assert row.status == "ok" and row.repeats == 1 and ran == [[sys.executable, "-m", "visionzoo", "train"]]
+    assert row.images_per_second == pytest.approx(4e3 / row.median_ms)
+    failing = SimpleNamespace(returncode=1, stderr="a\nb\n")
+    monkeypatch.setattr(commands, "subprocess", SimpleNamespace(run=lambda *_, **__: failing))
+    with pytest.raises(RuntimeError, match=r"^visionzoo train: b$"):
+        training.call()
+
+
+def test_a_training_on_two_gpus_is_the_same_command_in_two_processes():
+    one, two = (commands.training_command(Path("d"), "zoo_deit_t", 4, gpus, commands.FAST) for gpus in (1, 2))
+    assert two[:7] == [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    assert two[7:19] == one[2:14] and {"--cuda-graphs", "--torchcompile"} < {*two} & {*one}
 
 
 def test_the_first_call_has_a_time_of_its_own_and_an_aim(tmp_path, monkeypatch):
@@ -331,6 +369,10 @@ def test_what_was_not_measured_is_said(tmp_path):
     assert "## Host\n\n![host](host.png)" in text and (tmp_path / "host.png").stat().st_size > 5000
     count = sum(1 for _ in targets())
     assert f"not measured: {count} further aims, of routed/56x56-g2-d32-k1, " in table
+    assert text.count("| not measured |") == count  # the file has a row for each
+    assert (
+        "| host-routed/14x14 | forward+backward | visionzoo: s of a first call | 2 | visionzoo not measured |" in text
+    )
     labels = [text.get_text() for panel in report.draw_host(results.rows)["host"].axes for text in panel.texts]
     assert labels == ["not measured"]
 
@@ -347,11 +389,11 @@ def test_the_share_of_the_gpu_is_told_and_files_without_it_are_read(tmp_path):
     results = Results(tmp_path / "r.csv")
     results.add(row)
     assert read_rows(tmp_path / "r.csv")[0].busy_ms == 6.0
-    for busy in (6.0, None):  # each version wrote a column more
+    for busy in (6.0, 6.0, None):  # each version wrote a column more
         lines = [line.rpartition(",")[0] for line in (tmp_path / "r.csv").read_text().splitlines()]
         (tmp_path / "r.csv").write_text("\n".join(lines))
         (row,) = read_rows(tmp_path / "r.csv")
-        assert row.busy_ms == busy and row.first_call_s is None
+        assert row.busy_ms == busy and row.first_call_s is None and row.launches is None
 
 
 def test_reducers_are_measured_against_the_tokens_that_are_left(tmp_path):
@@ -369,7 +411,8 @@ def test_reducers_are_measured_against_the_tokens_that_are_left(tmp_path):
 def test_the_host_is_measured_beside_launches_that_nobody_here_wrote(tmp_path):
     named = {case.name.partition("/")[0].removeprefix("host-") for case in host_cases(SETTINGS)}
     assert named == {"launch", "window", "linear", "channel", "routing", "routed", "neighborhood", "halo"} | {
-        *("layer_norm", "group_norm", "residual_norm", "depthwise")
+        *("layer_norm", "group_norm", "residual_norm", "score"),
+        *("depthwise", "depthwise-k7", "depthwise-k9", "depthwise-k11"),
     }
     cases = select(host_cases(SETTINGS), only=["host-launch/*", "host-layer_norm/7x7/visionzoo/*"], skip=["sdpa"])
     run_cases(cases, SETTINGS, Results(tmp_path / "host.csv"))
@@ -558,6 +601,43 @@ def test_cuda_graphs_are_compared_beside_calls_and_change_no_verdict():
     rows[0].replayed_ms, rows[1].replayed_ms = 0.5, 2.5
     assert judge(target, rows).replayed == 5.0 and judge(target, rows).met is False
     assert judge(Target("c", "forward", "times the floor", 2.5), rows).replayed == 1.0
+    graphs = replace(target, graphs=True)
+    assert judge(graphs, rows).measured == 5.0 and judge(graphs, rows).met is True
+    assert "visionzoo: times as fast as authors, as graphs | 2 | 5 | met |" in report.aims_table([judge(graphs, rows)])
+    rows[1].replayed_ms = None
+    assert judge(graphs, rows).met is None and judge(graphs, rows).reason == "no CUDA graphs of both were measured"
+    assert judge(graphs, rows[:1]).reason == "authors not measured"
+
+
+def test_launches_are_counted_in_those_of_an_empty_kernel():
+    target = Target("host-c/14x14", "forward", "empty launches a kernel", 2.0, ours="visionzoo-triton")
+    ours = Row("host-c/14x14", "visionzoo-triton", "forward", median_ms=0.09, launches=3.0)
+    assert judge(target, [ours]).reason == "triton-empty not measured"
+    empty = Row("host-launch/14x14", "triton-empty", "forward", median_ms=0.02)
+    assert judge(target, [ours, empty]).measured == pytest.approx(1.5)
+    ours.launches = None
+    assert judge(target, [ours, empty]).reason == "launches not counted"
+
+
+def test_first_calls_of_an_operation_are_added_up():
+    rows = [
+        Row("host-c/14x14", name, measure, median_ms=1.0, first_call_s=seconds)
+        for name, measure, seconds in (
+            ("visionzoo", "forward", 0.5),
+            ("visionzoo", "forward+backward", 1.0),
+            ("visionzoo-triton", "forward+backward", 0.25),
+            ("visionzoo-reference", "forward", 9.0),
+        )
+    ]
+    target = Target("host-c/14x14", "forward+backward", "s of a first call", 2.0)
+    assert judge(target, rows).measured == 1.75 and judge(target, rows[3:]).met is None
+
+
+def test_a_table_has_a_cell_for_each_heading():
+    row = Row("c", "visionzoo", "forward", status="absent", launches=7.0, first_call_s=0.5, reason="remark")
+    header, _, line = results_table([row]).splitlines()
+    cells = dict(zip(header.split("|"), line.split("|"), strict=True))
+    assert (cells[" Launches "], cells[" First call s "], cells[" Remark "]) == (" 7 ", " 0.5 ", " remark ")
 
 
 def test_aims_without_results_that_count_are_not_judged():

@@ -148,7 +148,9 @@ def test_a_command_that_draws_names_the_extra_before_it_looks_for_images(command
 def test_commands_print_what_they_are_asked_for(command):
     assert command("configs", "digits") == (
         0,
-        f"classification  {CLASSIFIER}\ndetection  {DETECTOR}\nsegmentation  semantic-fpn_zoo-biformer_digits\n",
+        f"classification  {CLASSIFIER}\ndetection  {DETECTOR}\n"
+        "segmentation  eco-mask2former_zoo-biformer_digits\nsegmentation  semantic-fpn_zoo-biformer_digits\n"
+        "multi_task  digits_multi_task\n",
         "",
     )
     assert command("configs", CLASSIFIER, "--paths")[1] == f"{ROOT / 'configs/classification/digits_biformer.yaml'}\n"

@@ -114,7 +114,8 @@ def test_variants_are_each_model_under_other_flags(command, tmp_path, capsys):
     assert {key for key in given[0] if given[0][key] != given[1][key]} == {
         *("relaxed_attention", "drop_path", "experiment")
     }
-    capsys.readouterr()
+    shown = capsys.readouterr().out
+    assert f"Variants of `{model}`:" in shown and "| `plain` |" in shown and "| `relaxed` |" in shown
     assert command("--epochs", "1", "--variants", "plain", "relaxed relaxed_attention=0.3", models=[model]) == 1
     assert "give it another label" in capsys.readouterr().err
 

@@ -77,6 +77,7 @@ class Measurement:
         replay: whether to time a CUDA graph of the call too.
         calls: calls between two looks at the clock, where `wall` holds; the times are those of one.
         busy: whether to add up what the device does in a call.
+        tells: whether the call times itself: it returns milliseconds, and is called once.
     """
 
     implementation: str
@@ -91,6 +92,7 @@ class Measurement:
     replay: bool = False
     calls: int = 1
     busy: bool = False
+    tells: bool = False
 
 
 @dataclass

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import require
@@ -69,11 +72,22 @@ def table(models: Sequence[Row]) -> str:
             shown = [name for name in shown if name != "trained_m"]
         if host:
             own.sort(key=lambda row: -math.inf if row["top1"] is None else row["top1"], reverse=True)
-        head = ["Mixer" if host else "Model", *(COLUMNS[name][0] for name in shown)]
-        lines = [[f"`{row['mixer'] or row['model']}`", *(_cell(row, name) for name in shown)] for row in own]
-        title = f"Mixers in `{host}`:\n\n" if host else ""
+        shared = "" if host else _shared(own)
+        kind = "Mixer" if host else "Variant" if shared else "Model"
+        head = [kind, *(COLUMNS[name][0] for name in shown)]
+        names = [row["mixer"] or row["model"].removeprefix(shared) for row in own]
+        lines = [[f"`{name}`", *(_cell(row, c) for c in shown)] for name, row in zip(names, own, strict=True)]
+        title = f"{kind}s in `{host}`:\n\n" if host else f"{kind}s of `{shared.strip()}`:\n\n" if shared else ""
         tables.append(title + markdown_table(head, lines, numbers=True) + "".join(_notes(own)))
     return "\n\n".join(tables)
+
+
+def _shared(models: Sequence[Row]) -> str:
+    """Return the words with which all names begin, where each has just one more: a model under several settings."""
+    names = [row["model"].split(" ") for row in models]
+    first = names[0][:-1]
+    alike = len(names) > 1 and all(name[:-1] == first for name in names)
+    return " ".join([*first, ""]) if alike and first else ""
 
 
 def _cell(row: Row, name: str) -> str:
@@ -187,9 +201,13 @@ def draw(models: Sequence[Row], path: Path) -> None:
         for axes, what in zip(pair, ("train", "inference"), strict=True):
             own = [row for row in models if row["host"] == host]
             places = [(row[f"{what}_images_per_second"], row["top1"]) for row in own]
-            names = [row["mixer"] or row["model"].split()[0].removeprefix("zoo_") for row in own]
+            shared = _shared(own)
+            names = [row["mixer"] or row["model"].removeprefix(shared).split()[0].removeprefix("zoo_") for row in own]
             place_labels(axes, places, names)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=120)
+    few = Image.open(drawn).convert("RGB").quantize(256, Image.Quantize.FASTOCTREE)  # colors: half the size, for pages
+    write_atomically(path, lambda file: few.save(file, format="png", optimize=True))
 
 
 def place_labels(axes: Any, points: Sequence[tuple[float, float]], names: Sequence[str]) -> list[Any]:

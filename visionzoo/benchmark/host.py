@@ -36,7 +36,7 @@ def host_cases(settings: Settings) -> list[Case]:
 def _of_host(case: Case, name: str, side: int) -> Case:
     """Measure the host in a case of the operations: without floors, which are the device's."""
     measurements = [
-        replace(measurement, host=True, replay=False, peak=False)
+        replace(measurement, host=True, replay=False, peak=False, busy=True)
         for measurement in case.measurements
         if measurement.implementation in IMPLEMENTATIONS
     ]
@@ -49,12 +49,15 @@ def _operations(settings: Settings, side: int) -> Iterator[tuple[str, Case]]:
     yield "layer_norm", layer_norm_case(settings, "layer_norm", side, dim)
     yield "group_norm", operations.group_norm_case(settings, "group_norm", side, dim)
     yield "residual_norm", operations.residual_norm_case(settings, "residual_norm", side, dim, batch=1)
-    yield "depthwise", operations.depthwise_case(settings, "depthwise", side, dim, 3, None)
+    for kernel in (3, 7, 9, 11):
+        name = "depthwise" if kernel == 3 else f"depthwise-k{kernel}"
+        yield name, operations.depthwise_case(settings, name, side, dim, kernel, None)
     yield "routing", operations.routing_case(settings, "routing", side=side, heads=HEADS, topk=4)
     yield "routed", operations.routed_case(settings, "routed", **sizes, regions=7, topk=4)
     yield "window", operations.window_case(settings, "window", side, HEADS)
     yield "neighborhood", operations.neighborhood_case(settings, "neighborhood", **sizes, kernel_size=7)
     yield "halo", operations.halo_case(settings, "halo", side, HEADS, DEPTH)
+    yield "score", operations.score_case(settings, "score", **sizes, normalizer="sigmoid")
     yield "linear", operations.linear_case(settings, "linear", **sizes, feature_map="relu")
     yield "channel", operations.channel_case(settings, "channel", side, HEADS)
 

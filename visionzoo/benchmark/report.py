@@ -27,8 +27,8 @@ def write_report(folder: Path, *, pictures: bool = True) -> str:
     rows = [row for suite in suites.values() for row in suite]
     if not rows:
         raise UserError(f"no results in {folder}: expected {', '.join(f'{suite}.csv' for suite in SUITES)}")
-    aims = aims_table(judge(target, rows) for target in targets())
-    parts = ["# Benchmarks", *_environments(rows), "## Aims", aims]
+    verdicts = [judge(target, rows) for target in targets()]
+    parts = ["# Benchmarks", *_environments(rows), "## Aims", aims_table(verdicts, whole=True)]
     for suite, own in suites.items():
         parts.append(f"## {suite.capitalize()}")
         if not own:
@@ -40,7 +40,7 @@ def write_report(folder: Path, *, pictures: bool = True) -> str:
         parts.append(results_table(own))
     text = "\n\n".join(parts) + "\n"
     write_atomically(folder / REPORT, lambda file: file.write(text.encode()))
-    return aims
+    return aims_table(verdicts)
 
 
 def _environments(rows: Sequence[Row]) -> list[str]:
@@ -63,15 +63,15 @@ def _environments(rows: Sequence[Row]) -> list[str]:
     return [*(f"- {line}" for line in sorted(said) + sorted(rates)), how]
 
 
-def aims_table(verdicts: Iterable[Verdict]) -> str:
-    """Lay out targets and what was measured as Markdown, and count those of which our side was not measured."""
+def aims_table(verdicts: Iterable[Verdict], *, whole: bool = False) -> str:
+    """Lay out targets and what was measured as Markdown; unless `whole` count those of which ours was not measured."""
     lines, others = [], []
     for verdict in verdicts:
         target = verdict.target
-        if verdict.met is None and verdict.reason == f"{target.ours} not measured":
+        if not whole and verdict.met is None and verdict.reason == f"{target.ours} not measured":
             others.append(target.case)
             continue
-        quantity = f"{target.ours}: {target.quantity} {target.baseline}".strip()
+        quantity = f"{target.ours}: {target.quantity} {target.baseline}".strip() + ", as graphs" * target.graphs
         measured = verdict.reason if verdict.measured is None else f"{verdict.measured:.3g}"
         word = {None: "not measured", True: "met", False: "**missed**"}[verdict.met]
         replayed = _number(verdict.replayed, ".3g")
@@ -84,8 +84,8 @@ def aims_table(verdicts: Iterable[Verdict]) -> str:
 
 def results_table(rows: Iterable[Row]) -> str:
     """Lay out rows as Markdown."""
-    header = [*("Case", "Implementation", "What", "ms", "Replayed ms", "GPU busy", "img/s", "Floor ms", "Peak MiB")]
-    header += ["Error", "Remark"]
+    header = [*("Case", "Implementation", "What", "ms", "Replayed ms", "GPU busy", "Launches", "img/s", "Floor ms")]
+    header += ["Peak MiB", "First call s", "Error", "Remark"]
     lines = []
     for row in rows:
         error = "" if row.error is None else f"{row.error:.1e}" + ("" if row.agrees else " **differs**")
@@ -98,6 +98,7 @@ def results_table(rows: Iterable[Row]) -> str:
                 time if row.status == "ok" else row.status,
                 _number(row.replayed_ms, ".4g"),
                 "" if row.busy_share is None else f"{row.busy_ms:.4g} ms, {row.busy_share:.0%}",
+                _number(row.launches, ".3g"),
                 _number(row.images_per_second, ".0f"),
                 _number(row.floor_ms, ".3g"),
                 _number(row.peak_mib, ".1f"),

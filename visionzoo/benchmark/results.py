@@ -26,7 +26,8 @@ class Row:
 
     Times are milliseconds, memory is MiB. `median_ms` is that of a call as one makes it, `replayed_ms` that of a CUDA
     graph of it, `busy_ms` what kernels take in a call: where the first is much longer, launching takes the time.
-    `first_call_s` is seconds until the first result, in which kernels are compiled that no earlier row has run.
+    `launches` counts the kernels and copies of a call. `first_call_s` is seconds until the first result, in which
+    kernels are compiled that no earlier row has run.
     `status` is "ok"; "absent" (the implementation cannot take part here), "failed" or "skipped" (no time was left),
     each with its `reason`, which for "ok" is a remark. `peak_mib` is what a call takes beyond `fixed_mib`, its inputs
     and weights; `held_mib` is explained in `visionzoo.benchmark.memory`.
@@ -67,6 +68,7 @@ class Row:
     python: str = ""
     busy_ms: float | None = None
     first_call_s: float | None = None
+    launches: float | None = None
 
     @property
     def busy_share(self) -> float | None:
@@ -86,7 +88,7 @@ class Row:
         return self.error <= self.allowed_error
 
 
-LATER = ("busy_ms", "first_call_s")  # columns that files of earlier versions lack
+LATER = ("busy_ms", "first_call_s", "launches")  # columns that files of earlier versions lack
 COLUMNS = [field.name for field in fields(Row)]
 _NUMBERS = {
     field.name: int if "int" in str(field.type) else float for field in fields(Row) if "None" in str(field.type)

@@ -16,8 +16,9 @@ from visionzoo.benchmark.cases import Absent, Case, Measurement, Settings
 from visionzoo.benchmark.results import Results, Row, environment
 from visionzoo.benchmark.timing import (
     Ceilings,
-    busy_ms,
+    Timing,
     device_timing,
+    device_work,
     host_timing,
     launch_timing,
     peak_bytes,
@@ -95,6 +96,9 @@ def _measure(row: Row, measurement: Measurement, settings: Settings) -> None:
     """Fill in a row."""
     try:
         run = measurement.prepare()
+        if measurement.tells:
+            _fill(row, measurement, Timing.of(run.call()))
+            return
         row.fixed_mib, row.held_mib = (None if n is None else n / MIB for n in (run.fixed_bytes, run.held_bytes))
         start = time.perf_counter()
         with explain() as decisions:
@@ -113,22 +117,23 @@ def _measure(row: Row, measurement: Measurement, settings: Settings) -> None:
         in_calls = partial(host_timing, calls=measurement.calls)
         clock = launch_timing if measurement.host else in_calls if measurement.wall else device_timing
         timing = clock(run.call, settings.device, settings.budget(measurement.scale))
-        row.median_ms, row.low_ms, row.high_ms, row.repeats = (
-            timing.median_ms,
-            timing.low_ms,
-            timing.high_ms,
-            timing.repeats,
-        )
+        _fill(row, measurement, timing)
         if measurement.replay:
             row.replayed_ms = _replay(run.call, settings, measurement.scale)
         if measurement.busy:
-            row.busy_ms = busy_ms(run.call, settings.device)
-        if measurement.items is not None:
-            row.images_per_second = 1e3 * measurement.items / timing.median_ms
+            row.busy_ms, row.launches = device_work(run.call, settings.device)
     except Absent as error:
         row.status, row.reason = "absent", str(error)
     except Exception as error:  # whatever it is, the others are to be measured
         row.status, row.reason = "failed", _one_line(error)
+
+
+def _fill(row: Row, measurement: Measurement, timing: Timing) -> None:
+    """Fill in times."""
+    row.median_ms, row.low_ms, row.high_ms = timing.median_ms, timing.low_ms, timing.high_ms
+    row.repeats = timing.repeats
+    if measurement.items is not None:
+        row.images_per_second = 1e3 * measurement.items / timing.median_ms
 
 
 def _replay(call: Callable[[], Any], settings: Settings, scale: float) -> float | None:

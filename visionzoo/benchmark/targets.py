@@ -6,15 +6,17 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from visionzoo.benchmark.models import smallest
+from visionzoo.benchmark.models import PAIRS, smallest
 from visionzoo.benchmark.results import Row
+from visionzoo.benchmark.training import COMMANDED, JOINED, TRAINED
 
 # quantity -> whether the aim is a lower bound
 QUANTITIES = {
     "times as fast as": True,  # their median over ours
     "times the floor": False,  # our median over what the machine's rates allow
     "ms": False,  # our median
-    "s of a first call": False,  # ours, in which kernels are compiled
+    "s of a first call": False,  # ours, in which kernels are compiled; for an operation, of all its first calls
+    "empty launches a kernel": False,  # time until a call returns, over its kernels and an empty kernel's time
     "times what must be held": False,  # peak over held memory
     "growth exponent": False,  # of peak memory with the number of tokens: 1 is linear
 }
@@ -22,8 +24,14 @@ QUANTITIES = {
 
 # with a backward pass, in the suite `host`
 HOST_OPERATIONS = (
-    *("layer_norm", "group_norm", "depthwise", "routed", "window"),
-    *("neighborhood", "halo", "linear", "channel"),
+    *("layer_norm", "group_norm", "residual_norm", "depthwise", "depthwise-k7", "depthwise-k9", "depthwise-k11"),
+    *("routed", "window", "neighborhood", "halo", "score", "linear", "channel"),
+)
+# at batch 128 and 1, the stages of a BiFormer-T
+RESIDUAL_NORMS = tuple(
+    f"residual_norm/{batch}x{side}x{side}-c{dim}"
+    for batch in (128, 1)
+    for side, dim in ((56, 64), (28, 128), (14, 256), (7, 512))
 )
 
 
@@ -38,6 +46,7 @@ class Target:
         aim: what the quantity should be, at least or at most.
         baseline: implementation that is compared with, for "times as fast as".
         ours: our implementation.
+        graphs: whether what counts is the time of CUDA graphs of the calls.
     """
 
     case: str
@@ -46,6 +55,7 @@ class Target:
     aim: float
     baseline: str = ""
     ours: str = "visionzoo"
+    graphs: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,7 @@ def targets() -> Iterator[Target]:
     yield Target("routed/56x56-g2-d32-k1", "forward", "times the floor", 2.5)
     for measure in ("forward", both):
         yield Target("routed/14x14-g8-d32-k16", measure, faster, 1.0, "sdpa-masked")
+        yield Target("routed/14x14-g8-d32-k16", measure, faster, 1.0, "sdpa-masked", graphs=True)
 
     yield Target("neighborhood/56x56-g2-d32-k7-x1", "forward", faster, 3.0, "flex")
     yield Target("neighborhood/56x56-g2-d32-k7-x1", both, faster, 2.5, "flex")
@@ -87,6 +98,10 @@ def targets() -> Iterator[Target]:
     for stage in (*stages, "14x14-g8-d32-k7-x1", "14x14-g8-d32-k7-x2", "7x7-g16-d32-k7-x1"):
         for measure in ("forward", both):
             yield Target(f"neighborhood/{stage}", measure, faster, 1.0, "sdpa")
+
+    for case in RESIDUAL_NORMS:
+        for measure in ("forward", both):
+            yield Target(case, measure, faster, 1.0, "visionzoo-apart", "visionzoo-triton", graphs=True)
 
     for stage in ("56x56-g2-d32-k7-s4", "56x56-g2-d32-k7-s7", "128x128-g4-d64-k13-s4", "128x128-g4-d64-k16-s8"):
         for measure in ("forward", both):
@@ -99,6 +114,9 @@ def targets() -> Iterator[Target]:
     for shape in ("56x56-g2-d32", "256x256-g4-d32"):
         for feature_map in ("focused", "relu", "elu", "softmax"):
             yield Target(f"linear/{shape}-{feature_map}", "forward", "times the floor", 2.5)
+            if shape.startswith("256"):
+                for measure in ("forward", both):
+                    yield Target(f"linear/{shape}-{feature_map}", measure, "times the floor", 2.5, graphs=True)
             for measure in ("forward", both):
                 baseline = "visionzoo-reference-compiled"
                 yield Target(f"linear/{shape}-{feature_map}", measure, faster, 1.0, baseline)
@@ -115,19 +133,32 @@ def targets() -> Iterator[Target]:
         yield Target(f"{model}/training", "training", faster, 1.0, "timm")
         yield Target(f"{model}/compiled", "inference", faster, 1.0, "timm-compiled", compiled)
         yield Target(f"{model}/compiled", "inference", faster, 1.2, "timm-compiled", optimized)
-        yield Target(f"{model}/latency", "latency", faster, 1.0, "timm")
-    graphed = "visionzoo-compiled-graph"
-    yield Target("biformer_t/step", "training", faster, 4.5, "authors", graphed)
-    for model in ("davit_t", "pvtv2_b1", "shvit_s1", "levit_128s", "poolformer_s12", "swin_t"):
-        yield Target(f"{model}/step", "training", faster, 1.5, "timm", graphed)
-        yield Target(f"{model}/step", "training", faster, 1.15, "timm-compiled-graph", graphed)
-    for model in ("biformer_t", "davit_t", "pvtv2_b1", "shvit_s1", "levit_128s", "poolformer_s12", "swin_t"):
-        yield Target(f"{model}/step", "training", "s of a first call", 20.0)
+    for pair in PAIRS:
+        yield Target(f"{pair.name}/latency", "latency", faster, 1.0, pair.whose)
+    for ours in ("visionzoo-compiled-graph", "visionzoo-command"):
+        yield Target("biformer_t/step", "training", faster, 4.5, "authors", ours)
+        for model in COMMANDED[1][1:]:
+            yield Target(f"{model}/step", "training", faster, 1.5, "timm", ours)
+            yield Target(f"{model}/step", "training", faster, 1.15, "timm-compiled-graph", ours)
+    yield Target("biformer_t/step", "training", faster, 1.8, "visionzoo-command", "visionzoo-command-2-gpus")
+    for pair in TRAINED:
+        yield Target(f"{pair.name}/step", "training", "s of a first call", 20.0)
+    for pair in TRAINED:
+        if pair.ours in JOINED:
+            yield Target(
+                f"{pair.name}/step", "training", faster, 1.0, "visionzoo-apart-graph", "visionzoo-joined-graph"
+            )
     for pair in smallest():
         yield Target(f"{pair.name}/latency", "latency", "ms", 1.5, ours=optimized)
 
     for operation in HOST_OPERATIONS:
         yield Target(f"host-{operation}/14x14", both, "s of a first call", 2.0)
+    yield Target("host-routing/14x14", "forward", "s of a first call", 2.0)
+    for operation in ("routing", *HOST_OPERATIONS):
+        for measure, aim in (("forward", 2.0), (both, 3.0)):
+            if (operation, measure) != ("routing", both):
+                name = f"host-{operation}/14x14"
+                yield Target(name, measure, "empty launches a kernel", aim, ours="visionzoo-triton")
     for side in (14, 7):
         for operation in ("routed", "neighborhood"):
             yield Target(f"host-{operation}/{side}x{side}", both, faster, 1.0, "sdpa-masked")
@@ -142,6 +173,10 @@ def judge(target: Target, rows: Sequence[Row]) -> Verdict:
     """Look up a target in rows of results; rows whose results are off do not count."""
     if target.quantity == "growth exponent":
         return _growth(target, rows)
+    if target.graphs:
+        verdict = judge(replace(target, graphs=False), rows)
+        reason = verdict.reason or ("" if verdict.replayed else "no CUDA graphs of both were measured")
+        return Verdict(target, None if verdict.reason else verdict.replayed, reason)
     ours = _find(rows, target, target.ours)
     if isinstance(ours, str):
         return Verdict(target, None, ours)
@@ -151,7 +186,9 @@ def judge(target: Target, rows: Sequence[Row]) -> Verdict:
     if target.quantity == "ms":
         return Verdict(target, ours.median_ms)
     if target.quantity == "s of a first call":
-        return Verdict(target, ours.first_call_s, "" if ours.first_call_s else "first call not measured")
+        return _first_calls(target, rows)
+    if target.quantity == "empty launches a kernel":
+        return _launches(target, ours, rows)
     if target.quantity == "times the floor":
         verdict = _quotient(target, ours.median_ms, ours.floor_ms, "no floor")
         return replace(verdict, replayed=_ratio(ours.replayed_ms, ours.floor_ms))
@@ -167,6 +204,26 @@ def judge(target: Target, rows: Sequence[Row]) -> Verdict:
     assert theirs.median_ms is not None
     replayed = _ratio(theirs.replayed_ms, ours.replayed_ms)
     return Verdict(target, theirs.median_ms / ours.median_ms, replayed=replayed)
+
+
+def _first_calls(target: Target, rows: Sequence[Row]) -> Verdict:
+    """Add up the first calls of ours, forward and with backward, by what "auto" takes and by the kernels."""
+    found = [
+        row.first_call_s
+        for row in rows
+        if (row.case, row.status) == (target.case, "ok")
+        and row.implementation in (target.ours, f"{target.ours}-triton")
+    ]
+    times = [seconds for seconds in found if seconds]
+    return Verdict(target, sum(times)) if times else Verdict(target, None, "first call not measured")
+
+
+def _launches(target: Target, ours: Row, rows: Sequence[Row]) -> Verdict:
+    empty = _find(rows, replace(target, case="host-launch/14x14", measure="forward"), "triton-empty")
+    if isinstance(empty, str):
+        return Verdict(target, None, empty)
+    assert ours.median_ms is not None and empty.median_ms is not None
+    return _quotient(target, ours.median_ms / empty.median_ms, ours.launches, "launches not counted")
 
 
 def _ratio(value: float | None, unit: float | None) -> float | None:

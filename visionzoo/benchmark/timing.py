@@ -64,10 +64,15 @@ def replayed_ms(call: Callable[[], Any], device: torch.device, budget: Budget) -
         return do_bench_cudagraph(call, rep=budget.repeat_ms, return_mode="median")
 
 
-def busy_ms(call: Callable[[], Any], device: torch.device, calls: int = 3) -> float | None:
-    """Add up what kernels and copies on the device take in a call, by torch's profiler; None on a CPU."""
+def device_work(
+    call: Callable[[], Any], device: torch.device, calls: int = 3
+) -> tuple[float, float] | tuple[None, None]:
+    """Add up what kernels and copies on the device take in a call, in ms, and count them; None on a CPU.
+
+    By torch's profiler, over a few calls.
+    """
     if device.type != "cuda":
-        return None
+        return None, None
     from torch.profiler import ProfilerActivity, profile
 
     call()
@@ -77,7 +82,10 @@ def busy_ms(call: Callable[[], Any], device: torch.device, calls: int = 3) -> fl
             call()
         synchronize(device)
     kernels = [event for event in trace.key_averages() if not getattr(event, "is_user_annotation", False)]
-    return 1e-3 * sum(event.self_device_time_total for event in kernels) / calls
+    return (
+        1e-3 * sum(event.self_device_time_total for event in kernels) / calls,
+        sum(event.count for event in kernels) / calls,
+    )
 
 
 def host_timing(call: Callable[[], Any], device: torch.device, budget: Budget, calls: int = 1) -> Timing:

@@ -3,6 +3,8 @@
 A step is forward, cross entropy and backward under autocast to bfloat16, contiguous NCHW, batch 128, and AdamW's
 update. The clock is looked at every eight steps, so that the host may run ahead of the GPU as it does in a training.
 Beside it stands what the GPU was busy for in a step: where that is much less, the host launches too slowly.
+The last rows are trainings by `visionzoo train` that load images, on one GPU and on two, see
+`visionzoo.benchmark.commands`.
 Models in which a norm follows a residual sum have these in one launch ("joined") and in two ("apart"), whatever "auto"
 takes.
 """
@@ -19,14 +21,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionzoo.benchmark.cases import Absent, Case, Measurement, Run, Settings
+from visionzoo.benchmark.commands import prepare_training
 from visionzoo.benchmark.models import OURS, PAIRS, Mode, Pair, Twins, autocast, storage_bytes
 from visionzoo.graphs import WARMUP, CudaRecorder, TrainingStep
-from visionzoo.kernels.dispatch import as_if_measured
+from visionzoo.kernels.dispatch import as_if_paying
 
 MODE = Mode(128, "training", autocast=True)
 WAYS = ("", "-graph", "-compiled", "-compiled-graph")
 JOINED = ("zoo_biformer_t", "zoo_swin_t", "zoo_pvtv2_b1", "zoo_nat_mini")
 JOINED_WAYS = ("-joined-graph", "-apart-graph")
+COMMANDED = {  # by the number of GPUs: what is trained by the command, too
+    1: ("biformer_t", "davit_t", "pvtv2_b1", "shvit_s1", "levit_128s", "poolformer_s12", "swin_t"),
+    2: ("biformer_t",),
+}
 STEPS = 8  # between two looks at the clock
 TRAINED = (*PAIRS, Pair("zoo_nat_mini"))
 
@@ -56,6 +63,17 @@ def training_cases(settings: Settings, pairs: Sequence[Pair] = TRAINED) -> Itera
                 )
                 for whose in filter(None, (OURS, pair.whose))
                 for way in (WAYS + JOINED_WAYS if whose == OURS and pair.ours in JOINED else WAYS)
+            ]
+            + [
+                Measurement(
+                    f"{OURS}-command{f'-{gpus}-gpus' * (gpus > 1)}",
+                    MODE.measure,
+                    partial(prepare_training, settings, pair.ours, batch, gpus),
+                    items=batch,
+                    tells=True,
+                )
+                for gpus, names in COMMANDED.items()
+                if pair.name in names
             ],
             close=twins.close,
         )
@@ -72,7 +90,7 @@ def _prepare(twins: Twins, whose: str, way: str, batch: int) -> Run:
     called: nn.Module = torch.compile(model, dynamic=False) if "-compiled" in way else model  # type: ignore[assignment]
 
     def forward(images: Tensor, labels: Tensor) -> Tensor:
-        joined = as_if_measured("residual_norm", "-joined" in way) if way in JOINED_WAYS else nullcontext()
+        joined = as_if_paying("residual_norm", "-joined" in way) if way in JOINED_WAYS else nullcontext()
         with joined, autocast(images.device, True):
             return F.cross_entropy(called(images).float(), labels)
 

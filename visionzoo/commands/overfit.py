@@ -26,6 +26,8 @@ RUNS = {
     "retinanet_zoo-davit-t_fpn_tiny": "coco/bbox_mAP",
     "retinanet-bvr_zoo-davit-t_fpn_tiny": "coco/bbox_mAP",
     "retinanet-sdanet_zoo-davit-t_tiny": "coco/bbox_mAP",
+    "focus-detr_zoo-davit-t_tiny": "coco/bbox_mAP",
+    "vidt_zoo-swin-n_tiny": "coco/bbox_mAP",
     "semantic-fpn_zoo-biformer-t_tiny": "mIoU",
     "upernet_zoo-biformer-t_tiny": "mIoU",
 }
@@ -81,7 +83,7 @@ def describe_data(coco: Path, masks: Path, output: Path) -> dict[str, Path]:
 
 def task_of(name: str) -> str:
     """Return the folder of a configuration."""
-    return "detection" if "rcnn" in name or "retinanet" in name else "segmentation"
+    return shipped_configs()[name].parent.name
 
 
 def train_all(args: argparse.Namespace, data: dict[str, Path], output: Path) -> dict[str, float]:

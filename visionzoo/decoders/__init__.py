@@ -9,6 +9,7 @@ from visionzoo.decoders.create import DECODERS, SEGMENTORS, Network, create_segm
 from visionzoo.decoders.edaformer import EDAFormerDecoder
 from visionzoo.decoders.fuss_free import FussFreeDecoder, FussFreeEncoder
 from visionzoo.decoders.guided_attention import GuidedAttentionDecoder
+from visionzoo.decoders.multi_task import MultiTaskNetwork
 from visionzoo.decoders.paratranscnn import ParallelBackbones, ParaTransCNNDecoder
 from visionzoo.decoders.segmentor import Segmentor
 
@@ -20,6 +21,7 @@ __all__ = [
     "FussFreeDecoder",
     "FussFreeEncoder",
     "GuidedAttentionDecoder",
+    "MultiTaskNetwork",
     "Network",
     "ParaTransCNNDecoder",
     "ParallelBackbones",

@@ -64,7 +64,7 @@ class Segmentor(WithOutputs, Composite):
         if x.ndim != 4:
             raise ValueError(f"Segmentor: expected images [B, C, H, W], got {tuple(x.shape)}")
         if not (self.training and self.auxiliary):
-            return self._full(self.decoder(self.forward_maps(x)), x)
+            return self.decode_maps(self.forward_maps(x), x)
         with collect() as terms:
             logits, exits = self.decoder.decode(self.forward_maps(x))
         return Outputs(
@@ -74,6 +74,10 @@ class Segmentor(WithOutputs, Composite):
     def _full(self, logits: Tensor, image: Tensor) -> Tensor:
         """Bring logits [B, num_classes, H', W'] to the image's size, where that is asked for."""
         return resize(logits, image) if self.upsample else logits
+
+    def decode_maps(self, maps: Sequence[Tensor], x: Tensor) -> Tensor:
+        """Decode the maps of an image [B, in_chans, H, W] to the logits that `forward` gives of it."""
+        return self._full(self.decoder(maps), x)
 
     def forward_maps(self, x: Tensor) -> list[Tensor]:
         """Image [B, in_chans, H, W] to the maps [B, C, H', W'] that the decoder takes, finest first."""

@@ -16,6 +16,7 @@ from visionzoo.engine.models import Trained, build_model, check_name, data_confi
 from visionzoo.engine.options import settings
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.recorded import per_channel
+from visionzoo.quantization import calibrate, is_quantized
 from visionzoo.text import count_of
 
 
@@ -35,6 +36,7 @@ def export_classifier(config: ExportConfig) -> list[Exported]:
     if config.source.exit:
         model, name = model_of_exit(model, name, config.source.exit), f"{name}-{config.source.exit}"
     shape = shape_of(config.files, tuple(trained.data_config["input_size"]))
+    quantized = dict(config.model.quantize) or trained.args.get("quantize")
     description = {
         "model": config.model.model or trained.args.get("model"),
         "task": "classification",
@@ -46,6 +48,7 @@ def export_classifier(config: ExportConfig) -> list[Exported]:
         },
         "outputs": [{"name": "logits"}],
         **({"exit": config.source.exit} if config.source.exit else {}),
+        **({"quantized": quantized} if quantized else {}),
         "activation": "sigmoid" if trained.multi_label else "softmax",
         "class_names": trained.class_names,
     }
@@ -72,4 +75,7 @@ def _build(config: ExportConfig) -> Trained:
     if config.source.weights.checkpoint or config.model.pretrained:
         raise UserError("--random-weights together with --checkpoint or --pretrained; give one")
     model = build_model(config.model, config.input)
-    return Trained(model, per_channel(data_config(config.model, config.input, model)))
+    prepared = per_channel(data_config(config.model, config.input, model))
+    if is_quantized(model):
+        calibrate(model, torch.randn(2, *prepared["input_size"]))
+    return Trained(model, prepared)

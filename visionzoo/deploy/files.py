@@ -16,8 +16,10 @@ from torch import nn
 import visionzoo
 from visionzoo.deploy.exporting import FORMATS, Exported, Reference, Shape, export, require_compiler
 from visionzoo.deploy.flags import FilesConfig
+from visionzoo.deploy.integers import count_weights, to_integers
 from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import UserError, require
+from visionzoo.quantization import is_quantized
 
 
 def write_files(
@@ -60,7 +62,10 @@ def write_files(
             f"{stem.parent} holds {listed} of another model, or of other weights or images; name another --output, or "
             "pass --overwrite to replace them all"
         )
-    if not given.no_fuse:
+    if is_quantized(model):
+        model = to_integers(model)
+        print(f"quantized: {count_weights(model)}")
+    elif not given.no_fuse:
         model = visionzoo.fuse(model)
     files = []
     for format in dict.fromkeys(given.format):

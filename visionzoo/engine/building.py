@@ -32,12 +32,14 @@ from visionzoo.engine.optimization import learning_rate, make_optimizer, make_sc
 from visionzoo.engine.options import changed, settings
 from visionzoo.engine.parallel import Process
 from visionzoo.engine.probing import choose_head, freeze
+from visionzoo.engine.quantization import begin_scales, make_annealing, quantize_model
 from visionzoo.engine.regularization import regularize_attention
 from visionzoo.engine.reporting import Reporter
 from visionzoo.engine.resuming import claim_folder, take_up
-from visionzoo.engine.run import Progress, Run, best_in, trained_module, updates
+from visionzoo.engine.run import Parts, Progress, Run, best_in, trained_module, updates
 from visionzoo.engine.scalekd import ScaleKDTask
 from visionzoo.graphs import make_capturable
+from visionzoo.quantization import holds_quantizers
 from visionzoo.replicas import Replicas
 from visionzoo.text import count_of
 
@@ -84,9 +86,36 @@ def build_run(config: TrainConfig, process: Process) -> Run:
     validation_batch = fit.validation_batch_size or fit.batch_size
     val_loader = val_set and eval_loader(config.data, val_set, prepared, process, batch_size=validation_batch)
 
+    begin_scales(config, model, train_set, prepared, process, notes.say)
+    parts = Parts(
+        train_set=train_set,
+        val_set=val_set,
+        class_names=names,
+        data_config=prepared,
+        loader=loader,
+        val_loader=val_loader,
+        task=make_task(config, model, prepared, names, process.device),
+        metric=best_in(config, val_set),
+        freezing=freezing,
+    )
+    return assemble_run(config, process, parts, notes)
+
+
+def assemble_run(config: TrainConfig, process: Process, parts: Parts, notes: Notes) -> Run:
+    """Make optimizer and schedule for what is trained, claim its folder, and take up what it is to continue from.
+
+    Args:
+        config: of the run, with the number of classes.
+        process: where it runs.
+        parts: what is trained, on what.
+        notes: printed so far, which begin the log.
+
+    Raises:
+        UserError: the optimizer cannot be made, a flag does not go with the device; or as `build_run` of the folder.
+    """
+    fit, task = config.fit, parts.task
     total = total_batch(fit, process.world_size)
     lr, lr_origin = learning_rate(config.schedule, config.optimizer.opt, total)
-    task = make_task(config, model, prepared, names, process.device)
     if fit.model_ema:
         task.setup_ema(decay=fit.model_ema_decay, use_warmup=fit.model_ema_warmup)
     if fit.fsdp:
@@ -99,28 +128,22 @@ def build_run(config: TrainConfig, process: Process) -> Run:
         if not needs_scaler:  # else the update is not recorded
             make_capturable(optimizer)
     scheduler, num_epochs = make_scheduler(
-        config.schedule, optimizer, updates(len(loader), config), seed=config.device.seed
+        config.schedule, optimizer, updates(len(parts.loader), config), seed=config.device.seed
     )
-    metric = best_in(config, val_set)
-    place, found = claim_folder(config, process, prepared["input_size"][-1], metric, notes.say)
+    annealing = make_annealing(config, trained_module(task), num_epochs, process)
+    place, found = claim_folder(config, process, parts.data_config["input_size"][-1], parts.metric, notes.say)
     try:
         run = Run(
             config=config,
             process=process,
-            train_set=train_set,
-            val_set=val_set,
-            class_names=names,
-            data_config=prepared,
-            loader=loader,
-            val_loader=val_loader,
-            task=task,
+            **{field.name: getattr(parts, field.name) for field in dataclasses.fields(parts)},
             optimizer=optimizer,
             scheduler=scheduler,
             scaler=torch.amp.GradScaler(process.device.type) if needs_scaler else None,
             num_epochs=num_epochs,
             place=place,
             progress=Progress(),
-            freezing=freezing,
+            annealing=annealing,
         )
         take_up(run, found, notes.say)
         run = dataclasses.replace(run, replicas=_wrap_model(run))
@@ -133,8 +156,10 @@ def build_run(config: TrainConfig, process: Process) -> Run:
 def _make_model(config: TrainConfig, process: Process, say: Callable[[str], object]) -> nn.Module:
     fit = config.fit
     overlay = {"file": fit.pretrained_path, "num_classes": -1} if fit.pretrained_path else None  # -1: adapt the head
+    source = read_checkpoint(fit.initial_checkpoint) if fit.initial_checkpoint else {}
+    float_start = bool(source) and not holds_quantizers(source)  # then quantizers come after the weights
     model = build_model(
-        config.model,
+        dataclasses.replace(config.model, quantize={}) if float_start else config.model,
         config.input,
         pretrained_path=fit.pretrained_path,
         say=say,
@@ -147,8 +172,9 @@ def _make_model(config: TrainConfig, process: Process, say: Callable[[str], obje
     )
     if fit.initial_checkpoint:
         advice = " (--pretrained-path takes all but the classifier, where the classes differ)"
-        source = read_checkpoint(fit.initial_checkpoint)
         load(model, source, fit.initial_checkpoint, new_parts=True, advice=advice)
+    if float_start:
+        quantize_model(model, config.model)
     regularize_attention(fit, model, config.model.name, say)
     if fit.grad_checkpointing:
         model.set_grad_checkpointing(True)  # type: ignore[operator]

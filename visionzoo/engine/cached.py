@@ -193,7 +193,8 @@ class DeviceLoader:
             images = (images - self.mean) / self.std
             if self.erasing is not None:
                 images = self.erasing(images)
-            if self.mix is not None and self.mixup_enabled:
+            if self.mix is not None:
+                self.mix.mixup_enabled = self.mixup_enabled  # without, it still makes of labels what the loss takes
                 images, targets = self.mix(images, targets)
             yield images, targets
 

@@ -19,7 +19,7 @@ def shipped_configs() -> dict[str, Path]:
     """Return the paths of the configs that come with visionzoo by their names, those of classification first."""
     inside = PACKAGE / "configs"  # of an installed wheel; in a checkout, configs/ stands beside the package
     root = inside if inside.is_dir() else PACKAGE.with_name("configs")
-    tasks = ("classification", "detection", "segmentation")
+    tasks = ("classification", "detection", "segmentation", "multi_task")
     paths = [path for task in tasks for path in sorted((root / task).glob("*")) if path.suffix in ENDINGS]
     return {path.stem: path for path in paths}
 

@@ -445,14 +445,14 @@ def _common(data: DataConfig, data_config: dict[str, Any], process: Any) -> dict
         mean=data_config["mean"],
         std=data_config["std"],
         num_workers=data.workers,
-        worker_seeding=_start_worker,
+        worker_seeding=start_worker,
         pin_memory=data.pin_mem,
         device=process.device,
         distributed=process.distributed,
     )
 
 
-def _start_worker(info: Any) -> int:
+def start_worker(info: Any) -> int:
     """Leave the process group of the run, and return the seed of a loading process.
 
     Ctrl-C and `timeout` send signals to the whole group: the run is to end its loading processes, once it has saved.

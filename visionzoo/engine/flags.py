@@ -14,6 +14,7 @@ from visionzoo.explanation.image import METHODS
 COUNT, WHOLE = Number(int, low=1), Number(int, low=0)
 AMOUNT, POSITIVE = Number(float, low=0), Number(float, above=0)
 SHARE, RATIO, BELOW_ONE = Number(float, low=0, high=1), Number(float, above=0, high=1), Number(float, low=0, below=1)
+HALF = Number(float, above=0, high=0.5)
 INSIDE, PORT = Number(float, above=0, below=1), Number(int, low=0, high=65535)
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 PROBES, HEADS = ("linear", "attentive", "ep"), ("attentive", "ep", "intr")
@@ -74,6 +75,14 @@ class ModelConfig:
     model_kwargs: Mapping[str, Any] = flag(
         "arguments of the model itself", {}, nargs="*", action=KeyValues, metavar="K=V"
     )
+    quantize: Mapping[str, Any] = flag(
+        "quantize weights and activations, by their bits: weights=4 activations=4; further weight_quantizer=lsq, "
+        "reparameterize=True; default: as in training (visionzoo)",
+        {},
+        nargs="*",
+        action=KeyValues,
+        metavar="K=V",
+    )
     channels_last: bool = switch("use the channels-last memory layout")
     torchcompile: str | None = flag("compile the model", nargs="?", const="inductor", metavar="BACKEND")
     torchcompile_mode: str | None = flag("torch.compile's mode", metavar="MODE")
@@ -116,7 +125,7 @@ class DeviceConfig:
 
 @dataclass(frozen=True, slots=True)
 class SplitConfig:
-    """Which parts of the data set a run trains and validates on."""
+    """Which parts of the data set a run trains and validates on, and in what the best checkpoint is best."""
 
     TITLE: ClassVar = "splits"
     train_split: str = flag("split to train on", "train", metavar="NAME")
@@ -127,6 +136,11 @@ class SplitConfig:
     train_num_samples: int | None = flag("length of a streamed training split", type=COUNT, metavar="N")
     val_num_samples: int | None = flag("length of a streamed validation split", type=COUNT, metavar="N")
     epoch_repeats: float = flag("times a streamed set repeats in an epoch", 0.0, type=AMOUNT, metavar="N")
+    eval_metric: str = flag(
+        "what the best checkpoint is best in; of images with several labels map or loss",
+        "top1",
+        choices=("top1", "top5", "loss"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +203,15 @@ class FitConfig:
         1.0,
         type=RATIO,
         metavar="SHARE",
+    )
+    quantize_anneal: int = flag(
+        "last epochs, in which only weights near a boundary of rounding learn, with --quantize (visionzoo)",
+        0,
+        type=WHOLE,
+        metavar="EPOCHS",
+    )
+    quantize_margin: float = flag(
+        "how near, in steps between two levels (visionzoo)", 0.005, type=HALF, metavar="STEPS"
     )
     bn_momentum: float | None = flag("momentum of batch norm (default: the model's)", type=SHARE)
     bn_eps: float | None = flag("epsilon of batch norm (default: the model's)", type=AMOUNT)
@@ -338,11 +361,6 @@ class RunConfig:
     no_resume_opt: bool = switch("take only the weights from --resume", negatable=False)
     start_epoch: int | None = flag("epoch to start at, whatever the checkpoint says", type=WHOLE, metavar="N")
     max_steps: int | None = flag("stop after N updates, then validate and save (visionzoo)", type=COUNT, metavar="N")
-    eval_metric: str = flag(
-        "what the best checkpoint is best in; of images with several labels map or loss",
-        "top1",
-        choices=("top1", "top5", "loss"),
-    )
     val_interval: int = flag("epochs between validations and checkpoints", 1, type=COUNT, metavar="N")
     skip_nonfinite: int = flag("updates without finite loss to leave out (visionzoo)", 0, type=WHOLE, metavar="N")
     profile: int = flag("write a trace of N updates (visionzoo)", 0, type=WHOLE, nargs="?", const=5, metavar="N")
@@ -377,13 +395,13 @@ class TrainConfig:
 def train_parser() -> Parser[TrainConfig]:
     """Return the parser of `visionzoo train`."""
     about = "Train a classifier. Every flag may stand in the YAML file; flags given here win."
-    return _with_yaml(Parser(TrainConfig, "%(prog)s [CONFIG] [flags]", about))
+    return with_yaml(Parser(TrainConfig, "%(prog)s [CONFIG] [flags]", about), model="resnet50")
 
 
-def _with_yaml(parser: Parser) -> Parser:
-    """Let a parser take the name of a YAML file, too."""
+def with_yaml(parser: Parser, **defaults: Any) -> Parser:
+    """Let a parser take the name of a YAML file, too, and set defaults other than the fields'."""
     parser.add_argument("config_file", nargs="?", metavar="CONFIG", help="YAML of flag names and values")
-    parser.set_defaults(model="resnet50")
+    parser.set_defaults(**defaults)
     return parser
 
 
@@ -455,7 +473,7 @@ def compare_parser() -> Parser[CompareConfig]:
     about = (
         "Train several models alike and compare their accuracy, speed and memory. All flags of `visionzoo train` hold."
     )
-    return _with_yaml(Parser(CompareConfig, "%(prog)s [CONFIG] [flags]", about))
+    return with_yaml(Parser(CompareConfig, "%(prog)s [CONFIG] [flags]", about), model="resnet50")
 
 
 @dataclass(frozen=True, slots=True)

@@ -246,10 +246,12 @@ def announce_epoch(loader: Any, seed: int, epoch: int) -> None:
     # Samplers of several processes shuffle only by the epoch's number, all others by torch's global state, of which
     # more is drawn where loading processes start anew. Seeded alike, any number of them makes the same batches.
     if isinstance(loader.sampler, RandomSampler):
-        loader.sampler.generator = torch.Generator().manual_seed(_mix(seed, epoch))
+        loader.sampler.generator = torch.Generator().manual_seed(mix_seeds(seed, epoch))
     elif hasattr(loader.sampler, "set_epoch"):
-        loader.sampler.set_epoch(_mix(seed, epoch))
-    loader.loader.generator = torch.Generator().manual_seed(_mix(seed, epoch))  # timm's prefetcher wraps the loader
+        loader.sampler.set_epoch(mix_seeds(seed, epoch))
+    loader.loader.generator = torch.Generator().manual_seed(
+        mix_seeds(seed, epoch)
+    )  # timm's prefetcher wraps the loader
 
 
 def batch_names(loader: Any, seed: int, epoch: int, index: int) -> list[str]:
@@ -294,11 +296,12 @@ def loading_death(error: Exception) -> UserError | None:
 
 def seed_everything(*numbers: int) -> None:
     """Seed random, numpy and torch with a mix of the numbers."""
-    seed = _mix(*numbers)
+    seed = mix_seeds(*numbers)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
-def _mix(*numbers: int) -> int:
+def mix_seeds(*numbers: int) -> int:
+    """Return a seed that follows from the numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -27,6 +27,7 @@ from visionzoo.engine.flags import DeviceConfig, InputConfig, ModelConfig, Weigh
 from visionzoo.engine.image_files import find_images
 from visionzoo.engine.images import readable_images, skipped_images
 from visionzoo.engine.options import settings
+from visionzoo.engine.quantization import quantize_model
 from visionzoo.engine.recorded import (
     DATA_CONFIG,
     Recorded,
@@ -96,6 +97,7 @@ def build_model(
         for module, result in loaded:
             if module is model and (said := _lacking(model, result, path or config.model)):
                 say(said)
+        quantize_model(model, config)
         return model
     except UserError:
         raise

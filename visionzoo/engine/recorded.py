@@ -54,7 +54,7 @@ class Recorded:
     """The settings of a training, by what may be done with them.
 
     Attributes:
-        model: flags that build the model: `model`, `model_kwargs`, `num_classes`, `in_chans`, `gp`.
+        model: flags that build the model: `model`, `model_kwargs`, `num_classes`, `in_chans`, `gp`, `quantize`.
         images: flags on how images are read: `input_img_mode`, `multi_label`, `apply_exif_orientation`.
         data_config: size, crop, filter and normalization of the images, in timm's names.
         data: flags that name the data set, only for `--recorded-data`.
@@ -92,6 +92,8 @@ def read_recorded(state: Mapping[str, Any], where: str) -> Recorded:
         _check_kwargs(taken, where)
         found.model["model_kwargs"] = taken
         found.left_out += [f"model_kwargs {key!r}" for key in kwargs if key not in taken]
+    if run.get("quantize"):
+        found.model["quantize"] = _checked(dict, run["quantize"], "quantize", where)
     for key in SWITCHES:
         if run.get(key) is not None:
             found.images[key] = _checked(bool, run[key], key, where)

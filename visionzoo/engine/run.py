@@ -23,6 +23,7 @@ from visionzoo.engine.options import settings
 from visionzoo.engine.ownership import Claim
 from visionzoo.engine.parallel import Process, starter
 from visionzoo.engine.reporting import Reporter
+from visionzoo.quantization import Annealing
 from visionzoo.replicas import Replicas
 
 SCALER = "amp_scaler"  # timm's name of its state in a checkpoint
@@ -72,29 +73,20 @@ class Place:
             self.claim.release()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Run:
-    """Model, data, optimizer, schedule and folder of one training; only its progress changes.
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Parts:
+    """What is trained, and on what.
 
     Attributes:
-        config: what it was given, with the number of classes and the head of the model.
-        process: where it runs.
         train_set, val_set: its images; None to validate on nothing.
         class_names: in the order of their numbers, None where the data set has none.
         data_config: input size, mean, std, crop and interpolation.
         loader, val_loader: of the images.
         task: timm's, with the model.
-        optimizer, scheduler, scaler: of the updates; None for no schedule, and without a loss scale.
-        num_epochs: with cool-down.
-        place: where it writes.
-        progress: how far it has come.
+        metric: what the best checkpoint is best in: `loss`, or a name of a validation's metrics.
         freezing: which layers are frozen when; None for none.
-        replicas: what joins several processes that train by CUDA graphs.
-        reporter: the log, in the primary process only.
     """
 
-    config: TrainConfig
-    process: Process
     train_set: Any
     val_set: Any
     class_names: list[str] | None
@@ -102,13 +94,35 @@ class Run:
     loader: Any
     val_loader: Any
     task: TrainingTask
+    metric: str
+    freezing: LayerFreezing | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Run(Parts):
+    """Model, data, optimizer, schedule and folder of one training; only its progress changes.
+
+    Attributes:
+        config: what it was given, with the number of classes and the head of the model.
+        process: where it runs.
+        optimizer, scheduler, scaler: of the updates; None for no schedule, and without a loss scale.
+        num_epochs: with cool-down.
+        place: where it writes.
+        progress: how far it has come.
+        annealing: what freezes quantized weights in the last epochs; None for nothing.
+        replicas: what joins several processes that train by CUDA graphs.
+        reporter: the log, in the primary process only.
+    """
+
+    config: TrainConfig
+    process: Process
     optimizer: Optimizer
     scheduler: Scheduler | None
     scaler: torch.amp.GradScaler | None
     num_epochs: int
     place: Place
     progress: Progress
-    freezing: LayerFreezing | None = None
+    annealing: Annealing | None = None
     replicas: Replicas | None = None
     reporter: Reporter | None = None
 
@@ -121,11 +135,6 @@ class Run:
     def checkpoints(self) -> CheckpointFolder:
         """The checkpoints in its folder."""
         return self.place.checkpoints
-
-    @property
-    def metric(self) -> str:
-        """What the best checkpoint is best in."""
-        return best_in(self.config, self.val_set)
 
     @property
     def updates_per_epoch(self) -> int:
@@ -142,6 +151,11 @@ class Run:
         """Whether the step limit is reached."""
         limit = self.config.run.max_steps
         return limit is not None and self.update >= limit
+
+    @property
+    def anneals(self) -> bool:
+        """Whether the epoch in progress is one of the last, in which quantized weights are frozen."""
+        return self.progress.epoch >= self.num_epochs - self.config.fit.quantize_anneal
 
     @property
     def finished(self) -> bool:
@@ -217,7 +231,7 @@ class Run:
 
 def best_in(config: TrainConfig, val_set: Any) -> str:
     """Return the metric that checkpoints are ranked by: the loss of training where there is no validation."""
-    return ranking_metric(config.run.eval_metric, multi_label=config.data.multi_label) if val_set else "loss"
+    return ranking_metric(config.splits.eval_metric, multi_label=config.data.multi_label) if val_set else "loss"
 
 
 def updates(batches: int, config: TrainConfig) -> int:

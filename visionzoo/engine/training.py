@@ -65,7 +65,7 @@ class Training:
             self._forward,
             run.optimizer,
             recorder=CudaRecorder(run.process.device) if run.config.fit.cuda_graphs else None,
-            clip=self._clip if run.config.optimizer.clip_grad is not None else None,
+            clip=self._before_update if run.config.optimizer.clip_grad is not None or run.annealing else None,
             scaler=run.scaler,
             ema=averaged,
             model=run.trainable,
@@ -177,6 +177,12 @@ class Training:
         tail = total % accumulated
         train_mode(run.trainable, frozen=fit.freeze)
         self._freeze_layers()
+        if run.annealing and run.anneals:
+            frozen, weights = run.annealing.share()
+            run.say(
+                f"epoch {progress.epoch}: annealing: {frozen:,} of {weights:,} quantized weights are farther than "
+                f"{run.annealing.margin:g} from rounding to another level and stay"
+            )
         for model in (run.task.get_trainable_module(), run.task.get_trainable_module(ema=True)):
             set_epoch(model, progress.epoch)
         self.step.zero_grad()
@@ -261,15 +267,19 @@ class Training:
         """Let attention have second derivatives, where the optimizer takes them: torch's fused ones have none."""
         return sdpa_kernel(SDPBackend.MATH) if self.step.second_order else contextlib.nullcontext()
 
-    def _clip(self) -> None:
+    def _before_update(self) -> None:
         given = self.run.config.optimizer
-        assert given.clip_grad is not None
-        clipped = self.run.task.get_clip_parameters(exclude_head=given.clip_mode == "agc")
-        dispatch_clip_grad(clipped, given.clip_grad, mode=given.clip_mode)
+        if given.clip_grad is not None:
+            clipped = self.run.task.get_clip_parameters(exclude_head=given.clip_mode == "agc")
+            dispatch_clip_grad(clipped, given.clip_grad, mode=given.clip_mode)
+        if self.run.anneals and self.run.annealing:
+            self.run.annealing.hold()
 
     def _after_update(self) -> None:
         run, config = self.run, self.run.config
         update, lr = run.update, run.lr
+        if run.annealing:
+            run.annealing.restore()
         self.step.average(update)
         if run.scheduler is not None:
             run.scheduler.step_update(update)

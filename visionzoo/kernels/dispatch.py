@@ -35,7 +35,7 @@ OPERATIONS = (
     "routed_attention",
     "score_attention",
 )
-NOT_MEASURED = {"residual_norm"}  # "auto" does not take their kernels before a measurement on a GPU says that they pay
+NOT_PAYING = {"residual_norm"}  # "auto" leaves their kernels out: measured on a GPU, they do not pay
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 128
 MAX_NUMBERS = 2**31  # of one sample: kernels count inside of samples in 32 bits, over samples in 64
@@ -86,15 +86,15 @@ def explain() -> Iterator[list[Decision]]:
 
 
 @contextmanager
-def as_if_measured(operation: str, pays: bool) -> Iterator[None]:
-    """Let "auto" take an operation's kernels in a `with` block as if it were measured that they pay, or do not."""
-    kept = set(NOT_MEASURED)
-    (NOT_MEASURED.discard if pays else NOT_MEASURED.add)(operation)
+def as_if_paying(operation: str, pays: bool) -> Iterator[None]:
+    """Let "auto" take an operation's kernels in a `with` block as if they paid, or as if they did not."""
+    kept = set(NOT_PAYING)
+    (NOT_PAYING.discard if pays else NOT_PAYING.add)(operation)
     try:
         yield
     finally:
-        NOT_MEASURED.clear()
-        NOT_MEASURED.update(kept)
+        NOT_PAYING.clear()
+        NOT_PAYING.update(kept)
 
 
 def choose(
@@ -157,7 +157,7 @@ def choose(
             asked = backend if by_name else scope.asked
             raise ValueError(f"{operation}: backend {asked!r} cannot run: {reason}")
         if backend == "auto":
-            reason = reason or avoid or _not_measured(operation) or _exporting()
+            reason = reason or avoid or _not_paying(operation) or _exporting()
     ran = "triton" if reason is None else "reference"
     if ran == "triton" and backend == "auto" and library is not None and not compiling:
         reason = small_maps.why_library(operation, q)
@@ -183,7 +183,7 @@ def backends() -> dict[str, str]:
     table = {}
     for operation in OPERATIONS:
         reason = _why_not_here() or (None if torch.cuda.is_available() else "there is no GPU")
-        reason = reason or _not_measured(operation)
+        reason = reason or _not_paying(operation)
         if reason is None:
             small = small_maps.summary(operation, torch.device("cuda", torch.cuda.current_device()))
             table[operation] = f"triton ({small})" if small else "triton"
@@ -198,8 +198,8 @@ def _why_not_here() -> str | None:
     return None
 
 
-def _not_measured(operation: str) -> str | None:
-    return "no measurement on a GPU says that its kernels pay" if operation in NOT_MEASURED else None
+def _not_paying(operation: str) -> str | None:
+    return "measured on a GPU, its kernels do not pay" if operation in NOT_PAYING else None
 
 
 def _why_not(q: Tensor, v: Tensor | None, max_width: int | None, on_cpu: bool) -> str | None:

@@ -53,7 +53,7 @@ def fuse(model: nn.Module) -> nn.Module:
             modules, but for those of folded norms, which a warning names.
 
     Raises:
-        ValueError: if tensors are computed from others before every forward pass (pruning, weight_norm).
+        ValueError: if tensors are computed from others before every forward pass (pruning, weight_norm), or quantized.
     """
     bare: Any = model
     while (compiled := hasattr(bare, "_orig_mod")) or isinstance(
@@ -82,8 +82,18 @@ def fuse(model: nn.Module) -> nn.Module:
     return fused
 
 
+def has_quantized_layers(model: nn.Module) -> bool:
+    """Whether layers of a model quantize their weights (`visionzoo.quantization`)."""
+    return any(hasattr(module, "quantize_weight") for module in model.modules())
+
+
 def _refuse_computed_weights(model: nn.Module) -> None:
     """Refuse modules whose tensors are computed from others before every forward: what is folded would be undone."""
+    if has_quantized_layers(model):
+        raise ValueError(
+            "fuse: the model is quantized, and norms have no place in its levels; export it instead (visionzoo export, "
+            "or visionzoo.deploy.integers.to_integers)"
+        )
     computed = []
     for path, module in model.named_modules():
         own = module._parameters

@@ -50,6 +50,11 @@ class Tokens(NamedTuple):
         return self._replace(x=torch.cat([self.x[:, : self.prefix], x], dim=1) if self.prefix else x)
 
 
+def tokens_at(x: Tensor, at: Tensor) -> Tensor:
+    """Return those of the tokens [B, N, C] that are at the places [B, K], [B, K, C]."""
+    return x.gather(1, at.unsqueeze(-1).expand(-1, -1, x.shape[2]))
+
+
 @one_node
 def put_back(x: Tensor, source: Tensor | None, keep: Tensor | None, fill: Tensor | None = None) -> Tensor:
     """Put the tokens that reducers left back to their places.
@@ -70,7 +75,7 @@ def put_back(x: Tensor, source: Tensor | None, keep: Tensor | None, fill: Tensor
         return x
     if x.shape[1] == 0:  # no image has kept a token
         return fill.expand(x.shape[0], source.shape[1], x.shape[2])
-    placed = x.gather(1, source.clamp(min=0).unsqueeze(-1).expand(-1, -1, x.shape[2]))
+    placed = tokens_at(x, source.clamp(min=0))
     return torch.where((source >= 0).unsqueeze(-1), placed, fill)
 
 
@@ -79,7 +84,7 @@ def take_up(x: Tensor, source: Tensor | None, tokens: int) -> Tensor:
     """[B, N, C] at the places of a map to the M tokens that are left, [B, M, C]; what `put_back` undoes."""
     if source is None:
         return x
-    return x.gather(1, places_of(source, tokens).unsqueeze(-1).expand(-1, -1, x.shape[2]))
+    return tokens_at(x, places_of(source, tokens))
 
 
 @one_node

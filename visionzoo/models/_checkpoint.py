@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from visionzoo.former_names import FORMER_KEYS
-from visionzoo.layers.fuse import fuse, unfused_part
+from visionzoo.layers.fuse import fuse, has_quantized_layers, unfused_part
 from visionzoo.models._contract import Contract
 from visionzoo.models._gating import PLACE, PUT_IN, gate_tensors, keep_gates
 from visionzoo.models._heads import drop_other_head, head_tensors, keep_head
@@ -163,7 +163,8 @@ def load_weights(
     optional = {name for name in own if name.endswith(".num_batches_tracked")} | kept
     report.missing = [name for name in own if name not in state and name not in optional]
     report.unexpected = [name for name in state if name not in own]
-    if report.unexpected and (folded := set(report.unexpected) & fuse(backbone).state_dict().keys()):
+    fusible = report.unexpected and not has_quantized_layers(backbone)
+    if fusible and (folded := set(report.unexpected) & fuse(backbone).state_dict().keys()):
         raise ValueError(
             f"{where} is of a model that was fused for inference ({some(sorted(folded), 2)} are of folding), which "
             f"cannot be undone: give the weights of the model that was fused, or load these into visionzoo.fuse(model)"
@@ -196,6 +197,8 @@ def load_weights(
             )
         elif any(f".{PLACE}." in name for name in report.unexpected):
             what = " The checkpoint is of a model with gates: build it with the same gates=."
+        elif any(name.endswith("quantize_input.scale") for name in report.unexpected):
+            what = " The checkpoint is of a quantized model: quantize this one alike (visionzoo.quantization.quantize)."
         elif not head_tensors(backbone) and any(
             re.match(r"head\.(\d\.)?pooling\.", name) for name in report.unexpected
         ):

@@ -5,13 +5,14 @@ registers `ZooBackbone`, the necks and the optimizer constructor in mmengine's r
 them, and calls `_compat.install()`: mmcv's ops are served where mmcv has no compiled extension, and no checkpoint runs
 code. `_compat.PATCHES` lists every change of a library, with releases and reasons; other releases bring one warning.
 
-`decoders`, with mmseg's decode heads, is imported by the configs that name it, as mmseg takes seconds to import.
-`ops` stands in mmcv's place, `checkpoints` reads for mmengine; `backbone`, `necks`, `bridging` (a dense head) and
-`optim` are what configs name; `flags`, `running`, `prediction` and `export` are the commands with a .py config.
-`description` reads --dataset's file, `configuring` puts data and classes into a config; `data` (with `coco` and
-`masks`), `meta` (what a checkpoint says of its training) and `trial` (one batch of validation) check before the first
-step, `checked_runner` in each; `config_errors` says which part of a config cannot be built, and which setting nothing
-reads.
+`decoders`, with mmseg's decode heads, `encoder_exits`, with Mask2Former's, and `vidt`, `vidt_plus` and `focus_detr`,
+detectors, are imported by the configs that name them, as mmseg and mmdet take seconds to import. `gate_fitting` (with
+`gate_report`) is a command on `encoder_exits`. `ops` stands in mmcv's place, `checkpoints` reads for mmengine;
+`backbone`, `necks`, `bridging` (a dense head) and `optim` are what configs name; `flags`, `running`, `prediction` and
+`export` are the commands with a .py config. `description` reads --dataset's file, `configuring` puts data and classes
+into a config; `data` (with `coco` and `masks`), `meta` (what a checkpoint says of its training) and `trial` (one batch
+of validation) check before the first step, `checked_runner` in each; `config_errors` says which part of a config cannot
+be built, and which setting nothing reads.
 """
 
 from visionzoo.openmmlab import _compat, ops

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from visionzoo.kernels.precision import without_autocast
 from visionzoo.layers.bridging import BridgingAttention
+from visionzoo.layers.tokens import tokens_at
 
 KINDS = ("top_left_corner", "bottom_right_corner", "center")
 Levels = list[Tensor]
@@ -205,7 +206,7 @@ class BVRKeypointHead(BaseModule):
             per_class, pixels = scores.flatten(2).topk(count)
             best, order = per_class.flatten(1).topk(count)
             at = pixels.flatten(1).gather(1, order)
-            offset = _gather(torch.cat(moved).to(level.dtype).flatten(2).mT, at)
+            offset = tokens_at(torch.cat(moved).to(level.dtype).flatten(2).mT, at)
             found.append((best, level[at] + offset * stride, at))
         scores_, places_, pixels_ = (list(part) for part in zip(*found, strict=True))
         return scores_, places_, pixels_
@@ -367,10 +368,10 @@ class BVRHead(BaseModule):
         else:
             every = torch.cat(scores, 1)
             best = every.topk(min(self.cross_level_topk, every.shape[1])).indices
-            chosen = _gather(torch.cat(places, 1), best)
+            chosen = tokens_at(torch.cat(places, 1), best)
             if self.cross_level_selection:
                 each = [self._features(*level, width, height) for level in zip(maps, places, pixels, strict=True)]
-                points = [_gather(torch.cat(each, 1), best)] * len(maps)
+                points = [tokens_at(torch.cat(each, 1), best)] * len(maps)
             else:
                 points = [self._features(x, chosen, None, width, height) for x in maps]
             places = [chosen] * len(maps)
@@ -391,7 +392,7 @@ class BVRHead(BaseModule):
         """Return the features [kinds·B, K, C] of points of a map [B, C, H, W]."""
         maps = maps.repeat(len(places) // len(maps), 1, 1, 1)
         if self.selection_method == "index":
-            return _gather(maps.flatten(2).mT, pixels)  # type: ignore[arg-type]
+            return tokens_at(maps.flatten(2).mT, pixels)  # type: ignore[arg-type]
         x, y = places[:, None].unbind(-1)
         grid = torch.stack([x * 2 / width, y * 2 / height], -1) - 1
         sampled = F.grid_sample(maps.to(grid.dtype), grid, padding_mode="border", align_corners=False)
@@ -448,11 +449,6 @@ def _through(layers: Any, x: Tensor) -> Tensor:
     for layer in layers:
         x = layer(x)
     return x
-
-
-def _gather(values: Tensor, at: Tensor) -> Tensor:
-    """Values [B, N, C] at [B, K]: [B, K, C]."""
-    return values.gather(1, at[..., None].expand(-1, -1, values.shape[2]))
 
 
 def _retina(head: Any, of_classes: Levels, of_boxes: Levels) -> list[tuple[Tensor, ...]]:

@@ -38,8 +38,8 @@ def read(file: Any, map_location: Any = None, weights_only: bool | None = None) 
     with torch.serialization.safe_globals(_allowed()):
         try:
             if hasattr(file, "read"):
-                return torch.load(file, map_location=map_location, weights_only=True)
-            return read_checkpoint(file)
+                return _as_mmengine(torch.load(file, map_location=map_location, weights_only=True))
+            return _as_mmengine(read_checkpoint(file))
         except pickle.UnpicklingError as error:
             raise UserError(_refused("the checkpoint", error)) from error
         except ValueError as error:
@@ -136,9 +136,19 @@ def download(
     """
     with torch.serialization.safe_globals(_allowed()):
         try:
-            return torch.hub.load_state_dict_from_url(url, model_dir, map_location, progress, weights_only=True, **more)
+            content = torch.hub.load_state_dict_from_url(
+                url, model_dir, map_location, progress, weights_only=True, **more
+            )
+            return _as_mmengine(content)
         except pickle.UnpicklingError as error:
             raise UserError(_refused(url, error)) from error
+
+
+def _as_mmengine(content: Any) -> Any:
+    """Name the weights as mmengine does, which DETR and its descendants keep as `model`."""
+    if isinstance(content, dict) and "state_dict" not in content and isinstance(content.get("model"), Mapping):
+        return {**content, "state_dict": content["model"]}
+    return content
 
 
 def _refused(what: str, error: Exception) -> str:

@@ -89,7 +89,7 @@ def export_dense(config: ExportConfig) -> list[Exported]:
 def _describer(model: Mapping[str, Any]) -> Any:
     if model["type"] == "RetinaNet":
         return _describe_detector
-    if model["type"] == "EncoderDecoder" and model["decode_head"]["type"] != "Mask2FormerHead":
+    if model["type"] == "EncoderDecoder" and not model["decode_head"]["type"].endswith("Mask2FormerHead"):
         return _describe_segmentor
     head = model.get("decode_head", {}).get("type")
     raise UserError(

@@ -1,4 +1,4 @@
-"""The command lines of train, eval, predict and export with a config of OpenMMLab."""
+"""The command lines of train, eval, predict, view, export and fit-gate with a config of OpenMMLab."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from mmengine.config import DictAction
 from visionzoo.deploy.flags import FilesConfig, format_flag
 from visionzoo.engine.configs import find_config
 from visionzoo.engine.errors import UserError
-from visionzoo.engine.flags import SHARE, PageConfig
+from visionzoo.engine.flags import AMOUNT, SHARE, PageConfig
 from visionzoo.engine.options import add_flags, filled, flag, switch
 
 C = TypeVar("C")
@@ -150,6 +150,24 @@ class ViewConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class FitGateConfig:
+    """What `visionzoo fit-gate CONFIG.py` is given; `beta` is in IoU, from 0 to 1, for a layer."""
+
+    config: str = _config()
+    checkpoint: str = flag("of a Mask2Former trained with exits, as train.py writes it", required=True)
+    beta: Sequence[float] = flag(
+        "what a layer costs: the IoU that it must add to an image's mean; a gate is fitted for each (default: 0 0.002 "
+        "0.005 0.01 0.02)",
+        (0.0, 0.002, 0.005, 0.01, 0.02),
+        type=AMOUNT,
+        nargs="+",
+    )
+    work_dir: str | None = flag("of the gates and their table (default: work_dirs/NAME_OF_CONFIG-gate)")
+    data: OwnDataConfig = OwnDataConfig()
+    cfg_options: Mapping[str, Any] | None = _options()
+
+
+@dataclass(frozen=True, slots=True)
 class DenseFilesConfig(FilesConfig):
     """The same as for classifiers, with another default."""
 
@@ -188,6 +206,12 @@ def view_parser() -> ConfigParser[ViewConfig]:
     """Return the flags of the page and its pictures."""
     about = "Look at what a detector or segmentor finds: a local page, or pictures."
     return ConfigParser(ViewConfig, "CONFIG [IMAGE...]", about)
+
+
+def fit_gate_parser() -> ConfigParser[FitGateConfig]:
+    """Return the flags of the gates of a Mask2Former with exits."""
+    about = "Fit a gate that chooses by the image how many layers of a Mask2Former's encoder run."
+    return ConfigParser(FitGateConfig, "CONFIG --checkpoint FILE", about)
 
 
 def export_parser() -> ConfigParser[ExportConfig]:

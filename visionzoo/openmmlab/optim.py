@@ -17,7 +17,7 @@ from visionzoo.text import count_of
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class ZooOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """mmengine's default constructor with two more keys in `paramwise_cfg`, for any `ZooBackbone`.
+    """mmengine's default constructor with three more keys in `paramwise_cfg`, for any `ZooBackbone`.
 
     `layer_decay=0.9` gives earlier layers lower learning rates. Layers are the blocks in their order, as timm counts
     them (`group_matcher` of the model): the last has 0.9 times the learning rate, every earlier one 0.9 times that of
@@ -25,6 +25,8 @@ class ZooOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     `position_decay_mult=0.0` multiplies the weight decay of what the backbone itself would spare (`no_weight_decay` of
     the model): tables and other parameters of positions, whatever their names.
+
+    `vector_decay_mult=0.0` multiplies the weight decay of the backbone's vectors, as of norms and biases.
 
     All other keys are mmengine's, and multiply.
 
@@ -36,6 +38,7 @@ class ZooOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
         self.layer_decay = float(self.paramwise_cfg.get("layer_decay", 1.0))
         self.position_decay_mult = self.paramwise_cfg.get("position_decay_mult", 1.0)
+        self.vector_decay_mult = self.paramwise_cfg.get("vector_decay_mult", 1.0)
         if not 0 < self.layer_decay <= 1:
             raise ValueError(
                 f"ZooOptimWrapperConstructor: layer_decay must be above 0 and up to 1, got {self.layer_decay}"
@@ -67,10 +70,18 @@ class ZooOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 if group is None:  # shared, and added under its first name
                     continue
                 group["lr"] = group.get("lr", self.base_lr) * self.layer_decay ** (count - layers[name])
-                if name in spared and self.base_wd is not None:
-                    group["weight_decay"] = group.get("weight_decay", self.base_wd) * self.position_decay_mult
+                if name in spared:
+                    self._multiply_decay(group, self.position_decay_mult)
+            for parameter in backbone.parameters():
+                if parameter.ndim <= 1 and id(parameter) in groups:
+                    self._multiply_decay(groups[id(parameter)], self.vector_decay_mult)
         print_log(_summary(params, self.base_lr, self.base_wd), logger="current")
         params[:] = _merged(params, {"lr": self.base_lr, "weight_decay": self.base_wd})
+
+    def _multiply_decay(self, group: dict[str, Any], factor: float) -> None:
+        decay = group.get("weight_decay", self.base_wd)
+        if decay is not None:
+            group["weight_decay"] = decay * factor
 
 
 def _summary(params: list[dict[str, Any]], base_lr: float, base_wd: float | None) -> str:

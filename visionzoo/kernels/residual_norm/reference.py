@@ -24,7 +24,8 @@ def forward(
     """Add [B, ..., C] in `dtype` and normalize the sum as `residual_norm` says."""
     if factor is not None:
         factor = factor.view(-1, *[1] * (x.ndim - 1))
-        scale = factor if scale is None else scale * factor
+        wide = torch.promote_types(factor.dtype, torch.float32)
+        scale = factor if scale is None else scale.to(wide) * factor
     with without_autocast(x.device):
         y = x + branch if scale is None else torch.addcmul(x, branch, scale)
         y = y.to(dtype)

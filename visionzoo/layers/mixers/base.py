@@ -44,6 +44,7 @@ class Mixer(MapLayer):
     relaxation: Relaxation | None = None  # how far it is; None: not at all
     SUBSAMPLES = False  # whether all its attention can be of a subset of keys: `visionzoo.layers.subsampling`
     subsampling: Subsampling | None = None  # of which; None: of all
+    QUANTIZES = False  # whether its attention heeds `products`, with heads of one width: `visionzoo.quantization`
     needs_prefix_tokens = False  # whether it is one of tokens only, which has nothing to do on a map by itself
     needs_map_size = False  # whether `forward` takes `map_size`, (H, W) of the tokens behind the prefix ones
 
@@ -90,6 +91,7 @@ class Mixer(MapLayer):
         self.num_heads = num_heads
         self.head_dim = dim // num_heads if head_dim is None else head_dim
         self.kv_heads = num_heads if kv_heads is None else kv_heads
+        self.products: nn.Module | None = None  # what computes attention of quantized factors; None: as it is
         if self.kv_heads < 1 or num_heads % self.kv_heads:
             raise ValueError(f"{type(self).__name__}: kv_heads must divide {num_heads=}, got {kv_heads=}")
 
@@ -134,7 +136,8 @@ class Mixer(MapLayer):
         """Return `visionzoo.layers.attention.attend`, relaxed and of fewer keys in training where the mixer is so."""
         if self.subsampling is not None and (self.training or self.subsampling.always):
             k, v, bias = self.subsampling.draw(k, v, bias)
-        out = attend(q, k, v, bias=bias, scale=scale)
+        products = self.products
+        out = attend(q, k, v, bias=bias, scale=scale) if products is None else products(q, k, v, bias)
         return self.relax(out, lambda: uniform_attention(v, bias))
 
     def relax(self, out: Tensor, uniform: Callable[[], Tensor]) -> Tensor:
@@ -146,11 +149,13 @@ class Mixer(MapLayer):
         """
         return self.relaxation.relax(out, uniform()) if self.relaxation is not None and self.training else out
 
-    def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def split_heads(self, qkv: Tensor | tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return q, k, v, each [..., G, D], of a projection [..., (G + 2·kv_heads)·D] laid out (q, k, v) x heads.
 
-        They are views, unless keys and values are shared, which are repeated then.
+        They are views, unless keys and values are shared, which are repeated then. What is split already stays.
         """
+        if isinstance(qkv, tuple):  # by visionzoo.quantization's QueryKeyProjection
+            return qkv
         heads, shared = self.num_heads, self.kv_heads
         q, k, v = qkv.unflatten(-1, (-1, self.head_dim)).split([heads, shared, shared], -2)
         return q, self.repeat_heads(k), self.repeat_heads(v)

@@ -44,7 +44,7 @@ class FullMixer(Mixer):
 
     SCORE_MAP = True
     SCORES = Mixer.SCORE_KINDS
-    RELAXES = SUBSAMPLES = True
+    RELAXES = SUBSAMPLES = QUANTIZES = True
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class FullMixer(Mixer):
         hidden = hide(keep, q.dtype)
         if self.AUXILIARY and self.training and collecting():
             add_term("sparsity", attention_weights(q, k, hidden).square().log1p().mean())
-        out = self.attend(q, k, v, bias=hidden).transpose(1, 2).reshape(x.shape)
+        out = self.attend(q, k, v, bias=hidden).transpose(1, 2).flatten(2).unflatten(1, x.shape[1:3])
         if self.lepe is not None:
             out = self.lepe(x, residual=out)
         out = self.proj(out)

@@ -71,7 +71,7 @@ class GmmMixer(WindowMixer):
     torch.Size([1, 5, 7, 64])
     """
 
-    RELAXES = False  # heads are mixed after the softmax
+    RELAXES = QUANTIZES = False  # heads are mixed after the softmax
     SCORE_MAP = True
 
     def __init__(

@@ -41,7 +41,7 @@ class SpatialReductionMixer(Mixer):
     torch.Size([1, 5, 7, 64])
     """
 
-    RELAXES = SUBSAMPLES = True
+    RELAXES = SUBSAMPLES = QUANTIZES = True
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class SpatialReductionMixer(Mixer):
         kv = self.kv(self._reduce(x)).unflatten(-1, (2, self.kv_heads, -1)).flatten(1, 2)  # [B, N', 2, kv_heads, D]
         k, v = self.repeat_heads(kv).transpose(1, 3).unbind(2)  # [B, G, N', D]
         out = self.attend(q, k, v, bias=hide(keep, q.dtype))
-        return self.proj(out.transpose(1, 2).reshape(x.shape))
+        return self.proj(out.transpose(1, 2).flatten(2).unflatten(1, x.shape[1:3]))
 
     def _reduce(self, x: Tensor) -> Tensor:
         if self.sr is None:

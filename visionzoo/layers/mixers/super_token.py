@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
@@ -101,7 +103,9 @@ class SuperTokenMixer(Mixer):
 class _HeadsFirstAttention(FullMixer):
     """Global attention whose projection to q, k, v is laid out (G, 3, D), as released."""
 
-    def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    QUANTIZES = False  # queries and keys are looked for in the usual order
+
+    def split_heads(self, qkv: Any) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = qkv.unflatten(-1, (self.num_heads, 3, self.head_dim)).unbind(-2)
         return q, k, v
 

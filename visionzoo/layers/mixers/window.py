@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from visionzoo.kernels import routed_attention
+from visionzoo.kernels.regions import from_regions, to_regions, valid_tokens
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.padding import crop, pad_to_multiple
 from visionzoo.layers.position import RelativePositionBias
@@ -50,7 +51,7 @@ class WindowMixer(Mixer):
     torch.Size([1, 5, 7, 64])
     """
 
-    RELAXES = True
+    RELAXES = QUANTIZES = True
 
     def __init__(
         self,
@@ -120,7 +121,13 @@ class WindowMixer(Mixer):
     ) -> Tensor:
         """Attention inside the windows, [B, H, W, G, D]; options are those of `visionzoo.kernels.routed_attention`."""
         seen: dict[str, Any] = {"regions": regions, "segments": segments, "valid_size": valid_size}
-        out = routed_attention(q, k, v, None, bias=bias, **seen)
+        if self.products is not None:
+            size = (q.shape[1], q.shape[2])
+            windows = (to_regions(t, regions).transpose(2, 3) for t in (q, k, v))  # [B, R, G, n, D]
+            seen_bias = _seen_bias(bias, size, **seen)
+            out = from_regions(self.products(*windows, seen_bias).transpose(2, 3), regions, size)
+        else:
+            out = routed_attention(q, k, v, None, bias=bias, **seen)
         return self.relax(out, lambda: routed_attention(torch.zeros_like(q), k, v, None, **seen))
 
     def _segments(self, size: Sequence[int], padded: Sequence[int], shift: Sequence[int], device) -> Tensor:
@@ -132,3 +139,22 @@ class WindowMixer(Mixer):
             rows, columns = (rows + shift[0]) % padded[0], (columns + shift[1]) % padded[1]  # before the shift
             segments = segments.masked_fill((rows >= size[0])[:, None] | (columns >= size[1]), 4)
         return segments
+
+
+def _seen_bias(
+    bias: Tensor | None,
+    size: tuple[int, int],
+    regions: tuple[int, int],
+    segments: Tensor | None,
+    valid_size: tuple[int, int] | None,
+) -> Tensor | None:
+    """Return the bias of scores [B, R, G, n, n] with what hides tokens in it; the arguments are `attention`'s."""
+    if segments is not None:
+        parts = to_regions(segments[None], regions)[0]  # [R, n]
+        hidden = (parts[:, :, None] != parts[:, None])[:, None]
+    elif valid_size is not None:
+        hidden = ~valid_tokens(size, valid_size, regions, bias.device if bias is not None else None)[:, None, None]
+    else:
+        return bias
+    bias = torch.zeros((), device=hidden.device) if bias is None else bias
+    return bias.masked_fill(hidden, torch.finfo(bias.dtype).min)

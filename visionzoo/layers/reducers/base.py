@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from visionzoo.kernels.precision import double
+from visionzoo.layers.tokens import tokens_at
 from visionzoo.layers.tracing import one_node
 
 
@@ -109,7 +110,7 @@ def gather(
         torch.where(chosen, -place, -place - chosen.shape[1]).topk(count, dim=1).indices
     )  # those that stay come first
     kept = chosen.gather(1, order)
-    left = x[:, prefix:].gather(1, order.unsqueeze(-1).expand(-1, -1, x.shape[2]))
+    left = tokens_at(x[:, prefix:], order)
     if not exact:
         left = left * kept.unsqueeze(-1)
     to = torch.where(chosen, chosen.cumsum(1) - 1, -1)

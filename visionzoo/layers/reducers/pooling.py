@@ -7,6 +7,7 @@ from torch import Tensor
 
 from visionzoo.kernels.precision import without_autocast
 from visionzoo.layers.reducers.base import Reducer, check_rate, share_of
+from visionzoo.layers.tokens import tokens_at
 from visionzoo.layers.tracing import one_node
 
 
@@ -78,13 +79,13 @@ def pool(x: Tensor, weights: Tensor, count: int, *, method: str, iterations: int
         if method == "kmedoids":
             at, cluster = _medoids(fixed, weights, first, iterations)
         else:
-            cluster = _means(fixed, weights, _rows(fixed, first), iterations)
+            cluster = _means(fixed, weights, tokens_at(fixed, first), iterations)
     if method == "kmedoids":
-        return _rows(x, at), cluster
+        return tokens_at(x, at), cluster
     with without_autocast(x.device):
         shares, total = _shares(cluster, weights, count)
         means = shares @ x.to(dtype) / total.clamp(min=torch.finfo(dtype).tiny)
-    centres = torch.where(total > 0, means.to(x.dtype), _rows(x, first))  # an empty cluster keeps its first one
+    centres = torch.where(total > 0, means.to(x.dtype), tokens_at(x, first))  # an empty cluster keeps its first one
     return centres, cluster
 
 
@@ -125,8 +126,3 @@ def _distances(x: Tensor, y: Tensor) -> Tensor:
 def _members(cluster: Tensor, count: int) -> Tensor:
     """Say of each token and each cluster whether it belongs to it: [B, M] to [B, M, K]; ONNX has no such one_hot."""
     return cluster.unsqueeze(-1) == torch.arange(count, device=cluster.device)
-
-
-def _rows(x: Tensor, at: Tensor) -> Tensor:
-    """[B, M, C] at [B, K] to [B, K, C]."""
-    return x.gather(1, at.unsqueeze(-1).expand(-1, -1, x.shape[2]))

@@ -1,0 +1,19 @@
+"""ViDT, 50 epochs, Swin-S.
+
+Paper: Swin, arXiv:2103.14030.
+Settings: main.py of naver-ai/vidt at a8c48b5.
+Published: box AP 47.4. Not run here.
+Hardware: 8 GPUs × 2 images.
+Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/vidt_zoo-swin-s_50e_coco.py
+
+Made by `make configs` from configs/dense.yaml: edit that.
+"""
+
+_base_ = "_base_/vidt_50e.py"
+from visionzoo.openmmlab import feature_channels
+
+backbone = "zoo_swin_s"
+model = dict(
+    backbone=dict(name=backbone, drop_path_rate=0.3),
+    neck=dict(in_channels=[*feature_channels(backbone, (1, 2, 3)), 256]),
+)
