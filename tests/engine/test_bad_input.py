@@ -117,6 +117,7 @@ OPTIONS = [
     ("--subsample-attention 0", "argument --subsample-attention: expected a number above 0 and at most 1, got 0"),
     ("--subsample-attention 0.5", "--subsample-attention: test_convnext has 0 mixers of this package, and none that"),
     ("--quantize weights=2", "--quantize: activations missing; give both, as weights=4 activations=4"),
+    ("--quantize", "argument --quantize: expected at least one argument"),
     ("--quantize 4 4", "--quantize: expected key=value, got '4'"),
     (
         "--quantize weights=2 activations=2 bits=3",

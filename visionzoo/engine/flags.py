@@ -79,7 +79,7 @@ class ModelConfig:
         "quantize weights and activations, by their bits: weights=4 activations=4; further weight_quantizer=lsq, "
         "reparameterize=True; default: as in training (visionzoo)",
         {},
-        nargs="*",
+        nargs="+",
         action=KeyValues,
         metavar="K=V",
     )
