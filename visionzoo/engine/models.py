@@ -229,7 +229,7 @@ def prepare_compiler(config: ModelConfig) -> None:
 
 
 def data_config(config: ModelConfig, input: InputConfig, model: nn.Module) -> dict[str, Any]:
-    """Return input size, mean, std, crop and interpolation: the flags' where given, else the model's.
+    """Return input size, mean, std, crop and interpolation: the flags' where given, else the model's, of each channel.
 
     Raises:
         UserError: means or deviations are not as many as the channels.
@@ -240,7 +240,7 @@ def data_config(config: ModelConfig, input: InputConfig, model: nn.Module) -> di
             raise UserError(
                 f"--{name}: expected 1 or {count_of(channels, 'number')}, one per channel, got {len(values)}"
             )
-    return resolve_data_config({**settings(input), "in_chans": config.in_chans}, model=model)
+    return per_channel(resolve_data_config({**settings(input), "in_chans": config.in_chans}, model=model))
 
 
 def set_epoch(model: nn.Module | None, epoch: int) -> None:
@@ -411,7 +411,7 @@ def restore(
         if ":" in config.name:  # of a folder or a hub: anybody's
             check_data_config(model.pretrained_cfg, config.name)
         found = Recorded(images=own["reading"], class_names=own["class_names"])
-        return _trained(config.name, reading, model, per_channel(data_config(config, input, model)), found)
+        return _trained(config.name, reading, model, data_config(config, input, model), found)
     path = weights.checkpoint
     state = read_checkpoint(path)
     found = recorded_beside(path) or read_recorded(state, path)
@@ -444,7 +444,7 @@ def untrained(
     if weights.checkpoint or config.pretrained:
         raise UserError("--random-weights together with --checkpoint or --pretrained; give one")
     model = build_model(config, input)
-    return _trained(config.name, reading, model, per_channel(data_config(config, input, model)), Recorded())
+    return _trained(config.name, reading, model, data_config(config, input, model), Recorded())
 
 
 def _tensors(state: Mapping[str, Any], weights: WeightsConfig) -> dict[str, Tensor]:
