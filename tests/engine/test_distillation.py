@@ -42,6 +42,15 @@ def test_the_loss_falls_and_the_colours_are_learned(distil, tmp_path, way, capsy
     assert "distilling from" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("mean", [None, [0.3]], ids=["alike", "renormalized"])
+def test_gray_images_are_learned_from_a_teacher_of_gray_images(make_args, tmp_path, mean):
+    gray = {**STUDENT, "in_chans": 1, "epochs": 1, "max_steps": 1}
+    train(make_args(**gray, experiment="teacher"))
+    train(make_args(**gray, mean=mean, kd_checkpoint=str(tmp_path / "output/teacher/last.pth.tar")))
+    prepared = read_checkpoint(tmp_path / "output/run/last.pth.tar")["data_config"]
+    assert len(prepared["mean"]) == len(prepared["std"]) == 1
+
+
 def test_both_heads_learn_and_the_teacher_does_not(distil, trained, tmp_path):
     run = build_run(distil(**TOKEN), Process(torch.device("cpu")))
     assert isinstance(run.task, timm.task.TokenDistillationTask)

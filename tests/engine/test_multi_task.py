@@ -266,11 +266,12 @@ def place(scenes, trained, tmp_path_factory):
             write_scenes(path / name, split, 8, seed)
         if classes is not None:
             (path / name / "classes.json").write_text(json.dumps(classes))
-    for name in ("alone", "size", "color", "broken", "same", "unlabeled"):
+    for name in ("alone", "twice", "size", "color", "broken", "same", "unlabeled"):
         for split, seed in (("train", 0), ("validation", 1)):
             write_scenes(path / name, split, 8, seed)
         (path / name / "classes.json").write_text(json.dumps(NAMES))
     (path / "alone/annotations/train/3.png").unlink()
+    Image.new("RGB", (40, 40)).save(path / "twice/images/train/3.webp")
     Image.new("L", (9, 9), 1).save(path / "size/annotations/train/3.png")
     Image.new("RGB", (40, 40)).save(path / "color/annotations/train/3.png")
     (path / "broken/annotations/validation/3.png").write_bytes(b"no image")
@@ -296,6 +297,9 @@ BAD = [
     ("--data-dir names", "names/classes.json: expected a list of the classes' names"),
     ("--data-dir few", "there are 2 classes, 1 to 2, and 0 for unlabeled"),
     ("--data-dir alone", "1 file has no counterpart in images/ or annotations/, such as 3"),
+    ("--data-dir twice", " and 3.webp have one name; an image and its mask pair up by it: rename one"),
+    ("--data-dir other --scale 0.9 0.1", "--scale: expected two numbers, the smaller one first, got 0.9 0.1"),
+    ("--data-dir other --ratio 2 1", "--ratio: expected two numbers, the smaller one first, got 2.0 1.0"),
     ("--data-dir size", "size/annotations/train/3.png has 9 x 9 pixels, its image 40 x 40; make them alike"),
     ("--data-dir color", "color/annotations/train/3.png: expected one number of 8 bits a pixel"),
     ("--data-dir broken", "cannot use the mask broken/annotations/validation/3.png"),

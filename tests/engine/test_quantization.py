@@ -1,5 +1,7 @@
 """--quantize: a run says what it quantizes, continues to the bit, and its checkpoint is read by other commands."""
 
+import re
+
 import pytest
 import torch
 from engine.helpers import UPDATES, assert_same, learned, restored, run_tool
@@ -7,6 +9,7 @@ from engine.two import in_two_processes
 
 from visionzoo.engine.building import build_run
 from visionzoo.engine.checkpoints import read_checkpoint
+from visionzoo.engine.errors import UserError
 from visionzoo.engine.flags import eval_parser, predict_parser
 from visionzoo.engine.parallel import Process
 from visionzoo.engine.training import Training, train
@@ -77,6 +80,47 @@ def test_training_starts_from_weights_of_either_kind(make_args, tmp_path, quanti
     assert all(torch.equal(own[name], value) for name, value in state.items())
     assert (own.keys() == state.keys()) == quantized and is_quantized(run.trainable)
     run.close()
+
+
+@pytest.mark.parametrize("flag", ["resume", "initial_checkpoint", "pretrained_path"])
+@pytest.mark.parametrize(
+    ("there", "here", "message"),
+    [
+        (
+            BITS,
+            {"quantize": {"weights": 2, "activations": 2}},
+            "in another way than this model: give --quantize",
+        ),
+        (
+            BITS,
+            {"quantize": {**BITS["quantize"], "reparameterize": True}},
+            "in another way than this model: give --quantize",
+        ),
+        (BITS, {}, "is of a quantized model: give --quantize weights=2 activations=4"),
+        ({}, BITS, "is of a model that is not quantized: leave --quantize out; `visionzoo train --initial-checkpoint`"),
+    ],
+    ids=["bits", "parts", "float", "quantized"],
+)
+def test_checkpoints_quantized_otherwise_are_refused(make_args, tmp_path, flag, there, here, message):
+    train(make_args(epochs=1, max_steps=1, experiment="start", **DEIT, **there))
+    path = str(tmp_path / "output/start/last.pth.tar")
+    args = make_args(**{"experiment": "other", **DEIT, **here, flag: path})
+    if not there and flag != "resume":
+        build_run(args, Process(torch.device("cpu"))).close()  # from float weights
+        return
+    if flag == "pretrained_path":
+        message = "whose quantizers would be left out; start from it by --initial-checkpoint"
+    with pytest.raises(UserError, match=re.escape(message)):
+        build_run(args, Process(torch.device("cpu")))
+
+
+def test_evaluation_refuses_other_bits_than_were_trained(make_args, tmp_path, capsys):
+    train(make_args(epochs=1, max_steps=1, **DEIT, **BITS))
+    path = str(tmp_path / "output/run/last.pth.tar")
+    args = ("eval", "--checkpoint", path, "--recorded-data", "--device", "cpu", "-j", "0")
+    assert run_tool(*args, "--quantize", "weights=2", "activations=8") == 1
+    said = capsys.readouterr().err
+    assert f"{path} is quantized in another way than this model: give --quantize weights=2 activations=4" in said
 
 
 @pytest.mark.slow

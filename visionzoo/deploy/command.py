@@ -15,7 +15,6 @@ from visionzoo.engine.exits import model_of_exit
 from visionzoo.engine.models import Trained, build_model, check_name, data_config, restore
 from visionzoo.engine.options import settings
 from visionzoo.engine.parallel import start_process
-from visionzoo.engine.recorded import per_channel
 from visionzoo.quantization import calibrate, is_quantized
 from visionzoo.text import count_of
 
@@ -75,7 +74,7 @@ def _build(config: ExportConfig) -> Trained:
     if config.source.weights.checkpoint or config.model.pretrained:
         raise UserError("--random-weights together with --checkpoint or --pretrained; give one")
     model = build_model(config.model, config.input)
-    prepared = per_channel(data_config(config.model, config.input, model))
+    prepared = data_config(config.model, config.input, model)
     if is_quantized(model):
         calibrate(model, torch.randn(2, *prepared["input_size"]))
     return Trained(model, prepared)

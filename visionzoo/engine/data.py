@@ -337,6 +337,18 @@ def _folder_or_archive(dataset: Any) -> str | None:
     return str(reader.root) if known else None
 
 
+def check_ranges(flags: Any, *names: str) -> None:
+    """Refuse flags of two numbers whose larger one comes first.
+
+    Raises:
+        UserError: it names the flag.
+    """
+    for name in names:
+        if (pair := getattr(flags, name)) is not None and (len(pair) != 2 or pair[0] > pair[1]):
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag}: expected two numbers, the smaller one first, got {' '.join(map(str, pair))}")
+
+
 def train_loader(config: TrainConfig, dataset: Any, data_config: dict[str, Any], process: Any) -> Any:
     """Return timm's loader with the augmentation that `config` asks for; mixing is part of it.
 
@@ -344,10 +356,7 @@ def train_loader(config: TrainConfig, dataset: Any, data_config: dict[str, Any],
         UserError: no such batches or augmentation can be made.
     """
     augmentation, batch_size = config.augmentation, config.fit.batch_size
-    for name in ("scale", "ratio", "cutmix_minmax"):
-        if (pair := getattr(augmentation, name)) is not None and (len(pair) != 2 or pair[0] > pair[1]):
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag}: expected two numbers, the smaller one first, got {' '.join(map(str, pair))}")
+    check_ranges(augmentation, "scale", "ratio", "cutmix_minmax")
     if not isinstance(dataset, IterableDataset) and len(dataset) < batch_size * process.world_size:
         raise UserError(
             f"{count_of(len(dataset), 'training image does', 'training images do')} not fill one batch of "

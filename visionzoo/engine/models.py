@@ -27,13 +27,14 @@ from visionzoo.engine.flags import DeviceConfig, InputConfig, ModelConfig, Weigh
 from visionzoo.engine.image_files import find_images
 from visionzoo.engine.images import readable_images, skipped_images
 from visionzoo.engine.options import settings
-from visionzoo.engine.quantization import quantize_model
+from visionzoo.engine.quantization import check_quantizers, quantize_model
 from visionzoo.engine.recorded import (
     DATA_CONFIG,
     Recorded,
     check_data_config,
     per_channel,
     read_recorded,
+    recorded_args,
     recorded_beside,
     take_model,
 )
@@ -43,6 +44,7 @@ from visionzoo.models._hub import READING, not_finite, published
 from visionzoo.models._licenses import NonCommercialError, check
 from visionzoo.models._network import check_reachable, unreachable
 from visionzoo.models._registry import check_download
+from visionzoo.quantization import holds_quantizers, is_quantized
 from visionzoo.text import count_of, some
 
 NO_USE = "they cannot classify any image: take an earlier checkpoint, or the file from where it is from"
@@ -188,10 +190,16 @@ def _lacking(model: Any, result: Any, where: str) -> str | None:
     """Return words on the tensors beside the classifier's that weights lacked.
 
     Raises:
-        UserError: they lacked more than a tenth, so they are of another model, or of a part of it.
+        UserError: they lacked more than a tenth, so they are of another model, or of a part of it; or they have
+            quantizers, which the model gets later.
     """
     classifier = model.pretrained_cfg.get("classifier") or ()
     classifiers = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
+    if any(name.endswith("quantize_input.scale") for name in result.unexpected_keys):
+        raise UserError(
+            f"{where} is of a quantized model, whose quantizers would be left out; start from it by "
+            "--initial-checkpoint, with --quantize as it was"
+        )
     names = [name for name in model.state_dict() if not name.endswith(".num_batches_tracked")]
     names = [name for name in names if not (classifiers and name.startswith(classifiers))]
     missing = sorted(set(names) & set(result.missing_keys))
@@ -231,7 +239,7 @@ def prepare_compiler(config: ModelConfig) -> None:
 
 
 def data_config(config: ModelConfig, input: InputConfig, model: nn.Module) -> dict[str, Any]:
-    """Return input size, mean, std, crop and interpolation: the flags' where given, else the model's.
+    """Return input size, mean, std, crop and interpolation: the flags' where given, else the model's, of each channel.
 
     Raises:
         UserError: means or deviations are not as many as the channels.
@@ -242,7 +250,7 @@ def data_config(config: ModelConfig, input: InputConfig, model: nn.Module) -> di
             raise UserError(
                 f"--{name}: expected 1 or {count_of(channels, 'number')}, one per channel, got {len(values)}"
             )
-    return resolve_data_config({**settings(input), "in_chans": config.in_chans}, model=model)
+    return per_channel(resolve_data_config({**settings(input), "in_chans": config.in_chans}, model=model))
 
 
 def set_epoch(model: nn.Module | None, epoch: int) -> None:
@@ -310,6 +318,9 @@ def load(
         UserError: the weights do not fit; it names `where` they come from and what does not fit.
     """
     try:
+        if is_quantized(model) or holds_quantizers(source):
+            tensors = unwrap_state_dict(source, use_ema=use_ema)
+            check_quantizers(model, tensors, where, recorded_args(source).get("quantize"), new_parts=new_parts)
         if hasattr(model, "CHECKPOINT_KEYS"):
             new = dict.fromkeys(("new_gates", "new_reducers", "new_memory", "new_head"), new_parts)
             report = load_weights(model, source, use_ema=use_ema, **new)
@@ -411,7 +422,7 @@ def restore(
         if ":" in config.name:  # of a folder or a hub: anybody's
             check_data_config(model.pretrained_cfg, config.name)
         found = Recorded(images=own["reading"], class_names=own["class_names"])
-        return _trained(config.name, reading, model, per_channel(data_config(config, input, model)), found)
+        return _trained(config.name, reading, model, data_config(config, input, model), found)
     path = weights.checkpoint
     state = read_checkpoint(path)
     found = recorded_beside(path) or read_recorded(state, path)
@@ -444,7 +455,7 @@ def untrained(
     if weights.checkpoint or config.pretrained:
         raise UserError("--random-weights together with --checkpoint or --pretrained; give one")
     model = build_model(config, input)
-    return _trained(config.name, reading, model, per_channel(data_config(config, input, model)), Recorded())
+    return _trained(config.name, reading, model, data_config(config, input, model), Recorded())
 
 
 def _tensors(state: Mapping[str, Any], weights: WeightsConfig) -> dict[str, Tensor]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch.distributed
-from torch import nn
+from torch import Tensor, nn
 
 from visionzoo.engine.data import end_loading, train_loader
 from visionzoo.engine.errors import UserError
@@ -37,6 +37,47 @@ def quantize_model(model: nn.Module, config: ModelConfig) -> None:
         quantize(model, **given)
     except ValueError as error:
         raise UserError(f"--quantize: {config.name}: {error}") from error
+
+
+def check_quantizers(
+    model: nn.Module, tensors: Mapping[str, Tensor], where: str, recorded: Any, *, new_parts: bool = False
+) -> None:
+    """Refuse weights whose quantizers are not the model's: levels of other bits would load, and mean something else.
+
+    Args:
+        model: that is to take them.
+        tensors: of the checkpoint, by the model's names.
+        where: they come from, for messages.
+        recorded: what --quantize was for them, as far as their checkpoint says.
+        new_parts: whether the model may have quantizers that they lack.
+
+    Raises:
+        UserError: only one of both is quantized, or each in another way; it names the flag.
+    """
+    own = {name: module for name, module in model.named_modules() if isinstance(module, LSQ)}
+    ending = ".scale"
+    theirs = [name.removesuffix(ending) for name in tensors if name.endswith(ending) and "quantize_" in name]
+    if not own and not theirs:
+        return
+    known = [f"{key}={recorded[key]}" for key in KEYS if isinstance(recorded, Mapping) and key in recorded]
+    how = f"--quantize {' '.join(known) or 'as it was trained with'}"
+    if not theirs:
+        raise UserError(
+            f"{where} is of a model that is not quantized: leave --quantize out; `visionzoo train "
+            "--initial-checkpoint` starts a quantized one from such weights"
+        )
+    if not own:
+        raise UserError(f"{where} is of a quantized model: give {how}, or take a checkpoint that is not quantized")
+    same = own.keys() >= set(theirs) if new_parts else own.keys() == set(theirs)
+    lowest = [tensors.get(f"{name}.low") for name in theirs]
+    if not same or not all(
+        low is not None and own[name].takes(tensors[f"{name}{ending}"], low)
+        for name, low in zip(theirs, lowest, strict=True)
+    ):
+        raise UserError(
+            f"{where} is quantized in another way than this model: give {how}; `visionzoo train --initial-checkpoint` "
+            "starts one of any bits from weights that are not quantized"
+        )
 
 
 def begin_scales(

@@ -16,6 +16,7 @@ from visionzoo.engine.optimization import load_optimizer
 from visionzoo.engine.options import settings
 from visionzoo.engine.ownership import Claim, check_free, check_own, claim
 from visionzoo.engine.parallel import Process
+from visionzoo.engine.quantization import check_quantizers
 from visionzoo.engine.recorded import changed_settings, compare_classes, recorded_args
 from visionzoo.engine.run import SCALER, Place, Run
 from visionzoo.text import count_of
@@ -114,6 +115,7 @@ def _restore(run: Run, path: Path, state: dict[str, Any], say: Callable[[str], N
             f"{path} was trained by opt={opt!r}, this run has {config.optimizer.opt!r}; or pass --no-resume-opt"
         )
     try:
+        check_quantizers(run.student, state["state_dict"], str(path), recorded_args(state).get("quantize"))
         _load(run.task, state["state_dict"], state.get("task_state"))
         if keeps_optimizer:
             shares = sharding.optimizer_shares(state["optimizer"], run.optimizer)

@@ -147,6 +147,10 @@ class LSQ(nn.Module):
         """Whether there are scales."""
         return bool(self.scale.all())
 
+    def takes(self, scale: Tensor, low: Tensor) -> bool:
+        """Whether scales and the lowest level, of a checkpoint, are of as many scales and bits as here."""
+        return scale.shape == self.scale.shape and float(low) in (0.0, -(2.0 ** (self.bits - 1)))
+
     def forward(self, x: Tensor) -> Tensor:
         """Quantize numbers of any shape that the scales can be broadcast to."""
         if self.before is not None:

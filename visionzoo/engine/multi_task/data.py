@@ -91,7 +91,7 @@ class MaskedImages(Dataset):
         seed: of what is random.
 
     Raises:
-        UserError: there is no such split, or images and masks do not pair up.
+        UserError: there is no such split, images and masks do not pair up, or two have one name.
     """
 
     def __init__(
@@ -114,10 +114,7 @@ class MaskedImages(Dataset):
                 raise UserError(
                     f"no folder {folder}{closest(split, there)}; splits there: {', '.join(there) or 'none'}"
                 )
-        images, masks = (
-            {path.stem: path for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
-            for folder in folders
-        )
+        images, masks = (_by_name(folder) for folder in folders)
         if alone := sorted(images.keys() ^ masks.keys()):
             raise UserError(
                 f"{root}, {split}: {count_of(len(alone), 'file has', 'files have')} no counterpart in images/ or "
@@ -187,6 +184,24 @@ class MaskedImages(Dataset):
         if not pixels.any():
             raise UserError(f"no pixel of {self.pairs[0][1].parent} is labeled: all masks are 0")
         return Census(torch.from_numpy(pixels), torch.from_numpy(images))
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    """Return the files of a folder by their names without the ending.
+
+    Raises:
+        UserError: two have one name, so that it does not say which image a mask is of.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if (other := found.setdefault(path.stem, path)) != path:
+            raise UserError(
+                f"{printable(str(folder))}: {printable(other.name)} and {printable(path.name)} have one name; an image "
+                "and its mask pair up by it: rename one, with its counterpart, or remove it"
+            )
+    return found
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from visionzoo.decoders import MultiTaskNetwork, create_segmentor
 from visionzoo.engine.building import Notes, assemble_run
+from visionzoo.engine.data import check_ranges
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.images import batches, seed_everything
 from visionzoo.engine.models import autocast
@@ -52,6 +53,7 @@ def build_run(given: MultiTaskConfig, process: Process) -> Run:
     root, names = open_scenes(scenes.dataset, scenes.data_dir)
     if scenes.train_split == scenes.val_split:
         raise UserError(f"--train-split and --val-split are both {scenes.val_split!r}; name a split of other images")
+    check_ranges(given.batches, "scale", "ratio")
     prepared = prepare(config, config.input.img_size or 224)
     train_set = MaskedImages(
         root, scenes.train_split, len(names), prepared, batches=given.batches, seed=config.device.seed
