@@ -157,6 +157,7 @@ tokens, in many maps or few."""
     picture = f"![top-1 against throughput]({name}.png)\n\nThe numbers behind the picture: {data}."
     if not any(row["train_images_per_second"] for row in models):
         speed, picture = "Speeds and growth are not measured yet.", f"The numbers: {data}."
+    graphs = " --cuda-graphs" if config.train.fit.cuda_graphs else ""
     return f"""{table(models)}
 
 {trained}, batch {config.train.fit.batch_size}, {precision}; {"; ".join(sorted(machines))}.
@@ -164,7 +165,7 @@ Top-1 is that of the last epoch on the validation split. {speed}
 
 <!-- not run: needs a GPU and data -->
 ```bash
-visionzoo compare {config.train.config or "CONFIG"} --data-dir TRAIN --val-data-dir VALIDATION
+visionzoo compare {config.train.config or "CONFIG"}{graphs} --data-dir TRAIN --val-data-dir VALIDATION
 ```
 
 {picture}"""
