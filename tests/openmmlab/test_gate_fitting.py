@@ -70,6 +70,7 @@ def test_exits_and_gates_evaluate_as_the_table_says(trained, tmp_path, capsys):
     ("flags", "options", "message"),
     [
         (["--beta", "0.1", "0.1"], [], "--beta: each once, got 0.1 0.1"),
+        (["--beta", "0.1", "0.10000001"], [], "each once, got 0.1 0.10000001; files are named by six digits"),
         (["--beta", "-1"], [], "--beta: expected a number at least 0, got -1"),
         (["--checkpoint", "nowhere.pth"], [], "no checkpoint at nowhere.pth"),
         ([], SLIDE, "the gate sees whole images, not windows; set model.test_cfg.mode=whole"),

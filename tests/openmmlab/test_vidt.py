@@ -192,8 +192,10 @@ def test_wrong_options_are_named(options, message):
 @pytest.mark.parametrize(
     ("build_it", "message"),
     [
-        (lambda: PyramidFusion([8, 16], 48), "a multiple of 32 channels of the levels, got in_channels=[8, 16]"),
-        (lambda: PyramidFusion([], 32), "expected maps, and a multiple of 32 channels"),
+        (lambda: PyramidFusion([8, 16], 48), "a positive multiple of 32 channels of the levels"),
+        (lambda: PyramidFusion([], 32), "expected maps, a positive multiple of 32 channels"),
+        (lambda: PyramidFusion([8], 0), "out_channels=0"),
+        (lambda: PyramidFusion([8], 32, 0), "1 channel or more of the bottlenecks"),
         (
             lambda: build("vidt-plus_zoo-swin-n_50e_coco", vector_size=65, mask_size=8),
             "vector_size must be from 1 to mask_size² = 64, got vector_size=65",

@@ -15,8 +15,8 @@ def main() -> None:
     from visionzoo.openmmlab.flags import fit_gate_parser
 
     config = fit_gate_parser().parse()
-    if len(set(config.beta)) < len(config.beta):
-        raise UserError(f"--beta: each once, got {' '.join(f'{beta:g}' for beta in config.beta)}")
+    if len({f"{beta:g}" for beta in config.beta}) < len(config.beta):  # the names of the checkpoints
+        raise UserError(f"--beta: each once, got {' '.join(map(str, config.beta))}; files are named by six digits")
     from visionzoo.openmmlab.gate_fitting import fit_gate  # after parsing: --help and typing errors come at once
 
     fit_gate(config)

@@ -18,11 +18,11 @@ class PyramidFusion(nn.Module):
 
     Args:
         in_channels: of the maps, finest first.
-        out_channels: of all levels, a multiple of 32.
-        hidden_channels: of the bottlenecks that refine.
+        out_channels: of all levels, a positive multiple of 32.
+        hidden_channels: of the bottlenecks that refine, 1 or more.
 
     Raises:
-        ValueError: there is no map, or the width is not such.
+        ValueError: there is no map, or a width is not such.
 
     >>> import torch
     >>> maps = [torch.zeros(1, 8, 8, 12), torch.zeros(1, 16, 4, 6)]
@@ -43,10 +43,10 @@ class PyramidFusion(nn.Module):
 
     def __init__(self, in_channels: Sequence[int], out_channels: int = 256, hidden_channels: int = 64):
         super().__init__()
-        if not in_channels or out_channels % 32:
+        if not in_channels or out_channels < 1 or out_channels % 32 or hidden_channels < 1:
             raise ValueError(
-                "PyramidFusion: expected maps, and a multiple of 32 channels of the levels, got "
-                f"{in_channels=} and {out_channels=}"
+                "PyramidFusion: expected maps, a positive multiple of 32 channels of the levels, and 1 channel or more "
+                f"of the bottlenecks, got {in_channels=}, {out_channels=} and {hidden_channels=}"
             )
         self.reduce = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels, out_channels, 1), nn.GroupNorm(32, out_channels))
