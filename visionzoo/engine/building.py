@@ -30,6 +30,7 @@ from visionzoo.engine.images import seed_everything
 from visionzoo.engine.models import build_model, data_config, load, prepare_compiler, try_images
 from visionzoo.engine.optimization import learning_rate, make_optimizer, make_scheduler, total_batch
 from visionzoo.engine.options import changed, settings
+from visionzoo.engine.ownership import MARK
 from visionzoo.engine.parallel import Process
 from visionzoo.engine.probing import choose_head, freeze
 from visionzoo.engine.quantization import begin_scales, make_annealing, quantize_model
@@ -239,12 +240,12 @@ def _wrap_model(run: Run) -> Replicas | None:
 def _with_report(run: Run, notes: Notes, lr: float, lr_origin: str) -> Run:
     """Return a run with its log, which begins with what it consists of."""
     config, progress = run.config, run.progress
-    text = require("yaml").safe_dump(settings(config), sort_keys=False)
-    make_folder(run.folder)
-    write_atomically(run.folder / "args.yaml", lambda file: file.write(text.encode()))
     surroundings = environment(run.process.device)
-    found = require("yaml").safe_dump(surroundings, sort_keys=False)
-    write_atomically(run.folder / "environment.yaml", lambda file: file.write(found.encode()))
+    make_folder(run.folder)
+    yaml = require("yaml")
+    found, given = (yaml.safe_dump(content, sort_keys=False).encode() for content in (surroundings, settings(config)))
+    write_atomically(run.folder / MARK, lambda file: file.write(found))  # first: a kill may follow
+    write_atomically(run.folder / "args.yaml", lambda file: file.write(given))
     reporter = Reporter(
         run.folder,
         config.run,
