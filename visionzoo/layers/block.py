@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from visionzoo._torch_private import has_hooks
 from visionzoo.kernels import residual_norm
 from visionzoo.kernels.precision import without_autocast
-from visionzoo.kernels.residual_norm.api import takes_kernels
+from visionzoo.kernels.residual_norm.api import may_take_kernels, takes_kernels
 from visionzoo.layers.nhwc import DepthwiseConvNHWC, on_nchw
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.tracing import is_traced, one_node
@@ -126,8 +126,9 @@ class Block(nn.Module):
         They are where nothing lies between, no one looks at the norm or the scale by a hook, and both are our own.
         """
         norm, scale = self.norm2, self.ls1
-        return (  # the quickest questions first
-            self.cpe2 is None
+        return (  # the quickest questions first, and the one that mostly ends it
+            may_take_kernels()
+            and self.cpe2 is None
             and type(norm) is LayerNorm
             and norm.bias is not None
             and len(norm.normalized_shape) == 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from visionzoo.kernels.dispatch import DTYPES, choose
+from visionzoo.kernels import scope
+from visionzoo.kernels.dispatch import DTYPES, NOT_PAYING, choose
 from visionzoo.kernels.precision import autocast_dtype
 from visionzoo.kernels.residual_norm import reference
 
@@ -71,6 +72,11 @@ def residual_norm(
 
         return triton.forward(x, branch, weight, bias, scale, factor, eps=eps, dtype=dtype, out_dtype=out_dtype)
     return reference.forward(x, branch, weight, bias, scale, factor, eps=eps, dtype=dtype, out_dtype=out_dtype)
+
+
+def may_take_kernels() -> bool:
+    """Whether layers take the Triton kernels for anything here, without a look at tensors: each block asks."""
+    return scope.backend != "auto" or "residual_norm" not in NOT_PAYING
 
 
 def takes_kernels(x: Tensor, branch: Tensor) -> bool:
