@@ -16,7 +16,7 @@ import yaml
 from engine.helpers import TINY_FLAGS, rows, run_tool, write_splits
 from matplotlib.figure import Figure
 
-from visionzoo.benchmark import comparison, growth, jobs
+from visionzoo.benchmark import comparison, growth, jobs, speeds
 from visionzoo.benchmark.comparison_report import place_labels
 from visionzoo.benchmark.timing import Budget
 from visionzoo.engine.errors import UserError
@@ -169,7 +169,7 @@ def test_a_stopped_comparison_goes_on_where_it_was(command, tmp_path, monkeypatc
 
 def test_a_model_that_was_trained_but_not_measured_is_only_measured(command, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(comparison, "_inference_rate", lambda *_: 1 / 0)
+        patch.setattr(comparison, "inference_rate", lambda *_: 1 / 0)
         assert command(models=[POOL]) == 1
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_forward_backward", lambda *_: pytest.fail("trained again"))
@@ -198,7 +198,7 @@ def done(tmp_path):
     folder.mkdir(parents=True)
     values = {"host": "", "mixer": "", "params_m": 1.0, "top1": 50.0, "epochs": 2, "device": "cpu", "torch": "2"}
     row = {"model": POOL, "seed": 42, "spec": POOL, "status": "ok", "reason": "", **values, "timm": "1", "python": "3"}
-    comparison._write_rows([row], folder / "results.csv")
+    comparison.write_rows([row], folder / "results.csv")
     return folder
 
 
@@ -229,7 +229,7 @@ def test_damaged_results_are_neither_reported_nor_replaced(command, done, capsys
 def test_a_report_has_the_speeds_of_the_models_as_they_are(command, done, capsys):
     speed = {"model": POOL, "status": "ok", "train_images_per_second": 1234.0, "inference_images_per_second": 5.0}
     for spec, shown in ((POOL, True), (f"{POOL} x=1", False)):
-        comparison._write_rows([{**speed, "spec": spec}], done / "speeds.csv")
+        comparison.write_rows([{**speed, "spec": spec}], done / "speeds.csv")
         assert command("--report", models=[POOL]) == 0
         assert ("1,234" in capsys.readouterr().out) is shown
 
@@ -282,7 +282,7 @@ def learns_in_a_fork():
 
 @pytest.fixture
 def mixers(command, monkeypatch):
-    monkeypatch.setattr(comparison, "SPEED", Budget(warmup_ms=1, repeat_ms=1))
+    monkeypatch.setattr(speeds, "SPEED", Budget(warmup_ms=1, repeat_ms=1))
     monkeypatch.setattr(growth, "TIMES", Budget(warmup_ms=1, repeat_ms=1))
     if learns_in_a_fork():
         monkeypatch.setattr(jobs, "START", "fork")  # imports are done then; torch runs in one thread here

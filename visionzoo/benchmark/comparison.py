@@ -7,47 +7,37 @@ row with its reason, is tried again by the next start, and does not end the othe
 
 from __future__ import annotations
 
-import csv
-import gc
-import io
 import json
 import os
 import platform
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from torch import nn
 
 import visionzoo
 from visionzoo.benchmark.comparison_report import draw, section, summarise, table
+from visionzoo.benchmark.comparison_rows import Row, read_rows, write_rows
 from visionzoo.benchmark.growth import GrowthJob, measure_growth
 from visionzoo.benchmark.jobs import Failure, Task, devices, run_tasks
-from visionzoo.benchmark.timing import Budget, host_timing, replayed_ms
+from visionzoo.benchmark.speeds import INFERENCE, inference_rate, loader_rate, measure_speed, release
 from visionzoo.engine.building import build_run
 from visionzoo.engine.checkpoints import LAST, make_folder, write_atomically
-from visionzoo.engine.data import mixing, open_train_and_val
-from visionzoo.engine.distillation import make_task
+from visionzoo.engine.data import open_train_and_val
 from visionzoo.engine.errors import UserError, closest, require
 from visionzoo.engine.flags import PROBES, CompareConfig, TrainConfig, train_parser
-from visionzoo.engine.images import announce_epoch, batches
-from visionzoo.engine.models import autocast, build_model, data_config, try_images
-from visionzoo.engine.optimization import learning_rate, make_optimizer, total_batch
+from visionzoo.engine.models import build_model, data_config, try_images
 from visionzoo.engine.options import changed, key_values, settings
 from visionzoo.engine.ownership import Claim
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.probing import choose_head
-from visionzoo.engine.profiling import peak_memory
 from visionzoo.engine.reporting import insert_between
 from visionzoo.engine.run import Run
 from visionzoo.engine.training import Training
-from visionzoo.graphs import WARMUP, CudaRecorder, TrainingStep, make_capturable
 from visionzoo.kernels.small_maps import device_name
 from visionzoo.layers.mixers import MIXERS
 from visionzoo.text import count_of, some
@@ -72,28 +62,8 @@ NOT_OF_THE_RECIPE = {
     *("model", "model_kwargs", "cache_images"),
 }
 NOT_OF_A_VARIANT = {*NOT_OF_THE_RECIPE, "seed", "data_dir", "dataset", "val_data_dir", "device"}
-LOADER_SECONDS = 5.0  # how long the loader is watched at most
-INFERENCE = Budget(warmup_ms=500, repeat_ms=2000)
-SPEED = Budget(warmup_ms=300, repeat_ms=700)  # of each model when speeds are measured apart
-REPLAYED = Budget(warmup_ms=0, repeat_ms=100)  # calls that are recorded together, whose replay is timed ten times
-_DAMAGED = "fix the line, or remove it to have it done again"
 OWN = ("own", "none")  # mixers beside those of the table: the host's own, and none at all
-WORDS = {
-    "model",
-    "host",
-    "mixer",
-    "spec",
-    "status",
-    "reason",
-    "stops",
-    "device",
-    "torch",
-    "timm",
-    "visionzoo",
-    "python",
-}
 
-Row = dict[str, Any]
 Key = tuple[str, int]  # model, seed
 
 
@@ -189,7 +159,7 @@ def _compare(config: CompareConfig, folder: Path, runs: dict[Key, Job]) -> list[
         target = Path(config.comparison.write)
         for name, lines in ((folder.name, wanted), (f"{folder.name}_models", models if apart else [])):
             if lines:
-                _write_rows(lines, target.with_name(f"{name}.csv"))
+                write_rows(lines, target.with_name(f"{name}.csv"))
         if measured:
             draw(models, target.with_name(f"{folder.name}.png"))
         text = _written(target, folder.name, section(models, wanted, config, folder.name, len(runs)))
@@ -436,7 +406,7 @@ def _run(
         for index in reversed(same):
             del rows[index]
         rows.append(row)
-        _write_rows(rows, path)
+        write_rows(rows, path)
         what = names.get("model") or names["mixer"]
         end = f"failed: {row['reason']}" if row["status"] == "failed" else "done"
         seed = f", seed {names['seed']}" if "seed" in names else ""
@@ -488,13 +458,17 @@ def _train_and_measure(job: Job) -> Row:
     assert model is not None
     row = _trained_row(job, run) | {
         "train_images_per_second": float(last["images_per_second"]),  # of the last epoch, with its loading
-        "loader_images_per_second": _loader_rate(run),
-        "inference_images_per_second": _inference_rate(model, run.config, run.data_config["input_size"], INFERENCE),
+        "loader_images_per_second": loader_rate(run),
+        "inference_images_per_second": inference_rate(model, run.config, run.data_config["input_size"], INFERENCE),
         "peak_memory_mib": float(last["peak_memory_mib"]) if "peak_memory_mib" in last else None,
     }
     del run, model  # with all that they hold on the device, before the next one
-    _release()
+    release()
     return row
+
+
+def _measure_speed(job: Job) -> Row:
+    return measure_speed(job.config)
 
 
 def _trained(job: Job) -> Run:
@@ -521,138 +495,6 @@ def _trained_row(job: Job, run: Run) -> Row:
         "visionzoo": visionzoo.__version__,
         "python": platform.python_version(),
     }
-
-
-def _release() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _measure_speed(job: Job) -> Row:
-    """Measure steps of training, and inference, of a model by itself, on images that are on the device.
-
-    With --cuda-graphs both are replays of what was recorded.
-    """
-    config = job.config
-    own = choose_head(config.fit, config.model)
-    num_classes = 10 if own.num_classes is None else own.num_classes
-    config = changed(replace(config, model=own), num_classes=num_classes, initial_checkpoint="")
-    batch = config.fit.batch_size
-    device = start_process(config.device.device).device
-    model: Any = build_model(config.model, config.input, drop_path_rate=config.fit.drop_path).to(device)
-    if config.model.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    prepared = data_config(config.model, config.input, model)
-    lr, _ = learning_rate(config.schedule, config.optimizer.opt, total_batch(config.fit, 1))
-    task: Any = make_task(config, model, prepared, None, device)
-    optimizer: Any = make_optimizer(config.optimizer, lr, task.get_trainable_module())
-    graphs = config.fit.cuda_graphs and device.type == "cuda"
-    if graphs:
-        make_capturable(optimizer)
-    images = _images(config, batch, prepared["input_size"], device)
-    labels = torch.arange(batch, device=device) % num_classes
-    if mixing(config.augmentation):
-        labels = nn.functional.one_hot(labels, num_classes).float()
-    model.train()
-
-    def forward(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        with autocast(config.device, device):
-            return task(images, labels)["loss"]
-
-    _release()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    step = TrainingStep(forward, optimizer, recorder=CudaRecorder(device) if graphs else None)
-    for _ in range(2 * WARMUP + 2 if graphs else 1):  # warm up and record, first the passes, then the update
-        step(images, labels)
-    if graphs and not step.recorded:
-        raise UserError(f"--cuda-graphs: nothing could be recorded: {'; '.join(step.remarks)}")
-    training = 1e3 * batch / host_timing(partial(step, images, labels), device, SPEED).median_ms
-    peak = peak_memory(device).get("peak_memory_mib")
-    return {
-        "train_images_per_second": training,
-        "inference_images_per_second": _inference_rate(model, config, prepared["input_size"], SPEED),
-        "peak_memory_mib": peak,
-        "device": device_name(device),
-    }
-
-
-def _images(config: TrainConfig, batch: int, size: Sequence[int], device: torch.device) -> torch.Tensor:
-    images = torch.randn(batch, *size, device=device)
-    return images.contiguous(memory_format=torch.channels_last) if config.model.channels_last else images
-
-
-def _loader_rate(run: Run) -> float:
-    """Images a second that the training loader gives to a model that takes no time."""
-    announce_epoch(run.loader, run.config.device.seed, run.num_epochs)
-    images, started = 0, time.perf_counter()
-    for batch, _ in batches(run.loader):
-        images += len(batch)
-        if time.perf_counter() - started > LOADER_SECONDS:
-            break
-    return images / (time.perf_counter() - started)
-
-
-def _inference_rate(model: nn.Module, config: TrainConfig, size: Sequence[int], budget: Budget) -> float:
-    """Images a second of only the model, in training's precision, on a batch that is on the device."""
-    device = next(p.device for p in model.parameters())
-    images = _images(config, config.fit.validation_batch_size or config.fit.batch_size, size, device)
-
-    def infer() -> None:
-        with torch.inference_mode(), autocast(config.device, device):
-            model(images)
-
-    model.eval()
-    replayed = replayed_ms(infer, device, REPLAYED) if config.fit.cuda_graphs else None
-    return 1e3 * len(images) / (replayed or host_timing(infer, device, budget).median_ms)
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Read results; an empty list where there are none.
-
-    Raises:
-        UserError: they are damaged: cut off, or not in the columns that their first line names.
-    """
-    if not path.exists():
-        return []
-    try:
-        text = path.read_bytes().decode()
-        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read {path}: {error}; {_DAMAGED}") from error
-    if not text:
-        return []
-    names, *cells = lines
-    if not text.endswith("\n"):
-        raise UserError(f"{path} is cut off in line {len(lines)}; {_DAMAGED}")
-    rows: list[Row] = []
-    for number, values in enumerate(cells, 2):
-        if len(values) != len(names):
-            raise UserError(
-                f"{path}, line {number}: expected {count_of(len(names), 'cell')}, got {len(values)}; {_DAMAGED}"
-            )
-        row = {n: text if n in WORDS else _number(text) for n, text in zip(names, values, strict=True)}
-        if not (row.get("model") or row.get("mixer")) or not isinstance(row.get("seed", 0.0), float | int):
-            raise UserError(f"{path}, line {number}: expected a model and its seed, or a mixer, got {row}; {_DAMAGED}")
-        rows.append(row)
-    return rows
-
-
-def _number(text: str) -> Any:
-    try:
-        return float(text) if text else None
-    except ValueError:
-        return text
-
-
-def _write_rows(rows: list[Row], path: Path) -> None:
-    text = io.StringIO()
-    names = dict.fromkeys(name for row in rows for name in row)  # earlier versions wrote fewer
-    writer = csv.DictWriter(text, list(names))
-    writer.writeheader()
-    writer.writerows([{name: f"{x:.7g}" if isinstance(x, float) else x for name, x in row.items()} for row in rows])
-    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
 
 
 def _written(path: Path, name: str, content: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from visionzoo.benchmark.comparison_rows import Row
 from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import require
 from visionzoo.engine.flags import CompareConfig
@@ -28,8 +29,6 @@ COLUMNS = {  # of the table: title, digits
 }
 MEANS = ("params_m", "trained_m", "train_images_per_second", "inference_images_per_second", "peak_memory_mib")
 GROWN = ("time_exponent", "memory_exponent", "stops_at", "stops")
-
-Row = dict[str, Any]
 
 
 def summarise(rows: Sequence[Row], speeds: Sequence[Row], growth: Sequence[Row]) -> list[Row]:
