@@ -225,6 +225,11 @@ def test_the_loss_is_that_of_labels_and_of_what_slimmed_widths_learn(scenes, tmp
     run.close()
 
 
+def test_help_shows_the_decoder_as_it_is_given():
+    said = " ".join(multi_task_parser().format_help().split())
+    assert "'NAME KEY=VALUE' (default: edaformer)" in said and "{'type'" not in said
+
+
 def test_rare_classes_weigh_more_and_absent_ones_nothing():
     weights = balanced_weights(torch.tensor([64, 16, 0]), 0.5)
     assert weights[2] == 0 and weights[1] == 2 * weights[0]
