@@ -6,6 +6,7 @@ import timm
 import torch
 from timm.data import resolve_data_config
 from torch import Tensor, nn
+from torch.optim import SGD
 
 from visionzoo.decoders import MultiTaskNetwork, create_segmentor
 from visionzoo.engine.building import Notes, assemble_run
@@ -17,6 +18,7 @@ from visionzoo.engine.multi_task.data import UNLABELED, MaskedImages, SceneLoade
 from visionzoo.engine.multi_task.flags import MultiTaskConfig, MultiTaskTrainConfig
 from visionzoo.engine.multi_task.task import PARTS, SandwichTask, balanced_weights, losses
 from visionzoo.engine.multilabel import mean_average_precision
+from visionzoo.engine.optimization import make_scheduler
 from visionzoo.engine.options import changed, filled, settings
 from visionzoo.engine.parallel import Process, start_process
 from visionzoo.engine.run import Parts, Run
@@ -73,9 +75,10 @@ def build_run(given: MultiTaskConfig, process: Process) -> Run:
     )
     config = changed(config, num_classes=len(names))
     network = build_network(config, labels).to(process.device)
-    if config.tasks.min_width < 1 and config.tasks.slim_epoch >= config.schedule.epochs:
+    _, epochs = make_scheduler(config.schedule, SGD(network.parameters()), 1, seed=0)  # with cool-down
+    if config.tasks.min_width < 1 and config.tasks.slim_epoch >= epochs:
         raise UserError(
-            f"--slim-epoch {config.tasks.slim_epoch}: the run ends before, with --epochs {config.schedule.epochs}, so "
+            f"--slim-epoch {config.tasks.slim_epoch}: the run ends before, after {count_of(epochs, 'epoch')}, so "
             "no slimmed width would learn; give a smaller one, or --min-width 1 for the full width only"
         )
     layers, fixed = slimmable(network)
