@@ -236,7 +236,7 @@ def test_a_run_that_would_continue_with_another_network_is_told_which_flags_diff
         ("classifier_dim", 24, "classifier_dim 16 -> 24"),
         ("decoder", [{"type": "edaformer", "embed_dim": 24, "depths": (1, 1, 1)}], "'embed_dim': 24"),
     ):
-        with pytest.raises(UserError, match=r"(?s)does not fit this run of zoo_pvtv2_b0: .*; other than in it: ") as error:
+        with pytest.raises(UserError, match=r"(?s)does not fit this run of zoo_.*; other than in it: ") as error:
             build_run(given(scenes, tmp_path, resume=str(trained[1]), **{flag: value}), CPU)
         assert said in str(error.value) and len(str(error.value)) < 2500
 
