@@ -68,7 +68,7 @@ class LayerFreezing:
     def begin(self, model: nn.Module) -> None:
         """Freeze the layers that never learn, so that no optimizer has them; what has no gradients now never has any.
 
-        It comes when all else has said what learns: quantizers without a use are known after their calibration.
+        It comes when what learns is known: quantizers without a use are known after their calibration.
         """
         self.learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.apply(model, self.always)
