@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,20 @@ def test_a_file_that_does_something_else_is_not_written(tmp_path):
     outputs = [[output * torch.nan for output in outputs] for outputs in reference.outputs]
     with pytest.raises(UserError, match="differ by nan"):
         export(nn.Flatten(), tmp_path / "x.pt2", "pt2", SHAPE, Reference(reference.images, outputs))
+
+
+def test_a_signal_that_ends_an_export_leaves_no_folder(tmp_path, monkeypatch):
+    def write(model, path, *_):
+        assert path.parent.name.startswith(".export-") and signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+        path.write_bytes(b"x")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setitem(FORMATS, "pt2", exporting.Format(".pt2", write, FORMATS["pt2"].load))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 2))
+    with pytest.raises(SystemExit) as ended:
+        export(model, tmp_path / "x.pt2", "pt2", SHAPE, Reference.of(model, SHAPE))
+    assert ended.value.code == 128 + signal.SIGTERM and not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_fixed_batch_is_fixed(tmp_path):

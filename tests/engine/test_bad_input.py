@@ -139,7 +139,12 @@ OPTIONS = [
     ),
     (
         "--quantize weights=8 activations=8 --quantize-anneal 1 --epochs 2",
-        "--quantize-anneal: no weight is quantized by StatsQ, of less than 8 bits; give --quantize weight_quant",
+        "--quantize-anneal: no weight that learns is quantized by StatsQ, of less than 8 bits; give --quantize w",
+    ),
+    (
+        "--quantize weights=2 activations=2 --quantize-anneal 1 --epochs 2 --freeze --initial-checkpoint "
+        "o/good/last.pth.tar",
+        "--quantize-anneal: no weight that learns is quantized by StatsQ, of less than 8 bits; leave --freeze out",
     ),
     ("--kd-feature-weight -1", "argument --kd-feature-weight: expected a number at least 0, got -1"),
     ("--kd-distill-type scaled", "argument --kd-distill-type: invalid choice: 'scaled'"),

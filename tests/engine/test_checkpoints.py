@@ -92,6 +92,7 @@ def test_checkpoints_that_cannot_be_read_are_not_absent(tmp_path):
 def test_an_empty_folder_has_no_newest_and_leftovers_of_checkpoints_alone_are_cleared(tmp_path):
     (tmp_path / ".last.pth.tar.123.tmp").write_bytes(b"half")
     (tmp_path / ".checkpoint-12.pth.tar.7.tmp").write_bytes(b"half")
+    (tmp_path / ".environment.yaml.7.tmp").write_bytes(b"half")
     (tmp_path / ".eval-last.json.123.tmp").write_bytes(b"of another command")
     (tmp_path / ".notes.tmp").write_bytes(b"of an editor")
     folder = CheckpointFolder(tmp_path, keep=1, lower_is_better=False)

@@ -4,11 +4,14 @@ import pytest
 import torch
 from engine.helpers import UPDATES, assert_same, learned
 
+from visionzoo.engine import building
 from visionzoo.engine.building import build_run
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.freezing import LayerFreezing
+from visionzoo.engine.models import build_model
 from visionzoo.engine.parallel import Process
 from visionzoo.engine.training import Training, train
+from visionzoo.quantization.layers import quantize_layer
 
 SCHEDULE = {"freeze_layers": {"1": 2}, "weight_decay": 0.5, "drop_path": 0.0}
 
@@ -52,6 +55,22 @@ def test_what_never_learns_has_no_place_in_the_optimizer(make_args, trained):
     run.freezing.apply(run.trainable, run.freezing.count(5))
     assert {name for name, p in run.trainable.named_parameters() if not p.requires_grad} == first
     run.close()
+
+
+def test_quantizers_without_a_use_do_not_learn_in_any_epoch(make_args, monkeypatch):
+    def built(*args, **kwargs):
+        model = build_model(*args, **kwargs)
+        model.head.unused = torch.nn.Linear(4, 4)
+        quantize_layer(model.head.unused, 2, 2, kind="lsq", signed=True)
+        return model
+
+    monkeypatch.setattr(building, "build_model", built)
+    args = make_args(**SCHEDULE, quantize={"weights": 4, "activations": 4}, max_steps=1)
+    training = Training(building.build_run(args, Process(torch.device("cpu"))))
+    training.fit()
+    unused = training.run.trainable.head.unused
+    assert unused.weight.requires_grad
+    assert not any(p.requires_grad for p in unused.quantize_input.parameters())
 
 
 @pytest.mark.parametrize("change", [{"cuda_graphs": True}, {}])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from engine.helpers import assert_same, learned, results
 
+from visionzoo.engine import building
 from visionzoo.engine.checkpoints import CheckpointFolder, read_checkpoint
 from visionzoo.engine.training import train
 
@@ -82,6 +83,23 @@ def test_checkpoints_are_complete_after_a_kill_before_any_change_on_the_disk(tmp
         write(folder, first)
         assert content(path) == whole, moment
     assert moment > 40
+
+
+def test_a_run_killed_right_after_its_first_file_can_be_started_again(make_args, tmp_path, monkeypatch):
+    write, written = building.write_atomically, []
+
+    def ending(path, content):
+        write(path, content)
+        written.append(path.name)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "write_atomically", ending)
+        with pytest.raises(Killed):
+            train(make_args(epochs=1, max_steps=1))
+    assert len(written) == 1 and (tmp_path / "output/run" / written[0]).exists()
+    train(make_args(epochs=1, max_steps=1, resume="auto"))
+    assert (tmp_path / "output/run/last.pth.tar").exists()
 
 
 def run_to_the_end(args):

@@ -10,7 +10,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from engine.helpers import assert_same, learned, run_tool
+from engine.helpers import assert_same, learned, run_tool, write_splits
 from PIL import Image
 from torch.nn import functional as F
 
@@ -225,6 +225,47 @@ def test_the_loss_is_that_of_labels_and_of_what_slimmed_widths_learn(scenes, tmp
     run.close()
 
 
+def test_slimmed_widths_may_begin_to_learn_while_rates_cool_down(scenes, tmp_path):
+    run = build_run(given(scenes, tmp_path, epochs=1, slim_epoch=1, cooldown_epochs=1), CPU)
+    assert run.num_epochs == 2
+    run.close()
+
+
+def test_a_run_that_would_continue_with_another_network_is_told_which_flags_differ(trained, scenes, tmp_path):
+    for flag, value, said in (
+        ("classifier_dim", 24, "classifier_dim 16 -> 24"),
+        ("decoder", [{"type": "edaformer", "embed_dim": 24, "depths": (1, 1, 1)}], "'embed_dim': 24"),
+    ):
+        with pytest.raises(UserError, match=r"(?s)does not fit this run of zoo_.*; other than in it: ") as error:
+            build_run(given(scenes, tmp_path, resume=str(trained[1]), **{flag: value}), CPU)
+        assert said in str(error.value) and len(str(error.value)) < 2500
+
+
+@pytest.mark.parametrize(
+    ("tool", "flags"),
+    [
+        ("eval", "--checkpoint good.pth --data-dir other"),
+        ("predict", "other/images/train --checkpoint good.pth"),
+        ("export", "--checkpoint good.pth"),
+        ("train", "--initial-checkpoint good.pth --data-dir other"),
+    ],
+)
+def test_other_commands_name_the_one_that_takes_its_checkpoint(place, capsys, tool, flags):
+    known = ["--model", "zoo_pvtv2_b0", "--model-kwargs", *(f"{key}={value}" for key, value in BACKBONE.items())]
+    if tool == "train":
+        write_splits(place / "classes")
+        flags = flags.replace("other", "classes") + " --img-size 32 --output o"
+    assert run_tool(tool, *flags.split(), "--device", "cpu", *(known if tool == "train" else [])) == 1
+    said = capsys.readouterr().err
+    assert "good.pth is of a run of `visionzoo multi-task`" in said
+    assert "`visionzoo multi-task --checkpoint good.pth` evaluates it" in said
+
+
+def test_help_shows_the_decoder_as_it_is_given():
+    said = " ".join(multi_task_parser().format_help().split())
+    assert "'NAME KEY=VALUE' (default: edaformer)" in said and "{'type'" not in said
+
+
 def test_rare_classes_weigh_more_and_absent_ones_nothing():
     weights = balanced_weights(torch.tensor([64, 16, 0]), 0.5)
     assert weights[2] == 0 and weights[1] == 2 * weights[0]
@@ -310,11 +351,13 @@ BAD = [
     ("--data-dir other -b 9", "8 training images do not fill one batch of 9; give a smaller --batch-size"),
     ("--data-dir other --model resnet18 --decoder edaformer", "resnet18 has no layers that can be slimmed"),
     ("--data-dir other --model zoo_deit_t", "it is isotropic"),
+    ("--data-dir other --model maxvit_rmlp_pico_rw_256 --min-width 1", "does not take images of 32 x 32 pixels: "),
     ("--data-dir other --decoder unet", "unknown decoder 'unet'"),
     ("--data-dir other --min-width 0", "--min-width: expected a number above 0 and at most 1, got 0"),
     ("--data-dir other --class-balance 2", "--class-balance: expected a number at least 0 and at most 1, got 2"),
     ("--data-dir other --mixup 1", "unknown argument --mixup"),
-    ("--data-dir other --slim-epoch 1", "--slim-epoch 1: the run ends before, with --epochs 1"),
+    ("--data-dir other --slim-epoch 1", "--slim-epoch 1: the run ends before, after 1 epoch, so no"),
+    ("--data-dir other --slim-epoch 2 --cooldown-epochs 1", "--slim-epoch 2: the run ends before, after 2 epochs, so"),
     ("--data-dir other --budget 0.5", "unknown argument --budget"),
     ("--checkpoint nowhere.pth", "no checkpoint at nowhere.pth"),
     ("--checkpoint other.pth", "other.pth is no checkpoint of a run of `visionzoo multi-task`"),

@@ -138,6 +138,15 @@ def test_what_is_never_called_does_not_learn():
     assert not any(parameter.requires_grad for parameter in model.read.quantize_input.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_that_begin_at_zero_stay_near_it_and_learn(dtype):
+    weight = torch.tensor([[0.0, 0.0], [1.0, -1.0]], dtype=dtype, requires_grad=True)
+    out = StatsQ(4)(weight)
+    assert (out[0].abs() < 1e-30).all() and out[1].tolist() == [1.125, -0.875]
+    out.sum().backward()
+    assert torch.equal(weight.grad, torch.ones_like(weight))
+
+
 def test_annealing_holds_all_but_weights_near_a_boundary():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 4))

@@ -119,6 +119,11 @@ def test_a_pipe_of_something_else_that_breaks_is_an_error(monkeypatch):
         (("license", "zoo_davit"), 1, "error: unknown model 'zoo_davit'"),
         (("models", "davitt_t"), 1, "error: no model matches 'davitt_t' (of "),
         (("parts", "mixers", "windw"), 1, "mixers holds 'windw'; did you mean window?"),
+        (("train", "digits_multi_task"), 1, "digits_multi_task is a config of `visionzoo multi-task`, which takes it"),
+        (("multi-task", "digits_biformer"), 1, "digits_biformer is a config of `visionzoo train`, which takes it as"),
+        (("parts", "mixer"), 1, "error: expected one of mixers, gates, reducers, heads, "),
+        (("parts", "mixer"), 1, ", got 'mixer'; did you mean mixers"),
+        (("parts", "windw"), 1, "and then a part of a name (visionzoo parts mixers windw), got 'windw'"),
     ],
 )
 def test_what_cannot_be_is_one_message(command, argv, code, message):

@@ -31,9 +31,14 @@ def about(part: type) -> str:
 def main() -> None:
     """Parse, list."""
     parser = argparse.ArgumentParser(description="List what models are built of, by the names of --model-kwargs.")
-    parser.add_argument("kind", nargs="?", choices=list(KINDS), help="only these")
+    parser.add_argument("kind", nargs="?", metavar="KIND", help=f"only these: {', '.join(KINDS)}")
     parser.add_argument("filter", nargs="?", default="", help="part of their names")
     args = parser.parse_args()
+    if args.kind is not None and args.kind not in KINDS:
+        raise UserError(
+            f"expected one of {', '.join(KINDS)}, and then a part of a name (visionzoo parts mixers {args.kind}), got "
+            f"{args.kind!r}{closest(args.kind, KINDS)}"
+        )
     kinds = [args.kind] if args.kind else list(KINDS)
     found = {kind: {name: part for name, part in KINDS[kind][0].items() if args.filter in name} for kind in kinds}
     if args.kind and not found[args.kind]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import signal
+import sys
+import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +31,7 @@ from visionzoo.deploy.int_operators import INT4_OPSET, as_operators, pack_int4, 
 from visionzoo.deploy.integers import holds_integers
 from visionzoo.engine.checkpoints import make_folder
 from visionzoo.engine.errors import UserError, require
+from visionzoo.engine.interruption import SIGNALS
 from visionzoo.text import count_of
 
 TOLERANCE = 1e-3  # largest error of an output; of outputs beyond 1 in proportion
@@ -240,11 +244,23 @@ def export(
     return Exported(path, error, spread, [tuple(image.shape) for image in reference.images], seconds)
 
 
-def _temporary_folder(parent: Path) -> TemporaryDirectory[str]:
+@contextmanager
+def _temporary_folder(parent: Path) -> Iterator[str]:
+    """Make a folder that is gone afterwards, also where a signal ends the process, which leaves by SystemExit then."""
+    in_main = threading.current_thread() is threading.main_thread()  # Python lets no other thread set handlers
+    ending = [number for number in SIGNALS if in_main and signal.getsignal(number) == signal.SIG_DFL]
     try:
-        return TemporaryDirectory(dir=parent, prefix=".export-", ignore_cleanup_errors=True)
+        folder = TemporaryDirectory(dir=parent, prefix=".export-", ignore_cleanup_errors=True)
     except OSError as error:
         raise UserError(f"cannot write to {parent}: {error.strerror}") from error
+    with folder as path:
+        for number in ending:
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
+        try:
+            yield path
+        finally:
+            for number in ending:
+                signal.signal(number, signal.SIG_DFL)
 
 
 def trace(model: nn.Module, example: Tensor, shape: Shape) -> ExportedProgram:

@@ -88,6 +88,8 @@ def build_run(config: TrainConfig, process: Process) -> Run:
     val_loader = val_set and eval_loader(config.data, val_set, prepared, process, batch_size=validation_batch)
 
     begin_scales(config, model, train_set, prepared, process, notes.say)
+    if freezing:
+        freezing.begin(model)
     parts = Parts(
         train_set=train_set,
         val_set=val_set,

@@ -23,7 +23,7 @@ LONGEST = 10**9  # epochs or batches, of which no run has more
 LAST, BEST, RECOVERY = "last.pth.tar", "model_best.pth.tar", "recovery.pth.tar"
 NUMBERED = re.compile(r"checkpoint-(\d+)\.pth\.tar")
 LEFTOVER = re.compile(
-    r"\.(?:(?:last|model_best|recovery|checkpoint-\d+)\.pth\.tar|summary\.csv|curves\.png|args\.yaml)\.\d+\.tmp"
+    r"\.(?:(?:last|model_best|recovery|checkpoint-\d+)\.pth\.tar|summary\.csv|curves\.png|(?:args|environment)\.yaml)\.\d+\.tmp"
 )  # of a writer that was killed
 
 

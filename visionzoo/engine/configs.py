@@ -1,7 +1,7 @@
 """Configs by path or by name: visionzoo ships its own, which every command finds without their folder.
 
-A config says what it trains: a .yaml file a classifier, by visionzoo's engine, a .py file a detector or segmentor, by
-OpenMMLab's. It is the first argument of a command; a .py file may also follow flags.
+A config says what it trains: a .yaml file a classifier, or one backbone for two tasks, by visionzoo's engine, a .py
+file a detector or segmentor, by OpenMMLab's. It is the first argument of a command; a .py file may also follow flags.
 """
 
 import os
@@ -12,6 +12,7 @@ from pathlib import Path
 from visionzoo.engine.errors import UserError, closest
 
 PACKAGE = Path(__file__).parents[1]
+COMMANDS = {"classification": "train", "detection": "train", "segmentation": "train", "multi_task": "multi-task"}
 ENDINGS = (".py", ".yaml", ".yml", ".json")
 
 
@@ -19,9 +20,13 @@ def shipped_configs() -> dict[str, Path]:
     """Return the paths of the configs that come with visionzoo by their names, those of classification first."""
     inside = PACKAGE / "configs"  # of an installed wheel; in a checkout, configs/ stands beside the package
     root = inside if inside.is_dir() else PACKAGE.with_name("configs")
-    tasks = ("classification", "detection", "segmentation", "multi_task")
-    paths = [path for task in tasks for path in sorted((root / task).glob("*")) if path.suffix in ENDINGS]
+    paths = [path for task in COMMANDS for path in sorted((root / task).glob("*")) if path.suffix in ENDINGS]
     return {path.stem: path for path in paths}
+
+
+def task_of(path: Path) -> str | None:
+    """Return the task of a config that comes with visionzoo, a key of `COMMANDS`; None of any other file."""
+    return path.parent.name if path.resolve() in (found.resolve() for found in shipped_configs().values()) else None
 
 
 def find_config(word: str) -> Path:

@@ -40,7 +40,7 @@ class LayerFreezing:
     def __init__(self, given: Mapping[Any, Any], model: nn.Module, name: str) -> None:
         if not hasattr(model, "group_matcher"):
             raise UserError(f"{FLAG}: {name} does not say what its layers are (timm's group_matcher); leave it out")
-        self.learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.learning: set[str] = set()
         self.num_layers = 1 + max(_layers(model).values())
         self.counts = {0: 0} | {_whole(epoch, "epoch"): _whole(count, "count") for epoch, count in given.items()}
         for epoch, count in self.counts.items():
@@ -64,6 +64,14 @@ class LayerFreezing:
     def count(self, epoch: int) -> int:
         """Return the number of layers that are frozen in an epoch."""
         return self.counts[max(start for start in self.counts if start <= epoch)]
+
+    def begin(self, model: nn.Module) -> None:
+        """Freeze the layers that never learn, so that no optimizer has them; what has no gradients now never has any.
+
+        It comes when what learns is known: quantizers without a use are known after their calibration.
+        """
+        self.learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.apply(model, self.always)
 
     def apply(self, model: nn.Module, count: int) -> str:
         """Let the first `count` layers have no gradients and keep the statistics of their batch norms.
@@ -89,7 +97,7 @@ class LayerFreezing:
 
 
 def make_freezing(config: TrainConfig, model: nn.Module, process: Process) -> LayerFreezing | None:
-    """Return the schedule of --freeze-layers; the layers that never learn are frozen, so that no optimizer has them.
+    """Return the schedule of --freeze-layers, None without it; it is to `begin`.
 
     Raises:
         UserError: another flag has no place beside it, or as `LayerFreezing`.
@@ -111,7 +119,6 @@ def make_freezing(config: TrainConfig, model: nn.Module, process: Process) -> La
             f"--freeze-layers changes what learns at epoch {freezing.changes[0]}, and {flag} fixes it at the start; "
             "freeze from epoch 0 only, or leave one of them out"
         )
-    freezing.apply(model, freezing.always)
     return freezing
 
 

@@ -32,6 +32,7 @@ from visionzoo.engine.recorded import (
     DATA_CONFIG,
     Recorded,
     check_data_config,
+    command_of,
     per_channel,
     read_recorded,
     recorded_args,
@@ -317,6 +318,11 @@ def load(
     Raises:
         UserError: the weights do not fit; it names `where` they come from and what does not fit.
     """
+    if command_of(recorded_args(source)) == "multi-task":
+        raise UserError(
+            f"{where} is of a run of `visionzoo multi-task`, of a network with decoders: `visionzoo multi-task "
+            f"--checkpoint {where}` evaluates it, and with --save-models writes it as programs"
+        )
     try:
         if is_quantized(model) or holds_quantizers(source):
             tensors = unwrap_state_dict(source, use_ema=use_ema)
@@ -329,15 +335,14 @@ def load(
         else:
             model.load_state_dict(unwrap_state_dict(source, use_ema=use_ema))
     except (ValueError, RuntimeError) as error:
-        text = error.fact if isinstance(error, WeightsError) else _shortened(str(error))
-        text += advice
-        shown = text if len(text) < 1500 else f"{text[:800]} ... {text[-500:]}"
-        raise UserError(f"cannot load {where} into {type(model).__name__}: {shown}") from error
+        text = shortened((error.fact if isinstance(error, WeightsError) else str(error)) + advice)
+        raise UserError(f"cannot load {where} into {type(model).__name__}: {text}") from error
 
 
-def _shortened(text: str) -> str:
-    """Return torch's message, which names every tensor that is missing, with the first few."""
-    return re.sub(r'"[^"\n]+"(?:, "[^"\n]+")+', lambda names: some(names[0].split(", "), 3), text)
+def shortened(text: str) -> str:
+    """Return torch's message, which names every tensor that is missing, with the first few, and not all sizes."""
+    text = re.sub(r'"[^"\n]+"(?:, "[^"\n]+")+', lambda names: some(names[0].split(", "), 3), text)
+    return text if len(text) < 1500 else f"{text[:800]} ... {text[-500:]}"
 
 
 @dataclass

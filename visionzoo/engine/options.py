@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
-from visionzoo.engine.configs import find_config, shipped_configs
+from visionzoo.engine.configs import COMMANDS, find_config, shipped_configs, task_of
 from visionzoo.engine.errors import UserError, closest, require
 from visionzoo.text import count_of
 
@@ -212,11 +212,19 @@ def read_part(entry: Any, where: str) -> dict[str, Any]:
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         shown = isinstance(action.default, (int, float, str, list)) and action.default not in (False, "", [])
+        if isinstance(action, Specs):  # of dicts: its help has the default as it would be given
+            shown = False
         return super()._get_help_string(action) if shown else action.help
 
 
 class Parser(argparse.ArgumentParser, Generic[C]):
-    """A parser of the flags of a dataclass, whose complaints are UserErrors with the closest valid flag."""
+    """A parser of the flags of a dataclass, whose complaints are UserErrors with the closest valid flag.
+
+    Attributes:
+        task: whose configs it takes, of `visionzoo.engine.configs.COMMANDS`.
+    """
+
+    task = "classification"
 
     def __init__(self, config: type[C], usage: str, description: str) -> None:
         super().__init__(usage=usage, description=description, allow_abbrev=False, formatter_class=_Help)
@@ -258,6 +266,11 @@ class Parser(argparse.ArgumentParser, Generic[C]):
                 raise UserError(
                     f"{path}: expected a .yaml config of classification, got one of OpenMMLab; train, eval, predict "
                     f"and export take it as their first argument"
+                )
+            task = task_of(found)
+            if task and task != self.task:
+                raise UserError(
+                    f"{path} is a config of `visionzoo {COMMANDS[task]}`, which takes it as its first argument"
                 )
             self.set_defaults(**self.read_config(found))
         return filled(self._config, {**vars(self._parse(argv)), "config": str(path) if path else None})

@@ -119,7 +119,8 @@ def make_annealing(config: TrainConfig, model: nn.Module, num_epochs: int, proce
     """Return what freezes weights in the last epochs, as --quantize-anneal says; None without it.
 
     Raises:
-        UserError: there are no epochs before, nothing is quantized by StatsQ, or another flag has no place beside it.
+        UserError: there are no epochs before, nothing that learns is quantized by StatsQ, or another flag has no place
+            beside it.
     """
     fit = config.fit
     if not fit.quantize_anneal:
@@ -140,4 +141,5 @@ def make_annealing(config: TrainConfig, model: nn.Module, num_epochs: int, proce
     try:
         return Annealing(model, fit.quantize_margin)
     except ValueError as error:
-        raise UserError(f"--quantize-anneal: {error}; give --quantize weight_quantizer=statsq") from error
+        advice = "leave --freeze out" if fit.freeze else "give --quantize weight_quantizer=statsq"
+        raise UserError(f"--quantize-anneal: {error}; {advice}") from error

@@ -154,6 +154,11 @@ def recorded_args(state: Mapping[str, Any]) -> dict[str, Any]:
     return dict(args) if isinstance(args, Mapping) else {}
 
 
+def command_of(args: Mapping[str, Any]) -> str:
+    """Return the command whose runs have these flags."""
+    return "multi-task" if "decoder" in args else "train"
+
+
 def compare_classes(recorded: Any, here: list[str] | None, where: str) -> None:
     """Refuse to continue from a checkpoint of other classes, or of the same ones in another order.
 

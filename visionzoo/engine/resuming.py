@@ -12,12 +12,13 @@ from visionzoo.engine.checkpoints import CheckpointFolder, read_checkpoint
 from visionzoo.engine.checkpoints import progress as progress_of
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.flags import TrainConfig
+from visionzoo.engine.models import shortened
 from visionzoo.engine.optimization import load_optimizer
 from visionzoo.engine.options import settings
 from visionzoo.engine.ownership import Claim, check_free, check_own, claim
 from visionzoo.engine.parallel import Process
 from visionzoo.engine.quantization import check_quantizers
-from visionzoo.engine.recorded import changed_settings, compare_classes, recorded_args
+from visionzoo.engine.recorded import changed_settings, command_of, compare_classes, recorded_args
 from visionzoo.engine.run import SCALER, Place, Run
 from visionzoo.text import count_of
 
@@ -107,6 +108,9 @@ def _restore(run: Run, path: Path, state: dict[str, Any], say: Callable[[str], N
         raise UserError(f"{path} is a checkpoint of {arch}, this run is of {model}")
     if "state_dict" not in state or "epoch" not in state:
         raise UserError(f"{path} holds no training state; to start from its weights use --initial-checkpoint")
+    before, now = command_of(recorded_args(state)), command_of(settings(config))
+    if before != now:
+        raise UserError(f"{path} is of a run of `visionzoo {before}`, which continues it; this is `visionzoo {now}`")
     compare_classes(state.get("class_names"), run.class_names, str(path))
     done = progress_of(state, path)
     opt = recorded_args(state).get("opt", config.optimizer.opt)
@@ -128,7 +132,11 @@ def _restore(run: Run, path: Path, state: dict[str, Any], say: Callable[[str], N
     except KeyError as error:
         raise UserError(f"{path} lacks {error}; --no-resume-opt loads only its weights") from error
     except (RuntimeError, ValueError, TypeError) as error:
-        raise UserError(f"{path} does not fit this run of {model}: {error}") from error
+        changes = changed_settings(state, settings(config), run.data_config)
+        raise UserError(
+            f"{path} does not fit this run of {model}: {shortened(str(error))}"
+            + (f"; other than in it: {', '.join(changes)}" if changes else "")
+        ) from error
     batches_per_epoch = state.get("batches_per_epoch", progress.batches_done)
     if progress.batches_done < batches_per_epoch != len(run.loader):
         say(

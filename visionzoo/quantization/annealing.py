@@ -33,7 +33,7 @@ def far_from_rounding(weight: Tensor, quantizer: StatsQ, margin: float) -> Tenso
 
 
 class Annealing:
-    """Freezes the weights of a model's layers that StatsQ quantizes, where no boundary is near.
+    """Freezes the weights of a model's layers that learn and that StatsQ quantizes, where no boundary is near.
 
     `hold` comes before an update of the optimizer, when gradients are whole, and `restore` after it. The product of the
     weights of queries and keys is not held, as the authors' code has no effect on it.
@@ -43,7 +43,7 @@ class Annealing:
         margin: see `far_from_rounding`.
 
     Raises:
-        ValueError: the margin is out of its range, or no weight is StatsQ's.
+        ValueError: the margin is out of its range, or no weight that learns is StatsQ's.
     """
 
     def __init__(self, model: nn.Module, margin: float):
@@ -53,11 +53,11 @@ class Annealing:
         self.held: list[tuple[nn.Parameter, slice, StatsQ]] = []  # tensors, their rows
         for module in model.modules():
             quantizer, weight = getattr(module, "quantize_weight", None), getattr(module, "weight", None)
-            if isinstance(quantizer, StatsQ) and isinstance(weight, nn.Parameter):
+            if isinstance(quantizer, StatsQ) and isinstance(weight, nn.Parameter) and weight.requires_grad:
                 first = 2 * len(weight) // 3 if isinstance(module, QueryKeyProjection) else 0  # its values' only
                 self.held.append((weight, slice(first, None), quantizer))
         if not self.held:
-            raise ValueError("no weight is quantized by StatsQ, of less than 8 bits")
+            raise ValueError("no weight that learns is quantized by StatsQ, of less than 8 bits")
         self._before: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()

@@ -86,7 +86,8 @@ class StatsQ(nn.Module):
     @staticmethod
     def _scale(weight: Tensor) -> Tensor:
         axes = tuple(range(1, weight.ndim))
-        return 2 * weight.detach().abs().mean(axes, keepdim=True)
+        scale = 2 * weight.detach().abs().mean(axes, keepdim=True)
+        return scale.clamp(min=torch.finfo(weight.dtype).tiny)  # of rows of zeros, as some layers begin
 
     def extra_repr(self) -> str:
         """Show the arguments."""

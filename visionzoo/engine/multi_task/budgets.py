@@ -35,7 +35,7 @@ from visionzoo.engine.multi_task.training import build_network, evaluate
 from visionzoo.engine.options import filled, settings
 from visionzoo.engine.outputs import add_rows, free_path
 from visionzoo.engine.parallel import start_process
-from visionzoo.engine.recorded import read_recorded, recorded_args
+from visionzoo.engine.recorded import command_of, read_recorded, recorded_args
 from visionzoo.models._checkpoint import unwrap_state_dict
 from visionzoo.slimming import slim
 from visionzoo.text import count_of, markdown_table
@@ -73,7 +73,7 @@ def restore_tasks(path: str, *, use_ema: bool = True) -> TrainedTasks:
         tensors = unwrap_state_dict(state, use_ema=use_ema)
     except ValueError as error:
         raise UserError(f"cannot load {path}: {error}") from error
-    if "decoder" not in args or "label_classes" not in tensors or not found.class_names:
+    if command_of(args) != "multi-task" or "label_classes" not in tensors or not found.class_names:
         raise UserError(
             f"{path} is no checkpoint of a run of `visionzoo multi-task`; `visionzoo eval` takes the others"
         )

@@ -78,7 +78,7 @@ class TaskConfig:
 
     TITLE: ClassVar = "tasks and widths"
     decoder: Sequence[Mapping[str, Any]] = flag(
-        "decoder that labels pixels, in quotes with options: 'NAME KEY=VALUE'",
+        "decoder that labels pixels, in quotes with options: 'NAME KEY=VALUE' (default: edaformer)",
         [{"type": "edaformer"}],
         nargs=1,
         action=Specs,
@@ -173,7 +173,9 @@ def multi_task_parser() -> Parser[MultiTaskConfig]:
         "Train one backbone to classify images and to label their pixels, at every width. With --checkpoint FILE a "
         "trained one is evaluated under budgets: visionzoo multi-task --checkpoint FILE --help lists those flags."
     )
-    return with_yaml(Parser(MultiTaskConfig, "%(prog)s [CONFIG] [flags]", about))
+    parser = Parser(MultiTaskConfig, "%(prog)s [CONFIG] [flags]", about)
+    parser.task = "multi_task"
+    return with_yaml(parser)
 
 
 def budget_parser() -> Parser[BudgetEvalConfig]:

@@ -6,17 +6,19 @@ import timm
 import torch
 from timm.data import resolve_data_config
 from torch import Tensor, nn
+from torch.optim import SGD
 
 from visionzoo.decoders import MultiTaskNetwork, create_segmentor
 from visionzoo.engine.building import Notes, assemble_run
 from visionzoo.engine.data import check_ranges
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.images import batches, seed_everything
-from visionzoo.engine.models import autocast
+from visionzoo.engine.models import autocast, try_images
 from visionzoo.engine.multi_task.data import UNLABELED, MaskedImages, SceneLoader, open_scenes
 from visionzoo.engine.multi_task.flags import MultiTaskConfig, MultiTaskTrainConfig
 from visionzoo.engine.multi_task.task import PARTS, SandwichTask, balanced_weights, losses
 from visionzoo.engine.multilabel import mean_average_precision
+from visionzoo.engine.optimization import make_scheduler
 from visionzoo.engine.options import changed, filled, settings
 from visionzoo.engine.parallel import Process, start_process
 from visionzoo.engine.run import Parts, Run
@@ -73,9 +75,10 @@ def build_run(given: MultiTaskConfig, process: Process) -> Run:
     )
     config = changed(config, num_classes=len(names))
     network = build_network(config, labels).to(process.device)
-    if config.tasks.min_width < 1 and config.tasks.slim_epoch >= config.schedule.epochs:
+    _, epochs = make_scheduler(config.schedule, SGD(network.parameters()), 1, seed=0)  # with cool-down
+    if config.tasks.min_width < 1 and config.tasks.slim_epoch >= epochs:
         raise UserError(
-            f"--slim-epoch {config.tasks.slim_epoch}: the run ends before, with --epochs {config.schedule.epochs}, so "
+            f"--slim-epoch {config.tasks.slim_epoch}: the run ends before, after {count_of(epochs, 'epoch')}, so "
             "no slimmed width would learn; give a smaller one, or --min-width 1 for the full width only"
         )
     layers, fixed = slimmable(network)
@@ -90,7 +93,7 @@ def build_run(given: MultiTaskConfig, process: Process) -> Run:
         f"layers that are slimmed: {listed}"
         + (f"; at full width stay {count_of(len(fixed), 'mixer or MLP', 'mixers and MLPs')}" if fixed else "")
     )
-    _try(network, config.model.name, prepared)
+    try_images(network, config.model.name, prepared["input_size"])
     loading: dict[str, Any] = {
         "batch_size": config.fit.batch_size,
         "device": process.device,
@@ -146,23 +149,6 @@ def build_network(config: MultiTaskTrainConfig, labels: list[int]) -> MultiTaskN
         return MultiTaskNetwork(segmentor, labels, hidden_dim=config.tasks.classifier_dim)
     except (ValueError, TypeError, RuntimeError, AssertionError, OSError) as error:
         raise UserError(f"cannot build {model.name} with the decoder {config.tasks.decoder[-1]}: {error}") from error
-
-
-def _try(network: MultiTaskNetwork, name: str, prepared: dict[str, Any]) -> None:
-    """Run a network on a blank image.
-
-    Raises:
-        UserError: it does not take it.
-    """
-    network.eval()
-    try:
-        with torch.no_grad():
-            network(torch.zeros(1, *prepared["input_size"], device=network.label_classes.device))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        size = prepared["input_size"][-1]
-        raise UserError(
-            f"{name} does not take images of {size} x {size} pixels: {error}; another --img-size may do"
-        ) from error
 
 
 class MultiTaskTraining(Training):
