@@ -73,6 +73,13 @@ def test_padding_is_not_seen_and_all_of_it_learns():
     assert all(p.grad is not None for p in walk.parameters())
 
 
+@pytest.mark.parametrize(("stages", "same"), [((), True), ((0,), False)])
+def test_tokens_see_an_image_in_cross_stages_only(stages, same):
+    walk = Walk(cross_stages=stages).eval()
+    one, other = walk(torch.randn(2, 3, 64, 64))[1]
+    assert torch.allclose(one, other, atol=1e-6) == same
+
+
 def test_stochastic_depth_leaves_out_map_and_tokens_together():
     block = Block(8, WindowMixer(8, 2, window_size=2), drop_path=0.5).train()
     x, tokens = torch.randn(32, 4, 4, 8), torch.randn(32, 3, 8)

@@ -154,6 +154,8 @@ WRONG = [
     ({"exit_weights": (1, 1, 0)}, "the last above 0, got (1, 1, 0)"),
     ({"exit_weights": (-1, 1, 1)}, "0 or more"),
     ({"exit_weights": (float("nan"), 1, 1)}, "0 or more"),
+    ({"exit_weights": (1, "a", 1)}, "exit_weights must be 3 numbers, one for each layer of the encoder"),
+    ({"exit_weights": 0.5}, "above 0, got 0.5"),
     ({"encoder_layers": 4}, "encoder_layers must be 1 to 3, 'gate', or None for all, got 4"),
     ({"encoder_layers": 0}, "got 0"),
     ({"encoder_layers": "gates"}, "got 'gates'"),

@@ -92,3 +92,13 @@ def test_a_config_without_exits_is_named(trained, capsys):
     assert run_tool("fit_gate", str(PLAIN), *flags) == 1
     message = "has no exits to choose from: expected model.decode_head.type 'ExitMask2FormerHead', got 'FPNHead'"
     assert message in capsys.readouterr().err
+
+
+def test_labels_that_are_resized_are_named(trained, tmp_path, capsys):
+    steps = ["LoadImageFromFile", "LoadAnnotations", "Resize", "PackSegInputs"]
+    pipeline = [{"type": name} | ({"scale": (64, 64)} if name == "Resize" else {}) for name in steps]
+    config = tmp_path / "resized.py"
+    config.write_text(f"_base_ = {str(CONFIG)!r}\ntest_dataloader = dict(dataset=dict(pipeline={pipeline!r}))\n")
+    assert fit(tmp_path / "gate", trained, config=config) == 1
+    message = "in its own size (128, 128), and its labels are (64, 64): put LoadAnnotations after what resizes"
+    assert message in capsys.readouterr().err

@@ -49,7 +49,8 @@ class DetectionTokens(nn.Module):
             maps are merged 2×2, `zoo_swin_*`.
         num_tokens: detection tokens P.
         position_dim: channels of their positions.
-        cross_stages: stages, negative from the end, whose tokens attend to the patches, too.
+        cross_stages: stages, negative from the end, whose tokens attend to the patches, too; of none, as the authors'
+            code allows, tokens are the same for all images.
         out_dim: channels of the map after the last stage.
 
     Raises:
@@ -158,16 +159,13 @@ def _step(
     return x.unflatten(1, size), tokens
 
 
-def sine_positions(
-    padded: Tensor, dim: int, dtype: torch.dtype = torch.float32, *, temperature: float = 10000.0
-) -> Tensor:
+def sine_positions(padded: Tensor, dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return sines and cosines of rows, then of columns, as DETR has them, counted over what is not padded.
 
     Args:
         padded: [B, H, W], True at padded places.
         dim: channels C, a multiple of 4.
         dtype: of the result; computed in float32 at least.
-        temperature: of the frequencies.
 
     Returns:
         [B, H, W, C].
@@ -178,7 +176,7 @@ def sine_positions(
     accumulate = torch.promote_types(dtype, torch.float32)
     there = (~padded).to(accumulate)
     powers = 2 * torch.div(torch.arange(dim // 2, device=padded.device), 2, rounding_mode="floor") / (dim // 2)
-    waves = temperature ** powers.to(accumulate)
+    waves = 10000 ** powers.to(accumulate)
     halves = []
     for axis in (1, 2):
         count = there.cumsum(axis)

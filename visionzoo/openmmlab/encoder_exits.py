@@ -142,8 +142,9 @@ class ExitMask2FormerHead(Mask2FormerHead):
                 f"expected pixel_decoder of type 'ExitPixelDecoder', which has exits, got {pixel_decoder['type']!r}"
             )
         number = len(self.pixel_decoder.encoder.layers)
-        weights = [k / number for k in range(1, number + 1)] if exit_weights is None else [*exit_weights]
-        if len(weights) != number or not all(0 <= weight < float("inf") for weight in weights) or not weights[-1]:
+        weights = [k / number for k in range(1, number + 1)] if exit_weights is None else exit_weights
+        listed = isinstance(weights, Sequence) and len(weights) == number
+        if not (listed and all(type(w) in (int, float) and 0 <= w < float("inf") for w in weights) and weights[-1]):
             raise ValueError(
                 f"exit_weights must be {number} numbers, one for each layer of the encoder, 0 or more and the last "
                 f"above 0, got {exit_weights}"

@@ -166,7 +166,11 @@ def _loaders(cfg: Config) -> list[Any]:
 
 @torch.no_grad()
 def derive(model: Any, loader: Any) -> Derived:
-    """Measure every exit that has a weight on every image of a loader (mmseg's segmentor, whole images)."""
+    """Measure every exit that has a weight on every image of a loader (mmseg's segmentor, whole images).
+
+    Raises:
+        UserError: labels have not the size of their image.
+    """
     from mmseg.evaluation import IoUMetric
 
     head: ExitMask2FormerHead = model.decode_head
@@ -183,9 +187,15 @@ def derive(model: Any, loader: Any) -> Derived:
         for decoded in head.pixel_decoder.decode_after(maps, exits):
             found = model.postprocess_result(head.predict(decoded, metas, model.test_cfg), samples)
             for sample in found:
-                label = sample.gt_sem_seg.data[0].to(sample.pred_sem_seg.data.device)
+                seen = sample.pred_sem_seg.data[0]
+                label = sample.gt_sem_seg.data[0].to(seen.device)
+                if label.shape != seen.shape:
+                    raise UserError(
+                        f"fit-gate: {sample.img_path} is predicted in its own size {tuple(seen.shape)}, and its labels "
+                        f"are {tuple(label.shape)}: put LoadAnnotations after what resizes in the pipeline"
+                    )
                 right, _, predicted, labeled = IoUMetric.intersect_and_union(
-                    sample.pred_sem_seg.data[0], label, head.num_classes, head.ignore_index
+                    seen, label, head.num_classes, head.ignore_index
                 )
                 of_batch.append(torch.stack([right, predicted, labeled]).int())
         areas.append(torch.stack(of_batch).unflatten(0, (len(exits), -1)).transpose(0, 1))
