@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from visionzoo.engine.checkpoints import read_checkpoint
-from visionzoo.engine.flags import EvalConfig, PredictConfig
 from visionzoo.engine.models import Trained, restore
 from visionzoo.engine.options import settings
+from visionzoo.engine.trained_flags import EvalConfig, PredictConfig
 
 ROOT = Path(__file__).parents[2]
 COLOURS = {"blue": (30, 30, 220), "green": (30, 220, 30), "red": (220, 30, 30)}

@@ -16,9 +16,9 @@ from timm.data import IterableImageDataset
 from visionzoo.engine.data import check_labels, open_train_and_val, train_loader
 from visionzoo.engine.errors import UnreadableImageError, UserError
 from visionzoo.engine.evaluation import evaluate_checkpoint
-from visionzoo.engine.flags import eval_parser
 from visionzoo.engine.images import CheckedImages, batches, to_mode
 from visionzoo.engine.parallel import Process
+from visionzoo.engine.trained_flags import eval_parser
 from visionzoo.engine.training import train
 
 CONFIG = {"input_size": (3, 32, 32), "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "center"}

@@ -8,9 +8,9 @@ from engine.helpers import truncate, write_images
 
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.evaluation import COLUMNS, evaluate, evaluate_checkpoint
-from visionzoo.engine.flags import eval_parser
 from visionzoo.engine.images import IGNORED
 from visionzoo.engine.parallel import Process
+from visionzoo.engine.trained_flags import eval_parser
 
 CPU = Process(torch.device("cpu"))
 

@@ -5,16 +5,9 @@ import pytest
 
 from visionzoo.deploy.flags import ExportConfig
 from visionzoo.engine.errors import UserError
-from visionzoo.engine.flags import (
-    CompareConfig,
-    EvalConfig,
-    PredictConfig,
-    TrainConfig,
-    eval_parser,
-    predict_parser,
-    train_parser,
-)
+from visionzoo.engine.flags import CompareConfig, TrainConfig, train_parser
 from visionzoo.engine.options import FLAG, changed, settings
+from visionzoo.engine.trained_flags import EvalConfig, PredictConfig, eval_parser, predict_parser
 
 # Facts of timm's train script, which is not part of its package.
 TIMM_DEFAULTS = {

@@ -8,8 +8,8 @@ from engine.helpers import truncate
 from PIL import Image
 
 from visionzoo.engine.errors import UserError
-from visionzoo.engine.flags import predict_parser
 from visionzoo.engine.prediction import find_images, predict
+from visionzoo.engine.trained_flags import predict_parser
 from visionzoo.explanation.pictures import dimmed
 
 

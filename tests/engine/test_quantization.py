@@ -10,8 +10,8 @@ from engine.two import in_two_processes
 from visionzoo.engine.building import build_run
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import UserError
-from visionzoo.engine.flags import eval_parser, predict_parser
 from visionzoo.engine.parallel import Process
+from visionzoo.engine.trained_flags import eval_parser, predict_parser
 from visionzoo.engine.training import Training, train
 from visionzoo.quantization import LSQ, is_quantized
 

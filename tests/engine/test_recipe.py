@@ -11,10 +11,11 @@ from visionzoo.engine.building import build_run
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.evaluation import evaluate_checkpoint
-from visionzoo.engine.flags import eval_parser, predict_parser, train_parser
+from visionzoo.engine.flags import train_parser
 from visionzoo.engine.models import prepare_compiler
 from visionzoo.engine.parallel import Process
 from visionzoo.engine.prediction import predict
+from visionzoo.engine.trained_flags import eval_parser, predict_parser
 from visionzoo.engine.training import Training, train
 
 CPU = Process(torch.device("cpu"))

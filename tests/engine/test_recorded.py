@@ -13,8 +13,8 @@ from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.data import open_split
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.evaluation import evaluate_checkpoint
-from visionzoo.engine.flags import eval_parser
 from visionzoo.engine.recorded import Recorded, read_recorded, recorded_beside, take_data
+from visionzoo.engine.trained_flags import eval_parser
 from visionzoo.engine.training import train
 
 

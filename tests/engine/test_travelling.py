@@ -13,9 +13,9 @@ from PIL import Image
 from visionzoo.deploy.flags import export_parser
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.evaluation import evaluate_checkpoint
-from visionzoo.engine.flags import eval_parser, predict_parser
 from visionzoo.engine.images import to_mode
 from visionzoo.engine.prediction import predict
+from visionzoo.engine.trained_flags import eval_parser, predict_parser
 from visionzoo.models._hub import save_pretrained
 
 MODES = {"RGB": 3, "HSV": 3, "YCbCr": 3, "LAB": 3, "L": 1, "LA": 2, "RGBA": 4, "CMYK": 4}

@@ -18,8 +18,8 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from visionzoo.engine import page, view
-from visionzoo.engine.flags import view_parser
 from visionzoo.engine.models import untrained
+from visionzoo.engine.trained_flags import view_parser
 
 SIZE = {"depth": 2, "embed_dim": 16, "num_heads": 2}
 FLAGS = ["--model", "zoo_deit_t", "--num-classes", "3", "--img-size", "32", "--device", "cpu", "--random-weights"]

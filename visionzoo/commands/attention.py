@@ -7,7 +7,7 @@ true class, of the mean of the heads and of each head. For efficient probing (--
 
 def main() -> None:
     """Parse, look, draw."""
-    from visionzoo.engine.flags import attention_parser
+    from visionzoo.engine.trained_flags import attention_parser
 
     config = attention_parser().parse()
     from visionzoo.engine.attention import show_attention  # after parsing: --help and typing errors come at once

@@ -16,7 +16,7 @@ def main() -> None:
 
         evaluate(parser().parse())
         return
-    from visionzoo.engine.flags import eval_parser
+    from visionzoo.engine.trained_flags import eval_parser
 
     config = eval_parser().parse()
     from visionzoo.engine.evaluation import evaluate_checkpoint  # after parsing: --help and typing errors come at once

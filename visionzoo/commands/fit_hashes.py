@@ -7,7 +7,7 @@ softmax form; what is written is a checkpoint of the model, to evaluate or to tr
 
 def main() -> None:
     """Parse, fit, write."""
-    from visionzoo.engine.flags import fit_hashes_parser
+    from visionzoo.engine.trained_flags import fit_hashes_parser
 
     config = fit_hashes_parser().parse()
     from visionzoo.engine.hashing import fit_hashes  # after parsing: --help and typing errors come at once

@@ -16,7 +16,7 @@ def main() -> None:
 
         draw(parser().parse())
         return
-    from visionzoo.engine.flags import predict_parser
+    from visionzoo.engine.trained_flags import predict_parser
 
     config = predict_parser().parse()
     from visionzoo.engine.prediction import predict  # after parsing: --help and typing errors come at once

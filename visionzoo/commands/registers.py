@@ -7,7 +7,7 @@ a token that was not trained. On a model without such tokens it says so.
 
 def main() -> None:
     """Parse, look, move, draw."""
-    from visionzoo.engine.flags import registers_parser
+    from visionzoo.engine.trained_flags import registers_parser
 
     config = registers_parser().parse()
     from visionzoo.engine.registers import show_registers  # after parsing: --help and typing errors come at once

@@ -8,7 +8,7 @@ are not zero after each block.
 
 def main() -> None:
     """Parse, measure, write."""
-    from visionzoo.engine.flags import sparse_rate_parser
+    from visionzoo.engine.trained_flags import sparse_rate_parser
 
     config = sparse_rate_parser().parse()
     from visionzoo.engine.sparse_rate import measure_sparse_rate  # after parsing: --help and typing errors come at once

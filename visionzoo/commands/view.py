@@ -17,7 +17,7 @@ def main() -> None:
 
         look(parser().parse())
         return
-    from visionzoo.engine.flags import view_parser
+    from visionzoo.engine.trained_flags import view_parser
 
     config = view_parser().parse()
     from visionzoo.engine.view import view  # after parsing: --help and typing errors come at once

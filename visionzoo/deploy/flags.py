@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from visionzoo.engine.flags import InputConfig, ModelConfig, WeightsConfig
+from visionzoo.engine.flags import InputConfig, ModelConfig
 from visionzoo.engine.options import Parser, flag, switch
+from visionzoo.engine.trained_flags import WeightsConfig
 
 FORMATS = ("pt2", "onnx", "aoti")
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from visionzoo.engine.charts import draw_maps, missing_fonts
 from visionzoo.engine.checkpoints import make_folder
 from visionzoo.engine.errors import UserError, closest, printable, require
-from visionzoo.engine.flags import AttentionConfig
 from visionzoo.engine.image_files import find_images
 from visionzoo.engine.images import readable_images, skipped_images
 from visionzoo.engine.models import autocast, restore, try_images
@@ -19,6 +18,7 @@ from visionzoo.engine.options import settings
 from visionzoo.engine.outputs import free_path
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.prediction import choose_names
+from visionzoo.engine.trained_flags import AttentionConfig
 from visionzoo.explanation.image import as_seen
 from visionzoo.layers.class_queries import ClassQueryHead
 from visionzoo.models._heads import head_attention

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UserError, printable, require
-from visionzoo.engine.flags import FitHashesConfig
 from visionzoo.engine.images import seed_everything
 from visionzoo.engine.models import Trained, autocast, draw_images, restore, try_images
 from visionzoo.engine.options import settings
 from visionzoo.engine.outputs import free_path
 from visionzoo.engine.parallel import start_process
+from visionzoo.engine.trained_flags import FitHashesConfig
 from visionzoo.kernels.precision import without_autocast
 from visionzoo.layers.hashing import KernelHash, fit_hash
 from visionzoo.models._checkpoint import rename

@@ -23,7 +23,7 @@ from visionzoo._torch_private import count_terms_once, keep_memory_formats, list
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.data import image_mode
 from visionzoo.engine.errors import UserError, closest, printable
-from visionzoo.engine.flags import DeviceConfig, InputConfig, ModelConfig, WeightsConfig
+from visionzoo.engine.flags import DeviceConfig, InputConfig, ModelConfig
 from visionzoo.engine.image_files import find_images
 from visionzoo.engine.images import readable_images, skipped_images
 from visionzoo.engine.options import settings
@@ -39,6 +39,7 @@ from visionzoo.engine.recorded import (
     recorded_beside,
     take_model,
 )
+from visionzoo.engine.trained_flags import WeightsConfig
 from visionzoo.models._checkpoint import EMA_CONTAINERS, WeightsError, load_weights, unwrap_state_dict
 from visionzoo.models._contract import Contract
 from visionzoo.models._hub import READING, not_finite, published

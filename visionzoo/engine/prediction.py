@@ -12,7 +12,6 @@ from visionzoo.engine.charts import draw_prediction, is_picture, missing_fonts
 from visionzoo.engine.checkpoints import new_folder, write_atomically
 from visionzoo.engine.errors import UserError, printable, require
 from visionzoo.engine.exits import early_exit_model
-from visionzoo.engine.flags import PredictConfig
 from visionzoo.engine.image_files import find_images
 from visionzoo.engine.images import readable_images, skipped_images
 from visionzoo.engine.models import autocast, restore, try_images
@@ -20,6 +19,7 @@ from visionzoo.engine.names import read_names
 from visionzoo.engine.options import settings
 from visionzoo.engine.outputs import free_path
 from visionzoo.engine.parallel import start_process
+from visionzoo.engine.trained_flags import PredictConfig
 from visionzoo.explanation.image import as_seen
 from visionzoo.explanation.pictures import dimmed
 from visionzoo.models._reducing import kept_places

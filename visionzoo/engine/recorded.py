@@ -18,8 +18,9 @@ import timm
 
 from visionzoo.engine.data import MODES
 from visionzoo.engine.errors import UserError
-from visionzoo.engine.flags import FILTERS, EvalConfig, ModelConfig
+from visionzoo.engine.flags import FILTERS, ModelConfig
 from visionzoo.engine.options import changed
+from visionzoo.engine.trained_flags import EvalConfig
 from visionzoo.models._hub import published_by
 from visionzoo.text import count_of
 

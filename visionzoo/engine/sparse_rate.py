@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UserError, printable, require
-from visionzoo.engine.flags import SparseRateConfig
 from visionzoo.engine.images import seed_everything
 from visionzoo.engine.models import autocast, draw_images, restore, try_images
 from visionzoo.engine.options import settings
 from visionzoo.engine.outputs import add_rows, free_path
 from visionzoo.engine.parallel import start_process
+from visionzoo.engine.trained_flags import SparseRateConfig
 from visionzoo.layers.mixers.subspace import SubspaceMixer
 from visionzoo.layers.tokens import Tokens
 from visionzoo.text import count_of, markdown_table

@@ -15,7 +15,6 @@ from PIL import Image
 from visionzoo.engine.charts import draw_prediction, missing_fonts
 from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UserError, printable, require
-from visionzoo.engine.flags import DrawingConfig, LookConfig, ViewConfig
 from visionzoo.engine.image_files import find_images
 from visionzoo.engine.images import read_image, readable_images, skipped_images
 from visionzoo.engine.models import Trained, restore, try_images, untrained
@@ -24,6 +23,7 @@ from visionzoo.engine.outputs import free_path
 from visionzoo.engine.page import serve
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.prediction import choose_names
+from visionzoo.engine.trained_flags import DrawingConfig, LookConfig, ViewConfig
 from visionzoo.explanation.attribution import Faithfulness
 from visionzoo.explanation.image import MAPS, METHODS, Explanation, explain_image, reason
 from visionzoo.explanation.pictures import TITLES, curves_figure

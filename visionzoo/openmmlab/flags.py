@@ -10,8 +10,9 @@ from mmengine.config import DictAction
 from visionzoo.deploy.flags import FilesConfig, format_flag
 from visionzoo.engine.configs import find_config
 from visionzoo.engine.errors import UserError
-from visionzoo.engine.flags import AMOUNT, SHARE, PageConfig
+from visionzoo.engine.flags import AMOUNT, SHARE
 from visionzoo.engine.options import add_flags, filled, flag, switch
+from visionzoo.engine.trained_flags import PageConfig
 
 C = TypeVar("C")
 
