@@ -12,7 +12,7 @@ from torch import nn
 from torch.torch_version import TorchVersion
 
 import visionzoo
-from visionzoo.deploy import FORMATS, Reference, Shape, export, exporting
+from visionzoo.deploy import FORMATS, Reference, Shape, export, formats
 from visionzoo.deploy.sweep import randomise
 from visionzoo.engine import UserError
 from visionzoo.kernels import route_regions
@@ -143,7 +143,7 @@ def test_a_signal_that_ends_an_export_leaves_no_folder(tmp_path, monkeypatch):
         path.write_bytes(b"x")
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setitem(FORMATS, "pt2", exporting.Format(".pt2", write, FORMATS["pt2"].load))
+    monkeypatch.setitem(FORMATS, "pt2", formats.Format(".pt2", write, FORMATS["pt2"].load))
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 2))
     with pytest.raises(SystemExit) as ended:
         export(model, tmp_path / "x.pt2", "pt2", SHAPE, Reference.of(model, SHAPE))
@@ -162,7 +162,7 @@ def test_a_fixed_batch_is_fixed(tmp_path):
 
 def test_an_aotinductor_package_runs_what_was_compiled(tmp_path):
     try:
-        exporting.require_compiler()
+        formats.require_compiler()
     except UserError as error:
         pytest.skip(str(error))
     model, shape = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU()).eval(), Shape(1, (3, 8, 8))

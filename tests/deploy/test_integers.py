@@ -11,7 +11,7 @@ from engine.helpers import run_tool
 from torch import nn
 
 import visionzoo
-from visionzoo.deploy import Reference, Shape, export, exporting, int_operators
+from visionzoo.deploy import Reference, Shape, checking, export, int_operators
 from visionzoo.deploy.integers import IntegerWeight, to_integers
 from visionzoo.engine import UserError
 from visionzoo.quantization import QueryKeyProjection, calibrate, quantize
@@ -117,7 +117,7 @@ def test_files_may_differ_by_what_slight_noise_does(tmp_path, monkeypatch, facto
     numbers = to_integers(model)
     reference = Reference.of(model.eval(), shape)
     assert reference.response(numbers) < 1e-6  # nothing is rounded otherwise
-    monkeypatch.setattr(exporting, "NOISE", 0.02)
+    monkeypatch.setattr(checking, "NOISE", 0.02)
     response = reference.response(numbers)
     assert 1e-3 < response < reference.spread / 2
     moved = Reference(reference.images, [[out + factor * response for out in outs] for outs in reference.outputs])

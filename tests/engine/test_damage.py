@@ -214,7 +214,7 @@ def test_edited_tables_of_exports_are_refused_by_their_row(tmp_path):
 
 @pytest.mark.parametrize("format", ["pt2", "onnx"])
 def test_an_export_to_a_full_disk_is_one_message(tmp_path, monkeypatch, format):
-    from visionzoo.deploy.exporting import Reference, Shape, export
+    from visionzoo.deploy import Reference, Shape, export
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")

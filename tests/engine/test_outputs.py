@@ -8,7 +8,7 @@ import torch
 from engine.helpers import run_tool, write_images
 from PIL import Image
 
-from visionzoo.deploy.exporting import Shape
+from visionzoo.deploy import Shape
 from visionzoo.deploy.files import write_files
 from visionzoo.deploy.flags import export_parser
 from visionzoo.engine.errors import UserError, printable

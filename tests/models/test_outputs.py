@@ -10,7 +10,7 @@ from early_exit import NAME, WEIGHTS, EarlyExit, balance_of
 from torch import nn
 
 import visionzoo
-from visionzoo.deploy.exporting import Reference, Shape, export
+from visionzoo.deploy import Reference, Shape, export
 from visionzoo.layers import outputs
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.outputs import Exit, Outputs, add_term, collect, collecting

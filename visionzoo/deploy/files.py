@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 import visionzoo
-from visionzoo.deploy.exporting import FORMATS, Exported, Reference, Shape, export, require_compiler
+from visionzoo.deploy.checking import Reference, Shape
+from visionzoo.deploy.exporting import Exported, export
 from visionzoo.deploy.flags import FilesConfig
+from visionzoo.deploy.formats import FORMATS, require_compiler
 from visionzoo.deploy.integers import count_weights, to_integers
 from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import UserError, require

@@ -19,7 +19,7 @@ from torch import nn
 
 import visionzoo
 from visionzoo._torch_private import BatchNorm
-from visionzoo.deploy.exporting import FORMATS, Reference, Shape, export
+from visionzoo.deploy import FORMATS, Reference, Shape, export
 from visionzoo.deploy.files import check_flags, shape_of, versions
 from visionzoo.deploy.flags import ExportConfig
 from visionzoo.engine.errors import UserError, require
