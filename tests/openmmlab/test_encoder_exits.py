@@ -94,6 +94,20 @@ def test_a_fixed_number_of_layers_is_the_network_that_has_no_more_to_the_bit(lay
     assert head.used == [2 * (k == (layers or LAYERS)) for k in (1, 2, 3)]
 
 
+def test_a_seed_draws_the_weights_that_mmdets_pixel_decoder_begins_with():
+    init_default_scope("mmseg")
+    started = {}
+    for kind in ("ExitPixelDecoder", "mmdet.MSDeformAttnPixelDecoder"):
+        cfg = small_head().pixel_decoder
+        cfg.update(type=kind, in_channels=CHANNELS, strides=(4, 8, 16, 32), feat_channels=16, out_channels=16)
+        torch.manual_seed(0)
+        decoder = MODELS.build(cfg)
+        decoder.init_weights()
+        started[kind] = decoder.state_dict()
+    own, theirs = started.values()
+    assert own.keys() == theirs.keys() and all(torch.equal(own[name], theirs[name]) for name in own)
+
+
 def test_only_the_last_exit_learns_as_the_plain_network_to_the_bit():
     plain, head = build(kind=""), build(exit_weights=(0, 0, 1))
     expected, own = learn(plain), learn(head)

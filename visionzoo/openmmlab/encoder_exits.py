@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import torch
 from mmdet.models.layers import MSDeformAttnPixelDecoder
-from mmdet.models.layers.transformer.mask2former_layers import Mask2FormerTransformerEncoder
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -37,10 +36,14 @@ class Decoded(NamedTuple):
     multi_scale_features: list[Tensor]  # [B, C, H, W], coarsest first
 
 
-class ExitEncoder(Mask2FormerTransformerEncoder):
-    """mmdet's encoder, which keeps the tokens after each layer and stops after the first `stop`."""
+class ExitEncoder(nn.Module):
+    """The layers of mmdet's encoder, which keeps the tokens after each of them and stops after the first `stop`."""
 
     stop: int | None = None
+
+    def __init__(self, layers: nn.ModuleList):
+        super().__init__()
+        self.layers = layers
 
     def forward(self, query: Tensor, **inputs: Any) -> Tensor:
         """Tokens [B, N, C] to tokens; `inputs` are those of the layers."""
@@ -55,9 +58,9 @@ class ExitEncoder(Mask2FormerTransformerEncoder):
 class ExitPixelDecoder(MSDeformAttnPixelDecoder):
     """mmdet's pixel decoder with an exit after every layer of its encoder; arguments and weights are mmdet's."""
 
-    def __init__(self, *, encoder: Mapping[str, Any], **options: Any):
-        super().__init__(encoder=encoder, **options)
-        self.encoder = ExitEncoder(**encoder)
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.encoder = ExitEncoder(self.encoder.layers)
 
     def forward(self, feats: Sequence[Tensor] | Decoded) -> Decoded:
         """Decode a backbone's maps [B, C, H, W], finest first, by all layers; what is decoded already stays."""
