@@ -13,8 +13,8 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 from openmmlab.shrink import inputs, load_small
 
+from visionzoo.openmmlab.config_checks import check_channels
 from visionzoo.openmmlab.config_errors import unread
-from visionzoo.openmmlab.running import check_channels
 
 FOLDER = Path(__file__).parents[2] / "configs"
 CONFIGS = sorted(path for kind in ("detection", "segmentation") for path in (FOLDER / kind).glob("*.py"))

@@ -15,9 +15,9 @@ from mmengine.config import Config
 
 from visionzoo.data.layouts import check_folder
 from visionzoo.engine import UserError
+from visionzoo.openmmlab.config_checks import check_boxes, check_channels
 from visionzoo.openmmlab.configuring import datasets, heads, use_classes, use_dataset, use_root
 from visionzoo.openmmlab.data import check_data
-from visionzoo.openmmlab.running import check_channels
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CASCADE = "detection/cascade-mask-rcnn_zoo-swin-t_fpn_ms-crop-3x_coco.py"
@@ -353,6 +353,43 @@ def test_channels_of_another_backbone_stop_the_run():
         UserError, match=r"neck.in_channels is \[192, 384, 768\], the maps of zoo_biformer_t have \[128"
     ):
         check_channels(cfg)
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        ("focus-detr_zoo-davit-t_tiny.py", {}, None),
+        (
+            "focus-detr_zoo-davit-t_tiny.py",
+            {"num_queries": 3, "bbox_head.num_classes": 2, "test_cfg.max_per_img": 7},
+            "max_per_img: expected a whole number from 1 to 6, the boxes that 3 queries and 2 classes can make, got 7; "
+            "set it lower, or model.num_queries higher",
+        ),
+        ("focus-detr_zoo-davit-t_tiny.py", {"test_cfg.max_per_img": 0}, "from 1 to 24000, "),
+        ("focus-detr_zoo-davit-t_tiny.py", {"test_cfg.max_per_img": "x"}, "got 'x'"),
+        ("vidt_zoo-swin-n_tiny.py", {}, None),
+        ("vidt_zoo-swin-n_tiny.py", {"test_cfg.max_per_img": 8000}, None),
+        (
+            "vidt_zoo-swin-n_tiny.py",
+            {"test_cfg.max_per_img": 8001},
+            "the boxes that 100 queries and 80 classes can make, got 8001; set it lower, or model.backbone",
+        ),
+        (
+            "vidt_zoo-swin-n_tiny.py",
+            {"backbone.num_tokens": 1, "bbox_head.loss_cls.use_sigmoid": False, "test_cfg.max_per_img": 2},
+            "from 1 to 1, the boxes that 1 query can make",
+        ),
+        ("retinanet_zoo-davit-t_fpn_tiny.py", {"test_cfg.max_per_img": 10**9}, None),
+    ],
+)
+def test_more_boxes_than_queries_make_stop_the_run(config, options, message):
+    cfg = load(f"detection/{config}")
+    cfg.merge_from_dict({f"model.{key}": value for key, value in options.items()})
+    if message is None:
+        check_boxes(cfg)
+    else:
+        with pytest.raises(UserError, match=re.escape(message)):
+            check_boxes(cfg)
 
 
 def test_a_folder_of_coco_is_checked(tmp_path, pets):

@@ -426,6 +426,16 @@ def test_settings_that_would_fail_late_or_never_be_read_are_refused(option, mess
     assert not list(tmp_path.glob("*.pth"))
 
 
+@pytest.mark.parametrize("tool", ["train", "predict"])
+def test_more_boxes_than_a_detector_makes_are_refused_with_the_config(tool, tmp_path, capsys):
+    config = tmp_path / "own.py"
+    base = DETECTION.parent / "vidt_zoo-swin-n_tiny.py"
+    config.write_text(f"_base_ = {str(base)!r}\nmodel = dict(test_cfg=dict(max_per_img=9000))")
+    flags = [] if tool == "train" else ["x.jpg", "--checkpoint", "x.pth"]
+    said = refused(capsys, tool, config, *flags)
+    assert "expected a whole number from 1 to 8000" in said and "got 9000; set it lower, or model.backbone.num" in said
+
+
 def test_settings_that_mm_reads_are_taken_though_the_config_has_none(scenes):
     from visionzoo.openmmlab.config_errors import merge_options
     from visionzoo.openmmlab.running import read_config

@@ -58,6 +58,8 @@ class ExitEncoder(nn.Module):
 class ExitPixelDecoder(MSDeformAttnPixelDecoder):
     """mmdet's pixel decoder with an exit after every layer of its encoder; arguments and weights are mmdet's."""
 
+    encoder: Any  # mmdet's, then ours of its layers
+
     def __init__(self, **options: Any):
         super().__init__(**options)
         self.encoder = ExitEncoder(self.encoder.layers)

@@ -15,11 +15,12 @@ from visionzoo.deploy.exporting import Exported
 from visionzoo.deploy.files import check_flags, shape_of, write_files
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.parallel import start_process
+from visionzoo.openmmlab.config_checks import check_channels
 from visionzoo.openmmlab.config_errors import merge_options
 from visionzoo.openmmlab.configuring import config_classes
 from visionzoo.openmmlab.flags import ExportConfig
 from visionzoo.openmmlab.meta import checkpoint_classes, compare_model
-from visionzoo.openmmlab.running import check_channels, read_config, require_checkpoint, say_notes
+from visionzoo.openmmlab.running import read_config, require_checkpoint, say_notes
 
 
 class RawDetector(nn.Module):

@@ -17,10 +17,11 @@ from visionzoo.engine.checkpoints import make_folder, new_folder
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.page import serve
 from visionzoo.openmmlab.checkpoints import check_fit
+from visionzoo.openmmlab.config_checks import check_boxes, check_windows
 from visionzoo.openmmlab.config_errors import build
 from visionzoo.openmmlab.configuring import task_of
 from visionzoo.openmmlab.flags import PredictConfig, ViewConfig
-from visionzoo.openmmlab.running import check_windows, read_config, require_checkpoint, say_notes
+from visionzoo.openmmlab.running import read_config, require_checkpoint, say_notes
 from visionzoo.text import count_of
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -115,6 +116,7 @@ def _read(config: PredictConfig | ViewConfig) -> tuple[Any, list[str], str]:
     """Return the config, the pictures, if any, and the checkpoint that `config` names, all there and fit to be used."""
     cfg = read_config(config.config)
     check_windows(cfg)
+    check_boxes(cfg)
     images = _images(config.images) if config.images else []
     checkpoint = require_checkpoint(config.checkpoint)
     if config.device and torch.device(config.device).type == "cuda" and not torch.cuda.is_available():

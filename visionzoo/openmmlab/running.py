@@ -16,9 +16,9 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from visionzoo.engine.errors import UserError, require
 from visionzoo.openmmlab import trial  # noqa: F401  # its hooks
-from visionzoo.openmmlab.backbone import feature_channels
 from visionzoo.openmmlab.checked_runner import CheckingRunner, without_traceback
 from visionzoo.openmmlab.checkpoints import check_fit, check_start, read_any
+from visionzoo.openmmlab.config_checks import check_boxes, check_channels, check_windows
 from visionzoo.openmmlab.config_errors import build, merge_options, unread
 from visionzoo.openmmlab.configuring import (
     config_classes,
@@ -127,6 +127,7 @@ def prepare(path: str, work_dir: str | None, data: OwnDataConfig, launch: Launch
     cfg.work_dir = work_dir or cfg.get("work_dir") or str(Path("work_dirs") / Path(path).stem)
     check_channels(cfg)
     check_windows(cfg)
+    check_boxes(cfg)
     return cfg
 
 
@@ -191,56 +192,6 @@ def require_checkpoint(path: str) -> str:
     if not (path.startswith(("http://", "https://")) or Path(path).is_file()):
         raise UserError(f"no checkpoint at {path}")
     return path
-
-
-def check_channels(cfg: Config) -> None:
-    """Compare the channels that neck or head expect with those of the backbone.
-
-    Raises:
-        UserError: if they differ; with both lists.
-    """
-    backbone: Any = cfg.model.get("backbone") or {}
-    if backbone.get("type") != "ZooBackbone":
-        return
-    options = {key: value for key, value in backbone.items() if key not in _NOT_OF_THE_MODEL}
-    channels = feature_channels(backbone.name, backbone.get("out_indices"), **options)
-    place = "neck" if cfg.model.get("neck") else "decode_head"
-    expected = cfg.model.get(place, {}).get("in_channels", channels)
-    if isinstance(expected, list | tuple) and list(expected) != channels:
-        raise UserError(
-            f"model.{place}.in_channels is {list(expected)}, the maps of {backbone.name} have {channels}. In a config: "
-            f"in_channels=feature_channels({backbone.name!r}) of visionzoo.openmmlab."
-        )
-
-
-def check_windows(cfg: Config) -> None:
-    """Check that the windows of a segmentor that slides over its pictures leave no pixel out.
-
-    Raises:
-        UserError: their size or steps are no pairs of positive whole numbers, or a step is longer than a window.
-    """
-    test_cfg = cfg.model.get("test_cfg") or {}
-    if test_cfg.get("mode") != "slide":
-        return
-    for name in ("crop_size", "stride"):
-        pair = test_cfg.get(name)
-        if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(type(n) is int and n > 0 for n in pair)):
-            raise UserError(
-                f"expected model.test_cfg.{name} as two positive whole numbers, height and width, for mode='slide', "
-                f"got {pair!r}"
-            )
-    crop, stride = test_cfg["crop_size"], test_cfg["stride"]
-    if any(step > side for step, side in zip(stride, crop, strict=True)):
-        raise UserError(
-            f"model.test_cfg: steps of {tuple(stride)} leave pixels out between windows of {tuple(crop)} (height, "
-            f"width); set stride to at most crop_size"
-        )
-
-
-_NOT_OF_THE_MODEL = (
-    "type", "_scope_", "name", "out_indices", "out_norm", "frozen_stages", "norm_eval", "drop_path_rate", "with_cp",
-    "pretrained", "init_cfg",
-)  # fmt: skip
 
 
 @HOOKS.register_module()
