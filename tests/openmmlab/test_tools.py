@@ -223,6 +223,25 @@ def test_configs_that_cannot_be_read_are_named(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "model = dict(a=dict(hooks=dict(type='X', n=1)))",
+            "model.a.hooks is a part with keys such as type, n, where its _base_ has a list; write a list, or add "
+            "_delete_=True to the part to replace what the base has",
+        ),
+        ("model = dict(b=dict(type='X'))", "model.b is a part with keys such as type, where its _base_ has 3; write a"),
+    ],
+)
+def test_a_part_with_keys_where_the_base_has_none_is_named(content, message, tmp_path, capsys):
+    (tmp_path / "base.py").write_text("model = dict(a=dict(hooks=[dict(type='Y')]), b=3)")
+    (tmp_path / "middle.py").write_text(f"_base_ = 'base.py'\n{content}")
+    (tmp_path / "config.py").write_text("_base_ = 'middle.py'")
+    assert run_tool("train", str(tmp_path / "config.py")) == 1
+    assert f"error: the config {tmp_path / 'middle.py'} cannot be read: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("option", "message"),
     [
         ("model.backbone=3", "--cfg-options model.backbone: expected a part with keys such as type, pretrained, name"),

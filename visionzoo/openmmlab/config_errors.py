@@ -19,6 +19,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from visionzoo.engine.errors import Interrupted, UserError, closest
+from visionzoo.text import some
 
 
 def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
@@ -36,6 +37,23 @@ def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
             cfg.merge_from_dict({key: value})
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"--cfg-options {key}={value}: the config has no such place: {_said(error)}") from error
+
+
+def unmerged(error: TypeError) -> str | None:
+    """Say which part of a config file has no part to be merged with in its base, if that is what stopped mmengine."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    merging = [frame.f_locals for frame in frames if frame.f_code is Config._merge_a_into_b.__code__]
+    if not merging:
+        return None
+    files = [frame.f_locals["filename"] for frame in frames if frame.f_code is Config._file2dict.__code__]
+    place, last = ".".join(str(scope["k"]) for scope in merging), merging[-1]
+    there = last["b"][last["k"]]
+    kind = "a list" if isinstance(there, list | tuple) else repr(there)
+    return (
+        f"{files[-1]} cannot be read: {place} is a part with keys such as {some(last['v'], 4)}, where its _base_ has "
+        f"{kind}; write {'a list' if kind == 'a list' else 'a value'}, or add _delete_=True to the part to replace "
+        "what the base has"
+    )
 
 
 def _check_read(cfg: Config, key: str) -> None:

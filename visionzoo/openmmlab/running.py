@@ -19,7 +19,7 @@ from visionzoo.openmmlab import trial  # noqa: F401  # its hooks
 from visionzoo.openmmlab.checked_runner import CheckingRunner, without_traceback
 from visionzoo.openmmlab.checkpoints import check_fit, check_start, read_any
 from visionzoo.openmmlab.config_checks import check_boxes, check_channels, check_windows
-from visionzoo.openmmlab.config_errors import build, merge_options, unread
+from visionzoo.openmmlab.config_errors import build, merge_options, unmerged, unread
 from visionzoo.openmmlab.configuring import (
     config_classes,
     datasets,
@@ -177,6 +177,10 @@ def read_config(path: str) -> Config:
         cfg = Config.fromfile(path)
     except (SyntaxError, FileNotFoundError, ConfigParsingError) as error:
         raise UserError(f"the config {path} cannot be read: {error}") from error
+    except TypeError as error:
+        if reason := unmerged(error):
+            raise UserError(f"the config {reason}") from error
+        raise
     if "model" not in cfg or "default_scope" not in cfg:
         raise UserError(f"{path} is not a config of a detector or segmentor: it has no model or no default_scope")
     say_notes(unread(cfg))
