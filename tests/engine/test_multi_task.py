@@ -248,17 +248,20 @@ def test_a_run_that_would_continue_with_another_network_is_told_which_flags_diff
         ("predict", "other/images/train --checkpoint good.pth"),
         ("export", "--checkpoint good.pth"),
         ("train", "--initial-checkpoint good.pth --data-dir other"),
+        ("train", "--pretrained-path good.pth --data-dir other"),
     ],
 )
 def test_other_commands_name_the_one_that_takes_its_checkpoint(place, capsys, tool, flags):
     known = ["--model", "zoo_pvtv2_b0", "--model-kwargs", *(f"{key}={value}" for key, value in BACKBONE.items())]
     if tool == "train":
-        write_splits(place / "classes")
+        if not (place / "classes").exists():
+            write_splits(place / "classes")
         flags = flags.replace("other", "classes") + " --img-size 32 --output o"
     assert run_tool(tool, *flags.split(), "--device", "cpu", *(known if tool == "train" else [])) == 1
     said = capsys.readouterr().err
     assert "good.pth is of a run of `visionzoo multi-task`" in said
     assert "`visionzoo multi-task --checkpoint good.pth` evaluates it" in said
+    assert "here take a checkpoint of `visionzoo train`, or other weights" in said
 
 
 def test_help_shows_the_decoder_as_it_is_given():

@@ -193,7 +193,7 @@ def _lacking(model: Any, result: Any, where: str) -> str | None:
 
     Raises:
         UserError: they lacked more than a tenth, so they are of another model, or of a part of it; or they have
-            quantizers, which the model gets later.
+            quantizers, which the model gets later, or decoders.
     """
     classifier = model.pretrained_cfg.get("classifier") or ()
     classifiers = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
@@ -202,6 +202,8 @@ def _lacking(model: Any, result: Any, where: str) -> str | None:
             f"{where} is of a quantized model, whose quantizers would be left out; start from it by "
             "--initial-checkpoint, with --quantize as it was"
         )
+    if "label_classes" in result.unexpected_keys:  # of MultiTaskNetwork
+        raise _of_tasks(where)
     names = [name for name in model.state_dict() if not name.endswith(".num_batches_tracked")]
     names = [name for name in names if not (classifiers and name.startswith(classifiers))]
     missing = sorted(set(names) & set(result.missing_keys))
@@ -320,10 +322,7 @@ def load(
         UserError: the weights do not fit; it names `where` they come from and what does not fit.
     """
     if command_of(recorded_args(source)) == "multi-task":
-        raise UserError(
-            f"{where} is of a run of `visionzoo multi-task`, of a network with decoders: `visionzoo multi-task "
-            f"--checkpoint {where}` evaluates it, and with --save-models writes it as programs"
-        )
+        raise _of_tasks(where)
     try:
         if is_quantized(model) or holds_quantizers(source):
             tensors = unwrap_state_dict(source, use_ema=use_ema)
@@ -338,6 +337,15 @@ def load(
     except (ValueError, RuntimeError) as error:
         text = shortened((error.fact if isinstance(error, WeightsError) else str(error)) + advice)
         raise UserError(f"cannot load {where} into {type(model).__name__}: {text}") from error
+
+
+def _of_tasks(where: str) -> UserError:
+    """Say what takes a checkpoint of several tasks, and what to take instead."""
+    return UserError(
+        f"{where} is of a run of `visionzoo multi-task`, of a network with decoders: `visionzoo multi-task "
+        f"--checkpoint {where}` evaluates it, and with --save-models writes it as programs; here take a checkpoint of "
+        "`visionzoo train`, or other weights of a classifier"
+    )
 
 
 def shortened(text: str) -> str:
