@@ -15,12 +15,15 @@ from PIL import Image
 from torch.nn import functional as F
 
 from visionzoo.decoders.multi_task import Answers
+from visionzoo.deploy import tasks
+from visionzoo.deploy.command import export_classifier
+from visionzoo.deploy.flags import export_parser
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import Interrupted, UserError
-from visionzoo.engine.multi_task import budgets, search
+from visionzoo.engine.multi_task import budgets, restoring, search
 from visionzoo.engine.multi_task.data import UNLABELED, MaskedImages, SceneLoader
 from visionzoo.engine.multi_task.flags import budget_parser, multi_task_parser
-from visionzoo.engine.multi_task.task import PARTS, SandwichTask, balanced_weights, losses
+from visionzoo.engine.multi_task.task import PARTS, SandwichTask, balanced_weights, by_layers, losses
 from visionzoo.engine.multi_task.training import build_run, evaluate, train
 from visionzoo.engine.options import changed
 from visionzoo.engine.parallel import Process
@@ -92,17 +95,16 @@ def test_both_tasks_learn_at_every_width(trained, scenes):
     assert row["eval_miou"] > 40 and row["eval_map"] > 85 and row["best_metric"] >= row["eval_mean"]
     both = row["train_pixel_loss"] + row["train_label_loss"] + row["train_answer_loss"] + row["train_feature_loss"]
     assert row["train_loss"] == pytest.approx(both, rel=1e-5)
-    network = budgets.restore_tasks(str(path)).network
-    data_config = budgets.restore_tasks(str(path)).data_config
+    network = restoring.restore_tasks(str(path)).network
+    data_config = restoring.restore_tasks(str(path)).data_config
     loading = {"batch_size": 8, "device": CPU.device, "workers": 0}
     loader = SceneLoader(MaskedImages(scenes, "validation", 4, data_config), **loading)
     norms = SceneLoader(MaskedImages(scenes, "train", 4, data_config), **loading)
-    smallest = budgets.slimmed_network(network, dict.fromkeys(PARTS, 0.25), norms, CPU.device)
+    smallest = restoring.slimmed_network(network, dict.fromkeys(PARTS, 0.25), norms, CPU.device)
     metrics = evaluate(smallest, loader, CPU.device, torch.inference_mode)
     assert metrics["miou"] > 35 and metrics["map"] > 75
     norm, cut = (  # measured anew, on 32 images in batches of 8
-        model.segmentor.decoder.fuse.bn
-        for model in (smallest, slim(network, budgets.by_layers(dict.fromkeys(PARTS, 0.25))))
+        model.segmentor.decoder.fuse.bn for model in (smallest, slim(network, by_layers(dict.fromkeys(PARTS, 0.25))))
     )
     assert (norm.num_batches_tracked, len(norm.running_mean)) == (4, 4) and not torch.equal(
         norm.running_mean, cut.running_mean
@@ -134,8 +136,8 @@ def test_budgets_are_kept_and_the_full_one_is_the_network_itself(trained, scenes
     rows = budgets.evaluate_budgets(config)
     assert [row["budget"] for row in rows] == [0.6, 1.0]
     assert all(row["share"] <= row["budget"] for row in rows) and rows[0]["encoder"] < rows[1]["encoder"] == 1
-    network = budgets.restore_tasks(str(path)).network
-    data_config = budgets.restore_tasks(str(path)).data_config
+    network = restoring.restore_tasks(str(path)).network
+    data_config = restoring.restore_tasks(str(path)).data_config
     images = MaskedImages(scenes, "validation", 4, data_config)
     loader = SceneLoader(images, batch_size=16, device=CPU.device, workers=0)
     metrics = evaluate(network, loader, CPU.device, torch.inference_mode)
@@ -148,7 +150,7 @@ def test_budgets_are_kept_and_the_full_one_is_the_network_itself(trained, scenes
 
 
 def test_a_slimmed_network_becomes_a_program_that_needs_only_torch(trained, tmp_path):
-    network = slim(budgets.restore_tasks(str(trained[1])).network, budgets.by_layers(dict.fromkeys(PARTS, 0.5)))
+    network = slim(restoring.restore_tasks(str(trained[1])).network, by_layers(dict.fromkeys(PARTS, 0.5)))
     budgets.save_program(network, (3, 32, 32), tmp_path / "x.pt2")
     program = torch.export.load(str(tmp_path / "x.pt2"))
     sizes = [sum(tensor.numel() for tensor in each.parameters()) for each in (program.module(), network)]
@@ -158,12 +160,12 @@ def test_a_slimmed_network_becomes_a_program_that_needs_only_torch(trained, tmp_
 
 
 def test_a_preference_gives_the_preferred_task_and_the_encoder_what_another_has(trained):
-    network = budgets.restore_tasks(str(trained[1])).network
+    network = restoring.restore_tasks(str(trained[1])).network
     widths = search.grid(0.25)
     assert widths == [0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0] and search.grid(0.3)[:2] == [0.3, 0.375]
     costs = search.measure_costs(network, (3, 32, 32), widths)
     shares = {"encoder": 0.5, "segmentation": 0.25, "classification": 0.75}
-    assert costs.of(shares) == search.multiply_adds(slim(network, budgets.by_layers(shares)), (3, 32, 32))
+    assert costs.of(shares) == search.multiply_adds(slim(network, by_layers(shares)), (3, 32, 32))
     alike = search.read_preference({})
     for budget in (0.55, 0.7, 0.9, 1.0):
         chosen = search.choose_widths(budget, alike, costs, widths)
@@ -241,12 +243,67 @@ def test_a_run_that_would_continue_with_another_network_is_told_which_flags_diff
         assert said in str(error.value) and len(str(error.value)) < 2500
 
 
+def test_a_budgets_network_is_exported_with_an_output_for_each_task(trained, scenes, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason='needs pip install "visionzoo[export]"')
+    flags = ["--checkpoint", str(trained[1]), "--output", str(tmp_path), "--budget", "0.6", "--data-dir", str(scenes)]
+    (file,) = export_classifier(export_parser().parse([*flags, "--format", "onnx", "--norm-images", "32"]))
+    found = restoring.restore_tasks(str(trained[1]))
+    loading = {"batch_size": 16, "device": CPU.device, "workers": 0}
+    about = json.loads(file.path.with_suffix(".json").read_text())
+    loader = restoring.norm_loader(scenes, found, 32, **loading)
+    network = restoring.slimmed_network(found.network, about["widths"], loader, CPU.device)
+    images = torch.randn(3, 3, 32, 32)
+    session = onnxruntime.InferenceSession(str(file.path))
+    with torch.no_grad():
+        labels, pixels, _ = network(images)
+    for own, its in zip((labels, pixels), session.run(["labels", "pixels"], {"image": images.numpy()}), strict=True):
+        torch.testing.assert_close(torch.from_numpy(its), own, rtol=1e-4, atol=1e-4)
+    assert max(about["widths"].values()) < 1 and about["budget"] == 0.6
+    assert [(output["name"], output["class_names"]) for output in about["outputs"]] == [
+        ("labels", NAMES[1:]),
+        ("pixels", NAMES),
+    ]
+    assert [output["shape"] for output in about["outputs"]] == [["batch", 3], ["batch", 4, 32, 32]]
+
+
+def test_the_whole_network_is_exported_without_data(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "write_files", lambda *written: [written])
+    (written,) = export_classifier(export_parser().parse(["--checkpoint", str(trained[1]), "--output", str(tmp_path)]))
+    network, images = restoring.restore_tasks(str(trained[1])).network, torch.randn(2, 3, 32, 32)
+    assert all(torch.equal(own, its) for own, its in zip(network(images)[:2], written[0](images), strict=True))
+    assert written[1] == tmp_path / "zoo_pvtv2_b0-tasks" and set(written[3]["widths"].values()) == {1}
+
+
+BAD_EXPORT = [
+    ("--budget 0.6", "good.pth was trained on a folder; give --data-dir DIR"),
+    ("--budget 0.6 --data-dir other", "other has the classes a, b, c, d..., good.pth was trained on ground"),
+    ("--budget 0.1 --data-dir size", "--budget 0.1: the smallest widths of this network"),
+    ("--budget 2", "--budget: expected a number above 0 and at most 1, got 2"),
+    ("--budget 0.6 --preference depth=1", "--preference: no task 'depth'"),
+    ("--data-dir size", "--data-dir has no effect on the whole network: leave it out, or give a --budget below 1"),
+    ("--model resnet18", "--model has no effect on good.pth: a run of `visionzoo multi-task` records its whole"),
+    ("--img-size 64", "--img-size has no effect on good.pth"),
+    ("--exit x", "--exit has no effect on good.pth"),
+    ("--checkpoint misfit.pth", "cannot load misfit.pth into the network that it describes"),
+    (
+        "--checkpoint= --model zoo_pvtv2_b0 --random-weights --budget 0.5",
+        "--budget is for checkpoints of `visionzoo multi-task`; give one by --checkpoint, or leave it out",
+    ),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD_EXPORT, ids=[flags for flags, _ in BAD_EXPORT])
+def test_bad_input_of_its_export_is_one_message(place, capsys, flags, message):
+    assert run_tool("export", "--checkpoint", "good.pth", "--format", "pt2", "--output", "o", *flags.split()) == 1
+    said = capsys.readouterr().err
+    assert message in said[said.rindex("error: ") :] and "Traceback" not in said
+
+
 @pytest.mark.parametrize(
     ("tool", "flags"),
     [
         ("eval", "--checkpoint good.pth --data-dir other"),
         ("predict", "other/images/train --checkpoint good.pth"),
-        ("export", "--checkpoint good.pth"),
         ("train", "--initial-checkpoint good.pth --data-dir other"),
         ("train", "--pretrained-path good.pth --data-dir other"),
     ],

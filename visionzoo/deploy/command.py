@@ -10,11 +10,14 @@ from timm.models import safe_model_name
 from visionzoo.deploy.exporting import Exported
 from visionzoo.deploy.files import check_flags, shape_of, write_files
 from visionzoo.deploy.flags import ExportConfig
+from visionzoo.deploy.tasks import export_tasks, given_flags
+from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.exits import model_of_exit
 from visionzoo.engine.models import Trained, build_model, check_name, data_config, restore
 from visionzoo.engine.options import settings
 from visionzoo.engine.parallel import start_process
+from visionzoo.engine.recorded import command_of, recorded_args
 from visionzoo.quantization import calibrate, is_quantized
 from visionzoo.text import count_of
 
@@ -26,6 +29,13 @@ def export_classifier(config: ExportConfig) -> list[Exported]:
         UserError: there is no such model or checkpoint, or it cannot be exported so.
     """
     check_flags(config.files, torchcompile=config.model.torchcompile)
+    path = config.source.weights.checkpoint
+    if path and command_of(recorded_args(read_checkpoint(path))) == "multi-task":
+        return export_tasks(config)
+    if flags := given_flags(config.tasks):
+        raise UserError(
+            f"{flags[0]} is for checkpoints of `visionzoo multi-task`; give one by --checkpoint, or leave it out"
+        )
     device = start_process(config.files.device).device
     trained = _build(config)
     model = trained.model.to(device).eval()

@@ -1,11 +1,11 @@
 """The command line of `visionzoo export` for classifiers; the words are those of timm's onnx_export.py."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from visionzoo.engine.flags import InputConfig, ModelConfig
-from visionzoo.engine.options import Parser, flag, switch
+from visionzoo.engine.flags import COUNT, RATIO, InputConfig, ModelConfig
+from visionzoo.engine.options import KeyValues, Parser, flag, switch
 from visionzoo.engine.trained_flags import WeightsConfig
 
 FORMATS = ("pt2", "onnx", "aoti")
@@ -57,6 +57,28 @@ class SourceConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TasksConfig:
+    """At which widths a network of `visionzoo multi-task` is exported."""
+
+    TITLE: ClassVar = "networks of several tasks"
+    budget: float = flag(
+        "multiply-adds at most, as a share of the full width's (default: 1, the whole network)",
+        1.0,
+        type=RATIO,
+        metavar="SHARE",
+    )
+    preference: Mapping[str, Any] = flag(
+        "how much each task counts, as in `visionzoo multi-task`",
+        {},
+        nargs="*",
+        action=KeyValues,
+        metavar="TASK=WEIGHT",
+    )
+    data_dir: str | None = flag("data to measure batch norms of slimmed widths on (default: the run's)", metavar="DIR")
+    norm_images: int = flag("training images that they are measured on", 128, type=COUNT, metavar="N")
+
+
+@dataclass(frozen=True, slots=True)
 class SweepConfig:
     """Which models are exported to a table, and where it is."""
 
@@ -76,10 +98,14 @@ class ExportConfig:
     model: ModelConfig
     input: InputConfig
     source: SourceConfig
+    tasks: TasksConfig
     sweep: SweepConfig
 
 
 def export_parser() -> Parser[ExportConfig]:
     """Return the parser of `visionzoo export`."""
-    about = "Export a classifier to files that run without visionzoo, each checked against the model."
+    about = (
+        "Export a classifier, or a network of `visionzoo multi-task`, to files that run without visionzoo, each "
+        "checked against the model."
+    )
     return Parser(ExportConfig, "%(prog)s [CONFIG.py] [flags]", about)

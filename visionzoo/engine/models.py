@@ -343,7 +343,7 @@ def _of_tasks(where: str) -> UserError:
     """Say what takes a checkpoint of several tasks, and what to take instead."""
     return UserError(
         f"{where} is of a run of `visionzoo multi-task`, of a network with decoders: `visionzoo multi-task "
-        f"--checkpoint {where}` evaluates it, and with --save-models writes it as programs; here take a checkpoint of "
+        f"--checkpoint {where}` evaluates it, `visionzoo export` writes it as files; here take a checkpoint of "
         "`visionzoo train`, or other weights of a classifier"
     )
 
