@@ -47,7 +47,7 @@ def test_layers_stop_learning_at_their_epoch_and_resume_as_if_never_stopped(make
 def test_what_never_learns_has_no_place_in_the_optimizer(make_args, trained):
     start = str(trained[0] / "model_best.pth.tar")
     given = {"initial_checkpoint": start, "freeze_layers": {"0": 2, "4": 1}}
-    run = build_run(make_args(**given), Process(torch.device("cpu")))
+    run = build_run(make_args(epochs=5, **given), Process(torch.device("cpu")))
     inside = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
     first = {name for name, p in run.trainable.named_parameters() if id(p) not in inside}
     assert first and all(name.startswith("stem") for name in first)  # layer 1 learns from epoch 4 on

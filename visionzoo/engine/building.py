@@ -133,6 +133,11 @@ def assemble_run(config: TrainConfig, process: Process, parts: Parts, notes: Not
     scheduler, num_epochs = make_scheduler(
         config.schedule, optimizer, updates(len(parts.loader), config), seed=config.device.seed
     )
+    if parts.freezing and (late := max(parts.freezing.counts)) >= num_epochs:
+        raise UserError(
+            f"--freeze-layers {late}={parts.freezing.counts[late]}: the run ends before, after "
+            f"{count_of(num_epochs, 'epoch')}; name an earlier epoch, or leave it out"
+        )
     annealing = make_annealing(config, trained_module(task), num_epochs, process)
     place, found = claim_folder(config, process, parts.data_config["input_size"][-1], parts.metric, notes.say)
     try:

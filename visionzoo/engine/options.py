@@ -152,13 +152,15 @@ def key_values(texts: Sequence[str], where: str, form: str = "key=value") -> dic
     """Return `key=value` texts as a dict.
 
     Raises:
-        UserError: one is not of that form; it names `where` they stand, and the `form`.
+        UserError: one is not of that form, or two have one key; it names `where` they stand, and the `form`.
     """
     pairs: dict[str, Any] = {}
     for text in texts:
         key, sep, value = text.partition("=")
         if not sep or not key:
             raise UserError(f"{where}: expected {form}, got {text!r}")
+        if key in pairs:
+            raise UserError(f"{where}: {key} is given twice; keep one")
         pairs[key] = _value(value, f"{where} {text}")
     return pairs
 
