@@ -794,3 +794,12 @@ def test_two_processes_train_one_detector(scenes, tmp_path):
     assert (tmp_path / "epoch_1.pth").exists()
     (log,) = Path(tmp_path).glob("2*/*.log")
     assert f"WARNING - 2 training images were skipped: {bad[0]}, {bad[1]}\n" in log.read_text()
+
+
+def test_no_trainings_at_once_are_refused_before_the_data_are_looked_at(monkeypatch, capsys):
+    from visionzoo.commands import overfit
+
+    monkeypatch.setattr(sys, "argv", ["overfit", "--coco", "x", "--masks", "x", "--jobs", "0"])
+    with pytest.raises(SystemExit):
+        overfit.main()
+    assert "argument --jobs: expected a number at least 1, got 0" in capsys.readouterr().err

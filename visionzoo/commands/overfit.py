@@ -18,6 +18,7 @@ import torch
 from visionzoo.engine import UserError
 from visionzoo.engine.checkpoints import make_folder
 from visionzoo.engine.configs import PACKAGE, shipped_configs
+from visionzoo.engine.flags import COUNT
 
 RUNS = {
     "mask-rcnn_zoo-biformer-t_fpn_tiny": "coco/bbox_mAP",
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument(
         "--runs", nargs="+", default=list(RUNS), choices=list(RUNS), metavar="NAME", help="default: all"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at once, spread over the GPUs (default: 1)")
+    parser.add_argument("--jobs", type=COUNT, default=1, help="trainings at once, spread over the GPUs (default: 1)")
     parser.add_argument("--output", default="output/overfit", help="folder (default: %(default)s)")
     parser.add_argument("--amp", action="store_true", help="mixed precision on a GPU")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="changes of all configs")
