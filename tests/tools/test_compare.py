@@ -207,15 +207,19 @@ def done(tmp_path):
     [
         ("results.csv", lambda b: b[:-3], "results.csv is cut off in line 2; fix the line, or remove it"),
         ("results.csv", lambda b: b.replace(b"42,", b"", 1), "results.csv, line 2: expected 14 cells, got 13"),
-        ("results.csv", lambda b: b.replace(b",42,", b",x,", 1), "line 2: expected a model and its seed"),
+        ("results.csv", lambda b: b.replace(b",42,", b",x,", 1), "expected a model and its seed"),
         ("results.csv", lambda b: b"\xff" + b, "results.csv: 'utf-8' codec can't decode"),
+        ("results.csv", lambda b: b.replace(b"model", b"name", 1), "expected a model and its seed"),
+        ("results.csv", lambda b: b.replace(b"50,", b"half,"), "line 2: top1 must be a number, got 'half'; fix"),
+        ("results.csv", lambda b: b.replace(b"top1", b"best"), "results.csv, line 2: nothing for top1; fix the line"),
+        ("results.csv", lambda b: b.replace(b",ok,", b",fine,"), "status must be ok or failed, got 'fine'"),
         ("results.csv", lambda b: b.replace(b"cpu", b'"cpu'), "results.csv: unexpected end of data"),
         ("results.csv", lambda b: b + b.split(b"\r\n")[1] + b"\r\n", "results.csv has two rows of zoo_poolformer_s12"),
         ("results.csv", lambda b: b.replace(POOL.encode() + b'",ok', b'other",ok'), "was done with other, and now is"),
         ("recipe.yaml", lambda b: b"a: [", "cannot read"),
         ("recipe.yaml", lambda b: b"", "recipe.yaml: expected a mapping of flags to values, got None"),
     ],
-    ids=["cut", "cell", "seed", "utf8", "quote", "twice", "spec", "yaml", "empty"],
+    ids=["cut", "cell", "seed", "utf8", "key", "number", "column", "state", "quote", "twice", "spec", "yaml", "none"],
 )
 def test_damaged_results_are_neither_reported_nor_replaced(command, done, capsys, name, damage, message):
     path = done / name
@@ -224,6 +228,34 @@ def test_damaged_results_are_neither_reported_nor_replaced(command, done, capsys
     assert command("--report", models=[POOL]) == 1
     assert message in capsys.readouterr().err
     assert path.read_bytes() == damaged
+
+
+def test_results_that_a_spreadsheet_has_saved_are_read(command, done, capsys):
+    path = done / "results.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert command("--report", models=[POOL, LEVIT]) == 0
+    out = capsys.readouterr().out
+    assert "50.00" in out and "not done yet: 1 of 2 runs; start the command without --report to do them" in out
+
+
+def test_wrong_data_are_found_before_the_first_run_and_leave_nothing(command, tmp_path, capsys):
+    assert command("--data-dir", "nowhere", models=[POOL]) == 1
+    assert "error: no data at nowhere" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_recipe_of_a_start_that_did_nothing_binds_no_later_one(command, done, capsys):
+    (done / "recipe.yaml").write_text("lr: 5.0\n")
+    assert command("--report", models=[POOL]) == 1
+    assert "holds a comparison with lr 5.0" in capsys.readouterr().err
+    (done / "results.csv").unlink()
+    (done / "run").mkdir()
+    (done / "run/last.pth.tar").touch()
+    assert command("--report", models=[POOL]) == 1
+    assert "holds a comparison with lr 5.0" in capsys.readouterr().err
+    (done / "run/last.pth.tar").unlink()
+    assert command("--report", models=[POOL]) == 1
+    assert "none of 1 run is done" in capsys.readouterr().err
 
 
 def test_a_report_has_the_speeds_of_the_models_as_they_are(command, done, capsys):
@@ -243,7 +275,8 @@ def test_a_report_has_the_speeds_of_the_models_as_they_are(command, done, capsys
         (["zoo_levit_128s deps=1"], [], "does not take --model-kwargs {'deps': 1}"),
         (["zoo_levit_128s depths"], [], "--models 'zoo_levit_128s depths': expected key=value, got 'depths'"),
         ([POOL], ["--val-split", ""], "a comparison is not distributed and validates"),
-        ([POOL], ["--write", "nowhere.md"], "--write nowhere.md: "),
+        ([POOL], ["--write", "nowhere.md"], "--write nowhere.md: No such file or directory; give a page"),
+        ([POOL], ["--cuda-graphs", "--device", "cpu"], "a CUDA device can be recorded, this is cpu; leave it out"),
         ([POOL], ["--write", "README.md"], "--write README.md: expected the lines '<!-- tiny: written by"),
     ],
 )
