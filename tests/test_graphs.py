@@ -283,8 +283,9 @@ def test_what_is_no_loss_is_refused(returned, found):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "expected all weights on one CUDA device, got cpu"),
-        ({"accumulate": 0}, "accumulate is the number of batches of an update, got accumulate=0"),
+        ({}, "all weights of the optimizer on one CUDA device, got cpu; move the model there before"),
+        ({"accumulate": 0}, "accumulate is the number of batches of an update, 1 or more, got accumulate=0"),
+        ({"accumulate": 1.5}, "accumulate is the number of batches of an update, 1 or more, got accumulate=1.5"),
         ({"model": nn.Linear(1, 1)}, "give ema and the model that it averages, or neither"),
     ],
 )
@@ -292,6 +293,18 @@ def test_what_cannot_be_a_graph_is_refused(options, message):
     optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters())
     with pytest.raises(ValueError, match=message):
         visionzoo.graph_training_step(lambda x: x, optimizer, **options)
+
+
+def test_what_is_no_function_and_no_optimizer_is_named():
+    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters())
+    for arguments, message in (
+        ((3.0, optimizer), "forward is a function, see its example, got 3.0"),
+        ((len, nn.Linear(2, 2)), "expected an optimizer of torch or timm, got Linear"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            visionzoo.graph_training_step(*arguments)
+    with pytest.raises(TypeError, match=r"clip is a function, see its example, got 1.0"):
+        visionzoo.graph_training_step(len, optimizer, clip=1.0)
 
 
 # -- on a GPU ----------------------------------------------------------------------------------------------------------

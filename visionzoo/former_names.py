@@ -51,13 +51,14 @@ def with_former_names(
 
 def take_former_keys(module: nn.Module) -> None:
     """Let `load_state_dict` of a module, and of those that hold it, take tensors by their former names."""
+    module.register_load_state_dict_pre_hook(_rename)
 
-    def rename(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-        for key in [key for key in state if key.startswith(prefix)]:
-            name = key[len(prefix) :]
-            for pattern, replacement in FORMER_KEYS:
-                name = re.sub(pattern, replacement, name)
-            if prefix + name != key:
-                state[prefix + name] = state.pop(key)
 
-    module.register_load_state_dict_pre_hook(rename)
+def _rename(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Rename tensors before `load_state_dict`; a function of the file, so that modules that have it can be pickled."""
+    for key in [key for key in state if key.startswith(prefix)]:
+        name = key[len(prefix) :]
+        for pattern, replacement in FORMER_KEYS:
+            name = re.sub(pattern, replacement, name)
+        if prefix + name != key:
+            state[prefix + name] = state.pop(key)

@@ -441,8 +441,9 @@ def graph_training_step(
             accumulated for it. Processes draw their own dropped paths where they are seeded apart.
 
     Raises:
-        ValueError: weights are not on one CUDA device, the optimizer needs second derivatives, `accumulate` is below 1,
-            or `ema` and `model` are not given together.
+        TypeError: `forward` or `clip` is no function, or `optimizer` no optimizer.
+        ValueError: weights are not on one CUDA device, the optimizer needs second derivatives, `accumulate` is not a
+            number of batches, or `ema` and `model` are not given together.
 
     Example:
         >>> def forward(images, labels):  # doctest: +SKIP
@@ -452,14 +453,24 @@ def graph_training_step(
         >>> for images, labels in loader:  # doctest: +SKIP
         ...     loss = step(images, labels)
     """
-    if accumulate < 1:
-        raise ValueError(f"graph_training_step: accumulate is the number of batches of an update, got {accumulate=}")
+    if not isinstance(accumulate, int) or accumulate < 1:
+        raise ValueError(
+            f"graph_training_step: accumulate is the number of batches of an update, 1 or more, got {accumulate=}"
+        )
+    for name, part in (("forward", forward), ("clip", clip)):
+        if not (callable(part) or (name == "clip" and part is None)):
+            raise TypeError(f"graph_training_step: {name} is a function, see its example, got {part!r}")
+    if not hasattr(optimizer, "param_groups"):
+        raise TypeError(f"graph_training_step: expected an optimizer of torch or timm, got {type(optimizer).__name__}")
     if (ema is None) != (model is None):
         raise ValueError("graph_training_step: give ema and the model that it averages, or neither")
     devices = {p.device for group in optimizer.param_groups for p in group["params"]}
     if len(devices) != 1 or next(iter(devices)).type != "cuda":
         found = ", ".join(sorted(map(str, devices)))
-        raise ValueError(f"graph_training_step: expected all weights on one CUDA device, got {found}")
+        raise ValueError(
+            f"graph_training_step: expected all weights of the optimizer on one CUDA device, got {found}; move the "
+            "model there before you make the optimizer, or train without graphs where there is no GPU"
+        )
     step = TrainingStep(
         forward,
         optimizer,

@@ -1,6 +1,7 @@
 """What every model computes is consistent with itself: one build a form, real numbers, a small image."""
 
 import copy
+import io
 import math
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -151,3 +152,12 @@ def test_pruned_model_gives_the_same_features_and_can_be_used(run):
         replaced.forward_head(run.last, pre_logits=True)
     replaced.reset_classifier(7)
     assert replaced(run.image).shape == (2, 7)
+
+
+@torch.no_grad()
+def test_whole_model_is_saved_and_loaded(run):
+    """Pickled, as `torch.save(model)` does, and processes that are started with a model."""
+    saved = io.BytesIO()
+    torch.save(run.model, saved)
+    saved.seek(0)
+    assert _same(torch.load(saved, weights_only=False).forward_features(run.image), run.last)

@@ -123,6 +123,7 @@ def test_model_arguments_come_as_a_mapping_or_as_pairs(tmp_path):
         ("naflex_loader: true", "naflex_loader: True is for timm's train script, this one cannot do it"),
         ("model_dtype: bfloat16", "model_dtype: 'bfloat16' is for timm's train script"),
         ("help: true", "unknown key 'help'"),
+        ("hosts: [a]", "unknown key 'hosts'; it belongs to `visionzoo compare`"),
         (
             "mixers: {type: full}",
             "unknown key 'mixers'; it is an argument of the model: --model-kwargs mixers=VALUE, in YAML model_kwargs",

@@ -83,6 +83,15 @@ def test_any_height_and_width_keep_their_size_and_give_gradients(name, size):
     assert all(p.grad is not None for p in mixer.parameters())
 
 
+@pytest.mark.parametrize("spec", [*map(_spec, MIXERS), {"type": "kolmogorov_arnold", "base": "identity"}])
+def test_whole_mixers_are_saved_and_loaded(spec, tmp_path):
+    """Pickled: `torch.save(model)`, and processes that are started with one."""
+    mixer = build_mixer(spec, 16, 2).eval()
+    torch.save(mixer, tmp_path / "mixer.pt")
+    x = torch.randn(1, 4, 5, 16)
+    assert torch.equal(torch.load(tmp_path / "mixer.pt", weights_only=False)(x), mixer(x))
+
+
 SHARING = [name for name, kind in MIXERS.items() if "kv_heads" in inspect.signature(kind).parameters]
 
 

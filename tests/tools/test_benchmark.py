@@ -32,6 +32,7 @@ from visionzoo.benchmark.small import LIBRARY, TRITON, limits, small_cases, writ
 from visionzoo.benchmark.targets import QUANTITIES, Target, judge, targets
 from visionzoo.benchmark.timing import Budget, Ceilings, Timing, host_timing, launch_timing
 from visionzoo.benchmark.training import training_cases
+from visionzoo.commands.benchmark import parser
 from visionzoo.engine import UserError
 from visionzoo.kernels import explain
 from visionzoo.kernels.dispatch import OPERATIONS
@@ -97,6 +98,13 @@ def test_what_a_user_can_mend_is_one_message(argv, message, tmp_path, capsys):
     assert said.startswith("error: ") and message in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf"])
+def test_a_time_limit_is_positive(minutes, capsys):
+    with pytest.raises(SystemExit):
+        parser().parse_args(["host", "--minutes", minutes])
+    assert f"expected a positive number of minutes, got {minutes}" in capsys.readouterr().err
+
+
 def test_list_prints_names_and_measures_nothing(tmp_path, capsys):
     arguments = ["memory", "--list", "--device", "cpu", "--output", str(tmp_path / "none"), "--skip", "tokens"]
     assert run_tool("benchmark", *arguments) == 0
@@ -153,6 +161,24 @@ def test_a_case_is_replaced_whole_and_others_stay(tmp_path):
 def test_results_of_another_version_are_not_overwritten(tmp_path):
     (tmp_path / "r.csv").write_text("case,speed\na,1\n")
     with pytest.raises(UserError, match="other columns"):
+        Results(tmp_path / "r.csv")
+
+
+@pytest.mark.parametrize(
+    ("damage", "line"),
+    [
+        (lambda text: text[:-9], 3),  # within a line
+        (lambda text: text[:-40] + "\n", 3),  # cells that are not there
+        (lambda text: text.replace(",ok,", ",ok,1,", 1), 2),
+        (lambda text: text.replace(",7,", ",seven,", 1), 2),
+    ],
+)
+def test_damaged_results_are_refused(tmp_path, damage, line):
+    results = Results(tmp_path / "r.csv")
+    run_cases([case_of(measurement("a"), measurement("b"))], SETTINGS, results)
+    text = (tmp_path / "r.csv").read_text().replace(f",{results.rows[0].repeats},", ",7,")
+    (tmp_path / "r.csv").write_text(damage(text))
+    with pytest.raises(UserError, match=f"r.csv is damaged in line {line}; remove the line"):
         Results(tmp_path / "r.csv")
 
 
@@ -391,7 +417,7 @@ def test_the_share_of_the_gpu_is_told_and_files_without_it_are_read(tmp_path):
     assert read_rows(tmp_path / "r.csv")[0].busy_ms == 6.0
     for busy in (6.0, 6.0, None):  # each version wrote a column more
         lines = [line.rpartition(",")[0] for line in (tmp_path / "r.csv").read_text().splitlines()]
-        (tmp_path / "r.csv").write_text("\n".join(lines))
+        (tmp_path / "r.csv").write_text("".join(f"{line}\n" for line in lines))
         (row,) = read_rows(tmp_path / "r.csv")
         assert row.busy_ms == busy and row.first_call_s is None and row.launches is None
 

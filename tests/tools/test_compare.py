@@ -15,8 +15,9 @@ import torch
 import yaml
 from engine.helpers import TINY_FLAGS, rows, run_tool, write_splits
 from matplotlib.figure import Figure
+from PIL import Image
 
-from visionzoo.benchmark import comparison, growth, jobs, speeds
+from visionzoo.benchmark import comparison, comparison_report, growth, jobs, speeds
 from visionzoo.benchmark.comparison_report import place_labels
 from visionzoo.benchmark.timing import Budget
 from visionzoo.engine.errors import UserError
@@ -76,7 +77,7 @@ def test_results_are_the_runs_and_come_as_csv_table_and_picture(command, tmp_pat
         assert row["peak_memory_mib"] == ""  # nobody counts it on a CPU
     text = document.read_text()
     assert text.startswith("before\n") and text.endswith("<!-- end of tiny -->\nafter\n") and "old" not in text
-    assert f"| `{POOL}` | 0.0 | {float(results[0]['top1']):.2f} |" in text
+    assert f"| `{POOL}` | {float(results[0]['params_m']):.2g} | {float(results[0]['top1']):.2f} |" in text
     assert "2 epochs from random weights for each, batch 4, float32; cpu, torch" in text and "](tiny.png)" in text
     assert table(tmp_path / "tiny.csv") == results
     assert (tmp_path / "tiny.png").stat().st_size > 10_000 < (tmp_path / "out/tiny/results.png").stat().st_size
@@ -207,15 +208,19 @@ def done(tmp_path):
     [
         ("results.csv", lambda b: b[:-3], "results.csv is cut off in line 2; fix the line, or remove it"),
         ("results.csv", lambda b: b.replace(b"42,", b"", 1), "results.csv, line 2: expected 14 cells, got 13"),
-        ("results.csv", lambda b: b.replace(b",42,", b",x,", 1), "line 2: expected a model and its seed"),
+        ("results.csv", lambda b: b.replace(b",42,", b",x,", 1), "expected a model and its seed"),
         ("results.csv", lambda b: b"\xff" + b, "results.csv: 'utf-8' codec can't decode"),
+        ("results.csv", lambda b: b.replace(b"model", b"name", 1), "expected a model and its seed"),
+        ("results.csv", lambda b: b.replace(b"50,", b"half,"), "line 2: top1 must be a number, got 'half'; fix"),
+        ("results.csv", lambda b: b.replace(b"top1", b"best"), "results.csv, line 2: nothing for top1; fix the line"),
+        ("results.csv", lambda b: b.replace(b",ok,", b",fine,"), "status must be ok or failed, got 'fine'"),
         ("results.csv", lambda b: b.replace(b"cpu", b'"cpu'), "results.csv: unexpected end of data"),
         ("results.csv", lambda b: b + b.split(b"\r\n")[1] + b"\r\n", "results.csv has two rows of zoo_poolformer_s12"),
         ("results.csv", lambda b: b.replace(POOL.encode() + b'",ok', b'other",ok'), "was done with other, and now is"),
         ("recipe.yaml", lambda b: b"a: [", "cannot read"),
         ("recipe.yaml", lambda b: b"", "recipe.yaml: expected a mapping of flags to values, got None"),
     ],
-    ids=["cut", "cell", "seed", "utf8", "quote", "twice", "spec", "yaml", "empty"],
+    ids=["cut", "cell", "seed", "utf8", "key", "number", "column", "state", "quote", "twice", "spec", "yaml", "none"],
 )
 def test_damaged_results_are_neither_reported_nor_replaced(command, done, capsys, name, damage, message):
     path = done / name
@@ -224,6 +229,34 @@ def test_damaged_results_are_neither_reported_nor_replaced(command, done, capsys
     assert command("--report", models=[POOL]) == 1
     assert message in capsys.readouterr().err
     assert path.read_bytes() == damaged
+
+
+def test_results_that_a_spreadsheet_has_saved_are_read(command, done, capsys):
+    path = done / "results.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert command("--report", models=[POOL, LEVIT]) == 0
+    out = capsys.readouterr().out
+    assert "50.00" in out and "not done yet: 1 of 2 runs; start the command without --report to do them" in out
+
+
+def test_wrong_data_are_found_before_the_first_run_and_leave_nothing(command, tmp_path, capsys):
+    assert command("--data-dir", "nowhere", models=[POOL]) == 1
+    assert "error: no data at nowhere" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_recipe_of_a_start_that_did_nothing_binds_no_later_one(command, done, capsys):
+    (done / "recipe.yaml").write_text("lr: 5.0\n")
+    assert command("--report", models=[POOL]) == 1
+    assert "holds a comparison with lr 5.0" in capsys.readouterr().err
+    (done / "results.csv").unlink()
+    (done / "run").mkdir()
+    (done / "run/last.pth.tar").touch()
+    assert command("--report", models=[POOL]) == 1
+    assert "holds a comparison with lr 5.0" in capsys.readouterr().err
+    (done / "run/last.pth.tar").unlink()
+    assert command("--report", models=[POOL]) == 1
+    assert "none of 1 run is done" in capsys.readouterr().err
 
 
 def test_a_report_has_the_speeds_of_the_models_as_they_are(command, done, capsys):
@@ -243,7 +276,8 @@ def test_a_report_has_the_speeds_of_the_models_as_they_are(command, done, capsys
         (["zoo_levit_128s deps=1"], [], "does not take --model-kwargs {'deps': 1}"),
         (["zoo_levit_128s depths"], [], "--models 'zoo_levit_128s depths': expected key=value, got 'depths'"),
         ([POOL], ["--val-split", ""], "a comparison is not distributed and validates"),
-        ([POOL], ["--write", "nowhere.md"], "--write nowhere.md: "),
+        ([POOL], ["--write", "nowhere.md"], "--write nowhere.md: No such file or directory; give a page"),
+        ([POOL], ["--cuda-graphs", "--device", "cpu"], "a CUDA device can be recorded, this is cpu; leave it out"),
         ([POOL], ["--write", "README.md"], "--write README.md: expected the lines '<!-- tiny: written by"),
     ],
 )
@@ -471,3 +505,23 @@ def test_labels_of_many_points_cover_neither_each_other_nor_points():
         assert not any(
             left < x < right and bottom < y < top for x, y in (axes.transData.transform(point) for point in points)
         )
+
+
+@pytest.mark.parametrize(("points", "height"), [(12, 4.5), (13, 16.0)])
+def test_a_picture_is_as_wide_as_a_page_however_many_points_it_has(tmp_path, points, height):
+    speeds = {"train_images_per_second": 100.0, "inference_images_per_second": 300.0}
+    named = [{"model": f"h/{i}", "host": "h", "mixer": str(i), "top1": i, "top1_sd": None} for i in range(points)]
+    comparison_report.draw([row | speeds for row in named], tmp_path / "picture.png")
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.size == (11 * 120, height * 120)
+
+
+def test_a_section_has_parameters_of_small_models_and_the_data_that_were_used():
+    run = {"model": POOL, "seed": 0, "status": "ok", "reason": "", "params_m": 0.0182, "top1": 50.0, "epochs": 2}
+    run |= {"device": "cpu", "torch": "2", "timm": "1", "python": "3"}
+    models = comparison_report.summarise([run], [], [])
+    for flags in ("--dataset visionzoo/digits", "--data-dir TRAIN --val-data-dir VALIDATION"):
+        config = compare_parser().parse_with_config(["--models", POOL, *flags.split()])
+        text = comparison_report.section(models, [run], config, "tiny", 1)
+        assert f"visionzoo compare CONFIG {flags}\n" in text
+    assert f"| `{POOL}` | 0.018 | 50.00 |" in text

@@ -21,11 +21,11 @@ import torch
 
 import visionzoo
 from visionzoo.benchmark.comparison_report import draw, section, summarise, table
-from visionzoo.benchmark.comparison_rows import Row, read_rows, write_rows
+from visionzoo.benchmark.comparison_rows import OF_RUNS, Row, read_rows, write_rows
 from visionzoo.benchmark.growth import GrowthJob, measure_growth
 from visionzoo.benchmark.jobs import Failure, Task, devices, run_tasks
 from visionzoo.benchmark.speeds import INFERENCE, inference_rate, loader_rate, measure_speed, release
-from visionzoo.engine.building import build_run
+from visionzoo.engine.building import build_run, check_graphs
 from visionzoo.engine.checkpoints import LAST, make_folder, write_atomically
 from visionzoo.engine.data import open_train_and_val
 from visionzoo.engine.errors import UserError, closest, require
@@ -105,10 +105,12 @@ def compare(config: CompareConfig) -> list[Row]:
     )
     runs = _runs(config, folder)
     _check(config, folder.name)
-    todo = _to_do(read_rows(folder / RESULTS), runs)
+    todo = _to_do(read_rows(folder / RESULTS, needed=OF_RUNS), runs)
     if config.comparison.report:
         return _compare(config, folder, runs)
     _try(runs, {model for model, _ in todo})
+    if todo:
+        open_train_and_val(changed(config.train, cache_images=""))  # what is wrong with the data is so for every run
     own = Claim(folder)  # of two that write to one folder, one would replace the other's rows
     try:
         if own.note:
@@ -122,7 +124,7 @@ def _compare(config: CompareConfig, folder: Path, runs: dict[Key, Job]) -> list[
     """Do what is not done yet, unless only a report is asked for, and lay out the results."""
     report = config.comparison.report
     _keep_recipe(config, folder)
-    rows = read_rows(folder / RESULTS)
+    rows = read_rows(folder / RESULTS, needed=OF_RUNS)
     todo = _to_do(rows, runs)
     for number, key in enumerate([] if report else runs, 1):
         if key not in todo:
@@ -155,6 +157,8 @@ def _compare(config: CompareConfig, folder: Path, runs: dict[Key, Job]) -> list[
         draw(models, folder / PICTURE)
     if trained:
         print(table(models))
+    if report and (missing := len(runs) - len(trained)):
+        print(f"not done yet: {missing} of {count_of(len(runs), 'run')}; start the command without --report to do them")
     if config.comparison.write and trained:
         target = Path(config.comparison.write)
         for name, lines in ((folder.name, wanted), (f"{folder.name}_models", models if apart else [])):
@@ -309,7 +313,9 @@ def _check(config: CompareConfig, name: str) -> None:
         raise UserError(f"--growth-tokens: expected the smaller number first, got {smallest} {largest}")
     if config.comparison.write:
         _written(Path(config.comparison.write), name, "")
-    start_process(devices(config.train.device.device)[0])
+    process = start_process(devices(config.train.device.device)[0])
+    if config.train.fit.cuda_graphs and not config.comparison.report:
+        check_graphs(config.train, process)
 
 
 def _to_do(rows: list[Row], runs: dict[Key, Job]) -> list[Key]:
@@ -376,11 +382,17 @@ def _keep_recipe(config: CompareConfig, folder: Path) -> None:
         if not isinstance(before, Mapping):
             raise UserError(f"{path}: expected a mapping of flags to values, got {before!r}; name another --experiment")
         changed = [name for name in recipe if name in before and recipe[name] != before[name]]
-        if changed:
+        if changed and _begun(folder):
             differences = ", ".join(f"{name} {before[name]!r} instead of {recipe[name]!r}" for name in changed)
             raise UserError(f"{folder} holds a comparison with {differences}; name another --experiment")
     make_folder(folder)
     write_atomically(path, lambda file: file.write(yaml.safe_dump(recipe, sort_keys=False).encode()))
+
+
+def _begun(folder: Path) -> bool:
+    """Whether there is a result, or a checkpoint of one, which another recipe would be mixed with."""
+    rows = read_rows(folder / RESULTS, needed=OF_RUNS)
+    return any(row.get("status", "ok") == "ok" for row in rows) or any(folder.glob("*/*.pth.tar"))
 
 
 def _run(
@@ -430,7 +442,7 @@ def _measured(
     call: Callable[[Any], Row],
 ) -> list[Row]:
     """Return the rows of measurements, one at a time on each device, after doing those that are missing."""
-    rows = read_rows(path)
+    rows = read_rows(path, what)
     specs = {name: own.spec for name, own in things.items()}
     done = {row[what] for row in rows if row["status"] == "ok" and row["spec"] == specs.get(row[what])}
     missing = () if config.comparison.report else [name for name in things if name not in done]
@@ -501,5 +513,8 @@ def _written(path: Path, name: str, content: str) -> str:
     begin, end = f"<!-- {name}: written by tools/compare.py -->", f"<!-- end of {name} -->"
     try:
         return insert_between(path.read_text(encoding="utf-8"), begin, end, content)
-    except (OSError, UserError) as error:
+    except OSError as error:
+        remedy = f"give a page that has the lines {begin!r} and {end!r}"
+        raise UserError(f"--write {path}: {error.strerror}; {remedy}") from error
+    except UserError as error:
         raise UserError(f"--write {path}: {error}") from error

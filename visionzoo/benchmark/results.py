@@ -151,25 +151,37 @@ def read_rows(path: Path) -> list[Row]:
     """Read the rows of a file, none if there is no such file.
 
     Raises:
-        UserError: if it has other columns.
+        UserError: if it has other columns, or is damaged.
     """
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames not in [COLUMNS[: len(COLUMNS) - n] for n in range(len(LATER) + 1)]:
-            raise UserError(
-                f"{path} has other columns than this version of visionzoo writes; move it away, or name another folder "
-                "with --output"
-            )
-        return [Row(**{name: _value(name, cell) for name, cell in line.items()}) for line in reader]
+    text = path.read_bytes().decode(errors="replace")
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    if reader.fieldnames not in [COLUMNS[: len(COLUMNS) - n] for n in range(len(LATER) + 1)]:
+        raise UserError(
+            f"{path} has other columns than this version of visionzoo writes; move it away, or name another folder "
+            "with --output"
+        )
+    rows, damaged = [], 0 if text.endswith("\n") else text.count("\n") + 1
+    for line in reader:
+        try:
+            rows.append(Row(**{name: _value(name, cell) for name, cell in line.items()}))
+        except (TypeError, ValueError):  # more cells, or fewer, or a word for a number
+            damaged = damaged or reader.line_num
+    if damaged:
+        raise UserError(
+            f"{path} is damaged in line {damaged}; remove the line, and measure its case again with --missing"
+        )
+    return rows
 
 
 def _cell(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def _value(name: str, cell: str) -> Any:
+def _value(name: str, cell: Any) -> Any:
+    if not isinstance(cell, str):
+        raise TypeError(name)
     if name not in _NUMBERS:
         return cell
     return _NUMBERS[name](cell) if cell else None

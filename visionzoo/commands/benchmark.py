@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--missing", action="store_true", help="only cases that the results in --output do not have yet")
     made.add_argument("--list", action="store_true", help="print the names of the measurements, measure nothing")
     made.add_argument("--quick", action="store_true", help="repeat less, for a first look")
-    made.add_argument("--minutes", type=float, metavar="M", help="start no measurement after M minutes")
+    made.add_argument("--minutes", type=_time, metavar="M", help="start no measurement after M minutes")
     made.add_argument("--batch", type=_positive, metavar="N", help="replaces each case's batch size")
     made.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 elsewhere")
     made.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is one, else cpu")
@@ -66,6 +66,13 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
     return number
+
+
+def _time(text: str) -> float:
+    minutes = float(text)
+    if not 0 < minutes < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a positive number of minutes, got {text}")
+    return minutes
 
 
 def main() -> None:

@@ -196,15 +196,22 @@ def _make_model(config: TrainConfig, process: Process, say: Callable[[str], obje
     return model.to(memory_format=torch.channels_last) if config.model.channels_last else model
 
 
-def check_graphs(config: TrainConfig, process: Process, optimizer: Optimizer) -> None:
+def check_graphs(config: TrainConfig, process: Process, optimizer: Optimizer | None = None) -> None:
     """Refuse what --cuda-graphs cannot record.
+
+    Args:
+        config: of the training.
+        process: with the device.
+        optimizer: None where there is none yet.
 
     Raises:
         UserError: there is no GPU, or a flag that it does not go with.
     """
     mode = config.model.torchcompile_mode or ""
     if process.device.type != "cuda":
-        raise UserError(f"--cuda-graphs: only launches on a CUDA device can be recorded, this is {process.device}")
+        raise UserError(
+            f"--cuda-graphs: only launches on a CUDA device can be recorded, this is {process.device}; leave it out"
+        )
     for flag, what in (("fsdp", "fetches weights"), ("sync_bn", "sends statistics")):
         if getattr(config.fit, flag):
             raise UserError(

@@ -7,7 +7,7 @@ numbers are checked against, on the command line and in a YAML alike.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from visionzoo.engine.options import KeyValues, Number, Parser, Specs, flag, switch
@@ -390,7 +390,9 @@ class TrainConfig:
 def train_parser() -> Parser[TrainConfig]:
     """Return the parser of `visionzoo train`."""
     about = "Train a classifier. Every flag may stand in the YAML file; flags given here win."
-    return with_yaml(Parser(TrainConfig, "%(prog)s [CONFIG] [flags]", about), model="resnet50")
+    parser = Parser(TrainConfig, "%(prog)s [CONFIG] [flags]", about)
+    parser.elsewhere = {field.name: "visionzoo compare" for field in fields(ComparisonConfig)}
+    return with_yaml(parser, model="resnet50")
 
 
 def with_yaml(parser: Parser, **defaults: Any) -> Parser:

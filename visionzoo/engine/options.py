@@ -224,9 +224,11 @@ class Parser(argparse.ArgumentParser, Generic[C]):
 
     Attributes:
         task: whose configs it takes, of `visionzoo.engine.configs.COMMANDS`.
+        elsewhere: flags and keys of another command, which messages name, by name.
     """
 
     task = "classification"
+    elsewhere: Mapping[str, str] = {}
 
     def __init__(self, config: type[C], usage: str, description: str) -> None:
         super().__init__(usage=usage, description=description, allow_abbrev=False, formatter_class=_Help)
@@ -246,8 +248,10 @@ class Parser(argparse.ArgumentParser, Generic[C]):
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
             name = unknown[0].split("=")[0]
-            near = _of_model(name.lstrip("-"), flags) or closest(
-                name, flags if name.startswith("-") else shipped_configs()
+            near = (
+                _of_model(name.lstrip("-"), flags)
+                or self._of_another(name.lstrip("-").replace("-", "_"))
+                or closest(name, flags if name.startswith("-") else shipped_configs())
             )
             raise UserError(f"unknown argument {name}{near} (--help lists all flags)")
         return args
@@ -313,10 +317,14 @@ class Parser(argparse.ArgumentParser, Generic[C]):
             if name in OFF:
                 raise UserError(f"{where}: {key}: {value!r} is for timm's train script, this one cannot do it")
             if name not in flags or name == "help":
-                raise UserError(f"{where}: unknown key {key!r}{_of_model(name, flags) or closest(name, flags)}")
+                near = _of_model(name, flags) or self._of_another(name) or closest(name, flags)
+                raise UserError(f"{where}: unknown key {key!r}{near}")
             if value is not None:  # `key: null` keeps the default, as in the args.yaml that timm writes
                 values[name] = _typed(flags[name], value, where=f"{where}: {key}")
         return values
+
+    def _of_another(self, name: str) -> str:
+        return f"; it belongs to `{self.elsewhere[name]}`" if name in self.elsewhere else ""
 
 
 def _of_model(name: str, flags: Collection[str]) -> str:

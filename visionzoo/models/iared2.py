@@ -40,8 +40,12 @@ class InterpretableTransformer(DeiT):
         starts = [sum(group_sizes[:i]) for i in range(len(group_sizes))]
         self.CHECKPOINT_KEYS = {
             "authors": [
-                (r"^groups\.(\d+)\.block_list\.(\d+)\.", lambda m: f"blocks.{starts[int(m[1])] + int(m[2])}."),
-                (r"^groups\.(\d+)\.agent\.qk\.", lambda m: f"blocks.{starts[int(m[1])]}.reducer.qk."),
+                *(
+                    (rf"^groups\.{group}\.block_list\.{i}\.", f"blocks.{starts[group] + i}.")
+                    for group, size in enumerate(group_sizes)
+                    for i in range(size)
+                ),
+                *((rf"^groups\.{i}\.agent\.qk\.", f"blocks.{start}.reducer.qk.") for i, start in enumerate(starts)),
                 (r"\.reducer\.qk\.(weight|bias)$", (r".reducer.qk.\1#0", r".reducer.qk.\1#1", "unread")),
                 (r"^blocks\..*unread$", None),
                 *DeiT.CHECKPOINT_KEYS["authors"],

@@ -16,7 +16,7 @@ from visionzoo.layers.position import resize_table
 
 BASES: dict[str, Callable[[Tensor], Tensor] | None] = {
     "zero": None,
-    "identity": lambda x: x,
+    "identity": nn.Identity(),
     "silu": F.silu,
     "gelu": F.gelu,
 }
