@@ -15,8 +15,9 @@ import torch
 import yaml
 from engine.helpers import TINY_FLAGS, rows, run_tool, write_splits
 from matplotlib.figure import Figure
+from PIL import Image
 
-from visionzoo.benchmark import comparison, growth, jobs, speeds
+from visionzoo.benchmark import comparison, comparison_report, growth, jobs, speeds
 from visionzoo.benchmark.comparison_report import place_labels
 from visionzoo.benchmark.timing import Budget
 from visionzoo.engine.errors import UserError
@@ -76,7 +77,7 @@ def test_results_are_the_runs_and_come_as_csv_table_and_picture(command, tmp_pat
         assert row["peak_memory_mib"] == ""  # nobody counts it on a CPU
     text = document.read_text()
     assert text.startswith("before\n") and text.endswith("<!-- end of tiny -->\nafter\n") and "old" not in text
-    assert f"| `{POOL}` | 0.0 | {float(results[0]['top1']):.2f} |" in text
+    assert f"| `{POOL}` | {float(results[0]['params_m']):.2g} | {float(results[0]['top1']):.2f} |" in text
     assert "2 epochs from random weights for each, batch 4, float32; cpu, torch" in text and "](tiny.png)" in text
     assert table(tmp_path / "tiny.csv") == results
     assert (tmp_path / "tiny.png").stat().st_size > 10_000 < (tmp_path / "out/tiny/results.png").stat().st_size
@@ -356,7 +357,7 @@ def test_mixers_in_hosts_with_seeds_each_in_a_process(mixers, tmp_path, capsys, 
     text = document.read_text()
     own = [float(row["top1"]) for row in results if row["model"] == "pyramid/sigmoid"]
     cell = f"{statistics.mean(own):.2f} ± {statistics.stdev(own):.2f}"
-    assert re.search(rf"\| `sigmoid` \| 0\.0 \| {re.escape(cell)} \|", text.split("`plain`")[0])
+    assert re.search(rf"\| `sigmoid` \| 0\.0\d+ \| {re.escape(cell)} \|", text.split("`plain`")[0])
     assert "Mixers in `pyramid`" in text and f"of {len(seeds)} seeds (mean ± standard deviation)" in text
     assert [row["model"] for row in table(tmp_path / "tiny_models.csv")] == models
     assert (folder / "logs/pyramid,own-0.txt").read_text()
@@ -504,3 +505,23 @@ def test_labels_of_many_points_cover_neither_each_other_nor_points():
         assert not any(
             left < x < right and bottom < y < top for x, y in (axes.transData.transform(point) for point in points)
         )
+
+
+@pytest.mark.parametrize(("points", "height"), [(12, 4.5), (13, 16.0)])
+def test_a_picture_is_as_wide_as_a_page_however_many_points_it_has(tmp_path, points, height):
+    speeds = {"train_images_per_second": 100.0, "inference_images_per_second": 300.0}
+    named = [{"model": f"h/{i}", "host": "h", "mixer": str(i), "top1": i, "top1_sd": None} for i in range(points)]
+    comparison_report.draw([row | speeds for row in named], tmp_path / "picture.png")
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.size == (11 * 120, height * 120)
+
+
+def test_a_section_has_parameters_of_small_models_and_the_data_that_were_used():
+    run = {"model": POOL, "seed": 0, "status": "ok", "reason": "", "params_m": 0.0182, "top1": 50.0, "epochs": 2}
+    run |= {"device": "cpu", "torch": "2", "timm": "1", "python": "3"}
+    models = comparison_report.summarise([run], [], [])
+    for flags in ("--dataset visionzoo/digits", "--data-dir TRAIN --val-data-dir VALIDATION"):
+        config = compare_parser().parse_with_config(["--models", POOL, *flags.split()])
+        text = comparison_report.section(models, [run], config, "tiny", 1)
+        assert f"visionzoo compare CONFIG {flags}\n" in text
+    assert f"| `{POOL}` | 0.018 | 50.00 |" in text

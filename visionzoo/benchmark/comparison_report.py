@@ -28,6 +28,7 @@ COLUMNS = {  # of the table: title, digits
     "memory_exponent": ("Memory ~ N^", 2),
 }
 MEANS = ("params_m", "trained_m", "train_images_per_second", "inference_images_per_second", "peak_memory_mib")
+SMALL = 8  # points, of names in pictures that are 11 inches wide
 GROWN = ("time_exponent", "memory_exponent", "stops_at", "stops")
 
 
@@ -93,7 +94,7 @@ def _cell(row: Row, name: str) -> str:
     value, digits = row.get(name), COLUMNS[name][1]
     if value is None:
         return "—"
-    text = f"{value:,.{digits}f}"
+    text = f"{value:.2g}" if name == "params_m" and 0 < value < 0.095 else f"{value:,.{digits}f}"
     if name == "top1" and row["top1_sd"] is not None:
         text += f" ± {row['top1_sd']:.2f}"
     return text
@@ -156,7 +157,11 @@ tokens, in many maps or few."""
     picture = f"![top-1 against throughput]({name}.png)\n\nThe numbers behind the picture: {data}."
     if not any(row["train_images_per_second"] for row in models):
         speed, picture = "Speeds and growth are not measured yet.", f"The numbers: {data}."
-    graphs = " --cuda-graphs" if config.train.fit.cuda_graphs else ""
+    flags = " --cuda-graphs" if config.train.fit.cuda_graphs else ""
+    if config.train.data.data_dir:
+        flags += " --data-dir TRAIN --val-data-dir VALIDATION"
+    elif config.train.data.dataset:
+        flags += f" --dataset {config.train.data.dataset}"
     return f"""{table(models)}
 
 {trained}, batch {config.train.fit.batch_size}, {precision}; {"; ".join(sorted(machines))}.
@@ -164,23 +169,27 @@ Top-1 is that of the last epoch on the validation split. {speed}
 
 <!-- not run: needs a GPU and data -->
 ```bash
-visionzoo compare {config.train.config or "CONFIG"}{graphs} --data-dir TRAIN --val-data-dir VALIDATION
+visionzoo compare {config.train.config or "CONFIG"}{flags}
 ```
 
 {picture}"""
 
 
 def draw(models: Sequence[Row], path: Path) -> None:
-    """Draw accuracy against the throughput of training and of inference, a row of panels for each host."""
+    """Draw accuracy against the throughput of training and of inference, for each host.
+
+    The two are side by side, or, with more than twelve points each, one above the other, for names to be readable.
+    """
     require("matplotlib")
     from matplotlib.figure import Figure  # not pyplot: no display, no global state
 
     models = [row for row in models if row["top1"] is not None and row["train_images_per_second"]]
     hosts = list(dict.fromkeys(row["host"] for row in models)) or [""]
     most = max([sum(row["host"] == host for row in models) for host in hosts], default=0)
-    size = (11.0, 4.5) if most <= 12 else (20.0, 10.0)
-    figure = Figure(figsize=(size[0], size[1] * len(hosts)), layout="constrained")
-    panels = figure.subplots(len(hosts), 2, sharey="row", squeeze=False)
+    beside = most <= 12
+    figure = Figure(figsize=(11.0, (4.5 if beside else 16.0) * len(hosts)), layout="constrained")
+    rows = (len(hosts), 2) if beside else (2 * len(hosts), 1)
+    panels = figure.subplots(*rows, sharey="row", squeeze=False).reshape(len(hosts), 2)
     for host, pair in zip(hosts, panels, strict=True):
         for axes, what in zip(pair, ("train", "inference"), strict=True):
             own = [row for row in models if row["host"] == host]
@@ -193,7 +202,8 @@ def draw(models: Sequence[Row], path: Path) -> None:
             axes.xaxis.set_major_formatter("{x:,.0f}")
             axes.margins(y=0.12)
             axes.grid(alpha=0.3)
-        pair[0].set_ylabel(f"{host}: top-1, %" if host else "top-1, %")
+        for axes in pair[: 1 if beside else 2]:
+            axes.set_ylabel(f"{host}: top-1, %" if host else "top-1, %")
     machine = "area of a point: parameters" if hosts == [""] else "bars: standard deviation over seeds"
     figure.suptitle(machine, fontsize=10)
     figure.draw_without_rendering()  # so that positions on the page are known
@@ -233,7 +243,7 @@ def place_labels(axes: Any, points: Sequence[tuple[float, float]], names: Sequen
     crowd = [sum(math.dist(a, b) < 60 * unit for b in pixels) for a in pixels]
     for index in sorted(range(len(points)), key=lambda i: -crowd[i]):
         x, y = pixels[index]
-        text = axes.text(0, 0, names[index], fontsize=7, zorder=4)
+        text = axes.text(0, 0, names[index], fontsize=SMALL, zorder=4)
         extent = text.get_window_extent()
         width, height = extent.width + 2 * unit, extent.height
         text.remove()
@@ -259,7 +269,7 @@ def place_labels(axes: Any, points: Sequence[tuple[float, float]], names: Sequen
         taken.append(box)
         boxes[index] = box
         at = axes.transData.inverted().transform((box[0] + unit, (box[1] + box[3]) / 2))
-        axes.text(*at, names[index], fontsize=7, va="center", zorder=4)
+        axes.text(*at, names[index], fontsize=SMALL, va="center", zorder=4)
         if radius > 12 * unit:
             end = axes.transData.inverted().transform((min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3])))
             axes.plot(*zip(points[index], end, strict=True), color="grey", linewidth=0.5, zorder=2)
