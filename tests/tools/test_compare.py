@@ -357,7 +357,7 @@ def test_mixers_in_hosts_with_seeds_each_in_a_process(mixers, tmp_path, capsys, 
     text = document.read_text()
     own = [float(row["top1"]) for row in results if row["model"] == "pyramid/sigmoid"]
     cell = f"{statistics.mean(own):.2f} ± {statistics.stdev(own):.2f}"
-    assert re.search(rf"\| `sigmoid` \| 0\.\d+ \| {re.escape(cell)} \|", text.split("`plain`")[0])
+    assert re.search(rf"\| `sigmoid` \| 0\.0\d+ \| {re.escape(cell)} \|", text.split("`plain`")[0])
     assert "Mixers in `pyramid`" in text and f"of {len(seeds)} seeds (mean ± standard deviation)" in text
     assert [row["model"] for row in table(tmp_path / "tiny_models.csv")] == models
     assert (folder / "logs/pyramid,own-0.txt").read_text()

@@ -58,8 +58,8 @@ def _environments(rows: Sequence[Row]) -> list[str]:
         "Medians, in brackets the 20 % and 80 % quantiles. All rows of a case come from one process. The floor is the "
         "larger of bytes to move over the rate of a copy and FLOPs over the rate of a matrix product. Replayed are "
         "CUDA graphs of the same calls: where a call takes much longer, the host cannot launch it any faster. What was "
-        "measured, and how, is stated in `visionzoo/benchmark`; `tools/benchmark.py` measures it again. Where the time of "
-        "missed aims goes and what was tried: \"Missed aims\" in docs/kernels.md."
+        "measured, and how, is stated in `visionzoo/benchmark`; `tools/benchmark.py` measures it again. Where the "
+        "time of missed aims goes and what was tried: `Missed aims` in docs/kernels.md."
     )
     return [*(f"- {line}" for line in sorted(said) + sorted(rates)), how]
 
