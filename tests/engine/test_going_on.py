@@ -218,12 +218,13 @@ def test_a_closed_terminal_saves_unless_it_is_to_be_passed_over(make_args, tmp_p
         os.kill(os.getpid(), signal.SIGHUP)
         original(self)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Training, "_after_update", hang_up)
-        with pytest.raises(Interrupted, match=r"stopped by SIGHUP; saved .*recovery\.pth\.tar"):
-            train(make_args())
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Training, "_after_update", hang_up)
+            with pytest.raises(Interrupted, match=r"stopped by SIGHUP; saved .*recovery\.pth\.tar"):
+                train(make_args())
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
         with StopSignals(CPU):
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
