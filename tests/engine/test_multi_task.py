@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from visionzoo.decoders.multi_task import Answers
 from visionzoo.deploy import tasks
-from visionzoo.deploy.command import export_classifier
+from visionzoo.deploy.command import export_model
 from visionzoo.deploy.flags import export_parser
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import Interrupted, UserError
@@ -246,7 +246,7 @@ def test_a_run_that_would_continue_with_another_network_is_told_which_flags_diff
 def test_a_budgets_network_is_exported_with_an_output_for_each_task(trained, scenes, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason='needs pip install "visionzoo[export]"')
     flags = ["--checkpoint", str(trained[1]), "--output", str(tmp_path), "--budget", "0.6", "--data-dir", str(scenes)]
-    (file,) = export_classifier(export_parser().parse([*flags, "--format", "onnx", "--norm-images", "32"]))
+    (file,) = export_model(export_parser().parse([*flags, "--format", "onnx", "--norm-images", "32"]))
     found = restoring.restore_tasks(str(trained[1]))
     loading = {"batch_size": 16, "device": CPU.device, "workers": 0}
     about = json.loads(file.path.with_suffix(".json").read_text())
@@ -268,7 +268,7 @@ def test_a_budgets_network_is_exported_with_an_output_for_each_task(trained, sce
 
 def test_the_whole_network_is_exported_without_data(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "write_files", lambda *written: [written])
-    (written,) = export_classifier(export_parser().parse(["--checkpoint", str(trained[1]), "--output", str(tmp_path)]))
+    (written,) = export_model(export_parser().parse(["--checkpoint", str(trained[1]), "--output", str(tmp_path)]))
     network, images = restoring.restore_tasks(str(trained[1])).network, torch.randn(2, 3, 32, 32)
     assert all(torch.equal(own, its) for own, its in zip(network(images)[:2], written[0](images), strict=True))
     assert written[1] == tmp_path / "zoo_pvtv2_b0-tasks" and set(written[3]["widths"].values()) == {1}

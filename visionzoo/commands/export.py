@@ -24,6 +24,6 @@ def main() -> None:
 
         sweep(config)
         return
-    from visionzoo.deploy.command import export_classifier  # after parsing: --help and typing errors come at once
+    from visionzoo.deploy.command import export_model  # after parsing: --help and typing errors come at once
 
-    export_classifier(config)
+    export_model(config)

@@ -22,7 +22,7 @@ from visionzoo.quantization import calibrate, is_quantized
 from visionzoo.text import count_of
 
 
-def export_classifier(config: ExportConfig) -> list[Exported]:
+def export_model(config: ExportConfig) -> list[Exported]:
     """Export what the flags name; write the files with NAME.json beside them, and return them.
 
     Raises:
