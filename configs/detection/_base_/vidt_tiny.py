@@ -1,6 +1,6 @@
-"""ViDT with half of the decoder's layers, from random weights on a hundred images or so."""
+"""ViDT with half of the decoder's layers and no dropout, from random weights on a hundred images or so."""
 
-_base_ = "retinanet_tiny.py"
+_base_ = "detr_tiny.py"
 from mmengine.hub import get_config
 
 custom_imports = dict(imports=["visionzoo.openmmlab.vidt"], allow_failed_imports=False)
@@ -10,6 +10,5 @@ kept = {key: host[key] for key in ("data_preprocessor", "neck", "decoder", "bbox
 model = dict(_delete_=True, type="ViDT", backbone=dict(type="DetectionTokenBackbone", pretrained=False), **kept)
 model["neck"].bias = True
 model["decoder"].num_layers = 3
-
-train_dataloader = dict(dataset=dict(times=60))  # they learn more slowly: 750 iterations an epoch for 100 images
-optim_wrapper = dict(optimizer=dict(lr=2e-4), clip_grad=dict(max_norm=0.1))
+layer = model["decoder"].layer_cfg
+layer.self_attn_cfg.dropout = layer.cross_attn_cfg.dropout = layer.ffn_cfg.ffn_drop = 0.0
