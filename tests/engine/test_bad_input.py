@@ -102,6 +102,8 @@ OPTIONS = [
     ("--torchcompile nope", "--torchcompile: expected one of"),
     ("--torchcompile --torchcompile-mode nope", "--torchcompile-mode: expected one of default"),
     ("--aug-repeats 3", "--aug-repeats needs several processes"),
+    ("--crop-padding 32", "--crop-padding: expected fewer pixels than the input's 32, got 32"),
+    ("--crop-padding 4 --train-crop-mode rkrc", "--crop-padding does not go with --train-crop-mode rkrc"),
     ("--fsdp", "start several by torchrun"),
     ("--cuda-graphs", "--cuda-graphs: only launches on a CUDA device can be recorded, this is cpu"),
     ("--aux-weight balance=1", "--aux-weight balance=1: test_convnext as built has no exits and no terms"),

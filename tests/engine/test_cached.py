@@ -126,6 +126,40 @@ def test_training_crops_mirrors_and_mixes_repeatably(images):
     assert len(seen) == 4 and seen <= mirrored
 
 
+def test_padded_crops_are_torchvisions_of_what_evaluation_sees(images):
+    """Loaded or cached, at the offsets that were drawn; every offset is drawn, and no other."""
+    config = CONFIG | {"input_size": (3, 8, 8), "crop_pct": 1.0}
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
+    for cache in (True, False):
+        args, train, _ = images(*DEVICE, "--crop-padding", "2", "--hflip", "0", cache=cache)
+        if cache:
+            train.pixels, train.targets = pixels, np.arange(4)
+        loader = train_loader(args, train, config, CPU)
+        seed_everything(0, 1)
+        found = [set() for _ in range(4)]
+        padded = [np.pad(image, [(2, 2), (2, 2), (0, 0)], mode="reflect") for image in pixels]
+        places = {
+            image[y : y + 8, x : x + 8].tobytes(): (i, y, x)
+            for i, image in enumerate(padded)
+            for y in range(5)
+            for x in range(5)
+        }
+        assert len(places) == 100
+        for _ in range(60):
+            if cache:
+                ((batch, targets),) = loader
+                seen = batch.mul(std).add(mean).mul(255).round().byte().permute(0, 2, 3, 1).numpy()
+                assert targets.tolist() == [places[image.tobytes()][0] for image in seen]
+            else:
+                seen = [np.asarray(train.transform(Image.fromarray(image))).transpose(1, 2, 0) for image in pixels]
+            for image in seen:
+                number, *place = places[np.ascontiguousarray(image).tobytes()]
+                found[number].add(tuple(place))
+        assert all(len(offsets) > 20 for offsets in found)
+        assert set.union(*found) == {(y, x) for y in range(5) for x in range(5)}
+
+
 def test_a_run_trains_on_them_and_resumes(tmp_path):
     write_splits(tmp_path / "data")
     flags = ["--model", "zoo_poolformer_s12", "--model-kwargs", "depths=[1]", "embed_dims=[8]", *TINY_FLAGS, *DEVICE]
@@ -150,6 +184,8 @@ def test_a_run_trains_on_them_and_resumes(tmp_path):
         (["--train-interpolation", "random"], "does not go with --train-interpolation random (expected 'bilinear')"),
         (["--dataset", "torch/cifar10"], "--cache-images is for images in folders and .tar files"),
         (["--num-classes", "2"], "num_classes is 2, the data set has 3 classes"),
+        (["--crop-padding", "40"], "--crop-padding: expected fewer pixels than the input's 40, got 40"),
+        (["--crop-padding", "4", "--no-aug"], "--crop-padding does not go with --no-aug"),
     ],
 )
 def test_what_cannot_be_cached_is_said(tmp_path, capsys, flags, message):

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from timm.data import FastCollateMixup, IterableImageDataset, Mixup, create_dataset, create_loader
+from timm.data import FastCollateMixup, IterableImageDataset, Mixup, create_dataset, create_loader, create_transform
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch.utils.data import IterableDataset
 from torchvision.datasets import ImageFolder
+from torchvision.transforms import RandomCrop
 
 from visionzoo.engine._compat import timm_patched
 from visionzoo.engine.cached import CachedImages, DeviceLoader, check_cached_labels, open_cached
@@ -357,6 +358,7 @@ def train_loader(config: TrainConfig, dataset: Any, data_config: dict[str, Any],
     """
     augmentation, batch_size = config.augmentation, config.fit.batch_size
     check_ranges(augmentation, "scale", "ratio", "cutmix_minmax")
+    _check_crop_padding(augmentation, data_config["input_size"][1:])
     if not isinstance(dataset, IterableDataset) and len(dataset) < batch_size * process.world_size:
         raise UserError(
             f"{count_of(len(dataset), 'training image does', 'training images do')} not fill one batch of "
@@ -387,7 +389,7 @@ def train_loader(config: TrainConfig, dataset: Any, data_config: dict[str, Any],
         if collate is not None:
             loader.mix_by(collate)
         return loader
-    return _create_loader(
+    loader = _create_loader(
         dataset,
         input_size=data_config["input_size"],
         batch_size=batch_size,
@@ -411,6 +413,29 @@ def train_loader(config: TrainConfig, dataset: Any, data_config: dict[str, Any],
         collate_fn=collate,
         **_common(config.data, data_config, process),
     )
+    if augmentation.crop_padding:
+        dataset.transform.transforms[:1] = _padded_crop(data_config, augmentation.crop_padding)
+    return loader
+
+
+def _check_crop_padding(augmentation: AugmentationConfig, size: tuple[int, int]) -> None:
+    if not augmentation.crop_padding:
+        return
+    if augmentation.no_aug or augmentation.train_crop_mode:
+        other = "--no-aug" if augmentation.no_aug else f"--train-crop-mode {augmentation.train_crop_mode}"
+        raise UserError(f"--crop-padding does not go with {other}; leave one of them out")
+    if augmentation.crop_padding >= min(size):  # there are no more pixels to mirror
+        raise UserError(
+            f"--crop-padding: expected fewer pixels than the input's {min(size)}, got {augmentation.crop_padding}"
+        )
+
+
+def _padded_crop(data_config: dict[str, Any], padding: int) -> list[Any]:
+    """Return the transforms of --crop-padding, which take the place of timm's random resized crop."""
+    size = data_config["input_size"][1:]
+    crop = {name: data_config[name] for name in ("interpolation", "crop_pct", "crop_mode")}
+    *evaluation, _to_tensor = create_transform(size, use_prefetcher=True, **crop).transforms  # type: ignore[union-attr]
+    return [*evaluation, RandomCrop(size, padding, padding_mode="reflect")]
 
 
 def _device_loader(

@@ -277,6 +277,13 @@ class AugmentationConfig:
     train_crop_mode: str | None = flag(
         "rrc, rkrc or rkrr (default: rrc)", choices=("rrc", "rkrc", "rkrr"), metavar="MODE"
     )
+    crop_padding: int = flag(
+        "instead of a random resized crop, pad the evaluation's crop by this many mirrored pixels a side and take a "
+        "random crop of the input's size; --scale and --ratio are without effect then; 0: off (visionzoo)",
+        0,
+        type=WHOLE,
+        metavar="PIXELS",
+    )
     scale: Sequence[float] = flag("area of the random crop", [0.08, 1.0], type=POSITIVE, nargs="+", metavar="SHARE")
     ratio: Sequence[float] = flag("sides of the random crop", [3 / 4, 4 / 3], type=POSITIVE, nargs="+", metavar="RATIO")
     hflip: float = flag("probability of a horizontal flip", 0.5, type=SHARE, metavar="P")
