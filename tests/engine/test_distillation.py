@@ -115,9 +115,7 @@ def test_without_a_teacher_nothing_is_distilled(make_args):
 
 def test_advice_on_a_teacher_s_weights_is_of_its_own_flags(distil, trained, tmp_path, monkeypatch):
     torch.save(read_checkpoint(trained[0] / "model_best.pth.tar")["state_dict"], tmp_path / "bare.pth")
-    ours = (
-        "give a run of `visionzoo train` by --kd-checkpoint, or a file of weights, and their model by --kd-model-name"
-    )
+    ours = "give a run of `visionzoo train` by --kd-checkpoint, or a file of weights, its model by --kd-model-name"
     with pytest.raises(UserError, match=rf"bare.pth .*: which model\? {ours}$"):
         train(distil(kd_checkpoint=str(tmp_path / "bare.pth")))
 

@@ -139,7 +139,7 @@ def _make_teacher(config: TrainConfig, channels: int) -> Trained:
         why = str(error)
         if isinstance(error, NotNamedError):
             why = (
-                f"{error.what} give a run of `visionzoo train` by --kd-checkpoint, or a file of weights, and their model by "
+                f"{error.what} give a run of `visionzoo train` by --kd-checkpoint, or a file of weights, its model by "
                 "--kd-model-name"
             )
         raise UserError(

@@ -144,7 +144,7 @@ class ScaleKDModule(FeatureDistillationTrainableModule):
             except (AttributeError, TypeError) as error:  # the state between its parts is no map of tokens
                 raise ValueError(
                     f"the later parts of a {type(perception.teacher).__name__} do not take a map by itself, they need "
-                    "pixels, memories or other branches beside it; take another teacher, such as zoo_deit_s or zoo_swin_t"
+                    "pixels, memories or other branches beside it; take another, such as zoo_deit_s or zoo_swin_t"
                 ) from error
             except (AssertionError, RuntimeError, ValueError) as error:
                 raise ValueError(f"the teacher's later parts do not take a map by itself: {error}") from error
