@@ -101,6 +101,24 @@ def test_methods_that_fit_are_made_and_the_others_are_named_and_counted(pictures
         assert {path.name for path in (tmp_path / "out" / number).iterdir()} == {"explanation.json", "rollout.png"}
 
 
+def test_a_mean_counts_the_images_that_have_the_map(pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(view, "draw_prediction", lambda *_: set())
+    explain, seen = view.explain_image, []
+
+    def once_less(*args, **kwargs):
+        found = explain(*args, **kwargs)
+        if seen:
+            del found.maps["rollout"], found.curves["rollout"]
+        seen.append(found)
+        return found
+
+    monkeypatch.setattr(view, "explain_image", once_less)
+    methods = ["--method", "rollout", "gradient_input", "--faithfulness"]
+    assert run_tool("view", str(pictures), *FLAGS, "--save", str(tmp_path / "out"), *methods) == 0
+    said = capsys.readouterr().out
+    assert "attention rollout, mean of 1 image:" in said and "gradients x input, mean of 2 images:" in said
+
+
 def test_without_a_map_faithfulness_is_said_to_have_no_effect(pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(view, "draw_prediction", lambda *_: set())
     monkeypatch.setitem(sys.modules, "captum", None)

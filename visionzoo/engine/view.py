@@ -177,11 +177,10 @@ def save(viewer: ClassifierViewer, paths: list[Path], drawing: DrawingConfig, *,
         means = {TITLES[name]: mean_curve(each) for name, each in curves.items()}
         mean = free_path(top / MEAN)
         write_atomically(mean, lambda file: curves_figure(means).savefig(file, format="png", dpi=120))
-        for name, curve in means.items():
-            deletion, insertion = curve.areas
-            print(
-                f"{name}, mean of {count_of(len(folders), 'image')}: deletion {deletion:.4f}, insertion {insertion:.4f}"
-            )
+        for name, each in curves.items():  # some images may lack one
+            deletion, insertion = means[TITLES[name]].areas
+            count = count_of(len(each), "image")
+            print(f"{TITLES[name]}, mean of {count}: deletion {deletion:.4f}, insertion {insertion:.4f}")
         print(printable(f"their curves: {mean}"))
     if undrawn:
         print(printable(missing_fonts(undrawn)))
