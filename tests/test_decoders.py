@@ -287,6 +287,19 @@ def test_wrong_arguments_are_named(arguments, message):
         visionzoo.create_segmentor(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"out_indices": (3, 1)}, r"out_indices must name the first stage first, got \(3, 1\), of strides \[32, 8\]"),
+        ({"out_indices": (2,)}, "zoo_pvtv2_b0 has 1 of stride 16: name more of them in out_indices"),
+        ({"depth": 2}, "zoo_pvtv2_b0 cannot be built so: .* has no argument 'depth' .did you mean 'depths'"),
+    ],
+)
+def test_wrong_options_of_the_backbone_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        visionzoo.create_segmentor("zoo_pvtv2_b0", "edaformer", num_classes=3, **options)
+
+
 def test_wrong_input_is_named():
     model = visionzoo.create_segmentor("test_convnext", "edaformer", num_classes=3)
     with pytest.raises(ValueError, match=r"expected images \[B, C, H, W\], got \(3, 32, 32\)"):

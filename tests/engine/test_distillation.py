@@ -9,6 +9,7 @@ from timm.models import save_for_hf
 from visionzoo.engine.building import build_run
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import UserError
+from visionzoo.engine.models import _unreachable
 from visionzoo.engine.parallel import Process
 from visionzoo.engine.training import train
 
@@ -110,6 +111,20 @@ def test_a_teacher_may_be_any_model_with_published_weights(distil, tmp_path):
 def test_without_a_teacher_nothing_is_distilled(make_args):
     run = build_run(make_args(**STUDENT, **TOKEN, kd_model_name=""), Process(torch.device("cpu")))
     assert type(run.task) is timm.task.ClassificationTask
+
+
+def test_advice_on_a_teacher_s_weights_is_of_its_own_flags(distil, trained, tmp_path, monkeypatch):
+    torch.save(read_checkpoint(trained[0] / "model_best.pth.tar")["state_dict"], tmp_path / "bare.pth")
+    ours = "give a run of `visionzoo train` by --kd-checkpoint, or a file of weights, its model by --kd-model-name"
+    with pytest.raises(UserError, match=rf"bare.pth .*: which model\? {ours}$"):
+        train(distil(kd_checkpoint=str(tmp_path / "bare.pth")))
+
+    def offline(*_args):
+        raise _unreachable("zoo_deit_t", ConnectionError("refused"))
+
+    monkeypatch.setattr("visionzoo.engine.distillation.restore", offline)
+    with pytest.raises(UserError, match=rf"the weights of zoo_deit_t are .*without HF_HUB_OFFLINE, or {ours}$"):
+        train(distil(kd_checkpoint="", kd_model_name="zoo_deit_t"))
 
 
 @pytest.mark.parametrize(

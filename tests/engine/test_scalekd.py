@@ -21,7 +21,7 @@ from visionzoo.engine.errors import UserError
 from visionzoo.engine.flags import train_parser
 from visionzoo.engine.options import changed
 from visionzoo.engine.parallel import Process, start_process
-from visionzoo.engine.scalekd import Perception, ScaleKDTask
+from visionzoo.engine.scalekd import Perception, ScaleKDTask, logit_loss
 from visionzoo.engine.training import Training, train
 from visionzoo.graphs import make_capturable
 from visionzoo.layers.mimicking import CrossAttentionProjector, frequency_loss, spatial_loss
@@ -210,8 +210,9 @@ def test_wrong_arguments_are_named(call, message):
     [
         ("zoo_crossvit_t", "the teacher is a CrossViT; its later parts must be blocks of tokens or stages of maps"),
         ("zoo_iared2_deit_s", "the teacher leaves tokens out in its later blocks"),
-        ("zoo_tnt_s", "the teacher's later parts do not take a map by itself"),
-        ("zoo_memory_vit_t", "the teacher's later parts do not take a map by itself"),
+        ("zoo_tnt_s", "the later parts of a TNT do not take a map by itself, they need pixels, memories or other"),
+        ("zoo_memory_vit_t", "the later parts of a MemoryViT do not take a map by itself, they need pixels, memories"),
+        ("zoo_karat_t_g3b", "the teacher's later parts do not take a map by itself: KolmogorovArnoldMixer: expected 1"),
     ],
 )
 def test_a_teacher_whose_later_parts_need_more_than_a_map_is_refused(name, message):
@@ -341,6 +342,13 @@ def test_the_weight_of_the_features_counts(distil):
     none, twice = losses
     torch.testing.assert_close(none["loss"], 0.5 * none["task_loss"] + 0.5 * none["kd_loss"])
     torch.testing.assert_close(twice["loss"], none["loss"] + 2 * none["feature_loss"])
+
+
+def test_logits_are_compared_in_float32_under_autocast_too():
+    logits, target = torch.randn(2, 4, 10, generator=torch.Generator().manual_seed(0)).bfloat16().unbind(0)
+    expected = logit_loss(logits.float(), target.float(), 1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(logit_loss(logits, target, 1.0), expected)
 
 
 def test_a_compiled_student_learns_alike(distil, tmp_path):

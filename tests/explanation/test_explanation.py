@@ -25,6 +25,7 @@ from visionzoo.explanation.attribution import blurred
 from visionzoo.explanation.features import band_noise, octaves
 from visionzoo.layers.attention import record_attention
 from visionzoo.layers.mixers import MIXERS, build_mixer
+from visionzoo.models._registry import TINY
 
 
 def deit(**options):
@@ -147,6 +148,35 @@ def test_deeplift_and_gradients_add_up_where_they_must():
         deeplift(deit(), torch.zeros(1, 3, 32, 32), 0)
 
 
+class Reused(nn.Module):
+    """One ReLU on two maps and on a bias that is made from offsets; all else is linear."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3)])
+        self.act = nn.ReLU()
+        self.bias = nn.Linear(1, 5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x):
+        bias = self.act(self.bias(torch.arange(3.0, dtype=x.dtype)[:, None])).sum(0)
+        x = self.act(self.convs[1](self.act(self.convs[0](x))))
+        return self.head(x.mean((2, 3)) + bias)
+
+
+@pytest.mark.parametrize("learning", [True, False])
+def test_deeplift_takes_a_layer_that_is_called_several_times(learning):
+    torch.manual_seed(0)
+    model = Reused().double().eval().requires_grad_(learning)
+    image = torch.randn(1, 3, 8, 9, dtype=torch.float64)
+    lift = deeplift(model, image, 1)
+    assert lift.gap < 1e-9 < abs(lift.difference)
+    assert type(model.act) is nn.ReLU and {each.requires_grad for each in model.parameters()} == {learning}
+    halonet = timm.create_model("zoo_halonet_h0", **TINY["zoo_halonet_h0"], num_classes=3)
+    found = visionzoo.explain_image(halonet, torch.randn(1, 3, 64, 64), methods=["deeplift"])
+    assert found.maps["deeplift"].any() and "misses the difference of the logits" in found.notes["deeplift"]
+
+
 class Share(nn.Module):
     """Two classes: the first gets the sum of the image's first channel as its logit."""
 
@@ -212,6 +242,39 @@ def test_noise_is_of_its_octave_and_hides_what_stands_on_it():
 
     table = frequency_channel(Grating(), torch.zeros(1, 3, 16, 16), 0, std=torch.ones(3), deviations=(0.5,))
     assert int(table.probability[0].argmin()) == 2 and table.clean > 0.99
+
+
+def test_test_time_registers_are_tokens_beside_the_map(image):
+    model = deit()
+    model.test_registers, model.registers_at = 2, 1
+    weights = attention_weights(model, image)
+    assert [tuple(each.shape) for each in weights] == [(3, 9, 9)] * 3
+    assert not weights[0][:, 1:3].any() and not weights[0][:, :, 1:3].any()
+    torch.testing.assert_close(weights[0][:, [0, *range(3, 9)]][:, :, [0, *range(3, 9)]].sum(-1), torch.ones(3, 7))
+    torch.testing.assert_close(weights[1].sum(-1), torch.ones(3, 9))
+    found = visionzoo.explain_image(model, image, methods=["rollout", "flow", "attended"])
+    np.testing.assert_allclose(found.maps["rollout"].ravel(), attention_rollout(weights)[0, 3:].numpy(), atol=1e-6)
+    np.testing.assert_allclose(found.maps["flow"].ravel(), attention_flow(weights, 0)[3:].numpy(), atol=1e-6)
+    assert [tuple(each.reach.shape) for each in found.attended] == [(2, 3)] * 3
+    assert [len(each.prefix) for each in found.attended] == [1, 3, 3]
+
+
+def test_masks_are_read_whole_and_maps_without_evidence_overlap_with_none(image):
+    small = np.zeros((200, 200))
+    small[3, 3] = 1  # lost where every hundredth pixel is read
+    found = visionzoo.explain_image(deit(), image[:, :, :2, :2], methods=["rollout"], mask=small)
+    assert found.overlaps["rollout"] > 0
+
+    class Against(Share):
+        def forward(self, x):
+            return -super().forward(x)
+
+    against = Against()
+    found = visionzoo.explain_image(against, image.abs(), methods=["gradient_input"], target=0, mask=np.eye(4))
+    assert found.overlaps == {"gradient_input": 0.0}
+    for mask in (np.zeros((4, 4)), -np.eye(4), np.ones(4), np.full((2, 2), np.nan)):
+        with pytest.raises(ValueError, match=r"mask is .* numbers from 0, not all of them 0; got"):
+            visionzoo.explain_image(against, image, methods=["gradient_input"], mask=mask)
 
 
 def test_explanations_have_what_the_model_has_and_say_what_it_lacks(tmp_path, image):
@@ -283,7 +346,16 @@ def test_what_cannot_be_is_said(image):
             r"4 channels, mean 3 numbers; .*0.5",
         ),
         (lambda: visionzoo.explain_image(deit(), image[0, 0]), "expected a picture, its path, or one image"),
-        (lambda: visionzoo.explain_image(pyramid, image, methods=["rollout"]), "PoolFormer is not an isotropic model"),
+        (
+            lambda: visionzoo.explain_image(pyramid, image, methods=["rollout"]),
+            "PoolFormer is not an isotropic model.*; of this model attended, features, gradient_input can be made",
+        ),
+        (
+            lambda: attention_weights(timm.create_model("zoo_activator_geglu", depth=2, embed_dim=16), image),
+            "Activator as built has no mixers in its blocks, so no token sees another",
+        ),
+        (lambda: gradient_input(nn.Flatten(), image[..., :1, :1], 3), "Flatten has 3 classes, got target=3"),
+        (lambda: visionzoo.explain_image(deit(), image / 0), "DeiT makes NaN or infinite logits of the image"),
         (lambda: attention_weights(deit(mixers="pool"), image), "its mixers are PoolMixer; models that have them"),
         (lambda: attention_weights(reduced, image), "DeiT has reducers"),
         (lambda: attended(reduced, image, mixers=["blocks.2.mixer"]), "see 5 tokens that have no fixed places"),

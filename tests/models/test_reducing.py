@@ -162,6 +162,8 @@ def test_images_that_keep_different_numbers_are_padded():
     assert keep.tolist() == [[True, True, True], [True, False, False]]
     left, to, _ = gather(x, None, torch.zeros(2, 4, dtype=torch.bool), None, 0)
     assert left.shape == (2, 0, 1) and not Tokens(left, (2, 2), 0, to).map().any()
+    left, again, _ = gather(left, to, torch.zeros(2, 0, dtype=torch.bool), None, 0)  # by a reducer behind that one
+    assert left.shape == (2, 0, 1) and torch.equal(again, to)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import timm
 import torch
 from torch import nn
 
+from visionzoo.explanation import attention_weights
 from visionzoo.layers.attention import attend
 from visionzoo.layers.mixers import WindowMixer
 from visionzoo.quantization import (
@@ -190,3 +191,17 @@ def test_attention_of_many_bits_is_attention():
     products(q, k, v)
     error = (products(q, k, v) - attend(q, k, v)).abs().max()
     assert 0 < error < 0.15  # the scale of values is that of few of them
+
+
+@pytest.mark.parametrize("reparameterize", [False, True])
+def test_quantized_attention_is_recorded_for_rollout(reparameterize):
+    torch.manual_seed(0)
+    model = timm.create_model("zoo_deit_t", depth=2, embed_dim=16, num_heads=2, num_classes=3, img_size=32)
+    quantize(model, 8, 8, reparameterize=reparameterize)
+    image = torch.randn(1, 3, 32, 48)
+    calibrate(model, image)
+    plain = model.eval()(image)
+    weights = attention_weights(model, image)
+    assert [tuple(each.shape) for each in weights] == [(2, 7, 7)] * 2
+    torch.testing.assert_close(weights[0].sum(-1), torch.ones(2, 7), rtol=0, atol=0.05)
+    torch.testing.assert_close(model(image), plain, rtol=0, atol=0)

@@ -40,7 +40,9 @@ def viewer():
     torch.manual_seed(0)
     config = view_parser().parse(FLAGS)
     trained = untrained(config.model, config.input, config.look)
-    return view.ClassifierViewer("zoo_deit_t", trained, ["cat", "<b>dog</b>", "fish"], config.look)
+    return view.ClassifierViewer(
+        "zoo_deit_t", trained, ["cat", "<b>dog</b>", "fish"], config.look, torch.autocast("cpu", enabled=False)
+    )
 
 
 @pytest.fixture
@@ -99,6 +101,24 @@ def test_methods_that_fit_are_made_and_the_others_are_named_and_counted(pictures
         assert {path.name for path in (tmp_path / "out" / number).iterdir()} == {"explanation.json", "rollout.png"}
 
 
+def test_a_mean_counts_the_images_that_have_the_map(pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(view, "draw_prediction", lambda *_: set())
+    explain, seen = view.explain_image, []
+
+    def once_less(*args, **kwargs):
+        found = explain(*args, **kwargs)
+        if seen:
+            del found.maps["rollout"], found.curves["rollout"]
+        seen.append(found)
+        return found
+
+    monkeypatch.setattr(view, "explain_image", once_less)
+    methods = ["--method", "rollout", "gradient_input", "--faithfulness"]
+    assert run_tool("view", str(pictures), *FLAGS, "--save", str(tmp_path / "out"), *methods) == 0
+    said = capsys.readouterr().out
+    assert "attention rollout, mean of 1 image:" in said and "gradients x input, mean of 2 images:" in said
+
+
 def test_without_a_map_faithfulness_is_said_to_have_no_effect(pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(view, "draw_prediction", lambda *_: set())
     monkeypatch.setitem(sys.modules, "captum", None)
@@ -107,6 +127,25 @@ def test_without_a_map_faithfulness_is_said_to_have_no_effect(pictures, tmp_path
     said = capsys.readouterr().out
     assert "  1 of 2 methods\n" in said and "without --faithfulness: none of the maps rollout, " in said
     assert 'without gradient_input: captum is not installed; install it with: pip install "visionzoo[view]"' in said
+
+
+def test_a_seed_repeats_random_weights_and_amp_is_taken(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(view, "draw_prediction", lambda *_: set())
+    found, dtypes = [], set()
+    explain = view.explain_image
+
+    def watched(*args, **kwargs):
+        dtypes.add(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
+        return explain(*args, **kwargs)
+
+    monkeypatch.setattr(view, "explain_image", watched)
+    for i, more in enumerate(([], [], ["--seed", "1"], ["--amp", "--amp-dtype", "bfloat16"])):
+        out = tmp_path / str(i)
+        flags = ["--save", str(out), "--method", "gradient_input", *more]
+        assert run_tool("view", str(pictures / "0.png"), *FLAGS, *flags) == 0
+        found.append(json.loads((out / "0/explanation.json").read_text())["classes"])
+    assert found[0] == found[1] != found[2] and found[3] != found[0]
+    assert dtypes == {torch.float32, torch.bfloat16}
 
 
 @pytest.mark.parametrize(
@@ -120,6 +159,8 @@ def test_without_a_map_faithfulness_is_said_to_have_no_effect(pictures, tmp_path
             "none of 2 methods can be made: exits: DeiT has no early exits; zoo_dynperceiver_* have some; tokens: ",
         ),
         (["IMAGE", "--save", "x", "--method", "features", "--faithfulness"], "they are of maps; add one of rollout"),
+        (["IMAGE", "--save", "x", "--mask", "gone.png"], "--mask gone.png: [Errno 2] No such file"),
+        (["IMAGE", "--save", "x", "--mask", "black.png"], "--mask black.png is black everywhere"),
         (["IMAGE", "--save", "x", "--target", "3"], "target must be a class from 0 to 2, got target=3"),
         (["IMAGE", "--save", "x", "--place", "0.5", "2"], "expected a number at least 0 and at most 1, got 2"),
         (["IMAGE", "--pretrained"], "--random-weights together with --checkpoint or --pretrained; give one"),
@@ -129,6 +170,7 @@ def test_without_a_map_faithfulness_is_said_to_have_no_effect(pictures, tmp_path
 )
 def test_what_a_user_can_mend_is_one_message(pictures, tmp_path, monkeypatch, capsys, flags, words):
     monkeypatch.chdir(tmp_path)
+    Image.new("L", (4, 4)).save("black.png")
     given = [str(pictures / "0.png") if flag == "IMAGE" else flag for flag in flags]
     assert run_tool("view", *given, *FLAGS) == 1
     assert words in capsys.readouterr().err

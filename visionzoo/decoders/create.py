@@ -153,6 +153,8 @@ def _features(name: str, pretrained: bool, options: Mapping[str, Any]) -> nn.Mod
     """Build a model of timm for its maps."""
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, features_only=True, **options)
+    except TypeError as error:
+        raise ValueError(f"create_segmentor: {name} cannot be built so: {error}") from error
     except (AssertionError, AttributeError, RuntimeError) as error:
         if timm.is_model(name.split(".")[0]) and "features_only" in f"{error} {error.__cause__}":
             raise ValueError(f"timm cannot give the maps of {name}: {error}. Take another backbone") from error
@@ -162,4 +164,10 @@ def _features(name: str, pretrained: bool, options: Mapping[str, Any]) -> nn.Mod
                 f"create_segmentor: unknown backbone {name!r}{near}; timm.list_models() has all"
             ) from error
         raise
+    strides: list[int] = model.feature_info.reduction()  # type: ignore[union-attr, operator]
+    if strides != sorted(strides):  # timm gives maps as the network makes them, and describes them as they are named
+        raise ValueError(
+            f"create_segmentor: out_indices must name the first stage first, got {options.get('out_indices')}, of "
+            f"strides {strides}"
+        )
     return model

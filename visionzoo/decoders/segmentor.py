@@ -172,9 +172,10 @@ def pyramid_levels(backbone: nn.Module, name: str | None = None) -> list[int]:
     strides = info.reduction()
     last = {stride: i for i, stride in enumerate(strides)}
     if len(last) < 2:
+        why = "name more of them in out_indices" if len(strides) == 1 else "it is isotropic"
         raise ValueError(
-            f"a decoder needs maps of two strides or more, {name} has {len(strides)} of stride {strides[0]}: it is "
-            f"isotropic. Take a hierarchical backbone, such as zoo_pvtv2_b0 or zoo_eft_t"
+            f"a decoder needs maps of two strides or more, {name} has {len(strides)} of stride {strides[0]}: {why}. "
+            f"Take a hierarchical backbone, such as zoo_pvtv2_b0 or zoo_eft_t"
         )
     return [last[stride] for stride in sorted(last)]
 

@@ -14,7 +14,7 @@ from timm.task.distillation import DistillationTeacher
 from torch import Tensor, nn
 
 from visionzoo.engine.auxiliary import AuxiliaryTask, auxiliary_weights
-from visionzoo.engine.errors import UserError
+from visionzoo.engine.errors import NotNamedError, UserError
 from visionzoo.engine.flags import DistillationConfig, InputConfig, ModelConfig, TrainConfig
 from visionzoo.engine.models import Trained, restore
 from visionzoo.engine.optimization import make_loss
@@ -136,8 +136,14 @@ def _make_teacher(config: TrainConfig, channels: int) -> Trained:
     try:
         return restore(asked, InputConfig(), WeightsConfig(checkpoint))
     except UserError as error:
+        why = str(error)
+        if isinstance(error, NotNamedError):
+            why = (
+                f"{error.what} give a run of `visionzoo train` by --kd-checkpoint, or a file of weights, its model by "
+                "--kd-model-name"
+            )
         raise UserError(
-            f"the teacher {teacher_name(config.distillation)} (--kd-model-name, --kd-checkpoint): {error}"
+            f"the teacher {teacher_name(config.distillation)} (--kd-model-name, --kd-checkpoint): {why}"
         ) from error
 
 

@@ -16,6 +16,19 @@ class UnreadableImageError(UserError):
     """An image file that cannot be decoded."""
 
 
+class NotNamedError(UserError):
+    """A model or its weights that flags are to name.
+
+    Args:
+        what: is missing.
+        advice: which flags of most commands name it; others have flags of their own.
+    """
+
+    def __init__(self, what: str, advice: str) -> None:
+        super().__init__(f"{what} {advice}")
+        self.what = what
+
+
 class Interrupted(Exception):
     """The run was asked to stop by a signal."""
 

@@ -65,7 +65,7 @@ def readable_images(
         except UnreadableImageError as error:
             if skipped is None:
                 raise
-            skipped.append(str(error))
+            skipped.append(f"{path}: {error.__cause__}")
             continue
         yield path, image
 

@@ -22,7 +22,7 @@ import visionzoo  # noqa: F401  registers the zoo_* models
 from visionzoo._torch_private import count_terms_once, keep_memory_formats, list_mode_options
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.data import image_mode
-from visionzoo.engine.errors import UserError, closest, printable
+from visionzoo.engine.errors import NotNamedError, UserError, closest, printable
 from visionzoo.engine.flags import DeviceConfig, InputConfig, ModelConfig
 from visionzoo.engine.image_files import find_images
 from visionzoo.engine.images import readable_images, skipped_images
@@ -78,7 +78,7 @@ def build_model(
         UserError: the name or an argument is unknown, or the published weights are missing, or of another model.
     """
     if not config.model:
-        raise UserError("which model? give --model, or --checkpoint of a run of `visionzoo train`")
+        raise NotNamedError("which model?", "give --model, or --checkpoint of a run of `visionzoo train`")
     check_name(config.model)
     is_local_name = ":" not in config.model
     arguments: dict[str, Any] = dict(in_chans=config.in_chans, num_classes=config.num_classes, global_pool=config.gp)
@@ -154,14 +154,15 @@ def _check_reachable(name: str, *, pretrained: bool) -> None:
         check_download(name, cfg)
 
 
-def _unreachable(name: str, error: Exception) -> UserError:
+def _unreachable(name: str, error: Exception) -> NotNamedError:
     """Say where weights were looked for, and what to do without a network."""
     cfg = None if ":" in name else timm.get_pretrained_cfg(name)
     repository = name.partition(":")[2] if cfg is None else str(cfg.hf_hub_id)
-    return UserError(
+    return NotNamedError(
         f"{unreachable(name, repository, error.__cause__ or error.__context__ or error)}. Try again with a network and "
-        "without HF_HUB_OFFLINE, or give a file of them: `visionzoo train` takes --initial-checkpoint FILE, or "
-        "--pretrained-path FILE for another number of classes, the other commands --checkpoint FILE"
+        "without HF_HUB_OFFLINE, or",
+        "give a file of them: `visionzoo train` takes --initial-checkpoint FILE, or --pretrained-path FILE for another "
+        "number of classes, the other commands --checkpoint FILE",
     )
 
 

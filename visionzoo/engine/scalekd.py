@@ -141,7 +141,12 @@ class ScaleKDModule(FeatureDistillationTrainableModule):
             try:
                 perceived = perception.perceive(like.new_zeros(1, *entrance))
                 perception.conclude(perceived)
-            except (AttributeError, AssertionError, RuntimeError, TypeError, ValueError) as error:
+            except (AttributeError, TypeError) as error:  # the state between its parts is no map of tokens
+                raise ValueError(
+                    f"the later parts of a {type(perception.teacher).__name__} do not take a map by itself, they need "
+                    "pixels, memories or other branches beside it; take another, such as zoo_deit_s or zoo_swin_t"
+                ) from error
+            except (AssertionError, RuntimeError, ValueError) as error:
                 raise ValueError(f"the teacher's later parts do not take a map by itself: {error}") from error
         student.train(training)
         if perceived.shape != last.shape:
@@ -251,7 +256,8 @@ def logit_loss(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
 
     The authors' is the cross-entropy of both: larger by the entropy of the teacher, of the same gradients.
     """
-    own, theirs = (F.log_softmax(x / temperature, dim=-1) for x in (logits, target))
+    dtype = torch.promote_types(logits.dtype, torch.float32)  # autocast on a CPU leaves it narrow
+    own, theirs = (F.log_softmax(x.to(dtype) / temperature, dim=-1, dtype=dtype) for x in (logits, target))
     return F.kl_div(own, theirs, reduction="batchmean", log_target=True) * temperature**2
 
 

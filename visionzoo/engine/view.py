@@ -14,10 +14,10 @@ from PIL import Image
 
 from visionzoo.engine.charts import draw_prediction, missing_fonts
 from visionzoo.engine.checkpoints import make_folder, write_atomically
-from visionzoo.engine.errors import UserError, printable, require
+from visionzoo.engine.errors import UnreadableImageError, UserError, printable, require
 from visionzoo.engine.image_files import find_images
-from visionzoo.engine.images import read_image, readable_images, skipped_images
-from visionzoo.engine.models import Trained, restore, try_images, untrained
+from visionzoo.engine.images import read_image, readable_images, seed_everything, skipped_images
+from visionzoo.engine.models import Trained, autocast, restore, try_images, untrained
 from visionzoo.engine.options import settings
 from visionzoo.engine.outputs import free_path
 from visionzoo.engine.page import serve
@@ -47,6 +47,7 @@ def view(config: ViewConfig) -> None:
     paths = list(dict.fromkeys(find_images(config.images, notes)))
     for note in notes:
         print(printable(note))
+    seed_everything(config.device.seed)
     build = untrained if look.random_weights else restore
     trained = build(config.model, config.input, look, settings(look.reading))
     name = config.model.name or trained.args["model"]
@@ -55,7 +56,7 @@ def view(config: ViewConfig) -> None:
     trained.model.to(process.device).eval()
     try_images(trained.model, name, trained.data_config["input_size"])
     names = choose_names(look.class_names, trained.class_names, trained.num_classes)
-    viewer = ClassifierViewer(name, trained, names, look)
+    viewer = ClassifierViewer(name, trained, names, look, autocast(config.device, process.device))
     if drawing.save:
         save(viewer, paths, drawing, skip_bad_images=look.reading.skip_bad_images)
     else:
@@ -85,13 +86,15 @@ def _check(config: ViewConfig) -> None:
 
 
 class ClassifierViewer:
-    """A classifier, its class names and how it reads pictures."""
+    """A classifier, its class names, how it reads pictures, and the context of its precision."""
 
-    def __init__(self, name: str, trained: Trained, names: list[str], look: LookConfig) -> None:
+    def __init__(
+        self, name: str, trained: Trained, names: list[str], look: LookConfig, precision: torch.autocast
+    ) -> None:
         self.title = f"{name}, random weights" if look.random_weights else name
         self.mode, self.upright = trained.mode, trained.upright
         self.methods: Mapping[str, str] = METHODS
-        self._trained, self._names, self._topk = trained, names, look.topk
+        self._trained, self._names, self._topk, self._precision = trained, names, look.topk, precision
 
     def explain(self, picture: Image.Image, **options: Any) -> Explanation:
         """Explain a picture, see `explain_image`.
@@ -99,14 +102,15 @@ class ClassifierViewer:
         Raises:
             ValueError: none of the methods fits the model.
         """
-        return explain_image(
-            self._trained.model,
-            picture,
-            data_config=self._trained.data_config,
-            class_names=self._names,
-            topk=self._topk,
-            **options,
-        )
+        with self._precision:
+            return explain_image(
+                self._trained.model,
+                picture,
+                data_config=self._trained.data_config,
+                class_names=self._names,
+                topk=self._topk,
+                **options,
+            )
 
     def look(self, picture: Image.Image) -> dict[str, Any]:
         """Return the likeliest classes."""
@@ -134,7 +138,7 @@ def save(viewer: ClassifierViewer, paths: list[Path], drawing: DrawingConfig, *,
     top = Path(drawing.save)
     mask = None
     if drawing.mask:
-        mask = np.asarray(read_image(Path(drawing.mask), "L"), dtype=np.float64) / 255
+        mask = _read_mask(Path(drawing.mask))
     skipped: list[str] | None = [] if skip_bad_images else None
     folders: list[Path] = []
     curves: dict[str, list[Faithfulness]] = {}
@@ -173,17 +177,31 @@ def save(viewer: ClassifierViewer, paths: list[Path], drawing: DrawingConfig, *,
         means = {TITLES[name]: mean_curve(each) for name, each in curves.items()}
         mean = free_path(top / MEAN)
         write_atomically(mean, lambda file: curves_figure(means).savefig(file, format="png", dpi=120))
-        for name, curve in means.items():
-            deletion, insertion = curve.areas
-            print(
-                f"{name}, mean of {count_of(len(folders), 'image')}: deletion {deletion:.4f}, insertion {insertion:.4f}"
-            )
+        for name, each in curves.items():  # some images may lack one
+            deletion, insertion = means[TITLES[name]].areas
+            count = count_of(len(each), "image")
+            print(f"{TITLES[name]}, mean of {count}: deletion {deletion:.4f}, insertion {insertion:.4f}")
         print(printable(f"their curves: {mean}"))
     if undrawn:
         print(printable(missing_fonts(undrawn)))
     if skipped:
         print(printable(f"{skipped_images(skipped)}: {'; '.join(skipped)}"))
     return folders
+
+
+def _read_mask(path: Path) -> Any:
+    """Return an image's [h, w] from 0 to 1.
+
+    Raises:
+        UserError: it cannot be read, or is black everywhere.
+    """
+    try:
+        mask = np.asarray(read_image(path, "L"), dtype=np.float64) / 255
+    except UnreadableImageError as error:
+        raise UserError(f"--mask {path}: {error.__cause__}") from error
+    if not mask.any():
+        raise UserError(f"--mask {path} is black everywhere; it is to be white where the feature is")
+    return mask
 
 
 def _without(found: Explanation, drawing: DrawingConfig) -> list[str]:

@@ -41,8 +41,9 @@ def attention_weights(model: nn.Module, image: Tensor) -> list[Tensor]:
         image: [1, in_chans, H, W].
 
     Returns:
-        for each block [G, P + N, P + N] of G heads, P prefix tokens and the N tokens of the map, from queries (rows) to
-        keys. Rows and columns of tokens that pass by the mixer are zeros; a block without a mixer has only zeros.
+        for each block [G, P + N, P + N] of G heads, P prefix tokens (test-time registers are the last of them) and the
+        N tokens of the map, from queries (rows) to keys. Rows and columns of tokens that pass by the mixer, or join
+        later, are zeros; a block without a mixer has only zeros.
 
     Raises:
         ValueError: if the model is none of these; the message names its mixers.
@@ -61,6 +62,8 @@ def attention_weights(model: nn.Module, image: Tensor) -> list[Tensor]:
             f"through them; {_with_score_maps()}"
         )
     blocks = [list(outer_mixers(block)) for block in model.blocks]
+    if not any(blocks):
+        raise ValueError(f"{name} as built has no mixers in its blocks, so no token sees another; {_with_score_maps()}")
     kinds = {type(mixer).__name__ for block in blocks for _, mixer in block if not mixer.SCORE_MAP}
     if kinds:
         raise ValueError(
@@ -87,23 +90,27 @@ def attention_weights(model: nn.Module, image: Tensor) -> list[Tensor]:
         for hook in hooks:
             hook.remove()
     places = feature.shape[2] * feature.shape[3]
-    prefix = model.num_prefix_tokens
     whole = []
     queue = iter(found)
+    every = torch.arange(model.num_prefix_tokens + model.test_registers + places, device=image.device)
     for i, block in enumerate(blocks):
+        whole.append(image.new_zeros(1, len(every), len(every)))
         if not block:
-            whole.append(image.new_zeros(1, prefix + places, prefix + places))
             continue
         weights = next(queue)
-        if weights is None or weights.shape[1:] not in ((places, places), (prefix + places, prefix + places)):
+        here = every
+        if i < model.registers_at:
+            here = torch.cat([every[: model.num_prefix_tokens], every[-places:]])
+        if weights is None or weights.shape[1:] not in ((places, places), (len(here), len(here))):
             kind = type(block[0][1]).__name__
             got = "none" if weights is None else " x ".join(map(str, weights.shape[1:]))
             raise ValueError(
-                f"block {i} of {name}: expected scores of {prefix + places} or {places} tokens to as many, got {got} "
+                f"block {i} of {name}: expected scores of {len(here)} or {places} tokens to as many, got {got} "
                 f"from its {kind} as built; {_with_score_maps()}"
             )
-        beside = prefix + places - weights.shape[1]
-        whole.append(nn.functional.pad(weights, (beside, 0, beside, 0)))
+        at = here[-weights.shape[1] :]
+        whole[-1] = weights.new_zeros(len(weights), len(every), len(every))
+        whole[-1][:, at[:, None], at] = weights
     return whole
 
 

@@ -8,7 +8,10 @@ pixels for the blur, the area by trapezoids.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -72,34 +75,88 @@ def deeplift(model: nn.Module, image: Tensor, target: int) -> DeepLift:
         target: number of the class.
 
     Raises:
-        ValueError: if the model has no module that the rule is for: there it would be gradients x input; or calls one
-            twice; else as `gradient_input`.
+        ValueError: if the model has no module that the rule is for: there it would be gradients x input; or captum does
+            not take it; else as `gradient_input`.
         ModuleNotFoundError: if captum is not installed.
     """
     captum = _captum()
     _check(model, image, target)
-    if not any(isinstance(module, RULES) for module in model.modules()):
+    if not any(type(module) in RULES for module in model.modules()):
         kinds = sorted({type(each).__name__ for each in model.modules() if "elu" in type(each).__name__.lower()})
         raise ValueError(
             f"{type(model).__name__} has no layer that DeepLIFT's rescale rule is for (ReLU, ELU, sigmoid, tanh, "
             f"softplus, max pooling, softmax as modules; it has {', '.join(kinds) or 'no activations as modules'}): "
             "DeepLIFT of it is gradients x input; ask for that"
         )
+    image = image.detach()
     reference = torch.zeros_like(image)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _called_once(model, image):
             warnings.simplefilter("ignore")  # that hooks are set and removed again
-            found = captum.DeepLift(model).attribute(image.detach().clone().requires_grad_(), reference, target=target)
+            found = captum.DeepLift(model).attribute(image.clone().requires_grad_(), reference, target=target)
     except (AssertionError, RuntimeError) as error:
         text = str(error).strip().split("\n")[0]
         raise ValueError(
-            f"captum's DeepLIFT does not fit {type(model).__name__}: {text}; it needs activations that are modules, "
-            "each called once; gradients x input needs nothing"
+            f"captum's DeepLIFT does not fit {type(model).__name__}: {text}; gradients x input needs nothing"
         ) from error
     with torch.no_grad():
         difference = float(_logits(model(image))[0, target] - _logits(model(reference))[0, target])
     found = found.detach()
     return DeepLift(found[0].sum(0), abs(float(found.double().sum()) - difference), difference)
+
+
+class _Turns(nn.Module):
+    """A layer of `RULES` as several, one for each of its calls, as captum asks for.
+
+    Args:
+        layer: that is called.
+        sees: of each call, whether the image has a part in its input. Others, as of biases that are made from offsets,
+            are no part of the explanation, and captum does not see them.
+    """
+
+    def __init__(self, layer: nn.Module, sees: list[bool]) -> None:
+        super().__init__()
+        self.copies = nn.ModuleList(copy.deepcopy(layer) if each else nn.Identity() for each in sees)
+        self.hidden, self.sees, self.turn = (layer,), sees, 0
+
+    def forward(self, *args: Any) -> Tensor:
+        turn, self.turn = self.turn, (self.turn + 1) % len(self.sees)
+        out: Tensor = (self.copies[turn] if self.sees[turn] else self.hidden[0])(*args)
+        return out
+
+
+@contextlib.contextmanager
+def _called_once(model: nn.Module, image: Tensor) -> Iterator[None]:
+    """Let each layer of `RULES` in a model be called once in a pass, and only on what the image has a part in."""
+    calls: dict[nn.Module, list[bool]] = {}
+
+    def keep(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        calls.setdefault(layer, []).append(args[0].requires_grad)
+
+    learning = [each for each in model.parameters() if each.requires_grad]
+    hooks = [layer.register_forward_pre_hook(keep) for layer in model.modules() if type(layer) in RULES]
+    places: list[tuple[nn.Module, str, nn.Module]] = []
+    model.requires_grad_(False)
+    try:
+        with torch.enable_grad():
+            model(image.clone().requires_grad_())
+        for hook in hooks:
+            hook.remove()
+        turns = {layer: _Turns(layer, sees) for layer, sees in calls.items() if sees != [True]}
+        for path, layer in list(model.named_modules(remove_duplicate=False)):
+            if layer in turns and path:
+                parent, _, name = path.rpartition(".")
+                places.append((model.get_submodule(parent), name, layer))
+        for owner, name, layer in places:
+            setattr(owner, name, turns[layer])
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for owner, name, layer in places:
+            setattr(owner, name, layer)
+        for parameter in learning:
+            parameter.requires_grad_()
 
 
 @dataclass(frozen=True)
@@ -179,10 +236,10 @@ def blurred(image: Tensor) -> Tensor:
 
 
 def resize_map(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize a map [h, w] to [H, W], bilinear."""
+    """Resize a map [h, w] to [H, W], bilinear; where it shrinks, over all of it."""
     if tuple(values.shape) == size:
         return values
-    return F.interpolate(values[None, None].double(), size=size, mode="bilinear", align_corners=False)[0, 0]
+    return F.interpolate(values[None, None].double(), size=size, mode="bilinear", antialias=True)[0, 0]
 
 
 def _captum() -> ModuleType:
@@ -199,7 +256,10 @@ def _check(model: nn.Module, image: Tensor, target: int) -> None:
     if image.ndim != 4 or len(image) != 1:
         raise ValueError(f"expected one image [1, C, H, W], got {tuple(image.shape)}")
     classes = getattr(model, "num_classes", None)
-    if classes == 0 or target < 0 or (classes is not None and target >= classes):
+    if classes is None:
+        with torch.no_grad():
+            classes = _logits(model(image)).shape[1]
+    if not 0 <= target < classes:
         raise ValueError(
             f"{type(model).__name__} has {count_of(classes, 'class')}, got {target=}; expected one of them by number"
         )

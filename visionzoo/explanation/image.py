@@ -63,7 +63,8 @@ class Explanation:
         tokens: name of a block, and [h, w], True where a token is left before it.
         exits: name of an exit, and its answer.
         curves: by method, deletion and insertion.
-        overlaps: by method, the Attention-IoU of its map (negative values as zeros) with the mask that was given.
+        overlaps: by method, the Attention-IoU of its map (negative values as zeros) with the mask that was given; 0
+            where nothing is above zero.
         notes: what a reader of the maps should know, by method.
         left_out: methods that were not made, and why: the model lacks what they need, or a library is not installed.
     """
@@ -153,13 +154,13 @@ def explain_image(
         topk: number of the likeliest classes.
         class_names: in the order of the logits; None for numbers.
         data_config: as timm's `resolve_data_config` returns it; None for the model's own.
-        mask: [h, w] of 0 and more, of the image as the model sees it: where a feature is. Each map's Attention-IoU
-            with it is then in `Explanation.overlaps`.
+        mask: [h, w] of 0 and more, not all of them 0, of the image as the model sees it: where a feature is. Each map's
+            Attention-IoU with it is then in `Explanation.overlaps`.
         with_faithfulness: delete and insert the pixels of each map (2 (H + 1) passes through the model for each).
 
     Raises:
-        ValueError: if a method is unknown, or none of those that are asked for can be made; or the class, place or
-            image is none.
+        ValueError: if a method is unknown, or none of those that are asked for can be made; or the class, place, mask
+            or image is none.
         ModuleNotFoundError: if a library is not installed that all of these methods need: captum for DeepLIFT and
             gradients x input, scipy for flow.
     """
@@ -173,6 +174,7 @@ def explain_image(
         raise ValueError(f"place is two shares from 0 to 1, of height and width, got {place=}")
     if topk < 1:
         raise ValueError(f"topk must be positive, got {topk=}")
+    whole = None if mask is None else _checked_mask(mask)
     config = dict(resolve_data_config({}, model=model)) | dict(data_config or {})
     modes = [(module, module.training) for module in model.modules()]
     grads = [each for each in model.parameters() if each.requires_grad]
@@ -180,7 +182,7 @@ def explain_image(
     try:
         batch = _batch(model, image, config)
         return _explain(
-            model, batch, asked, methods is None, target, place, topk, class_names, config, mask, with_faithfulness
+            model, batch, asked, methods is None, target, place, topk, class_names, config, whole, with_faithfulness
         )
     finally:
         for module, training in modes:  # some may be fixed in a model that trains
@@ -207,6 +209,8 @@ def _explain(
     logits = out if isinstance(out, Tensor) else out[0]
     if logits.ndim != 2 or not logits.shape[1] or getattr(model, "num_classes", None) == 0:
         raise ValueError(f"{type(model).__name__} has no classes to explain, its output is {tuple(logits.shape)}")
+    if not bool(logits.isfinite().all()):
+        raise ValueError(f"{type(model).__name__} makes NaN or infinite logits of the image; try a wider dtype")
     names = [f"class {i}" for i in range(logits.shape[1])] if class_names is None else list(class_names)
     if len(names) != logits.shape[1]:
         raise ValueError(f"expected {logits.shape[1]} class names, one for each logit, got {len(names)}")
@@ -247,26 +251,46 @@ def _explain(
             errors[name] = error
             found.left_out[name] = reason(error)
     if asked and len(errors) == len(asked):
-        _refuse(errors)
+        checks: dict[str, Callable[[], object]] = {**makers, "attended": lambda: last_mixers(model)}  # that takes long
+        _refuse(errors, [name for name in METHODS if name not in {*asked, *COSTLY} and _works(checks[name])])
     size = batch.shape[2:]
     for name, values in found.maps.items():
         saliency = torch.from_numpy(values)
         if with_faithfulness:
             found.curves[name] = faithfulness(model, batch, saliency, chosen)
         if mask is not None:
-            whole = resize_map(torch.as_tensor(mask, dtype=torch.float64), (size[0], size[1]))
-            overlap = attention_iou(resize_map(saliency.clamp(min=0), (size[0], size[1]))[None], whole[None])
-            found.overlaps[name] = float(overlap)
+            whole = resize_map(torch.from_numpy(mask), (size[0], size[1]))
+            above = resize_map(saliency.clamp(min=0), (size[0], size[1]))
+            found.overlaps[name] = float(attention_iou(above[None], whole[None])) if above.any() else 0.0
     return found
 
 
-def _refuse(errors: Mapping[str, ValueError | ModuleNotFoundError]) -> NoReturn:
-    """Raise the one error that methods have in common, or one that has them all."""
-    first, *others = errors.values()
-    if all(type(error) is type(first) and str(error) == str(first) for error in others):
-        raise first
+def _refuse(errors: Mapping[str, ValueError | ModuleNotFoundError], others: Sequence[str]) -> NoReturn:
+    """Raise the one error that methods have in common, or one that has them all; and what other methods there are."""
+    first, *more = errors.values()
+    have = f"; of this model {', '.join(others)} can be made" if others else ""
+    if all(type(error) is type(first) and str(error) == str(first) for error in more):
+        if isinstance(first, ModuleNotFoundError):
+            raise first
+        raise ValueError(f"{first}{have}") from first
     listed = "; ".join(f"{name}: {reason(error)}" for name, error in errors.items())
-    raise ValueError(f"none of {count_of(len(errors), 'method')} can be made: {listed}")
+    raise ValueError(f"none of {count_of(len(errors), 'method')} can be made: {listed}{have}")
+
+
+def _works(make: Callable[[], object]) -> bool:
+    try:
+        make()
+    except (ValueError, ModuleNotFoundError):
+        return False
+    return True
+
+
+def _checked_mask(mask: Any) -> Array:
+    values = np.asarray(mask, dtype=np.float64)
+    if values.ndim != 2 or not values.size or not np.isfinite(values).all() or values.min() < 0 or not values.any():
+        got = f", from {values.min():g} to {values.max():g}" if values.size else ""
+        raise ValueError(f"mask is [h, w] of numbers from 0, not all of them 0; got {values.shape}{got}")
+    return values
 
 
 def reason(error: ValueError | ModuleNotFoundError) -> str:
@@ -317,12 +341,18 @@ def _source(model: Any, batch: Tensor, place: tuple[float, float] | None) -> tup
     """Return the token that is looked from, None for the mean of the map's, and the size of the map."""
     (feature,) = model.forward_intermediates(batch, indices=[0], stop_early=True, intermediates_only=True)
     size = (feature.shape[2], feature.shape[3])
-    prefix = model.num_prefix_tokens
+    prefix = _prefix(model)
     if place is None:
         reads_class = prefix and getattr(model.head, "pool_type", "") == "token"
         return (0 if reads_class else None), size
     row, column = (min(int(share * side), side - 1) for share, side in zip(place, size, strict=True))
     return prefix + row * size[1] + column, size
+
+
+def _prefix(model: Any) -> int:
+    """Return how many tokens come before those of the map in `attention_weights`."""
+    count: int = model.num_prefix_tokens + model.test_registers
+    return count
 
 
 def _attended(found: Explanation, model: nn.Module, batch: Tensor) -> None:
@@ -338,8 +368,8 @@ def _rollout(
     with torch.no_grad():
         source, size = _source(model, batch, place)
     joint = attention_rollout(weights)
-    row = joint[model.num_prefix_tokens :].mean(0) if source is None else joint[source]
-    found.maps["rollout"] = row[model.num_prefix_tokens :].unflatten(0, size).numpy()
+    row = joint[_prefix(model) :].mean(0) if source is None else joint[source]
+    found.maps["rollout"] = row[_prefix(model) :].unflatten(0, size).numpy()
     found.notes["rollout"] = f"of {_named(source, place)}"
 
 
@@ -352,7 +382,7 @@ def _flow(
             source = 0
     assert source is not None
     flow = attention_flow(weights, source)
-    found.maps["flow"] = flow[model.num_prefix_tokens :].unflatten(0, size).numpy()
+    found.maps["flow"] = flow[_prefix(model) :].unflatten(0, size).numpy()
     found.notes["flow"] = f"of {_named(source, place if source == 0 else found.place)}"
 
 

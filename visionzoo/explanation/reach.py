@@ -115,7 +115,8 @@ def attended(
     for name, mixer in chosen.items():
         read: Any = "run on no such image"
         if name in calls:
-            read = _places(calls[name], sizes, getattr(model, "num_prefix_tokens", 1))
+            beside = getattr(model, "num_prefix_tokens", 1), getattr(model, "test_registers", 0)
+            read = _places(calls[name], sizes, *beside)
         if isinstance(read, str):
             without.setdefault(read, []).append(name)
         else:
@@ -194,14 +195,16 @@ def _reach(
     )
 
 
-def _places(call: _Call, sizes: Mapping[int, tuple[int, int]], prefix: int) -> tuple[tuple[int, int], int] | str:
+def _places(
+    call: _Call, sizes: Mapping[int, tuple[int, int]], prefix: int, registers: int
+) -> tuple[tuple[int, int], int] | str:
     """Return the size of the map that a mixer sees and the number of prefix tokens; in words why there is none."""
     maps, rows, columns = call.args[0].shape[:3]
     if maps > 1:
         return f"run on {maps} maps of an image, each a part of it or another view"
     if rows > 1 or (columns in sizes and sizes[columns][0] == 1):
         return (rows, columns), 0
-    for count in (0, prefix, prefix + 1):  # one more where a memory has its own
+    for count in (0, prefix, prefix + 1, prefix + registers):  # one more where a memory has its own
         if columns - count in sizes:
             return sizes[columns - count], count
     return f"see {columns} tokens that have no fixed places on a map, as those behind a reducer, and latents, have none"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionzoo.layers.attention import record_weights
 from visionzoo.quantization.layers import weight_quantizer
 from visionzoo.quantization.quantizers import LSQ
 
@@ -63,7 +64,9 @@ class QuantizedProducts(nn.Module):
         scores = q @ self.quantize_k(k).mT * v.shape[-1] ** -0.5
         if bias is not None:
             scores = scores + bias
-        return self.quantize_weights(scores.softmax(-1)) @ self.quantize_v(v)
+        weights = self.quantize_weights(scores.softmax(-1))
+        record_weights(weights)
+        return weights @ self.quantize_v(v)
 
 
 class QueryKeyProjection(nn.Module):

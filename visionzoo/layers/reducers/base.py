@@ -114,7 +114,9 @@ def gather(
     if not exact:
         left = left * kept.unsqueeze(-1)
     to = torch.where(chosen, chosen.cumsum(1) - 1, -1)
-    if source is not None:
+    if source is not None and not chosen.shape[1]:
+        to = source  # of no places: a reducer before left none
+    elif source is not None:
         to = torch.where(source >= 0, to.gather(1, source.clamp(min=0)), -1)
     return torch.cat([x[:, :prefix], left], 1), to, None if exact else kept
 
