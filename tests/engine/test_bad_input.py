@@ -41,6 +41,10 @@ def place(tmp_path_factory):
     vit = timm.create_model("test_vit3", num_classes=3).state_dict()
     torch.save({"state_dict": vit, "args": {"model": "test_vit3", "num_classes": 3}}, "vit.pth")
     torch.save({**good, "epoch": "three"}, "epoch.pth")
+    shutil.copy("o/good/last.pth.tar", "good.pth")
+    torch.save({"state_dict": {"x": torch.zeros(1)}, "args": {"model": "zoo_pvtv2_b0", "decoder": []}}, "tasks.pth")
+    dense = {"backbone.stem.weight": torch.zeros(1), "bbox_head.fc.weight": torch.zeros(1)}
+    torch.save({"meta": {"epoch": 1}, "state_dict": dense}, "detector.pth")
     torch.save({name: value for name, value in good.items() if name != "optimizer"}, "without.pth")
     torch.save({**good, "state_dict": {**good["state_dict"], "head.fc.bias": torch.zeros(2)}}, "misfit.pth")
     yield path
@@ -63,6 +67,7 @@ FILES = {
     "file.txt": "no image",
     "map.pkl": pickle.dumps({"red": 0}),
     "false.tar": "no tar",
+    "zero.pth": "",
     "table/train/labels.csv": "name,class\na.png,1\n",
     "missing/train/labels.csv": "image,labels\na.png,red\n",
 }
@@ -100,6 +105,7 @@ OPTIONS = [
     ("--device meta", "device 'meta' cannot compute"),
     ("--amp --amp-dtype float8", "argument --amp-dtype: invalid choice: 'float8'"),
     ("--torchcompile nope", "--torchcompile: expected one of"),
+    ("--torchcompile-mode default", "--torchcompile-mode default is of --torchcompile, which is not given"),
     ("--torchcompile --torchcompile-mode nope", "--torchcompile-mode: expected one of default"),
     ("--aug-repeats 3", "--aug-repeats needs several processes"),
     ("--crop-padding 32", "--crop-padding: expected fewer pixels than the input's 32, got 32"),
@@ -231,6 +237,13 @@ CHECKPOINTS = [
     ("--experiment good", "o/good holds a run already; continue it by --resume auto"),
     ("--output file.txt", "cannot make the folder file.txt/"),
 ]
+NO_CLASSIFIERS = {
+    "tasks.pth": "tasks.pth is of a run of `visionzoo multi-task`",
+    "detector.pth": "`visionzoo predict|eval|view|export CONFIG.py ... --checkpoint detector.pth`",
+    "detector.pth --model test_vit": "detector.pth is of a detector or segmentor, not of a classifier",
+    "zero.pth": "zero.pth (0 bytes) cannot be read as a checkpoint, it is damaged or cut short: it is empty. Copy",
+    "o/good": "o/good is a folder without model.safetensors; name one of its files, ",
+}
 OTHERS = [
     ("eval", "", "which model?"),
     ("eval", "--model test_vitt", "unknown model 'test_vitt'; did you mean test_vit"),
@@ -247,6 +260,21 @@ OTHERS = [
     ("predict", "file.txt --checkpoint o/good/last.pth.tar", "cannot use the image file.txt"),
     ("predict", "d/train --checkpoint o/good/last.pth.tar --class-names other.txt", "has 3 classes, other.txt names 2"),
     ("predict", "d/train --checkpoint o/good/last.pth.tar --output file.txt", "cannot make the folder file.txt"),
+    ("eval", "--model test_vit --pretrained --no-ema", "--no-ema chooses among the weights of a --checkpoint"),
+    ("eval", "--checkpoint vit.pth --data-dir d --calibration-share 0.3", "--calibration-share is of --exits; give"),
+    ("eval", "--checkpoint good.pth --data-dir d --torchcompile-mode default", "is of --torchcompile, which is not"),
+    ("predict", "d --checkpoint good.pth --channels-last", "--channels-last; it belongs to `visionzoo eval`"),
+    ("predict", "d --checkpoint good.pth --torchcompile", "--torchcompile; it belongs to `visionzoo eval`"),
+    ("view", "d --checkpoint good.pth --torchcompile-mode x", "--torchcompile-mode; it belongs to `visionzoo eval`"),
+    ("attention", "d --checkpoint good.pth --channels-last", "--channels-last; it belongs to `visionzoo eval`"),
+    ("registers", "d --checkpoint good.pth --channels-last", "--channels-last; it belongs to `visionzoo eval`"),
+    ("fit_hashes", "d --checkpoint good.pth --channels-last", "--channels-last; it belongs to `visionzoo eval`"),
+    ("sparse_rate", "d --checkpoint good.pth --channels-last", "--channels-last; it belongs to `visionzoo eval`"),
+    *(
+        (tool, f"d --checkpoint {file}", words)
+        for tool in ("predict", "view")
+        for file, words in NO_CLASSIFIERS.items()
+    ),
     ("predict", "d/train --checkpoint o/good/last.pth.tar --topk 0", "--topk: expected a number at least 1, got 0"),
 ]
 ALL = [("train", *case) for case in OPTIONS + MODELS + DATA + CONFIGS + CHECKPOINTS] + OTHERS
@@ -254,7 +282,7 @@ ALL = [("train", *case) for case in OPTIONS + MODELS + DATA + CONFIGS + CHECKPOI
 
 @pytest.mark.parametrize(("tool", "flags", "message"), ALL, ids=[f"{tool} {flags}" for tool, flags, _ in ALL])
 def test_bad_input_is_one_message(place, capsys, tool, flags, message):
-    common = {"train": TRAIN, "eval": "--device cpu -j 0", "predict": "--device cpu"}[tool]
+    common = {"train": TRAIN, "eval": "--device cpu -j 0"}.get(tool, "--device cpu")
     assert run_tool(tool, *common.split(), *flags.split()) == 1
     said = capsys.readouterr().err
     said = said[said.rindex("error: ") :]  # behind the bars of progress and the words of libraries

@@ -159,7 +159,7 @@ def test_a_place_that_cannot_be_written_is_one_message(good, tmp_path, call, mon
         "eval": [*model, "--results-csv", str(tmp_path)],
         "export": [*model, "--format", "pt2", "--img-size", "64", "--output", str(tmp_path / "file/o")],
         "convert": ["zoo_poolformer_s12", str(good.parent / "w.pth"), str(tmp_path / "file/o"), "--num-classes", "3"],
-        "list_models": ["zoo_davit_t", "--write", str(tmp_path / "page.md")],
+        "list_models": ["--write", str(tmp_path / "page.md")],
     }[call]
     if call == "list_models":  # of which one is enough
         monkeypatch.setattr(_registry, "VARIANTS", {"zoo_davit_t": _registry.VARIANTS["zoo_davit_t"]})

@@ -52,6 +52,24 @@ def test_gray_images_are_learned_from_a_teacher_of_gray_images(make_args, tmp_pa
     assert len(prepared["mean"]) == len(prepared["std"]) == 1
 
 
+def test_a_teacher_of_another_input_size_is_said_with_both_sizes(distil, capsys):
+    small = {"epochs": 1, "max_steps": 1}
+    train(distil(**small, experiment="alike"))
+    assert "sees the student's" not in capsys.readouterr().out
+    train(distil(**small, img_size=64))
+    assert "(logit); its own input is 32 x 32 pixels, it sees the student's 64 x 64\n" in capsys.readouterr().out
+
+
+def test_the_classifier_of_bare_weights_says_how_many_classes_a_teacher_has(make_args, tmp_path, capsys):
+    torch.save(timm.create_model("test_convnext", num_classes=3).state_dict(), tmp_path / "bare.pth")
+    teacher = {"kd_model_name": "test_convnext", "kd_checkpoint": str(tmp_path / "bare.pth")}
+    train(make_args(**STUDENT, **teacher, epochs=1, max_steps=1))
+    assert "bare.pth: its classifier has 3 rows, so the model gets 3 classes" in capsys.readouterr().out
+    torch.save(timm.create_model("test_convnext", num_classes=4).state_dict(), tmp_path / "bare.pth")
+    with pytest.raises(UserError, match="the teacher has 4 classes, the student 3"):
+        train(make_args(**STUDENT, **teacher, epochs=1))
+
+
 def test_both_heads_learn_and_the_teacher_does_not(distil, trained, tmp_path):
     run = build_run(distil(**TOKEN), Process(torch.device("cpu")))
     assert isinstance(run.task, timm.task.TokenDistillationTask)

@@ -90,6 +90,12 @@ def trained(scenes, tmp_path_factory):
     return train(given(scenes, output, epochs=8, slim_epoch=2)), output / "run/last.pth.tar"
 
 
+def test_batches_of_one_on_maps_of_one_pixel_are_refused_with_the_remedy(scenes, tmp_path):
+    remedy = "one by one: Expected more than 1 value.*a larger --batch-size or --img-size"
+    with pytest.raises(UserError, match=remedy):
+        train(given(scenes, tmp_path, batch_size=1, img_size=4))
+
+
 def test_both_tasks_learn_at_every_width(trained, scenes):
     row, path = trained
     assert row["eval_miou"] > 40 and row["eval_map"] > 85 and row["best_metric"] >= row["eval_mean"]

@@ -6,6 +6,7 @@ import pytest
 from visionzoo.deploy.flags import ExportConfig
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.flags import CompareConfig, TrainConfig, train_parser
+from visionzoo.engine.idle_flags import OF, idle_flags
 from visionzoo.engine.options import FLAG, changed, settings
 from visionzoo.engine.trained_flags import EvalConfig, PredictConfig, eval_parser, predict_parser
 
@@ -182,3 +183,20 @@ def test_tools_share_the_names_of_their_flags():
     }
     own = {"checkpoint", "no_ema", "images", "class_names", "topk", "exits", "budget", "thresholds", "show_tokens"}
     assert predict - train == own
+
+
+def test_flags_that_wait_for_another_are_said():
+    parse = train_parser().parse_with_config
+    alone = ["--amp-dtype=bfloat16", "--recount=2", "--mixup-prob=0.5", "--bce-sum", "--kd-temperature=2"]
+    said = idle_flags(parse([*alone, "--wandb-project=p"]))
+    assert said.startswith("without effect: --amp-dtype (without --amp), --recount (without --reprob), --mixup-prob")
+    assert all(f"{flag.partition('=')[0]} (without --" in said for flag in alone)
+    assert said.endswith("--wandb-project (without --log-wandb)")
+    beside = ["--amp", "--reprob=0.1", "--cutmix-minmax", "0.2", "0.8", "--multi-label", "--kd-model-name=x"]
+    assert idle_flags(parse([*alone, *beside])) == idle_flags(parse([])) == ""
+
+
+def test_what_waits_for_another_flag_is_off_by_default():
+    usual = settings(TrainConfig())
+    for owners, names in OF.items():
+        assert not any(usual[owner] for owner in owners) and usual.keys() >= {*names}

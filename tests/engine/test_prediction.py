@@ -101,3 +101,12 @@ def test_dimmed_patches_are_those_of_the_mask():
     view = dimmed(np.ones((40, 32, 3)), kept)
     assert view.shape == (40, 32, 3) and view[:14, :16].min() == 1
     assert view[:14, 16:].max() == pytest.approx(0.2) and view[28:, :16].max() == pytest.approx(0.2)
+
+
+def test_a_seed_repeats_what_is_random(trained, images, tmp_path):
+    image, drawn = images / "validation/red/1.png", []
+    for before in range(2):
+        torch.manual_seed(before)
+        predicted(tmp_path, image, "--checkpoint", trained[0] / "last.pth.tar", "--seed", 7)
+        drawn.append(torch.rand(1))
+    assert torch.equal(*drawn)

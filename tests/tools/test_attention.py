@@ -29,6 +29,17 @@ def place(tmp_path_factory):
     return path
 
 
+def test_a_seed_repeats_what_is_random(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    drawn = []
+    for before in range(2):
+        torch.manual_seed(before)
+        flags = ["--checkpoint", str(place / "ep.pth"), "--device", "cpu", "--seed", "7"]
+        assert run_tool("attention", str(place / "d/red/0.png"), *flags) == 0
+        drawn.append(torch.rand(1))
+    assert torch.equal(*drawn)
+
+
 @pytest.mark.parametrize(("head", "rows"), [("intr", 2), ("ep", 1)])
 def test_each_image_gets_its_picture(place, tmp_path, monkeypatch, capsys, head, rows):
     monkeypatch.chdir(tmp_path)

@@ -89,6 +89,7 @@ def test_a_run_leaves_rows_a_report_and_pictures(tmp_path, capsys):
     [
         (["operations", "--only", "ruoted"], "--only ruoted --skip  leave no measurement of operations"),
         (["report"], "no results in"),
+        (["report", "--only", "x"], "--only: `benchmark report` draws what is measured already"),
         (["models", "--rivals", "nowhere"], "no folder nowhere: --baselines"),
     ],
 )

@@ -53,6 +53,11 @@ def test_what_cannot_be_converted_is_said_in_one_line(run, tmp_path, model, chec
     assert not (tmp_path / "out").exists()
 
 
+def test_a_private_repository_needs_one(run, tmp_path):
+    code, said = run("convert", "zoo_poolformer_s12", tmp_path / "x.pth", tmp_path / "out", "--private")
+    assert code == 1 and "--private is of --push; give that too" in said
+
+
 @pytest.mark.parametrize(("classes", "code"), [("0", 2), ("-1", 2), ("3", 1)])
 def test_numbers_of_classes_and_folders_that_cannot_be_are_refused(run, tmp_path, classes, code):
     (tmp_path / "file").touch()
@@ -89,5 +94,7 @@ def test_models_can_be_filtered(run):
     ]
     code, said = run("list_models", "zoo_nothing*")
     assert code == 1 and "no model matches 'zoo_nothing*'" in said
-    code, said = run("list_models", "davit", "--write", "nowhere.md")
+    code, said = run("list_models", "zoo_davit_t", "--write", PAGE)
+    assert code == 1 and "--write puts the whole table into the file" in said
+    code, said = run("list_models", "--write", "nowhere.md")
     assert code == 1 and "error: no file at nowhere.md" in said

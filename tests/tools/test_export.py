@@ -73,6 +73,10 @@ def test_a_sweep_makes_a_table_and_goes_on_where_it_stopped(tmp_path, capsys):
         (["--dynamic_size"], "unknown argument --dynamic_size; did you mean --dynamic-size"),
         (["--all", "zoo_nothing*"], "no model matches zoo_nothing*"),
         (["--all", "--model", "x"], "--all together with --model"),
+        (["--all", "--channels-last"], "--channels-last has no effect on --all"),
+        (["--all", "--overwrite"], "--overwrite has no effect on --all"),
+        (["--model", "x", "--results-csv", "x.csv"], "--results-csv is of the table that --all makes"),
+        (["--torchcompile-mode", "default"], "--format aoti compiles"),
         (["--model", "test_vit", "--random-weights", "--img-size", "97"], "the model does not take"),
     ],
 )

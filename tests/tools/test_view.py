@@ -129,6 +129,22 @@ def test_without_a_map_faithfulness_is_said_to_have_no_effect(pictures, tmp_path
     assert 'without gradient_input: captum is not installed; install it with: pip install "visionzoo[view]"' in said
 
 
+@pytest.mark.parametrize(
+    ("flags", "left_out"),
+    [
+        (["--method", "rollout", "--target", "1"], ["--target: none of gradient_input, deeplift, frequency was made"]),
+        (["--method", "gradient_input", "--place", "0", "1"], ["--place: none of attended, rollout, flow was made"]),
+        (["--method", "rollout", "gradient_input", "--target", "1", "--place", "0", "1"], []),
+        (["--method", "rollout", "--faithfulness", "--target", "1"], []),  # of which the curves are
+    ],
+)
+def test_a_class_and_a_place_that_no_method_looks_at_are_said(pictures, tmp_path, capsys, flags, left_out):
+    assert run_tool("view", str(pictures), *FLAGS, "--save", str(tmp_path / "out"), *flags) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  without")]
+    assert len(said) == len(left_out)  # once for two images
+    assert all(words in line for words, line in zip(left_out, said, strict=True))
+
+
 def test_a_seed_repeats_random_weights_and_amp_is_taken(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(view, "draw_prediction", lambda *_: set())
     found, dtypes = [], set()
@@ -161,6 +177,7 @@ def test_a_seed_repeats_random_weights_and_amp_is_taken(pictures, tmp_path, monk
         (["IMAGE", "--save", "x", "--method", "features", "--faithfulness"], "they are of maps; add one of rollout"),
         (["IMAGE", "--save", "x", "--mask", "gone.png"], "--mask gone.png: [Errno 2] No such file"),
         (["IMAGE", "--save", "x", "--mask", "black.png"], "--mask black.png is black everywhere"),
+        (["IMAGE", "--save", "x", "--port", "1", "--host", "::1"], "--host, --port: of the page, which --save writes"),
         (["IMAGE", "--save", "x", "--target", "3"], "target must be a class from 0 to 2, got target=3"),
         (["IMAGE", "--save", "x", "--place", "0.5", "2"], "expected a number at least 0 and at most 1, got 2"),
         (["IMAGE", "--pretrained"], "--random-weights together with --checkpoint or --pretrained; give one"),

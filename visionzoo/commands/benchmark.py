@@ -94,6 +94,10 @@ def main() -> None:
     from visionzoo.benchmark.small import limits, small_cases, write_table
     from visionzoo.benchmark.training import training_cases
 
+    if args.suite == "report":
+        usual = vars(parser().parse_args(["report"])) | {"device": args.device, "output": args.output}
+        if given := [name for name, value in vars(args).items() if value != usual[name]]:
+            raise UserError(f"--{given[0]}: `benchmark report` draws what is measured already; leave it out")
     if args.table is not None and args.suite != "small":
         raise UserError(f"--table: the suite small measures what belongs into it, got {args.suite}")
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))

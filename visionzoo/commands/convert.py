@@ -97,6 +97,8 @@ def main() -> None:
     parser.add_argument("--push", metavar="USER/NAME", help="upload it to Hugging Face's hub too")
     parser.add_argument("--private", action="store_true", help="as a private repository")
     args = parser.parse_args()
+    if args.private and not args.push:
+        raise UserError("--private is of --push; give that too, or leave it out")
     try:
         report = convert(args)
     except ValueError as error:

@@ -62,6 +62,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.write and not args.write.is_file():
         raise UserError(f"no file at {args.write}: expected a Markdown file with the two lines that hold the table")
+    if args.write and (args.weights or args.filter != "*"):
+        raise UserError("--write puts the whole table into the file: leave the filter and --weights out")
     whole = args.filter in _registry.VARIANTS or any(sign in args.filter for sign in "*?[")
     table = rows(args.filter if whole else f"*{args.filter}*", args.weights)
     if not table:
@@ -70,7 +72,7 @@ def main() -> None:
             f"{closest(args.filter, _registry.VARIANTS)}"
         )
     if args.write:
-        write_between(args.write, BEGIN, END, markdown(rows()))
+        write_between(args.write, BEGIN, END, markdown(table))
     else:
         print(markdown(table))
         print(f"\n{count_of(len(table), 'model')}, visionzoo {visionzoo.__version__}")

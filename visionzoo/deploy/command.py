@@ -10,12 +10,12 @@ from timm.models import safe_model_name
 from visionzoo.deploy.exporting import Exported
 from visionzoo.deploy.files import check_flags, shape_of, write_files
 from visionzoo.deploy.flags import ExportConfig
-from visionzoo.deploy.tasks import export_tasks, given_flags
+from visionzoo.deploy.tasks import export_tasks
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.exits import model_of_exit
 from visionzoo.engine.models import Trained, build_model, check_name, data_config, restore
-from visionzoo.engine.options import settings
+from visionzoo.engine.options import given_flags, settings
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.recorded import command_of, recorded_args
 from visionzoo.quantization import calibrate, is_quantized
@@ -28,7 +28,7 @@ def export_model(config: ExportConfig) -> list[Exported]:
     Raises:
         UserError: there is no such model or checkpoint, or it cannot be exported so.
     """
-    check_flags(config.files, torchcompile=config.model.torchcompile)
+    check_flags(config.files, torchcompile=config.model.torchcompile or config.model.torchcompile_mode)
     path = config.source.weights.checkpoint
     if path and command_of(recorded_args(read_checkpoint(path))) == "multi-task":
         return export_tasks(config)
@@ -36,6 +36,8 @@ def export_model(config: ExportConfig) -> list[Exported]:
         raise UserError(
             f"{flags[0]} is for checkpoints of `visionzoo multi-task`; give one by --checkpoint, or leave it out"
         )
+    if flags := given_flags(config.sweep):
+        raise UserError(f"{flags[0]} is of the table that --all makes; give --all, or leave it out")
     device = start_process(config.files.device).device
     trained = _build(config)
     model = trained.model.to(device).eval()

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from visionzoo.engine.flags import COUNT, RATIO, InputConfig, ModelConfig
+from visionzoo.engine.flags import COUNT, RATIO, CompiledModelConfig, InputConfig
 from visionzoo.engine.options import KeyValues, Parser, flag, switch
 from visionzoo.engine.trained_flags import WeightsConfig
 
@@ -95,7 +95,7 @@ class ExportConfig:
     """What `visionzoo export` is given."""
 
     files: FilesConfig
-    model: ModelConfig
+    model: CompiledModelConfig
     input: InputConfig
     source: SourceConfig
     tasks: TasksConfig

@@ -23,7 +23,7 @@ from visionzoo.deploy import FORMATS, Reference, Shape, export
 from visionzoo.deploy.files import check_flags, shape_of, versions
 from visionzoo.deploy.flags import ExportConfig
 from visionzoo.engine.errors import UserError, require
-from visionzoo.engine.options import changed
+from visionzoo.engine.options import changed, given_flags
 from visionzoo.engine.outputs import add_rows, check_table
 from visionzoo.engine.reporting import write_between
 from visionzoo.models._registry import VARIANTS
@@ -64,6 +64,12 @@ class Row:
     versions: str
 
 
+OF_ALL = (  # flags that act with --all, beside its own
+    *("--format", "--output", "--batch-size", "--static-batch", "--dynamic-size", "--opset", "--no-fuse"),
+    *("--img-size", "--input-size", "--random-weights"),
+)
+
+
 def sweep(config: ExportConfig) -> list[Row]:
     """Export all models that `config.sweep.all` names, with random weights, and return a row for each and format.
 
@@ -72,10 +78,14 @@ def sweep(config: ExportConfig) -> list[Row]:
     Raises:
         UserError: no model has such a name, or flags do not go together.
     """
-    check_flags(config.files, torchcompile=config.model.torchcompile)
+    check_flags(config.files, torchcompile=config.model.torchcompile or config.model.torchcompile_mode)
     tqdm = require("tqdm").tqdm
     if config.model.model or config.source.weights.checkpoint:
         raise UserError("--all together with --model or --checkpoint; give one")
+    parts = (config.files, config.model, config.input, config.source, config.tasks)
+    for flag in (flag for part in parts for flag in given_flags(part)):
+        if flag not in OF_ALL:
+            raise UserError(f"{flag} has no effect on --all, which exports each model as it is; leave it out")
     patterns = config.sweep.all or ["*"]
     names = [name for name in VARIANTS if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
     if not names:

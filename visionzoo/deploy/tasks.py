@@ -21,7 +21,7 @@ from visionzoo.engine.multi_task.restoring import (
 )
 from visionzoo.engine.multi_task.search import choose_widths, grid, measure_costs, read_preference
 from visionzoo.engine.multi_task.task import PARTS
-from visionzoo.engine.options import settings
+from visionzoo.engine.options import given_flags
 from visionzoo.engine.parallel import start_process
 
 
@@ -58,12 +58,6 @@ def export_tasks(config: ExportConfig) -> list[Exported]:
     description = _describe(trained, given, shares, network.label_classes.tolist())
     model = LabelsAndPixels(network).eval()
     return write_files(model, Path(config.files.output) / name, shape_of(config.files, size), description, config.files)
-
-
-def given_flags(part: Any) -> list[str]:
-    """Return the flags of a part of a command's configuration that are not as they are by default."""
-    usual = settings(type(part)())
-    return [f"--{name.replace('_', '-')}" for name, value in settings(part).items() if value != usual[name]]
 
 
 def _describe(

@@ -12,7 +12,7 @@ from visionzoo.engine.charts import draw_maps, missing_fonts
 from visionzoo.engine.checkpoints import make_folder
 from visionzoo.engine.errors import UserError, closest, printable, require
 from visionzoo.engine.image_files import find_images
-from visionzoo.engine.images import readable_images, skipped_images
+from visionzoo.engine.images import readable_images, seed_everything, skipped_images
 from visionzoo.engine.models import autocast, restore, try_images
 from visionzoo.engine.options import settings
 from visionzoo.engine.outputs import free_path
@@ -37,6 +37,7 @@ def show_attention(config: AttentionConfig) -> list[Path]:
     require("matplotlib")
     notes: list[str] = []
     paths = list(dict.fromkeys(find_images(config.images, notes)))
+    seed_everything(config.device.seed)
     trained = restore(config.model, config.input, config.query, settings(config.query.reading))
     model = trained.model.to(process.device).eval()
     try_images(model, config.model.model or trained.args["model"], trained.data_config["input_size"])

@@ -21,11 +21,12 @@ from visionzoo.engine.data import (
     resolve_num_classes,
     train_loader,
 )
-from visionzoo.engine.distillation import make_task, teacher_name
+from visionzoo.engine.distillation import describe_teacher, make_task, teacher_name
 from visionzoo.engine.environment import environment
 from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.flags import TrainConfig
 from visionzoo.engine.freezing import has_weights, make_freezing
+from visionzoo.engine.idle_flags import idle_flags
 from visionzoo.engine.images import seed_everything
 from visionzoo.engine.models import build_model, data_config, load, prepare_compiler, try_images
 from visionzoo.engine.optimization import learning_rate, make_optimizer, make_scheduler, total_batch
@@ -116,6 +117,8 @@ def assemble_run(config: TrainConfig, process: Process, parts: Parts, notes: Not
     Raises:
         UserError: the optimizer cannot be made, a flag does not go with the device; or as `build_run` of the folder.
     """
+    if idle := idle_flags(config):
+        notes.say(idle)
     fit, task = config.fit, parts.task
     total = total_batch(fit, process.world_size)
     lr, lr_origin = learning_rate(config.schedule, config.optimizer.opt, total)
@@ -238,8 +241,9 @@ def check_graphs(config: TrainConfig, process: Process, optimizer: Optimizer | N
 def _wrap_model(run: Run) -> Replicas | None:
     """Compile and join the processes, in this order, on loaded weights; return what joins them by CUDA graphs."""
     model, task, process = run.config.model, run.task, run.process
-    if model.torchcompile:
+    if model.torchcompile or model.torchcompile_mode:
         prepare_compiler(model)
+    if model.torchcompile:
         task.compile(backend=model.torchcompile, mode=model.torchcompile_mode)
         task.compile_ema(backend=model.torchcompile, mode=model.torchcompile_mode)
     broadcast_buffers = not run.config.fit.no_ddp_bb
@@ -277,8 +281,8 @@ def _with_report(run: Run, notes: Notes, lr: float, lr_origin: str) -> Run:
     say(
         f"{model.model}: {parameters / 1e6:.2f} M parameters, {count_of(model.num_classes, 'class')}, {run.data_config}"
     )
-    if teacher := teacher_name(config.distillation):
-        say(f"distilling from {teacher} ({config.distillation.kd_distill_type})")
+    if teacher_name(config.distillation):
+        say(describe_teacher(config.distillation, run.task, tuple(run.data_config["input_size"])))
     if isinstance(run.task, ScaleKDTask):
         say(run.task.describe())
     if isinstance(run.task, AuxiliaryTask):

@@ -92,6 +92,7 @@ class Teacher(DistillationTeacher):
     def __init__(self, restored: Trained, mean: Tensor, std: Tensor, device: torch.device) -> None:
         super().__init__(restored.model.to(device).requires_grad_(False), device=device)
         self.mean_kd, self.std_kd = (_per_channel(restored.data_config[name], device) for name in ("mean", "std"))
+        self.input_size: tuple[int, ...] = tuple(restored.data_config["input_size"])
         self.renormalizes = not (torch.equal(mean, self.mean_kd) and torch.equal(std, self.std_kd))
 
     def normalize_input(self, input: Tensor, student_mean: Any = None, student_std: Any = None) -> Tensor:
@@ -123,6 +124,15 @@ def _distillation_task(how: DistillationConfig, common: dict[str, Any], input_si
 def teacher_name(distillation: DistillationConfig) -> str:
     """Return what the teacher is called; nothing without one."""
     return " of ".join(filter(None, (distillation.kd_model_name, distillation.kd_checkpoint)))
+
+
+def describe_teacher(distillation: DistillationConfig, task: Any, input_size: tuple[int, ...]) -> str:
+    """Say which teacher a task has, and whether its own images are of another size than the student's."""
+    (height, width), own = input_size[-2:], task.teacher.input_size[-2:]
+    said = f"distilling from {teacher_name(distillation)} ({distillation.kd_distill_type})"
+    if own == (height, width):
+        return said
+    return f"{said}; its own input is {own[0]} x {own[1]} pixels, it sees the student's {height} x {width}"
 
 
 def _make_teacher(config: TrainConfig, channels: int) -> Trained:

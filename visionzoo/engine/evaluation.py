@@ -27,7 +27,7 @@ from visionzoo.engine.exits import calibrate_exits, exits_files, with_exits
 from visionzoo.engine.images import IGNORED, batches, loading_death
 from visionzoo.engine.models import autocast, prepare_compiler, restore, try_images
 from visionzoo.engine.multilabel import mean_average_precision
-from visionzoo.engine.options import settings
+from visionzoo.engine.options import given_flags, settings
 from visionzoo.engine.outputs import add_rows, check_table, free_path
 from visionzoo.engine.parallel import Process, start_process
 from visionzoo.engine.recorded import take_data
@@ -127,6 +127,8 @@ def evaluate_checkpoint(config: EvalConfig) -> dict[str, Any]:
     process = start_process(config.device.device)
     if config.calibration.exits:
         _check_exit_flags(config, process)
+    elif flags := given_flags(config.calibration):
+        raise UserError(f"{flags[0]} is of --exits; give that too, or leave it out")
     else:
         _check_files(config.result)
     trained = restore(config.model, config.input, config.result, settings(config.data))
@@ -167,7 +169,7 @@ def evaluate_checkpoint(config: EvalConfig) -> dict[str, Any]:
         files = exits_files(result.results_file, _default_file(about, result.checkpoint))
     if config.model.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    if config.model.torchcompile:
+    if config.model.torchcompile or config.model.torchcompile_mode:
         prepare_compiler(config.model)
         model.compile(backend=config.model.torchcompile, mode=config.model.torchcompile_mode)
     tqdm = require("tqdm").tqdm

@@ -56,7 +56,7 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Which model, and how it is laid out and compiled; what is None is left to the model."""
+    """Which model; what is None is left to it."""
 
     TITLE: ClassVar = "model"
     model: str | None = flag("any timm model, zoo_* included", metavar="NAME")
@@ -78,14 +78,20 @@ class ModelConfig:
         action=KeyValues,
         metavar="K=V",
     )
-    channels_last: bool = switch("use the channels-last memory layout")
-    torchcompile: str | None = flag("compile the model", nargs="?", const="inductor", metavar="BACKEND")
-    torchcompile_mode: str | None = flag("torch.compile's mode", metavar="MODE")
 
     @property
     def name(self) -> str:
         """The model's name; empty where none is given."""
         return self.model or ""
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledModelConfig(ModelConfig):
+    """Which model, and how it is laid out and compiled, for commands that run it on many batches."""
+
+    channels_last: bool = switch("use the channels-last memory layout")
+    torchcompile: str | None = flag("compile the model", nargs="?", const="inductor", metavar="BACKEND")
+    torchcompile_mode: str | None = flag("torch.compile's mode", metavar="MODE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,7 +388,7 @@ class TrainConfig:
 
     config: str | None = flag("the same, as timm's train script takes it", names=("-c", "--config"), metavar="CONFIG")
     data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
+    model: CompiledModelConfig = CompiledModelConfig()
     input: InputConfig = InputConfig()
     device: DeviceConfig = DeviceConfig()
     splits: SplitConfig = SplitConfig()

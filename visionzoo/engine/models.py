@@ -23,7 +23,7 @@ from visionzoo._torch_private import count_terms_once, keep_memory_formats, list
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.data import image_mode
 from visionzoo.engine.errors import NotNamedError, UserError, closest, printable
-from visionzoo.engine.flags import DeviceConfig, InputConfig, ModelConfig
+from visionzoo.engine.flags import CompiledModelConfig, DeviceConfig, InputConfig, ModelConfig
 from visionzoo.engine.image_files import find_images
 from visionzoo.engine.images import readable_images, skipped_images
 from visionzoo.engine.options import settings
@@ -40,7 +40,14 @@ from visionzoo.engine.recorded import (
     take_model,
 )
 from visionzoo.engine.trained_flags import WeightsConfig
-from visionzoo.models._checkpoint import EMA_CONTAINERS, WeightsError, load_weights, unwrap_state_dict
+from visionzoo.models._checkpoint import (
+    EMA_CONTAINERS,
+    WeightsError,
+    checkpoint_tensors,
+    load_weights,
+    rename,
+    unwrap_state_dict,
+)
 from visionzoo.models._contract import Contract
 from visionzoo.models._hub import READING, not_finite, published
 from visionzoo.models._licenses import NonCommercialError, check
@@ -49,6 +56,7 @@ from visionzoo.models._registry import check_download
 from visionzoo.quantization import holds_quantizers, is_quantized
 from visionzoo.text import count_of, some
 
+DENSE_HEADS = ("decode_head.", "bbox_head.", "rpn_head.", "roi_head.", "panoptic_head.")  # as OpenMMLab names them
 NO_USE = "they cannot classify any image: take an earlier checkpoint, or the file from where it is from"
 
 
@@ -221,14 +229,17 @@ def _lacking(model: Any, result: Any, where: str) -> str | None:
     return f"{lacking} in {where}, so random at first: {some(missing)}"
 
 
-def prepare_compiler(config: ModelConfig) -> None:
+def prepare_compiler(config: CompiledModelConfig) -> None:
     """Make torch.compile ready for --torchcompile; under --channels-last Inductor leaves memory formats as they are.
 
     It would have others before convolutions, which it is wrong about in models whose maps are [B, H, W, C].
 
     Raises:
-        UserError: torch has no such backend or mode; it would say so after the first batch is loaded.
+        UserError: torch has no such backend or mode; it would say so after the first batch is loaded. Or a mode
+            is given without --torchcompile.
     """
+    if not config.torchcompile:
+        raise UserError(f"--torchcompile-mode {config.torchcompile_mode} is of --torchcompile, which is not given")
     if config.torchcompile not in torch.compiler.list_backends(exclude_tags=()):
         backends = ", ".join(torch.compiler.list_backends())
         raise UserError(f"--torchcompile: expected one of {backends}, got {config.torchcompile!r}")
@@ -340,6 +351,20 @@ def load(
         raise UserError(f"cannot load {where} into {type(model).__name__}: {text}") from error
 
 
+def _refuse_dense(source: Mapping[str, Any], where: str) -> None:
+    """Stop where a detector or segmentor is given in place of a classifier.
+
+    Raises:
+        UserError: so it is; it names the commands that take it.
+    """
+    if any(str(name).startswith(DENSE_HEADS) for name in checkpoint_tensors(source, use_ema=False)):
+        raise UserError(
+            f"{where} is of a detector or segmentor, not of a classifier: name the config that it was trained by too, "
+            f"`visionzoo predict|eval|view|export CONFIG.py ... --checkpoint {where}` (`visionzoo configs` lists "
+            "ours); here take a checkpoint of `visionzoo train CONFIG.yaml`, or other weights of a classifier"
+        )
+
+
 def _of_tasks(where: str) -> UserError:
     """Say what takes a checkpoint of several tasks, and what to take instead."""
     return UserError(
@@ -408,6 +433,7 @@ def restore(
 ) -> Trained:
     """Build the model of a checkpoint, or the one that is named where there is none; flags win over what is recorded.
 
+    Of weights that record nothing, the rows of the classifier say how many classes the model gets, where no flag does.
     Recorded is in the checkpoint of a run, ours or of timm's script, and in the config.json of a folder or a hub's
     repository (`local-dir:`, `hf-hub:`).
 
@@ -423,6 +449,8 @@ def restore(
         UserError: no model is given, or the weights do not fit it or are no numbers.
     """
     if not weights.checkpoint:
+        if weights.no_ema:
+            raise UserError("--no-ema chooses among the weights of a --checkpoint; give one, or leave it out")
         if config.model and not config.pretrained:
             check_name(config.model)
             raise UserError(f"{config.model} has no weights: give --checkpoint or --pretrained")
@@ -440,13 +468,21 @@ def restore(
         return _trained(config.name, reading, model, data_config(config, input, model), found)
     path = weights.checkpoint
     state = read_checkpoint(path)
+    _refuse_dense(state, path)
     found = recorded_beside(path) or read_recorded(state, path)
     if complete and config.model and "model" in found.model:
         found.model["model"] = config.model
     config = replace(take_model(config, found, path), pretrained=False)  # the weights come from the checkpoint
     model = build_model(config, input)
     source = complete(model, _tensors(state, weights)) if complete else state
-    load(model, source, path, use_ema=not weights.no_ema)
+    try:
+        load(model, source, path, use_ema=not weights.no_ema)
+    except UserError:
+        classes = None if config.num_classes else _classes_in(model, state, use_ema=not weights.no_ema)
+        if classes in (None, model.num_classes):
+            raise
+        print(f"{path}: its classifier has {count_of(classes, 'row')}, so the model gets {count_of(classes, 'class')}")
+        return restore(replace(config, num_classes=classes), input, weights, reading, complete=complete)
     recorded = dict(found.data_config)
     if input.img_size or input.input_size:
         recorded.pop("input_size", None)
@@ -457,6 +493,18 @@ def restore(
         print(f"{path}: not taken from its record: {', '.join(found.left_out)}", file=sys.stderr)
     averaged = not weights.no_ema and any(isinstance(state.get(key), Mapping) for key in EMA_CONTAINERS)
     return replace(_trained(path, reading, model, prepared, found), averaged=averaged)
+
+
+def _classes_in(model: Any, source: Mapping[str, Any], *, use_ema: bool) -> int | None:
+    """Return of how many classes the classifier in a checkpoint is, by its rows; None where they do not say it."""
+    try:
+        tensors = rename(unwrap_state_dict(source, use_ema=use_ema), model)[0]
+    except ValueError:
+        return None
+    names = model.pretrained_cfg.get("classifier") or ()
+    found = [tensors.get(f"{name}.weight") for name in ([names] if isinstance(names, str) else names)]
+    rows = {len(weight) for weight in found if weight is not None and weight.ndim > 1}
+    return rows.pop() if len(rows) == 1 else None
 
 
 def untrained(

@@ -95,6 +95,12 @@ def settings(config: Any) -> dict[str, Any]:
     return found
 
 
+def given_flags(part: Any) -> list[str]:
+    """Return the flags of a part of a command's configuration that are not as they are by default."""
+    usual = settings(type(part)())
+    return [f"--{name.replace('_', '-')}" for name, value in settings(part).items() if value != usual[name]]
+
+
 def changed(config: C, **values: Any) -> C:
     """Return a filled dataclass with other values of some flags, whichever part they are in.
 

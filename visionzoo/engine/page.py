@@ -21,6 +21,8 @@ from PIL import Image, UnidentifiedImageError
 
 from visionzoo.engine.errors import UserError, printable, require
 from visionzoo.engine.images import UNREADABLE, to_mode
+from visionzoo.engine.options import given_flags
+from visionzoo.engine.trained_flags import PageConfig
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 MAX_BYTES = 20 * 2**20  # of an upload
@@ -32,6 +34,18 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "frame-ancestors 'none'"
 )
+
+
+def check_no_page(page: PageConfig) -> None:
+    """Refuse flags of the page where pictures are written instead.
+
+    Raises:
+        UserError: there are some.
+    """
+    if flags := given_flags(page):
+        raise UserError(
+            f"{', '.join(flags)}: of the page, which --save writes pictures instead of; leave one of them out"
+        )
 
 
 class Viewer(Protocol):

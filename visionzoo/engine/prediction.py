@@ -13,7 +13,7 @@ from visionzoo.engine.checkpoints import new_folder, write_atomically
 from visionzoo.engine.errors import UserError, printable, require
 from visionzoo.engine.exits import early_exit_model
 from visionzoo.engine.image_files import find_images
-from visionzoo.engine.images import readable_images, skipped_images
+from visionzoo.engine.images import readable_images, seed_everything, skipped_images
 from visionzoo.engine.models import autocast, restore, try_images
 from visionzoo.engine.names import read_names
 from visionzoo.engine.options import settings
@@ -41,6 +41,7 @@ def predict(config: PredictConfig) -> list[dict[str, Any]]:
     notes: list[str] = []
     paths = list(dict.fromkeys(find_images(config.images, notes)))
     _say(*notes)
+    seed_everything(config.device.seed)
     trained = restore(config.model, config.input, config.picture, settings(config.picture.reading))
     model = trained.model.to(process.device).eval()
     name = config.model.model or trained.args["model"]

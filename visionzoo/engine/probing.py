@@ -6,11 +6,11 @@ from typing import Any
 from torch import nn
 
 from visionzoo.engine.errors import UserError
-from visionzoo.engine.flags import FitConfig, ModelConfig
+from visionzoo.engine.flags import CompiledModelConfig, FitConfig
 from visionzoo.models._memory import memory_tensors
 
 
-def choose_head(fit: FitConfig, model: ModelConfig) -> ModelConfig:
+def choose_head(fit: FitConfig, model: CompiledModelConfig) -> CompiledModelConfig:
     """Return a model with the head that --probe or --head names in its arguments, where the record of the run has it.
 
     Raises:

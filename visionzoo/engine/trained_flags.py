@@ -4,8 +4,8 @@ They are declared as those of `visionzoo.engine.flags` are, and take its parts.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypeVar
 
 from visionzoo.engine.flags import (
     COUNT,
@@ -13,6 +13,7 @@ from visionzoo.engine.flags import (
     POSITIVE,
     SHARE,
     WHOLE,
+    CompiledModelConfig,
     DataConfig,
     DeviceConfig,
     InputConfig,
@@ -23,6 +24,14 @@ from visionzoo.engine.options import KeyValues, Number, Parser, flag, switch
 from visionzoo.explanation.image import METHODS
 
 PORT = Number(int, low=0, high=65535)
+C = TypeVar("C")
+
+
+def _few_images(config: type[C], usage: str, about: str) -> Parser[C]:
+    """Return the parser of a command that sees few images, so that nothing is compiled for them."""
+    parser = Parser(config, usage, about)
+    parser.elsewhere = {f.name: "visionzoo eval" for f in fields(CompiledModelConfig)[len(fields(ModelConfig)) :]}
+    return parser
 
 
 def _images() -> Any:
@@ -80,7 +89,7 @@ class EvalConfig:
     """What `visionzoo eval` is given."""
 
     data: DataConfig
-    model: ModelConfig
+    model: CompiledModelConfig
     input: InputConfig
     device: DeviceConfig
     result: ResultConfig
@@ -142,7 +151,7 @@ class PredictConfig:
 def predict_parser() -> Parser[PredictConfig]:
     """Return the parser of `visionzoo predict`."""
     about = "Classify images: a picture with the likeliest classes and a line of JSON for each."
-    return Parser(PredictConfig, "%(prog)s IMAGE... [flags]", about)
+    return _few_images(PredictConfig, "%(prog)s IMAGE... [flags]", about)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +216,7 @@ class ViewConfig:
 def view_parser() -> Parser[ViewConfig]:
     """Return the parser of `visionzoo view`."""
     about = "Look at what a model makes of images: a local web page, or with --save pictures in a folder."
-    return Parser(ViewConfig, "%(prog)s [IMAGE...] --model NAME [flags]", about)
+    return _few_images(ViewConfig, "%(prog)s [IMAGE...] --model NAME [flags]", about)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +251,7 @@ class AttentionConfig:
 def attention_parser() -> Parser[AttentionConfig]:
     """Return the parser of `visionzoo attention`."""
     about = "Draw what the class queries of INTR, or the queries of efficient probing, see of images."
-    return Parser(AttentionConfig, "%(prog)s IMAGE... --checkpoint FILE [flags]", about)
+    return _few_images(AttentionConfig, "%(prog)s IMAGE... --checkpoint FILE [flags]", about)
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +291,7 @@ class RegistersConfig:
 def registers_parser() -> Parser[RegistersConfig]:
     """Return the parser of `visionzoo registers`."""
     about = "Move a model's outliers to test-time registers, and draw the norms of its features before and after."
-    return Parser(RegistersConfig, "%(prog)s IMAGE... [flags]", about)
+    return _few_images(RegistersConfig, "%(prog)s IMAGE... [flags]", about)
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +338,7 @@ class FitHashesConfig:
 def fit_hashes_parser() -> Parser[FitHashesConfig]:
     """Return the parser of `visionzoo fit-hashes`."""
     about = "Fit the hash functions of a model with hashed attention to images: its checkpoint, with them."
-    return Parser(FitHashesConfig, "%(prog)s IMAGE... --checkpoint FILE [flags]", about)
+    return _few_images(FitHashesConfig, "%(prog)s IMAGE... --checkpoint FILE [flags]", about)
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,4 +365,4 @@ class SparseRateConfig:
 def sparse_rate_parser() -> Parser[SparseRateConfig]:
     """Return the parser of `visionzoo sparse-rate`."""
     about = "Measure what CRATE's layers optimize, coding rates and sparsity, on images: a table and a plot."
-    return Parser(SparseRateConfig, "%(prog)s IMAGE... --checkpoint FILE [flags]", about)
+    return _few_images(SparseRateConfig, "%(prog)s IMAGE... --checkpoint FILE [flags]", about)

@@ -20,12 +20,12 @@ from visionzoo.engine.images import read_image, readable_images, seed_everything
 from visionzoo.engine.models import Trained, autocast, restore, try_images, untrained
 from visionzoo.engine.options import settings
 from visionzoo.engine.outputs import free_path
-from visionzoo.engine.page import serve
+from visionzoo.engine.page import check_no_page, serve
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.prediction import choose_names
 from visionzoo.engine.trained_flags import DrawingConfig, LookConfig, ViewConfig
 from visionzoo.explanation.attribution import Faithfulness
-from visionzoo.explanation.image import MAPS, METHODS, Explanation, explain_image, reason
+from visionzoo.explanation.image import MAPS, METHODS, OF_CLASS, OF_PLACE, Explanation, explain_image, reason
 from visionzoo.explanation.pictures import TITLES, curves_figure
 from visionzoo.text import count_of
 
@@ -68,6 +68,8 @@ def _check(config: ViewConfig) -> None:
     drawing = config.drawing
     if drawing.save and not config.images:
         raise UserError("--save: which images? name files, folders or patterns")
+    if drawing.save:
+        check_no_page(config.page)
     alone = [
         flag
         for flag, given in (
@@ -143,7 +145,7 @@ def save(viewer: ClassifierViewer, paths: list[Path], drawing: DrawingConfig, *,
     folders: list[Path] = []
     curves: dict[str, list[Faithfulness]] = {}
     undrawn: set[str] = set()
-    told: dict[str, str] = {}
+    told: list[str] = []
     for path, image in readable_images(paths, viewer.mode, upright=viewer.upright, skipped=skipped):
         try:
             found = viewer.explain(
@@ -170,9 +172,10 @@ def save(viewer: ClassifierViewer, paths: list[Path], drawing: DrawingConfig, *,
         print(printable(f"{path}: {best.name} ({best.probability:.1%}), {folders[-1]}"))
         for name, overlap in found.overlaps.items():
             print(f"  Attention-IoU of {name} with the mask: {overlap:.4f}")
-        if found.left_out != told:
-            told = found.left_out
-            print(printable("\n".join(_without(found, drawing))))
+        if (lines := _without(found, drawing)) != told:
+            told = lines
+            for line in lines:
+                print(printable(line))
     if curves:
         means = {TITLES[name]: mean_curve(each) for name, each in curves.items()}
         mean = free_path(top / MEAN)
@@ -207,11 +210,16 @@ def _read_mask(path: Path) -> Any:
 def _without(found: Explanation, drawing: DrawingConfig) -> list[str]:
     """Return lines on what is left out, and why."""
     asked = dict.fromkeys(drawing.method or METHODS)
-    lines = [f"  {len(asked) - len(found.left_out)} of {count_of(len(asked), 'method')}"]
+    lines = [f"  {len(asked) - len(found.left_out)} of {count_of(len(asked), 'method')}"] if found.left_out else []
     lines += [f"  without {name}: {reason}" for name, reason in found.left_out.items()]
     flags = [flag for flag, given in (("--mask", drawing.mask), ("--faithfulness", drawing.faithfulness)) if given]
     if flags and not found.maps:
         lines.append(f"  without {', '.join(flags)}: none of the maps {', '.join(MAPS)} was made")
+    made = asked.keys() - found.left_out.keys()
+    if drawing.place and not made & set(OF_PLACE):
+        lines.append(f"  without --place: none of {', '.join(OF_PLACE)} was made")
+    if drawing.target is not None and not found.curves and not made & set(OF_CLASS):
+        lines.append(f"  without --target: none of {', '.join(OF_CLASS)} was made, nor curves by --faithfulness")
     return lines
 
 

@@ -35,6 +35,8 @@ METHODS: dict[str, str] = {  # name -> what it shows
     "exits": "what each early exit answers",
 }
 COSTLY = ("flow", "deeplift", "frequency")  # which need minutes, or a library, so that they are made where asked for
+OF_PLACE = ("attended", "rollout", "flow")  # which look from a place
+OF_CLASS = ("gradient_input", "deeplift", "frequency")  # which explain a class, as curves of any map do
 MAPS = ("rollout", "flow", "gradient_input", "deeplift")  # one map each, which masks and curves can be compared with
 
 

@@ -29,6 +29,7 @@ from visionzoo.text import count_of, some
 
 _logger = logging.getLogger(__name__)
 
+ENDINGS = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".ckpt")  # of files of weights
 # Where people and trainers put the weights inside a checkpoint; with use_ema the averaged ones come first.
 EMA_CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 CONTAINERS = ("state_dict", "model", "model_state_dict", "module", "net", "weights")
@@ -244,9 +245,14 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
     """
     path = Path(path)
     if path.is_dir():
+        files = sorted(file.name for file in path.iterdir() if file.name.endswith(ENDINGS))
+        if files and "model.safetensors" not in files:
+            raise ValueError(f"{path} is a folder without model.safetensors; name one of its files, {some(files)}")
         path = path / "model.safetensors"
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}: expected a .safetensors or torch file, or a folder with one")
+    if not path.stat().st_size:
+        raise ValueError(_damaged(path, "it is empty"))
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

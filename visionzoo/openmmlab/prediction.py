@@ -15,7 +15,7 @@ from PIL import Image
 
 from visionzoo.engine.checkpoints import make_folder, new_folder
 from visionzoo.engine.errors import UserError
-from visionzoo.engine.page import serve
+from visionzoo.engine.page import check_no_page, serve
 from visionzoo.openmmlab.checkpoints import check_fit
 from visionzoo.openmmlab.config_checks import check_boxes, check_windows
 from visionzoo.openmmlab.config_errors import build
@@ -49,6 +49,7 @@ def view(config: ViewConfig) -> None:
     if config.save:
         if not config.images:
             raise UserError("--save: which images? name files or folders")
+        check_no_page(config.page)
         _predict(config, Path(config.save))
         return
     cfg, images, checkpoint = _read(config)

@@ -93,7 +93,7 @@ def build_run(given: MultiTaskConfig, process: Process) -> Run:
         f"layers that are slimmed: {listed}"
         + (f"; at full width stay {count_of(len(fixed), 'mixer or MLP', 'mixers and MLPs')}" if fixed else "")
     )
-    try_images(network, config.model.name, prepared["input_size"])
+    try_images(network, config.model.name, prepared["input_size"], training_batch=config.fit.batch_size)
     loading: dict[str, Any] = {
         "batch_size": config.fit.batch_size,
         "device": process.device,
