@@ -5,6 +5,7 @@ import gc
 import math
 import os
 import re
+import shlex
 import signal
 import statistics
 import sys
@@ -525,3 +526,26 @@ def test_a_section_has_parameters_of_small_models_and_the_data_that_were_used():
         text = comparison_report.section(models, [run], config, "tiny", 1)
         assert f"visionzoo compare CONFIG {flags}\n" in text
     assert f"| `{POOL}` | 0.018 | 50.00 |" in text
+
+
+def test_a_section_has_the_command_with_what_the_config_does_not_say_and_where_training_began(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(f"models: ['{POOL}', '{LEVIT}']\nepochs: 3\namp: true\n")
+    run = {"model": POOL, "seed": 0, "status": "ok", "reason": "", "params_m": 0.0182, "top1": 50.0, "epochs": 2}
+    run |= {"device": "cpu", "torch": "2", "timm": "1", "python": "3"}
+    models = comparison_report.summarise([run], [], [])
+    for flags, said, begun in (
+        ("--epochs 3 --jobs 4 --experiment tiny", "", "random"),
+        (
+            f"--models '{POOL}' --no-amp --epochs 2 --initial-checkpoint /a/b.pth.tar --output /c --experiment other",
+            f" --models '{POOL}' --experiment other --initial-checkpoint START --no-amp --epochs 2",
+            "trained",
+        ),
+    ):
+        config = compare_parser().parse_with_config([str(path), *shlex.split(flags), "--data-dir", "/d"])
+        text = comparison_report.section(models, [run], config, "tiny", 1)
+        command = next(line for line in text.splitlines() if line.startswith("visionzoo compare"))
+        assert sorted(shlex.split(command)) == sorted(
+            shlex.split(f"visionzoo compare {path}{said} --data-dir TRAIN --val-data-dir VALIDATION")
+        )
+        assert f"2 epochs from {begun} weights for each" in text

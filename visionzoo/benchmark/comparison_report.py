@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+import shlex
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from PIL import Image
 from visionzoo.benchmark.comparison_rows import Row
 from visionzoo.engine.checkpoints import write_atomically
 from visionzoo.engine.errors import require
-from visionzoo.engine.flags import CompareConfig
+from visionzoo.engine.flags import CompareConfig, compare_parser
+from visionzoo.engine.options import settings
 from visionzoo.text import count_of, markdown_table
 
 COLUMNS = {  # of the table: title, digits
@@ -29,6 +31,11 @@ COLUMNS = {  # of the table: title, digits
 }
 MEANS = ("params_m", "trained_m", "train_images_per_second", "inference_images_per_second", "peak_memory_mib")
 SMALL = 8  # points, of names in pictures that are 11 inches wide
+OF_THE_PLACE = {  # flags that say where, and how many at a time: the next reader has others
+    *("config", "output", "write", "report", "jobs", "cache_images", "workers", "device"),
+    *("data_dir", "dataset", "val_data_dir"),
+}
+FILES = {"initial_checkpoint": "START", "pretrained_path": "START", "kd_checkpoint": "TEACHER"}
 GROWN = ("time_exponent", "memory_exponent", "stops_at", "stops")
 
 
@@ -123,7 +130,9 @@ def section(models: Sequence[Row], rows: Sequence[Row], config: CompareConfig, n
     rows = [row for row in rows if row["status"] == "ok"]
     machines = {f"{r['device']}, torch {r['torch']}, timm {r['timm']}, Python {r['python']}" for r in rows}
     precision = f"{config.train.device.amp_dtype} autocast" if config.train.device.amp else "float32"
-    trained = f"{rows[0]['epochs']:g} epochs from random weights for each"
+    fit = config.train.fit
+    given = fit.initial_checkpoint or fit.pretrained_path or config.train.model.pretrained
+    trained = f"{rows[0]['epochs']:g} epochs from {'trained' if given else 'random'} weights for each"
     if config.comparison.seeds:
         seeds = {row["seed"] for row in rows}
         trained += (
@@ -157,7 +166,7 @@ tokens, in many maps or few."""
     picture = f"![top-1 against throughput]({name}.png)\n\nThe numbers behind the picture: {data}."
     if not any(row["train_images_per_second"] for row in models):
         speed, picture = "Speeds and growth are not measured yet.", f"The numbers: {data}."
-    flags = " --cuda-graphs" if config.train.fit.cuda_graphs else ""
+    flags = _own_flags(config)
     if config.train.data.data_dir:
         flags += " --data-dir TRAIN --val-data-dir VALIDATION"
     elif config.train.data.dataset:
@@ -173,6 +182,28 @@ visionzoo compare {config.train.config or "CONFIG"}{flags}
 ```
 
 {picture}"""
+
+
+def _own_flags(config: CompareConfig) -> str:
+    """Return the flags that the command line adds to the config, each after a space."""
+    path = config.train.config
+    if not path:
+        return " --cuda-graphs" if config.train.fit.cuda_graphs else ""
+    usual = settings(compare_parser().parse_with_config([path]))
+    words: list[str] = []
+    for name, value in settings(config).items():
+        if name in OF_THE_PLACE or value == usual[name] or (name == "experiment" and value == Path(path).stem):
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, Mapping):
+            words += [flag, *(f"{key}={one}" for key, one in value.items())]
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            words += [flag, *map(str, value)]
+        else:
+            words += [flag, FILES.get(name, str(value))]
+    return f" {shlex.join(words)}" if words else ""
 
 
 def draw(models: Sequence[Row], path: Path) -> None:
