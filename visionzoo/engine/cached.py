@@ -204,17 +204,17 @@ class DeviceLoader:
         def draw(low: float = 0.0, high: float = 1.0) -> Tensor:
             return low + (high - low) * torch.rand(batch, device=images.device)
 
-        if padding := how.crop_padding:
-            images = F.pad(self._resize(images), [padding] * 4, mode="reflect")
-            top, left = (draw() * (2 * padding + 1)).long(), (draw() * (2 * padding + 1)).long()
-            images = cut(images, top, left, self.size)
+        if how.crop_padding:
+            images = F.pad(self._resize(images), [how.crop_padding] * 4, mode="reflect")
+            h, w = (images.new_full((batch,), side) for side in self.size)
         else:
             area = draw(*how.scale) * height * width
             ratio = draw(*(math.log(value) for value in how.ratio)).exp()
             h = (area / ratio).sqrt().round().clamp(1, height)
             w = (area * ratio).sqrt().round().clamp(1, width)
-            top, left = (draw() * (height - h + 1)).floor(), (draw() * (width - w + 1)).floor()
-            images = crop_and_resize(images, top, left, h, w, self.size)
+        height, width = images.shape[2:]
+        top, left = (draw() * (height - h + 1)).floor(), (draw() * (width - w + 1)).floor()
+        images = crop_and_resize(images, top, left, h, w, self.size)
         for probability, axis in ((how.hflip, -1), (how.vflip, -2)):
             if probability:
                 images = torch.where((draw() < probability).view(-1, 1, 1, 1), images.flip(axis), images)
@@ -233,25 +233,6 @@ class DeviceLoader:
                 images = F.interpolate(images, shape, mode=mode, **smooth).round().clamp(0, 255)
         top, left = ((side - size) // 2 for side, size in zip(sides, self.size, strict=True))
         return images[..., top : top + self.size[0], left : left + self.size[1]]
-
-
-def cut(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cut a rectangle of one size out of each image.
-
-    Args:
-        images: [B, C, H, W].
-        top: [B], first row of each rectangle, int64.
-        left: [B], first column.
-        size: height and width of the rectangles.
-
-    Returns:
-        [B, C, *size].
-    """
-    y, x = (
-        start[:, None] + torch.arange(side, device=images.device) for start, side in zip((top, left), size, strict=True)
-    )
-    each = torch.arange(len(images), device=images.device)
-    return images[each[:, None, None], :, y[:, :, None], x[:, None]].permute(0, 3, 1, 2)
 
 
 def crop_and_resize(
