@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
-from visionzoo.layers.mixers import DualAttentionMixer
+from visionzoo.layers.mixers import DualAttentionMixer, dual_attention
 from visionzoo.layers.symbols import PositionalSymbols, RelationalSymbols, RelativeSymbols
 
 OPTIONS = [
@@ -43,6 +44,23 @@ def test_relational_heads_see_relations_and_symbols(options):
         q, k, v = mixer.qkv(x.flatten(1, 2)).chunk(3, -1)
         own = mixer.proj((q @ k.mT / 2).softmax(-1) @ v)
         torch.testing.assert_close(mixer(x).flatten(1, 2)[..., :4], own, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", OPTIONS[:2])
+def test_queries_in_parts_are_all_of_them(options, monkeypatch):
+    torch.manual_seed(0)
+    mixer = DualAttentionMixer(8, 2, **options).double()
+    x = torch.randn(2, 5, 7, 8, dtype=torch.float64, requires_grad=True)
+    whole = mixer(x)
+    (grad,) = torch.autograd.grad(whole.square().sum(), x)
+    monkeypatch.setattr(dual_attention, "MAX_STRIDE", 35 * 35 - 1)
+    monkeypatch.setattr(dual_attention, "QUERIES", 16)
+    split, parts = Tensor.split, []
+    monkeypatch.setattr(Tensor, "split", lambda t, *args: parts.append(split(t, *args)) or parts[-1])
+    out = mixer(x)
+    assert [len(p) for p in parts] == [3, 3]  # of weights and relations
+    torch.testing.assert_close(out, whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.autograd.grad(out.square().sum(), x)[0], grad, rtol=1e-10, atol=1e-10)
 
 
 def test_symbols_of_distances_are_clipped():

@@ -16,6 +16,9 @@ from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.specs import build_spec
 from visionzoo.layers.symbols import SYMBOLS, by_distance
 
+MAX_STRIDE = 2**31 - 1  # between rows of a matrix that BLAS multiplies
+QUERIES = 1024  # of a part, where rows are further apart
+
 
 class DualAttentionMixer(Mixer):
     """Some heads attend to the tokens' values, the others to their relations and symbols.
@@ -143,7 +146,17 @@ class DualAttentionMixer(Mixer):
             weights = (q @ k.mT * self.head_dim**-0.5).softmax(-1)  # [B, G, N, N]
             scores = pair[:, :, 0] @ pair[:, :, -1].mT * pair.shape[-1] ** -0.5  # [B, R, N, N]
             scores = self.ACTIVATIONS[self.relation_activation](scores)
-            related = weights.transpose(1, 2) @ scores.permute(0, 2, 3, 1)  # [B, N, G, R]
-            related = related.transpose(1, 2) @ self.relation_v.to(dtype).mT  # [B, G, N, D]
+            related = _relate_rows(weights, scores).transpose(1, 2) @ self.relation_v.to(dtype).mT  # [B, G, N, D]
             out = related + (weights if v.ndim == 4 else by_distance(weights)) @ v
         return out.transpose(1, 2).flatten(2).to(x.dtype)
+
+
+def _relate_rows(weights: Tensor, relations: Tensor) -> Tensor:
+    """Sum relations [B, R, N, N] by weights [B, G, N, N] over the last tokens, to [B, N, G, R].
+
+    A query's factors have rows N·N numbers apart: where BLAS does not take that, the queries go in parts, copied.
+    """
+    if torch.compiler.is_compiling() or weights.shape[2] * weights.shape[3] <= MAX_STRIDE:
+        return weights.transpose(1, 2) @ relations.permute(0, 2, 3, 1)
+    parts = zip(weights.split(QUERIES, 2), relations.split(QUERIES, 2), strict=True)
+    return torch.cat([w.transpose(1, 2).contiguous() @ r.permute(0, 2, 3, 1).contiguous() for w, r in parts], 1)
