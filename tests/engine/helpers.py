@@ -118,16 +118,28 @@ class Child:
         while self.process.poll() is None and not happened():
             time.sleep(0.02)
 
-    def stop(self, number: int, *, group: bool = False) -> tuple[int, str]:
-        """Send a signal, to its loading processes too where `group` says so; return its exit code and its last words.
+    def stop(self, number: int, *, to: str = "process") -> tuple[int, str]:
+        """Send a signal to the "process", its "group" as a terminal does, or also its "children" as schedulers do.
 
-        Fails where a process of its group is left.
+        Fails where a process of its group, or a child, is left.
+
+        Returns:
+            Its exit code and its last words.
         """
-        (os.killpg if group else os.kill)(self.process.pid, number)
+        pid = self.process.pid
+        children = []
+        if to == "children":
+            children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+            assert children, self.log.read_text()
+            for child in children:
+                os.kill(child, number)
+        (os.killpg if to == "group" else os.kill)(pid, number)
         code = self.process.wait(120)
+        left = [child for child in children if Path(f"/proc/{child}").exists()]
         try:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            os.killpg(pid, signal.SIGKILL)
         except ProcessLookupError:
+            assert not left, self.log.read_text()
             return code, self.log.read_text()
         raise AssertionError(f"processes are left: {self.log.read_text()}")
 

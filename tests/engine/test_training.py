@@ -374,14 +374,15 @@ def test_a_signal_during_validation_loses_no_epoch(make_args, tmp_path, monkeypa
     assert_same(learned(tmp_path / "output/straight"), learned(tmp_path / "output/stopped"))
 
 
-@pytest.mark.skipif(not hasattr(os, "killpg"), reason="there are no process groups")
-def test_a_signal_to_the_whole_process_group_saves_too(images, tmp_path):
-    """As from a terminal's Ctrl-C, `timeout` and batch systems."""
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are found in Linux's /proc")
+@pytest.mark.parametrize("to", ["group", "children"])
+def test_a_signal_to_all_processes_saves_too(to, images, tmp_path):
+    """As from `timeout` and a terminal's Ctrl-C, or from Slurm and systemd."""
     flags = ["--data-dir", str(images), "--model", "zoo_biformer_t", *TINY_FLAGS, "-j", "2", "--epochs", "500"]
     flags += ["--model-kwargs", "depths=[1,1]", "embed_dims=[8,16]", "topks=[1,-2]", "regions=2"]
     run = Child(tmp_path / "said.txt", "train", *flags, "--output", str(tmp_path), "--experiment", "stopped")
     run.wait_for((tmp_path / "stopped/last.pth.tar").exists)
-    code, said = run.stop(signal.SIGTERM, group=True)
+    code, said = run.stop(signal.SIGTERM, to=to)
     assert code == 128 + signal.SIGTERM, said
     assert f"stopped by SIGTERM; saved {tmp_path / 'stopped/recovery.pth.tar'}" in said
 

@@ -612,7 +612,7 @@ def test_a_signal_ends_training_with_a_checkpoint_and_its_loading_processes(numb
     options = [*DET_FEW, "train_dataloader.num_workers=2", "train_cfg.max_epochs=1000", "train_cfg.val_interval=1000"]
     run = Child(tmp_path / "log", "train", str(DETECTION), "--work-dir", str(tmp_path), "--cfg-options", *options)
     run.wait_for(lambda: "Epoch(train)" in run.log.read_text() if run.log.exists() else False)
-    code, said = run.stop(number)
+    code, said = run.stop(number, to="children")  # as Slurm and systemd do
     assert code == 128 + number, said[-2000:]
     (saved,) = tmp_path.glob("stopped_iter_*.pth")
     message = f"stopped by {number.name}; saved {saved}; training continues from it by --resume"

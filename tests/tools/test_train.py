@@ -86,7 +86,7 @@ def test_ctrl_c_in_the_shell_stops_all_its_processes_and_says_how_to_go_on(tmp_p
     last = tmp_path / "o/e/last.pth.tar"
     run = Child(tmp_path / "log", "train", *flags)
     run.wait_for(last.exists)
-    code, said = run.stop(signal.SIGINT, group=True)  # a terminal sends it to all of a group
+    code, said = run.stop(signal.SIGINT, to="group")  # a terminal sends it to all of a group
     assert code == 128 + signal.SIGINT, said
     assert f"saved {tmp_path / 'o/e/recovery.pth.tar'}; continue with: python {ROOT / 'tools/train.py'} " in said
     assert "Traceback" not in said

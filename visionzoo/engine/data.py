@@ -22,6 +22,7 @@ from visionzoo.engine.errors import UserError, require
 from visionzoo.engine.flags import AugmentationConfig, DataConfig, InputConfig, ModelConfig, TrainConfig
 from visionzoo.engine.folders import find_split, look_at_classes
 from visionzoo.engine.images import CheckedImages, LabelCheck
+from visionzoo.engine.interruption import outlive_signals
 from visionzoo.engine.multilabel import TABLE, MultiLabelImages
 from visionzoo.engine.names import read_class_map
 from visionzoo.text import count_of, some
@@ -487,12 +488,13 @@ def _common(data: DataConfig, data_config: dict[str, Any], process: Any) -> dict
 
 
 def start_worker(info: Any) -> int:
-    """Leave the process group of the run, and return the seed of a loading process.
+    """Leave what ends runs by signals to the run, and return the seed of a loading process.
 
-    Ctrl-C and `timeout` send signals to the whole group: the run is to end its loading processes, once it has saved.
+    Ctrl-C and `timeout` send them to the whole process group, schedulers to all processes of a job.
     """
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
+    outlive_signals()
     return int(info.seed)
 
 

@@ -73,3 +73,20 @@ class StopSignals:
             yield
         finally:
             self._at_once = False
+
+
+def outlive_signals() -> None:
+    """Let a loading process, which calls this, go on after signals that other processes than its parent send.
+
+    Schedulers (Slurm, systemd) send SIGTERM to all processes of a job at once: the run is to end its loading processes,
+    once it has saved. Where signals cannot be waited for (macOS, Windows), nothing changes.
+    """
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        threading.Thread(target=_end_by_parent, daemon=True).start()
+
+
+def _end_by_parent() -> None:
+    while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
+        pass
+    os._exit(0)

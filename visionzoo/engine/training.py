@@ -124,7 +124,7 @@ class Training:
         """Return an error in a user's words, where there are such."""
         run = self.run
         if isinstance(error, RuntimeError) and self.stop.received is not None:
-            # loading processes and peers get the signal too, and their end is an error here
+            # peers, and where signals cannot be waited for loading processes, get it too; their end is an error here
             return Interrupted(self.stop.received, f"nothing saved. {run.last_good()}")
         if isinstance(error, RuntimeError) and "derivative for" in str(error) and self.step.second_order:
             return UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from PIL import Image
 
 from visionzoo.engine.errors import UnreadableImageError
 from visionzoo.engine.images import UNREADABLE
+from visionzoo.engine.interruption import outlive_signals
 from visionzoo.openmmlab.console import shorten
 from visionzoo.openmmlab.losses import allow_unlabelled_batches
 from visionzoo.openmmlab.masks import labels_beyond_8_bits
@@ -44,8 +46,9 @@ class CheckingRunner(Runner):
         return built
 
     def build_dataloader(self, dataloader: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # static in mmengine
-        """Build what mmengine does, with pipelines that check."""
+        """Build what mmengine does, with pipelines that check and loading processes that a signal to all outlive."""
         loader = Runner.build_dataloader(dataloader, **kwargs)
+        loader.worker_init_fn = partial(_begin_loading, loader.worker_init_fn)
         skip_bad = bool(self.cfg.get("skip_bad_images")) and dataloader is self._train_dataloader
         for dataset in _base_datasets(loader):
             dataset.pipeline = CheckingPipeline(dataset, skip_bad=skip_bad)
@@ -194,6 +197,13 @@ def without_traceback(step: Callable[[], Any]) -> Any:
     except UnreadableImageError as error:
         line = str(error).strip().splitlines()[-1]
         raise UnreadableImageError(line.removeprefix("visionzoo.engine.errors.UnreadableImageError: ")) from error
+
+
+def _begin_loading(begin: Callable[[int], None] | None, number: int) -> None:
+    """Begin a loading process; `begin` is mmengine's function for it, or the config's."""
+    outlive_signals()
+    if begin is not None:
+        begin(number)
 
 
 def _read(transform: Callable[[Any], Any], data: Any, path: Any) -> Any:

@@ -123,7 +123,7 @@ def stopping_between_steps(runner: Runner) -> Iterator[None]:
     except RuntimeError as error:
         if stop.received is None:
             raise
-        raise Interrupted(stop.received, f"nothing saved; {LAST_GOOD}") from error  # loading processes got it too
+        raise Interrupted(stop.received, f"nothing saved; {LAST_GOOD}") from error  # peers got it too
 
 
 @contextlib.contextmanager
