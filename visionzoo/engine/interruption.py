@@ -76,7 +76,7 @@ class StopSignals:
 
 
 def outlive_signals() -> None:
-    """Let a loading process, which calls this, go on after signals that other processes than its parent send.
+    """Let a loading process, which calls this, survive signals that other processes than its parent send.
 
     Schedulers (Slurm, systemd) send SIGTERM to all processes of a job at once: the run is to end its loading processes,
     once it has saved. Where signals cannot be waited for (macOS, Windows), nothing changes.
