@@ -169,6 +169,45 @@ def test_each_form_can_be_recorded_as_a_cuda_graph(spec):
     assert_recorded_alike(build_mixer(spec, 16, 4), torch.randn(2, 4, 6, 16))
 
 
+# -- torch.func -------------------------------------------------------------------------------------------------------
+
+
+def _drawn(spec, seed=0):
+    """Build a mixer in float64 whose parameters all count, as one of zeros or ones might not."""
+    torch.manual_seed(seed)
+    mixer = build_mixer(spec, 16, 4).double().eval()
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return mixer, torch.randn(3, 4, 5, 16, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("spec", _forms())
+def test_forward_mode_has_the_derivative_of_reverse_mode(spec):
+    mixer, x = _drawn(spec)
+    at = (x, {name: p.detach() for name, p in mixer.named_parameters()})
+    along = (torch.randn_like(x), {name: torch.randn_like(p) for name, p in at[1].items()})
+    with use_backend("reference"):  # plain products, which have forward-mode derivatives everywhere
+        out, tangent = torch.func.jvp(lambda x, p: torch.func.functional_call(mixer, p, (x,)), at, along)
+        _, pull_back = torch.func.vjp(lambda x, p: torch.func.functional_call(mixer, p, (x,)), *at)
+    weights = torch.randn_like(out)
+    pairs = zip(tree_leaves(pull_back(weights)), tree_leaves(along), strict=True)
+    expected = sum((gradient * direction).sum() for gradient, direction in pairs)
+    torch.testing.assert_close((weights * tangent).sum(), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("spec", _forms())
+def test_mixers_are_mapped_over_images_and_over_weights(spec):
+    mixer, x = _drawn(spec)
+    torch.testing.assert_close(torch.func.vmap(lambda image: mixer(image[None])[0])(x), mixer(x))
+    several = [mixer, _drawn(spec, 1)[0]]
+    with use_backend("reference"):  # torch's own attention refuses biases that take gradients, where it is mapped
+        stacked = torch.func.stack_module_state(several)
+        if stacked[0]:
+            mapped = torch.func.vmap(lambda *p: torch.func.functional_call(mixer, p, (x,)))(*stacked)
+            torch.testing.assert_close(mapped, torch.stack([each(x) for each in several]))
+
+
 # -- large numbers, large maps ----------------------------------------------------------------------------------------
 
 

@@ -198,11 +198,10 @@ class LogNormal(FeatureMap):
 
     def forward(self, q: Tensor, k: Tensor, size: tuple[int, int], there: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `FeatureMap`."""
-        with torch.no_grad():
-            of_q, of_k = (_variance(t, there) for t in (q, k))
-            wanted = (of_q * of_k - self.OFFSET) / (2 * self.SLOPE)
-            tiny = torch.finfo(q.dtype).tiny
-            alpha, beta = ((wanted / of.clamp(min=tiny)).sqrt() for of in (of_q, of_k))
+        of_q, of_k = (_variance(t.detach(), there) for t in (q, k))  # under no_grad, tangents would pass
+        wanted = (of_q * of_k - self.OFFSET) / (2 * self.SLOPE)
+        tiny = torch.finfo(q.dtype).tiny
+        alpha, beta = ((wanted / of.clamp(min=tiny)).sqrt() for of in (of_q, of_k))
         # differences first: the factors of tokens that are nearly alike are large
         q = alpha * (q - q.amax(-1, keepdim=True))
         hidden = k if there is None else k.masked_fill(~there, float("-inf"))
