@@ -92,6 +92,22 @@ def test_whole_mixers_are_saved_and_loaded(spec, tmp_path):
     assert torch.equal(torch.load(tmp_path / "mixer.pt", weights_only=False)(x), mixer(x))
 
 
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_mixer_from_the_meta_device_is_what_was_loaded(name, assign):
+    """Also what no state dict holds: memory that was never written has any numbers in it."""
+    mixer = build_mixer(_spec(name), 16, 2).eval()
+    with torch.device("meta"):
+        other = build_mixer(_spec(name), 16, 2).eval()
+    if not assign:
+        other.to_empty(device="cpu")
+        for tensor in [*other.parameters(), *other.buffers()]:
+            tensor.detach().fill_(77)
+    other.load_state_dict(mixer.state_dict(), assign=assign)
+    x = torch.randn(1, 4, 4, 16)
+    assert torch.equal(other(x), mixer(x))
+
+
 SHARING = [name for name, kind in MIXERS.items() if "kv_heads" in inspect.signature(kind).parameters]
 
 
