@@ -101,7 +101,7 @@ class Cosformer(FeatureMap):
     def denominator(self, total: Tensor, count: int | Tensor) -> Tensor:
         """At least 1e-6 for the sum, as released."""
         least = self.LEAST / count
-        return total.clamp(min=least) if isinstance(least, float) else torch.maximum(total, least)
+        return torch.maximum(total, least) if isinstance(least, Tensor) else total.clamp(min=least)
 
 
 class Random(FeatureMap):
@@ -221,7 +221,7 @@ def _variance(x: Tensor, there: Tensor | None) -> Tensor:
     else:
         numbers = there.sum(1, keepdim=True, dtype=x.dtype) * x.shape[2] * x.shape[3]
         apart = (x - (x * there).sum((1, 2, 3), keepdim=True) / numbers) * there
-    free = max(numbers - 1, 1) if isinstance(numbers, int) else (numbers - 1).clamp(min=1)
+    free = (numbers - 1).clamp(min=1) if isinstance(numbers, Tensor) else max(numbers - 1, 1)
     return apart.square().sum((1, 2, 3), keepdim=True) / free
 
 
