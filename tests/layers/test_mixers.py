@@ -1,5 +1,6 @@
 """Every mixer is a [B, H, W, C] map's map, in every family, and says what it cannot do."""
 
+import copy
 import inspect
 import math
 import re
@@ -108,6 +109,46 @@ def test_a_mixer_from_the_meta_device_is_what_was_loaded(name, assign):
     assert torch.equal(other(x), mixer(x))
 
 
+def _forms():
+    """Give every mixer, and every form that is compared in configs/classification."""
+    path = Path(__file__).parents[2] / "configs/classification/cifar10_mixers.yaml"
+    compared = [spec for spec in yaml.safe_load(path.read_text())["mixers"] if isinstance(spec, dict)]
+    forms = {name: _spec(name) for name in MIXERS}
+    forms |= {f"dual_attention-{name}": {"type": "dual_attention", "symbols": name} for name in SYMBOLS}
+    forms |= {f"{s['type']}-{s['label']}": {key: s[key] for key in s if key != "label"} for s in compared}
+    return [pytest.param(spec, id=name) for name, spec in forms.items()]
+
+
+class _Doubled(torch.nn.Module):
+    """What adapters and quantizers put in the place of a linear layer: it has no weight that others could read."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.inside = linear
+
+    def forward(self, x):
+        return 2 * self.inside(x)
+
+
+READ = ("neural.fc1",)  # whose weight is taken apart
+
+
+@pytest.mark.parametrize("spec", _forms())
+def test_linear_layers_can_be_replaced(spec):
+    """By adapters and quantized ones: mixers call all but those in `READ`, and look at nothing in them."""
+    torch.manual_seed(0)
+    mixer = build_mixer(spec, 16, 4).double().eval()
+    other = copy.deepcopy(mixer)
+    for name, layer in list(mixer.named_modules()):
+        if type(layer) is torch.nn.Linear and name not in READ:
+            other.set_submodule(name, _Doubled(other.get_submodule(name)))
+            with torch.no_grad():
+                for parameter in layer.parameters():
+                    parameter.mul_(2)
+    x = torch.randn(2, 4, 5, 16, dtype=torch.float64)
+    torch.testing.assert_close(other(x), mixer(x), rtol=1e-12, atol=1e-12)
+
+
 SHARING = [name for name, kind in MIXERS.items() if "kv_heads" in inspect.signature(kind).parameters]
 
 
@@ -168,16 +209,6 @@ def test_compiles_into_one_graph_for_sizes_that_change(name):
     for size in [(6, 9), (11, 7)]:
         x = torch.randn(2, *size, 16)
         torch.testing.assert_close(compiled(x), mixer(x))
-
-
-def _forms():
-    """Give every mixer, and every form that is compared in configs/classification."""
-    path = Path(__file__).parents[2] / "configs/classification/cifar10_mixers.yaml"
-    compared = [spec for spec in yaml.safe_load(path.read_text())["mixers"] if isinstance(spec, dict)]
-    forms = {name: _spec(name) for name in MIXERS}
-    forms |= {f"dual_attention-{name}": {"type": "dual_attention", "symbols": name} for name in SYMBOLS}
-    forms |= {f"{s['type']}-{s['label']}": {key: s[key] for key in s if key != "label"} for s in compared}
-    return [pytest.param(spec, id=name) for name, spec in forms.items()]
 
 
 @pytest.mark.parametrize("spec", _forms())
