@@ -100,6 +100,14 @@ def test_every_mixer_is_written_in_onnx(name, tmp_path):
     assert export(model, tmp_path / "x.onnx", "onnx", shape, reference).error < 1e-4 * reference.spread
 
 
+def test_tables_that_are_resized_are_interpolated_in_onnx(tmp_path):
+    mixer = build_mixer({"type": "score", "position_bias": True, "map_size": 8}, 16, 2)
+    model, shape = randomise(Nhwc(mixer).eval(), Shape(1, (16, 6, 7))), Shape(1, (16, 6, 7))
+    nn.init.normal_(mixer.position_bias.table)
+    reference = Reference.of(model, shape)
+    assert export(model, tmp_path / "x.onnx", "onnx", shape, reference).error < 1e-5 * reference.spread
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["zoo_biformer_t", "zoo_dinat_mini", "zoo_poolformer_s12"])
 def test_onnx_files_take_any_size(name, tmp_path):

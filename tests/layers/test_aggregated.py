@@ -79,7 +79,7 @@ def test_attention_is_that_of_the_definition(size, cells, options):
 def test_biases_go_on_beyond_the_map_of_training_or_stretch_with_it():
     for own, same in [((4, 4), True), (None, False)]:
         bias = _drawn(AggregatedMixer(8, 2, reduction=2, map_size=own))._bias
-        small, large = bias(torch.empty(1, 4, 4, 8), (2, 2)), bias(torch.empty(1, 8, 8, 8), (4, 4))
+        small, large = (bias(torch.empty(1, n, n, 8, dtype=torch.float64), (n // 2, n // 2)) for n in (4, 8))
         small, large = (b.unflatten(2, (n // 2, n // 2)).unflatten(1, (n, n)) for b, n in ((small, 4), (large, 8)))
         assert torch.equal(small, large[:, :4, :4, :2, :2]) == same
 

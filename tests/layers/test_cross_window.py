@@ -67,3 +67,12 @@ def test_heads_attend_inside_their_stripes(heads, stripe, size):
 def test_wrong_stripes_are_named():
     with pytest.raises(ValueError, match="stripe_width must be positive or None, got stripe_width=0"):
         CrossWindowMixer(8, 2, stripe_width=0)
+
+
+def test_exports_for_maps_with_and_without_padding():
+    mixer = CrossWindowMixer(8, 2, stripe_width=2).eval()
+    any_size = {axis: torch.export.Dim.DYNAMIC for axis in (1, 2)}
+    program = torch.export.export(mixer, (torch.randn(1, 5, 7, 8),), dynamic_shapes=(any_size,), strict=False).module()
+    for size in [(6, 4), (5, 6), (8, 3)]:
+        x = torch.randn(1, *size, 8)
+        torch.testing.assert_close(program(x), mixer(x))

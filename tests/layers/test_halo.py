@@ -121,3 +121,12 @@ def test_bottleneck_pools_after_a_mixer_without_stride(size):
 def test_bottleneck_refuses_a_mixer_of_another_stride():
     with pytest.raises(ValueError, match="the mixer's stride must be 1 or stride=1, got 2"):
         Bottleneck(8, 8, 16, mixer=HaloMixer(16, 2, stride=2))
+
+
+def test_exports_for_maps_with_and_without_padding():
+    mixer = HaloMixer(8, 2, block_size=2, halo_size=1).eval()
+    any_size = {axis: torch.export.Dim.DYNAMIC for axis in (1, 2)}
+    program = torch.export.export(mixer, (torch.randn(1, 5, 7, 8),), dynamic_shapes=(any_size,), strict=False).module()
+    for size in [(6, 4), (5, 6), (8, 3)]:
+        x = torch.randn(1, *size, 8)
+        torch.testing.assert_close(program(x), mixer(x))

@@ -90,6 +90,14 @@ def test_functions_fit_maps_and_checkpoints_of_other_sizes_and_sums_stay():
             mixer(x, **given)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_in_its_row(value):
+    """No index out of range: on a GPU that would end the process instead of one training step."""
+    rows = torch.tensor([[0.3, 0.9, -0.2], [0.3, value, -0.2]])
+    points = project_to_simplex(rows)
+    assert torch.equal(points[:1], project_to_simplex(rows[:1])) and points[1].isnan().any()
+
+
 @torch.no_grad()
 def test_all_blocks_share_the_functions_of_universal_models_and_deits_weights_fit_the_rest():
     model = draw_weights(timm.create_model("zoo_karat_t_g3u", num_classes=5, **TINY["zoo_karat_t_g3u"])).eval()

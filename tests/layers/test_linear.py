@@ -223,3 +223,12 @@ def test_each_form_compiles_into_one_graph_for_sizes_that_change(form):
     for size in [(6, 9), (11, 7)]:
         x = torch.randn(2, *size, 8)
         torch.testing.assert_close(compiled(x), mixer(x))
+
+
+@pytest.mark.parametrize("feature_map", ["cosformer", "log_normal"])  # which count tokens
+def test_exports_for_maps_of_any_size(feature_map):
+    mixer = LinearMixer(8, 2, feature_map=feature_map).eval()
+    any_size = {axis: torch.export.Dim.DYNAMIC for axis in (1, 2)}
+    program = torch.export.export(mixer, (torch.randn(2, 4, 5, 8),), dynamic_shapes=(any_size,), strict=False).module()
+    x = torch.randn(2, 6, 3, 8)
+    torch.testing.assert_close(program(x), mixer(x))

@@ -1,5 +1,6 @@
 """Every mixer is a [B, H, W, C] map's map, in every family, and says what it cannot do."""
 
+import copy
 import inspect
 import math
 import re
@@ -92,6 +93,62 @@ def test_whole_mixers_are_saved_and_loaded(spec, tmp_path):
     assert torch.equal(torch.load(tmp_path / "mixer.pt", weights_only=False)(x), mixer(x))
 
 
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_mixer_from_the_meta_device_is_what_was_loaded(name, assign):
+    """Also what no state dict holds: memory that was never written has any numbers in it."""
+    mixer = build_mixer(_spec(name), 16, 2).eval()
+    with torch.device("meta"):
+        other = build_mixer(_spec(name), 16, 2).eval()
+    if not assign:
+        other.to_empty(device="cpu")
+        for tensor in [*other.parameters(), *other.buffers()]:
+            tensor.detach().fill_(77)
+    other.load_state_dict(mixer.state_dict(), assign=assign)
+    x = torch.randn(1, 4, 4, 16)
+    assert torch.equal(other(x), mixer(x))
+
+
+def _forms():
+    """Give every mixer, and every form that is compared in configs/classification."""
+    path = Path(__file__).parents[2] / "configs/classification/cifar10_mixers.yaml"
+    compared = [spec for spec in yaml.safe_load(path.read_text())["mixers"] if isinstance(spec, dict)]
+    forms = {name: _spec(name) for name in MIXERS}
+    forms |= {f"dual_attention-{name}": {"type": "dual_attention", "symbols": name} for name in SYMBOLS}
+    forms |= {f"{s['type']}-{s['label']}": {key: s[key] for key in s if key != "label"} for s in compared}
+    return [pytest.param(spec, id=name) for name, spec in forms.items()]
+
+
+class _Doubled(torch.nn.Module):
+    """What adapters and quantizers put in the place of a linear layer: it has no weight that others could read."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.inside = linear
+
+    def forward(self, x):
+        return 2 * self.inside(x)
+
+
+READ = ("neural.fc1",)  # whose weight is taken apart
+
+
+@pytest.mark.parametrize("spec", _forms())
+def test_linear_layers_can_be_replaced(spec):
+    """By adapters and quantized ones: mixers call all but those in `READ`, and look at nothing in them."""
+    torch.manual_seed(0)
+    mixer = build_mixer(spec, 16, 4).double().eval()
+    other = copy.deepcopy(mixer)
+    for name, layer in list(mixer.named_modules()):
+        if type(layer) is torch.nn.Linear and name not in READ:
+            other.set_submodule(name, _Doubled(other.get_submodule(name)))
+            with torch.no_grad():
+                for parameter in layer.parameters():
+                    parameter.mul_(2)
+    x = torch.randn(2, 4, 5, 16, dtype=torch.float64)
+    torch.testing.assert_close(other(x), mixer(x), rtol=1e-12, atol=1e-12)
+
+
 SHARING = [name for name, kind in MIXERS.items() if "kv_heads" in inspect.signature(kind).parameters]
 
 
@@ -154,19 +211,48 @@ def test_compiles_into_one_graph_for_sizes_that_change(name):
         torch.testing.assert_close(compiled(x), mixer(x))
 
 
-def _forms():
-    """Give every mixer, and every form that is compared in configs/classification."""
-    path = Path(__file__).parents[2] / "configs/classification/cifar10_mixers.yaml"
-    compared = [spec for spec in yaml.safe_load(path.read_text())["mixers"] if isinstance(spec, dict)]
-    forms = {name: _spec(name) for name in MIXERS}
-    forms |= {f"dual_attention-{name}": {"type": "dual_attention", "symbols": name} for name in SYMBOLS}
-    forms |= {f"{s['type']}-{s['label']}": {key: s[key] for key in s if key != "label"} for s in compared}
-    return [pytest.param(spec, id=name) for name, spec in forms.items()]
-
-
 @pytest.mark.parametrize("spec", _forms())
 def test_each_form_can_be_recorded_as_a_cuda_graph(spec):
     assert_recorded_alike(build_mixer(spec, 16, 4), torch.randn(2, 4, 6, 16))
+
+
+# -- torch.func -------------------------------------------------------------------------------------------------------
+
+
+def _drawn(spec, seed=0):
+    """Build a mixer in float64 whose parameters all count, as one of zeros or ones might not."""
+    torch.manual_seed(seed)
+    mixer = build_mixer(spec, 16, 4).double().eval()
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return mixer, torch.randn(3, 4, 5, 16, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("spec", _forms())
+def test_forward_mode_has_the_derivative_of_reverse_mode(spec):
+    mixer, x = _drawn(spec)
+    at = (x, {name: p.detach() for name, p in mixer.named_parameters()})
+    along = (torch.randn_like(x), {name: torch.randn_like(p) for name, p in at[1].items()})
+    with use_backend("reference"):  # plain products, which have forward-mode derivatives everywhere
+        out, tangent = torch.func.jvp(lambda x, p: torch.func.functional_call(mixer, p, (x,)), at, along)
+        _, pull_back = torch.func.vjp(lambda x, p: torch.func.functional_call(mixer, p, (x,)), *at)
+    weights = torch.randn_like(out)
+    pairs = zip(tree_leaves(pull_back(weights)), tree_leaves(along), strict=True)
+    expected = sum((gradient * direction).sum() for gradient, direction in pairs)
+    torch.testing.assert_close((weights * tangent).sum(), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("spec", _forms())
+def test_mixers_are_mapped_over_images_and_over_weights(spec):
+    mixer, x = _drawn(spec)
+    torch.testing.assert_close(torch.func.vmap(lambda image: mixer(image[None])[0])(x), mixer(x))
+    several = [mixer, _drawn(spec, 1)[0]]
+    with use_backend("reference"):  # torch's own attention refuses biases that take gradients, where it is mapped
+        stacked = torch.func.stack_module_state(several)
+        if stacked[0]:
+            mapped = torch.func.vmap(lambda *p: torch.func.functional_call(mixer, p, (x,)))(*stacked)
+            torch.testing.assert_close(mapped, torch.stack([each(x) for each in several]))
 
 
 # -- large numbers, large maps ----------------------------------------------------------------------------------------

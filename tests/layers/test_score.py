@@ -400,12 +400,22 @@ def test_powers_of_distances_that_overflow_do_no_harm():
 def test_entmax_has_its_first_and_second_derivatives(alpha):
     torch.manual_seed(0)
     scores = (2 * torch.randn(2, 5, dtype=torch.float64)).requires_grad_()
-    assert torch.autograd.gradcheck(entmax, (scores, alpha))
+    assert torch.autograd.gradcheck(entmax, (scores, alpha), check_forward_ad=True, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(entmax, (scores, alpha), fast_mode=True)
     if alpha < 2:  # at 2 the derivative for α is of one side
         learned = torch.full((2, 1), alpha, dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(entmax, (scores, learned))
+        assert torch.autograd.gradcheck(entmax, (scores, learned), check_forward_ad=True, check_batched_grad=True)
         assert torch.autograd.gradgradcheck(entmax, (scores, learned), fast_mode=True)
+
+
+@pytest.mark.parametrize("alpha", [2.0, torch.linspace(1.2, 1.8, 3, dtype=torch.float64)[:, None]])
+def test_entmax_is_mapped_over_rows(alpha):
+    scores = torch.randn(4, 3, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mapped = torch.func.vmap(entmax, (1, 0 if isinstance(alpha, torch.Tensor) else None), 1)(scores, alpha)
+    torch.testing.assert_close(mapped, entmax(scores, alpha))
+    of_rows = torch.func.vmap(torch.func.grad(lambda row: entmax(row, 1.5).square().sum()))(scores[:, 0])
+    of_all = torch.func.grad(lambda rows: entmax(rows, 1.5).square().sum())(scores[:, 0])
+    torch.testing.assert_close(of_rows, of_all)
 
 
 @pytest.mark.parametrize("alpha", _some([1.01, 1.2, 1.5, 2.0], [1.5, 2.0]))

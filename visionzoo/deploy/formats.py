@@ -76,6 +76,16 @@ def _load_package(path: Path) -> Callable[[Tensor], list[Tensor]]:
     return lambda image: tree_leaves(module(image))
 
 
+def _optimize(model: Any) -> None:
+    """Do what torch.onnx does by itself, but leave tables that are resized to the runtime.
+
+    onnx's own evaluator, which computes what is constant, makes smaller tables of the wrong numbers (onnx 1.23.2).
+    """
+    import onnxscript.optimizer
+
+    onnxscript.optimizer.optimize_ir(model, should_fold=lambda node: False if node.op_type == "Resize" else None)
+
+
 def _write_onnx(
     model: nn.Module, path: Path, example: Tensor, shape: Shape, input_name: str, output_names: list[str], opset: Any
 ) -> None:
@@ -90,6 +100,7 @@ def _write_onnx(
                 model,
                 (example,),
                 dynamo=True,
+                optimize=False,  # see `_optimize`
                 verbose=False,
                 input_names=[input_name],
                 output_names=output_names,
@@ -106,6 +117,7 @@ def _write_onnx(
             f"--opset {opset}: torch {torch.__version__} writes this model in opset {written} and cannot turn it into "
             f"{opset}; leave --opset out, or convert the file by onnx.version_converter"
         )
+    _optimize(program.model)
     for node in program.model.graph:  # torch notes where on this machine its code lies
         node.metadata_props.clear()
     if integers:

@@ -101,7 +101,7 @@ class Cosformer(FeatureMap):
     def denominator(self, total: Tensor, count: int | Tensor) -> Tensor:
         """At least 1e-6 for the sum, as released."""
         least = self.LEAST / count
-        return total.clamp(min=least) if isinstance(least, float) else torch.maximum(total, least)
+        return torch.maximum(total, least) if isinstance(least, Tensor) else total.clamp(min=least)
 
 
 class Random(FeatureMap):
@@ -198,11 +198,10 @@ class LogNormal(FeatureMap):
 
     def forward(self, q: Tensor, k: Tensor, size: tuple[int, int], there: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `FeatureMap`."""
-        with torch.no_grad():
-            of_q, of_k = (_variance(t, there) for t in (q, k))
-            wanted = (of_q * of_k - self.OFFSET) / (2 * self.SLOPE)
-            tiny = torch.finfo(q.dtype).tiny
-            alpha, beta = ((wanted / of.clamp(min=tiny)).sqrt() for of in (of_q, of_k))
+        of_q, of_k = (_variance(t.detach(), there) for t in (q, k))  # under no_grad, tangents would pass
+        wanted = (of_q * of_k - self.OFFSET) / (2 * self.SLOPE)
+        tiny = torch.finfo(q.dtype).tiny
+        alpha, beta = ((wanted / of.clamp(min=tiny)).sqrt() for of in (of_q, of_k))
         # differences first: the factors of tokens that are nearly alike are large
         q = alpha * (q - q.amax(-1, keepdim=True))
         hidden = k if there is None else k.masked_fill(~there, float("-inf"))
@@ -222,7 +221,7 @@ def _variance(x: Tensor, there: Tensor | None) -> Tensor:
     else:
         numbers = there.sum(1, keepdim=True, dtype=x.dtype) * x.shape[2] * x.shape[3]
         apart = (x - (x * there).sum((1, 2, 3), keepdim=True) / numbers) * there
-    free = max(numbers - 1, 1) if isinstance(numbers, int) else (numbers - 1).clamp(min=1)
+    free = (numbers - 1).clamp(min=1) if isinstance(numbers, Tensor) else max(numbers - 1, 1)
     return apart.square().sum((1, 2, 3), keepdim=True) / free
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionzoo._torch_private import forward_mode_level
 from visionzoo.kernels.score_attention.reference import relu, sigmoid, signed_softmax, softplus, taylor
 from visionzoo.layers.norm import standardize
 
@@ -21,6 +22,8 @@ NEWTON_STEPS = 12  # of rows of 64 to 65,536 scores of several distributions non
 
 class _Entmax(torch.autograd.Function):
     """Forward by Newton's method; the derivatives are closed forms of the weights, so that they have derivatives."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(scores: Tensor, alpha: Tensor | float) -> Tensor:
@@ -41,32 +44,59 @@ class _Entmax(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor | float], output: Tensor) -> None:
         ctx.alpha = inputs[1] if isinstance(inputs[1], float) else None  # powers with a number are quicker
-        ctx.save_for_backward(output, *(() if ctx.alpha else inputs[1:]))
+        saved = (output, *(() if ctx.alpha else inputs[1:]))
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
         weights, *rest = ctx.saved_tensors
         alpha = ctx.alpha or rest[0]
-        held = weights > 0
-        inside = torch.where(held, weights, 1)
-        slope = torch.where(held, inside ** (2 - alpha), 0)
-        share = slope / slope.sum(-1, keepdim=True)
-        along = slope * grad
-        grad_scores = along - share * along.sum(-1, keepdim=True)
+        by_scores = _along_scores(weights, alpha, grad)
         if not ctx.needs_input_grad[1]:
-            return grad_scores, None
-        power = 1 / (alpha - 1)
-        entropy = -weights * inside.log()
-        by_alpha = power**2 * (weights - share) + power * (entropy - share * entropy.sum(-1, keepdim=True))
-        return grad_scores, (grad * by_alpha).sum_to_size(alpha.shape)
+            return by_scores, None
+        return by_scores, (grad * _slope_of_alpha(weights, alpha)).sum_to_size(alpha.shape)
+
+
+class _EntmaxWithTangents(_Entmax):
+    """For forward mode; apart, as torch.compile refuses functions that say what it is."""
+
+    @staticmethod
+    def jvp(ctx: Any, of_scores: Tensor, of_alpha: Tensor | None) -> Tensor:  # type: ignore[override]
+        weights, *rest = ctx.saved_tensors
+        alpha = ctx.alpha or rest[0]
+        tangent = _along_scores(weights, alpha, of_scores)
+        return tangent if of_alpha is None else tangent + _slope_of_alpha(weights, alpha) * of_alpha
+
+
+def _shares_of_change(weights: Tensor, alpha: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Return how a weight moves with its own score, and how much of all weights' change it bears."""
+    held = weights > 0
+    slope = torch.where(held, torch.where(held, weights, 1) ** (2 - alpha), 0)
+    return slope, slope / slope.sum(-1, keepdim=True)
+
+
+def _along_scores(weights: Tensor, alpha: Tensor | float, direction: Tensor) -> Tensor:
+    """Return the Jacobian for the scores, which is symmetric, times a direction."""
+    slope, share = _shares_of_change(weights, alpha)
+    along = slope * direction
+    return along - share * along.sum(-1, keepdim=True)
+
+
+def _slope_of_alpha(weights: Tensor, alpha: Tensor) -> Tensor:
+    """Return the derivative for α."""
+    _, share = _shares_of_change(weights, alpha)
+    power = 1 / (alpha - 1)
+    entropy = -weights * torch.where(weights > 0, weights, 1).log()
+    return power**2 * (weights - share) + power * (entropy - share * entropy.sum(-1, keepdim=True))
 
 
 def entmax(scores: Tensor, alpha: Tensor | float) -> Tensor:
     """α-entmax: weights ((α - 1)·s - τ)₊^(1 / (α - 1)) with the τ that makes their sum 1.
 
     2 is sparsemax, 1.5 entmax-1.5, and towards 1 it becomes softmax. Exact to the last digits, in values, in
-    derivatives for the scores and α, and in second derivatives (Peters et al., arXiv:1905.05702, for the values;
-    Correia et al., arXiv:1909.00015, for α).
+    derivatives for the scores and α, forward and reverse, and in second derivatives (Peters et al., arXiv:1905.05702,
+    for the values; Correia et al., arXiv:1909.00015, for α).
 
     Args:
         scores: [..., N], floating point.
@@ -78,7 +108,9 @@ def entmax(scores: Tensor, alpha: Tensor | float) -> Tensor:
     >>> entmax(torch.tensor([0.0, 0.5, 2.0]), 2.0)
     tensor([0., 0., 1.])
     """
-    return _Entmax.apply(scores, alpha)  # type: ignore[no-any-return, no-untyped-call]
+    forward_mode = not torch.compiler.is_compiling() and forward_mode_level() >= 0
+    function = _EntmaxWithTangents if forward_mode else _Entmax
+    return function.apply(scores, alpha)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def softmax(scores: Tensor) -> Tensor:

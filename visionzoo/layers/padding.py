@@ -29,17 +29,13 @@ def pad_to_multiple(x: Tensor, multiple: tuple[int, int], both_sides: bool = Fal
 
 
 @one_node
-def crop(x: Tensor, size: tuple[int, int] | torch.Size, at_start: bool = False) -> Tensor:
-    """Take off what was padded at the bottom and right of a [B, H, W, C] map of (height, width) = `size`.
-
-    With `at_start` it was padded at the top and left.
-    """
+def crop(x: Tensor, size: tuple[int, int] | torch.Size, both_sides: bool = False, at_start: bool = False) -> Tensor:
+    """Take off what `pad_to_multiple`, called alike, has added to a [B, H, W, C] map of (height, width) = `size`."""
+    bottom, right = x.shape[1] - size[0], x.shape[2] - size[1]
+    top, left = (bottom // 2, right // 2) if both_sides else (bottom, right) if at_start else (0, 0)
     if is_symbolic(x):  # a slice would tie the exported program to sizes that need no padding, or to those that do
-        bottom, right = size[0] - x.shape[1], size[1] - x.shape[2]
-        return F.pad(x, (0, 0, right, 0, bottom, 0) if at_start else (0, 0, 0, right, 0, bottom))
-    if at_start:
-        return x[:, x.shape[1] - size[0] :, x.shape[2] - size[1] :]
-    return x[:, : size[0], : size[1]]
+        return F.pad(x, (0, 0, -left, left - right, -top, top - bottom))
+    return x[:, top : top + size[0], left : left + size[1]]
 
 
 @one_node

@@ -181,17 +181,15 @@ class ContinuousPositionBias(nn.Module):
         self.act = nn.ReLU()
         self.fc2 = nn.Linear(hidden_dim, num_heads)
 
-    def forward(
-        self, size: tuple[int, int], cells: tuple[int, int], unit: tuple[int, int], device: torch.device
-    ) -> Tensor:
-        """Bias [G, H·W, h·w] of the tokens of a map of (H, W) = `size` and of its (h, w) = `cells` cells.
+    def forward(self, size: tuple[int, int], cells: tuple[int, int], unit: tuple[int, int], x: Tensor) -> Tensor:
+        """Bias [G, H·W, h·w] of the tokens of a map x of (H, W) = `size` and of its (h, w) = `cells` cells.
 
         The MLP runs once for each offset, not for each pair.
         """
-        axes = [self._offsets(*lengths, device) for lengths in zip(size, cells, unit, strict=True)]
+        axes = [self._offsets(*lengths, x.device) for lengths in zip(size, cells, unit, strict=True)]
         (rows, at_row), (columns, at_column) = axes
         offsets = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)
-        table = self.fc2(self.act(self.fc1(offsets))).permute(2, 0, 1)
+        table = self.fc2(self.act(self.fc1(offsets.to(x.dtype)))).permute(2, 0, 1)
         bias = table.index_select(1, at_row.flatten()).index_select(2, at_column.flatten())  # [G, H·h, W·w]
         bias = bias.unflatten(2, at_column.shape).unflatten(1, at_row.shape)
         return bias.transpose(2, 3).flatten(3, 4).flatten(1, 2)
@@ -206,7 +204,7 @@ class ContinuousPositionBias(nn.Module):
         distance = torch.arange(-longest, longest + 1, step, device=device).float() / 2  # as released, in float32
         distance = distance / (unit - 1 if isinstance(unit, torch.SymInt) else max(unit - 1, 1)) * 8
         seen = torch.sign(distance) * torch.log2(distance.abs() + 1) / 3
-        return seen.to(self.fc1.weight.dtype), (twice + longest) // step
+        return seen, (twice + longest) // step
 
 
 @one_node

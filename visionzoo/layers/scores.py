@@ -55,6 +55,8 @@ class NeuralScore(nn.Module):
     Args:
         head_dim: width D of a head.
         hidden_dim: channels p of the projections and of the first hidden layer; the second has half as many.
+
+    The weight of `fc1` is taken apart: no other layer can take its place, as a quantized one.
     """
 
     def __init__(self, head_dim: int, hidden_dim: int):
@@ -239,5 +241,7 @@ class UnitHeads(nn.Module):
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """Apply a layer in the input's dtype."""
+    """Apply a layer in the input's dtype; one that has taken the place of torch's own, as quantized ones, as it is."""
+    if not isinstance(layer, nn.Linear):
+        return layer(x)
     return F.linear(x, layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))

@@ -86,7 +86,7 @@ class CrossTokenStage(Stage):
                 at_start = i % 2 == 0
                 padded = pad_to_multiple(x, self.window, at_start=at_start)
                 windows, tokens = run(to_windows(padded, self.window), *cross)
-                x = crop(from_windows(windows, padded.shape[1:3]), x.shape[1:3], at_start)
+                x = crop(from_windows(windows, padded.shape[1:3]), x.shape[1:3], at_start=at_start)
             made.append(tokens)
         return x
 

@@ -48,7 +48,11 @@ def forward(
             inside = _windows(k.new_ones(1, height, width, 1, 1), blocks, block_size, halo_size) > 0
             scores = scores.masked_fill(~inside, torch.finfo(accumulate).min)
         out = scores.softmax(-1) @ values.transpose(-2, -1)
-    return from_regions(out.transpose(2, 3).to(dtype), blocks, size)[:, : q.shape[1], : q.shape[2]]
+    out = from_regions(out.transpose(2, 3).to(dtype), blocks, size)
+    if isinstance(q.shape[1], torch.SymInt) or isinstance(q.shape[2], torch.SymInt):
+        # a slice would tie the exported program to sizes that need no padding, or to those that do
+        return F.pad(out, (0, 0, 0, 0, 0, q.shape[2] - size[1], 0, q.shape[1] - size[0]))
+    return out[:, : q.shape[1], : q.shape[2]]
 
 
 def _windows(x: Tensor, blocks: tuple[int, int], block_size: int, halo_size: int) -> Tensor:

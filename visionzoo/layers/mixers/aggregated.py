@@ -122,7 +122,7 @@ class AggregatedMixer(Mixer):
 
     def _bias(self, x: Tensor, cells: tuple[int, int]) -> Tensor:
         size = (x.shape[1], x.shape[2])
-        return self.position_bias(size, cells, self.map_size or size, x.device)
+        return self.position_bias(size, cells, self.map_size or size, x)
 
     def _attend(self, q: Tensor, x: Tensor) -> Tensor:
         """Attention to all tokens."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from visionzoo.kernels import routed_attention
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
-from visionzoo.layers.padding import pad_to_multiple
+from visionzoo.layers.padding import crop, pad_to_multiple
 
 
 class CrossWindowMixer(Mixer):
@@ -85,5 +85,4 @@ class CrossWindowMixer(Mixer):
         out = routed_attention(q, k, v_heads, None, regions=regions)
         out = self.relax(out, lambda: routed_attention(torch.zeros_like(q), k, v_heads, None, regions=regions))
         out = lepe(v, residual=out.flatten(3), regions=None if window == (None, None) else regions)
-        top, left = (tall - height) // 2, (wide - width) // 2
-        return out[:, top : top + height, left : left + width]
+        return crop(out, (height, width), both_sides=True)

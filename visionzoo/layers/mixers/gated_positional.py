@@ -86,8 +86,8 @@ class GatedPositionalMixer(Mixer):
 
     def _positions(self, x: Tensor) -> Tensor:
         """Scores [G, N, N] of relative positions: key minus query, in tokens."""
-        dtype = self.pos_proj.weight.dtype
-        rows, columns = (torch.arange(size, device=x.device, dtype=dtype) for size in x.shape[1:3])
+        wide = torch.promote_types(x.dtype, torch.float32)
+        rows, columns = (torch.arange(size, device=x.device, dtype=wide) for size in x.shape[1:3])
         grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).flatten(0, 1)
         dy, dx = (grid[None] - grid[:, None]).unbind(-1)
-        return self.pos_proj(torch.stack([dx, dy, dx**2 + dy**2], -1)).permute(2, 0, 1)
+        return self.pos_proj(torch.stack([dx, dy, dx**2 + dy**2], -1).to(x.dtype)).permute(2, 0, 1)

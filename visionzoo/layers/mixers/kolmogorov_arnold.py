@@ -102,7 +102,7 @@ def project_to_simplex(x: Tensor) -> Tensor:
     ordered = x.sort(dim=-1, descending=True).values
     count = torch.arange(1, x.shape[-1] + 1, device=x.device, dtype=x.dtype)
     excess = (ordered.cumsum(-1) - 1) / count
-    kept = (ordered > excess).sum(-1, keepdim=True)
+    kept = (ordered > excess).sum(-1, keepdim=True).clamp(min=1)  # none for NaN, which must not end in an index of -1
     return F.relu(x - excess.gather(-1, kept - 1))
 
 

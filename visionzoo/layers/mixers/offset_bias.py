@@ -47,10 +47,15 @@ class OffsetBiasMixer(Mixer):
         self.bias_table = nn.Parameter(torch.zeros(self.num_heads, self.map_size[0] * self.map_size[1]))
         self.register_buffer("offsets", self._offsets(), persistent=False)
         self.register_buffer("bias", None)  # see `precompute`
+        self.register_load_state_dict_post_hook(_init_buffers)  # also where it was built on the meta device
 
     def init_non_persistent_buffers(self) -> None:
-        """Compute anew what no checkpoint holds, where timm and transformers built the model on the meta device."""
-        self.offsets.copy_(self._offsets(self.offsets.device))
+        """Compute anew what no checkpoint holds, where the mixer was built on the meta device."""
+        offsets = self._offsets(self.bias_table.device)
+        if self.offsets.device == offsets.device:
+            self.offsets.copy_(offsets)  # in place: CUDA graphs know where it is
+        else:
+            self.offsets = offsets
 
     def _offsets(self, device: torch.device | None = None) -> Tensor:
         # Rows of a multiple of 16 numbers: of masks that lie otherwise attention makes a copy in every call.
@@ -82,6 +87,10 @@ class OffsetBiasMixer(Mixer):
             table = F.interpolate(table[None], size=size, mode="bilinear", align_corners=True)[0]
             bias = table.to(dtype).flatten(1)[:, offset_index(size, self.stride, table.device)]
         return bias[..., : size[0] * size[1]]
+
+
+def _init_buffers(mixer: OffsetBiasMixer, _: object) -> None:
+    mixer.init_non_persistent_buffers()
 
 
 def offset_index(size: tuple[int, int], stride: int = 1, device: torch.device | None = None) -> Tensor:

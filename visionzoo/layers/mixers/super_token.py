@@ -84,11 +84,10 @@ class SuperTokenMixer(Mixer):
         (height, width), size = self.token_size, x.shape[1:3]
         x = pad_to_multiple(x, self.token_size).unflatten(2, (-1, width)).unflatten(1, (-1, height))
         pixels = x.transpose(2, 3).flatten(3, 4)  # [B, h, w, s², C]
-        with torch.no_grad():
-            tokens = pixels.mean(3)
-            membership = self._membership(pixels, tokens)
-            for _ in range(self.num_iterations - 1):
-                membership = self._membership(pixels, _gather(pixels, membership))
+        fixed = pixels.detach()  # memberships have no derivative, in no mode
+        membership = self._membership(fixed, fixed.mean(3))
+        for _ in range(self.num_iterations - 1):
+            membership = self._membership(fixed, _gather(fixed, membership))
         tokens = self.refine(_gather(pixels, membership))
         out = membership.to(x.dtype) @ _around(tokens)
         out = out.unflatten(3, (height, width)).transpose(2, 3).flatten(3, 4).flatten(1, 2)

@@ -48,8 +48,7 @@ class Centroids(nn.Module):
             unit = F.normalize(x.to(wide), dim=-1)
             if self.training and x.shape[0]:
                 return self._learn(unit)
-            with torch.no_grad():
-                return unit @ self.means.to(wide).mT
+            return unit.detach() @ self.means.to(wide).mT
 
     def _learn(self, unit: Tensor) -> Tensor:
         fixed = unit.detach()
