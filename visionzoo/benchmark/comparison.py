@@ -26,11 +26,12 @@ from visionzoo.benchmark.growth import GrowthJob, measure_growth
 from visionzoo.benchmark.jobs import Failure, Task, devices, run_tasks
 from visionzoo.benchmark.speeds import INFERENCE, inference_rate, loader_rate, measure_speed, release
 from visionzoo.engine.building import build_run, check_graphs
+from visionzoo.engine.calling import try_images
 from visionzoo.engine.checkpoints import LAST, make_folder, write_atomically
 from visionzoo.engine.data import open_train_and_val
 from visionzoo.engine.errors import UserError, closest, require
 from visionzoo.engine.flags import PROBES, CompareConfig, TrainConfig, train_parser
-from visionzoo.engine.models import build_model, data_config, try_images
+from visionzoo.engine.models import build_model, data_config
 from visionzoo.engine.options import changed, key_values, settings
 from visionzoo.engine.ownership import Claim
 from visionzoo.engine.parallel import start_process

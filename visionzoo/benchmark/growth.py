@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from visionzoo.benchmark.timing import Budget, host_timing, peak_bytes, synchronize
+from visionzoo.engine.calling import autocast
 from visionzoo.engine.flags import DeviceConfig, TrainConfig
-from visionzoo.engine.models import autocast
 from visionzoo.engine.parallel import start_process
 from visionzoo.layers.mixers import build_mixer
 

@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from visionzoo.benchmark.timing import Budget, host_timing, replayed_ms
+from visionzoo.engine.calling import autocast
 from visionzoo.engine.data import mixing
 from visionzoo.engine.distillation import make_task
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.flags import TrainConfig
 from visionzoo.engine.images import announce_epoch, batches
-from visionzoo.engine.models import autocast, build_model, data_config
+from visionzoo.engine.models import build_model, data_config
 from visionzoo.engine.optimization import learning_rate, make_optimizer, total_batch
 from visionzoo.engine.options import changed
 from visionzoo.engine.parallel import start_process

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from visionzoo.engine import sharding
 from visionzoo.engine.auxiliary import AuxiliaryTask
+from visionzoo.engine.calling import prepare_compiler, try_images
 from visionzoo.engine.checkpoints import make_folder, read_checkpoint, write_atomically
 from visionzoo.engine.data import (
     check_labels,
@@ -28,7 +29,7 @@ from visionzoo.engine.flags import TrainConfig
 from visionzoo.engine.freezing import has_weights, make_freezing
 from visionzoo.engine.idle_flags import idle_flags
 from visionzoo.engine.images import seed_everything
-from visionzoo.engine.models import build_model, data_config, load, prepare_compiler, try_images
+from visionzoo.engine.models import build_model, data_config
 from visionzoo.engine.optimization import learning_rate, make_optimizer, make_scheduler, total_batch
 from visionzoo.engine.options import changed, settings
 from visionzoo.engine.ownership import MARK
@@ -40,6 +41,7 @@ from visionzoo.engine.reporting import Reporter
 from visionzoo.engine.resuming import claim_folder, take_up
 from visionzoo.engine.run import Parts, Progress, Run, best_in, trained_module, updates
 from visionzoo.engine.scalekd import ScaleKDTask
+from visionzoo.engine.weights import load
 from visionzoo.graphs import make_capturable
 from visionzoo.quantization import holds_quantizers
 from visionzoo.replicas import Replicas
