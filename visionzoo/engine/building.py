@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from visionzoo.engine import sharding
 from visionzoo.engine.auxiliary import AuxiliaryTask
-from visionzoo.engine.calling import prepare_compiler, try_images
+from visionzoo.engine.calling import compile_model, try_images
 from visionzoo.engine.checkpoints import make_folder, read_checkpoint, write_atomically
 from visionzoo.engine.data import (
     check_labels,
@@ -242,12 +242,8 @@ def check_graphs(config: TrainConfig, process: Process, optimizer: Optimizer | N
 
 def _wrap_model(run: Run) -> Replicas | None:
     """Compile and join the processes, in this order, on loaded weights; return what joins them by CUDA graphs."""
-    model, task, process = run.config.model, run.task, run.process
-    if model.torchcompile or model.torchcompile_mode:
-        prepare_compiler(model)
-    if model.torchcompile:
-        task.compile(backend=model.torchcompile, mode=model.torchcompile_mode)
-        task.compile_ema(backend=model.torchcompile, mode=model.torchcompile_mode)
+    task, process = run.task, run.process
+    compile_model(run.config.model, task)
     broadcast_buffers = not run.config.fit.no_ddp_bb
     if process.distributed and run.config.fit.cuda_graphs:
         return Replicas(run.trainable, broadcast_buffers=broadcast_buffers)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from timm.task import TrainingTask
 from torch import nn
 
 from visionzoo._torch_private import count_terms_once, keep_memory_formats, list_mode_options
@@ -19,14 +20,17 @@ def autocast(precision: DeviceConfig, device: torch.device) -> torch.autocast:
 
 
 def prepare_compiler(config: CompiledModelConfig) -> None:
-    """Make torch.compile ready for --torchcompile; under --channels-last Inductor leaves memory formats as they are.
+    """Make torch.compile ready for --torchcompile, where it is given.
 
-    It would have others before convolutions, which it is wrong about in models whose maps are [B, H, W, C].
+    Under --channels-last Inductor leaves memory formats as they are: it would have others before convolutions, which it
+    is wrong about in models whose maps are [B, H, W, C].
 
     Raises:
         UserError: torch has no such backend or mode; it would say so after the first batch is loaded. Or a mode
             is given without --torchcompile.
     """
+    if not config.torchcompile and not config.torchcompile_mode:
+        return
     if not config.torchcompile:
         raise UserError(f"--torchcompile-mode {config.torchcompile_mode} is of --torchcompile, which is not given")
     if config.torchcompile not in torch.compiler.list_backends(exclude_tags=()):
@@ -41,6 +45,23 @@ def prepare_compiler(config: CompiledModelConfig) -> None:
     count_terms_once()
     if config.channels_last:
         keep_memory_formats()
+
+
+def compile_model(config: CompiledModelConfig, model: nn.Module) -> None:
+    """Let a model, or the task that trains one, be compiled at its first call, where --torchcompile asks for it.
+
+    Args:
+        config: with the flags.
+        model: stays what it is; a task's moving average is compiled too.
+
+    Raises:
+        UserError: as `prepare_compiler`.
+    """
+    prepare_compiler(config)
+    if config.torchcompile:
+        model.compile(backend=config.torchcompile, mode=config.torchcompile_mode)
+        if isinstance(model, TrainingTask):
+            model.compile_ema(backend=config.torchcompile, mode=config.torchcompile_mode)
 
 
 def try_images(model: nn.Module, name: str, input_size: Sequence[int], *, training_batch: int | None = None) -> None:

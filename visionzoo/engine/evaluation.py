@@ -13,7 +13,7 @@ import torch.distributed
 from timm.models import safe_model_name
 from torch import nn
 
-from visionzoo.engine.calling import autocast, prepare_compiler, try_images
+from visionzoo.engine.calling import autocast, compile_model, try_images
 from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.data import (
     check_labels,
@@ -170,9 +170,7 @@ def evaluate_checkpoint(config: EvalConfig) -> dict[str, Any]:
         files = exits_files(result.results_file, _default_file(about, result.checkpoint))
     if config.model.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    if config.model.torchcompile or config.model.torchcompile_mode:
-        prepare_compiler(config.model)
-        model.compile(backend=config.model.torchcompile, mode=config.model.torchcompile_mode)
+    compile_model(config.model, model)
     tqdm = require("tqdm").tqdm
     loader = eval_loader(data, dataset, trained.data_config, process, batch_size=result.batch_size)
 
