@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from visionzoo.engine.checkpoints import read_checkpoint
-from visionzoo.engine.models import Trained, restore
 from visionzoo.engine.options import settings
+from visionzoo.engine.restoring import Trained, restore
 from visionzoo.engine.trained_flags import EvalConfig, PredictConfig
 
 ROOT = Path(__file__).parents[2]

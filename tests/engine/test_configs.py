@@ -11,10 +11,11 @@ from visionzoo.benchmark.comparison import _runs
 from visionzoo.engine.data import mixing
 from visionzoo.engine.distillation import make_task
 from visionzoo.engine.flags import compare_parser, train_parser
-from visionzoo.engine.models import Trained, build_model, data_config
+from visionzoo.engine.models import build_model, data_config
 from visionzoo.engine.optimization import learning_rate, make_optimizer, make_scheduler, total_batch
 from visionzoo.engine.options import changed
 from visionzoo.engine.probing import choose_head
+from visionzoo.engine.restoring import Trained
 from visionzoo.layers.mixers import MIXERS, build_mixer
 from visionzoo.models._registry import VARIANTS
 

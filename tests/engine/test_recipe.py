@@ -8,11 +8,11 @@ from engine.helpers import TINY, UPDATES, learned, rows
 from PIL import Image
 
 from visionzoo.engine.building import build_run
+from visionzoo.engine.calling import prepare_compiler
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.evaluation import evaluate_checkpoint
 from visionzoo.engine.flags import train_parser
-from visionzoo.engine.models import prepare_compiler
 from visionzoo.engine.parallel import Process
 from visionzoo.engine.prediction import predict
 from visionzoo.engine.trained_flags import eval_parser, predict_parser

@@ -9,7 +9,7 @@ from quick import draw_weights, quick_model
 from torch import nn
 
 import visionzoo
-from visionzoo.engine.models import set_epoch
+from visionzoo.engine.calling import set_epoch
 
 SMALL = {"depth": 4, "embed_dim": 16, "num_heads": 2, "num_classes": 5}
 IMAGE = torch.randn(2, 3, 40, 56, generator=torch.Generator().manual_seed(0))

@@ -23,6 +23,7 @@ from visionzoo.benchmark.comparison_report import place_labels
 from visionzoo.benchmark.timing import Budget
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.flags import compare_parser
+from visionzoo.engine.options import changed
 from visionzoo.engine.ownership import Claim
 from visionzoo.engine.run import Run
 from visionzoo.engine.training import Training
@@ -279,6 +280,7 @@ def test_a_report_has_the_speeds_of_the_models_as_they_are(command, done, capsys
         ([POOL], ["--val-split", ""], "a comparison is not distributed and validates"),
         ([POOL], ["--write", "nowhere.md"], "--write nowhere.md: No such file or directory; give a page"),
         ([POOL], ["--cuda-graphs", "--device", "cpu"], "a CUDA device can be recorded, this is cpu; leave it out"),
+        ([POOL], ["--torchcompile", "nope"], "--torchcompile: expected one of"),
         ([POOL], ["--write", "README.md"], "--write README.md: expected the lines '<!-- tiny: written by"),
     ],
 )
@@ -494,6 +496,29 @@ def test_growth_is_the_slope_and_says_where_it_stops(monkeypatch):
     assert row["stops_at"] == 64 and "a step of 16 tokens takes over 50 s" in row["stops"]
 
 
+@pytest.mark.parametrize("flags", [[], ["--torchcompile", "eager"]], ids=["plain", "compiled"])
+def test_speeds_and_growth_are_compiled_as_trainings_are(monkeypatch, flags):
+    monkeypatch.setattr(speeds, "SPEED", Budget(warmup_ms=1, repeat_ms=1))
+    monkeypatch.setattr(growth, "TIMES", Budget(warmup_ms=1, repeat_ms=1))
+    forward, seen = ScoreMixer.forward, set()
+
+    def watched(self, x):
+        seen.add((self.training, torch.compiler.is_compiling()))
+        return forward(self, x)
+
+    monkeypatch.setattr(ScoreMixer, "forward", watched)
+    size = ["--img-size", "16", "--batch-size", "2", "--growth-tokens", "4", "16", "--growth-dim", "8"]
+    args = compare_parser().parse(["--device", "cpu", *size, *flags])
+    kwargs = {"depth": 1, "embed_dim": 8, "num_heads": 1, "patch_size": 8, "mixers": "score"}
+    row = speeds.measure_speed(changed(args.train, model="zoo_deit_t", model_kwargs={**kwargs, "img_size": 16}))
+    assert row["train_images_per_second"] > 0 < row["inference_images_per_second"]
+    assert seen == {(True, bool(flags)), (False, bool(flags))}  # steps, and inference
+    seen.clear()
+    own = args.comparison
+    row = growth.measure_growth(growth.GrowthJob(args.train, {"type": "score"}, own.growth_tokens, own.growth_dim))
+    assert {"ms_4", "ms_16"} <= row.keys() and row["stops"] == "" and seen == {(True, bool(flags))}
+
+
 def test_labels_of_many_points_cover_neither_each_other_nor_points():
     axes = Figure(figsize=(12, 8), dpi=120).subplots()
     random = torch.Generator().manual_seed(0)
@@ -526,6 +551,32 @@ def test_a_section_has_parameters_of_small_models_and_the_data_that_were_used():
         text = comparison_report.section(models, [run], config, "tiny", 1)
         assert f"visionzoo compare CONFIG {flags}\n" in text
     assert f"| `{POOL}` | 0.018 | 50.00 |" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], ["model only, not compiled, batch 128"]),
+        (["--torchcompile"], ["model only, compiled (torch.compile, inductor), batch 128"]),
+        (["--variants", "a", "b torchcompile=eager"], ["only, compiled where the variant's flags have it, batch 128"]),
+        (
+            ["--mixers", "pool", "--torchcompile", "eager", "--torchcompile-mode", "default", "--cuda-graphs"],
+            [
+                "only, compiled (torch.compile, eager, mode default), replayed as CUDA graphs, on",
+                "of only the mixer, compiled (torch.compile, eager, mode default), with 128 channels",
+            ],
+        ),
+    ],
+)
+def test_a_section_says_whether_speeds_are_of_compiled_models(flags, said):
+    run = {"model": POOL, "seed": 0, "status": "ok", "reason": "", "params_m": 0.0182, "top1": 50.0, "epochs": 2}
+    run |= {"device": "cpu", "torch": "2", "timm": "1", "python": "3", "train_images_per_second": 1.0}
+    apart = "--mixers" in flags
+    run |= {"loader_images_per_second": None if apart else 2.0, "inference_images_per_second": 3.0}
+    config = compare_parser().parse_with_config(["--models", POOL, *flags])
+    text = comparison_report.section(comparison_report.summarise([run], [], []), [run], config, "tiny", 1)
+    for words in said:
+        assert words in " ".join(text.split())
 
 
 def test_a_section_has_the_command_with_what_the_config_does_not_say_and_where_training_began(tmp_path):

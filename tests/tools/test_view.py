@@ -18,7 +18,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from visionzoo.engine import page, view
-from visionzoo.engine.models import untrained
+from visionzoo.engine.restoring import untrained
 from visionzoo.engine.trained_flags import view_parser
 
 SIZE = {"depth": 2, "embed_dim": 16, "num_heads": 2}

@@ -24,13 +24,15 @@ from visionzoo.benchmark.comparison_report import draw, section, summarise, tabl
 from visionzoo.benchmark.comparison_rows import OF_RUNS, Row, read_rows, write_rows
 from visionzoo.benchmark.growth import GrowthJob, measure_growth
 from visionzoo.benchmark.jobs import Failure, Task, devices, run_tasks
-from visionzoo.benchmark.speeds import INFERENCE, inference_rate, loader_rate, measure_speed, release
+from visionzoo.benchmark.speeds import INFERENCE, inference_rate, loader_rate, measure_speed
+from visionzoo.benchmark.timing import release
 from visionzoo.engine.building import build_run, check_graphs
+from visionzoo.engine.calling import prepare_compiler, try_images
 from visionzoo.engine.checkpoints import LAST, make_folder, write_atomically
 from visionzoo.engine.data import open_train_and_val
 from visionzoo.engine.errors import UserError, closest, require
 from visionzoo.engine.flags import PROBES, CompareConfig, TrainConfig, train_parser
-from visionzoo.engine.models import build_model, data_config, try_images
+from visionzoo.engine.models import build_model, data_config
 from visionzoo.engine.options import changed, key_values, settings
 from visionzoo.engine.ownership import Claim
 from visionzoo.engine.parallel import start_process
@@ -314,8 +316,10 @@ def _check(config: CompareConfig, name: str) -> None:
     if config.comparison.write:
         _written(Path(config.comparison.write), name, "")
     process = start_process(devices(config.train.device.device)[0])
-    if config.train.fit.cuda_graphs and not config.comparison.report:
-        check_graphs(config.train, process)
+    if not config.comparison.report:
+        prepare_compiler(config.train.model)
+        if config.train.fit.cuda_graphs:
+            check_graphs(config.train, process)
 
 
 def _to_do(rows: list[Row], runs: dict[Key, Job]) -> list[Key]:
@@ -468,15 +472,12 @@ def _train_and_measure(job: Job) -> Row:
     last = run.reporter.rows[-1]
     model = run.task.get_eval_model()
     assert model is not None
-    row = _trained_row(job, run) | {
+    return _trained_row(job, run) | {
         "train_images_per_second": float(last["images_per_second"]),  # of the last epoch, with its loading
         "loader_images_per_second": loader_rate(run),
         "inference_images_per_second": inference_rate(model, run.config, run.data_config["input_size"], INFERENCE),
         "peak_memory_mib": float(last["peak_memory_mib"]) if "peak_memory_mib" in last else None,
     }
-    del run, model  # with all that they hold on the device, before the next one
-    release()
-    return row
 
 
 def _measure_speed(job: Job) -> Row:
@@ -485,6 +486,7 @@ def _measure_speed(job: Job) -> Row:
 
 def _trained(job: Job) -> Run:
     print(f"{job.experiment}:", flush=True)
+    release()  # what the run before held on the device, and its compiled code
     run = build_run(job.config, start_process(job.config.device.device))
     Training(run).fit()
     return run

@@ -145,22 +145,24 @@ def section(models: Sequence[Row], rows: Sequence[Row], config: CompareConfig, n
         trained += f"; not done yet: {runs - len(rows)} of {count_of(runs, 'run')}"
     batch = config.train.fit.validation_batch_size or config.train.fit.batch_size
     loader = [row["loader_images_per_second"] for row in rows if row.get("loader_images_per_second")]
+    compiled = _compiled(config)
     if loader:
         speed = f"""The speed of training is that of the last epoch with its
 loading (by itself, loading gives {min(loader):,.0f} to {max(loader):,.0f} images/s); that of inference is of the
-model only, not compiled, batch {batch}, in the same precision. Peak memory is that of training."""
+model only, {compiled}, batch {batch}, in the same precision. Peak memory is that of training."""
         data = f"[{name}.csv]({name}.csv)"
     else:
         replayed = ", replayed as CUDA graphs" if config.train.fit.cuda_graphs else ""
         speed = f"""Speeds are of the model
-only, not compiled{replayed}, on images that are on the device, in the same precision,
+only, {compiled}{replayed}, on images that are on the device, in the same precision,
 measured after the trainings with nothing else on the device: steps of training with the optimizer's, and inference,
 batch {batch}. Peak memory is that of training."""
         data = f"of each run [{name}.csv]({name}.csv), of each model [{name}_models.csv]({name}_models.csv)"
     if config.comparison.mixers:
         (smallest, largest), dim = config.comparison.growth_tokens, config.comparison.growth_dim
+        grown = f", {compiled}," if config.train.model.torchcompile else ""
         speed += f"""
-Exponents are slopes in log-log of time and memory of a map against its tokens N, of only the mixer with
+Exponents are slopes in log-log of time and memory of a map against its tokens N, of only the mixer{grown} with
 {dim} channels, forward and backward, from {smallest:,} to {largest:,} tokens; each step has {largest:,}
 tokens, in many maps or few."""
     picture = f"![top-1 against throughput]({name}.png)\n\nThe numbers behind the picture: {data}."
@@ -182,6 +184,17 @@ visionzoo compare {config.train.config or "CONFIG"}{flags}
 ```
 
 {picture}"""
+
+
+def _compiled(config: CompareConfig) -> str:
+    """Say whether what was measured was compiled, and by what."""
+    if any("torchcompile" in variant for variant in config.comparison.variants):
+        return "compiled where the variant's flags have it"
+    model = config.train.model
+    if not model.torchcompile:
+        return "not compiled"
+    mode = f", mode {model.torchcompile_mode}" if model.torchcompile_mode else ""
+    return f"compiled (torch.compile, {model.torchcompile}{mode})"
 
 
 def _own_flags(config: CompareConfig) -> str:

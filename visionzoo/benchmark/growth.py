@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visionzoo.benchmark.timing import Budget, host_timing, peak_bytes, synchronize
+from visionzoo.benchmark.timing import Budget, host_timing, peak_bytes, release, synchronize
+from visionzoo.engine.calling import autocast, compile_model
 from visionzoo.engine.flags import DeviceConfig, TrainConfig
-from visionzoo.engine.models import autocast
 from visionzoo.engine.parallel import start_process
 from visionzoo.layers.mixers import build_mixer
 
@@ -61,7 +61,7 @@ class GrowthJob:
     """A mixer to be measured.
 
     Attributes:
-        config: where, in which precision and from which seed.
+        config: where, in which precision, from which seed, and whether compiled.
         mixer: its name and options.
         tokens: of the smallest and the largest map.
         dim: channels of the maps.
@@ -96,9 +96,11 @@ def measure_growth(job: GrowthJob) -> dict[str, Any]:
     with torch.device(device):
         mixer: Any = build_mixer(job.mixer, job.dim)
         assert mixer is not None
+    compile_model(job.config.model, mixer)
     for height, width in sizes:
         tokens = height * width
         batch = largest // tokens
+        release()  # compiled code too: each size has its own, as in a model
         x = torch.randn(batch, height, width, job.dim, device=device, requires_grad=True)
         try:
             seconds, peak = _measure(mixer, x, place, device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 import time
 from collections import Counter
@@ -22,6 +21,7 @@ from visionzoo.benchmark.timing import (
     host_timing,
     launch_timing,
     peak_bytes,
+    release,
     replayed_ms,
     synchronize,
 )
@@ -63,7 +63,7 @@ def run_cases(cases: Sequence[Case], settings: Settings, results: Results, *, mi
                     row.status, row.reason = "skipped", f"the {minutes:g} minutes of the run were used up"
                 else:
                     _measure(row, measurement, settings)
-                    _forget(settings.device)
+                    release()
                 results.add(row)
                 done += 1
                 bar.update()
@@ -164,15 +164,6 @@ def _backends(decisions: Sequence[Decision]) -> str:
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).partition("Stack trace:")[0].split())  # CUDA graphs add one, with this machine's paths
     return f"{type(error).__name__}: {text[:300]}{'...' if len(text) > 300 else ''}"
-
-
-def _forget(device: torch.device) -> None:
-    """Let go of compiled code, graphs and memory, so that measurements do not depend on those before them."""
-    if "torch._dynamo" in sys.modules:  # not loaded just for this
-        torch.compiler.reset()
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def summary(row: Row) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,13 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from visionzoo.benchmark.timing import Budget, host_timing, replayed_ms
+from visionzoo.benchmark.timing import Budget, host_timing, release, replayed_ms
+from visionzoo.engine.calling import autocast, compile_model
 from visionzoo.engine.data import mixing
 from visionzoo.engine.distillation import make_task
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.flags import TrainConfig
 from visionzoo.engine.images import announce_epoch, batches
-from visionzoo.engine.models import autocast, build_model, data_config
+from visionzoo.engine.models import build_model, data_config
 from visionzoo.engine.optimization import learning_rate, make_optimizer, total_batch
 from visionzoo.engine.options import changed
 from visionzoo.engine.parallel import start_process
@@ -34,17 +34,10 @@ SPEED = Budget(warmup_ms=300, repeat_ms=700)  # of each model when speeds are me
 REPLAYED = Budget(warmup_ms=0, repeat_ms=100)  # calls that are recorded together, whose replay is timed ten times
 
 
-def release() -> None:
-    """Free the device's memory that nothing holds any more."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def measure_speed(config: TrainConfig) -> dict[str, Any]:
     """Measure steps of training, and inference, of a model by itself, on images that are on the device.
 
-    With --cuda-graphs both are replays of what was recorded.
+    Both are compiled with --torchcompile, as in training; with --cuda-graphs they are replays of what was recorded.
 
     Returns:
         Images a second of both, the peak memory of training in MiB (None where it is not counted), and the device.
@@ -67,6 +60,7 @@ def measure_speed(config: TrainConfig) -> dict[str, Any]:
     graphs = config.fit.cuda_graphs and device.type == "cuda"
     if graphs:
         make_capturable(optimizer)
+    compile_model(config.model, task)
     images = _images(config, batch, prepared["input_size"], device)
     labels = torch.arange(batch, device=device) % num_classes
     if mixing(config.augmentation):
@@ -89,7 +83,7 @@ def measure_speed(config: TrainConfig) -> dict[str, Any]:
     peak = peak_memory(device).get("peak_memory_mib")
     return {
         "train_images_per_second": training,
-        "inference_images_per_second": inference_rate(model, config, prepared["input_size"], SPEED),
+        "inference_images_per_second": inference_rate(task.get_eval_model(), config, prepared["input_size"], SPEED),
         "peak_memory_mib": peak,
         "device": device_name(device),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -125,6 +126,15 @@ def _timed(call: Callable[[], Any], device: torch.device, calls: int) -> float:
         call()
     synchronize(device)
     return 1e3 * (time.perf_counter() - start) / calls
+
+
+def release() -> None:
+    """Let go of compiled code, graphs and memory that nothing holds, so that no measurement depends on those before."""
+    if "torch._dynamo" in sys.modules:  # not loaded just for this
+        torch.compiler.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def synchronize(device: torch.device) -> None:

@@ -14,10 +14,11 @@ from visionzoo.deploy.tasks import export_tasks
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.exits import model_of_exit
-from visionzoo.engine.models import Trained, build_model, check_name, data_config, restore
+from visionzoo.engine.models import build_model, check_name, data_config
 from visionzoo.engine.options import given_flags, settings
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.recorded import command_of, recorded_args
+from visionzoo.engine.restoring import Trained, restore
 from visionzoo.quantization import calibrate, is_quantized
 from visionzoo.text import count_of
 

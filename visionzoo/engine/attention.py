@@ -8,16 +8,17 @@ import torch
 from timm.data import create_transform
 from torch import Tensor
 
+from visionzoo.engine.calling import autocast, try_images
 from visionzoo.engine.charts import draw_maps, missing_fonts
 from visionzoo.engine.checkpoints import make_folder
 from visionzoo.engine.errors import UserError, closest, printable, require
 from visionzoo.engine.image_files import find_images
 from visionzoo.engine.images import readable_images, seed_everything, skipped_images
-from visionzoo.engine.models import autocast, restore, try_images
 from visionzoo.engine.options import settings
 from visionzoo.engine.outputs import free_path
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.prediction import choose_names
+from visionzoo.engine.restoring import restore
 from visionzoo.engine.trained_flags import AttentionConfig
 from visionzoo.explanation.image import as_seen
 from visionzoo.layers.class_queries import ClassQueryHead

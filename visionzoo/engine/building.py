@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from visionzoo.engine import sharding
 from visionzoo.engine.auxiliary import AuxiliaryTask
+from visionzoo.engine.calling import compile_model, try_images
 from visionzoo.engine.checkpoints import make_folder, read_checkpoint, write_atomically
 from visionzoo.engine.data import (
     check_labels,
@@ -28,7 +29,7 @@ from visionzoo.engine.flags import TrainConfig
 from visionzoo.engine.freezing import has_weights, make_freezing
 from visionzoo.engine.idle_flags import idle_flags
 from visionzoo.engine.images import seed_everything
-from visionzoo.engine.models import build_model, data_config, load, prepare_compiler, try_images
+from visionzoo.engine.models import build_model, data_config
 from visionzoo.engine.optimization import learning_rate, make_optimizer, make_scheduler, total_batch
 from visionzoo.engine.options import changed, settings
 from visionzoo.engine.ownership import MARK
@@ -40,6 +41,7 @@ from visionzoo.engine.reporting import Reporter
 from visionzoo.engine.resuming import claim_folder, take_up
 from visionzoo.engine.run import Parts, Progress, Run, best_in, trained_module, updates
 from visionzoo.engine.scalekd import ScaleKDTask
+from visionzoo.engine.weights import load
 from visionzoo.graphs import make_capturable
 from visionzoo.quantization import holds_quantizers
 from visionzoo.replicas import Replicas
@@ -240,12 +242,8 @@ def check_graphs(config: TrainConfig, process: Process, optimizer: Optimizer | N
 
 def _wrap_model(run: Run) -> Replicas | None:
     """Compile and join the processes, in this order, on loaded weights; return what joins them by CUDA graphs."""
-    model, task, process = run.config.model, run.task, run.process
-    if model.torchcompile or model.torchcompile_mode:
-        prepare_compiler(model)
-    if model.torchcompile:
-        task.compile(backend=model.torchcompile, mode=model.torchcompile_mode)
-        task.compile_ema(backend=model.torchcompile, mode=model.torchcompile_mode)
+    task, process = run.task, run.process
+    compile_model(run.config.model, task)
     broadcast_buffers = not run.config.fit.no_ddp_bb
     if process.distributed and run.config.fit.cuda_graphs:
         return Replicas(run.trainable, broadcast_buffers=broadcast_buffers)

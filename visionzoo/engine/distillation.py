@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from visionzoo.engine.auxiliary import AuxiliaryTask, auxiliary_weights
 from visionzoo.engine.errors import NotNamedError, UserError
 from visionzoo.engine.flags import DistillationConfig, InputConfig, ModelConfig, TrainConfig
-from visionzoo.engine.models import Trained, restore
 from visionzoo.engine.optimization import make_loss
+from visionzoo.engine.restoring import Trained, restore
 from visionzoo.engine.scalekd import ScaleKDTask
 from visionzoo.engine.trained_flags import WeightsConfig
 from visionzoo.text import count_of

@@ -13,6 +13,7 @@ import torch.distributed
 from timm.models import safe_model_name
 from torch import nn
 
+from visionzoo.engine.calling import autocast, compile_model, try_images
 from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.data import (
     check_labels,
@@ -25,12 +26,12 @@ from visionzoo.engine.data import (
 from visionzoo.engine.errors import UserError, printable, require
 from visionzoo.engine.exits import calibrate_exits, exits_files, with_exits
 from visionzoo.engine.images import IGNORED, batches, loading_death
-from visionzoo.engine.models import autocast, prepare_compiler, restore, try_images
 from visionzoo.engine.multilabel import mean_average_precision
 from visionzoo.engine.options import given_flags, settings
 from visionzoo.engine.outputs import add_rows, check_table, free_path
 from visionzoo.engine.parallel import Process, start_process
 from visionzoo.engine.recorded import take_data
+from visionzoo.engine.restoring import restore
 from visionzoo.engine.trained_flags import EvalConfig, ResultConfig
 
 COLUMNS = ("model", "img_size", "top1", "top1_err", "top5", "top5_err", "param_count", "crop_pct", "interpolation")
@@ -169,9 +170,7 @@ def evaluate_checkpoint(config: EvalConfig) -> dict[str, Any]:
         files = exits_files(result.results_file, _default_file(about, result.checkpoint))
     if config.model.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    if config.model.torchcompile or config.model.torchcompile_mode:
-        prepare_compiler(config.model)
-        model.compile(backend=config.model.torchcompile, mode=config.model.torchcompile_mode)
+    compile_model(config.model, model)
     tqdm = require("tqdm").tqdm
     loader = eval_loader(data, dataset, trained.data_config, process, batch_size=result.batch_size)
 

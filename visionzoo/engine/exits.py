@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visionzoo.engine.calling import autocast
 from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UserError, printable
 from visionzoo.engine.flags import DeviceConfig
 from visionzoo.engine.images import IGNORED, batches
-from visionzoo.engine.models import autocast
 from visionzoo.engine.trained_flags import EvalConfig, ExitConfig
 from visionzoo.exits import END, EarlyExitModel, ExitModel, confidence, exit_costs
 from visionzoo.models._contract import Contract

@@ -7,13 +7,15 @@ import torch
 from timm.models import safe_model_name
 from torch import Tensor, nn
 
+from visionzoo.engine.calling import autocast, try_images
 from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UserError, printable, require
+from visionzoo.engine.image_files import draw_images
 from visionzoo.engine.images import seed_everything
-from visionzoo.engine.models import Trained, autocast, draw_images, restore, try_images
 from visionzoo.engine.options import settings
 from visionzoo.engine.outputs import free_path
 from visionzoo.engine.parallel import start_process
+from visionzoo.engine.restoring import Trained, restore
 from visionzoo.engine.trained_flags import FitHashesConfig
 from visionzoo.kernels.precision import without_autocast
 from visionzoo.layers.hashing import KernelHash, fit_hash

@@ -1,14 +1,22 @@
-"""The images that files, folders and patterns stand for."""
+"""The images that files, folders and patterns stand for, and a draw of them."""
 
 import os
+import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import torch
 from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
 
 from visionzoo.engine.charts import is_picture
-from visionzoo.engine.errors import UserError
+from visionzoo.engine.errors import UserError, printable
+from visionzoo.engine.images import readable_images, skipped_images
+from visionzoo.engine.restoring import Trained
 from visionzoo.text import count_of
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # what is taken from folders
@@ -47,6 +55,37 @@ def find_images(sources: Sequence[str], notes: list[str] | None = None) -> Itera
         if passed:
             notes.append(f"{source}: skipped {', '.join(passed)}")
         yield from images
+
+
+def draw_images(sources: Sequence[str], number: int, trained: Trained, *, seed: int, skip_bad_images: bool) -> Tensor:
+    """Return a batch of the images that a command names, drawn without replacement, transformed.
+
+    Args:
+        sources: files, folders and patterns.
+        number: of the images.
+        trained: whose images they are to be.
+        seed: of the draw.
+        skip_bad_images: skip those that cannot be read.
+
+    Raises:
+        UserError: none can be read, or one cannot and is not to be skipped.
+    """
+    notes: list[str] = []
+    paths = list(dict.fromkeys(find_images(sources, notes)))
+    if len(paths) < number:
+        notes.append(f"{count_of(len(paths), 'image is', 'images are')} there, of --num-images {number}")
+    random.Random(seed).shuffle(paths)
+    transform: Any = create_transform(**trained.data_config, is_training=False)
+    skipped: list[str] | None = [] if skip_bad_images else None
+    readable = readable_images(paths, trained.mode, upright=trained.upright, skipped=skipped)
+    batch: list[Tensor] = [transform(image) for _, image in islice(readable, number)]
+    if skipped:
+        notes.append(f"{skipped_images(skipped)}: {'; '.join(skipped)}")
+    for note in notes:
+        print(printable(note))
+    if not batch:
+        raise UserError("no image could be used")
+    return torch.stack(batch)
 
 
 def _walk(root: Path, links: list[str]) -> list[Path]:

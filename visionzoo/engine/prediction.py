@@ -8,17 +8,18 @@ from typing import Any
 import torch
 from timm.data import ImageNetInfo, create_transform
 
+from visionzoo.engine.calling import autocast, try_images
 from visionzoo.engine.charts import draw_prediction, is_picture, missing_fonts
 from visionzoo.engine.checkpoints import new_folder, write_atomically
 from visionzoo.engine.errors import UserError, printable, require
 from visionzoo.engine.exits import early_exit_model
 from visionzoo.engine.image_files import find_images
 from visionzoo.engine.images import readable_images, seed_everything, skipped_images
-from visionzoo.engine.models import autocast, restore, try_images
 from visionzoo.engine.names import read_names
 from visionzoo.engine.options import settings
 from visionzoo.engine.outputs import free_path
 from visionzoo.engine.parallel import start_process
+from visionzoo.engine.restoring import restore
 from visionzoo.engine.trained_flags import PredictConfig
 from visionzoo.explanation.image import as_seen
 from visionzoo.explanation.pictures import dimmed

@@ -4,14 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+from visionzoo.engine.calling import autocast, try_images
 from visionzoo.engine.charts import draw_maps
 from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UserError, printable, require
+from visionzoo.engine.image_files import draw_images
 from visionzoo.engine.images import seed_everything
-from visionzoo.engine.models import autocast, draw_images, restore, try_images
 from visionzoo.engine.options import settings
 from visionzoo.engine.outputs import free_path
 from visionzoo.engine.parallel import start_process
+from visionzoo.engine.restoring import restore
 from visionzoo.engine.trained_flags import RegistersConfig
 from visionzoo.explanation.image import as_seen
 from visionzoo.models._registers import NoOutliersError, feature_norms, find_register_neurons, move_to_registers

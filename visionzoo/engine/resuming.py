@@ -12,7 +12,6 @@ from visionzoo.engine.checkpoints import CheckpointFolder, read_checkpoint
 from visionzoo.engine.checkpoints import progress as progress_of
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.flags import TrainConfig
-from visionzoo.engine.models import shortened
 from visionzoo.engine.optimization import load_optimizer
 from visionzoo.engine.options import settings
 from visionzoo.engine.ownership import Claim, check_free, check_own, claim
@@ -20,6 +19,7 @@ from visionzoo.engine.parallel import Process
 from visionzoo.engine.quantization import check_quantizers
 from visionzoo.engine.recorded import changed_settings, command_of, compare_classes, recorded_args
 from visionzoo.engine.run import SCALER, Place, Run
+from visionzoo.engine.weights import shortened
 from visionzoo.text import count_of
 
 Found = tuple[Path, dict[str, Any]]  # a checkpoint to continue from, and where it was

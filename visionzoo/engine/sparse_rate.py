@@ -15,13 +15,15 @@ import torch.nn.functional as F
 from timm.models import safe_model_name
 from torch import Tensor, nn
 
+from visionzoo.engine.calling import autocast, try_images
 from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UserError, printable, require
+from visionzoo.engine.image_files import draw_images
 from visionzoo.engine.images import seed_everything
-from visionzoo.engine.models import autocast, draw_images, restore, try_images
 from visionzoo.engine.options import settings
 from visionzoo.engine.outputs import add_rows, free_path
 from visionzoo.engine.parallel import start_process
+from visionzoo.engine.restoring import restore
 from visionzoo.engine.trained_flags import SparseRateConfig
 from visionzoo.layers.mixers.subspace import SubspaceMixer
 from visionzoo.layers.tokens import Tokens

@@ -20,6 +20,7 @@ from torch.utils.data import IterableDataset
 
 from visionzoo.engine.building import build_run
 from visionzoo.engine.cached import DeviceLoader
+from visionzoo.engine.calling import autocast, set_epoch
 from visionzoo.engine.checkpoints import BEST
 from visionzoo.engine.data import end_loading, train_loader
 from visionzoo.engine.errors import Interrupted, UserError
@@ -28,7 +29,6 @@ from visionzoo.engine.flags import TrainConfig
 from visionzoo.engine.images import CheckedImages, announce_epoch, batches, loading_death, seed_everything
 from visionzoo.engine.interruption import StopSignals
 from visionzoo.engine.loss_tracking import LossTracker
-from visionzoo.engine.models import autocast, set_epoch
 from visionzoo.engine.optimization import total_batch
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.probing import train_mode

@@ -12,17 +12,18 @@ import numpy as np
 import torch
 from PIL import Image
 
+from visionzoo.engine.calling import autocast, try_images
 from visionzoo.engine.charts import draw_prediction, missing_fonts
 from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UnreadableImageError, UserError, printable, require
 from visionzoo.engine.image_files import find_images
 from visionzoo.engine.images import read_image, readable_images, seed_everything, skipped_images
-from visionzoo.engine.models import Trained, autocast, restore, try_images, untrained
 from visionzoo.engine.options import settings
 from visionzoo.engine.outputs import free_path
 from visionzoo.engine.page import check_no_page, serve
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.prediction import choose_names
+from visionzoo.engine.restoring import Trained, restore, untrained
 from visionzoo.engine.trained_flags import DrawingConfig, LookConfig, ViewConfig
 from visionzoo.explanation.attribution import Faithfulness
 from visionzoo.explanation.image import MAPS, METHODS, OF_CLASS, OF_PLACE, Explanation, explain_image, reason

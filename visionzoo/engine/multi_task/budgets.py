@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visionzoo.engine.calling import autocast
 from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UserError, printable, require
 from visionzoo.engine.images import batches, seed_everything
-from visionzoo.engine.models import autocast
 from visionzoo.engine.multi_task.data import MaskedImages, SceneLoader
 from visionzoo.engine.multi_task.drawing import draw_curve, draw_sheet
 from visionzoo.engine.multi_task.flags import BudgetEvalConfig

@@ -10,10 +10,10 @@ from torch.optim import SGD
 
 from visionzoo.decoders import MultiTaskNetwork, create_segmentor
 from visionzoo.engine.building import Notes, assemble_run
+from visionzoo.engine.calling import autocast, try_images
 from visionzoo.engine.data import check_ranges
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.images import batches, seed_everything
-from visionzoo.engine.models import autocast, try_images
 from visionzoo.engine.multi_task.data import UNLABELED, MaskedImages, SceneLoader, open_scenes
 from visionzoo.engine.multi_task.flags import MultiTaskConfig, MultiTaskTrainConfig
 from visionzoo.engine.multi_task.task import PARTS, SandwichTask, balanced_weights, losses
