@@ -196,7 +196,32 @@ def test_flags_that_wait_for_another_are_said():
     assert idle_flags(parse([*alone, *beside])) == idle_flags(parse([])) == ""
 
 
+@pytest.mark.parametrize(
+    ("flags", "idle"),
+    [
+        ("--opt=adamw --momentum=0.8 --opt-betas 0.8 0.9", ["--momentum (under --opt adamw)"]),
+        ("--opt=sgd --momentum=0.8 --opt-eps=1e-3", ["--opt-eps (under --opt sgd)"]),
+        ("--opt=adam --momentum=0.8 --layer-decay=0.7", ["--momentum (under --opt adam)"]),
+        ("--opt=adamw --opt-eps=1e-8 --opt-betas 0.9 0.999 --sched=tanh --lr-noise=0.5", []),  # its own
+        ("--opt=muon --momentum=0.8", []),
+        ("--opt=nope --momentum=0.8", []),  # refused elsewhere
+        ("--sched=cosine --decay-rate=0.3 --lr-k-decay=0.5 --min-lr=0.1", ["--decay-rate (under --sched cosine)"]),
+        ("--sched=step --decay-rate=0.3 --min-lr=0.1", ["--min-lr (under --sched step)"]),
+        ("--sched=multistep --decay-milestones 4 5 --decay-epochs=3", ["--decay-epochs (under --sched multistep)"]),
+        ("--sched=tanh --lr-cycle-limit=2 --lr-cycle-mul=2 --lr-k-decay=2", ["--lr-k-decay (under --sched tanh)"]),
+        ("--sched=poly --lr-cycle-decay=0.1 --decay-rate=2", ["--lr-cycle-decay (without --lr-cycle-limit)"]),
+        ("--sched=none --warmup-epochs=3", ["--warmup-epochs (under --sched none)"]),
+        ("--lr=0.2 --lr-base=0.3", ["--lr-base (under --lr 0.2)"]),
+        ("--lr-base=0.3 --lr-base-size=64 --lr-base-scale=sqrt", []),
+    ],
+)
+def test_flags_that_the_optimizer_and_the_schedule_do_not_read_are_said(flags, idle):
+    said = idle_flags(train_parser().parse_with_config(flags.split()))
+    assert said == (f"without effect: {', '.join(idle)}" if idle else "")
+
+
 def test_what_waits_for_another_flag_is_off_by_default():
     usual = settings(TrainConfig())
     for owners, names in OF.items():
-        assert not any(usual[owner] for owner in owners) and usual.keys() >= {*names}
+        # one cycle of the learning rate is none
+        assert not any(usual[owner] for owner in owners if owner != "lr_cycle_limit") and usual.keys() >= {*names}

@@ -1,7 +1,16 @@
-"""Flags of a training that act only beside another, which is not given: a run says so at its start."""
+"""Flags of a training that have no effect beside the others that are given: a run says so at its start."""
 
-from visionzoo.engine.flags import TrainConfig
-from visionzoo.engine.options import settings
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from visionzoo.engine.errors import UserError
+from visionzoo.engine.flags import ScheduleConfig, TrainConfig
+from visionzoo.engine.optimization import learning_rate, make_optimizer, make_scheduler
+from visionzoo.engine.options import changed, settings
 
 OF: dict[tuple[str, ...], tuple[str, ...]] = {  # flags, one of which must be on -> those that act beside it
     ("amp",): ("amp_dtype",),
@@ -10,6 +19,7 @@ OF: dict[tuple[str, ...], tuple[str, ...]] = {  # flags, one of which must be on
     ("clip_grad",): ("clip_mode",),
     ("layer_decay",): ("layer_decay_min_scale", "layer_decay_no_opt_scale"),
     ("lr_noise",): ("lr_noise_pct", "lr_noise_std"),
+    ("lr_cycle_limit",): ("lr_cycle_mul", "lr_cycle_decay"),
     ("reprob",): ("remode", "recount"),
     ("mixup", "cutmix", "cutmix_minmax"): ("mixup_prob", "mixup_mode", "mixup_off_epoch"),
     ("bce_loss", "multi_label"): ("bce_sum", "bce_pos_weight"),
@@ -31,14 +41,59 @@ OF: dict[tuple[str, ...], tuple[str, ...]] = {  # flags, one of which must be on
 def idle_flags(config: TrainConfig) -> str:
     """Return words on the flags that are given and have no effect; nothing where there are none."""
     given, usual = settings(config), settings(TrainConfig())
-    idle = [
-        f"{_dashed(name)} (without {' or '.join(map(_dashed, owners))})"
-        for owners, names in OF.items()
-        if all(given[owner] == usual[owner] for owner in owners)
-        for name in names
-        if given[name] != usual[name]
-    ]
-    return f"without effect: {', '.join(idle)}" if idle else ""
+    owned = {name: owners for owners, names in OF.items() for name in names}
+    idle = {}
+    for name in (name for name in given if given[name] != usual[name]):
+        owners = owned.get(name, ())
+        if owners and all(given[owner] == usual[owner] for owner in owners):
+            idle[name] = f"without {' or '.join(map(_dashed, owners))}"
+        elif (read := _READ.get(name)) and _alike(
+            read[0], config, changed(config, **{name: _other(given[name], usual[name])})
+        ):
+            idle[name] = f"under {_dashed(read[1])} {given[read[1]]}"
+    return f"without effect: {', '.join(f'{_dashed(name)} ({why})' for name, why in idle.items())}" if idle else ""
+
+
+def _other(given: Any, usual: Any) -> Any:
+    """Return another value of a flag: the usual one, or where that is up to the library one nearer to 1."""
+    if usual is not None:
+        return usual
+    return [(value + 1) / 2 for value in given] if isinstance(given, Sequence) else (given + 1) / 2
+
+
+def _alike(made: Callable[[TrainConfig], Any], *configs: TrainConfig) -> bool:
+    """Say whether the same is made of two configurations; not where one cannot be made, which is refused elsewhere."""
+    try:
+        one, other = map(made, configs)
+    except (UserError, ValueError, AssertionError):
+        return False
+    return bool(one == other)
+
+
+def _optimizer(config: TrainConfig) -> Any:
+    config = changed(config, layer_decay=None)  # which asks for a model with stages
+    optimizer = make_optimizer(config.optimizer, 1.0, nn.Linear(1, 1))
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+
+
+def _schedule(config: TrainConfig) -> Any:
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    scheduler, epochs = make_scheduler(config.schedule, optimizer, 7, seed=0)
+    return epochs, {key: value for key, value in vars(scheduler or object).items() if key != "optimizer"}
+
+
+def _learning_rate(config: TrainConfig) -> Any:
+    return learning_rate(config.schedule, config.optimizer.opt, 7)[0]
+
+
+_SCHEDULE = {field.name for field in fields(ScheduleConfig)} - {"lr", "sched", "epochs"}
+_BASE = {"lr_base", "lr_base_size", "lr_base_scale"}
+# flags -> what they take part in making, by which it is seen whether they do, and which flag decides that
+_READ: dict[str, tuple[Callable[[TrainConfig], Any], str]] = {
+    **dict.fromkeys(("momentum", "opt_eps", "opt_betas"), (_optimizer, "opt")),
+    **dict.fromkeys(_SCHEDULE - _BASE, (_schedule, "sched")),
+    **dict.fromkeys(_BASE, (_learning_rate, "lr")),
+}
 
 
 def _dashed(name: str) -> str:
