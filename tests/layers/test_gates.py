@@ -259,6 +259,14 @@ def test_torch_fx_sees_one_node(name):
     assert [node.target for node in graph.graph.nodes if node.op == "call_module"] == ["gate"]
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1)])
+@torch.no_grad()
+def test_one_sample_of_one_row_has_the_gates_it_has_beside_another(size):
+    gate = build_gate({"type": "ela", "variant": "t"}, WIDTH).double()  # a norm group for each channel
+    x = torch.randn(2, *size, WIDTH, dtype=torch.float64)
+    torch.testing.assert_close(gate(x[:1]), gate(x)[:1], rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", GATES)
 def test_no_samples_are_no_error(name):
     gate = build_gate(name, WIDTH).eval()
