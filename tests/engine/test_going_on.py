@@ -1,5 +1,6 @@
 """Going on with a run: what is set anew is used, what cannot be is refused, and what differs is said."""
 
+import multiprocessing
 import os
 import signal
 
@@ -229,6 +230,24 @@ def test_a_closed_terminal_saves_unless_it_is_to_be_passed_over(make_args, tmp_p
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def signal_twice(done):
+    with StopSignals(CPU) as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        done.send(stop.received)
+
+
+def test_a_second_signal_ends_a_run_at_once_but_no_job_of_a_comparison():
+    """A scheduler sends one to all processes of a job, and the comparison one to its own."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    job = multiprocessing.get_context("fork").Process(target=signal_twice, args=(sender,))
+    job.start()
+    job.join(60)
+    assert job.exitcode == 0 and receiver.poll() and receiver.recv() == signal.SIGTERM
+    with pytest.raises(Interrupted):
+        signal_twice(sender)
 
 
 def test_a_signal_during_compilation_names_only_checkpoints_that_are_there(make_args, monkeypatch):

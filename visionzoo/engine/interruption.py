@@ -1,6 +1,7 @@
 """Signals that end a run: between two updates instead of in the middle of one, and of all processes at the same one."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
@@ -19,7 +20,8 @@ if hasattr(signal, "SIGHUP"):
 class StopSignals:
     """Within `with`, a signal is kept until `check` is called; a second one, or one within `at_once`, raises there.
 
-    Under torchrun a second one is skipped: torchrun passes on what the terminal has sent to all already.
+    Under torchrun, and in a process that another Python process started, a second one is skipped: these pass on what
+    a terminal or a scheduler has sent to all already, and end what does not end by itself.
 
     Attributes:
         received: the first signal.
@@ -53,7 +55,7 @@ class StopSignals:
         if self._at_once:
             self.received = number
             raise Interrupted(number)
-        if self.received is not None and not under_torchrun():
+        if self.received is not None and not (under_torchrun() or multiprocessing.parent_process()):
             self.cut_short = True
             raise Interrupted(number)
         self.received = number
