@@ -23,6 +23,14 @@ def test_the_layer_is_the_authors_also_where_the_cells_do_not_divide_the_map():
         assert relative_error(out, record.arrays[key]) <= record.tolerance()
 
 
+def test_memberships_have_no_derivative_as_released(monkeypatch):
+    membership, found = SuperTokenMixer._membership, []
+    monkeypatch.setattr(SuperTokenMixer, "_membership", lambda *a: found.append(membership(*a)) or found[-1])
+    x = torch.randn(1, 6, 7, 8, requires_grad=True)
+    SuperTokenMixer(8, 2, token_size=3, num_iterations=2)(x).square().sum().backward()
+    assert len(found) == 2 and not any(m.requires_grad for m in found) and x.grad.any()
+
+
 def _in_loops(x, cell, iterations):
     """One sample [H, W, C] whose sides the cell divides, without attention between super tokens."""
     height, width, channels = x.shape

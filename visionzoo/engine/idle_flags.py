@@ -71,7 +71,6 @@ def _alike(made: Callable[[TrainConfig], Any], *configs: TrainConfig) -> bool:
 
 
 def _optimizer(config: TrainConfig) -> Any:
-    config = changed(config, layer_decay=None)  # which asks for a model with stages
     optimizer = make_optimizer(config.optimizer, 1.0, nn.Linear(1, 1))
     return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
