@@ -40,10 +40,10 @@ OF: dict[tuple[str, ...], tuple[str, ...]] = {  # flags, one of which must be on
 
 def idle_flags(config: TrainConfig) -> str:
     """Return words on the flags that are given and have no effect; nothing where there are none."""
-    given, usual = settings(config), settings(TrainConfig())
+    given, usual = settings(config), settings(TrainConfig())  # multi-task training has some of its own
     owned = {name: owners for owners, names in OF.items() for name in names}
     idle = {}
-    for name in (name for name in given if given[name] != usual[name]):
+    for name in (name for name in given if name in usual and given[name] != usual[name]):
         owners = owned.get(name, ())
         if owners and all(given[owner] == usual[owner] for owner in owners):
             idle[name] = f"without {' or '.join(map(_dashed, owners))}"
