@@ -1,8 +1,9 @@
-"""Regions: the grid of equal rectangles that routed and window attention cut a map into, numbered row by row."""
+"""Regions: the grid of equal rectangles that routed and window attention cut a map into, numbered row by row; crops."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -53,3 +54,17 @@ def valid_tokens(size: tuple[int, int], valid_size: tuple[int, int], regions: tu
     rows = torch.arange(size[0], device=device) < valid_size[0]
     columns = torch.arange(size[1], device=device) < valid_size[1]
     return to_regions((rows[:, None] & columns[None, :])[None], regions)[0]
+
+
+def is_symbolic(x: Tensor) -> bool:
+    """Whether torch.export is tracing a [B, H, W, ...] map of any size: no branch may ask how large it is."""
+    return isinstance(x.shape[1], torch.SymInt) or isinstance(x.shape[2], torch.SymInt)
+
+
+def cut(x: Tensor, start: tuple[int, int], size: tuple[int, int] | torch.Size) -> Tensor:
+    """Cut the map of (height, width) = `size` that begins at (row, column) = `start` out of [B, H, W, ...]."""
+    (top, left), (height, width) = start, size
+    if is_symbolic(x):  # a slice would tie the exported program to sizes that need no padding, or to those that do
+        bottom, right = top + height - x.shape[1], left + width - x.shape[2]
+        return F.pad(x, (0, 0) * (x.ndim - 3) + (-left, right, -top, bottom))
+    return x[:, top : top + height, left : left + width]

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from timm.layers import make_divisible, to_2tuple
 from torch import Tensor, nn
 
+from visionzoo.kernels.regions import is_symbolic
 from visionzoo.layers.nhwc import DepthwiseConvNHWC, on_nchw
-from visionzoo.layers.padding import is_symbolic, pad_to_multiple
+from visionzoo.layers.padding import pad_to_multiple
 from visionzoo.layers.tracing import one_node
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visionzoo.kernels.regions import cut, is_symbolic
 from visionzoo.layers.tracing import one_node
 
 
@@ -33,9 +34,7 @@ def crop(x: Tensor, size: tuple[int, int] | torch.Size, both_sides: bool = False
     """Take off what `pad_to_multiple`, called alike, has added to a [B, H, W, C] map of (height, width) = `size`."""
     bottom, right = x.shape[1] - size[0], x.shape[2] - size[1]
     top, left = (bottom // 2, right // 2) if both_sides else (bottom, right) if at_start else (0, 0)
-    if is_symbolic(x):  # a slice would tie the exported program to sizes that need no padding, or to those that do
-        return F.pad(x, (0, 0, -left, left - right, -top, top - bottom))
-    return x[:, top : top + size[0], left : left + size[1]]
+    return cut(x, (top, left), size)
 
 
 @one_node
@@ -50,11 +49,6 @@ def from_windows(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     """Join windows [B·H/h·W/w, h, w, C] to the map [B, H, W, C] that they were cut from; `size` is (H, W)."""
     rows, columns = size[0] // x.shape[1], size[1] // x.shape[2]
     return x.unflatten(0, (-1, rows, columns)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-
-
-def is_symbolic(x: Tensor) -> bool:
-    """Whether torch.export is tracing a [B, H, W, C] map of any height and width: no branch may ask how large it is."""
-    return isinstance(x.shape[1], torch.SymInt) or isinstance(x.shape[2], torch.SymInt)
 
 
 @one_node

@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from timm.layers import DropPath, HardSigmoid, SqueezeExcite, make_divisible
 from torch import Tensor, nn
 
+from visionzoo.kernels.regions import is_symbolic
 from visionzoo.layers.conv_norm import ConvNorm, DepthwiseConvNorm
 from visionzoo.layers.heads import HiddenLayerHead
 from visionzoo.layers.mixers import build_mixer, resolve_mixers
 from visionzoo.layers.nhwc import on_nchw
-from visionzoo.layers.padding import is_symbolic
 from visionzoo.layers.stem import conv_stem
 from visionzoo.layers.tracing import one_node
 from visionzoo.models._contract import drop_path_rates

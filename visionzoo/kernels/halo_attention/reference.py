@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visionzoo.kernels.precision import without_autocast
-from visionzoo.kernels.regions import from_regions, to_regions
+from visionzoo.kernels.regions import cut, from_regions, to_regions
 
 
 def forward(
@@ -48,11 +48,7 @@ def forward(
             inside = _windows(k.new_ones(1, height, width, 1, 1), blocks, block_size, halo_size) > 0
             scores = scores.masked_fill(~inside, torch.finfo(accumulate).min)
         out = scores.softmax(-1) @ values.transpose(-2, -1)
-    out = from_regions(out.transpose(2, 3).to(dtype), blocks, size)
-    if isinstance(q.shape[1], torch.SymInt) or isinstance(q.shape[2], torch.SymInt):
-        # a slice would tie the exported program to sizes that need no padding, or to those that do
-        return F.pad(out, (0, 0, 0, 0, 0, q.shape[2] - size[1], 0, q.shape[1] - size[0]))
-    return out[:, : q.shape[1], : q.shape[2]]
+    return cut(from_regions(out.transpose(2, 3).to(dtype), blocks, size), (0, 0), q.shape[1:3])
 
 
 def _windows(x: Tensor, blocks: tuple[int, int], block_size: int, halo_size: int) -> Tensor:

@@ -10,11 +10,12 @@ from timm.layers import to_2tuple, trunc_normal_
 from torch import Tensor, nn
 
 from visionzoo.kernels.precision import without_autocast
+from visionzoo.kernels.regions import is_symbolic
 from visionzoo.layers.attention import attend
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.nhwc import on_nchw
 from visionzoo.layers.norm import LayerNorm
-from visionzoo.layers.padding import is_symbolic, windows
+from visionzoo.layers.padding import windows
 from visionzoo.layers.pooling import pool_cells
 from visionzoo.layers.position import ContinuousPositionBias
 

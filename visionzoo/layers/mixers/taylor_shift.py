@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionzoo.kernels.precision import without_autocast
+from visionzoo.kernels.regions import is_symbolic
 from visionzoo.layers.mixers.base import Mixer
-from visionzoo.layers.padding import is_symbolic
 
 
 class TaylorShiftMixer(Mixer):
