@@ -65,7 +65,7 @@ def _alike(made: Callable[[TrainConfig], Any], *configs: TrainConfig) -> bool:
     """Say whether the same is made of two configurations; not where one cannot be made, which is refused elsewhere."""
     try:
         one, other = map(made, configs)
-    except (UserError, ValueError, AssertionError):
+    except (UserError, ValueError, AssertionError, ImportError, RuntimeError):
         return False
     return bool(one == other)
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.optim import create_optimizer_v2, get_optimizer_info, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -69,10 +69,13 @@ def make_optimizer(optimizer: OptimizerConfig, lr: float, model: nn.Module) -> O
     """Create the optimizer over `model`'s parameters by timm.
 
     Raises:
-        UserError: timm has no such optimizer, or it does not take an argument.
+        UserError: timm has no such optimizer, or it does not take an argument, or another number of betas.
     """
     try:
         timms = optimizer_kwargs(cfg=SimpleNamespace(**asdict(optimizer), lr=lr))
+        known = get_optimizer_info(optimizer.opt.lower().removeprefix("lookahead_"))
+        if known.has_betas and optimizer.opt_betas is not None and len(optimizer.opt_betas) != known.num_betas:
+            raise ValueError(f"--opt-betas: expected {known.num_betas}, got {len(optimizer.opt_betas)}")
         return create_optimizer_v2(model, **timms, **optimizer.opt_kwargs)
     except (AssertionError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"cannot make the optimizer opt={optimizer.opt!r}: {error}") from error
