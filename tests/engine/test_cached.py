@@ -126,6 +126,21 @@ def test_training_crops_mirrors_and_mixes_repeatably(images):
     assert len(seen) == 4 and seen <= mirrored
 
 
+def test_a_policy_augments_between_the_crop_and_erasing(images):
+    """Of the loaded images, cropped to themselves, each is as timm's operations of one policy made it, or as it was."""
+    plain = ["--scale", "1", "1", "--ratio", "1", "1", "--hflip", "0", "--train-interpolation", "bilinear"]
+    args, train, _ = images(*plain, "--aa", "v0", "--color-jitter", "0.4", "-b", "12")  # the jitter is timm's default
+    loader = train_loader(args, train, CONFIG, CPU)
+    loader.auto_augment.draw = lambda count: np.full((count, 1), number)
+    number = next(n for n, operation in enumerate(loader.auto_augment.operations) if operation.name == "Invert")
+    ((batch, _),) = loader
+    mean, std = (torch.tensor(CONFIG[name]).view(3, 1, 1) for name in ("mean", "std"))
+    seen = {image.tobytes() for image in batch.mul(std).add(mean).mul(255).round().byte().permute(0, 2, 3, 1).numpy()}
+    assert seen == {(255 - image).tobytes() for image in np.array(train.pixels)} and len(seen) == 12
+    args, train, _ = images(*plain, "--aa", "v0", "--no-aug")
+    assert train_loader(args, train, CONFIG, CPU).auto_augment is None
+
+
 def test_padded_crops_are_torchvisions_of_what_evaluation_sees(images):
     """Loaded or cached, at the offsets that were drawn; every offset is drawn, and no other."""
     config = CONFIG | {"input_size": (3, 8, 8), "crop_pct": 1.0}
@@ -164,7 +179,7 @@ def test_a_run_trains_on_them_and_resumes(tmp_path):
     write_splits(tmp_path / "data")
     flags = ["--model", "zoo_poolformer_s12", "--model-kwargs", "depths=[1]", "embed_dims=[8]", *TINY_FLAGS, *DEVICE]
     flags += ["--data-dir", str(tmp_path / "data"), "--cache-images", str(tmp_path / "cache"), "--img-size", "64"]
-    flags += ["--mixup", "0.5", "--mixup-off-epoch", "1"]
+    flags += ["--mixup", "0.5", "--mixup-off-epoch", "1", "--aa", "rand-m9-mstd0.5-inc1"]
     for name, more in (("straight", []), ("stopped", ["--max-steps", "4"]), ("stopped", ["--resume", "auto"])):
         place = ["--output", str(tmp_path / "out"), "--experiment", name, "--epochs", "2", "--no-curves"]
         assert run_tool("train", *flags, *place, *more) == 0
@@ -179,7 +194,11 @@ def test_a_run_trains_on_them_and_resumes(tmp_path):
     ("flags", "message"),
     [
         (["--img-size", "32"], "images of 40 x 40 pixels are larger than the input of 32 x 32"),
-        (["--aa", "rand-m9"], "--cache-images does not go with --aa rand-m9 (expected None)"),
+        (
+            ["--aa", "augmix-m5"],
+            "--cache-images does not go with --aa augmix-m5 (expected rand-..., original, v0 or 3a)",
+        ),
+        (["--aa", "3a", "--color-jitter", "0.4"], "does not go with --color-jitter 0.4 (expected 0.0)"),
         (["--color-jitter", "0.4"], "does not go with --color-jitter 0.4 (expected 0.0)"),
         (["--train-interpolation", "random"], "does not go with --train-interpolation random (expected 'bilinear')"),
         (["--dataset", "torch/cifar10"], "--cache-images is for images in folders and .tar files"),

@@ -19,6 +19,7 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
 
+from visionzoo.engine.auto_augment import BatchAutoAugment
 from visionzoo.engine.checkpoints import make_folder, write_atomically
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.flags import AugmentationConfig, DataConfig
@@ -27,7 +28,6 @@ from visionzoo.engine.options import settings
 from visionzoo.text import count_of
 
 NOT_ON_DEVICE = {  # augmentation that needs single images, by the flag's value that is without effect
-    "aa": (None, ""),
     "color_jitter": (0.0,),
     "color_jitter_prob": (None, 0.0),
     "grayscale_prob": (None, 0.0),
@@ -154,6 +154,9 @@ class DeviceLoader:
                 f"x {self.size[0]}; give a larger --img-size, or leave it out"
             )
         given = settings(self.augmentation) if self.augmentation else {}
+        policy = self.augmentation.aa if self.augmentation else None
+        if policy and "3a" not in policy:  # in timm, other policies leave color jitter out
+            given.pop("color_jitter")
         wrong = [name for name, off in NOT_ON_DEVICE.items() if given.get(name, off[0]) not in off]
         if wrong:
             flags = ", ".join(f"--{name.replace('_', '-')} {given[name]}" for name in wrong)
@@ -171,6 +174,7 @@ class DeviceLoader:
         self.erasing: RandomErasing | None = None
         if (how := self.augmentation) and how.reprob > 0:
             self.erasing = RandomErasing(how.reprob, mode=how.remode, max_count=how.recount, device=str(device))
+        self.auto_augment = BatchAutoAugment(policy, data_config) if policy else None
         self.mix: Mixup | None = None
         self.mixup_enabled = False
 
@@ -185,18 +189,33 @@ class DeviceLoader:
         order = torch.tensor(list(self.sampler), device=self.pixels.device)
         size = self.loader.batch_size
         assert size is not None
+        # a stream of its own, as in timm's loader: what waits for the device then does not wait for the training step
+        stream = torch.cuda.Stream(order.device) if order.is_cuda else None
+        if stream is not None:
+            stream.wait_stream(torch.cuda.current_stream(order.device))
         for start in range(0, len(self) * size, size):
-            chosen = order[start : start + size]
-            images = self.pixels[chosen].permute(0, 3, 1, 2).float()
-            targets = self.targets[chosen]
-            images = self._augment(images, self.augmentation) if self.augmentation else self._resize(images)
-            images = (images - self.mean) / self.std
-            if self.erasing is not None:
-                images = self.erasing(images)
-            if self.mix is not None:
-                self.mix.mixup_enabled = self.mixup_enabled  # without, it still makes of labels what the loss takes
-                images, targets = self.mix(images, targets)
+            with torch.cuda.stream(stream):
+                images, targets = self._batch(order[start : start + size])
+            if stream is not None:
+                using = torch.cuda.current_stream(order.device)
+                using.wait_stream(stream)
+                images.record_stream(using)
+                targets.record_stream(using)
             yield images, targets
+
+    def _batch(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        images = self.pixels[chosen].permute(0, 3, 1, 2).float()
+        targets = self.targets[chosen]
+        images = self._augment(images, self.augmentation) if self.augmentation else self._resize(images)
+        if self.auto_augment is not None:
+            images = self.auto_augment(images.round().byte()).float()
+        images = (images - self.mean) / self.std
+        if self.erasing is not None:
+            images = self.erasing(images)
+        if self.mix is not None:
+            self.mix.mixup_enabled = self.mixup_enabled  # without, it still makes of labels what the loss takes
+            images, targets = self.mix(images, targets)
+        return images, targets
 
     def _augment(self, images: Tensor, how: AugmentationConfig) -> Tensor:
         batch, _, height, width = images.shape
