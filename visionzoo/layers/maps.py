@@ -28,6 +28,8 @@ class MapLayer(nn.Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let torch.fx see each such layer as one node: shapes steer them (padding, regions)."""
         super().__init_subclass__(**kwargs)
+        own = signature(cls.__init__)  # Python 3.10 would show that of __new__ where __init__ is inherited
+        cls.__signature__ = own.replace(parameters=list(own.parameters.values())[1:])  # type: ignore[attr-defined]
         if "forward" in vars(cls):
             cls.forward = one_node(cls.forward)  # type: ignore[method-assign]
 
