@@ -83,5 +83,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 def type_text(hint: Any) -> str:
     """Return a type as code writes it."""
+    if get_origin(hint) in (Union, UnionType):  # Python 3.10 adds Optional where a default is None
+        return " | ".join("None" if each is NoneType else type_text(each) for each in get_args(hint))
     text = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
     return text.replace("collections.abc.", "").replace("typing.", "")
