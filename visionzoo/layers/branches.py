@@ -15,7 +15,7 @@ from visionzoo.layers.nhwc import on_nhwc
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.padding import pad_to_multiple
 from visionzoo.layers.tokens import Tokens, map_size
-from visionzoo.layers.tracing import one_node
+from visionzoo.layers.tracing import one_node, replaced
 
 _Norm = partial(LayerNorm, eps=1e-6)
 
@@ -94,7 +94,7 @@ class ClassTokenFusion(nn.Module):
         q = self.q(x[:, :1]).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         k, v = self.kv(x).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # [B, G, 1 + N, D]
         token = token + self.drop_path(self.proj(attend(q, k, v).transpose(1, 2).flatten(2)))
-        return own._replace(x=torch.cat([self.leave(token), own.x[:, 1:]], 1))
+        return replaced(own, x=torch.cat([self.leave(token), own.x[:, 1:]], 1))
 
 
 class MultiScaleBlock(nn.Module):

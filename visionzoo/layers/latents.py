@@ -19,6 +19,7 @@ from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.outputs import recomputed
 from visionzoo.layers.pooling import pool_cells
 from visionzoo.layers.tokens import TokenBlock, Tokens
+from visionzoo.layers.tracing import replaced
 
 CELLS = 7  # rows and columns to which a map is pooled before latents look at it
 
@@ -83,7 +84,7 @@ class LatentReader(nn.Module):
     def forward(self, x: Tensor, latents: Tokens) -> Tokens:
         """Map [B, H, W, C] and latents of C channels to latents."""
         cells = pool_cells(self.dwc(x, residual=x), (CELLS, CELLS)).flatten(1, 2)
-        latents = latents._replace(x=self.cross(latents.x, cells))
+        latents = replaced(latents, x=self.cross(latents.x, cells))
         for block in self.blocks:
             latents = recomputed(block, latents) if self.grad_checkpointing and self.training else block(latents)
         return latents

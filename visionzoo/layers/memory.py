@@ -7,6 +7,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from visionzoo.layers.tokens import Tokens
+from visionzoo.layers.tracing import replaced
 
 
 class Memory(nn.Module):
@@ -32,7 +33,7 @@ class Memory(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tokens:
         """Let the reader begin."""
-        return tokens._replace(reader=self.token.to(tokens.x.dtype).repeat(tokens.x.shape[0], 1, 1))
+        return replaced(tokens, reader=self.token.to(tokens.x.dtype).repeat(tokens.x.shape[0], 1, 1))
 
     def normalized(self, tokens: Tokens, norm: nn.Module) -> Tensor:
         """Return the reader [B, 1, C] after its norm, or after the model's."""

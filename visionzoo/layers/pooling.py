@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from visionzoo.layers.tracing import one_node
+
 
 def cells(length: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cut `length` places into `count` cells, which may overlap by one: first place and end of each, [count].
@@ -15,6 +17,7 @@ def cells(length: int, count: int, device: torch.device) -> tuple[Tensor, Tensor
     return index * length // count, ((index + 1) * length + count - 1) // count
 
 
+@one_node
 def pool_cells(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Mean of each cell of a [B, H, W, C] map, for (h, w) = `size` cells: [B, h, w, C].
 

@@ -12,6 +12,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from visionzoo.layers.attention import attend
+from visionzoo.layers.tracing import one_node
 
 
 class SymbolicAttention(nn.Module):
@@ -165,6 +166,7 @@ class RelativeSymbols(nn.Module):
         self.table = nn.Parameter(torch.empty(2 * max_distance + 1, dim))
         trunc_normal_(self.table, std=0.02)
 
+    @one_node
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, C] to [2·N - 1, C]."""
         distances = torch.arange(1 - x.shape[1], x.shape[1], device=x.device)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from visionzoo.layers.block import Block
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.position import places_of, resize_table
-from visionzoo.layers.tracing import one_node
+from visionzoo.layers.tracing import one_node, replaced
 
 
 class Tokens(NamedTuple):
@@ -47,7 +47,7 @@ class Tokens(NamedTuple):
         x = x.flatten(1, 2)
         if self.source is not None:
             x = take_up(x, self.source, self.x.shape[1] - self.prefix)
-        return self._replace(x=torch.cat([self.x[:, : self.prefix], x], dim=1) if self.prefix else x)
+        return replaced(self, x=torch.cat([self.x[:, : self.prefix], x], dim=1) if self.prefix else x)
 
 
 def tokens_at(x: Tensor, at: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ def _beside(mixer: Any, tokens: Tokens) -> dict[str, Any]:
     """Return what a mixer takes beside the tokens."""
     beside: dict[str, Any] = {"map_size": tokens.size} if mixer.needs_map_size or mixer.needs_places else {}
     if mixer.needs_places:
-        beside |= {"prefix": tokens.prefix, "source": tokens.source}
+        beside = {**beside, "prefix": tokens.prefix, "source": tokens.source}
     if mixer.takes_dropped_tokens:
         beside["keep"] = _with_prefix(tokens.keep, tokens.prefix)
     return beside
@@ -166,21 +166,21 @@ class TokenBlock(Block):
         """Take the tokens through the block; without a reducer their number stays."""
         if self.reducer is not None:
             x, source, keep = self.reducer(tokens.x, tokens.source, tokens.keep, tokens.scores, tokens.prefix)
-            tokens = tokens._replace(x=x, source=source, keep=keep, scores=None)
+            tokens = replaced(tokens, x=x, source=source, keep=keep, scores=None)
         if self.cpe1 is not None:
             tokens = tokens.with_map(self.cpe1(x := tokens.map(), residual=x))
         seen = None
         if self.mixer is not None:
-            normalized = tokens._replace(x=self.norm1(tokens.x))
+            normalized = replaced(tokens, x=self.norm1(tokens.x))
             if tokens.reader is not None and self.memory is not None:
-                tokens = tokens._replace(reader=self.read(tokens.reader, normalized))
+                tokens = replaced(tokens, reader=self.read(tokens.reader, normalized))
             if self.score in Mixer.SCORE_KINDS:
                 mixed, scores = mix_and_score(self.mixer, normalized, self.score)
-                tokens = tokens._replace(scores=scores)
+                tokens = replaced(tokens, scores=scores)
             else:
                 mixed = mix_tokens(self.mixer, normalized, tokens)
             x, seen = self.join_tokens(tokens.x, mixed)
-            tokens = tokens._replace(x=x)
+            tokens = replaced(tokens, x=x)
         if self.cpe2 is not None:
             tokens = tokens.with_map(self.cpe2(x := tokens.map(), residual=x))
         return self.mix_channels(tokens, seen)
@@ -188,12 +188,12 @@ class TokenBlock(Block):
     def mix_channels(self, tokens: Tokens, seen: Tensor | None = None) -> Tokens:  # type: ignore[override]
         """Add the MLP's branch to the tokens; it sees `norm2` of them, or `seen` [B, P + N, C] in its place."""
         before = tokens.x
-        branch = tokens._replace(x=self.mlp(self.norm2(before) if seen is None else seen))
+        branch = replaced(tokens, x=self.mlp(self.norm2(before) if seen is None else seen))
         if not isinstance(self.branch_gate, nn.Identity):
             branch = branch.with_map(self.branch_gate(branch.map()))
-        tokens = tokens._replace(x=self.join_channels(before, branch.x))
+        tokens = replaced(tokens, x=self.join_channels(before, branch.x))
         if self.score == "shift":
-            tokens = tokens._replace(scores=_length((tokens.x - before)[:, tokens.prefix :]))
+            tokens = replaced(tokens, scores=_length((tokens.x - before)[:, tokens.prefix :]))
         return tokens if isinstance(self.peg, nn.Identity) else tokens.with_map(self.peg(tokens.map()))
 
     def join_channels(self, x: Tensor, branch: Tensor) -> Tensor:
@@ -275,7 +275,7 @@ class PrefixTokens(nn.Module):
         """Put the prefix tokens before those that are there."""
         own = [getattr(self, name).expand(tokens.x.shape[0], -1, -1) for name in self.names]
         x = torch.cat([*(t.to(tokens.x.dtype) for t in own), tokens.x], 1)
-        return tokens._replace(x=x, prefix=self.count)
+        return replaced(tokens, x=x, prefix=self.count)
 
 
 class TokenPositions(nn.Module):
@@ -303,7 +303,7 @@ class TokenPositions(nn.Module):
         table = self.resized(tokens.size).to(tokens.x.dtype)
         if missing := tokens.prefix - self.prefix:
             table = F.pad(table, (0, 0, missing, 0))
-        return tokens._replace(x=tokens.x + table)
+        return replaced(tokens, x=tokens.x + table)
 
     def resized(self, size: tuple[int, int]) -> Tensor:
         """Return the table [1, P + H·W, C] for a map of this size."""

@@ -10,6 +10,7 @@ from torch import nn
 from torch.fx import Proxy
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T", bound=tuple[Any, ...])
 
 
 def is_traced(*values: Any) -> bool:
@@ -31,6 +32,12 @@ def one_node(function: F) -> F:
         return proxy.tracer.create_proxy("call_function", traced, args, kwargs)
 
     return traced  # type: ignore[return-value]
+
+
+def replaced(fields: T, **changes: Any) -> T:
+    """Return a named tuple with other values in some fields: torch.compile of torch 2.7 does not trace `_replace`."""
+    names: Any = type(fields)._fields  # type: ignore[attr-defined]
+    return type(fields)(**{**dict(zip(names, fields, strict=True)), **changes})
 
 
 def _first_proxy(values: Iterable[Any]) -> Proxy | None:

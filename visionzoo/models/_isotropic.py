@@ -29,6 +29,7 @@ from visionzoo.layers.tokens import (
     mean_token,
     put_back,
 )
+from visionzoo.layers.tracing import replaced
 from visionzoo.models._contract import Contract, HeadOptions, drop_path_rates
 
 _logger = logging.getLogger(__name__)
@@ -184,7 +185,7 @@ class Isotropic(Contract):
             tokens = self.prefix(tokens)
         if hasattr(self, "positions"):
             tokens = self.positions(tokens)
-        tokens = tokens._replace(x=self.pos_drop(tokens.x))
+        tokens = replaced(tokens, x=self.pos_drop(tokens.x))
         return tokens if self.memory is None else self.memory(tokens)
 
     def advance(self, i: int, state: Any) -> Any:
@@ -203,8 +204,8 @@ class Isotropic(Contract):
         x, prefix = tokens.x, tokens.prefix
         zeros = x.new_zeros(1, 1, 1).expand(x.shape[0], self.test_registers, x.shape[2])
         x = torch.cat([x[:, :prefix], zeros, x[:, prefix:]], 1)
-        tokens = tokens._replace(x=x, prefix=prefix + self.test_registers)
-        return tokens if isinstance(state, Tokens) else state._replace(tokens=tokens)
+        tokens = replaced(tokens, x=x, prefix=prefix + self.test_registers)
+        return tokens if isinstance(state, Tokens) else replaced(state, tokens=tokens)
 
     def read(self, i: int, state: Any, norm: bool = False) -> tuple[Tensor, Tensor | None]:
         """Return the map and the prefix tokens, normalized on request."""

@@ -25,6 +25,7 @@ from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.outputs import recomputed
 from visionzoo.layers.stem import ConvNormStem, Stem
 from visionzoo.layers.tokens import PrefixTokens, TokenBlock, TokenPositions, Tokens
+from visionzoo.layers.tracing import replaced
 from visionzoo.models._contract import Contract, drop_path_rates
 from visionzoo.models._isotropic import Isotropic, has_place_for_prefix_tokens, takes_prefix_tokens
 from visionzoo.models._registry import Published, Variant, register_family
@@ -176,7 +177,7 @@ class CrossViT(Contract):
     def begin(self, image: Tensor) -> Any:
         """Image [B, in_chans, H, W] to the tokens of both branches before the first block."""
         maps = zip(self.stem(image), self.prefix, self.positions, strict=True)
-        return tuple(positions(prefix(Tokens.of(x.permute(0, 2, 3, 1)))) for x, prefix, positions in maps)
+        return tuple([positions(prefix(Tokens.of(x.permute(0, 2, 3, 1)))) for x, prefix, positions in maps])
 
     def advance(self, i: int, state: Any) -> Any:
         """Take the tokens of both branches through multi-scale block i."""
@@ -196,7 +197,7 @@ class CrossViT(Contract):
 
     def _normalize(self, branch: int, tokens: Tokens) -> Tokens:
         norm = self.norm[branch] if isinstance(self.norm, nn.ModuleList) else self.norm
-        return tokens._replace(x=norm(tokens.x))
+        return replaced(tokens, x=norm(tokens.x))
 
     def get_classifier(self) -> Any:
         """Return the last linear layer of each branch, or the module that replaced the head."""

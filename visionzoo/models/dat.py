@@ -24,6 +24,7 @@ from visionzoo.layers.specs import build_spec
 from visionzoo.layers.stem import NormedPatchStem
 from visionzoo.layers.symbols import SYMBOLS
 from visionzoo.layers.tokens import TokenBlock, Tokens
+from visionzoo.layers.tracing import replaced
 from visionzoo.models._isotropic import Isotropic, build_blocks
 from visionzoo.models._registry import Variant, register_family
 
@@ -50,7 +51,7 @@ class DualAttentionBlock(TokenBlock):
         if symbols is None or self.mixer is None:
             return super().forward(tokens)
         mixed = self.mixer(self.norm1(tokens.x).unsqueeze(1), symbols=symbols).squeeze(1)
-        return self.mix_channels(tokens._replace(x=self._add(tokens.x, mixed, self.ls1)))
+        return self.mix_channels(replaced(tokens, x=self._add(tokens.x, mixed, self.ls1)))
 
 
 class DualAttentionTransformer(Isotropic):

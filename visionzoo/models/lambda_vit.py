@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.tokens import TokenBlock, Tokens
+from visionzoo.layers.tracing import replaced
 from visionzoo.models._isotropic import VIT_KEYS, Isotropic, build_blocks
 from visionzoo.models._registry import Published, Variant, register_family
 
@@ -50,10 +51,10 @@ class DoublingBlock(TokenBlock):
     def mix_channels(self, tokens: Tokens, seen: Tensor | None = None) -> Tokens:  # type: ignore[override]
         """Add the MLP's branch to the doubled tokens."""
         if self.mixer is None:
-            tokens = tokens._replace(x=2 * tokens.x)
+            tokens = replaced(tokens, x=2 * tokens.x)
             if tokens.reader is not None:
                 reader = 2 * tokens.reader
-                tokens = tokens._replace(reader=self.join_channels(reader, self.mlp(self.norm2(reader))))
+                tokens = replaced(tokens, reader=self.join_channels(reader, self.mlp(self.norm2(reader))))
         return super().mix_channels(tokens, seen)
 
 

@@ -25,6 +25,7 @@ from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.position import PositionTable
 from visionzoo.layers.stem import Stem
 from visionzoo.layers.tokens import PrefixTokens, TokenBlock, TokenPositions, Tokens
+from visionzoo.layers.tracing import replaced
 from visionzoo.models._pyramid import Pyramid, Stage, build_stages
 from visionzoo.models._registry import Published, Variant, register_family
 
@@ -174,7 +175,7 @@ class PyramidVisionTransformer(Pyramid):
         """Return the map, and the class token of the last stage."""
         if not isinstance(state, Tokens):
             return super().read(i, state, norm)
-        tokens = state._replace(x=self.norm(state.x)) if norm else state
+        tokens = replaced(state, x=self.norm(state.x)) if norm else state
         return tokens.map(), tokens.x[:, :1]
 
     def finish(self, state: Any) -> Any:

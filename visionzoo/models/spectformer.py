@@ -37,6 +37,7 @@ from visionzoo.layers.mlp import ConvMlp
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.stem import Stem
 from visionzoo.layers.tokens import TokenBlock, Tokens, map_size, mix_tokens
+from visionzoo.layers.tracing import replaced
 from visionzoo.models._isotropic import VIT_KEYS, Isotropic, build_blocks
 from visionzoo.models._pyramid import Pyramid, build_stages
 from visionzoo.models._registry import Published, Variant, register_family
@@ -160,7 +161,7 @@ class SpectralBlock(TokenBlock):
         """Take the tokens through the block; their number and size stay."""
         if self.mixer is None:
             return self.mix_channels(tokens)
-        normalized = tokens._replace(x=self.norm1(tokens.x))
+        normalized = replaced(tokens, x=self.norm1(tokens.x))
         return self.mix_channels(tokens, self.norm2(mix_tokens(self.mixer, normalized)))
 
 

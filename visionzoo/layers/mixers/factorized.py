@@ -128,7 +128,7 @@ def _windows(x: Tensor, size: int, step: int) -> Tensor:
         length = x.shape[axis]
         count = (length + span - 1) // span
         places = span * torch.arange(count, device=x.device)[:, None] + step * torch.arange(size, device=x.device)
-        period: Any = torch.sym_max(1, 2 * (length - 1))
+        period: Any = max(1, 2 * (length - 1)) if isinstance(length, int) else torch.sym_max(1, 2 * (length - 1))
         back: Tensor = places.flatten() % period
         x = x.index_select(axis, torch.minimum(back, period - back)).unflatten(axis, (-1, size))
     return x

@@ -130,7 +130,7 @@ class NystromMixer(Mixer):
 
 def _stretches(length: int, count: int, like: Tensor) -> Tensor:
     """Weights [L, N] of the means of `count` stretches of N tokens, at most as many; the later ones may be longer."""
-    made: Any = torch.sym_min(count, length)
+    made: Any = min(count, length) if isinstance(length, int) else torch.sym_min(count, length)
     place, stretch = torch.arange(length, device=like.device), torch.arange(made, device=like.device)[:, None]
     short = length // made
     shorter = made - length % made  # this many stretches are short

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from visionzoo.kernels.precision import without_autocast
 from visionzoo.layers.mixers.base import Mixer
+from visionzoo.layers.tracing import replaced
 
 
 class Seen(NamedTuple):
@@ -155,11 +156,11 @@ class PatternMixer(Mixer):
 
     def _row(self, q: Tensor, k: Tensor, v: Tensor) -> Seen:
         at = torch.arange(k.shape[2], device=q.device)[:, None, None], torch.arange(k.shape[3], device=q.device)
-        return _along_rows(q, k, v)._replace(rows=at[0], columns=at[1])
+        return replaced(_along_rows(q, k, v), rows=at[0], columns=at[1])
 
     def _column(self, q: Tensor, k: Tensor, v: Tensor) -> Seen:
         at = torch.arange(k.shape[2], device=q.device), torch.arange(k.shape[3], device=q.device)[:, None]
-        return _turned(_along_rows(*_turn(q, k, v)))._replace(rows=at[0], columns=at[1])
+        return replaced(_turned(_along_rows(*_turn(q, k, v))), rows=at[0], columns=at[1])
 
     def _band(self, q: Tensor, k: Tensor, v: Tensor) -> Seen:
         height, width = k.shape[2:4]
@@ -169,7 +170,7 @@ class PatternMixer(Mixer):
         )
         rows, columns = torch.arange(height, device=q.device), torch.arange(width, device=q.device)
         rows = rows[:, None, None] + torch.arange(-1, 2, device=q.device).repeat_interleave(width)
-        return _along_rows(q, k, v)._replace(rows=rows, columns=columns.repeat(3))
+        return replaced(_along_rows(q, k, v), rows=rows, columns=columns.repeat(3))
 
     def _last_columns(self, q: Tensor, k: Tensor, v: Tensor) -> Seen:
         height, width = k.shape[2:4]
@@ -177,7 +178,7 @@ class PatternMixer(Mixer):
         columns = columns[-self.summary_columns :]
         k, v = (t[:, :, :, -self.summary_columns :].flatten(2, 3) for t in (k, v))
         rows = rows.repeat_interleave(len(columns))
-        return _for_all(q, k, v)._replace(rows=rows, columns=columns.repeat(height))
+        return replaced(_for_all(q, k, v), rows=rows, columns=columns.repeat(height))
 
     def _disc(self, q: Tensor, k: Tensor, v: Tensor) -> Seen:
         # Offset by offset: windows of keys at once would hold as many maps as there are offsets.

@@ -159,7 +159,9 @@ class BestTokens(Reducer):
         count = share_of(places if self.of_map else tokens, self.keep_rate)
         if not self.of_map:
             return count
-        return tokens.clamp(max=count) if isinstance(tokens, Tensor) else torch.sym_min(tokens, count)
+        if isinstance(tokens, Tensor):
+            return tokens.clamp(max=count)
+        return min(tokens, count) if isinstance(tokens, int) else torch.sym_min(tokens, count)
 
 
 def share_of(tokens: Any, rate: float) -> Any:
