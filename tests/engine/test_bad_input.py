@@ -264,6 +264,10 @@ OTHERS = [
     ("predict", "file.txt --checkpoint o/good/last.pth.tar", "cannot use the image file.txt"),
     ("predict", "d/train --checkpoint o/good/last.pth.tar --class-names other.txt", "has 3 classes, other.txt names 2"),
     ("predict", "d/train --checkpoint o/good/last.pth.tar --output file.txt", "cannot make the folder file.txt"),
+    *(
+        (tool, f"{more} --checkpoint vit.pth --pretrained", "--pretrained together with --checkpoint; give one")
+        for tool, more in (("eval", "--data-dir d"), ("predict", "d/train"), ("view", "d --save v"), ("export", ""))
+    ),
     ("eval", "--model test_vit --pretrained --no-ema", "--no-ema chooses among the weights of a --checkpoint"),
     ("eval", "--checkpoint vit.pth --data-dir d --calibration-share 0.3", "--calibration-share is of --exits; give"),
     ("eval", "--checkpoint good.pth --data-dir d --torchcompile-mode default", "is of --torchcompile, which is not"),

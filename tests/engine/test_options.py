@@ -213,6 +213,11 @@ def test_flags_that_wait_for_another_are_said():
         ("--sched=none --warmup-epochs=3", ["--warmup-epochs (under --sched none)"]),
         ("--lr=0.2 --lr-base=0.3", ["--lr-base (under --lr 0.2)"]),
         ("--lr-base=0.3 --lr-base-size=64 --lr-base-scale=sqrt", []),
+        ("--pretrained --initial-checkpoint=x", ["--pretrained (beside --initial-checkpoint)"]),
+        ("--pretrained-path=y --initial-checkpoint=x", ["--pretrained-path (beside --initial-checkpoint)"]),
+        ("--scale 0.5 1 --hflip=0.2 --crop-padding=4", ["--scale (beside --crop-padding)"]),
+        ("--aa=original --hflip=0 --mixup=0.2 --no-aug", ["--aa (beside --no-aug)"]),  # no flips there anyway
+        ("--pretrained --scale 0.5 1 --aa=original --initial-checkpoint=", []),
     ],
 )
 def test_flags_that_the_optimizer_and_the_schedule_do_not_read_are_said(flags, idle):

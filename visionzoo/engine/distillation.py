@@ -139,7 +139,7 @@ def _make_teacher(config: TrainConfig, channels: int) -> Trained:
     name, checkpoint = config.distillation.kd_model_name, config.distillation.kd_checkpoint
     asked = ModelConfig(
         model=name,
-        pretrained=True,
+        pretrained=not checkpoint,
         in_chans=None if checkpoint else channels,
         non_commercial=config.model.non_commercial,
     )

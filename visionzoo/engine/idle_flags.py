@@ -36,6 +36,24 @@ OF: dict[tuple[str, ...], tuple[str, ...]] = {  # flags, one of which must be on
     ),
     ("log_wandb",): ("wandb_project", "wandb_tags", "wandb_resume_id"),
 }
+BESIDE: dict[str, tuple[str, ...]] = {  # a flag -> those that it leaves nothing to do
+    "initial_checkpoint": ("pretrained", "pretrained_path"),
+    "crop_padding": ("scale", "ratio"),
+    "no_aug": (
+        "train_crop_mode",
+        "scale",
+        "ratio",
+        "hflip",
+        "vflip",
+        "color_jitter",
+        "color_jitter_prob",
+        "grayscale_prob",
+        "gaussian_blur_prob",
+        "aa",
+        "reprob",
+        "train_interpolation",
+    ),
+}
 
 
 def idle_flags(config: TrainConfig) -> str:
@@ -51,6 +69,8 @@ def idle_flags(config: TrainConfig) -> str:
             read[0], config, changed(config, **{name: _other(given[name], usual[name])})
         ):
             idle[name] = f"under {_dashed(read[1])} {given[read[1]]}"
+        elif given[name] and (others := [other for other in BESIDE if name in BESIDE[other] and given[other]]):
+            idle[name] = f"beside {_dashed(others[0])}"  # a value of 0 turns off what is off then, and is no mistake
     return f"without effect: {', '.join(f'{_dashed(name)} ({why})' for name, why in idle.items())}" if idle else ""
 
 

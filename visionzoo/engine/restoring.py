@@ -100,7 +100,7 @@ def restore(
             too; it returns the tensors and those that the other form lacks.
 
     Raises:
-        UserError: no model is given, or the weights do not fit it or are no numbers.
+        UserError: no model is given, or two sources of weights; or the weights do not fit it or are no numbers.
     """
     if not weights.checkpoint:
         if weights.no_ema:
@@ -121,6 +121,8 @@ def restore(
         found = Recorded(images=own["reading"], class_names=own["class_names"])
         return _trained(config.name, reading, model, data_config(config, input, model), found)
     path = weights.checkpoint
+    if config.pretrained:
+        raise UserError("--pretrained together with --checkpoint; give one")
     state = read_checkpoint(path)
     _refuse_dense(state, path)
     found = recorded_beside(path) or read_recorded(state, path)
