@@ -10,7 +10,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from engine.helpers import assert_same, learned, run_tool, write_splits
+from engine.helpers import assert_same, count_reads, learned, run_tool, write_splits
 from PIL import Image
 from torch.nn import functional as F
 
@@ -274,7 +274,9 @@ def test_a_budgets_network_is_exported_with_an_output_for_each_task(trained, sce
 
 def test_the_whole_network_is_exported_without_data(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "write_files", lambda *written: [written])
+    reads = count_reads(monkeypatch)
     (written,) = export_model(export_parser().parse(["--checkpoint", str(trained[1]), "--output", str(tmp_path)]))
+    assert reads == [str(trained[1])]
     network, images = restoring.restore_tasks(str(trained[1])).network, torch.randn(2, 3, 32, 32)
     assert all(torch.equal(own, its) for own, its in zip(network(images)[:2], written[0](images), strict=True))
     assert written[1] == tmp_path / "zoo_pvtv2_b0-tasks" and set(written[3]["widths"].values()) == {1}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.models import safe_model_name
@@ -31,8 +33,9 @@ def export_model(config: ExportConfig) -> list[Exported]:
     """
     check_flags(config.files, torchcompile=config.model.torchcompile or config.model.torchcompile_mode)
     path = config.source.weights.checkpoint
-    if path and command_of(recorded_args(read_checkpoint(path))) == "multi-task":
-        return export_tasks(config)
+    state = read_checkpoint(path) if path else {}
+    if command_of(recorded_args(state)) == "multi-task":
+        return export_tasks(config, state)
     if flags := given_flags(config.tasks):
         raise UserError(
             f"{flags[0]} is for checkpoints of `visionzoo multi-task`; give one by --checkpoint, or leave it out"
@@ -40,7 +43,8 @@ def export_model(config: ExportConfig) -> list[Exported]:
     if flags := given_flags(config.sweep):
         raise UserError(f"{flags[0]} is of the table that --all makes; give --all, or leave it out")
     device = start_process(config.files.device).device
-    trained = _build(config)
+    trained = _build(config, state)
+    del state  # with its averages and the optimizer's, which are larger than the model
     model = trained.model.to(device).eval()
     if config.model.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -75,7 +79,7 @@ def _channels(trained: Trained) -> str:
         return count_of(trained.data_config["input_size"][0], "channel")
 
 
-def _build(config: ExportConfig) -> Trained:
+def _build(config: ExportConfig, state: Mapping[str, Any]) -> Trained:
     if not config.source.random_weights:
         if config.model.model and not (config.source.weights.checkpoint or config.model.pretrained):
             check_name(config.model.model)
@@ -83,7 +87,7 @@ def _build(config: ExportConfig) -> Trained:
                 f"{config.model.model} has no weights: give --checkpoint or --pretrained, or --random-weights to "
                 "measure speed"
             )
-        return restore(config.model, config.input, config.source.weights, settings(config.source))
+        return restore(config.model, config.input, config.source.weights, settings(config.source), state=state)
     if config.source.weights.checkpoint or config.model.pretrained:
         raise UserError("--random-weights together with --checkpoint or --pretrained; give one")
     model = build_model(config.model, config.input)

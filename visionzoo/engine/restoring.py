@@ -84,6 +84,7 @@ def restore(
     reading: Mapping[str, Any] = MappingProxyType({}),
     *,
     complete: Callable[[nn.Module, dict[str, Tensor]], Mapping[str, Tensor]] | None = None,
+    state: Mapping[str, Any] | None = None,
 ) -> Trained:
     """Build the model of a checkpoint, or the one that is named where there is none; flags win over what is recorded.
 
@@ -98,6 +99,7 @@ def restore(
         reading: flags of the command, those of `READING` among them.
         complete: with it the checkpoint may be of another form of the model, for which the rest of the record holds
             too; it returns the tensors and those that the other form lacks.
+        state: what the checkpoint holds, where it is read already.
 
     Raises:
         UserError: no model is given, or two sources of weights; or the weights do not fit it or are no numbers.
@@ -123,7 +125,7 @@ def restore(
     path = weights.checkpoint
     if config.pretrained:
         raise UserError("--pretrained together with --checkpoint; give one")
-    state = read_checkpoint(path)
+    state = read_checkpoint(path) if state is None else state
     _refuse_dense(state, path)
     found = recorded_beside(path) or read_recorded(state, path)
     if complete and config.model and "model" in found.model:
@@ -138,7 +140,8 @@ def restore(
         if classes in (None, model.num_classes):
             raise
         print(f"{path}: its classifier has {count_of(classes, 'row')}, so the model gets {count_of(classes, 'class')}")
-        return restore(replace(config, num_classes=classes), input, weights, reading, complete=complete)
+        config = replace(config, num_classes=classes)
+        return restore(config, input, weights, reading, complete=complete, state=state)
     recorded = dict(found.data_config)
     if input.img_size or input.input_size:
         recorded.pop("input_size", None)
