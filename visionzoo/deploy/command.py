@@ -16,11 +16,11 @@ from visionzoo.deploy.tasks import export_tasks
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.exits import model_of_exit
-from visionzoo.engine.models import build_model, check_name, data_config
+from visionzoo.engine.models import check_name
 from visionzoo.engine.options import given_flags, settings
 from visionzoo.engine.parallel import start_process
 from visionzoo.engine.recorded import command_of, recorded_args
-from visionzoo.engine.restoring import Trained, restore
+from visionzoo.engine.restoring import Trained, restore, untrained
 from visionzoo.quantization import calibrate, is_quantized
 from visionzoo.text import count_of
 
@@ -58,7 +58,7 @@ def export_model(config: ExportConfig) -> list[Exported]:
         "task": "classification",
         "preprocessing": {
             **{key: trained.data_config[key] for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")},
-            "channels": _channels(trained),
+            "channels": _channels(trained, config.source.input_img_mode),
             "upright": trained.upright,
             "range": "divide pixels by 255, subtract mean, divide by std",
         },
@@ -71,11 +71,17 @@ def export_model(config: ExportConfig) -> list[Exported]:
     return write_files(model, Path(config.files.output) / name, shape, description, config.files)
 
 
-def _channels(trained: Trained) -> str:
-    """Return PIL's mode of the images; their number where no mode has as many."""
+def _channels(trained: Trained, given: str | None) -> str:
+    """Return PIL's mode of the images; their number where none is given and no mode has as many.
+
+    Raises:
+        UserError: the mode that is given is none, or has not as many.
+    """
     try:
         return trained.mode
     except UserError:
+        if given:
+            raise
         return count_of(trained.data_config["input_size"][0], "channel")
 
 
@@ -88,10 +94,7 @@ def _build(config: ExportConfig, state: Mapping[str, Any]) -> Trained:
                 "measure speed"
             )
         return restore(config.model, config.input, config.source.weights, settings(config.source), state=state)
-    if config.source.weights.checkpoint or config.model.pretrained:
-        raise UserError("--random-weights together with --checkpoint or --pretrained; give one")
-    model = build_model(config.model, config.input)
-    prepared = data_config(config.model, config.input, model)
-    if is_quantized(model):
-        calibrate(model, torch.randn(2, *prepared["input_size"]))
-    return Trained(model, prepared)
+    trained = untrained(config.model, config.input, config.source.weights, settings(config.source))
+    if is_quantized(trained.model):
+        calibrate(trained.model, torch.randn(2, *trained.data_config["input_size"]))
+    return trained

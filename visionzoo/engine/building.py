@@ -138,6 +138,8 @@ def assemble_run(config: TrainConfig, process: Process, parts: Parts, notes: Not
     scheduler, num_epochs = make_scheduler(
         config.schedule, optimizer, updates(len(parts.loader), config), seed=config.device.seed
     )
+    if (start := config.run.start_epoch) is not None and start >= num_epochs:
+        raise UserError(f"--start-epoch {start}: the run ends before, after {count_of(num_epochs, 'epoch')}")
     if parts.freezing and (late := max(parts.freezing.counts)) >= num_epochs:
         raise UserError(
             f"--freeze-layers {late}={parts.freezing.counts[late]}: the run ends before, after "

@@ -88,7 +88,13 @@ def open_split(
     name = data.dataset
     mode = image_mode(channels, data.input_img_mode)
     if name.startswith("visionzoo/"):
-        name, root = "", _embedded(name)
+        given, root = root, _embedded(name)
+        if given:
+            raise UserError(
+                f"--dataset {name} comes with visionzoo, and the images in {given} would not be read; leave --data-dir "
+                "out, or give --dataset ''"
+            )
+        name = ""
     name = "" if name.lower() in FOLDERS else name
     prefix, _, rest = name.partition("/")
     if name and not (prefix in READERS and rest):

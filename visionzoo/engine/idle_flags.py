@@ -11,6 +11,7 @@ from torch import nn
 from torchvision.transforms import Normalize
 
 from visionzoo.engine.data import transform_settings
+from visionzoo.engine.distillation import kind_of_distillation
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.flags import AugmentationConfig, ScheduleConfig, TrainConfig
 from visionzoo.engine.optimization import learning_rate, make_optimizer, make_scheduler
@@ -40,8 +41,10 @@ OF: dict[tuple[str, ...], tuple[str, ...]] = {  # flags, one of which must be on
         "task_loss_weight",
         "distill_loss_weight",
     ),
+    ("resume",): ("no_resume_opt",),
     ("log_wandb",): ("wandb_project", "wandb_tags", "wandb_resume_id"),
 }
+STREAMS = ("hfids/", "tfds/", "wds/")  # data sets of timm's that are read from front to back
 UPDATES = 2  # an epoch, at which learning rates are compared
 
 
@@ -54,7 +57,7 @@ def idle_flags(config: TrainConfig) -> str:
         if off := next((owners for owners in waiting if all(given[owner] == usual[owner] for owner in owners)), ()):
             idle[name] = f"without {' or '.join(map(_dashed, off))}"
         elif given[name] and (decider := _decider(config, name, usual)):  # 0 turns off what is off then: no mistake
-            idle[name] = f"under {_dashed(decider)}" + ("" if given[decider] is True else f" {given[decider]}")
+            idle[name] = f"under {_dashed(decider)}{_shown(given[decider])}"
     return f"without effect: {', '.join(f'{_dashed(name)} ({why})' for name, why in idle.items())}" if idle else ""
 
 
@@ -129,6 +132,25 @@ def _transform(config: TrainConfig) -> Any:
     return taken, pickle.dumps([step for step in transform.transforms[own:] if not isinstance(step, Normalize)])
 
 
+def _taught(config: TrainConfig) -> Any:
+    return kind_of_distillation(config.distillation)
+
+
+def _streamed(config: TrainConfig) -> Any:
+    parts = config.splits
+    is_stream = config.data.dataset.startswith(STREAMS)
+    return is_stream and (parts.train_num_samples, parts.val_num_samples, parts.epoch_repeats)
+
+
+def _validated(config: TrainConfig) -> Any:
+    parts = config.splits
+    return parts.val_split and (parts.val_data_dir, parts.eval_metric, config.fit.validation_batch_size)
+
+
+def _size(config: TrainConfig) -> Any:
+    return config.input.input_size or config.input.img_size
+
+
 def _weights(config: TrainConfig) -> Any:
     return config.fit.initial_checkpoint or (config.fit.pretrained_path, config.model.pretrained)
 
@@ -152,8 +174,27 @@ _READ: dict[str, tuple[tuple[Callable[[TrainConfig], Any], str], ...]] = {
     **dict.fromkeys(_SCHEDULE, ((_schedule, "sched"), (_rates, "epochs"), (_rates, "warmup_epochs"))),
     **dict.fromkeys(_BASE, ((_base_rate, "lr"),)),
     **dict.fromkeys(_TRANSFORM, tuple((_transform, name) for name in ("no_aug", "crop_padding", "aa", "color_jitter"))),
+    **dict.fromkeys(
+        (
+            "kd_temperature",
+            "kd_token_distill_type",
+            "kd_feature_weight",
+            "kd_student_feature_dim",
+            "kd_teacher_feature_dim",
+        ),
+        ((_taught, "kd_distill_type"),),
+    ),
+    **dict.fromkeys(("train_num_samples", "val_num_samples", "epoch_repeats"), ((_streamed, "dataset"),)),
+    **dict.fromkeys(("val_data_dir", "eval_metric", "validation_batch_size"), ((_validated, "val_split"),)),
+    "img_size": ((_size, "input_size"),),
     **dict.fromkeys(("pretrained", "pretrained_path"), ((_weights, "initial_checkpoint"),)),
 }
+
+
+def _shown(value: Any) -> str:
+    """Return a value as it stands behind its flag."""
+    values = value if isinstance(value, list) else [] if value is True else [value]
+    return "".join(f" {part if part != '' else repr(part)}" for part in values)
 
 
 def _dashed(name: str) -> str:
