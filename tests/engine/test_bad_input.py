@@ -308,6 +308,13 @@ OTHERS = [
     ("export", "--checkpoint good.pth --opset 18 --format pt2", "--opset is of ONNX, and --format pt2 writes none"),
     ("export", "--checkpoint good.pth --input-img-mode XYZ", "--input-img-mode: expected one of L, LA, RGB"),
     ("eval", "--checkpoint good.pth --data-dir d --num-samples 2", "--num-samples is the length of a split that is"),
+    (
+        "compare",
+        "--models test_vit --growth-dim 8",
+        "--growth-tokens and --growth-dim are of --hosts and --mixers; give",
+    ),
+    ("compare", "--models test_vit --probe-epochs 8", "--probe-epochs is of --probes; give these too, or leave it out"),
+    ("compare", "--models test_vit --resume good.pth", "a comparison continues what its own folder holds; leave --res"),
     ("predict", "'' --checkpoint good.pth", "an image without a name: expected a file, a folder or a pattern, got ''"),
     ("view", "'' --checkpoint good.pth --save v", "an image without a name: expected a file, a folder or a pattern"),
     ("predict", "d/train --checkpoint o/good/last.pth.tar --topk 0", "--topk: expected a number at least 1, got 0"),

@@ -419,6 +419,7 @@ BAD = [
     ("--data-dir other -b 9", "8 training images do not fill one batch of 9; give a smaller --batch-size"),
     ("--data-dir other --model resnet18 --decoder edaformer", "resnet18 has no layers that can be slimmed"),
     ("--data-dir other --model zoo_deit_t", "it is isotropic"),
+    ("--data-dir other --model zoo_pvtv2", "unknown backbone 'zoo_pvtv2' (did you mean 'zoo_pvtv2_b"),
     ("--data-dir other --model maxvit_rmlp_pico_rw_256 --min-width 1", "does not take images of 32 x 32 pixels: "),
     ("--data-dir other --decoder unet", "unknown decoder 'unet'"),
     ("--data-dir other --min-width 0", "--min-width: expected a number above 0 and at most 1, got 0"),
