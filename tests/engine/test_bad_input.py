@@ -88,6 +88,8 @@ OPTIONS = [
     ("--in-chans 5", "the model takes 5 channels (--in-chans, --input-size), images of mode L have 1"),
     ("--input-img-mode XYZ", "--input-img-mode: expected one of L, LA, RGB"),
     ("--grad-accum-steps 0", "argument --grad-accum-steps: expected a number at least 1"),
+    ("--model-kwargs depths=[1] --model-kwargs dims=[8]", "--model-kwargs is given twice; put all its values behind"),
+    ("--scale 0.5 1 --scale=0.1", "--scale is given twice; put all its values behind one"),
     ("--drop-path 2", "argument --drop-path: expected a number at least 0 and at most 1, got 2"),
     ("--smoothing 1", "argument --smoothing: expected a number at least 0 and below 1, got 1"),
     ("--layer-decay 0", "argument --layer-decay: expected a number above 0 and at most 1, got 0"),
@@ -305,6 +307,7 @@ OTHERS = [
         )
     ),
     ("export", "--model test_vit --random-weights --img-size 32 --input-size 3 64 64", "--img-size 32 together with"),
+    ("export", "--checkpoint good.pth --format onnx --format pt2", "--format is given twice; put all its values behi"),
     ("export", "--checkpoint good.pth --opset 18 --format pt2", "--opset is of ONNX, and --format pt2 writes none"),
     ("export", "--checkpoint good.pth --input-img-mode XYZ", "--input-img-mode: expected one of L, LA, RGB"),
     ("eval", "--checkpoint good.pth --data-dir d --num-samples 2", "--num-samples is the length of a split that is"),
@@ -330,3 +333,8 @@ def test_bad_input_is_one_message(place, capsys, tool, flags, message):
     said = said[said.rindex("error: ") :]  # behind the bars of progress and the words of libraries
     assert message in said
     assert "Traceback" not in said and len(said) < 2000
+
+
+def test_more_batches_of_an_update_than_an_epoch_has_are_stated(place, capsys):
+    assert run_tool("train", *TRAIN.split(), "--grad-accum-steps", "4", "--output", "stated") == 0
+    assert "--grad-accum-steps 4: an epoch has 3 batches, which make one smaller update" in capsys.readouterr().out

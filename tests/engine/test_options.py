@@ -246,6 +246,8 @@ def test_flags_that_wait_for_another_are_said():
         ("--img-size=32 --input-size 3 64 48", ["--img-size (under --input-size 3 64 48)"]),
         ("--kd-checkpoint=x --kd-feature-weight=2", ["--kd-feature-weight (under --kd-distill-type logit)"]),
         ("--kd-checkpoint=x --kd-temperature=2 --kd-distill-type=token --kd-token-distill-type=hard", []),
+        ("--mixup=0.2 --mixup-off-epoch=20 --epochs=20", ["--mixup-off-epoch (under --epochs 20)"]),
+        ("--mixup=0.2 --mixup-off-epoch=20 --epochs=20 --cooldown-epochs=2", []),
         ("--mixup=0.2 --mixup-switch-prob=0.3", ["--mixup-switch-prob (without --cutmix or --cutmix-minmax)"]),
         ("--cutmix=0.2 --mixup-switch-prob=0.3", ["--mixup-switch-prob (without --mixup)"]),
         ("--mixup=0.2 --cutmix-minmax 0.2 0.8 --mixup-switch-prob=0.3", []),

@@ -136,6 +136,11 @@ def _taught(config: TrainConfig) -> Any:
     return kind_of_distillation(config.distillation)
 
 
+def _mixed(config: TrainConfig) -> Any:
+    last = config.augmentation.mixup_off_epoch
+    return last if last < _schedule(config)[0] else 0
+
+
 def _streamed(config: TrainConfig) -> Any:
     parts = config.splits
     is_stream = config.data.dataset.startswith(STREAMS)
@@ -186,6 +191,7 @@ _READ: dict[str, tuple[tuple[Callable[[TrainConfig], Any], str], ...]] = {
     ),
     **dict.fromkeys(("train_num_samples", "val_num_samples", "epoch_repeats"), ((_streamed, "dataset"),)),
     **dict.fromkeys(("val_data_dir", "eval_metric", "validation_batch_size"), ((_validated, "val_split"),)),
+    "mixup_off_epoch": ((_mixed, "epochs"),),
     "img_size": ((_size, "input_size"),),
     **dict.fromkeys(("pretrained", "pretrained_path"), ((_weights, "initial_checkpoint"),)),
 }
