@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+import visionzoo.models._checkpoint
 from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.options import settings
 from visionzoo.engine.restoring import Trained, restore
@@ -82,6 +84,13 @@ def run_tool(name: str, *argv: str) -> int:
     finally:
         sys.argv = before
     return 0
+
+
+def count_reads(monkeypatch: Any) -> list[Any]:
+    """The files that are read as checkpoints from now on, in a list that grows."""
+    reads, read = [], visionzoo.models._checkpoint.read_checkpoint
+    monkeypatch.setattr("visionzoo.models._checkpoint.read_checkpoint", lambda path: reads.append(path) or read(path))
+    return reads
 
 
 def restored(parser: Callable, *flags: str) -> Trained:

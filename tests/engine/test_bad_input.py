@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shlex
 import shutil
 
 import pytest
@@ -87,6 +88,8 @@ OPTIONS = [
     ("--in-chans 5", "the model takes 5 channels (--in-chans, --input-size), images of mode L have 1"),
     ("--input-img-mode XYZ", "--input-img-mode: expected one of L, LA, RGB"),
     ("--grad-accum-steps 0", "argument --grad-accum-steps: expected a number at least 1"),
+    ("--model-kwargs depths=[1] --model-kwargs dims=[8]", "--model-kwargs is given twice; put all its values behind"),
+    ("--scale 0.5 1 --scale=0.1", "--scale is given twice; put all its values behind one"),
     ("--drop-path 2", "argument --drop-path: expected a number at least 0 and at most 1, got 2"),
     ("--smoothing 1", "argument --smoothing: expected a number at least 0 and below 1, got 1"),
     ("--layer-decay 0", "argument --layer-decay: expected a number above 0 and at most 1, got 0"),
@@ -104,6 +107,15 @@ OPTIONS = [
     ("--opt-kwargs nope=1", "cannot make the optimizer opt='sgd': SGD.__init__() got an unexpected keyword"),
     ("--opt-kwargs nope", "expected key=value, got 'nope'"),
     ("--sched wave", "argument --sched: invalid choice: 'wave'"),
+    ("--lr-noise 0.9 0.1", "--lr-noise: expected one or two shares, rising, got 0.9 0.1"),
+    ("--lr-noise 0.1 0.2 0.3", "--lr-noise: expected one or two shares, rising, got 0.1 0.2 0.3"),
+    ("--lr-noise 0.1 --lr-noise-pct 0", "argument --lr-noise-pct: expected a number above 0, got 0"),  # for ever
+    ("--decay-milestones 5 3", "--decay-milestones: expected epochs, rising, got 5 3"),
+    ("--decay-milestones -5", "argument --decay-milestones: expected a number at least 1, got -5"),
+    ("--start-epoch 1", "--start-epoch 1: the run ends before, after 1 epoch"),
+    ("--in-chans 3 --input-size 1 32 32", "--in-chans 3 together with --input-size of 1 channel; give the same, or"),
+    ("--crop-pct 100", "argument --crop-pct: expected a number at least 0.01 and at most 10.0, got 100"),
+    ("--interpolation random", "argument --interpolation: invalid choice: 'random'"),
     ("--seed -1", "argument --seed: expected a number at least 0"),
     ("--device gpu", "unknown device"),
     ("--device meta", "device 'meta' cannot compute"),
@@ -184,6 +196,8 @@ MODELS = [
     ("--model test_vit3", "the model's own is 160 x 160. To build it for these: --model-kwargs img_size=32"),
     ("--model inception_v3", "inception_v3 does not take images of 32 x 32 pixels: "),
     ("--model test_resnet -b 1", "pixels one by one: Expected more than 1 value per channel when training, got"),
+    ("--img-size 10000000", "test_convnext does not take images of 10000000 x 10000000 pixels: "),
+    ("--gp=", "--gp '': without pooling a model has logits for each place; name a pooling, or leave it out"),
     ("--gp nope", "cannot build test_convnext: Invalid pool type: nope"),
     ("--kd-checkpoint nowhere", "the teacher nowhere (--kd-model-name, --kd-checkpoint): no checkpoint at nowhere"),
     ("--kd-distill-type scalekd --kd-checkpoint o/good/last.pth.tar", "the teacher is a ConvNeXt; its later parts"),
@@ -199,6 +213,7 @@ DATA = [
     ("--val-data-dir strange", "1 class of the evaluated images was not trained on: crimson; the training had blue"),
     ("--dataset cifar10", "unknown data set 'cifar10'; expected torch/..., hfds/..."),
     ("--dataset torch/nope", "Unknown torchvision dataset nope"),
+    ("--dataset visionzoo/digits", "comes with visionzoo, and the images in d would not be read; leave --data-dir out"),
     ("--dataset visionzoo/nope", "unknown embedded data set 'visionzoo/nope'; there is visionzoo/digits"),
     ("--class-map nowhere.txt", "cannot read the class map nowhere.txt"),
     ("--class-map other.txt", "other.txt names none of the folders in d/train, which are blue, green, red"),
@@ -264,6 +279,10 @@ OTHERS = [
     ("predict", "file.txt --checkpoint o/good/last.pth.tar", "cannot use the image file.txt"),
     ("predict", "d/train --checkpoint o/good/last.pth.tar --class-names other.txt", "has 3 classes, other.txt names 2"),
     ("predict", "d/train --checkpoint o/good/last.pth.tar --output file.txt", "cannot make the folder file.txt"),
+    *(
+        (tool, f"{more} --checkpoint vit.pth --pretrained", "--pretrained together with --checkpoint; give one")
+        for tool, more in (("eval", "--data-dir d"), ("predict", "d/train"), ("view", "d --save v"), ("export", ""))
+    ),
     ("eval", "--model test_vit --pretrained --no-ema", "--no-ema chooses among the weights of a --checkpoint"),
     ("eval", "--checkpoint vit.pth --data-dir d --calibration-share 0.3", "--calibration-share is of --exits; give"),
     ("eval", "--checkpoint good.pth --data-dir d --torchcompile-mode default", "is of --torchcompile, which is not"),
@@ -279,6 +298,28 @@ OTHERS = [
         for tool in ("predict", "view")
         for file, words in NO_CLASSIFIERS.items()
     ),
+    *(
+        (tool, f"{more} --checkpoint good.pth {flags}", message)
+        for tool, more in (("eval", "--data-dir d"), ("predict", "d/train"), ("view", "d --save v"), ("export", ""))
+        for flags, message in (
+            ("--mean 0.5 0.5", "--mean: expected 1 or 3 numbers, one per channel, got 2"),
+            ("--img-size 32 --input-size 3 64 64", "--img-size 32 together with --input-size 3 64 64; give one"),
+        )
+    ),
+    ("export", "--model test_vit --random-weights --img-size 32 --input-size 3 64 64", "--img-size 32 together with"),
+    ("export", "--checkpoint good.pth --format onnx --format pt2", "--format is given twice; put all its values behi"),
+    ("export", "--checkpoint good.pth --opset 18 --format pt2", "--opset is of ONNX, and --format pt2 writes none"),
+    ("export", "--checkpoint good.pth --input-img-mode XYZ", "--input-img-mode: expected one of L, LA, RGB"),
+    ("eval", "--checkpoint good.pth --data-dir d --num-samples 2", "--num-samples is the length of a split that is"),
+    (
+        "compare",
+        "--models test_vit --growth-dim 8",
+        "--growth-tokens and --growth-dim are of --hosts and --mixers; give",
+    ),
+    ("compare", "--models test_vit --probe-epochs 8", "--probe-epochs is of --probes; give these too, or leave it out"),
+    ("compare", "--models test_vit --resume good.pth", "a comparison continues what its own folder holds; leave --res"),
+    ("predict", "'' --checkpoint good.pth", "an image without a name: expected a file, a folder or a pattern, got ''"),
+    ("view", "'' --checkpoint good.pth --save v", "an image without a name: expected a file, a folder or a pattern"),
     ("predict", "d/train --checkpoint o/good/last.pth.tar --topk 0", "--topk: expected a number at least 1, got 0"),
 ]
 ALL = [("train", *case) for case in OPTIONS + MODELS + DATA + CONFIGS + CHECKPOINTS] + OTHERS
@@ -287,8 +328,13 @@ ALL = [("train", *case) for case in OPTIONS + MODELS + DATA + CONFIGS + CHECKPOI
 @pytest.mark.parametrize(("tool", "flags", "message"), ALL, ids=[f"{tool} {flags}" for tool, flags, _ in ALL])
 def test_bad_input_is_one_message(place, capsys, tool, flags, message):
     common = {"train": TRAIN, "eval": "--device cpu -j 0"}.get(tool, "--device cpu")
-    assert run_tool(tool, *common.split(), *flags.split()) == 1
+    assert run_tool(tool, *common.split(), *shlex.split(flags)) == 1
     said = capsys.readouterr().err
     said = said[said.rindex("error: ") :]  # behind the bars of progress and the words of libraries
     assert message in said
     assert "Traceback" not in said and len(said) < 2000
+
+
+def test_more_batches_of_an_update_than_an_epoch_has_are_stated(place, capsys):
+    assert run_tool("train", *TRAIN.split(), "--grad-accum-steps", "4", "--output", "stated") == 0
+    assert "--grad-accum-steps 4: an epoch has 3 batches, which make one smaller update" in capsys.readouterr().out

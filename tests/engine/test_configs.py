@@ -11,6 +11,7 @@ from visionzoo.benchmark.comparison import _runs
 from visionzoo.engine.data import mixing
 from visionzoo.engine.distillation import make_task
 from visionzoo.engine.flags import compare_parser, train_parser
+from visionzoo.engine.idle_flags import idle_flags
 from visionzoo.engine.models import build_model, data_config
 from visionzoo.engine.optimization import learning_rate, make_optimizer, make_scheduler, total_batch
 from visionzoo.engine.options import changed
@@ -72,6 +73,11 @@ def test_a_config_states_its_command(path):
     head = path.read_text().split("\nmodel:")[0]
     tool = "compare" if path in COMPARISONS else "train"
     assert f"tools/{tool}.py configs/classification/{path.name}" in head
+
+
+@pytest.mark.parametrize("path", CONFIGS + COMPARISONS, ids=lambda path: path.stem)
+def test_a_config_has_no_flags_without_effect(path):
+    assert not idle_flags(compare_parser().parse_with_config([str(path)]).train)
 
 
 def _check_models(path, every):

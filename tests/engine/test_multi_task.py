@@ -10,7 +10,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from engine.helpers import assert_same, learned, run_tool, write_splits
+from engine.helpers import assert_same, count_reads, learned, run_tool, write_splits
 from PIL import Image
 from torch.nn import functional as F
 
@@ -274,7 +274,9 @@ def test_a_budgets_network_is_exported_with_an_output_for_each_task(trained, sce
 
 def test_the_whole_network_is_exported_without_data(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "write_files", lambda *written: [written])
+    reads = count_reads(monkeypatch)
     (written,) = export_model(export_parser().parse(["--checkpoint", str(trained[1]), "--output", str(tmp_path)]))
+    assert reads == [str(trained[1])]
     network, images = restoring.restore_tasks(str(trained[1])).network, torch.randn(2, 3, 32, 32)
     assert all(torch.equal(own, its) for own, its in zip(network(images)[:2], written[0](images), strict=True))
     assert written[1] == tmp_path / "zoo_pvtv2_b0-tasks" and set(written[3]["widths"].values()) == {1}
@@ -417,6 +419,7 @@ BAD = [
     ("--data-dir other -b 9", "8 training images do not fill one batch of 9; give a smaller --batch-size"),
     ("--data-dir other --model resnet18 --decoder edaformer", "resnet18 has no layers that can be slimmed"),
     ("--data-dir other --model zoo_deit_t", "it is isotropic"),
+    ("--data-dir other --model zoo_pvtv2", "unknown backbone 'zoo_pvtv2' (did you mean 'zoo_pvtv2_b"),
     ("--data-dir other --model maxvit_rmlp_pico_rw_256 --min-width 1", "does not take images of 32 x 32 pixels: "),
     ("--data-dir other --decoder unet", "unknown decoder 'unet'"),
     ("--data-dir other --min-width 0", "--min-width: expected a number above 0 and at most 1, got 0"),

@@ -7,7 +7,8 @@ from visionzoo.deploy.flags import ExportConfig
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.flags import CompareConfig, TrainConfig, train_parser
 from visionzoo.engine.idle_flags import OF, idle_flags
-from visionzoo.engine.options import FLAG, changed, settings
+from visionzoo.engine.multi_task.flags import MultiTaskTrainConfig, multi_task_parser
+from visionzoo.engine.options import FLAG, changed, filled, settings
 from visionzoo.engine.trained_flags import EvalConfig, PredictConfig, eval_parser, predict_parser
 
 # Facts of timm's train script, which is not part of its package.
@@ -213,11 +214,54 @@ def test_flags_that_wait_for_another_are_said():
         ("--sched=none --warmup-epochs=3", ["--warmup-epochs (under --sched none)"]),
         ("--lr=0.2 --lr-base=0.3", ["--lr-base (under --lr 0.2)"]),
         ("--lr-base=0.3 --lr-base-size=64 --lr-base-scale=sqrt", []),
+        ("--lr-base-scale=linear", []),  # the optimizer's own
+        ("--warmup-epochs=0 --warmup-lr=0.1 --epochs=30", ["--warmup-lr (under --warmup-epochs 0)"]),
+        ("--sched=step --epochs=30 --decay-epochs=40", ["--decay-epochs (under --epochs 30)"]),
+        ("--sched=step --epochs=30 --decay-epochs=20 --warmup-epochs=0", []),
+        ("--sched=step --decay-epochs=55 --cooldown-epochs=9", ["--cooldown-epochs (under --sched step)"]),  # timm's
+        ("--sched=multistep --epochs=30 --decay-milestones 40 50", ["--decay-milestones (under --epochs 30)"]),
+        ("--sched=step --sched-on-updates --warmup-epochs=0", ["--sched-on-updates (under --warmup-epochs 0)"]),
+        ("--sched=step --sched-on-updates --decay-epochs=2.5", []),
+        ("--lr-noise 0.2 0.9 --lr-noise-pct=0.5 --lr-noise-std=0.2 --sched-on-updates", []),
+        ("--pretrained --initial-checkpoint=x", ["--pretrained (under --initial-checkpoint x)"]),
+        ("--pretrained-path=y --initial-checkpoint=x", ["--pretrained-path (under --initial-checkpoint x)"]),
+        ("--pretrained --pretrained-path=y", []),  # as timm's script wants it
+        ("--scale 0.5 1 --hflip=0.2 --crop-padding=4", ["--scale (under --crop-padding 4)"]),
+        ("--train-interpolation=box --crop-padding=4", ["--train-interpolation (under --crop-padding 4)"]),
+        ("--train-interpolation=bilinear --crop-padding=4 --cache-images=x", []),  # which accepts no other
+        ("--train-interpolation=box --crop-padding=4 --aa=original", []),  # whose operations resize
+        ("--aa=original --hflip=0 --mixup=0.2 --no-aug", ["--aa (under --no-aug)"]),  # no flips there anyway
+        ("--reprob=0.2 --remode=rand --no-aug", ["--reprob (under --no-aug)", "--remode (under --no-aug)"]),
+        ("--color-jitter=0.2 --aa=original", ["--color-jitter (under --aa original)"]),
+        ("--color-jitter=0.2 --aa=original --crop-padding=4", ["--color-jitter (under --aa original)"]),
+        ("--color-jitter=0.2 --aa=original-3a", []),  # which timm's lets jitter too
+        ("--color-jitter=0 --color-jitter-prob=0.2", ["--color-jitter-prob (under --color-jitter 0.0)"]),
+        ("--train-crop-mode=rrc --scale 0.5 1 --aa=original --pretrained", []),
+        ("--no-resume-opt", ["--no-resume-opt (without --resume)"]),
+        ("--train-num-samples=5", ["--train-num-samples (under --dataset '')"]),
+        ("--epoch-repeats=2 --dataset=hfds/x", ["--epoch-repeats (under --dataset hfds/x)"]),
+        ("--epoch-repeats=2 --val-num-samples=5 --dataset=wds/x", []),
+        ("--val-data-dir=x --val-split=", ["--val-data-dir (under --val-split '')"]),
+        ("--val-data-dir=x --eval-metric=loss -vb=5", []),
+        ("--img-size=32 --input-size 3 64 48", ["--img-size (under --input-size 3 64 48)"]),
+        ("--kd-checkpoint=x --kd-feature-weight=2", ["--kd-feature-weight (under --kd-distill-type logit)"]),
+        ("--kd-checkpoint=x --kd-temperature=2 --kd-distill-type=token --kd-token-distill-type=hard", []),
+        ("--mixup=0.2 --mixup-off-epoch=20 --epochs=20", ["--mixup-off-epoch (under --epochs 20)"]),
+        ("--mixup=0.2 --mixup-off-epoch=20 --epochs=20 --cooldown-epochs=2", []),
+        ("--mixup=0.2 --mixup-switch-prob=0.3", ["--mixup-switch-prob (without --cutmix or --cutmix-minmax)"]),
+        ("--cutmix=0.2 --mixup-switch-prob=0.3", ["--mixup-switch-prob (without --mixup)"]),
+        ("--mixup=0.2 --cutmix-minmax 0.2 0.8 --mixup-switch-prob=0.3", []),
     ],
 )
-def test_flags_that_the_optimizer_and_the_schedule_do_not_read_are_said(flags, idle):
+def test_flags_that_change_nothing_that_is_made_are_said(flags, idle):
     said = idle_flags(train_parser().parse_with_config(flags.split()))
     assert said == (f"without effect: {', '.join(idle)}" if idle else "")
+
+
+def test_multi_task_training_has_a_crop_of_its_own():
+    for flags, said in (("", ""), ("--scale 0.3 1", "without effect: --scale (under --no-aug)")):
+        given = settings(multi_task_parser().parse_with_config(["--no-aug", *flags.split()]))
+        assert idle_flags(filled(MultiTaskTrainConfig, {**settings(MultiTaskTrainConfig()), **given})) == said
 
 
 def test_what_waits_for_another_flag_is_off_by_default():

@@ -5,8 +5,12 @@ import importlib.util
 import json
 
 import pytest
+import timm
 import torch
-from engine.helpers import TINY_FLAGS, run_tool, write_splits
+from engine.helpers import TINY_FLAGS, count_reads, run_tool, write_splits
+
+from visionzoo.deploy import command
+from visionzoo.deploy.flags import export_parser
 
 if not importlib.util.find_spec("onnxscript"):
     pytest.skip('needs pip install "visionzoo[export]"', allow_module_level=True)
@@ -30,13 +34,23 @@ def test_a_checkpoint_alone_becomes_files_that_are_described(tmp_path, capsys):
     assert [entry["file"] for entry in content["files"]] == ["zoo_poolformer_s12.pt2", "zoo_poolformer_s12.onnx"]
 
     run = torch.load(checkpoint, weights_only=True)
-    import timm
-
     network = timm.create_model("zoo_poolformer_s12", num_classes=3, depths=[1, 1], embed_dims=[8, 16]).eval()
     network.load_state_dict(run["state_dict"])
     image = torch.randn(5, 3, 32, 32)
     loaded = torch.export.load(output / "zoo_poolformer_s12.pt2").module()
     torch.testing.assert_close(loaded(image), network(image), rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_is_read_once_also_where_its_weights_say_how_many_classes_there_are(tmp_path, monkeypatch):
+    network = timm.create_model("test_convnext", num_classes=3).eval()
+    torch.save(network.state_dict(), tmp_path / "bare.pth")
+    reads = count_reads(monkeypatch)
+    monkeypatch.setattr(command, "write_files", lambda *written: [written])
+    flags = ["--model", "test_convnext", "--checkpoint", str(tmp_path / "bare.pth"), "--output", str(tmp_path)]
+    (written,) = command.export_model(export_parser().parse(flags))
+    assert reads == [str(tmp_path / "bare.pth")]
+    image = torch.randn(2, 3, 64, 64)
+    assert torch.equal(written[0](image), network(image))
 
 
 def test_a_sweep_makes_a_table_and_goes_on_where_it_stopped(tmp_path, capsys):

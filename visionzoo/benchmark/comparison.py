@@ -31,7 +31,7 @@ from visionzoo.engine.calling import prepare_compiler, try_images
 from visionzoo.engine.checkpoints import LAST, make_folder, write_atomically
 from visionzoo.engine.data import open_train_and_val
 from visionzoo.engine.errors import UserError, closest, require
-from visionzoo.engine.flags import PROBES, CompareConfig, TrainConfig, train_parser
+from visionzoo.engine.flags import PROBES, CompareConfig, ComparisonConfig, TrainConfig, train_parser
 from visionzoo.engine.models import build_model, data_config
 from visionzoo.engine.options import changed, key_values, settings
 from visionzoo.engine.ownership import Claim
@@ -306,6 +306,15 @@ def _probe_job(trained: Job, probe: str, config: CompareConfig) -> Job:
 
 def _check(config: CompareConfig, name: str) -> None:
     """Find before hours of training what would stop it, or what comes behind it."""
+    own, usual = config.comparison, ComparisonConfig()
+    if not own.hosts and (own.growth_tokens != usual.growth_tokens or own.growth_dim != usual.growth_dim):
+        raise UserError(
+            "--growth-tokens and --growth-dim are of --hosts and --mixers; give these too, or leave them out"
+        )
+    if own.probe_epochs and not own.probes:
+        raise UserError("--probe-epochs is of --probes; give these too, or leave it out")
+    if config.train.run.resume not in ("", "auto"):
+        raise UserError("a comparison continues what its own folder holds; leave --resume out")
     if config.train.fit.probe or config.train.fit.head_kwargs:
         raise UserError("a comparison takes probes and their options by --probes; leave --probe and --head-kwargs out")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 or not config.train.splits.val_split:

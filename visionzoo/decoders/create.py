@@ -87,8 +87,9 @@ def create_segmentor(
 ) -> Segmentor:
     """Build a segmentor: any hierarchical backbone with a decoder, or a published network.
 
-    Images may have any size that the backbone takes. Of the backbone's maps the decoder gets the last of each stride,
-    and of these the coarsest that it has places for.
+    Images may have any size that the backbone takes; where a decoder has batch norms, training on one image at a time
+    takes a coarsest map of more than one pixel. Of the backbone's maps the decoder gets the last of each stride, and of
+    these the coarsest that it has places for.
 
     Args:
         backbone: name of a model of timm or the zoo, a module with maps as timm's `features_only=True` gives them, or

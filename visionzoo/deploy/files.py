@@ -141,6 +141,8 @@ def check_flags(given: FilesConfig, *, torchcompile: str | None = None) -> None:
         raise UserError(f"--batch-size: expected a positive number, got {given.batch_size}")
     if given.batch_size > 1 and not given.static_batch:
         raise UserError("--batch-size is for files that take only that batch: add --static-batch, or leave it out")
+    if given.opset is not None and "onnx" not in given.format:
+        raise UserError(f"--opset is of ONNX, and --format {' '.join(given.format)} writes none; leave it out")
     if torchcompile:
         raise UserError("--torchcompile has no effect on files; --format aoti compiles")
 

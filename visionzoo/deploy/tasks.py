@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,12 @@ from visionzoo.engine.options import given_flags
 from visionzoo.engine.parallel import start_process
 
 
-def export_tasks(config: ExportConfig) -> list[Exported]:
+def export_tasks(config: ExportConfig, state: Mapping[str, Any]) -> list[Exported]:
     """Export a network of `visionzoo multi-task`, and return the files; they have an output for each task.
+
+    Args:
+        config: names the checkpoint.
+        state: what it holds.
 
     Raises:
         UserError: a flag says what its run has recorded, the data or the budget do not fit it, or it cannot be
@@ -43,7 +48,7 @@ def export_tasks(config: ExportConfig) -> list[Exported]:
         raise UserError(f"{flags[0]} has no effect on the whole network: leave it out, or give a --budget below 1")
     preference = read_preference(given.preference)
     device = start_process(config.files.device).device
-    trained = restore_tasks(path, use_ema=not config.source.weights.no_ema)
+    trained = restore_tasks(path, use_ema=not config.source.weights.no_ema, state=state)
     network = trained.network.to(device)
     size = tuple(trained.data_config["input_size"])
     shares = dict.fromkeys(PARTS, 1.0)

@@ -138,6 +138,11 @@ def assemble_run(config: TrainConfig, process: Process, parts: Parts, notes: Not
     scheduler, num_epochs = make_scheduler(
         config.schedule, optimizer, updates(len(parts.loader), config), seed=config.device.seed
     )
+    if (accumulated := fit.grad_accum_steps) > (batches := len(parts.loader)):
+        seen = f"an epoch has {count_of(batches, 'batch')}, which make one smaller update"
+        notes.say(f"--grad-accum-steps {accumulated}: {seen}; a scaled learning rate is that of a full one")
+    if (start := config.run.start_epoch) is not None and start >= num_epochs:
+        raise UserError(f"--start-epoch {start}: the run ends before, after {count_of(num_epochs, 'epoch')}")
     if parts.freezing and (late := max(parts.freezing.counts)) >= num_epochs:
         raise UserError(
             f"--freeze-layers {late}={parts.freezing.counts[late]}: the run ends before, after "

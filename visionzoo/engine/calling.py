@@ -79,10 +79,9 @@ def try_images(model: nn.Module, name: str, input_size: Sequence[int], *, traini
     was_training = model.training
     alone = training_batch == 1  # then batch norms see one image, and need a map of more than one pixel
     probe = copy.deepcopy(model).train() if alone else model.eval()
-    image = torch.zeros(1, *input_size, device=next((p.device for p in model.parameters()), None))
     try:
         with torch.no_grad():
-            probe(image)
+            probe(torch.zeros(1, *input_size, device=next((p.device for p in model.parameters()), None)))
     except torch.OutOfMemoryError:
         raise
     except (AssertionError, RuntimeError, ValueError) as error:

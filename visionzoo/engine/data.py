@@ -88,7 +88,13 @@ def open_split(
     name = data.dataset
     mode = image_mode(channels, data.input_img_mode)
     if name.startswith("visionzoo/"):
-        name, root = "", _embedded(name)
+        given, root = root, _embedded(name)
+        if given:
+            raise UserError(
+                f"--dataset {name} comes with visionzoo, and the images in {given} would not be read; leave --data-dir "
+                "out, or give --dataset ''"
+            )
+        name = ""
     name = "" if name.lower() in FOLDERS else name
     prefix, _, rest = name.partition("/")
     if name and not (prefix in READERS and rest):
@@ -395,6 +401,19 @@ def train_loader(config: TrainConfig, dataset: Any, data_config: dict[str, Any],
         input_size=data_config["input_size"],
         batch_size=batch_size,
         is_training=True,
+        **transform_settings(augmentation, data_config),
+        num_aug_repeats=augmentation.aug_repeats,
+        collate_fn=collate,
+        **_common(config.data, data_config, process),
+    )
+    if augmentation.crop_padding:
+        dataset.transform.transforms[:1] = _padded_crop(data_config, augmentation.crop_padding)
+    return loader
+
+
+def transform_settings(augmentation: AugmentationConfig, data_config: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of timm's transform of training images."""
+    return dict(
         no_aug=augmentation.no_aug,
         re_prob=augmentation.reprob,
         re_mode=augmentation.remode,
@@ -404,19 +423,13 @@ def train_loader(config: TrainConfig, dataset: Any, data_config: dict[str, Any],
         ratio=augmentation.ratio,
         hflip=augmentation.hflip,
         vflip=augmentation.vflip,
-        color_jitter=augmentation.color_jitter or None,  # type: ignore[arg-type]  # at 0 timm's does nothing, slowly
+        color_jitter=augmentation.color_jitter or None,  # at 0 timm's does nothing, slowly
         color_jitter_prob=augmentation.color_jitter_prob,
         grayscale_prob=augmentation.grayscale_prob,
         gaussian_blur_prob=augmentation.gaussian_blur_prob,
         auto_augment=augmentation.aa,
-        num_aug_repeats=augmentation.aug_repeats,
         interpolation=data_config["interpolation"] if augmentation.no_aug else augmentation.train_interpolation,
-        collate_fn=collate,
-        **_common(config.data, data_config, process),
     )
-    if augmentation.crop_padding:
-        dataset.transform.transforms[:1] = _padded_crop(data_config, augmentation.crop_padding)
-    return loader
 
 
 def _check_crop_padding(augmentation: AugmentationConfig, size: tuple[int, int]) -> None:

@@ -1,5 +1,6 @@
 """The task of a training: by itself, with what a model returns beside logits, or from a teacher checked beforehand."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -67,7 +68,10 @@ def make_task(
         "verbose": False,
     }
     try:
-        task = _distillation_task(config.distillation, common, data_config["input_size"])
+        kind, own = kind_of_distillation(config.distillation)
+        if kind is ScaleKDTask:
+            own["input_size"] = data_config["input_size"]
+        task = kind(**common, **own)
     except ValueError as error:
         raise UserError(
             f"--kd-distill-type {config.distillation.kd_distill_type} with {config.model.model}: {error}"
@@ -102,23 +106,16 @@ class Teacher(DistillationTeacher):
         return (input * student_std + student_mean - self.mean_kd) / self.std_kd
 
 
-def _distillation_task(how: DistillationConfig, common: dict[str, Any], input_size: tuple[int, ...]) -> Any:
+def kind_of_distillation(how: DistillationConfig) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Return the task that learns from a teacher so, and the arguments that only it has."""
     if how.kd_distill_type == "logit":
-        return LogitDistillationTask(**common, loss_type=how.kd_loss_type, temperature=how.kd_temperature)
+        return LogitDistillationTask, dict(loss_type=how.kd_loss_type, temperature=how.kd_temperature)
     if how.kd_distill_type == "token":
-        return TokenDistillationTask(**common, distill_type=how.kd_token_distill_type, temperature=how.kd_temperature)
+        return TokenDistillationTask, dict(distill_type=how.kd_token_distill_type, temperature=how.kd_temperature)
     if how.kd_distill_type == "scalekd":
-        return ScaleKDTask(
-            **common,
-            input_size=input_size,
-            temperature=how.kd_temperature,
-            feature_loss_weight=how.kd_feature_weight,
-        )
-    return FeatureDistillationTask(
-        **common,
-        student_feature_dim=how.kd_student_feature_dim,
-        teacher_feature_dim=how.kd_teacher_feature_dim,
-    )
+        return ScaleKDTask, dict(temperature=how.kd_temperature, feature_loss_weight=how.kd_feature_weight)
+    dims = dict(student_feature_dim=how.kd_student_feature_dim, teacher_feature_dim=how.kd_teacher_feature_dim)
+    return FeatureDistillationTask, dims
 
 
 def teacher_name(distillation: DistillationConfig) -> str:
@@ -139,7 +136,7 @@ def _make_teacher(config: TrainConfig, channels: int) -> Trained:
     name, checkpoint = config.distillation.kd_model_name, config.distillation.kd_checkpoint
     asked = ModelConfig(
         model=name,
-        pretrained=True,
+        pretrained=not checkpoint,
         in_chans=None if checkpoint else channels,
         non_commercial=config.model.non_commercial,
     )

@@ -157,6 +157,8 @@ def evaluate_checkpoint(config: EvalConfig) -> dict[str, Any]:
         )
 
     dataset = with_same_classes(open_images(data.class_map), trained.class_names, open_images)
+    if result.num_samples and not isinstance(dataset, torch.utils.data.IterableDataset):
+        raise UserError("--num-samples is the length of a split that is streamed, this one is not; leave it out")
     resolve_num_classes(trained.num_classes, class_names(dataset))
     check_labels(dataset, trained.num_classes)
     model = trained.model.to(process.device)

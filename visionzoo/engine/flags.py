@@ -17,6 +17,7 @@ AMOUNT, POSITIVE = Number(float, low=0), Number(float, above=0)
 SHARE, RATIO, BELOW_ONE = Number(float, low=0, high=1), Number(float, above=0, high=1), Number(float, low=0, below=1)
 HALF = Number(float, above=0, high=0.5)
 INSIDE = Number(float, above=0, below=1)
+CROP = (0.01, 10.0)  # of crop_pct: images are enlarged by its inverse
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 PROBES, HEADS = ("linear", "attentive", "ep"), ("attentive", "ep", "intr")
 PART = "in quotes with options: 'NAME KEY=VALUE' or '{type: NAME, KEY: VALUE}', label=... for a short name"
@@ -103,13 +104,17 @@ class InputConfig:
     input_size: Sequence[int] | None = flag(
         "channels, height, width (default: the model's)", type=COUNT, nargs=3, metavar="N"
     )
-    crop_pct: float | None = flag("share of the image kept by the evaluation crop", type=POSITIVE, metavar="FRACTION")
+    crop_pct: float | None = flag(
+        "share of the image kept by the evaluation crop",
+        type=Number(float, low=CROP[0], high=CROP[1]),
+        metavar="FRACTION",
+    )
     mean: Sequence[float] | None = flag("mean per channel, of images in 0...1", type=float, nargs="+", metavar="MEAN")
     std: Sequence[float] | None = flag(
         "standard deviation per channel, of images in 0...1", type=POSITIVE, nargs="+", metavar="STD"
     )
     interpolation: str = flag(
-        "resizing at evaluation (default: the model's)", "", choices=("", "random", *FILTERS), metavar="NAME"
+        "resizing at evaluation (default: the model's)", "", choices=("", *FILTERS), metavar="NAME"
     )
 
 
@@ -259,14 +264,14 @@ class ScheduleConfig:
     cooldown_epochs: int = flag("epochs at --min-lr after the schedule", 0, type=WHOLE, metavar="N")
     min_lr: float = flag("lowest learning rate", 0.0, type=AMOUNT, metavar="LR")
     decay_epochs: float = flag("epochs between the falls of `step`", 90, type=POSITIVE, metavar="N")
-    decay_milestones: Sequence[int] = flag("epochs of the falls of `multistep`", [90, 180, 270], type=int, nargs="+")
+    decay_milestones: Sequence[int] = flag("epochs of the falls of `multistep`", [90, 180, 270], type=COUNT, nargs="+")
     decay_rate: float = flag(
         "factor of a fall; power of `poly`", 0.1, names=("--decay-rate", "--dr"), type=AMOUNT, metavar="RATE"
     )
     lr_noise: Sequence[float] | None = flag(
         "shares of the schedule between which the rate is noisy", type=SHARE, nargs="+"
     )
-    lr_noise_pct: float = flag("limit of the noise", 0.67, type=AMOUNT)
+    lr_noise_pct: float = flag("limit of the noise", 0.67, type=POSITIVE)
     lr_noise_std: float = flag("spread of the noise", 1.0, type=AMOUNT)
     lr_cycle_mul: float = flag("growth of a cycle's length", 1.0, type=POSITIVE)
     lr_cycle_decay: float = flag("fall of the rate from cycle to cycle", 0.5, type=AMOUNT)

@@ -35,6 +35,8 @@ def find_images(sources: Sequence[str], notes: list[str] | None = None) -> Itera
     """
     notes = [] if notes is None else notes
     for source in sources:
+        if not source:  # which Path takes for the current folder
+            raise UserError("an image without a name: expected a file, a folder or a pattern, got ''")
         path = Path(source)
         if path.is_file():
             yield path

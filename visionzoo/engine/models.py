@@ -46,6 +46,13 @@ def build_model(
     if not config.model:
         raise NotNamedError("which model?", "give --model, or --checkpoint of a run of `visionzoo train`")
     check_name(config.model)
+    if config.gp == "":
+        raise UserError("--gp '': without pooling a model has logits for each place; name a pooling, or leave it out")
+    if input.input_size and config.in_chans not in (None, input.input_size[0]):
+        raise UserError(
+            f"--in-chans {config.in_chans} together with --input-size of {count_of(input.input_size[0], 'channel')}; "
+            "give the same, or one of them"
+        )
     is_local_name = ":" not in config.model
     arguments: dict[str, Any] = dict(in_chans=config.in_chans, num_classes=config.num_classes, global_pool=config.gp)
     arguments |= {**more, **config.model_kwargs}
@@ -104,13 +111,21 @@ def data_config(config: ModelConfig, input: InputConfig, model: nn.Module) -> di
     Raises:
         UserError: means or deviations are not as many as the channels.
     """
+    check_channels(input, config.in_chans or (input.input_size or [3])[0])
+    return per_channel(resolve_data_config({**settings(input), "in_chans": config.in_chans}, model=model))
+
+
+def check_channels(input: InputConfig, channels: int) -> None:
+    """Stop where means or deviations are given that are not as many as the channels.
+
+    Raises:
+        UserError: so it is.
+    """
     for name in ("mean", "std"):
-        channels = config.in_chans or (input.input_size or [3])[0]
         if (values := getattr(input, name)) and len(values) not in (1, channels):
             raise UserError(
                 f"--{name}: expected 1 or {count_of(channels, 'number')}, one per channel, got {len(values)}"
             )
-    return per_channel(resolve_data_config({**settings(input), "in_chans": config.in_chans}, model=model))
 
 
 def check_name(name: str) -> None:

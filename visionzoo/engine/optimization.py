@@ -108,7 +108,15 @@ def make_scheduler(
         optimizer: whose rates it sets.
         updates_per_epoch: for schedules that go by updates.
         seed: of the noise.
+
+    Raises:
+        UserError: numbers that have to rise do not, or there are too many.
     """
+    for flag, numbers in (("--lr-noise", schedule.lr_noise), ("--decay-milestones", schedule.decay_milestones)):
+        many = flag == "--lr-noise" and numbers and len(numbers) > 2
+        if many or list(numbers or ()) != sorted(set(numbers or ())):
+            expected = "one or two shares, rising" if flag == "--lr-noise" else "epochs, rising"
+            raise UserError(f"{flag}: expected {expected}, got {' '.join(map(str, numbers or ()))}")
     settings: dict[str, Any] = scheduler_kwargs(schedule, decreasing_metric=False)  # no schedule here goes by a metric
     settings["noise_seed"] = seed
     scheduler, epochs = create_scheduler_v2(optimizer, **settings, updates_per_epoch=updates_per_epoch)

@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import math
 import operator
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
@@ -260,6 +261,10 @@ class Parser(argparse.ArgumentParser, Generic[C]):
                 or closest(name, flags if name.startswith("-") else shipped_configs())
             )
             raise UserError(f"unknown argument {name}{near} (--help lists all flags)")
+        words = [word.partition("=")[0] for word in (sys.argv[1:] if argv is None else argv)]
+        for action in self._actions:
+            if action.nargs in ("+", "*") and sum(words.count(flag) for flag in action.option_strings) > 1:
+                raise UserError(f"{action.option_strings[0]} is given twice; put all its values behind one")
         return args
 
     def parse_with_config(self, argv: Sequence[str] | None = None) -> C:

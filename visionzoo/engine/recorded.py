@@ -18,7 +18,7 @@ import timm
 
 from visionzoo.engine.data import MODES
 from visionzoo.engine.errors import UserError
-from visionzoo.engine.flags import FILTERS, ModelConfig
+from visionzoo.engine.flags import CROP, FILTERS, ModelConfig
 from visionzoo.engine.options import changed
 from visionzoo.engine.trained_flags import EvalConfig
 from visionzoo.models._hub import published_by
@@ -29,7 +29,6 @@ DATA_CONFIG = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_m
 NUMBERS = ("num_classes", "in_chans")
 # More of these is no model that anybody has trained; to build it would fill the memory, or take for ever.
 MOST = {"num_classes": 10**7, "in_chans": 10**4, "img_size": 2**15, "input_size": 2**15, "model_kwargs": 10**7}
-CROP = (0.01, 10.0)  # of crop_pct: images are enlarged by its inverse
 SWITCHES = ("multi_label", "apply_exif_orientation")
 CROPS = ("center", "squash", "border")
 # Flags that say nothing of what is learned.

@@ -13,7 +13,7 @@ from visionzoo.engine.checkpoints import read_checkpoint
 from visionzoo.engine.data import image_mode
 from visionzoo.engine.errors import UserError
 from visionzoo.engine.flags import InputConfig, ModelConfig
-from visionzoo.engine.models import build_model, check_name, data_config
+from visionzoo.engine.models import build_model, check_channels, check_name, data_config
 from visionzoo.engine.options import settings
 from visionzoo.engine.recorded import (
     DATA_CONFIG,
@@ -84,6 +84,7 @@ def restore(
     reading: Mapping[str, Any] = MappingProxyType({}),
     *,
     complete: Callable[[nn.Module, dict[str, Tensor]], Mapping[str, Tensor]] | None = None,
+    state: Mapping[str, Any] | None = None,
 ) -> Trained:
     """Build the model of a checkpoint, or the one that is named where there is none; flags win over what is recorded.
 
@@ -98,10 +99,13 @@ def restore(
         reading: flags of the command, those of `READING` among them.
         complete: with it the checkpoint may be of another form of the model, for which the rest of the record holds
             too; it returns the tensors and those that the other form lacks.
+        state: what the checkpoint holds, where it is read already.
 
     Raises:
-        UserError: no model is given, or the weights do not fit it or are no numbers.
+        UserError: no model is given, or two sources of weights, or two sizes; or the weights do not fit it or are no
+            numbers.
     """
+    _check_size(input)
     if not weights.checkpoint:
         if weights.no_ema:
             raise UserError("--no-ema chooses among the weights of a --checkpoint; give one, or leave it out")
@@ -121,7 +125,9 @@ def restore(
         found = Recorded(images=own["reading"], class_names=own["class_names"])
         return _trained(config.name, reading, model, data_config(config, input, model), found)
     path = weights.checkpoint
-    state = read_checkpoint(path)
+    if config.pretrained:
+        raise UserError("--pretrained together with --checkpoint; give one")
+    state = read_checkpoint(path) if state is None else state
     _refuse_dense(state, path)
     found = recorded_beside(path) or read_recorded(state, path)
     if complete and config.model and "model" in found.model:
@@ -136,8 +142,10 @@ def restore(
         if classes in (None, model.num_classes):
             raise
         print(f"{path}: its classifier has {count_of(classes, 'row')}, so the model gets {count_of(classes, 'class')}")
-        return restore(replace(config, num_classes=classes), input, weights, reading, complete=complete)
+        config = replace(config, num_classes=classes)
+        return restore(config, input, weights, reading, complete=complete, state=state)
     recorded = dict(found.data_config)
+    check_channels(input, config.in_chans or (input.input_size or recorded.get("input_size") or [3])[0])
     if input.img_size or input.input_size:
         recorded.pop("input_size", None)
     given = {**settings(input), "in_chans": config.in_chans}
@@ -155,12 +163,19 @@ def untrained(
     """Build a model with random weights; the arguments are those of `restore`.
 
     Raises:
-        UserError: as `build_model`; or weights are asked for too.
+        UserError: as `build_model`; or weights are asked for too, or two sizes.
     """
+    _check_size(input)
     if weights.checkpoint or config.pretrained:
         raise UserError("--random-weights together with --checkpoint or --pretrained; give one")
     model = build_model(config, input)
     return _trained(config.name, reading, model, data_config(config, input, model), Recorded())
+
+
+def _check_size(input: InputConfig) -> None:
+    size, side = input.input_size, input.img_size
+    if size and side and list(size[1:]) != [side, side]:
+        raise UserError(f"--img-size {side} together with --input-size {' '.join(map(str, size))}; give one")
 
 
 def _refuse_dense(source: Mapping[str, Any], where: str) -> None:

@@ -1,7 +1,7 @@
 """The flags of `visionzoo multi-task`; names that `visionzoo train` has mean the same."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from visionzoo.engine.flags import (
@@ -11,6 +11,7 @@ from visionzoo.engine.flags import (
     RATIO,
     SHARE,
     WHOLE,
+    AugmentationConfig,
     DeviceConfig,
     OptimizerConfig,
     RunConfig,
@@ -122,6 +123,7 @@ class MultiTaskConfig:
 class MultiTaskTrainConfig(TrainConfig):
     """All that the engine's training is configured by, and the tasks; what `MultiTaskConfig` lacks has its default."""
 
+    augmentation: AugmentationConfig = field(default_factory=lambda: AugmentationConfig(scale=BatchConfig().scale))
     tasks: TaskConfig = TaskConfig()
 
 

@@ -41,13 +41,13 @@ class TrainedTasks:
     names: list[str]
 
 
-def restore_tasks(path: str, *, use_ema: bool = True) -> TrainedTasks:
-    """Build the network of a checkpoint of `visionzoo multi-task`.
+def restore_tasks(path: str, *, use_ema: bool = True, state: Mapping[str, Any] | None = None) -> TrainedTasks:
+    """Build the network of a checkpoint of `visionzoo multi-task`, whose content is `state` where it is read already.
 
     Raises:
         UserError: it is not there, damaged, or of another command.
     """
-    state = read_checkpoint(path)
+    state = read_checkpoint(path) if state is None else state
     found, args = read_recorded(state, path), recorded_args(state)
     own = ("decoder", "classifier_dim", "min_width", "train_split", "val_split", "dataset")
     try:

@@ -117,9 +117,9 @@ def prepare(config: MultiTaskTrainConfig, side: int) -> dict[str, Any]:
     """Return size, mean and deviation of what a network sees, in timm's names."""
     name = config.model.name
     cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    own = resolve_data_config({}, pretrained_cfg=cfg.to_dict() if cfg else {})
     given = {key: tuple(value) for key in ("mean", "std") if (value := getattr(config.input, key))}
     fixed = {"input_size": (3, side, side), "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "center"}
+    own = resolve_data_config(fixed, pretrained_cfg=cfg.to_dict() if cfg else {})
     return {**own, **given, **fixed}
 
 
