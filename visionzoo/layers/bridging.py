@@ -58,9 +58,7 @@ class RelativeLocation(nn.Module):
         self.embedding_transform = nn.Sequential(nn.ModuleDict({"conv": nn.Conv2d(dim, num_heads, 1)}))
         nn.init.normal_(self._projection.weight, std=0.01)
         nn.init.zeros_(self._projection.bias)  # type: ignore[arg-type]
-        self.register_load_state_dict_pre_hook(
-            lambda module, state, prefix, *_: state.pop(f"{prefix}base_embedding", None)
-        )
+        self.register_load_state_dict_pre_hook(_skip_sines)
 
     @property
     def _projection(self) -> nn.Conv2d:
@@ -80,7 +78,10 @@ class RelativeLocation(nn.Module):
         return scores.permute(2, 0, 1)[None]
 
     def forward(self, offsets: Tensor, table: Tensor | None = None) -> Tensor:
-        """Offsets [B, Q, K, 2], as (x, y), to scores [B, G, Q, K]; `table` is that of `table()`, if it is at hand."""
+        """Offsets [B, Q, K, 2], as (x, y), to scores [B, G, Q, K], float32 at least.
+
+        `table` is that of `table()`, if it is at hand.
+        """
         with without_autocast(offsets.device):
             if self.base_size is None:
                 x, y = (self._axis(offsets[..., i], i) for i in range(2))
@@ -104,9 +105,14 @@ class RelativeLocation(nn.Module):
     def _axis(self, offsets: Tensor, axis: int) -> Tensor:
         """Offsets [...] along x (0) or y (1) to their part of the scores, [..., G]."""
         weight = self._projection.weight.flatten(1)[:, axis * self.dim // 2 : (axis + 1) * self.dim // 2]
+        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
         powers = 4 / self.dim * torch.arange(self.dim // 4, device=weight.device)
         angles = offsets.to(weight)[..., None] / self.temperature ** powers.to(weight.dtype)
         return torch.cat([angles.sin(), angles.cos()], -1) @ weight.mT
+
+
+def _skip_sines(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    state.pop(f"{prefix}base_embedding", None)
 
 
 class BridgingAttention(nn.Module):
@@ -216,12 +222,14 @@ class BridgingAttention(nn.Module):
         x, xy = pixels.flatten(1, 2), places.flatten(1, 2)
         found, means = [], []
         for attention, kind, kind_xy, location in zip(self.decoder, points, point_places, each, strict=True):
-            offsets = kind_xy[:, None] - xy[:, :, None]
+            dtype = torch.promote_types(xy.dtype, torch.float32)
+            offsets = kind_xy.to(dtype)[:, None] - xy.to(dtype)[:, :, None]
             scores = None if location is None else location(offsets, tables[id(location)])
             gathered, weights = self._attend(attention, x, kind, scores)
             found.append(gathered)
             if self.cat_offset:
-                means.append(self.pos_trans((weights.mean(1)[..., None] * offsets.detach()).sum(2)))
+                mean = (weights.mean(1)[..., None] * offsets.detach()).sum(2)
+                means.append(self.pos_trans(mean.to(x.dtype)))
         x = F.relu(x + sum(found))
         if self.cat_offset:
             x = self.embed_trans(torch.cat([x, *means], -1))
