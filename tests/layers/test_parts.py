@@ -6,6 +6,18 @@ import pickle
 import pytest
 import torch
 from layers.parts import PARTS
+from torch import nn
+
+
+class Apart(nn.Module):
+    """A linear layer whose weight no one else finds, as in quantized layers and adapters."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.inner = layer
+
+    def forward(self, x):
+        return self.inner(x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -26,3 +38,18 @@ def test_a_part_that_was_pickled_is_the_same(name):
     again = pickle.loads(pickle.dumps(module))
     for out, expected in zip(part(again, *inputs), part(module, *inputs), strict=True):
         assert torch.equal(out, expected)
+
+
+LINEAR = [name for name, part in PARTS.items() if any(type(m) is nn.Linear for m in part.make().modules())]
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_linear_layers_can_be_replaced(name):
+    part = PARTS[name]
+    module, inputs = part.build(), part.inputs()
+    replaced = copy.deepcopy(module)
+    for path, layer in list(replaced.named_modules()):
+        if type(layer) is nn.Linear:
+            replaced.set_submodule(path, Apart(layer))
+    for out, expected in zip(part(replaced, *inputs), part(module, *inputs), strict=True):
+        torch.testing.assert_close(out, expected)

@@ -97,8 +97,7 @@ class ClassQueryHead(MapHead):
         """Make the class queries anew: the rows of `fc.weight`, where others' classifiers have the classes, too."""
         self.fc: nn.Module = nn.Identity()
         if self.num_classes:
-            self.fc = nn.Linear(self.in_features, self.num_classes, bias=False)
-            nn.init.normal_(self.fc.weight)
+            self.fc = nn.Embedding(self.num_classes, self.in_features)  # it is never called: no adapter may change it
 
     def encode(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to the encoder's output [B, H·W, d]."""
