@@ -160,7 +160,7 @@ PARTS: dict[str, Part] = {
         bridged,
     ),
     "foreground": Part(
-        lambda: ForegroundScores(16, 2), (nhwc(16), lambda b, h, w: (b, h // 2, w // 2, 16)), two_levels
+        lambda: ForegroundScores(16, 2), (nhwc(16), lambda b, h, w: (b, -(-h // 2), -(-w // 2), 16)), two_levels
     ),
     "best_tokens": Part(
         lambda: BestTokensAttention(16, 4, num_tokens=5), (tokens(16), tokens(16), lambda b, h, w: (b, h * w))

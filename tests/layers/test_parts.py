@@ -7,6 +7,9 @@ import pytest
 import torch
 from layers.parts import PARTS
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from visionzoo.kernels import use_backend
 
 
 class Apart(nn.Module):
@@ -53,3 +56,29 @@ def test_linear_layers_can_be_replaced(name):
             replaced.set_submodule(path, Apart(layer))
     for out, expected in zip(part(replaced, *inputs), part(module, *inputs), strict=True):
         torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize(("batch", "height", "width"), [(0, 6, 7), (1, 1, 1), (2, 1, 9), (1, 9, 1)])
+def test_maps_of_one_row_and_batches_of_none_are_taken(name, batch, height, width):
+    part = PARTS[name]
+    module = part.build()
+    inputs = [x.requires_grad_() for x in part.inputs(batch, height, width)]
+    outs = part(module, *inputs)
+    assert all(len(out) == batch and out.isfinite().all() for out in outs)
+    sum(out.square().sum() for out in outs).backward()
+    assert all(x.grad.isfinite().all() for x in inputs if x.grad is not None)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_is_mapped_over_images(name):
+    part = PARTS[name]
+    module, inputs = part.build(), part.inputs(3)
+
+    def of_one(*image):
+        return [out[0] for out in part(module, *(x[None] for x in image))]
+
+    with use_backend("reference"), sdpa_kernel(SDPBackend.MATH):
+        mapped, batch = torch.func.vmap(of_one)(*inputs), part(module, *inputs)
+    for out, expected in zip(mapped, batch, strict=True):
+        torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)

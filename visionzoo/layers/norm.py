@@ -95,3 +95,11 @@ def standardize(x: Tensor, eps: float) -> Tensor:
     spread = var > 0
     std = torch.where(spread, torch.where(spread, var, 1.0).sqrt(), 0.0)
     return (x - mean) / (std + eps)
+
+
+def in_groups(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """Return what a group norm makes of [B, C, ...], also of groups of one number, which the module refuses.
+
+    A group has one number where it has one channel, and the map one place. Hooks on the module are not called.
+    """
+    return torch.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)

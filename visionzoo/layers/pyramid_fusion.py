@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionzoo.layers.norm import in_groups
+
 
 class PyramidFusion(nn.Module):
     """Bring maps to one width, and add to each what the coarser ones became, enlarged and refined; O(N·C·C').
@@ -63,7 +65,8 @@ class PyramidFusion(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Fuse maps [B, C, H, W], finest first, to as many levels [B, out_channels, H, W], coarsest first."""
-        levels = [reduce(x) for reduce, x in zip(self.reduce, maps, strict=True)]
+        pairs: Any = zip(self.reduce, maps, strict=True)
+        levels = [in_groups(norm, conv(x)) for (conv, norm), x in pairs]
         found = [self.refine[-1](levels.pop())]
         while levels:
             x, i = levels.pop(), len(levels)

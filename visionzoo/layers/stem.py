@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.nhwc import OnNCHW, on_nhwc
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.padding import pad_to_multiple
+
+
+def _in_channels_last(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return on_nhwc(lambda image: layer(image.contiguous()), x)  # torch.func.vmap knows no memory format
 
 
 class Stem(nn.ModuleList):
@@ -22,7 +25,7 @@ class Stem(nn.ModuleList):
 
     def forward(self, x: Tensor) -> Tensor:
         """Image [B, in_chans, H, W] to [B, C, H', W'], in channels_last memory."""
-        return on_nhwc(self.forward_map, x.contiguous(memory_format=torch.channels_last))
+        return _in_channels_last(self.forward_map, x)
 
     def forward_map(self, x: Tensor) -> Tensor:
         """Image [B, H, W, in_chans] to [B, H', W', C]."""
@@ -36,7 +39,7 @@ class ConvNormStem(ConvNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Image [B, in_chans, H, W] to [B, C, H', W'], in channels_last memory."""
-        return on_nhwc(super().forward, x.contiguous(memory_format=torch.channels_last))
+        return _in_channels_last(super().forward, x)
 
 
 def cut_patches(image: Tensor, side: int) -> Tensor:
