@@ -5,11 +5,12 @@ import pickle
 
 import pytest
 import torch
-from layers.parts import PARTS
+from layers.parts import PARTS, Part, nhwc
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from visionzoo.kernels import use_backend
+from visionzoo.layers.mimicking import spatial_loss
 
 
 class Apart(nn.Module):
@@ -21,6 +22,17 @@ class Apart(nn.Module):
 
     def forward(self, x):
         return self.inner(x)
+
+
+class Whole(nn.Module):
+    """A part as a module whose inputs are only tensors."""
+
+    def __init__(self, part, module):
+        super().__init__()
+        self.part, self.module = part, module
+
+    def forward(self, *inputs):
+        return self.part(self.module, *inputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -82,3 +94,21 @@ def test_a_part_is_mapped_over_images(name):
         mapped, batch = torch.func.vmap(of_one)(*inputs), part(module, *inputs)
     for out, expected in zip(mapped, batch, strict=True):
         torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
+
+
+LOSS = Part(nn.Identity, (nhwc(16), nhwc(16)), lambda module, x, y: spatial_loss(x, y))
+BATCHED = {"spatial_loss": LOSS, **{name: PARTS[name] for name in ("level_attention", "bridging", "projector")}}
+
+
+@pytest.mark.parametrize("name", BATCHED)
+def test_a_part_is_exported_for_batches_of_any_size(name):
+    part = BATCHED[name]
+    module, inputs = part.build(), part.inputs()
+    whole = Whole(part, module)
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(
+        whole, tuple(inputs), dynamic_shapes=(tuple({0: batch} for _ in inputs),), strict=False
+    )
+    again = part.inputs(3)
+    for out, expected in zip(program.module()(*again), whole(*again), strict=True):
+        torch.testing.assert_close(out, expected)

@@ -91,7 +91,7 @@ class RelativeLocation(nn.Module):
                 sides = zip(offsets.to(table.dtype).unbind(-1), self.base_size, strict=True)  # type: ignore[union-attr]
                 places = torch.stack([2 * offset / side for offset, side in sides], -1)
                 scores = F.grid_sample(
-                    table.expand(len(offsets), -1, -1, -1),  # type: ignore[union-attr]
+                    table.expand(offsets.shape[0], -1, -1, -1),  # type: ignore[union-attr]
                     places,
                     padding_mode="border",
                     align_corners=False,

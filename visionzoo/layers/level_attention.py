@@ -92,7 +92,8 @@ class LevelAttention(nn.Module):
                 f"LevelAttention: expected {self.num_levels} levels [B, {self.dim}, H, W], "
                 f"got {[tuple(x.shape) for x in maps]}"
             )
-        if len(maps[0]) == 1 and any(isinstance(m, nn.BatchNorm2d) and m.training for m in self.modules()):
+        normalizes = any(isinstance(m, nn.BatchNorm2d) and m.training for m in self.modules())
+        if normalizes and maps[0].shape[0] == 1:
             raise ValueError(
                 "LevelAttention: one image has no batch statistics of its mean: train with batches of two or more, or "
                 "put the batch norms into eval mode"

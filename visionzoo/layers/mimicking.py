@@ -89,7 +89,7 @@ class CrossAttentionProjector(nn.Module):
         if query is None and self.query is None:
             raise ValueError("CrossAttentionProjector: it was built without queries of its own; pass query=")
         tokens = (F.relu(self.bn(self.conv(x))) + self.positions).flatten(2).transpose(1, 2)
-        places = self.query.expand(len(x), -1, -1) if query is None else query.flatten(1, 2)
+        places = self.query.expand(x.shape[0], -1, -1) if query is None else query.flatten(1, 2)
         q, k, v = (
             layer(given).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for layer, given in ((self.q, F.relu(self.query_proj(places))), (self.k, tokens), (self.v, tokens))
@@ -112,7 +112,7 @@ def spatial_loss(x: Tensor, target: Tensor) -> Tensor:
         raise ValueError(f"expected two maps [B, H, W, C] of one shape, got {tuple(x.shape)} and {tuple(target.shape)}")
     dtype = torch.promote_types(x.dtype, torch.float32)
     x, target = (F.normalize(value.to(dtype), dim=-1) for value in (x, target))
-    return (x - target).square().sum() / len(x)
+    return (x - target).square().sum() / x.shape[0]
 
 
 def frequency_loss(x: Tensor, target: Tensor) -> Tensor:

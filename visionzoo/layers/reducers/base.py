@@ -104,7 +104,7 @@ def gather(
     """
     exact = count is not None
     if count is None:
-        count = int(chosen.sum(1).amax()) if len(chosen) else 0
+        count = int(chosen.sum(1).amax()) if chosen.shape[0] else 0
     place = torch.arange(chosen.shape[1], device=x.device)
     order = (
         torch.where(chosen, -place, -place - chosen.shape[1]).topk(count, dim=1).indices
