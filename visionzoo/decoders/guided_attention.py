@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from visionzoo.decoders.base import Decoder, conv_norm_act, resize
 from visionzoo.kernels import channel_attention
+from visionzoo.layers.arguments import Positive
 from visionzoo.layers.attention import attend
 from visionzoo.layers.outputs import add_term, collecting
 
@@ -180,7 +181,7 @@ class GuidedAttentionDecoder(Decoder):
         ]
     }
 
-    def __init__(self, in_channels: Sequence[int], num_classes: int, *, embed_dim: int = 64):
+    def __init__(self, in_channels: Sequence[Positive], num_classes: Positive, *, embed_dim: int = 64):
         super().__init__(in_channels, num_classes)
         if embed_dim < 1:
             raise ValueError(f"GuidedAttentionDecoder: embed_dim must be 1 or more, got {embed_dim=}")
@@ -213,6 +214,7 @@ class GuidedAttentionDecoder(Decoder):
 
     def _attend(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return each level's map [B, embed_dim, H, W] before and after attention."""
+        self.check_maps(maps, self.in_channels)
         before = [reduce(x) for reduce, x in zip(self.reduce, maps, strict=True)]
         before = [before[0], *(resize(x, before[0]) for x in before[1:])]
         fused = self.fuse(torch.cat(before[::-1], 1))

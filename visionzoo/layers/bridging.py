@@ -18,9 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionzoo.kernels.precision import without_autocast
+from visionzoo.layers.arguments import Positive
+from visionzoo.layers.part import Part
 
 
-class RelativeLocation(nn.Module):
+class RelativeLocation(Part):
     """A score for each head from the offset between two locations: a linear map of its sines and cosines, then a log.
 
     With `base_size` the scores are computed once at whole offsets, and interpolated.
@@ -39,7 +41,7 @@ class RelativeLocation(nn.Module):
     def __init__(
         self,
         dim: int,
-        num_heads: int,
+        num_heads: Positive,
         *,
         base_size: Sequence[int] | None = (300, 300),
         log_scale: bool = False,
@@ -82,6 +84,7 @@ class RelativeLocation(nn.Module):
 
         `table` is that of `table()`, if it is at hand.
         """
+        self.check_inputs("B Q K 2", offsets, any_dtype=True)
         with without_autocast(offsets.device):
             if self.base_size is None:
                 x, y = (self._axis(offsets[..., i], i) for i in range(2))
@@ -115,7 +118,7 @@ def _skip_sines(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) 
     state.pop(f"{prefix}base_embedding", None)
 
 
-class BridgingAttention(nn.Module):
+class BridgingAttention(Part):
     """Let the pixels of maps attend to key points, of one kind or several; O(kinds·N·K·C) for K points of each.
 
     The scores are those of multi-head attention, plus one for each head from the point's location as seen from the
@@ -163,7 +166,7 @@ class BridgingAttention(nn.Module):
             raise ValueError("BridgingAttention: points are compared by nothing; pass location or appearance=True")
         if location_of is not None and not isinstance(location_of.relative_positional_encoding, RelativeLocation):
             raise ValueError("BridgingAttention: location_of must be a layer whose kinds share their location")
-        self.num_heads, self.appearance = num_heads, appearance
+        self.dim, self.num_heads, self.appearance = dim, num_heads, appearance
         self.relative_positional_encoding: RelativeLocation | nn.ModuleList | None
         self.decoder = nn.ModuleList(nn.MultiheadAttention(dim, num_heads) for _ in range(num_kinds))
         if location is None:
@@ -200,13 +203,17 @@ class BridgingAttention(nn.Module):
             units: lengths in which each level's places are measured; None for 1.
 
         Raises:
-            ValueError: if a level has other kinds of points.
+            ValueError: if a level has other kinds of points, or a tensor is not such.
         """
         for kinds in points:
             if len(kinds) != len(self.decoder):
                 raise ValueError(
                     f"BridgingAttention: expected {len(self.decoder)} kinds of points on each level, got {len(kinds)}"
                 )
+        for x, xy, kinds, kinds_xy in zip(pixels, places, points, point_places, strict=True):
+            self.check_inputs("B H W C, B H W 2", x, xy, any_dtype=True, C=self.dim)
+            for kind, kind_xy in zip(kinds, kinds_xy, strict=True):
+                self.check_inputs("B K C, B K 2", kind, kind_xy, any_dtype=True, B=x.shape[0], C=self.dim)
         locations = self.relative_positional_encoding
         each = list(locations) if isinstance(locations, nn.ModuleList) else [locations] * len(self.decoder)
         tables = {id(one): one.table() for one in each if one is not None}  # type: ignore[operator]

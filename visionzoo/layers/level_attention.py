@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionzoo.layers.arguments import Positive
 from visionzoo.layers.gates import GateNCHW
 from visionzoo.layers.gates.cbam import max_and_mean
 from visionzoo.layers.gates.magc import MagcGate
+from visionzoo.layers.part import Part
 
 
-class LevelAttention(nn.Module):
+class LevelAttention(Part):
     """Refine each level of a pyramid by all of them, chosen by channel and by position; O(L²·N·C) for L levels.
 
     All levels are brought to the size of the one that is refined: finer ones by adaptive max pooling, coarser ones by
@@ -57,7 +59,7 @@ class LevelAttention(nn.Module):
 
     def __init__(
         self,
-        dim: int,
+        dim: Positive,
         num_levels: int,
         *,
         reduction: float = 2,
@@ -92,6 +94,8 @@ class LevelAttention(nn.Module):
                 f"LevelAttention: expected {self.num_levels} levels [B, {self.dim}, H, W], "
                 f"got {[tuple(x.shape) for x in maps]}"
             )
+        for x in maps:
+            self.check_inputs("B C H W", x, C=self.dim)
         normalizes = any(isinstance(m, nn.BatchNorm2d) and m.training for m in self.modules())
         if normalizes and maps[0].shape[0] == 1:
             raise ValueError(

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from visionzoo.layers.attention import attend
 from visionzoo.layers.norm import LayerNorm
+from visionzoo.layers.part import Part
 
 SHARPNESS = 5.0  # factor of the scores of attention
 SPATIAL, FREQUENCY = 0.08, 0.06  # weights of the two views in the loss
 
 
-class CrossAttentionProjector(nn.Module):
+class CrossAttentionProjector(Part):
     """Brings a student's map to the places and channels of a teacher's: queries there attend to the student's tokens.
 
     Complexity is that of attention of H·W queries to h·w keys. Sums are float32 at least.
@@ -88,6 +89,10 @@ class CrossAttentionProjector(nn.Module):
             )
         if query is None and self.query is None:
             raise ValueError("CrossAttentionProjector: it was built without queries of its own; pass query=")
+        self.check_inputs("B C H W", x)
+        if query is not None:
+            height, width = self.out_size
+            self.check_inputs("B H W C", query, B=x.shape[0], H=height, W=width, C=self.out_dim)
         tokens = (F.relu(self.bn(self.conv(x))) + self.positions).flatten(2).transpose(1, 2)
         places = self.query.expand(x.shape[0], -1, -1) if query is None else query.flatten(1, 2)
         q, k, v = (
