@@ -5,10 +5,11 @@ import pickle
 
 import pytest
 import torch
-from layers.parts import PARTS, Part, nhwc
-from torch import nn
+from layers.parts import PARTS, Part, nchw, nhwc
+from torch import fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from visionzoo.decoders import FussFreeEncoder
 from visionzoo.kernels import use_backend
 from visionzoo.layers.mimicking import spatial_loss
 
@@ -96,6 +97,7 @@ def test_a_part_is_mapped_over_images(name):
         torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
 
 
+ENCODER = Part(lambda: FussFreeEncoder((1, 1, 1), (8, 8, 12, 16), stem=(8, 8, 8), pre_down=True), (nchw(3),))
 LOSS = Part(nn.Identity, (nhwc(16), nhwc(16)), lambda module, x, y: spatial_loss(x, y))
 BATCHED = {"spatial_loss": LOSS, **{name: PARTS[name] for name in ("level_attention", "bridging", "projector")}}
 
@@ -112,3 +114,23 @@ def test_a_part_is_exported_for_batches_of_any_size(name):
     again = part.inputs(3)
     for out, expected in zip(program.module()(*again), whole(*again), strict=True):
         torch.testing.assert_close(out, expected)
+
+
+class Held(nn.Module):
+    """A part as a module whose inputs have names, up to four."""
+
+    def __init__(self, part, module):
+        super().__init__()
+        self.part, self.module = part, module
+
+    def forward(self, a, b=None, c=None, d=None):
+        return self.part.call(self.module, *(x for x in (a, b, c, d) if x is not None))
+
+
+@pytest.mark.parametrize("name", [*PARTS, "fuss_free_encoder"])
+def test_torch_fx_traces_a_part(name):
+    part = ENCODER if name == "fuss_free_encoder" else PARTS[name]
+    held, inputs = Held(part, part.build()), part.inputs()
+    graph = fx.symbolic_trace(held, concrete_args=dict.fromkeys("abcd"[len(inputs) :]))
+    again = part.inputs(3, 9, 10)
+    torch.testing.assert_close(graph(*again, *[None] * (4 - len(again))), held(*again))

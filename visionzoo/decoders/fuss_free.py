@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from visionzoo.decoders.base import Decoder, conv_norm_act, resize
 from visionzoo.layers.arguments import Positive
 from visionzoo.layers.part import Part
+from visionzoo.layers.tracing import one_node
 
 
 class FussFreeEncoder(Part):
@@ -216,6 +217,7 @@ _HEADS = {"a": (512, 1), "b": (256, 3), "c": (128, 1)}  # -> channels in between
 _MODES = {"bilinear": True, "nearest": None}  # -> align_corners
 
 
+@one_node
 def blur_and_halve(x: Tensor) -> Tensor:
     """Blur images [B, C, H, W] with a Gaussian of sigma 0.7 and take every second pixel, as FFNet's `pre_down` does.
 

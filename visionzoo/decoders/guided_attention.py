@@ -23,6 +23,7 @@ from visionzoo.kernels import channel_attention
 from visionzoo.layers.arguments import Positive
 from visionzoo.layers.attention import attend
 from visionzoo.layers.outputs import add_term, collecting
+from visionzoo.layers.tracing import one_node
 
 _LAYERS = ("conv", "bn", "bn.act")  # what `conv_norm_act` calls the layers that the authors number
 
@@ -69,6 +70,7 @@ class ChannelAttention(nn.Module):
         super().__init__()
         self.gamma = nn.Parameter(torch.zeros(1))
 
+    @one_node  # it looks at shapes
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, C, H, W]."""
         tokens = x.permute(0, 2, 3, 1).unsqueeze(3).contiguous()  # one head
@@ -93,6 +95,7 @@ class SemanticAutoencoder(nn.Module):
     def _convs(in_dim: int, out_dim: int) -> nn.Sequential:
         return nn.Sequential(*(conv_norm_act(width, out_dim, 3, bias=True) for width in (in_dim, out_dim)))
 
+    @one_node  # it looks at shapes
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[B, C, H, W] to the code [B, 4·C, ⌊H/4⌋, ⌊W/4⌋] (sides of 1 at least) and the map again, [B, C, H, W]."""
         maps = [x]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from visionzoo.kernels.precision import without_autocast
 from visionzoo.layers.arguments import Positive
 from visionzoo.layers.part import Part
+from visionzoo.layers.tracing import one_node
 
 
 class RelativeLocation(Part):
@@ -79,6 +80,7 @@ class RelativeLocation(Part):
             scores = self._with_bias(width[None] + height[:, None])
         return scores.permute(2, 0, 1)[None]
 
+    @one_node  # it looks at shapes
     def forward(self, offsets: Tensor, table: Tensor | None = None) -> Tensor:
         """Offsets [B, Q, K, 2], as (x, y), to scores [B, G, Q, K], float32 at least.
 
@@ -185,6 +187,7 @@ class BridgingAttention(Part):
             nn.init.normal_(self.embed_trans[0].weight, std=0.01)  # type: ignore[arg-type]
         self.cat_offset = cat_offset
 
+    @one_node  # it looks at shapes
     def forward(
         self,
         pixels: Sequence[Tensor],

@@ -17,6 +17,7 @@ from torchvision.ops import sigmoid_focal_loss
 from visionzoo.kernels.precision import without_autocast
 from visionzoo.layers.part import Part
 from visionzoo.layers.tokens import tokens_at
+from visionzoo.layers.tracing import one_node
 from visionzoo.text import count_of
 
 
@@ -54,6 +55,7 @@ class ForegroundScores(Part):
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
 
+    @one_node  # it looks at shapes
     def forward(self, x: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
         """Return the logits [B, N] of tokens [B, N, C], which are the levels of these heights and widths, finest first.
 
@@ -111,6 +113,7 @@ class BestTokensAttention(Part):
         nn.init.xavier_uniform_(self.attention.out_proj.weight)
         self.norm = nn.LayerNorm(dim)
 
+    @one_node  # it looks at shapes
     def forward(self, x: Tensor, positions: Tensor, scores: Tensor) -> Tensor:
         """Return the tokens [B, N, C]; `positions` [B, N, C] are added to queries and keys, `scores` are [B, N]."""
         self.check_inputs("B N C, B N C, B N", x, positions, scores, any_dtype=True, C=self.dim)

@@ -18,6 +18,7 @@ from visionzoo.layers.gates import GateNCHW
 from visionzoo.layers.gates.cbam import max_and_mean
 from visionzoo.layers.gates.magc import MagcGate
 from visionzoo.layers.part import Part
+from visionzoo.layers.tracing import one_node
 
 
 class LevelAttention(Part):
@@ -82,6 +83,7 @@ class LevelAttention(Part):
             _Level(dim, num_levels, i, int(dim // reduction), kernel_size, context_ratio) for i in range(num_levels)
         )
 
+    @one_node  # it looks at shapes
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Refine L levels [B, C, H, W], finest first, of any sizes.
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from visionzoo.layers.attention import attend
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.part import Part
+from visionzoo.layers.tracing import one_node
 
 SHARPNESS = 5.0  # factor of the scores of attention
 SPATIAL, FREQUENCY = 0.08, 0.06  # weights of the two views in the loss
@@ -76,6 +77,7 @@ class CrossAttentionProjector(Part):
         self.norm = LayerNorm(out_dim)
         self.mlp = Mlp(out_dim, 4 * out_dim, act_layer=nn.ReLU)
 
+    @one_node  # it looks at shapes
     def forward(self, x: Tensor, query: Tensor | None = None) -> Tensor:
         """Student's map [B, c, h, w], and queries [B, H, W, C] where none are learned, to a map [B, H, W, C].
 
@@ -105,6 +107,7 @@ class CrossAttentionProjector(Part):
         return out.unflatten(1, self.out_size)
 
 
+@one_node
 def spatial_loss(x: Tensor, target: Tensor) -> Tensor:
     """Return the squared distance of two maps [B, H, W, C] whose tokens have length 1, summed, over the batch's size.
 
