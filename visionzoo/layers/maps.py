@@ -60,7 +60,7 @@ class MapLayer(Part):
             )
         if torch.compiler.is_compiling():  # not every torch traces what follows, and its own error says enough
             return
-        check_dtype(self, x)
+        check_dtype(self, x, what="a floating point map")
 
 
 class AdapterNCHW(nn.Module):

@@ -82,13 +82,14 @@ class Part(nn.Module):
             self.check_inputs("B C H W", x, C=dim)
 
 
-def check_dtype(part: nn.Module, x: Tensor, *, any_dtype: bool = False) -> None:
+def check_dtype(part: nn.Module, x: Tensor, *, any_dtype: bool = False, what: str = "floating point") -> None:
     """Check that x is floating point, in the dtype of the weights; under autocast dtypes may differ.
 
     Args:
         part: which has the weights.
         x: what it is called with.
         any_dtype: whether any floating point dtype will do.
+        what: is expected, for messages.
 
     Raises:
         ValueError: if it is not.
@@ -101,7 +102,7 @@ def check_dtype(part: nn.Module, x: Tensor, *, any_dtype: bool = False) -> None:
     if not x.is_floating_point() or (x.dtype not in dtypes and not _autocast_is_on(x.device)):
         of_weights = "" if any_dtype else f" in the dtype of the weights ({', '.join(sorted(map(str, dtypes)))})"
         raise ValueError(
-            f"{type(part).__name__}: expected floating point{of_weights}, got {x.dtype}; convert one, or run under "
+            f"{type(part).__name__}: expected {what}{of_weights}, got {x.dtype}; convert one, or run under "
             f"torch.autocast"
         )
 
