@@ -647,7 +647,7 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
             {"type": "score", "score": "inverse_distance", "power": 0.0},
             r"must be positive, got power=0.0 and eps=0.001",
         ),
-        ({"type": "score", "score": "inverse_distance", "eps": float("nan")}, r"positive, got power=2.0 and eps=nan"),
+        ({"type": "score", "score": "inverse_distance", "eps": float("nan")}, r"eps must be a number, got eps=nan"),
         (
             {"type": "score", "score": "gaussian", "key_steps": -1},
             r"must not be negative, got key_steps=-1 and value_p",

@@ -499,3 +499,12 @@ def test_heads_pool_the_tokens_that_are_left(pool):
     assert len({*keep.sum(1).tolist()}) > 1 and keep.any(1).all()
     pooled = [x[kept].mean(0) if pool == "avg" else x[kept].amax(0) for x, kept in zip(tokens, keep, strict=True)]
     torch.testing.assert_close(model(image), model.head.fc(torch.stack(pooled)), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", REDUCERS)
+def test_no_images_are_no_error(name, training):
+    reducer = build_reducer(name, 24).train(training)
+    x, scores = torch.zeros(0, 1 + 12, 24), torch.zeros(0, 12) if reducer.SCORES else None
+    left = reducer(x, None, None, scores, 1)[0]
+    assert left.shape[::2] == (0, 24)

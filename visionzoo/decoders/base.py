@@ -9,21 +9,25 @@ import torch.nn.functional as F
 from timm.layers import ConvNormAct
 from torch import Tensor, nn
 
+from visionzoo.layers.arguments import Positive
+from visionzoo.layers.part import Part
 
-class Decoder(nn.Module):
+
+class Decoder(Part):
     """Maps of a pyramid to logits for each pixel of the finest.
 
     One that learns from more than its logits declares the weights of its terms and exits in `AUXILIARY`, calls
     `add_term` in training, and gives the exits in `decode`.
 
-    Subclasses are called as `XDecoder(in_channels, num_classes, *, …)` and take from 2 to `LEVELS` maps of any size.
+    Subclasses are called as `XDecoder(in_channels, num_classes, *, …)` and take from 2 to `LEVELS` maps of any size,
+    which `forward` begins by checking: `self.check_maps(maps, self.in_channels)`.
 
     Args:
         in_channels: channels of the maps, finest first.
         num_classes: classes.
 
     Raises:
-        ValueError: if there are fewer than 2 or more than `LEVELS` maps, or there is no class.
+        ValueError: if there are fewer than 2 or more than `LEVELS` maps, or no class.
     """
 
     LEVELS: ClassVar[int] = 4  # maps that it takes, of a backbone that has more the coarsest
@@ -32,15 +36,13 @@ class Decoder(nn.Module):
     AUXILIARY: Mapping[str, float] = {}  # weights in the loss of exits and terms, by name
     CHECKPOINT_KEYS: ClassVar[dict[str, list[tuple[str, Any]]]] = {}  # others' names, as `Contract` has them
 
-    def __init__(self, in_channels: Sequence[int], num_classes: int):
+    def __init__(self, in_channels: Sequence[Positive], num_classes: Positive):
         super().__init__()
-        name = type(self).__name__
         if not 2 <= len(in_channels) <= self.LEVELS:
             raise ValueError(
-                f"{name}: expected the channels of 2 to {self.LEVELS} maps, finest first, got {in_channels=}"
+                f"{type(self).__name__}: expected the channels of 2 to {self.LEVELS} maps, finest first, got "
+                f"{in_channels=}"
             )
-        if type(num_classes) is not int or num_classes < 1:
-            raise ValueError(f"{name}: num_classes must be 1 or more, got {num_classes=}")
         self.in_channels, self.num_classes = tuple(in_channels), num_classes
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:

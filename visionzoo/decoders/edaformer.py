@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from visionzoo.decoders.base import Decoder, conv_norm_act, resize
+from visionzoo.layers.arguments import Positive
 from visionzoo.layers.block import Block
 from visionzoo.layers.mixers.embedding_free import EmbeddingFreeMixer
 from visionzoo.layers.mlp import ConvMlp
@@ -66,8 +67,8 @@ class EDAFormerDecoder(Decoder):
 
     def __init__(
         self,
-        in_channels: Sequence[int],
-        num_classes: int,
+        in_channels: Sequence[Positive],
+        num_classes: Positive,
         *,
         embed_dim: int = 128,
         depths: Sequence[int] = (1, 2, 3),
@@ -120,6 +121,7 @@ class EDAFormerDecoder(Decoder):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Turn maps [B, C, H, W], finest first, into logits [B, num_classes, H, W] at the size of the first."""
+        self.check_maps(maps, self.in_channels)
         levels = [
             blocks(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
             for blocks, x in zip(self.blocks, maps, strict=True)

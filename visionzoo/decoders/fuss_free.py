@@ -23,9 +23,12 @@ from timm.models.resnet import BasicBlock, Bottleneck, downsample_conv
 from torch import Tensor, nn
 
 from visionzoo.decoders.base import Decoder, conv_norm_act, resize
+from visionzoo.layers.arguments import Positive
+from visionzoo.layers.part import Part
+from visionzoo.layers.tracing import one_node
 
 
-class FussFreeEncoder(nn.Module):
+class FussFreeEncoder(Part):
     """FFNet's backbone (arXiv:2206.08236): a ResNet, mostly of basic blocks, that gives four maps.
 
     Args:
@@ -82,7 +85,7 @@ class FussFreeEncoder(nn.Module):
             raise ValueError(
                 f"FussFreeEncoder: first_stride must be 1, or 2 with 4 depths, got {first_stride=}, {depths=}"
             )
-        self.pre_down = pre_down
+        self.in_chans, self.pre_down = in_chans, pre_down
         self.stem = _stem(stem, in_chans)
         block = Bottleneck if bottleneck else BasicBlock
         planes, dim = list(widths), stem[-1] if stem else 64
@@ -108,8 +111,9 @@ class FussFreeEncoder(nn.Module):
         """Image [B, in_chans, H, W] to four maps [B, C, H', W'], finest first.
 
         Raises:
-            ValueError: if the image is too small to be halved first.
+            ValueError: if x is no such image, or too small to be halved first.
         """
+        self.check_inputs("B C H W", x, C=self.in_chans)
         x = self.stem(blur_and_halve(x) if self.pre_down else x)
         maps = [x] if self.stem_is_map else []
         for stage in self.stages:
@@ -156,7 +160,13 @@ class FussFreeDecoder(Decoder):
     }
 
     def __init__(
-        self, in_channels: Sequence[int], num_classes: int, *, up: str = "b", head: str = "b", mode: str = "bilinear"
+        self,
+        in_channels: Sequence[Positive],
+        num_classes: Positive,
+        *,
+        up: str = "b",
+        head: str = "b",
+        mode: str = "bilinear",
     ):
         super().__init__(in_channels, num_classes)
         for name, value, known in (("up", up, _UPS), ("head", head, _HEADS), ("mode", mode, _MODES)):
@@ -181,6 +191,7 @@ class FussFreeDecoder(Decoder):
 
     def forward_levels(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Turn maps [B, C, H, W], finest first, into the smoothed sums [B, C', H, W] of the same sizes."""
+        self.check_maps(maps, self.in_channels)
         maps = [adapter(x) for adapter, x in zip(self.adapters, maps, strict=True)]
         x = maps[-1]
         outs = [self.smooths[-1](x)]
@@ -206,6 +217,7 @@ _HEADS = {"a": (512, 1), "b": (256, 3), "c": (128, 1)}  # -> channels in between
 _MODES = {"bilinear": True, "nearest": None}  # -> align_corners
 
 
+@one_node
 def blur_and_halve(x: Tensor) -> Tensor:
     """Blur images [B, C, H, W] with a Gaussian of sigma 0.7 and take every second pixel, as FFNet's `pre_down` does.
 

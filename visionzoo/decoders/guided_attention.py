@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from visionzoo.decoders.base import Decoder, conv_norm_act, resize
 from visionzoo.kernels import channel_attention
+from visionzoo.layers.arguments import Positive
 from visionzoo.layers.attention import attend
 from visionzoo.layers.outputs import add_term, collecting
+from visionzoo.layers.tracing import one_node
 
 _LAYERS = ("conv", "bn", "bn.act")  # what `conv_norm_act` calls the layers that the authors number
 
@@ -68,6 +70,7 @@ class ChannelAttention(nn.Module):
         super().__init__()
         self.gamma = nn.Parameter(torch.zeros(1))
 
+    @one_node  # it looks at shapes
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, C, H, W]."""
         tokens = x.permute(0, 2, 3, 1).unsqueeze(3).contiguous()  # one head
@@ -92,6 +95,7 @@ class SemanticAutoencoder(nn.Module):
     def _convs(in_dim: int, out_dim: int) -> nn.Sequential:
         return nn.Sequential(*(conv_norm_act(width, out_dim, 3, bias=True) for width in (in_dim, out_dim)))
 
+    @one_node  # it looks at shapes
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[B, C, H, W] to the code [B, 4·C, ⌊H/4⌋, ⌊W/4⌋] (sides of 1 at least) and the map again, [B, C, H, W]."""
         maps = [x]
@@ -180,7 +184,7 @@ class GuidedAttentionDecoder(Decoder):
         ]
     }
 
-    def __init__(self, in_channels: Sequence[int], num_classes: int, *, embed_dim: int = 64):
+    def __init__(self, in_channels: Sequence[Positive], num_classes: Positive, *, embed_dim: int = 64):
         super().__init__(in_channels, num_classes)
         if embed_dim < 1:
             raise ValueError(f"GuidedAttentionDecoder: embed_dim must be 1 or more, got {embed_dim=}")
@@ -213,6 +217,7 @@ class GuidedAttentionDecoder(Decoder):
 
     def _attend(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return each level's map [B, embed_dim, H, W] before and after attention."""
+        self.check_maps(maps, self.in_channels)
         before = [reduce(x) for reduce, x in zip(self.reduce, maps, strict=True)]
         before = [before[0], *(resize(x, before[0]) for x in before[1:])]
         fused = self.fuse(torch.cat(before[::-1], 1))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from visionzoo.decoders.base import Decoder, conv_norm_act, resize
 from visionzoo.decoders.segmentor import pyramid_levels, pyramid_maps
+from visionzoo.layers.arguments import Positive
 from visionzoo.layers.block import Block
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.gates import GateNCHW, build_gate
@@ -76,7 +77,9 @@ class ParaTransCNNDecoder(Decoder):
 
     SCALE = 4
 
-    def __init__(self, in_channels: Sequence[int], num_classes: int, *, embed_dim: int = 320, gate: Spec | None = None):
+    def __init__(
+        self, in_channels: Sequence[Positive], num_classes: Positive, *, embed_dim: int = 320, gate: Spec | None = None
+    ):
         super().__init__(in_channels, num_classes)
         if embed_dim < 1:
             raise ValueError(f"ParaTransCNNDecoder: embed_dim must be 1 or more, got {embed_dim=}")
@@ -94,6 +97,7 @@ class ParaTransCNNDecoder(Decoder):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Turn maps [B, C, H, W], finest first, into logits [B, num_classes, 4·H, 4·W], H and W of the first."""
+        self.check_maps(maps, self.in_channels)
         below: list[Tensor] = []
         for x, gate, convs, up in reversed(list(zip(maps, self.gates, self.convs, self.up, strict=True))):
             x = torch.cat([gate(x), *(resize(y, x) for y in below)], 1)

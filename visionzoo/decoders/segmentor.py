@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from visionzoo.decoders.base import Decoder, resize
 from visionzoo.layers.outputs import Exit, Outputs, WithOutputs, collect
+from visionzoo.layers.tracing import is_traced
 from visionzoo.models._checkpoint import Composite, LoadReport, WeightsError, load_weights, rename
 from visionzoo.models._contract import Contract
 from visionzoo.text import count_of, some
@@ -61,7 +62,7 @@ class Segmentor(WithOutputs, Composite):
         Raises:
             ValueError: if there are other than four axes.
         """
-        if x.ndim != 4:
+        if not is_traced(x) and x.ndim != 4:
             raise ValueError(f"Segmentor: expected images [B, C, H, W], got {tuple(x.shape)}")
         if not (self.training and self.auxiliary):
             return self.decode_maps(self.forward_maps(x), x)

@@ -8,12 +8,14 @@ from functools import partial
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from visionzoo.layers.arguments import Positive, Share
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.nhwc import on_nchw
+from visionzoo.layers.part import Part
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Part):
     """Post-activation residual block on [B, H, W, C]: 1×1 convolution, 3×3 convolution or mixer, 1×1 convolution.
 
     Each convolution and the mixer is followed by a norm, and by the activation; the activation after the last comes
@@ -48,22 +50,22 @@ class Bottleneck(nn.Module):
 
     def __init__(
         self,
-        in_dim: int,
-        out_dim: int,
-        mid_dim: int,
+        in_dim: Positive,
+        out_dim: Positive,
+        mid_dim: Positive,
         *,
         mixer: Mixer | None = None,
-        stride: int = 1,
-        groups: int = 1,
-        kernel_size: int = 3,
+        stride: Positive = 1,
+        groups: Positive = 1,
+        kernel_size: Positive = 3,
         inverted: bool = False,
         gate: Callable[[int], nn.Module] | None = None,
         act_layer: type[nn.Module] = nn.ReLU,
         norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
-        drop_path: float = 0.0,
+        drop_path: Share = 0.0,
     ):
         super().__init__()
-        self.dim = out_dim
+        self.in_dim, self.dim = in_dim, out_dim
         conv_norm = partial(ConvNorm, bias=False, norm_layer=norm_layer)
         self.shortcut: nn.Module | None = nn.Identity()
         if stride > 1 or in_dim != out_dim:
@@ -89,6 +91,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, in_dim] to [B, H', W', out_dim]."""
+        self.check_inputs("B H W C", x, any_dtype=True, C=self.in_dim)
         shortcut = None if self.shortcut is None else self.shortcut(x)
         if self.conv1 is not None:
             x = self.act(self.conv1(x))

@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from timm.layers import DropPath, to_2tuple
 from torch import Tensor, nn
 
+from visionzoo.layers.arguments import Positive, Share
 from visionzoo.layers.attention import attend
 from visionzoo.layers.nhwc import on_nhwc
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.padding import pad_to_multiple
+from visionzoo.layers.part import Part
 from visionzoo.layers.tokens import Tokens, map_size
 from visionzoo.layers.tracing import one_node, replaced
 
@@ -36,7 +38,7 @@ def resize_view(image: Tensor, ratio: tuple[int, int]) -> Tensor:
     return F.interpolate(wide, size=size, mode="bicubic", align_corners=False).to(image.dtype)
 
 
-class BranchStems(nn.ModuleList):
+class BranchStems(Part, nn.ModuleList):
     """A stem for each branch, on its own view of the image, padded with zeros to whole patches.
 
     Args:
@@ -51,6 +53,7 @@ class BranchStems(nn.ModuleList):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Image [B, in_chans, H, W] to a map [B, C, H', W'] for each branch."""
+        self.check_inputs("B C H W", image)
         maps = []
         for stem, side, ratio in zip(self, self.patch_sizes, self.ratios, strict=True):
             pad = partial(pad_to_multiple, multiple=(side, side))
@@ -65,7 +68,7 @@ class BranchStems(nn.ModuleList):
         ]
 
 
-class ClassTokenFusion(nn.Module):
+class ClassTokenFusion(Part):
     """A branch's class token attends to another branch's map, in that branch's width.
 
     Args:
@@ -76,9 +79,11 @@ class ClassTokenFusion(nn.Module):
         drop_path: probability with which a sample skips the attention in training.
     """
 
-    def __init__(self, dim: int, other_dim: int, num_heads: int, *, qkv_bias: bool = True, drop_path: float = 0.0):
+    def __init__(
+        self, dim: Positive, other_dim: Positive, num_heads: Positive, *, qkv_bias: bool = True, drop_path: Share = 0.0
+    ):
         super().__init__()
-        self.num_heads = num_heads
+        self.dim, self.other_dim, self.num_heads = dim, other_dim, num_heads
         self.enter = nn.Sequential(_Norm(dim), nn.GELU(), nn.Linear(dim, other_dim))
         self.norm = _Norm(other_dim)
         self.q = nn.Linear(other_dim, other_dim, bias=qkv_bias)
@@ -89,6 +94,7 @@ class ClassTokenFusion(nn.Module):
 
     def forward(self, own: Tokens, other: Tokens) -> Tokens:
         """Return `own` with another class token; its map stays."""
+        self.check_inputs("B N C, B M D", own.x, other.x, C=self.dim, D=self.other_dim)
         token = self.enter(own.x[:, :1])
         x = self.norm(torch.cat([token, other.x[:, other.prefix :]], 1))
         q = self.q(x[:, :1]).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

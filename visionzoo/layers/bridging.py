@@ -18,9 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionzoo.kernels.precision import without_autocast
+from visionzoo.layers.arguments import Positive
+from visionzoo.layers.part import Part
+from visionzoo.layers.tracing import one_node
 
 
-class RelativeLocation(nn.Module):
+class RelativeLocation(Part):
     """A score for each head from the offset between two locations: a linear map of its sines and cosines, then a log.
 
     With `base_size` the scores are computed once at whole offsets, and interpolated.
@@ -39,7 +42,7 @@ class RelativeLocation(nn.Module):
     def __init__(
         self,
         dim: int,
-        num_heads: int,
+        num_heads: Positive,
         *,
         base_size: Sequence[int] | None = (300, 300),
         log_scale: bool = False,
@@ -58,9 +61,7 @@ class RelativeLocation(nn.Module):
         self.embedding_transform = nn.Sequential(nn.ModuleDict({"conv": nn.Conv2d(dim, num_heads, 1)}))
         nn.init.normal_(self._projection.weight, std=0.01)
         nn.init.zeros_(self._projection.bias)  # type: ignore[arg-type]
-        self.register_load_state_dict_pre_hook(
-            lambda module, state, prefix, *_: state.pop(f"{prefix}base_embedding", None)
-        )
+        self.register_load_state_dict_pre_hook(_skip_sines)
 
     @property
     def _projection(self) -> nn.Conv2d:
@@ -79,8 +80,13 @@ class RelativeLocation(nn.Module):
             scores = self._with_bias(width[None] + height[:, None])
         return scores.permute(2, 0, 1)[None]
 
+    @one_node  # it looks at shapes
     def forward(self, offsets: Tensor, table: Tensor | None = None) -> Tensor:
-        """Offsets [B, Q, K, 2], as (x, y), to scores [B, G, Q, K]; `table` is that of `table()`, if it is at hand."""
+        """Offsets [B, Q, K, 2], as (x, y), to scores [B, G, Q, K], float32 at least.
+
+        `table` is that of `table()`, if it is at hand.
+        """
+        self.check_inputs("B Q K 2", offsets, any_dtype=True)
         with without_autocast(offsets.device):
             if self.base_size is None:
                 x, y = (self._axis(offsets[..., i], i) for i in range(2))
@@ -90,7 +96,7 @@ class RelativeLocation(nn.Module):
                 sides = zip(offsets.to(table.dtype).unbind(-1), self.base_size, strict=True)  # type: ignore[union-attr]
                 places = torch.stack([2 * offset / side for offset, side in sides], -1)
                 scores = F.grid_sample(
-                    table.expand(len(offsets), -1, -1, -1),  # type: ignore[union-attr]
+                    table.expand(offsets.shape[0], -1, -1, -1),  # type: ignore[union-attr]
                     places,
                     padding_mode="border",
                     align_corners=False,
@@ -104,12 +110,17 @@ class RelativeLocation(nn.Module):
     def _axis(self, offsets: Tensor, axis: int) -> Tensor:
         """Offsets [...] along x (0) or y (1) to their part of the scores, [..., G]."""
         weight = self._projection.weight.flatten(1)[:, axis * self.dim // 2 : (axis + 1) * self.dim // 2]
+        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
         powers = 4 / self.dim * torch.arange(self.dim // 4, device=weight.device)
         angles = offsets.to(weight)[..., None] / self.temperature ** powers.to(weight.dtype)
         return torch.cat([angles.sin(), angles.cos()], -1) @ weight.mT
 
 
-class BridgingAttention(nn.Module):
+def _skip_sines(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    state.pop(f"{prefix}base_embedding", None)
+
+
+class BridgingAttention(Part):
     """Let the pixels of maps attend to key points, of one kind or several; O(kinds·N·K·C) for K points of each.
 
     The scores are those of multi-head attention, plus one for each head from the point's location as seen from the
@@ -157,7 +168,7 @@ class BridgingAttention(nn.Module):
             raise ValueError("BridgingAttention: points are compared by nothing; pass location or appearance=True")
         if location_of is not None and not isinstance(location_of.relative_positional_encoding, RelativeLocation):
             raise ValueError("BridgingAttention: location_of must be a layer whose kinds share their location")
-        self.num_heads, self.appearance = num_heads, appearance
+        self.dim, self.num_heads, self.appearance = dim, num_heads, appearance
         self.relative_positional_encoding: RelativeLocation | nn.ModuleList | None
         self.decoder = nn.ModuleList(nn.MultiheadAttention(dim, num_heads) for _ in range(num_kinds))
         if location is None:
@@ -176,6 +187,7 @@ class BridgingAttention(nn.Module):
             nn.init.normal_(self.embed_trans[0].weight, std=0.01)  # type: ignore[arg-type]
         self.cat_offset = cat_offset
 
+    @one_node  # it looks at shapes
     def forward(
         self,
         pixels: Sequence[Tensor],
@@ -194,13 +206,17 @@ class BridgingAttention(nn.Module):
             units: lengths in which each level's places are measured; None for 1.
 
         Raises:
-            ValueError: if a level has other kinds of points.
+            ValueError: if a level has other kinds of points, or a tensor is not such.
         """
         for kinds in points:
             if len(kinds) != len(self.decoder):
                 raise ValueError(
                     f"BridgingAttention: expected {len(self.decoder)} kinds of points on each level, got {len(kinds)}"
                 )
+        for x, xy, kinds, kinds_xy in zip(pixels, places, points, point_places, strict=True):
+            self.check_inputs("B H W C, B H W 2", x, xy, any_dtype=True, C=self.dim)
+            for kind, kind_xy in zip(kinds, kinds_xy, strict=True):
+                self.check_inputs("B K C, B K 2", kind, kind_xy, any_dtype=True, B=x.shape[0], C=self.dim)
         locations = self.relative_positional_encoding
         each = list(locations) if isinstance(locations, nn.ModuleList) else [locations] * len(self.decoder)
         tables = {id(one): one.table() for one in each if one is not None}  # type: ignore[operator]
@@ -216,12 +232,14 @@ class BridgingAttention(nn.Module):
         x, xy = pixels.flatten(1, 2), places.flatten(1, 2)
         found, means = [], []
         for attention, kind, kind_xy, location in zip(self.decoder, points, point_places, each, strict=True):
-            offsets = kind_xy[:, None] - xy[:, :, None]
+            dtype = torch.promote_types(xy.dtype, torch.float32)
+            offsets = kind_xy.to(dtype)[:, None] - xy.to(dtype)[:, :, None]
             scores = None if location is None else location(offsets, tables[id(location)])
             gathered, weights = self._attend(attention, x, kind, scores)
             found.append(gathered)
             if self.cat_offset:
-                means.append(self.pos_trans((weights.mean(1)[..., None] * offsets.detach()).sum(2)))
+                mean = (weights.mean(1)[..., None] * offsets.detach()).sum(2)
+                means.append(self.pos_trans(mean.to(x.dtype)))
         x = F.relu(x + sum(found))
         if self.cat_offset:
             x = self.embed_trans(torch.cat([x, *means], -1))

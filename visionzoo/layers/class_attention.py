@@ -8,13 +8,15 @@ import torch
 from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 
+from visionzoo.layers.arguments import Positive
 from visionzoo.layers.attention import attend
 from visionzoo.layers.block import LayerScale
 from visionzoo.layers.heads import TokenHead
 from visionzoo.layers.norm import LayerNorm
+from visionzoo.layers.part import Part
 
 
-class ContextAttention(nn.Module):
+class ContextAttention(Part):
     """A class token attends to tokens beside it, with talking heads.
 
     Args:
@@ -23,9 +25,9 @@ class ContextAttention(nn.Module):
         head_dim: their width D.
     """
 
-    def __init__(self, dim: int, num_heads: int, head_dim: int):
+    def __init__(self, dim: Positive, num_heads: Positive, head_dim: Positive):
         super().__init__()
-        self.num_heads = num_heads
+        self.dim, self.num_heads = dim, num_heads
         self.q = nn.Linear(dim, num_heads * head_dim, bias=False)
         self.kv = nn.Linear(dim, 2 * num_heads * head_dim, bias=False)
         self.talk_before, self.talk_after = (nn.Parameter(torch.randn(num_heads, num_heads)) for _ in range(2))
@@ -33,13 +35,14 @@ class ContextAttention(nn.Module):
 
     def forward(self, token: Tensor, context: Tensor) -> Tensor:
         """[B, 1, C] and [B, N, C] to [B, 1, C]."""
+        self.check_inputs("B 1 C, B N C", token, context, C=self.dim)
         q = self.q(token).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
         k, v = self.kv(context).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         out = attend(q, k, v, talk=(self.talk_before, self.talk_after))
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
-class ContextBlock(nn.Module):
+class ContextBlock(Part):
     """Attention of a class token to tokens beside it, then an MLP of it, each with norm, learned scale and residual.
 
     Args:
@@ -49,7 +52,7 @@ class ContextBlock(nn.Module):
         mlp_ratio: hidden width of the MLP over C.
     """
 
-    def __init__(self, dim: int, num_heads: int, head_dim: int, mlp_ratio: float):
+    def __init__(self, dim: Positive, num_heads: Positive, head_dim: Positive, mlp_ratio: float):
         super().__init__()
         self.norm1, self.norm2 = LayerNorm(dim), LayerNorm(dim)
         self.mixer = ContextAttention(dim, num_heads, head_dim)
@@ -58,6 +61,7 @@ class ContextBlock(nn.Module):
 
     def forward(self, token: Tensor, context: Tensor) -> Tensor:
         """[B, 1, C] and [B, N, C] to [B, 1, C]."""
+        self.check_inputs("B 1 C, B N C", token, context, C=self.mixer.dim)
         token = self.ls1(self.mixer(self.norm1(token), context), residual=token)
         return self.ls2(self.mlp(self.norm2(token)), residual=token)
 

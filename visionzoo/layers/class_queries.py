@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from visionzoo.layers.arguments import Natural, Positive, Share
 from visionzoo.layers.map_heads import MapHead, check_divisor
 from visionzoo.layers.tracing import one_node
 
@@ -51,10 +52,10 @@ class ClassQueryHead(MapHead):
 
     def __init__(
         self,
-        in_features: int,
-        num_classes: int,
+        in_features: Positive,
+        num_classes: Natural,
         pool_type: str = "intr",
-        drop_rate: float = 0.0,
+        drop_rate: Share = 0.0,
         *,
         hidden_dim: int = 256,
         num_heads: int = 8,
@@ -79,7 +80,7 @@ class ClassQueryHead(MapHead):
         if not 0 <= dropout < 1:
             raise ValueError(f"ClassQueryHead: dropout must be from 0 to below 1, got {dropout=}; leave it out for 0.1")
         super().__init__(num_classes, pool_type, drop_rate)
-        self.in_features = hidden_dim
+        self.in_features, self.channels = hidden_dim, in_features
         self.input_proj = nn.Linear(in_features, hidden_dim)
         self.positions = SinePositions(hidden_dim) if position == "sine" else LearnedPositions(hidden_dim)
         make = _layer(hidden_dim, num_heads, mlp_dim, dropout, pre_norm)
@@ -97,8 +98,7 @@ class ClassQueryHead(MapHead):
         """Make the class queries anew: the rows of `fc.weight`, where others' classifiers have the classes, too."""
         self.fc: nn.Module = nn.Identity()
         if self.num_classes:
-            self.fc = nn.Linear(self.in_features, self.num_classes, bias=False)
-            nn.init.normal_(self.fc.weight)
+            self.fc = nn.Embedding(self.num_classes, self.in_features)  # it is never called: no adapter may change it
 
     def encode(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to the encoder's output [B, H·W, d]."""
@@ -135,6 +135,7 @@ class ClassQueryHead(MapHead):
         """
         if not self.num_classes:
             raise ValueError("ClassQueryHead: there are no classes whose attention could be shown; set num_classes")
+        self.check_inputs("B C H W", x, C=self.channels)
         seen: list[Tensor] = []
         self.decode(self.encode(x), seen)
         return torch.stack(seen).unflatten(4, x.shape[2:])

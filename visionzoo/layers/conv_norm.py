@@ -12,12 +12,14 @@ from timm.layers import make_divisible, to_2tuple
 from torch import Tensor, nn
 
 from visionzoo.kernels.regions import is_symbolic
+from visionzoo.layers.arguments import Natural, Positive, Share
 from visionzoo.layers.nhwc import DepthwiseConvNHWC, on_nchw
 from visionzoo.layers.padding import pad_to_multiple
+from visionzoo.layers.part import Part
 from visionzoo.layers.tracing import one_node
 
 
-class ConvNorm(nn.Module):
+class ConvNorm(Part):
     """Convolution and normalization on [B, H, W, C] maps, in either order.
 
     Args:
@@ -41,13 +43,13 @@ class ConvNorm(nn.Module):
 
     def __init__(
         self,
-        in_dim: int,
-        out_dim: int,
-        kernel_size: int,
-        stride: int = 1,
-        padding: int = 0,
+        in_dim: Positive,
+        out_dim: Positive,
+        kernel_size: Positive,
+        stride: Positive = 1,
+        padding: Natural = 0,
         *,
-        groups: int = 1,
+        groups: Positive = 1,
         bias: bool = True,
         norm_layer: Callable[[int], nn.Module] | None = None,
         norm_first: bool = False,
@@ -55,7 +57,7 @@ class ConvNorm(nn.Module):
         pad_to_stride: bool = False,
     ):
         super().__init__()
-        self.kernel_size, self.padding = kernel_size, padding
+        self.in_dim, self.kernel_size, self.padding = in_dim, kernel_size, padding
         self.norm_first = norm_first
         self.pad_to_stride = to_2tuple(stride) if pad_to_stride else None
         self.conv = nn.Conv2d(in_dim, out_dim, kernel_size, stride, padding, groups=groups, bias=bias)
@@ -66,6 +68,7 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, in_dim] to [B, H', W', out_dim]."""
+        self.check_inputs("B H W C", x, any_dtype=True, C=self.in_dim)
         if self.norm_first:
             x = self._normalize(x)
         if self.pad_to_stride:
@@ -95,7 +98,7 @@ def _check_size(x: Tensor, kernel_size: int, padding: int) -> Tensor:
     return x
 
 
-class DepthwiseConvNorm(nn.Module):
+class DepthwiseConvNorm(Part):
     """Depthwise convolution without bias and batch normalization, on [B, H, W, C] maps, which keep their size.
 
     Args:
@@ -104,7 +107,7 @@ class DepthwiseConvNorm(nn.Module):
         norm_weight: initial value of the norm's weight; 0 lets a residual branch start as nothing.
     """
 
-    def __init__(self, dim: int, kernel_size: int, *, norm_weight: float = 1.0):
+    def __init__(self, dim: Positive, kernel_size: Positive, *, norm_weight: float = 1.0):
         super().__init__()
         self.conv = DepthwiseConvNHWC(dim, kernel_size, bias=False)
         self.norm = nn.BatchNorm2d(dim)
@@ -122,7 +125,7 @@ class DepthwiseConvNorm(nn.Module):
         return [("conv", "norm")]
 
 
-class BranchedDepthwiseConv(nn.Module):
+class BranchedDepthwiseConv(Part):
     """Sum of two depthwise convolutions, a large and a small one, each with batch norm; one convolution when fused.
 
     From RepVGG (arXiv:2101.03697), on [B, H, W, C] maps.
@@ -138,7 +141,15 @@ class BranchedDepthwiseConv(nn.Module):
         ValueError: if `in_dim` does not divide `out_dim`.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, kernel_size: int, stride: int = 1, *, small_kernel: int = 3):
+    def __init__(
+        self,
+        in_dim: Positive,
+        out_dim: Positive,
+        kernel_size: Positive,
+        stride: Positive = 1,
+        *,
+        small_kernel: Positive = 3,
+    ):
         super().__init__()
         if out_dim % in_dim:
             raise ValueError(f"BranchedDepthwiseConv: out_dim must be a multiple of in_dim, got {out_dim=}, {in_dim=}")
@@ -169,14 +180,14 @@ class BranchedDepthwiseConv(nn.Module):
         self.small = None
 
 
-class ResidualConvNorm(nn.Module):
+class ResidualConvNorm(Part):
     """A map plus its 1×1 convolution after batch norm; one convolution when fused. On [B, H, W, C] maps.
 
     Args:
         dim: channels C.
     """
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: Positive):
         super().__init__()
         self.conv = ConvNorm(dim, dim, 1, bias=False, norm_layer=nn.BatchNorm2d, norm_first=True)
         self.merged = False
@@ -192,7 +203,7 @@ class ResidualConvNorm(nn.Module):
         self.merged = True
 
 
-class LinearNorm(nn.Module):
+class LinearNorm(Part):
     """Linear layer without bias and batch normalization over all tokens of the batch, on [B, H, W, C] maps.
 
     Args:
@@ -201,14 +212,16 @@ class LinearNorm(nn.Module):
         norm_weight: initial value of the norm's weight; 0 lets a residual branch start as nothing.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, *, norm_weight: float = 1.0):
+    def __init__(self, in_dim: Positive, out_dim: Positive, *, norm_weight: float = 1.0):
         super().__init__()
+        self.in_dim = in_dim
         self.linear = nn.Linear(in_dim, out_dim, bias=False)
         self.norm = nn.BatchNorm2d(out_dim)
         nn.init.constant_(self.norm.weight, norm_weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, in_dim] to [B, H, W, out_dim]."""
+        self.check_inputs("B H W C", x, C=self.in_dim)
         return on_nchw(self.norm, self.linear(x))
 
     def fusible(self) -> list[tuple[str, str]]:
@@ -216,7 +229,7 @@ class LinearNorm(nn.Module):
         return [("linear", "norm")]
 
 
-class LinearNormMlp(nn.Module):
+class LinearNormMlp(Part):
     """MLP of two `LinearNorm`, the second starting at 0; in place of timm's `Mlp` where a block has no other norms.
 
     Args:
@@ -226,7 +239,7 @@ class LinearNormMlp(nn.Module):
         drop: dropout probability after the activation.
     """
 
-    def __init__(self, dim: int, hidden_dim: int, *, act_layer: type[nn.Module] = nn.GELU, drop: float = 0.0):
+    def __init__(self, dim: Positive, hidden_dim: Positive, *, act_layer: type[nn.Module] = nn.GELU, drop: Share = 0.0):
         super().__init__()
         self.fc1 = LinearNorm(dim, hidden_dim)
         self.act = act_layer()
@@ -238,7 +251,7 @@ class LinearNormMlp(nn.Module):
         return self.fc2(self.drop(self.act(self.fc1(x))))
 
 
-class InvertedResidual(nn.Module):
+class InvertedResidual(Part):
     """1×1, depthwise 3×3 and 1×1 convolution, each with batch norm, on [B, H, W, C] (MobileNetV2, arXiv:1801.04381).
 
     Args:
@@ -249,7 +262,9 @@ class InvertedResidual(nn.Module):
         stride: of the depthwise convolution, 1 or 2; the map shrinks by it, rounded up.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, *, ratio: float, act_layer: type[nn.Module], stride: int = 1):
+    def __init__(
+        self, in_dim: Positive, out_dim: Positive, *, ratio: float, act_layer: type[nn.Module], stride: Positive = 1
+    ):
         super().__init__()
         conv = partial(ConvNorm, bias=False, norm_layer=nn.BatchNorm2d)
         hidden = make_divisible(round(in_dim * ratio), 8)

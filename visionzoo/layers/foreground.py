@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from visionzoo.kernels.precision import without_autocast
+from visionzoo.layers.part import Part
 from visionzoo.layers.tokens import tokens_at
+from visionzoo.layers.tracing import one_node
 from visionzoo.text import count_of
 
 
-class ForegroundScores(nn.Module):
+class ForegroundScores(Part):
     """Score how likely the tokens of a pyramid lie in an object, from the coarsest level to the finest; O(N·C²).
 
     All levels share one predictor: a layer norm, a linear layer and GELU, the mean over the level in place of half of
@@ -43,7 +45,7 @@ class ForegroundScores(nn.Module):
             raise ValueError(f"ForegroundScores: dim must be a positive multiple of 4, got {dim=}")
         if num_levels < 1:
             raise ValueError(f"ForegroundScores: expected one level or more, got {num_levels=}")
-        self.num_levels = num_levels
+        self.dim, self.num_levels = dim, num_levels
         self.factors = nn.Parameter(torch.empty(num_levels - 1).uniform_(-0.3, 0.3))  # coarser levels first
         self.proj = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
         self.mlp = nn.Sequential(
@@ -53,12 +55,14 @@ class ForegroundScores(nn.Module):
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
 
+    @one_node  # it looks at shapes
     def forward(self, x: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
         """Return the logits [B, N] of tokens [B, N, C], which are the levels of these heights and widths, finest first.
 
         Raises:
             ValueError: if there are other levels, or the tokens are not theirs.
         """
+        self.check_inputs("B N C", x, C=self.dim)
         tokens = [height * width for height, width in sizes]
         if len(sizes) != self.num_levels or sum(tokens) != x.shape[1]:
             raise ValueError(
@@ -80,7 +84,7 @@ class ForegroundScores(nn.Module):
         return self.mlp(torch.cat([own, shared.mean(1, keepdim=True).expand_as(own)], -1))
 
 
-class BestTokensAttention(nn.Module):
+class BestTokensAttention(Part):
     """Self-attention among the tokens that score best, and a layer norm; O(K²·C + N·C) for K of N tokens.
 
     The other tokens stay as they are. The choice has no gradient.
@@ -104,13 +108,15 @@ class BestTokensAttention(nn.Module):
             raise ValueError(f"BestTokensAttention: num_heads must divide dim, got {dim=} and {num_heads=}")
         if num_tokens < 1:
             raise ValueError(f"BestTokensAttention: num_tokens must be 1 or more, got {num_tokens=}")
-        self.num_tokens = num_tokens
+        self.dim, self.num_tokens = dim, num_tokens
         self.attention = nn.MultiheadAttention(dim, num_heads, dropout=dropout, batch_first=True)
         nn.init.xavier_uniform_(self.attention.out_proj.weight)
         self.norm = nn.LayerNorm(dim)
 
+    @one_node  # it looks at shapes
     def forward(self, x: Tensor, positions: Tensor, scores: Tensor) -> Tensor:
         """Return the tokens [B, N, C]; `positions` [B, N, C] are added to queries and keys, `scores` are [B, N]."""
+        self.check_inputs("B N C, B N C, B N", x, positions, scores, any_dtype=True, C=self.dim)
         at = scores.topk(min(self.num_tokens, x.shape[1])).indices
         best = tokens_at(x, at)
         placed = best + tokens_at(positions, at)

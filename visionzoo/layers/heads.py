@@ -11,12 +11,15 @@ from timm.layers import AttentionPoolLatent, ClassifierHead, SelectAdaptivePool2
 from timm.models.volo import ClassBlock
 from torch import Tensor, nn
 
+from visionzoo.layers.arguments import Natural, Positive, Share
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.nhwc import on_nhwc
 from visionzoo.layers.norm import LayerNorm
+from visionzoo.layers.part import Part
+from visionzoo.text import count_of
 
 
-class BatchNormHead(nn.Module):
+class BatchNormHead(Part):
     """Pooling, batch normalization, linear classifier; and a second pair of the last two that learns from a teacher.
 
     Args:
@@ -32,10 +35,10 @@ class BatchNormHead(nn.Module):
 
     def __init__(
         self,
-        in_features: int,
-        num_classes: int,
+        in_features: Positive,
+        num_classes: Natural,
         pool_type: str = "avg",
-        drop_rate: float = 0.0,
+        drop_rate: Share = 0.0,
         *,
         distilled: bool = False,
     ):
@@ -64,6 +67,7 @@ class BatchNormHead(nn.Module):
         Raises:
             ValueError: if there are classes and no pooling.
         """
+        self.check_inputs("B C H W", x, C=self.in_features)
         x = self.global_pool(x)
         if pre_logits or not self.num_classes:
             return x
@@ -92,7 +96,7 @@ def adapt(head: nn.Module, like: nn.Parameter | None) -> None:
     head.train(head.training)
 
 
-class ProjectionHead(ClassifierHead):
+class ProjectionHead(Part, ClassifierHead):
     """1×1 convolution with batch normalization and activation, pooling, linear classifier.
 
     Args:
@@ -107,12 +111,12 @@ class ProjectionHead(ClassifierHead):
 
     def __init__(
         self,
-        in_features: int,
-        num_classes: int,
+        in_features: Positive,
+        num_classes: Natural,
         pool_type: str = "avg",
-        drop_rate: float = 0.0,
+        drop_rate: Share = 0.0,
         *,
-        hidden_features: int,
+        hidden_features: Positive,
         act_layer: type[nn.Module] = nn.SiLU,
         bias: bool = True,
     ):
@@ -122,13 +126,14 @@ class ProjectionHead(ClassifierHead):
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """[B, C, H, W] to [B, num_classes]; with `pre_logits` to pooled features [B, C']."""
+        self.check_inputs("B C H W", x, C=self.proj.in_dim)
         if not self.global_pool.pool_type:
             return x
         x = self.act(self.proj(x.permute(0, 2, 3, 1)))
         return super().forward(x.permute(0, 3, 1, 2), pre_logits)
 
 
-class HiddenLayerHead(ClassifierHead):
+class HiddenLayerHead(Part, ClassifierHead):
     """1×1 convolution with batch norm and ReLU, pooling, hidden layer with ReLU, linear classifier (MobileNetV3's).
 
     Args:
@@ -143,13 +148,13 @@ class HiddenLayerHead(ClassifierHead):
 
     def __init__(
         self,
-        in_features: int,
-        num_classes: int,
+        in_features: Positive,
+        num_classes: Natural,
         pool_type: str = "avg",
-        drop_rate: float = 0.0,
+        drop_rate: Share = 0.0,
         *,
-        conv_features: int,
-        hidden_features: int,
+        conv_features: Positive,
+        hidden_features: Positive,
     ):
         super().__init__(hidden_features, num_classes, pool_type, drop_rate)
         self.conv = ConvNorm(in_features, conv_features, 1, bias=False, norm_layer=nn.BatchNorm2d)
@@ -158,6 +163,7 @@ class HiddenLayerHead(ClassifierHead):
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """[B, C, H, W] to [B, num_classes]; with `pre_logits` to [B, C']."""
+        self.check_inputs("B C H W", x, C=self.conv.in_dim)
         if not self.global_pool.pool_type:
             return x
         x = self.global_pool(self.act(on_nhwc(self.conv, x)))
@@ -165,7 +171,7 @@ class HiddenLayerHead(ClassifierHead):
         return x if pre_logits else self.fc(x)
 
 
-class ClassAttentionHead(ClassifierHead):
+class ClassAttentionHead(Part, ClassifierHead):
     """A class token that starts as the pooled map and attends to all tokens, norm, linear classifier.
 
     A second classifier, of every token, adds half its largest logit of each class (LV-ViT, arXiv:2104.10858).
@@ -184,12 +190,12 @@ class ClassAttentionHead(ClassifierHead):
 
     def __init__(
         self,
-        in_features: int,
-        num_classes: int,
+        in_features: Positive,
+        num_classes: Natural,
         pool_type: str = "avg",
-        drop_rate: float = 0.0,
+        drop_rate: Share = 0.0,
         *,
-        num_heads: int,
+        num_heads: Positive,
         mlp_ratio: float = 4.0,
         token_label: bool = True,
         eps: float = 1e-6,
@@ -209,6 +215,7 @@ class ClassAttentionHead(ClassifierHead):
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """[B, C, H, W] to [B, num_classes]; with `pre_logits` to the class token [B, C]."""
+        self.check_inputs("B C H W", x, C=self.in_features)
         if not self.global_pool.pool_type:
             return x
         tokens = torch.cat([self.global_pool(x).unsqueeze(1), x.flatten(2).mT], 1)
@@ -224,7 +231,7 @@ def _norm_linear(dim: int, num_classes: int) -> tuple[nn.Module, nn.Module]:
     return (nn.BatchNorm1d(dim) if num_classes else nn.Identity()), linear(dim, num_classes)
 
 
-class TokenHead(nn.Module):
+class TokenHead(Part):
     """Pooling of tokens, linear classifier; and a second classifier that learns from a teacher.
 
     Args:
@@ -244,14 +251,14 @@ class TokenHead(nn.Module):
 
     def __init__(
         self,
-        in_features: int,
-        num_classes: int,
+        in_features: Positive,
+        num_classes: Natural,
         pool_type: str = "token",
-        drop_rate: float = 0.0,
+        drop_rate: Share = 0.0,
         *,
-        prefix_tokens: int = 1,
+        prefix_tokens: Natural = 1,
         distilled: bool = False,
-        map_heads: int = 1,
+        map_heads: Positive = 1,
         norm_layer: Callable[[int], nn.Module] | None = None,
     ):
         super().__init__()
@@ -298,6 +305,13 @@ class TokenHead(nn.Module):
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """[B, P + N, C] to [B, num_classes]; with `pre_logits` to pooled features [B, C]."""
+        self.check_inputs("B N C", x, C=self.in_features)
+        least = self.prefix_tokens + (self.pool_type not in ("token", ""))
+        if not torch.compiler.is_compiling() and isinstance(x, Tensor) and x.shape[1] < least:
+            raise ValueError(
+                f"{type(self).__name__}: expected {count_of(self.prefix_tokens, 'prefix token')} and those of a map, "
+                f"got {count_of(x.shape[1], 'token')}"
+            )
         if not (self.distilled and self.pool_type):
             x = self.pool(x)
             return x if pre_logits or not self.num_classes else self.fc(self.drop(x))
@@ -332,10 +346,10 @@ class BranchHead(nn.ModuleList):
 
     def __init__(
         self,
-        in_features: int,
-        num_classes: int,
+        in_features: Positive,
+        num_classes: Natural,
         pool_type: str = "token",
-        drop_rate: float = 0.0,
+        drop_rate: Share = 0.0,
         *,
         dims: Sequence[int],
         head: Callable[..., nn.Module] = TokenHead,

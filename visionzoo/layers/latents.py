@@ -12,11 +12,13 @@ import torch
 from timm.layers import Mlp, SelectAdaptivePool2d
 from torch import Tensor, nn
 
+from visionzoo.layers.arguments import Natural, Positive, Share
 from visionzoo.layers.attention import attend
 from visionzoo.layers.mixers import FullMixer
 from visionzoo.layers.nhwc import DepthwiseConvNHWC, on_nhwc
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.outputs import recomputed
+from visionzoo.layers.part import Part
 from visionzoo.layers.pooling import pool_cells
 from visionzoo.layers.tokens import TokenBlock, Tokens
 from visionzoo.layers.tracing import replaced
@@ -32,7 +34,7 @@ class Perceived(NamedTuple):
     feature: Tensor  # [B, C, H, W], what the last stage gave
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(Part):
     """Tokens attend to others with one head, then pass an MLP as wide as they are; both are residual.
 
     Args:
@@ -42,8 +44,9 @@ class CrossAttention(nn.Module):
         places: number of tokens attended to, each of which has a learned vector added to its key; 0 for none.
     """
 
-    def __init__(self, dim: int, context_dim: int, inner_dim: int, *, places: int = 0):
+    def __init__(self, dim: Positive, context_dim: Positive, inner_dim: Positive, *, places: Natural = 0):
         super().__init__()
+        self.dim, self.context_dim, self.places = dim, context_dim, places or None
         self.norm1, self.norm_context = LayerNorm(dim), LayerNorm(context_dim)
         self.q = nn.Linear(dim, inner_dim, bias=False)
         self.kv = nn.Linear(context_dim, 2 * inner_dim, bias=False)
@@ -54,6 +57,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """[B, N, C], attending to [B, M, C'], to [B, N, C]."""
+        self.check_inputs("B N C, B M D", x, context, C=self.dim, D=self.context_dim, M=self.places)
         k, v = self.kv(self.norm_context(context)).chunk(2, -1)
         if self.positions is not None:
             k = k + self.positions.to(k.dtype)
@@ -138,7 +142,7 @@ class LatentExchange(nn.Module):
         return x, latents if self.read is None else self.read(x, latents)
 
 
-class ClassShortcut(nn.Module):
+class ClassShortcut(Part):
     """What an earlier classifier says, as features of a later one.
 
     Args:
@@ -146,12 +150,14 @@ class ClassShortcut(nn.Module):
         dim: channels C.
     """
 
-    def __init__(self, num_classes: int, dim: int):
+    def __init__(self, num_classes: Positive, dim: Positive):
         super().__init__()
+        self.num_classes = num_classes
         self.fc, self.norm, self.act = nn.Linear(num_classes, dim), nn.BatchNorm1d(dim), nn.ReLU()
 
     def forward(self, logits: Tensor) -> Tensor:
         """[B, K] to [B, C]."""
+        self.check_inputs("B K", logits, K=self.num_classes)
         return self.act(self.norm(self.fc(logits)))
 
     def fusible(self) -> list[tuple[str, str]]:
@@ -159,7 +165,7 @@ class ClassShortcut(nn.Module):
         return [("fc", "norm")]
 
 
-class PooledClassifier(nn.Module):
+class PooledClassifier(Part):
     """Dropout and a linear classifier of pooled features, with a hidden layer between where there is one.
 
     Args:
@@ -171,9 +177,16 @@ class PooledClassifier(nn.Module):
     """
 
     def __init__(
-        self, in_features: int, num_classes: int, drop_rate: float, hidden_features: int | None, *, norm: bool = False
+        self,
+        in_features: Positive,
+        num_classes: Positive,
+        drop_rate: Share,
+        hidden_features: Positive | None,
+        *,
+        norm: bool = False,
     ):
         super().__init__()
+        self.in_features = in_features
         self.norm = nn.BatchNorm1d(in_features) if norm else nn.Identity()
         self.hidden: nn.Module = nn.Identity()
         self.act: nn.Module = nn.Identity()
@@ -184,6 +197,7 @@ class PooledClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C] to [B, K]."""
+        self.check_inputs("B C", x, C=self.in_features)
         return self.fc(self.drop(self.act(self.hidden(self.norm(x)))))
 
     def fusible(self) -> list[tuple[str, str]]:
@@ -191,7 +205,7 @@ class PooledClassifier(nn.Module):
         return [("norm", "hidden" if isinstance(self.hidden, nn.Linear) else "fc")]
 
 
-class PerceiverHead(nn.Module):
+class PerceiverHead(Part):
     """Four classifiers of a map and of latents, of which the later ones hear what earlier ones say.
 
     `early` sees the mean of the latents before the last, `latent` that of the last ones and what `early` says, `cnn`
@@ -219,10 +233,10 @@ class PerceiverHead(nn.Module):
 
     def __init__(
         self,
-        in_features: int,
-        num_classes: int,
+        in_features: Positive,
+        num_classes: Natural,
         pool_type: str = "avg",
-        drop_rate: float = 0.0,
+        drop_rate: Share = 0.0,
         *,
         latent_dims: tuple[int, int],
         hidden_features: int | None,
@@ -290,6 +304,8 @@ class PerceiverHead(nn.Module):
             ValueError: if there are classes and no pooling.
         """
         x, before, last = features
+        first_dim, last_dim = self.latent_dims
+        self.check_inputs("B C H W, B N D, B M E", x, before, last, C=self.map_features, D=first_dim, E=last_dim)
         if not self.global_pool.pool_type:
             if self.num_classes and not pre_logits:
                 raise ValueError(

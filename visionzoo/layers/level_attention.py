@@ -13,12 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionzoo.layers.arguments import Positive
 from visionzoo.layers.gates import GateNCHW
 from visionzoo.layers.gates.cbam import max_and_mean
 from visionzoo.layers.gates.magc import MagcGate
+from visionzoo.layers.part import Part
+from visionzoo.layers.tracing import one_node
 
 
-class LevelAttention(nn.Module):
+class LevelAttention(Part):
     """Refine each level of a pyramid by all of them, chosen by channel and by position; O(L²·N·C) for L levels.
 
     All levels are brought to the size of the one that is refined: finer ones by adaptive max pooling, coarser ones by
@@ -57,7 +60,7 @@ class LevelAttention(nn.Module):
 
     def __init__(
         self,
-        dim: int,
+        dim: Positive,
         num_levels: int,
         *,
         reduction: float = 2,
@@ -80,6 +83,7 @@ class LevelAttention(nn.Module):
             _Level(dim, num_levels, i, int(dim // reduction), kernel_size, context_ratio) for i in range(num_levels)
         )
 
+    @one_node  # it looks at shapes
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Refine L levels [B, C, H, W], finest first, of any sizes.
 
@@ -92,7 +96,10 @@ class LevelAttention(nn.Module):
                 f"LevelAttention: expected {self.num_levels} levels [B, {self.dim}, H, W], "
                 f"got {[tuple(x.shape) for x in maps]}"
             )
-        if len(maps[0]) == 1 and any(isinstance(m, nn.BatchNorm2d) and m.training for m in self.modules()):
+        for x in maps:
+            self.check_inputs("B C H W", x, C=self.dim)
+        normalizes = any(isinstance(m, nn.BatchNorm2d) and m.training for m in self.modules())
+        if normalizes and maps[0].shape[0] == 1:
             raise ValueError(
                 "LevelAttention: one image has no batch statistics of its mean: train with batches of two or more, or "
                 "put the batch norms into eval mode"

@@ -10,10 +10,12 @@ import torch
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
+from visionzoo.layers.arguments import Natural, Positive, Share
 from visionzoo.layers.heads import adapt, linear
+from visionzoo.layers.part import Part
 
 
-class MapHead(nn.Module):
+class MapHead(Part):
     """A head on the last map [B, C, H, W] of a backbone, whatever H and W.
 
     Subclasses make logits of it (`classify`), pool it to `in_features` channels C' (`pool`) and make what depends on
@@ -26,8 +28,9 @@ class MapHead(nn.Module):
     """
 
     in_features: int
+    channels: int | None = None  # C of the map; None for any
 
-    def __init__(self, num_classes: int, pool_type: str, drop_rate: float):
+    def __init__(self, num_classes: Natural, pool_type: str, drop_rate: Share):
         super().__init__()
         self.num_classes, self.pool_type = num_classes, pool_type
         self.drop = nn.Dropout(drop_rate)
@@ -58,6 +61,7 @@ class MapHead(nn.Module):
         Raises:
             ValueError: if there are classes and no pooling.
         """
+        self.check_inputs("B C H W", x, C=self.channels)
         if pre_logits or not self.num_classes:
             return self.pool(x) if self.pool_type else x
         if not self.pool_type:
@@ -131,10 +135,10 @@ class AttentiveHead(ProbeHead):
 
     def __init__(
         self,
-        in_features: int,
-        num_classes: int,
+        in_features: Positive,
+        num_classes: Natural,
         pool_type: str = "attentive",
-        drop_rate: float = 0.0,
+        drop_rate: Share = 0.0,
         *,
         num_heads: int = 8,
         mlp_ratio: float = 4.0,
@@ -145,9 +149,10 @@ class AttentiveHead(ProbeHead):
             raise ValueError(f"AttentiveHead: mlp_ratio must be above 0, got {mlp_ratio=}; leave it out for 4.0")
         pooling = AttentionPoolLatent(in_features, num_heads=num_heads, mlp_ratio=mlp_ratio, norm_layer=nn.LayerNorm)
         super().__init__(pooling, in_features, norm, num_classes, pool_type, drop_rate)
+        self.channels = in_features
 
 
-class EfficientProbing(nn.Module):
+class EfficientProbing(Part):
     """Pooling of tokens by learned queries without projections of queries and keys; each pools channels of its own.
 
     "Attention, Please! Revisiting Attentive Probing Through the Lens of Efficiency", Psomas et al., ICLR 2026,
@@ -171,7 +176,7 @@ class EfficientProbing(nn.Module):
 
     NO_WEIGHT_DECAY = ("query",)
 
-    def __init__(self, dim: int, *, num_queries: int = 32, d_out: int = 1, qkv_bias: bool = False):
+    def __init__(self, dim: Positive, *, num_queries: int = 32, d_out: int = 1, qkv_bias: bool = False):
         super().__init__()
         check_divisor("EfficientProbing", "d_out", d_out, dim, f"the {dim} channels")
         out = dim // d_out
@@ -182,11 +187,13 @@ class EfficientProbing(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, C] to [B, C / d_out]."""
+        seen = self.attention(x)
         groups = self.v(x).unflatten(2, (self.query.shape[1], -1))  # [B, N, M, C / (d_out·M)]
-        return (self.attention(x).unsqueeze(2) @ groups.transpose(1, 2)).flatten(1)
+        return (seen.unsqueeze(2) @ groups.transpose(1, 2)).flatten(1)
 
     def attention(self, x: Tensor) -> Tensor:
         """Return how much each query sees of each token of [B, N, C]: [B, M, N], whose rows add up to 1."""
+        self.check_inputs("B N C", x, C=self.query.shape[2])
         return (self.query * self.scale @ x.mT).softmax(-1)
 
 
@@ -211,10 +218,10 @@ class EfficientProbeHead(ProbeHead):
 
     def __init__(
         self,
-        in_features: int,
-        num_classes: int,
+        in_features: Positive,
+        num_classes: Natural,
         pool_type: str = "ep",
-        drop_rate: float = 0.0,
+        drop_rate: Share = 0.0,
         *,
         num_queries: int = 32,
         d_out: int = 1,
@@ -223,9 +230,11 @@ class EfficientProbeHead(ProbeHead):
     ):
         pooling = EfficientProbing(in_features, num_queries=num_queries, d_out=d_out, qkv_bias=qkv_bias)
         super().__init__(pooling, in_features // d_out, norm, num_classes, pool_type, drop_rate)
+        self.channels = in_features
 
     def attention(self, x: Tensor) -> Tensor:
         """Return how much each query sees of each place of a map [B, C, H, W]: [B, M, H, W]."""
+        self.check_inputs("B C H W", x, C=self.channels)
         return self.pooling.attention(x.flatten(2).mT).unflatten(2, x.shape[2:])  # type: ignore[operator]
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
-from visionzoo.layers.arguments import check_arguments
+from visionzoo.layers.part import Part, check_dtype
 from visionzoo.layers.tracing import one_node
 
 
-class MapLayer(nn.Module):
+class MapLayer(Part):
     """A layer of [B, H, W, C] maps; its `forward` begins with `check_input`.
 
     Args:
@@ -28,21 +26,8 @@ class MapLayer(nn.Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let torch.fx see each such layer as one node: shapes steer them (padding, regions)."""
         super().__init_subclass__(**kwargs)
-        own = signature(cls.__init__)  # Python 3.10 would show that of __new__ where __init__ is inherited
-        cls.__signature__ = own.replace(parameters=list(own.parameters.values())[1:])  # type: ignore[attr-defined]
         if "forward" in vars(cls):
             cls.forward = one_node(cls.forward)  # type: ignore[method-assign]
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Check the arguments before anything is built of them.
-
-        Raises:
-            TypeError: if the class has no argument of a name.
-            ValueError: if one is of another type than the constructor states.
-        """
-        names = [name for name, p in signature(cls).parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
-        check_arguments(cls, dict(zip(names, args, strict=False)) | kwargs)
-        return super().__new__(cls)
 
     def __init__(self, dim: int):
         super().__init__()
@@ -75,15 +60,7 @@ class MapLayer(nn.Module):
             )
         if torch.compiler.is_compiling():  # not every torch traces what follows, and its own error says enough
             return
-        weight = next(self.parameters(), None)
-        if weight is not None and weight.dtype == x.dtype:  # nearly always, and cheap
-            return
-        dtypes = {p.dtype for p in self.parameters() if p.is_floating_point()} or {x.dtype}
-        if not x.is_floating_point() or (x.dtype not in dtypes and not _autocast_is_on(x.device)):
-            raise ValueError(
-                f"{type(self).__name__}: expected a floating point map in the dtype of the weights "
-                f"({', '.join(sorted(map(str, dtypes)))}), got {x.dtype}; convert one, or run under torch.autocast"
-            )
+        check_dtype(self, x, what="a floating point map")
 
 
 class AdapterNCHW(nn.Module):
@@ -109,7 +86,3 @@ class AdapterNCHW(nn.Module):
                 f"for maps [B, H, W, C] use the {type(layer).__name__} itself"
             )
         return layer(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
-
-
-def _autocast_is_on(device: torch.device) -> bool:
-    return device.type != "meta" and torch.is_autocast_enabled(device.type)

@@ -6,11 +6,13 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from visionzoo.layers.arguments import Positive
+from visionzoo.layers.part import Part
 from visionzoo.layers.tokens import Tokens
 from visionzoo.layers.tracing import replaced
 
 
-class Memory(nn.Module):
+class Memory(Part):
     """The reader, which becomes the class token of a further task, and the head of the task before.
 
     The memory tokens that the reader sees, and no other token does, are those of the blocks
@@ -24,7 +26,7 @@ class Memory(nn.Module):
 
     NO_WEIGHT_DECAY = ("token",)
 
-    def __init__(self, dim: int, *, norm: nn.Module | None = None, head: nn.Module | None = None):
+    def __init__(self, dim: Positive, *, norm: nn.Module | None = None, head: nn.Module | None = None):
         super().__init__()
         self.token = nn.Parameter(torch.zeros(1, 1, dim))
         trunc_normal_(self.token, std=0.02)
@@ -33,6 +35,7 @@ class Memory(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tokens:
         """Let the reader begin."""
+        self.check_inputs("B N C", tokens.x, any_dtype=True, C=self.token.shape[2])
         return replaced(tokens, reader=self.token.to(tokens.x.dtype).repeat(tokens.x.shape[0], 1, 1))
 
     def normalized(self, tokens: Tokens, norm: nn.Module) -> Tensor:

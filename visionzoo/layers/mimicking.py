@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from visionzoo.layers.attention import attend
 from visionzoo.layers.norm import LayerNorm
+from visionzoo.layers.part import Part
+from visionzoo.layers.tracing import one_node
 
 SHARPNESS = 5.0  # factor of the scores of attention
 SPATIAL, FREQUENCY = 0.08, 0.06  # weights of the two views in the loss
 
 
-class CrossAttentionProjector(nn.Module):
+class CrossAttentionProjector(Part):
     """Brings a student's map to the places and channels of a teacher's: queries there attend to the student's tokens.
 
     Complexity is that of attention of H·W queries to h·w keys. Sums are float32 at least.
@@ -75,6 +77,7 @@ class CrossAttentionProjector(nn.Module):
         self.norm = LayerNorm(out_dim)
         self.mlp = Mlp(out_dim, 4 * out_dim, act_layer=nn.ReLU)
 
+    @one_node  # it looks at shapes
     def forward(self, x: Tensor, query: Tensor | None = None) -> Tensor:
         """Student's map [B, c, h, w], and queries [B, H, W, C] where none are learned, to a map [B, H, W, C].
 
@@ -88,8 +91,12 @@ class CrossAttentionProjector(nn.Module):
             )
         if query is None and self.query is None:
             raise ValueError("CrossAttentionProjector: it was built without queries of its own; pass query=")
+        self.check_inputs("B C H W", x)
+        if query is not None:
+            height, width = self.out_size
+            self.check_inputs("B H W C", query, B=x.shape[0], H=height, W=width, C=self.out_dim)
         tokens = (F.relu(self.bn(self.conv(x))) + self.positions).flatten(2).transpose(1, 2)
-        places = self.query.expand(len(x), -1, -1) if query is None else query.flatten(1, 2)
+        places = self.query.expand(x.shape[0], -1, -1) if query is None else query.flatten(1, 2)
         q, k, v = (
             layer(given).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for layer, given in ((self.q, F.relu(self.query_proj(places))), (self.k, tokens), (self.v, tokens))
@@ -100,6 +107,7 @@ class CrossAttentionProjector(nn.Module):
         return out.unflatten(1, self.out_size)
 
 
+@one_node
 def spatial_loss(x: Tensor, target: Tensor) -> Tensor:
     """Return the squared distance of two maps [B, H, W, C] whose tokens have length 1, summed, over the batch's size.
 
@@ -112,7 +120,7 @@ def spatial_loss(x: Tensor, target: Tensor) -> Tensor:
         raise ValueError(f"expected two maps [B, H, W, C] of one shape, got {tuple(x.shape)} and {tuple(target.shape)}")
     dtype = torch.promote_types(x.dtype, torch.float32)
     x, target = (F.normalize(value.to(dtype), dim=-1) for value in (x, target))
-    return (x - target).square().sum() / len(x)
+    return (x - target).square().sum() / x.shape[0]
 
 
 def frequency_loss(x: Tensor, target: Tensor) -> Tensor:

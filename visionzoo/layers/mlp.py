@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import Tensor, nn
 
+from visionzoo.layers.arguments import Positive, Share
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
 from visionzoo.layers.norm import LayerNorm
+from visionzoo.layers.part import Part
 
 
-class ConvMlp(nn.Module):
+class ConvMlp(Part):
     """MLP with a depthwise 3×3 convolution before its activation, on [B, H, W, C] (PVTv2, arXiv:2106.13797).
 
     Args:
@@ -29,17 +31,17 @@ class ConvMlp(nn.Module):
 
     def __init__(
         self,
-        dim: int,
-        hidden_dim: int,
+        dim: Positive,
+        hidden_dim: Positive,
         *,
         act_layer: type[nn.Module] = nn.GELU,
-        drop: float = 0.0,
+        drop: Share = 0.0,
         first_act_layer: type[nn.Module] | None = None,
         residual: bool = False,
         gated: bool = False,
     ):
         super().__init__()
-        self.gated = gated
+        self.dim, self.gated = dim, gated
         hidden_dim = 2 * hidden_dim // 3 if gated else hidden_dim
         self.fc1 = nn.Linear(dim, 2 * hidden_dim if gated else hidden_dim)
         self.act1 = first_act_layer() if first_act_layer else nn.Identity()
@@ -51,13 +53,14 @@ class ConvMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
+        self.check_inputs("B H W C", x, any_dtype=True, C=self.dim)
         x = self.act1(self.fc1(x))
         x, gate = x.chunk(2, dim=-1) if self.gated else (x, None)
         x = self.act(self.dwconv(x, residual=x if self.residual else None))
         return self.drop(self.fc2(self.drop(x if gate is None else x * gate)))
 
 
-class SqueezeExciteMlp(Mlp):
+class SqueezeExciteMlp(Part, Mlp):
     """MLP whose output is added to itself times factors for each channel, from its mean over all tokens (TNT's `se`).
 
     Args:
@@ -68,14 +71,16 @@ class SqueezeExciteMlp(Mlp):
 
     mixes_tokens = True  # a token's output depends on others
 
-    def __init__(self, dim: int, hidden: int, **options: Any):
+    def __init__(self, dim: Positive, hidden: Positive, **options: Any):
         super().__init__(dim, hidden, **options)
+        self.dim = dim
         self.excite = nn.Sequential(
             LayerNorm(dim), nn.Linear(dim, dim // 4), nn.ReLU(), nn.Linear(dim // 4, dim), nn.Tanh()
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, P + N, C] to [B, P + N, C]."""
+        self.check_inputs("B N C", x, any_dtype=True, C=self.dim)
         x = super().forward(x)
         return x + self.excite(x.mean(1, keepdim=True)) * x
 
@@ -83,7 +88,7 @@ class SqueezeExciteMlp(Mlp):
 GLU_ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "silu": nn.SiLU, "relu": nn.ReLU}
 
 
-class NormedGlu(nn.Module):
+class NormedGlu(Part):
     """Gated linear unit whose two factors share one layer norm, on [..., C] (Activator, arXiv:2405.15953).
 
     Args:
@@ -93,8 +98,9 @@ class NormedGlu(nn.Module):
         drop: dropout probability at the end.
     """
 
-    def __init__(self, dim: int, hidden_dim: int, *, act_layer: type[nn.Module] = nn.GELU, drop: float = 0.0):
+    def __init__(self, dim: Positive, hidden_dim: Positive, *, act_layer: type[nn.Module] = nn.GELU, drop: Share = 0.0):
         super().__init__()
+        self.dim = dim
         self.gate = nn.Linear(dim, hidden_dim)
         self.act = act_layer()
         self.value = nn.Linear(dim, hidden_dim)
@@ -104,10 +110,11 @@ class NormedGlu(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] to [..., C]."""
+        self.check_inputs("... C", x, any_dtype=True, C=self.dim)
         return self.drop(self.proj(self.norm(self.act(self.gate(x))) * self.norm(self.value(x))))
 
 
-class IstaStep(nn.Module):
+class IstaStep(Part):
     """A step towards sparse codes of the tokens in a learned dictionary D, as shrinkage goes (CRATE, arXiv:2306.01129).
 
     Called as timm's `Mlp`, in whose place it stands: ReLU(x + η·((x - x·Dᵀ)·D - λ)), so that no output is negative. It
@@ -130,7 +137,7 @@ class IstaStep(nn.Module):
 
     def __init__(
         self,
-        dim: int,
+        dim: Positive,
         hidden_dim: int | None = None,
         *,
         act_layer: type[nn.Module] | None = None,
@@ -149,5 +156,6 @@ class IstaStep(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] to [..., C]."""
+        self.check_inputs("... C", x, any_dtype=True, C=self.weight.shape[1])
         ascent = F.linear(x - F.linear(x, self.weight), self.weight.mT)
         return F.relu(x + self.step_size * (ascent - self.penalty))

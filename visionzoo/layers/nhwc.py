@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from visionzoo.kernels import depthwise_conv, group_norm
+from visionzoo.layers.arguments import Positive
+from visionzoo.layers.part import Part
 from visionzoo.layers.tracing import one_node
 
 
@@ -41,7 +43,7 @@ class OnNCHW(nn.Module):
         return on_nchw(self.layer, x)
 
 
-class DepthwiseConvNHWC(nn.Module):
+class DepthwiseConvNHWC(Part):
     """Convolution of each channel of [B, H, W, C] with a kernel of its own, with zeros around the map.
 
     Its tensors have the names, shapes and initial values of `nn.Conv2d(dim, dim, kernel_size, groups=dim)`. torch's
@@ -60,7 +62,7 @@ class DepthwiseConvNHWC(nn.Module):
 
     bias: nn.Parameter | None
 
-    def __init__(self, dim: int, kernel_size: int, *, bias: bool = True, heads: int = 1):
+    def __init__(self, dim: Positive, kernel_size: int, *, bias: bool = True, heads: Positive = 1):
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"DepthwiseConvNHWC: kernel_size must be odd and positive, got {kernel_size=}")
         super().__init__()
@@ -92,14 +94,14 @@ class DepthwiseConvNHWC(nn.Module):
         return f"{self.dim}, {self.kernel_size}, bias={self.bias is not None}, heads={self.heads}"
 
 
-class GroupNorm1(nn.Module):
+class GroupNorm1(Part):
     """Group normalization with one group: statistics over height, width and channels of each sample.
 
     The same function as `nn.GroupNorm(1, dim)`, on [B, H, W, C], by `visionzoo.kernels.group_norm`. Under autocast the
     output has autocast's dtype, not float32.
     """
 
-    def __init__(self, dim: int, eps: float = 1e-5):
+    def __init__(self, dim: Positive, eps: float = 1e-5):
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from visionzoo.kernels import layer_norm
+from visionzoo.layers.arguments import Positive
+from visionzoo.layers.part import Part
 from visionzoo.layers.tracing import one_node
 
 
@@ -28,7 +30,7 @@ class LayerNorm(nn.LayerNorm):
         return layer_norm(x, self.weight, self.bias, eps=self.eps)
 
 
-class ScaleNorm(nn.Module):
+class ScaleNorm(Part):
     """Division of [..., C] by its root mean square over C, times one learned number (Mega, arXiv:2209.10655).
 
     Args:
@@ -36,34 +38,36 @@ class ScaleNorm(nn.Module):
         eps: added to the mean square.
     """
 
-    def __init__(self, dim: int, eps: float = 1e-5):
+    def __init__(self, dim: Positive, eps: float = 1e-5):
         super().__init__()
         self.dim, self.eps = dim, eps
         self.scalar = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize [..., C], in float32 at least."""
+        self.check_inputs("... C", x, any_dtype=True, C=self.dim)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.scalar
 
 
-class TokenBatchNorm(nn.Module):
+class TokenBatchNorm(Part):
     """Batch normalization of [..., C] over everything but C.
 
     Args:
         dim: channels C.
     """
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: Positive):
         super().__init__()
         self.bn = nn.BatchNorm1d(dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize [..., C]."""
+        self.check_inputs("... C", x, any_dtype=True, C=self.bn.num_features)
         return self.bn(x.flatten(0, -2)).reshape(x.shape)
 
 
-class DeviationNorm(nn.Module):
+class DeviationNorm(Part):
     """Layer norm of [..., C] over C that adds its ε to the standard deviation, not to the variance (CVNets).
 
     Rows of equal numbers have derivatives, too, see `standardize`.
@@ -73,7 +77,7 @@ class DeviationNorm(nn.Module):
         eps: ε.
     """
 
-    def __init__(self, dim: int, eps: float = 1e-5):
+    def __init__(self, dim: Positive, eps: float = 1e-5):
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
@@ -81,6 +85,7 @@ class DeviationNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize [..., C], in float32 at least."""
+        self.check_inputs("... C", x, any_dtype=True, C=self.weight.shape[0])
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         return standardize(wide, self.eps).to(x.dtype) * self.weight + self.bias
 
@@ -95,3 +100,11 @@ def standardize(x: Tensor, eps: float) -> Tensor:
     spread = var > 0
     std = torch.where(spread, torch.where(spread, var, 1.0).sqrt(), 0.0)
     return (x - mean) / (std + eps)
+
+
+def in_groups(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """Return what a group norm makes of [B, C, ...], also of groups of one number, which the module refuses.
+
+    A group has one number where it has one channel, and the map one place. Hooks on the module are not called.
+    """
+    return torch.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)

@@ -22,7 +22,15 @@ def pool_cells(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Mean of each cell of a [B, H, W, C] map, for (h, w) = `size` cells: [B, h, w, C].
 
     It is `F.adaptive_avg_pool2d` as two matrix products, so that gradients repeat on a GPU.
+
+    Raises:
+        ValueError: if x is no map, or there are no cells.
     """
+    checked = isinstance(x, Tensor) and not torch.compiler.is_compiling()  # and not traced
+    if checked and (x.ndim != 4 or min(*x.shape[1:3], *size) < 1):
+        raise ValueError(
+            f"pool_cells: expected a map [B, H, W, C] and sizes of 1 or more, got {tuple(x.shape)} and {size=}"
+        )
     rows, columns = (_shares(x, axis, count) for axis, count in ((1, size[0]), (2, size[1])))
     return columns @ (rows @ x.flatten(2)).unflatten(2, (x.shape[2], x.shape[3]))
 

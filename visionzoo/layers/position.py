@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from math import isqrt
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +15,16 @@ from timm.layers import to_2tuple, trunc_normal_
 from torch import Tensor, nn
 
 from visionzoo.kernels import depthwise_conv
+from visionzoo.layers.arguments import Positive
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
+from visionzoo.layers.part import Part
 from visionzoo.layers.pooling import cells as cells_of
 from visionzoo.layers.tracing import one_node
 
+Mode = Literal["bilinear", "bicubic"]  # of interpolation
 
-class PositionTable(nn.Module):
+
+class PositionTable(Part):
     """A learned vector for each position of a map, added to it; interpolated to maps of other sizes.
 
     Args:
@@ -29,7 +34,14 @@ class PositionTable(nn.Module):
         mode: of the interpolation, "bilinear" or "bicubic".
     """
 
-    def __init__(self, dim: int, size: int | tuple[int, int], *, std: float = 0.02, mode: str = "bilinear"):
+    def __init__(
+        self,
+        dim: Positive,
+        size: int | tuple[int, int],
+        *,
+        std: float = 0.02,
+        mode: Mode = "bilinear",
+    ):
         super().__init__()
         height, width = to_2tuple(size)
         if height < 1 or width < 1:
@@ -42,6 +54,7 @@ class PositionTable(nn.Module):
     @one_node  # it looks at the size of the map
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C], in x's dtype."""
+        self.check_inputs("B H W C", x, any_dtype=True, C=self.table.shape[3])
         return x + resize_table(self.table, x.shape[1:3], self.mode).to(x.dtype)
 
     def fit_weight(self, name: str, weight: Tensor) -> Tensor:
@@ -92,7 +105,7 @@ class PositionGenerator(DepthwiseConvNHWC):
         return depthwise_conv(x, self.weight, self.bias, residual=x)
 
 
-class RelativePositionBias(nn.Module):
+class RelativePositionBias(Part):
     """A learned number for each offset between two tokens of a window, for each head (Swin, arXiv:2103.14030).
 
     Args:
@@ -103,7 +116,7 @@ class RelativePositionBias(nn.Module):
     NO_WEIGHT_DECAY = ("table",)
     bias: Tensor | None
 
-    def __init__(self, num_heads: int, size: int | tuple[int, int]):
+    def __init__(self, num_heads: Positive, size: Positive | tuple[Positive, Positive]):
         super().__init__()
         self.size: tuple[int, int] = to_2tuple(size)
         # offset (query - key) counted row by row from (1 - h, 1 - w), as in the authors' checkpoints
@@ -136,7 +149,7 @@ class RelativePositionBias(nn.Module):
         return resize_table(offsets, size, "bicubic").flatten(0, 2)
 
 
-class NeighborhoodBias(nn.Module):
+class NeighborhoodBias(Part):
     """A learned number for each offset from a query to its neighbors, for each head (NAT, arXiv:2204.07143).
 
     Args:
@@ -146,7 +159,7 @@ class NeighborhoodBias(nn.Module):
 
     NO_WEIGHT_DECAY = ("table",)
 
-    def __init__(self, num_heads: int, kernel_size: tuple[int, int]):
+    def __init__(self, num_heads: Positive, kernel_size: tuple[Positive, Positive]):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(num_heads, 2 * kernel_size[0] - 1, 2 * kernel_size[1] - 1))
         trunc_normal_(self.table, std=0.02)
@@ -162,7 +175,7 @@ class NeighborhoodBias(nn.Module):
         return resize_table(weight.permute(1, 2, 0)[None], self.table.shape[1:], "bicubic")[0].permute(2, 0, 1)
 
 
-class ContinuousPositionBias(nn.Module):
+class ContinuousPositionBias(Part):
     """A bias for each offset between query and key and each head, which an MLP computes (TransNeXt, arXiv:2311.17132).
 
     Keys are the tokens of a map, or cells of it, whose places are their centers. The MLP sees the offset along each
@@ -175,7 +188,7 @@ class ContinuousPositionBias(nn.Module):
 
     NO_WEIGHT_DECAY = ("fc1.weight", "fc2.weight")
 
-    def __init__(self, num_heads: int, hidden_dim: int = 512):
+    def __init__(self, num_heads: Positive, hidden_dim: Positive = 512):
         super().__init__()
         self.fc1 = nn.Linear(2, hidden_dim)
         self.act = nn.ReLU()

@@ -12,8 +12,11 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionzoo.layers.norm import in_groups
+from visionzoo.layers.part import Part
 
-class PyramidFusion(nn.Module):
+
+class PyramidFusion(Part):
     """Bring maps to one width, and add to each what the coarser ones became, enlarged and refined; O(N·C·C').
 
     Args:
@@ -48,6 +51,7 @@ class PyramidFusion(nn.Module):
                 "PyramidFusion: expected maps, a positive multiple of 32 channels of the levels, and 1 channel or more "
                 f"of the bottlenecks, got {in_channels=}, {out_channels=} and {hidden_channels=}"
             )
+        self.in_channels = tuple(in_channels)
         self.reduce = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels, out_channels, 1), nn.GroupNorm(32, out_channels))
             for channels in in_channels
@@ -62,8 +66,14 @@ class PyramidFusion(nn.Module):
         self.refine = nn.ModuleList(_Bottleneck(out_channels, hidden_channels) for _ in in_channels)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Fuse maps [B, C, H, W], finest first, to as many levels [B, out_channels, H, W], coarsest first."""
-        levels = [reduce(x) for reduce, x in zip(self.reduce, maps, strict=True)]
+        """Fuse maps [B, C, H, W], finest first, to as many levels [B, out_channels, H, W], coarsest first.
+
+        Raises:
+            ValueError: if the maps are others.
+        """
+        self.check_maps(maps, self.in_channels)
+        pairs: Any = zip(self.reduce, maps, strict=True)
+        levels = [in_groups(norm, conv(x)) for (conv, norm), x in pairs]
         found = [self.refine[-1](levels.pop())]
         while levels:
             x, i = levels.pop(), len(levels)

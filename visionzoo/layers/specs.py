@@ -7,7 +7,7 @@ from inspect import Parameter, signature
 from typing import Any, get_type_hints
 
 from visionzoo.former_names import former_names
-from visionzoo.layers.arguments import fits, type_text
+from visionzoo.layers.arguments import expected, fits
 from visionzoo.text import did_you_mean, some
 
 SHOWN = 6  # names in a message
@@ -71,7 +71,7 @@ def build_spec(kind: str, spec: Any, table: Mapping[str, Callable[..., Any]], *a
                 f"it takes {', '.join(takes) or 'none'}"
             )
         if key in hints and not fits(value, hints[key]):  # many would be met by the first image only, in torch's words
-            raise ValueError(f"{kind} {name!r}: {key} must be {type_text(hints[key])}, got {key}={value!r}")
+            raise ValueError(f"{kind} {name!r}: {key} must be {expected(value, hints[key])}, got {key}={value!r}")
     if missing := [p.name for p in takes.values() if p.default is Parameter.empty and p.name not in options]:
         raise ValueError(f"{kind} {name!r} needs {', '.join(missing)}: pass dict(type={name!r}, {missing[0]}=...)")
     return constructor(*args, **{key: tuple(v) if isinstance(v, list) else v for key, v in options.items()})

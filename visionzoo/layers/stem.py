@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
+from visionzoo.layers.arguments import Positive
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.nhwc import OnNCHW, on_nhwc
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.padding import pad_to_multiple
+from visionzoo.layers.part import Part
 
 
-class Stem(nn.ModuleList):
+def _in_channels_last(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return on_nhwc(lambda image: layer(image.contiguous()), x)  # torch.func.vmap knows no memory format
+
+
+class Stem(Part, nn.ModuleList):
     """Layers on [B, H, W, C] that in turn make the first map of an image; no `nn.Sequential`, which is cut anywhere."""
 
     def __init__(self, *layers: nn.Module):
@@ -22,7 +27,8 @@ class Stem(nn.ModuleList):
 
     def forward(self, x: Tensor) -> Tensor:
         """Image [B, in_chans, H, W] to [B, C, H', W'], in channels_last memory."""
-        return on_nhwc(self.forward_map, x.contiguous(memory_format=torch.channels_last))
+        self.check_inputs("B C H W", x)
+        return _in_channels_last(self.forward_map, x)
 
     def forward_map(self, x: Tensor) -> Tensor:
         """Image [B, H, W, in_chans] to [B, H', W', C]."""
@@ -36,7 +42,8 @@ class ConvNormStem(ConvNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Image [B, in_chans, H, W] to [B, C, H', W'], in channels_last memory."""
-        return on_nhwc(super().forward, x.contiguous(memory_format=torch.channels_last))
+        self.check_inputs("B C H W", x, C=self.in_dim)
+        return _in_channels_last(super().forward, x)
 
 
 def cut_patches(image: Tensor, side: int) -> Tensor:
@@ -45,7 +52,7 @@ def cut_patches(image: Tensor, side: int) -> Tensor:
     return x.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3)
 
 
-class PixelsToTokens(nn.Module):
+class PixelsToTokens(Part):
     """Norm, projection and norm that make a token of a patch's pixels, all their channels in one (TNT, CRATE).
 
     Args:
@@ -55,14 +62,16 @@ class PixelsToTokens(nn.Module):
         bias: whether the projection has a bias.
     """
 
-    def __init__(self, pixels: int, inner_dim: int, dim: int, *, bias: bool = False):
+    def __init__(self, pixels: Positive, inner_dim: Positive, dim: Positive, *, bias: bool = False):
         super().__init__()
+        self.inner_dim = inner_dim
         self.norm1 = LayerNorm(pixels * inner_dim)
         self.proj = nn.Linear(pixels * inner_dim, dim, bias=bias)
         self.norm2 = LayerNorm(dim)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[..., h, w, C'] to [..., C]."""
+        self.check_inputs("... H W C", pixels, C=self.inner_dim)
         return self.norm2(self.proj(self.norm1(pixels.flatten(-3))))
 
 
@@ -75,12 +84,13 @@ class NormedPatchStem(PixelsToTokens):
         patch_size: side of the patches in pixels; images are padded with zeros to whole ones.
     """
 
-    def __init__(self, in_chans: int, dim: int, patch_size: int):
+    def __init__(self, in_chans: Positive, dim: Positive, patch_size: Positive):
         super().__init__(patch_size * patch_size, in_chans, dim, bias=True)
         self.patch_size = patch_size
 
     def forward(self, image: Tensor) -> Tensor:
         """Image [B, in_chans, H, W] to [B, C, H', W'], in channels_last memory."""
+        self.check_inputs("B C H W", image, C=self.inner_dim)
         return super().forward(cut_patches(image, self.patch_size)).permute(0, 3, 1, 2)
 
 
@@ -94,7 +104,7 @@ class PatchStem(ConvNormStem):
         channels_last: whether flattened patches have channels as their last axis, after rows and columns, or first.
     """
 
-    def __init__(self, in_chans: int, dim: int, patch_size: int, *, channels_last: bool = False):
+    def __init__(self, in_chans: Positive, dim: Positive, patch_size: Positive, *, channels_last: bool = False):
         super().__init__(in_chans, dim, patch_size, patch_size, pad_to_stride=True)
         self.channels_last = channels_last
 

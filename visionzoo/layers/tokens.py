@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from timm.layers import to_2tuple, trunc_normal_
 from torch import Tensor, nn
 
+from visionzoo.layers.arguments import Natural, Positive
 from visionzoo.layers.block import Block
 from visionzoo.layers.mixers.base import Mixer
-from visionzoo.layers.position import places_of, resize_table
+from visionzoo.layers.part import Part
+from visionzoo.layers.position import Mode, places_of, resize_table
 from visionzoo.layers.tracing import one_node, replaced
 
 
@@ -242,7 +244,7 @@ def map_size(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int
     return -(-height // patch_size), -(-width // patch_size)
 
 
-class PrefixTokens(nn.Module):
+class PrefixTokens(Part):
     """Learned tokens that are put before those of a map: class, distillation, registers, in this order.
 
     Args:
@@ -255,11 +257,12 @@ class PrefixTokens(nn.Module):
     torch.Size([2, 20, 8])
     """
 
-    def __init__(self, dim: int, *, class_token: bool = True, dist_token: bool = False, reg_tokens: int = 0):
+    def __init__(self, dim: Positive, *, class_token: bool = True, dist_token: bool = False, reg_tokens: int = 0):
         super().__init__()
         counts = {"cls_token": int(class_token), "dist_token": int(dist_token), "reg_token": reg_tokens}
         if reg_tokens < 0:
             raise ValueError(f"PrefixTokens: reg_tokens must not be negative, got {reg_tokens=}")
+        self.dim = dim
         self.names = tuple(name for name, count in counts.items() if count)
         for name in self.names:
             self.register_parameter(name, nn.Parameter(torch.zeros(1, counts[name], dim)))
@@ -273,12 +276,13 @@ class PrefixTokens(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tokens:
         """Put the prefix tokens before those that are there."""
+        self.check_inputs("B N C", tokens.x, any_dtype=True, C=self.dim)
         own = [getattr(self, name).expand(tokens.x.shape[0], -1, -1) for name in self.names]
         x = torch.cat([*(t.to(tokens.x.dtype) for t in own), tokens.x], 1)
         return replaced(tokens, x=x, prefix=self.count)
 
 
-class TokenPositions(nn.Module):
+class TokenPositions(Part):
     """A learned vector for each token, added to it; those of the map are interpolated to maps of other sizes.
 
     Args:
@@ -290,7 +294,7 @@ class TokenPositions(nn.Module):
 
     NO_WEIGHT_DECAY: tuple[str, ...] = ("table",)
 
-    def __init__(self, dim: int, size: tuple[int, int], *, prefix: int = 0, mode: str = "bicubic"):
+    def __init__(self, dim: Positive, size: tuple[int, int], *, prefix: Natural = 0, mode: Mode = "bicubic"):
         super().__init__()
         if min(size) < 1:
             raise ValueError(f"TokenPositions: size must be positive, got {size=}")
@@ -300,6 +304,7 @@ class TokenPositions(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tokens:
         """Add the positions, in the tokens' dtype."""
+        self.check_inputs("B N C", tokens.x, any_dtype=True, C=self.table.shape[2])
         table = self.resized(tokens.size).to(tokens.x.dtype)
         if missing := tokens.prefix - self.prefix:
             table = F.pad(table, (0, 0, missing, 0))

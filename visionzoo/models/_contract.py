@@ -389,7 +389,8 @@ class Contract(WithOutputs):
     def absent(self) -> tuple[str, ...]:
         """Beginnings of the names of tensors that the whole model has and this one was built or pruned without."""
         names = [f"{self.PARTS}.{i}." for i in range(len(self.parts), self.num_parts)]
-        if not isinstance(getattr(self.head, "fc", None), nn.Linear | nn.Conv2d):
+        classifier = getattr(self.head, "fc", None)
+        if classifier is None or not classifier.state_dict():
             names.append("head.fc.")
         if not hasattr(self.head, "fc_dist"):
             names += ["head.norm_dist.", "head.fc_dist."]

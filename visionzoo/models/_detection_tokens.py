@@ -114,7 +114,7 @@ class DetectionTokens(nn.Module):
         if padded is not None:  # in two steps, as released: places are rounded down in each
             factor = 2 ** (len(self.dims) - len(self.cross_stages))
             padded = _resized(padded, [max(1, n // factor) for n in x.shape[1:3]])
-        tokens = self.token.to(x.dtype).expand(len(x), -1, -1)
+        tokens = self.token.to(x.dtype).expand(x.shape[0], -1, -1)
         maps = []
         stages: Any = zip(model.stages, self.projections, strict=True)
         for i, (stage, projections) in enumerate(stages):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from visionzoo.layers.gates.base import Gate
+from visionzoo.layers.norm import in_groups
 
 
 class ElaGate(Gate):
@@ -68,10 +69,7 @@ class ElaGate(Gate):
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""
         self.check_input(x)
-        rows, columns = (torch.sigmoid(self._norm(self.conv(x.mean(axis).transpose(1, 2)))) for axis in (2, 1))
+        means = (self.conv(x.mean(axis).transpose(1, 2)) for axis in (2, 1))
+        rows, columns = (torch.sigmoid(in_groups(self.norm, mean)) for mean in means)
         factor = rows.transpose(1, 2)[:, :, None] * columns.transpose(1, 2)[:, None]
         return x * factor.to(x.dtype)
-
-    def _norm(self, x: Tensor) -> Tensor:
-        """Call no module: torch's refuses groups of a single number, as a map of one row at batch 1 can have."""
-        return torch.group_norm(x, self.norm.num_groups, self.norm.weight, self.norm.bias, self.norm.eps)

@@ -259,4 +259,4 @@ def _difference(q: Tensor, k: Tensor, approximate: Tensor, hidden: Tensor | None
     if hidden is not None:
         there = hidden == 0  # [B, 1, 1, P + M]
         difference = difference * there * there[..., prefix:].mT
-    return difference.square().sum() / len(q)
+    return difference.square().sum() / q.shape[0]

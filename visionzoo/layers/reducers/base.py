@@ -7,11 +7,13 @@ from math import ceil
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from visionzoo.kernels.precision import double
+from visionzoo.layers.part import Part
 from visionzoo.layers.tokens import tokens_at
 from visionzoo.layers.tracing import one_node
+from visionzoo.text import count_of
 
 
 class Choice(NamedTuple):
@@ -22,7 +24,7 @@ class Choice(NamedTuple):
     factor: Tensor | None = None  # [B, M], ones that carry the gradient of the decision; None for no gradient
 
 
-class Reducer(nn.Module):
+class Reducer(Part):
     """Base of the reducers, which stand before the blocks of an isotropic model (`visionzoo.models._reducing`).
 
     In evaluation the tokens that are left move together, so that what follows costs less: their number is that of the
@@ -73,6 +75,7 @@ class Reducer(nn.Module):
         self, x: Tensor, source: Tensor | None, keep: Tensor | None, scores: Tensor | None, prefix: int
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Take and return x, source and keep of `visionzoo.layers.tokens.Tokens`."""
+        self.check_tokens(x, scores, prefix)
         places = x.shape[1] - prefix if source is None else source.shape[1]
         chosen, count, factor = self.choose(x, keep, scores, prefix, places)
         if factor is not None:
@@ -80,6 +83,22 @@ class Reducer(nn.Module):
         if self._masks(x):
             return torch.cat([x[:, :prefix], x[:, prefix:] * chosen.unsqueeze(-1)], 1), source, chosen
         return gather(x, source, chosen, count, prefix)
+
+    def check_tokens(self, x: Tensor, scores: Tensor | None, prefix: int) -> None:
+        """Check tokens [B, P + M, C] and the scores [B, M] of them that the block before is to give.
+
+        Raises:
+            ValueError: if they are not such, or there are no scores.
+        """
+        self.check_inputs("B N C", x, any_dtype=True, C=self.dim)
+        if not self.SCORES:
+            return
+        if scores is None:
+            raise ValueError(
+                f"{type(self).__name__}: expected scores [B, M] of the tokens behind {count_of(prefix, 'prefix token')}"
+                f", their {self.SCORES} in the block before, got None; pass them"
+            )
+        self.check_inputs("B M", scores, any_dtype=True, B=x.shape[0], M=x.shape[1] - prefix)
 
     def _masks(self, x: Tensor) -> bool:
         if self.masked is not None:
@@ -104,7 +123,7 @@ def gather(
     """
     exact = count is not None
     if count is None:
-        count = int(chosen.sum(1).amax())
+        count = int(chosen.sum(1).amax()) if chosen.shape[0] else 0
     place = torch.arange(chosen.shape[1], device=x.device)
     order = (
         torch.where(chosen, -place, -place - chosen.shape[1]).topk(count, dim=1).indices
@@ -139,7 +158,7 @@ class BestTokens(Reducer):
 
     def rank(self, x: Tensor, keep: Tensor | None, scores: Tensor | None, prefix: int) -> Tensor:
         """Return what the M tokens are ranked by, [B, M]."""
-        assert scores is not None  # the block before gives them
+        assert scores is not None  # `check_tokens` has seen them
         return scores
 
     def choose(self, x: Tensor, keep: Tensor | None, scores: Tensor | None, prefix: int, places: int) -> Choice:

@@ -50,7 +50,12 @@ class TokenPoolingReducer(Reducer):
         self, x: Tensor, source: Tensor | None, keep: Tensor | None, scores: Tensor | None, prefix: int
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Take and return x, source and keep of `visionzoo.layers.tokens.Tokens`."""
-        assert scores is not None and keep is None  # as those who put it in have checked
+        self.check_tokens(x, scores, prefix)
+        if keep is not None:
+            raise ValueError(
+                "TokenPoolingReducer: expected tokens that are all there, got keep; put it before what drops tokens"
+            )
+        assert scores is not None  # `check_tokens` has seen them
         tokens = x[:, prefix:]
         count = share_of(tokens.shape[1], self.keep_rate)
         centres, cluster = pool(tokens, scores, count, method=self.method, iterations=self.iterations)
