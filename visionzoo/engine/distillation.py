@@ -76,8 +76,8 @@ def make_task(
         raise UserError(
             f"--kd-distill-type {config.distillation.kd_distill_type} with {config.model.model}: {error}"
         ) from error
-    # timm takes these from the model's cfg, whatever the images were normalized by
-    task.student_mean, task.student_std = mean, std
+    # timm takes these from the model's cfg, whatever the images were normalized by; 1.0.29 wraps teachers of tokens
+    task.teacher, task.student_mean, task.student_std = teacher, mean, std
     return task
 
 
