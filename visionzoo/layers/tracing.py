@@ -44,6 +44,6 @@ def _first_proxy(values: Iterable[Any]) -> Proxy | None:
     for value in values:
         if isinstance(value, Proxy):
             return value
-        if isinstance(value, tuple | list) and (proxy := _first_proxy(value)) is not None:
+        if isinstance(value, (tuple, list)) and (proxy := _first_proxy(value)) is not None:
             return proxy
     return None
