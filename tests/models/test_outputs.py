@@ -174,7 +174,7 @@ def test_threads_do_not_mix_their_terms(model, images):
 
 def test_a_failed_pass_leaves_nothing_behind(model, images):
     model.set_auxiliary()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="expected"):
         model(images[:, :1])
     assert not collecting()
     add_term("balance", torch.zeros(3))  # nobody collects: not even looked at

@@ -262,6 +262,7 @@ class TokenHead(Part):
         norm_layer: Callable[[int], nn.Module] | None = None,
     ):
         super().__init__()
+        self.dim = in_features  # of the tokens; a subclass may pool to other features
         self.in_features, self.prefix_tokens, self.map_heads = in_features, prefix_tokens, map_heads
         self.distilled, self.distilled_training = distilled, False
         self.pool_type = ""
@@ -305,7 +306,7 @@ class TokenHead(Part):
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """[B, P + N, C] to [B, num_classes]; with `pre_logits` to pooled features [B, C]."""
-        self.check_inputs("B N C", x, C=self.in_features)
+        self.check_inputs("B N C", x, C=self.dim)
         least = self.prefix_tokens + (self.pool_type not in ("token", ""))
         if not torch.compiler.is_compiling() and isinstance(x, Tensor) and x.shape[1] < least:
             raise ValueError(

@@ -48,6 +48,7 @@ class ProjectionTokenHead(TokenHead):
         hidden_features: int | None = None,
     ):
         super().__init__(hidden_features or in_features, num_classes, pool_type, drop_rate, prefix_tokens=prefix_tokens)
+        self.dim = in_features
         self.proj, self.act = nn.Linear(in_features, in_features), nn.SiLU()
         self.hidden = nn.Linear(in_features, hidden_features) if hidden_features else None
 

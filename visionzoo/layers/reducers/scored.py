@@ -17,7 +17,7 @@ class ClassAttentionReducer(BestTokens):
         of_map: take the share of the map's tokens, not of those that earlier reducers left.
 
     >>> import torch
-    >>> x, scores = torch.randn(2, 1 + 4, 8), torch.tensor([[1, 4, 2, 3], [4, 3, 2, 1]])
+    >>> x, scores = torch.randn(2, 1 + 4, 8), torch.tensor([[1.0, 4, 2, 3], [4, 3, 2, 1]])
     >>> _, source, _ = ClassAttentionReducer(8, keep_rate=0.5).eval()(x, None, None, scores, 1)
     >>> source
     tensor([[-1,  0, -1,  1],
