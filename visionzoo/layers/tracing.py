@@ -1,4 +1,7 @@
-"""torch.fx sees what depends on shapes and devices as one node, whoever traces and whatever leaves they know."""
+"""What tracers need: for torch.fx one node of what depends on shapes and devices, for torch.compile sizes and tuples.
+
+One node it is whoever traces, and whatever leaves they know.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 from torch.fx import Proxy
 
@@ -38,6 +42,18 @@ def replaced(fields: T, **changes: Any) -> T:
     """Return a named tuple with other values in some fields: torch.compile of torch 2.7 does not trace `_replace`."""
     names: Any = type(fields)._fields  # type: ignore[attr-defined]
     return type(fields)(**{**dict(zip(names, fields, strict=True)), **changes})
+
+
+def smaller(one: Any, other: Any) -> Any:
+    """Return the smaller of two sizes, known or not: torch.compile of torch 2.7 takes no sym_min of known ones."""
+    known = isinstance(one, int) and isinstance(other, int)
+    return min(one, other) if known else torch.sym_min(one, other)
+
+
+def larger(one: Any, other: Any) -> Any:
+    """Return the larger of two sizes, as `smaller` does."""
+    known = isinstance(one, int) and isinstance(other, int)
+    return max(one, other) if known else torch.sym_max(one, other)
 
 
 def _first_proxy(values: Iterable[Any]) -> Proxy | None:

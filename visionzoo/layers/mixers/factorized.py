@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +11,7 @@ from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.nhwc import DepthwiseConvNHWC
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.padding import pad_to_size
-from visionzoo.layers.tracing import one_node
+from visionzoo.layers.tracing import larger, one_node
 
 
 class FactorizedMixer(Mixer):
@@ -128,7 +126,7 @@ def _windows(x: Tensor, size: int, step: int) -> Tensor:
         length = x.shape[axis]
         count = (length + span - 1) // span
         places = span * torch.arange(count, device=x.device)[:, None] + step * torch.arange(size, device=x.device)
-        period: Any = max(1, 2 * (length - 1)) if isinstance(length, int) else torch.sym_max(1, 2 * (length - 1))
+        period = larger(1, 2 * (length - 1))
         back: Tensor = places.flatten() % period
         x = x.index_select(axis, torch.minimum(back, period - back)).unflatten(axis, (-1, size))
     return x

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from visionzoo.kernels.precision import without_autocast
 from visionzoo.layers.attention import attend
 from visionzoo.layers.mixers.base import Mixer
+from visionzoo.layers.tracing import smaller
 
 
 class NystromMixer(Mixer):
@@ -130,7 +129,7 @@ class NystromMixer(Mixer):
 
 def _stretches(length: int, count: int, like: Tensor) -> Tensor:
     """Weights [L, N] of the means of `count` stretches of N tokens, at most as many; the later ones may be longer."""
-    made: Any = min(count, length) if isinstance(length, int) else torch.sym_min(count, length)
+    made = smaller(count, length)
     place, stretch = torch.arange(length, device=like.device), torch.arange(made, device=like.device)[:, None]
     short = length // made
     shorter = made - length % made  # this many stretches are short

@@ -12,7 +12,7 @@ from torch import Tensor
 from visionzoo.kernels.precision import double
 from visionzoo.layers.part import Part
 from visionzoo.layers.tokens import tokens_at
-from visionzoo.layers.tracing import one_node
+from visionzoo.layers.tracing import one_node, smaller
 from visionzoo.text import count_of
 
 
@@ -178,9 +178,7 @@ class BestTokens(Reducer):
         count = share_of(places if self.of_map else tokens, self.keep_rate)
         if not self.of_map:
             return count
-        if isinstance(tokens, Tensor):
-            return tokens.clamp(max=count)
-        return min(tokens, count) if isinstance(tokens, int) else torch.sym_min(tokens, count)
+        return tokens.clamp(max=count) if isinstance(tokens, Tensor) else smaller(tokens, count)
 
 
 def share_of(tokens: Any, rate: float) -> Any:
