@@ -433,3 +433,10 @@ def test_float16_with_a_scaler(repeatable):
     x = torch.randn(64, 8, device=CUDA)
     losses = [float(step(x)) for _ in range(80)]
     assert scaler.get_scale() < 2.0**30 and losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.gpu
+def test_no_later_stream_is_the_recorders():
+    """Products of a loader on it shared memory with those of a graph: a long training ended in NaN."""
+    recorder = CudaRecorder(CUDA)
+    assert recorder.stream.cuda_stream not in {torch.cuda.Stream(CUDA).cuda_stream for _ in range(64)}

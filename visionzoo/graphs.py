@@ -58,7 +58,9 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device)
+        # torch hands out 32 streams in turn, so that a loader can get this one, too, and its matrix products would work
+        # in the memory of the graph's, which run beside them. Streams of another priority are others
+        self.stream = torch.cuda.Stream(device, priority=-1)
         self.pool = torch.cuda.graph_pool_handle()
         torch.backends.cuda.enable_cudnn_sdp(False)
 

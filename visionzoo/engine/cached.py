@@ -166,6 +166,8 @@ class DeviceLoader:
         self.mean, self.std = (
             255 * torch.tensor(data_config[name], device=device).view(1, -1, 1, 1) for name in ("mean", "std")
         )
+        # a stream of its own, as in timm's loader: what waits for the device then does not wait for the training step
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.pixels = torch.from_numpy(np.array(images.pixels)).to(device)
         self.targets = torch.from_numpy(images.targets).to(device)
         is_training = augmentation is not None
@@ -189,16 +191,14 @@ class DeviceLoader:
         order = torch.tensor(list(self.sampler), device=self.pixels.device)
         size = self.loader.batch_size
         assert size is not None
-        # a stream of its own, as in timm's loader: what waits for the device then does not wait for the training step
-        stream = torch.cuda.Stream(order.device) if order.is_cuda else None
-        if stream is not None:
-            stream.wait_stream(torch.cuda.current_stream(order.device))
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(order.device))
         for start in range(0, len(self) * size, size):
-            with torch.cuda.stream(stream):
+            with torch.cuda.stream(self.stream):
                 images, targets = self._batch(order[start : start + size])
-            if stream is not None:
+            if self.stream is not None:
                 using = torch.cuda.current_stream(order.device)
-                using.wait_stream(stream)
+                using.wait_stream(self.stream)
                 images.record_stream(using)
                 targets.record_stream(using)
             yield images, targets
