@@ -63,3 +63,19 @@ def test_takes_views_of_one_projection_and_other_strides():
     views = [q, k.transpose(1, 2).contiguous().transpose(1, 2), v.transpose(3, 4).contiguous().transpose(3, 4)]
     out = score_attention(*views, normalizer="sigmoid", backend="triton")
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NORMALIZERS)
+def test_rows_by_descriptors_are_those_by_pointers(name, monkeypatch):
+    """With a last block that is not full, of parts of projections."""
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(2, 3, 7, 3, 2, 16, generator=generator).to(DEVICE, torch.float16).requires_grad_()
+    asked, results = [], []
+    described = kernels.described
+    monkeypatch.setattr(kernels, "described", lambda *given: asked.append(given) or described(*given))
+    for least in (1, 1024):
+        monkeypatch.setattr(kernels, "_DESCRIBED_FROM", least)
+        out = score_attention(*qkv.unbind(3), normalizer=name, backend="triton")
+        results.append((out, *torch.autograd.grad(out.float().square().sum(), qkv)))
+        assert len(asked) == 3 + 4 + 4
+    assert all(map(torch.equal, *results))

@@ -15,6 +15,11 @@ from torch import Tensor
 
 from visionzoo.kernels.dispatch import MAX_NUMBERS
 
+try:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+except ImportError:  # of Triton before 3.4
+    TensorDescriptor = None
+
 _compiled: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
@@ -31,7 +36,8 @@ def run(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
     Args:
         kernel: made by `triton.jit`.
         programs: how many to launch.
-        *args: tensors, numbers and None, in the order of the kernel's first parameters; at least one tensor.
+        *args: tensors, what `described` makes of them, numbers and None, in the order of the kernel's first parameters;
+            at least one tensor.
         **options: the rest of its parameters, constants or numbers that it is not specialised for, and options of the
             compiler.
     """
@@ -41,6 +47,9 @@ def run(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
         kind = type(arg)
         if arg is None or kind is int or kind is float:
             key += (kind, arg)
+        elif kind is TensorDescriptor:
+            tensor = arg.base
+            key += (tensor.dtype, *arg.block_shape)
         else:
             tensor = arg
             key += (arg.dtype, arg.data_ptr() & 15 == 0)
@@ -77,6 +86,30 @@ def _may_load(device: torch.device) -> Iterator[None]:
         yield
     finally:
         exchange(ctypes.byref(mode))
+
+
+def describes(x: Tensor, step: int) -> bool:
+    """Whether the GPU copies blocks of the rows that `token_rows` gave by descriptors: from Hopper on, and aligned.
+
+    Heads of another width than their block's would come with numbers of the next head.
+    """
+    bytes_apart = step * x.element_size()
+    aligned = bytes_apart % 16 == 0 and x.data_ptr() % 16 == 0 and head_block(x.shape[-1]) == x.shape[-1]
+    return TensorDescriptor is not None and x.element_size() == 2 and aligned and _copies_blocks(x.device)
+
+
+@lru_cache
+def _copies_blocks(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return True  # the interpreter
+    return torch.version.hip is None and torch.cuda.get_device_capability(device)[0] >= 9
+
+
+def described(x: Tensor, step: int, rows: int) -> Any:
+    """Describe rows that `describes` to a kernel, which loads `rows` of one head at [sample, token, first number]."""
+    batch, height, width, heads, head_dim = x.shape
+    tokens = height * width
+    return TensorDescriptor(x, [batch, tokens, heads * head_dim], [tokens * step, step, 1], [1, rows, head_dim])
 
 
 def token_rows(x: Tensor) -> tuple[Tensor, int]:

@@ -9,6 +9,9 @@ are divided by their sum over the keys; "softplus" and "signed_softmax" are soft
 summed as flash attention does. Weights of "relu" and "taylor", before the division, can pass what float16 holds: there
 their products are of tf32, which rounds as float16 does.
 
+Where the GPU has a unit that copies blocks of rows, rows come by descriptors (`visionzoo.kernels.launch.described`):
+no thread counts addresses, and rows past the last are zeros. Otherwise by pointers and masks.
+
 Blocks have few sizes; batch and map are plain arguments, so that a new image size compiles nothing new.
 """
 
@@ -22,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from visionzoo.kernels import flops
-from visionzoo.kernels.launch import blocks, dot_precision, head_block, run, token_rows
+from visionzoo.kernels.launch import blocks, described, describes, dot_precision, head_block, run, token_rows
 from visionzoo.kernels.online_softmax import (
     LOG2_E,
     load_rows,
@@ -37,6 +40,7 @@ from visionzoo.kernels.operator import operator
 
 _SIZES = ["queries", "keys"]  # vary from call to call: the compiler must not look at their values
 _WITHOUT_SUM = ("relu", "sigmoid")
+_DESCRIBED_FROM = 1024  # tokens; below, to make descriptors takes the host longer than they save
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, *, normalizer: str, scale: float, dtype: torch.dtype) -> Tensor:
@@ -99,12 +103,11 @@ def _attend_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
-    call = _Call(q, k, v, normalizer, scale, grad.dtype)
-    grad = grad.contiguous()
+    call = _Call(q, k, v, normalizer, scale, grad.dtype, grad=grad.contiguous())
     grad_q, grad_k, grad_v = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
     delta = None if sums is None else torch.empty_like(sums)
-    call.launch(_query_grad_kernel, "queries", out, sums, grad, delta, grad_q)
-    call.launch(_key_grad_kernel, "keys", sums, grad, delta, grad_k, grad_v)
+    call.launch(_query_grad_kernel, "queries", out, sums, delta, grad_q)
+    call.launch(_key_grad_kernel, "keys", sums, delta, grad_k, grad_v)
     return grad_q, grad_k, grad_v
 
 
@@ -117,10 +120,12 @@ class _Sizes(NamedTuple):
     stages: int
 
 
-def _sizes(launch: str, dtype: torch.dtype, block_d: int) -> _Sizes:
+def _sizes(launch: str, normalizer: str, dtype: torch.dtype, block_d: int) -> _Sizes:
     """Blocks for maps that have as many tokens; `launch` is "forward", "queries" or "keys"."""
     if dtype == torch.float32:  # exact products, in ordinary registers
         return _Sizes(32, 32, 4 if block_d <= 64 else 8, 1)
+    if normalizer == "sigmoid" and block_d <= 64:
+        return {"forward": _Sizes(64, 128, 4, 2), "queries": _Sizes(64, 64, 4, 2), "keys": _Sizes(64, 64, 4, 3)}[launch]
     if launch == "forward":
         return _Sizes(128, 64, 4 if block_d <= 64 else 8, 3)
     return _Sizes(64, 64, 4 if block_d <= 64 else 8, 2)
@@ -129,11 +134,14 @@ def _sizes(launch: str, dtype: torch.dtype, block_d: int) -> _Sizes:
 class _Call:
     """One call's tensors and numbers, in the order in which every kernel takes them."""
 
-    def __init__(self, q, k, v, normalizer, scale, dtype):
+    def __init__(self, q, k, v, normalizer, scale, dtype, grad=None):
         (q, q_step), (k, k_step), (v, v_step) = map(token_rows, (q, k, v))
         self.batch, height, width, self.heads, head_dim = q.shape
         self.queries, self.keys, self.dtype = height * width, k.shape[1] * k.shape[2], q.dtype
-        self.arguments = q, k, v, q_step, k_step, v_step, self.queries, self.keys, scale
+        self.rows = {"q": (q, q_step), "k": (k, k_step), "v": (v, v_step)}
+        if grad is not None:
+            self.rows["grad"] = grad, self.heads * head_dim
+        self.arguments = q_step, k_step, v_step, self.queries, self.keys, scale
         precision = products = dot_precision(q.dtype)
         if q.dtype == torch.float16 and (normalizer in ("relu", "taylor") or dtype == torch.float32):
             products = "tf32"
@@ -145,19 +153,25 @@ class _Call:
             "PRECISION": precision,
             "PRODUCTS": products,
             "WIDE": products != precision,
-            "PAIRS": q.dtype != torch.float32,
+            "DESCRIBED": min(self.queries, self.keys) >= _DESCRIBED_FROM
+            and all(describes(t, step) for t, step in self.rows.values()),
         }
 
     def launch(self, kernel, name: str, *tensors) -> None:
         """Run a kernel with this call's arguments, then `tensors`."""
-        sizes = _sizes(name, self.dtype, self.options["BLOCK_D"])
+        sizes = _sizes(name, self.options["NORMALIZER"], self.dtype, self.options["BLOCK_D"])
+        shared = 1 if self.dtype == torch.float32 else 4 if name == "forward" else 2
         count, others = (self.keys, self.queries) if name == "keys" else (self.queries, self.keys)
         own = min(sizes.own, max(16, 1 << (count - 1).bit_length()))
         step = min(sizes.step, max(16, 1 << (others - 1).bit_length()))
+        rows = [t for t, _ in self.rows.values()]
+        if self.options["DESCRIBED"]:
+            block = {"k": own, "v": own} if name == "keys" else {"q": own, "grad": own}
+            rows = [described(t, s, block.get(which, step)) for which, (t, s) in self.rows.items()]
         run(
             kernel, self.batch * self.heads * blocks(count, own),
-            *self.arguments, *tensors, **self.options, OWN=own, STEP=step, num_warps=sizes.warps,
-            num_stages=sizes.stages,
+            *rows, *self.arguments, *tensors, **self.options, SHARED=shared, OWN=own, STEP=step,
+            num_warps=sizes.warps, num_stages=sizes.stages,
         )  # fmt: skip
 
 
@@ -165,20 +179,55 @@ class _Call:
 
 
 @triton.jit
-def _sigmoid(dots, scale, keys, PAIRS: tl.constexpr):
-    """Sigmoid 1 / (1 + N·e^-s) of scores less log N.
+def _halves(x):
+    """Split [rows, columns] into the first and the second half of the columns."""
+    return tl.split(tl.permute(tl.reshape(x, [x.shape[0], 2, x.shape[1] // 2]), [0, 2, 1]))
 
-    In pairs two of them take one reciprocal, that of the product: what limits this kernel are the special functions,
-    of which there are one and a half for each score then. It is the square of a reciprocal root, which is a fifth of a
-    division's instructions. Weights below 2⁻⁶⁰ become that, so that no product overflows.
+
+@triton.jit
+def _whole(first, second):
+    """Undo `_halves`."""
+    return tl.reshape(tl.permute(tl.join(first, second), [0, 2, 1]), [first.shape[0], 2 * first.shape[1]])
+
+
+@triton.jit
+def _reciprocal(x):
+    """1 / x of 1 <= x < 2¹²⁵, without a special function: a guess from the bits, then two of Newton's steps."""
+    y = (0x7EF311C7 - x.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
+    error = 1.0 - x * y
+    y += y * (error + error * error)
+    return y + y * (1.0 - x * y)
+
+
+@triton.jit
+def _sigmoid(dots, scale, keys, SHARED: tl.constexpr):
+    """Sigmoid 1 / (1 + N·e^-s) of scores less log N. SHARED (1, 2 or 4) of them take the reciprocal of one product.
+
+    What limits these kernels are the special functions and the instructions. Two of a product's factors 1 + power are
+    never added up by themselves: they are factors of sums. Of two, the reciprocal is the square of a reciprocal root,
+    which is a fifth of a division's instructions; of four, it has no special function. So that no product overflows,
+    weights below 2⁻⁶⁰ become that of two, and 2⁻³⁰ of four, which is for weights that are only summed.
     """
     exponents = tl.log2(keys.to(tl.float32)) - dots * (scale * LOG2_E)
-    if PAIRS:
-        x = 1.0 + tl.exp2(tl.minimum(exponents, 60.0))
-        even, odd = tl.split(tl.reshape(x, [x.shape[0], x.shape[1] // 2, 2]))
-        y = tl.rsqrt(even * odd)
-        y *= y
-        weights = tl.reshape(tl.join(odd * y, even * y), [x.shape[0], x.shape[1]])
+    if SHARED == 4:
+        left, right = _halves(tl.exp2(tl.minimum(exponents, 30.0)))
+        a, b = _halves(left)
+        c, d = _halves(right)
+        b = 1.0 + b
+        d = 1.0 + d
+        ab = tl.fma(a, b, b)
+        cd = tl.fma(c, d, d)
+        over = _reciprocal(ab * cd)
+        over_ab = cd * over
+        over_cd = ab * over
+        left = _whole(b * over_ab, tl.fma(a, over_ab, over_ab))
+        weights = _whole(left, _whole(d * over_cd, tl.fma(c, over_cd, over_cd)))
+    elif SHARED == 2:
+        a, b = _halves(tl.exp2(tl.minimum(exponents, 60.0)))
+        b = 1.0 + b
+        over = tl.rsqrt(tl.fma(a, b, b))
+        over *= over
+        weights = _whole(b * over, tl.fma(a, over, over))
     else:
         weights = 1.0 / (1.0 + tl.exp2(exponents))
     return weights
@@ -233,23 +282,30 @@ def _factor(x, like, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _load_factor(pointer, at, step, inside, D: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr):
-    """Load rows [tokens, D] that are factors of products with weights."""
-    rows = load_rows(pointer, at, step, inside, D, BLOCK_D)
+def _load(
+    rows, b, g, start, count, step,
+    ROWS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr, DESCRIBED: tl.constexpr,
+):  # fmt: skip
+    """Load [ROWS, D] rows from `start` of head g of sample b, zeros past `count`; WIDE are factors with weights."""
+    if DESCRIBED:
+        loaded = tl.reshape(rows.load([b.to(tl.int32), start, g * D]), [ROWS, BLOCK_D])
+    else:
+        at = start + tl.arange(0, ROWS)
+        loaded = load_rows(rows + b * count * step + g * D, at, step, at < count, D, BLOCK_D)
     if WIDE:
-        rows = round_to_tf32(rows.to(tl.float32))
-    return rows
+        loaded = round_to_tf32(loaded.to(tl.float32))
+    return loaded
 
 
 @triton.jit
-def _weights_and_grad_scores(dots, projected, sums, delta, scale, keys, NORMALIZER: tl.constexpr, PAIRS: tl.constexpr):
+def _weights_and_grad_scores(dots, projected, sums, delta, scale, keys, NORMALIZER: tl.constexpr, SHARED: tl.constexpr):
     """Weights, and gradients of scores (but for the scale) of the values' products with the output's gradient.
 
     `sums` and `delta` belong to the queries and are shaped to go with `dots`.
     """
     if NORMALIZER == "sigmoid":
-        weights = _sigmoid(dots, scale, keys, PAIRS)
-        grad_scores = weights * (1.0 - weights) * projected
+        weights = _sigmoid(dots, scale, keys, SHARED)
+        grad_scores = (weights - weights * weights) * projected
     elif NORMALIZER == "relu":
         weights = tl.maximum(dots * scale, 0.0)
         grad_scores = tl.where(dots * scale > 0.0, projected, 0.0)
@@ -275,22 +331,20 @@ def _weights_and_grad_scores(dots, projected, sums, delta, scale, keys, NORMALIZ
 def _forward_kernel(
     q, k, v, q_step, k_step, v_step, queries, keys, scale, out, sums,
     NORMALIZER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
-    PRODUCTS: tl.constexpr, WIDE: tl.constexpr, PAIRS: tl.constexpr, OWN: tl.constexpr, STEP: tl.constexpr,
+    PRODUCTS: tl.constexpr, WIDE: tl.constexpr, SHARED: tl.constexpr, DESCRIBED: tl.constexpr,
+    OWN: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Weighted sums of the values for a block of queries."""
     exponential: tl.constexpr = NORMALIZER == "softplus" or NORMALIZER == "signed_softmax"
     g, _, block, b = program_place(tl.program_id(0), 1, tl.cdiv(queries, OWN), G)
-    k += b * keys * k_step + g * D
-    v += b * keys * v_step + g * D
     m = block * OWN + tl.arange(0, OWN)
     m_inside = m < queries
-    some_queries = load_rows(q + b * queries * q_step + g * D, m, q_step, m_inside, D, BLOCK_D)
+    some_queries = _load(q, b, g, block * OWN, queries, q_step, OWN, D, BLOCK_D, False, DESCRIBED)
     highest, total, accumulated = softmax_start(OWN, BLOCK_D)
     for start in range(0, keys, STEP):
-        n = start + tl.arange(0, STEP)
-        inside = n < keys
-        some_keys = load_rows(k, n, k_step, inside, D, BLOCK_D)
-        values = _load_factor(v, n, v_step, inside, D, BLOCK_D, WIDE)
+        inside = start + tl.arange(0, STEP) < keys
+        some_keys = _load(k, b, g, start, keys, k_step, STEP, D, BLOCK_D, False, DESCRIBED)
+        values = _load(v, b, g, start, keys, v_step, STEP, D, BLOCK_D, WIDE, DESCRIBED)
         dots = tl.dot(some_queries, tl.trans(some_keys), input_precision=PRECISION)
         # values of keys that do not exist are 0; only in the sums their weights would count
         if exponential:
@@ -302,7 +356,7 @@ def _forward_kernel(
             weights = tl.where(inside[None, :], _taylor(dots, scale), 0.0)
             total += tl.sum(weights, 1)
         elif NORMALIZER == "sigmoid":
-            weights = _sigmoid(dots, scale, keys, PAIRS)
+            weights = _sigmoid(dots, scale, keys, SHARED)
         else:
             weights = tl.maximum(dots * scale, 0.0)
         accumulated += tl.dot(_factor(weights, values, WIDE), values, input_precision=PRODUCTS)
@@ -318,19 +372,18 @@ def _forward_kernel(
 
 @triton.jit(do_not_specialize=_SIZES)
 def _query_grad_kernel(
-    q, k, v, q_step, k_step, v_step, queries, keys, scale, out, sums, grad, delta, grad_q,
+    q, k, v, grad, q_step, k_step, v_step, queries, keys, scale, out, sums, delta, grad_q,
     NORMALIZER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
-    PRODUCTS: tl.constexpr, WIDE: tl.constexpr, PAIRS: tl.constexpr, OWN: tl.constexpr, STEP: tl.constexpr,
+    PRODUCTS: tl.constexpr, WIDE: tl.constexpr, SHARED: tl.constexpr, DESCRIBED: tl.constexpr,
+    OWN: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Gradient of a block of queries, and `delta`, the product of output and its gradient, for the other kernel."""
     g, _, block, b = program_place(tl.program_id(0), 1, tl.cdiv(queries, OWN), G)
     first = b * queries * G + g
-    k += b * keys * k_step + g * D
-    v += b * keys * v_step + g * D
     m = block * OWN + tl.arange(0, OWN)
     m_inside = m < queries
-    some_queries = load_rows(q + b * queries * q_step + g * D, m, q_step, m_inside, D, BLOCK_D)
-    grads = load_rows(grad + first * D, m, G * D, m_inside, D, BLOCK_D)
+    some_queries = _load(q, b, g, block * OWN, queries, q_step, OWN, D, BLOCK_D, False, DESCRIBED)
+    grads = _load(grad, b, g, block * OWN, queries, G * D, OWN, D, BLOCK_D, False, DESCRIBED)
     total, product = None, None
     if sums is not None:
         outs = load_rows(out + first * D, m, G * D, m_inside, D, BLOCK_D)
@@ -341,14 +394,12 @@ def _query_grad_kernel(
     grads = _factor(grads, some_queries, WIDE)
     accumulated = tl.zeros([OWN, BLOCK_D], tl.float32)
     for start in range(0, keys, STEP):
-        n = start + tl.arange(0, STEP)
-        inside = n < keys
-        some_keys = load_rows(k, n, k_step, inside, D, BLOCK_D)
-        values = _load_factor(v, n, v_step, inside, D, BLOCK_D, WIDE)
+        some_keys = _load(k, b, g, start, keys, k_step, STEP, D, BLOCK_D, False, DESCRIBED)
+        values = _load(v, b, g, start, keys, v_step, STEP, D, BLOCK_D, WIDE, DESCRIBED)
         dots = tl.dot(some_queries, tl.trans(some_keys), input_precision=PRECISION)
         projected = tl.dot(grads, tl.trans(values), input_precision=PRODUCTS)
         _weights, grad_scores = _weights_and_grad_scores(
-            dots, projected, total, product, scale, keys, NORMALIZER, PAIRS
+            dots, projected, total, product, scale, keys, NORMALIZER, SHARED
         )
         if WIDE:
             some_keys = some_keys.to(tl.float32)
@@ -358,25 +409,25 @@ def _query_grad_kernel(
 
 @triton.jit(do_not_specialize=_SIZES)
 def _key_grad_kernel(
-    q, k, v, q_step, k_step, v_step, queries, keys, scale, sums, grad, delta, grad_k, grad_v,
+    q, k, v, grad, q_step, k_step, v_step, queries, keys, scale, sums, delta, grad_k, grad_v,
     NORMALIZER: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
-    PRODUCTS: tl.constexpr, WIDE: tl.constexpr, PAIRS: tl.constexpr, OWN: tl.constexpr, STEP: tl.constexpr,
+    PRODUCTS: tl.constexpr, WIDE: tl.constexpr, SHARED: tl.constexpr, DESCRIBED: tl.constexpr,
+    OWN: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a block of keys and values; scores are [keys, queries] here."""
     g, _, block, b = program_place(tl.program_id(0), 1, tl.cdiv(keys, OWN), G)
-    q += b * queries * q_step + g * D
-    grad += (b * queries * G + g) * D
     n = block * OWN + tl.arange(0, OWN)
     inside = n < keys
-    some_keys = load_rows(k + b * keys * k_step + g * D, n, k_step, inside, D, BLOCK_D)
-    values = _load_factor(v + b * keys * v_step + g * D, n, v_step, inside, D, BLOCK_D, WIDE)
+    some_keys = _load(k, b, g, block * OWN, keys, k_step, OWN, D, BLOCK_D, False, DESCRIBED)
+    values = _load(v, b, g, block * OWN, keys, v_step, OWN, D, BLOCK_D, WIDE, DESCRIBED)
     accumulated_k = tl.zeros([OWN, BLOCK_D], tl.float32)
     accumulated_v = tl.zeros([OWN, BLOCK_D], tl.float32)
     for start in range(0, queries, STEP):
         m = start + tl.arange(0, STEP)
         m_inside = m < queries
-        some_queries = load_rows(q, m, q_step, m_inside, D, BLOCK_D)
-        grads = _factor(load_rows(grad, m, G * D, m_inside, D, BLOCK_D), some_queries, WIDE)
+        some_queries = _load(q, b, g, start, queries, q_step, STEP, D, BLOCK_D, False, DESCRIBED)
+        grads = _load(grad, b, g, start, queries, G * D, STEP, D, BLOCK_D, False, DESCRIBED)
+        grads = _factor(grads, some_queries, WIDE)
         if sums is not None:
             at = b * queries * G + g + m * G
             total = tl.load(sums + at, mask=m_inside, other=1.0)[None, :]
@@ -385,7 +436,9 @@ def _key_grad_kernel(
             total, product = None, None
         dots = tl.dot(some_keys, tl.trans(some_queries), input_precision=PRECISION)
         projected = tl.dot(values, tl.trans(grads), input_precision=PRODUCTS)
-        weights, grad_scores = _weights_and_grad_scores(dots, projected, total, product, scale, keys, NORMALIZER, PAIRS)
+        weights, grad_scores = _weights_and_grad_scores(
+            dots, projected, total, product, scale, keys, NORMALIZER, SHARED
+        )
         accumulated_v += tl.dot(_factor(weights, some_queries, WIDE), grads, input_precision=PRODUCTS)
         if WIDE:
             some_queries = some_queries.to(tl.float32)
