@@ -70,12 +70,29 @@ def test_rows_by_descriptors_are_those_by_pointers(name, monkeypatch):
     """With a last block that is not full, of parts of projections."""
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(2, 3, 7, 3, 2, 16, generator=generator).to(DEVICE, torch.float16).requires_grad_()
+    grad = torch.randn(2, 3, 7, 2, 16, generator=generator).to(DEVICE, torch.float16)
     asked, results = [], []
     described = kernels.described
     monkeypatch.setattr(kernels, "described", lambda *given: asked.append(given) or described(*given))
     for least in (1, 1024):
         monkeypatch.setattr(kernels, "_DESCRIBED_FROM", least)
         out = score_attention(*qkv.unbind(3), normalizer=name, backend="triton")
-        results.append((out, *torch.autograd.grad(out.float().square().sum(), qkv)))
+        results.append((out, *torch.autograd.grad(out, qkv, grad)))
         assert len(asked) == 3 + 4 + 4
-    assert all(map(torch.equal, *results))
+    (out, *grads), (expected, *expected_grads) = results
+    assert all(map(torch.equal, grads, expected_grads))
+    rounding = {"rtol": 2e-3, "atol": 1e-4} if name == "sigmoid" else {"rtol": 0, "atol": 0}  # of other reciprocals
+    torch.testing.assert_close(out, expected, **rounding)
+
+
+@pytest.mark.parametrize("least", [1, 1024], ids=["descriptors", "pointers"])
+def test_sigmoids_whose_powers_overflow_are_zeros(least, monkeypatch):
+    monkeypatch.setattr(kernels, "_DESCRIBED_FROM", least)
+    low = [t.detach().to(DEVICE, torch.float16) for t in _case((3, 7), (5, 5), dim=16, factor=100.0).values()]
+    results = []
+    for dtype, backend in ((torch.float16, "triton"), (torch.float64, "reference")):
+        inputs = [t.to(dtype).requires_grad_() for t in low]
+        out = score_attention(*inputs, normalizer="sigmoid", backend=backend)
+        results.append((out, *torch.autograd.grad(out, inputs, torch.ones_like(out))))
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=2e-3, atol=2e-3)

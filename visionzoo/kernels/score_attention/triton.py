@@ -120,11 +120,11 @@ class _Sizes(NamedTuple):
     stages: int
 
 
-def _sizes(launch: str, normalizer: str, dtype: torch.dtype, block_d: int) -> _Sizes:
+def _sizes(launch: str, normalizer: str, dtype: torch.dtype, block_d: int, described: bool) -> _Sizes:
     """Blocks for maps that have as many tokens; `launch` is "forward", "queries" or "keys"."""
     if dtype == torch.float32:  # exact products, in ordinary registers
         return _Sizes(32, 32, 4 if block_d <= 64 else 8, 1)
-    if normalizer == "sigmoid" and block_d <= 64:
+    if normalizer == "sigmoid" and block_d <= 64 and described:
         return {"forward": _Sizes(64, 128, 4, 2), "queries": _Sizes(64, 64, 4, 2), "keys": _Sizes(64, 64, 4, 3)}[launch]
     if launch == "forward":
         return _Sizes(128, 64, 4 if block_d <= 64 else 8, 3)
@@ -159,13 +159,14 @@ class _Call:
 
     def launch(self, kernel, name: str, *tensors) -> None:
         """Run a kernel with this call's arguments, then `tensors`."""
-        sizes = _sizes(name, self.options["NORMALIZER"], self.dtype, self.options["BLOCK_D"])
-        shared = 1 if self.dtype == torch.float32 else 4 if name == "forward" else 2
+        by_descriptors = self.options["DESCRIBED"]
+        sizes = _sizes(name, self.options["NORMALIZER"], self.dtype, self.options["BLOCK_D"], by_descriptors)
+        shared = 1 if self.dtype == torch.float32 else 4 if name == "forward" and by_descriptors else 2
         count, others = (self.keys, self.queries) if name == "keys" else (self.queries, self.keys)
         own = min(sizes.own, max(16, 1 << (count - 1).bit_length()))
         step = min(sizes.step, max(16, 1 << (others - 1).bit_length()))
         rows = [t for t, _ in self.rows.values()]
-        if self.options["DESCRIBED"]:
+        if by_descriptors:
             block = {"k": own, "v": own} if name == "keys" else {"q": own, "grad": own}
             rows = [described(t, s, block.get(which, step)) for which, (t, s) in self.rows.items()]
         run(
