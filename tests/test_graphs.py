@@ -437,6 +437,6 @@ def test_float16_with_a_scaler(repeatable):
 
 @pytest.mark.gpu
 def test_no_later_stream_is_the_recorders():
-    """Products of a loader on it shared memory with those of a graph: a long training ended in NaN."""
+    """A training in which a loader got it ended in NaN."""
     recorder = CudaRecorder(CUDA)
     assert recorder.stream.cuda_stream not in {torch.cuda.Stream(CUDA).cuda_stream for _ in range(64)}

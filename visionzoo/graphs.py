@@ -58,8 +58,8 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        # torch hands out 32 streams in turn, so that a loader can get this one, too, and its matrix products would work
-        # in the memory of the graph's, which run beside them. Streams of another priority are others
+        # torch hands out 32 streams in turn: the batch after a loader had got this one, the loss was NaN. What the two
+        # shared is not known (memory that the recording took is one guess). Streams of another priority are others
         self.stream = torch.cuda.Stream(device, priority=-1)
         self.pool = torch.cuda.graph_pool_handle()
         torch.backends.cuda.enable_cudnn_sdp(False)
