@@ -310,6 +310,14 @@ OTHERS = [
     ("export", "--checkpoint good.pth --format onnx --format pt2", "--format is given twice; put all its values behi"),
     ("export", "--checkpoint good.pth --opset 18 --format pt2", "--opset is of ONNX, and --format pt2 writes none"),
     ("export", "--checkpoint good.pth --input-img-mode XYZ", "--input-img-mode: expected one of L, LA, RGB"),
+    *(
+        (
+            tool,
+            f"{more} --checkpoint good.pth --amp-dtype bfloat16",
+            "--amp-dtype bfloat16 is of --amp; give that too, or",
+        )
+        for tool, more in (("eval", "--data-dir d"), ("predict", "d/train"), ("view", "d --save v"))
+    ),
     ("eval", "--checkpoint good.pth --data-dir d --num-samples 2", "--num-samples is the length of a split that is"),
     (
         "compare",

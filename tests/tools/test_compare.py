@@ -261,6 +261,11 @@ def test_the_recipe_of_a_start_that_did_nothing_binds_no_later_one(command, done
     assert "none of 1 run is done" in capsys.readouterr().err
 
 
+def test_the_model_of_a_training_is_stated_to_be_left_out(command, capsys):
+    assert command("--report", "--model", LEVIT, models=[POOL]) == 1
+    assert f"without effect: --model {LEVIT} (the models are those of --models, or of " in capsys.readouterr().out
+
+
 def test_a_report_has_the_speeds_of_the_models_as_they_are(command, done, capsys):
     speed = {"model": POOL, "status": "ok", "train_images_per_second": 1234.0, "inference_images_per_second": 5.0}
     for spec, shown in ((POOL, True), (f"{POOL} x=1", False)):

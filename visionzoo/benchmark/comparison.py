@@ -107,6 +107,8 @@ def compare(config: CompareConfig) -> list[Row]:
     )
     runs = _runs(config, folder)
     _check(config, folder.name)
+    if name := config.train.model.model:
+        print(f"without effect: --model {name} (the models are those of --models, or of --hosts)")
     todo = _to_do(read_rows(folder / RESULTS, needed=OF_RUNS), runs)
     if config.comparison.report:
         return _compare(config, folder, runs)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from visionzoo.engine.errors import UserError
 from visionzoo.engine.options import KeyValues, Number, Parser, Specs, flag, switch
 
 COUNT, WHOLE = Number(int, low=1), Number(int, low=0)
@@ -127,6 +128,19 @@ class DeviceConfig:
     amp: bool = switch("mixed precision")
     amp_dtype: str = flag("the lower precision", "float16", choices=("float16", "bfloat16"))
     seed: int = flag("seed of everything random", 42, type=WHOLE, metavar="S")
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceDeviceConfig(DeviceConfig):
+    """The same where no config stands behind the flags.
+
+    Raises:
+        UserError: there is a lower precision, and nothing is computed in it.
+    """
+
+    def __post_init__(self) -> None:
+        if self.amp_dtype != "float16" and not self.amp:
+            raise UserError(f"--amp-dtype {self.amp_dtype} is of --amp; give that too, or leave it out")
 
 
 @dataclass(frozen=True, slots=True)

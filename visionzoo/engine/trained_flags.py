@@ -15,7 +15,7 @@ from visionzoo.engine.flags import (
     WHOLE,
     CompiledModelConfig,
     DataConfig,
-    DeviceConfig,
+    InferenceDeviceConfig,
     InputConfig,
     ModelConfig,
     image_mode,
@@ -91,7 +91,7 @@ class EvalConfig:
     data: DataConfig
     model: CompiledModelConfig
     input: InputConfig
-    device: DeviceConfig
+    device: InferenceDeviceConfig
     result: ResultConfig
     calibration: CalibrationConfig
 
@@ -142,7 +142,7 @@ class PredictConfig:
 
     model: ModelConfig
     input: InputConfig
-    device: DeviceConfig
+    device: InferenceDeviceConfig
     picture: PictureConfig
     exits: ExitConfig
     images: Sequence[str] = _images()
@@ -204,7 +204,7 @@ class ViewConfig:
 
     model: ModelConfig
     input: InputConfig
-    device: DeviceConfig
+    device: InferenceDeviceConfig
     look: LookConfig
     drawing: DrawingConfig
     page: PageConfig
@@ -243,7 +243,7 @@ class AttentionConfig:
 
     model: ModelConfig
     input: InputConfig
-    device: DeviceConfig
+    device: InferenceDeviceConfig
     query: QueryConfig
     images: Sequence[str] = _images()
 
@@ -283,7 +283,7 @@ class RegistersConfig:
 
     model: ModelConfig
     input: InputConfig
-    device: DeviceConfig
+    device: InferenceDeviceConfig
     outliers: OutlierConfig
     images: Sequence[str] = _images()
 
@@ -329,7 +329,7 @@ class FitHashesConfig:
 
     model: ModelConfig
     input: InputConfig
-    device: DeviceConfig
+    device: InferenceDeviceConfig
     drawn: SoftmaxDrawnConfig
     fitting: FittingConfig
     images: Sequence[str] = _images()
@@ -354,7 +354,7 @@ class SparseRateConfig:
 
     model: ModelConfig
     input: InputConfig
-    device: DeviceConfig
+    device: InferenceDeviceConfig
     drawn: CrateDrawnConfig
     images: Sequence[str] = _images()
     output: str = flag(

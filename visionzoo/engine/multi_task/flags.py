@@ -13,6 +13,7 @@ from visionzoo.engine.flags import (
     WHOLE,
     AugmentationConfig,
     DeviceConfig,
+    InferenceDeviceConfig,
     OptimizerConfig,
     RunConfig,
     ScheduleConfig,
@@ -166,7 +167,7 @@ class BudgetEvalConfig:
     """What `visionzoo multi-task --checkpoint FILE` is given."""
 
     budgets: BudgetConfig
-    device: DeviceConfig
+    device: InferenceDeviceConfig
 
 
 def multi_task_parser() -> Parser[MultiTaskConfig]:
