@@ -103,6 +103,7 @@ MODELS = {  # record -> model
     "mega/mega_layernorm": "zoo_mega_t",
     "mega/mega_scalenorm": "zoo_mega_t",
     "mega/mega_tiny": "zoo_mega_t",
+    "memory_vit/memory_vit_options": "zoo_memory_vit_t",
     "memory_vit/memory_vit_tiny": "zoo_memory_vit_t",
     "moh/moh_vit_b_50": "zoo_moh_vit_b_50",
     "moh/moh_vit_s_80": "zoo_moh_vit_s_80",
@@ -283,6 +284,21 @@ OPTIONS = {  # record that is not of a published model -> arguments
     "lambda_vit/lambda_small_epoch_0": {**_LAMBDA, "removed": (0, 3), "fading": (1,)},
     "lambda_vit/lambda_small_epoch_100": {**_LAMBDA, "removed": (0,), "fading": (1, 2)},
     "lambda_vit/lambda_small_epoch_300": {**_LAMBDA, "removed": (0,), "fading": (1, 2)},
+    "memory_vit/memory_vit_options": {
+        "in_chans": 5,
+        "img_size": (32, 64),
+        "patch_size": 8,
+        "embed_dim": 32,
+        "depth": 2,
+        "head_dim": 16,
+        "mlp_ratio": 1.5,
+        "qkv_bias": False,
+        "memory_tokens": 10,
+        "host_classes": 7,
+        "patch_norm": True,
+        "norm_eps": 1e-5,
+        "num_classes": 2,
+    },
     "memory_vit/memory_vit_tiny": {
         "img_size": 64,
         "embed_dim": 96,
@@ -362,9 +378,20 @@ OPTIONS = {  # record that is not of a published model -> arguments
         "squeeze_excite": True,
     },
 }
+_NAT_DENSE = {
+    "embed_dims": (8, 16, 32, 64),
+    "mlp_ratio": 2.0,
+    "depths": (1, 2, 1, 1),
+    "num_heads": (1, 2, 2, 4),
+    "kernel_size": 3,
+    "dilations": ((4,), (1, 3), (2,), (1,)),
+}
 DENSE = {  # record of the authors' backbone for detection or segmentation -> model, arguments
     "cswin/cswin_t_dense": ("zoo_cswin_t", {}),
     "fcaformer/fcaformer_l1_dense": ("zoo_fcaformer_l1", {}),
+    "nat/dinats_dense": ("zoo_dinats_tiny", _NAT_DENSE),
+    "nat/nat_dense": ("zoo_nat_mini", _NAT_DENSE),
+    "poolformer/poolformer_dense": ("zoo_poolformer_s12", {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 24, 32)}),
     "pvt/pvt_t_dense": ("zoo_pvt_t", {"class_token": False}),
     "swin/swin_t_dense": ("zoo_swin_t", {}),
 }

@@ -2,7 +2,9 @@
 
 Facts from https://github.com/sail-sg/poolformer at a075575 (Apache-2.0); the code here is our own. As the authors' and
 unlike timm's `poolformer_*` the last map is normalized over channels and positions before it is pooled. timm's weights
-are the authors' and load here, but give the authors' logits, not timm's.
+are the authors' and load here, but give the authors' logits, not timm's. Norms of the maps that only their detection
+and segmentation backbones have (`norm0` to `norm6`) are left out when those checkpoints are loaded: `out_norm` of the
+detection configs is their place.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ class PoolFormer(Pyramid):
 
     CHECKPOINT_KEYS = {
         "authors": [
+            (r"^norm\d\.", None),
             (r"^patch_embed\.proj\.", "stem.conv."),
             (r"^network\.([135])\.proj\.", lambda m: f"stages.{(int(m[1]) + 1) // 2}.downsample.conv."),
             (r"^network\.([0246])\.(\d+)\.", lambda m: f"stages.{int(m[1]) // 2}.blocks.{m[2]}."),
