@@ -705,7 +705,7 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ({"type": "full", "head_dim": 0}, r"FullMixer: head_dim must be positive, got head_dim=0"),
         (
             {"type": "full", "head_dim": 4, "lepe_kernel": 3},
-            r"lepe_kernel needs heads that are together as wide as the map, got dim=16, num_heads=2 and head_dim=4; pass",
+            r"lepe_kernel needs heads that are together as wide as the map, got dim=16, num_heads=2 and head_dim=4",
         ),
         ({"type": "full", "kv_heads": 3}, r"kv_heads must divide num_heads=2, got kv_heads=3"),
         ({"type": "window", "kv_heads": 0}, r"WindowMixer: kv_heads must divide num_heads=2, got kv_heads=0"),

@@ -64,10 +64,12 @@ MODELS = {  # record -> model
     "favit/favit_b1": "zoo_favit_b1",
     "favit/favit_b2": "zoo_favit_b2",
     "favit/favit_b3": "zoo_favit_b3",
+    "nat/dinat_isotropic": "zoo_isodinat_s",
     "nat/dinat_mini": "zoo_dinat_mini",
     "nat/dinat_mini_padded": "zoo_dinat_mini",
     "nat/dinats_tiny": "zoo_dinats_tiny",
     "nat/nat_mini": "zoo_nat_mini",
+    "nat/vitrpb": "zoo_vitrpb_s",
     "ninformer/ninformer_cifar": "zoo_ninformer_cifar",
     "ninformer/ninformer_small": "zoo_ninformer_cifar",
     "l2vit/l2vit_base": "zoo_l2vit_b",
@@ -213,6 +215,7 @@ MEGA_SMALL = {
     "qk_dim": 6,
     "num_averages": 3,
 }
+_NAT_ISOTROPIC = {"num_classes": 10, "patch_size": 8, "embed_dim": 24, "num_heads": 3, "depth": 3, "mlp_ratio": 2.0}
 OPTIONS = {  # record that is not of a published model -> arguments
     "activator/activator_cifar": {"num_classes": 10},
     "activator/activator_geglu_cifar": {"num_classes": 10},
@@ -327,6 +330,8 @@ OPTIONS = {  # record that is not of a published model -> arguments
         "patch_size": 8,
         "img_size": 40,
     },
+    "nat/dinat_isotropic": {**_NAT_ISOTROPIC, "kernel_size": 3},
+    "nat/vitrpb": {**_NAT_ISOTROPIC, "kernel_size": 6},
     "nystrom_t2t/t2t_nys_small": {**_T2T, "qkv_bias": True},
     "nystrom_t2t/t2t_t_small": {**_T2T, "num_landmarks": 0},
     "taylorshift/taylorshift_na_efficient": {"threshold": -1},
