@@ -702,6 +702,11 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ({"type": "taylor_shift", "coefficients": (0.5, 1.5, 1.0)}, r"never negative, got coefficients=\(0.5, 1.5, "),
         ({"type": "spatial_reduction", "reduction": 0}, r"expected a positive reduction.*reduction=0"),
         ({"type": "spatial_reduction", "reduction": 2, "pool_size": 7}, r"with reduction 1, got reduction=2"),
+        ({"type": "full", "head_dim": 0}, r"FullMixer: head_dim must be positive, got head_dim=0"),
+        (
+            {"type": "full", "head_dim": 4, "lepe_kernel": 3},
+            r"lepe_kernel needs heads that are together as wide as the map, got dim=16, num_heads=2 and head_dim=4",
+        ),
         ({"type": "full", "kv_heads": 3}, r"kv_heads must divide num_heads=2, got kv_heads=3"),
         ({"type": "window", "kv_heads": 0}, r"WindowMixer: kv_heads must divide num_heads=2, got kv_heads=0"),
         ({"type": "channel", "kv_heads": 1}, r"kv_heads"),

@@ -1,5 +1,7 @@
 """Learnable memory by a third party, as its authors published no code: logits of the new task and of the ViT's own."""
 
+from timm.layers import to_2tuple
+
 from . import Recipe, Source
 
 VIT_PYTORCH = Source("https://github.com/lucidrains/vit-pytorch", "69d24fe9e3024c0d4b02761123b8583a24ebed1e", "MIT")
@@ -15,14 +17,15 @@ def both_tasks(model, image):
     return {"vit_logits": model.vit(image), "logits": model(image)}
 
 
-def learnable_memory(vit, side, **kwargs):
+def learnable_memory(vit, **kwargs):
     """Return the recipe of a model."""
+    height, width = to_2tuple(vit["image_size"])
     return Recipe(
         VIT_PYTORCH,
         "vit_pytorch/learnable_memory_vit.py",
         adapter,
         {"vit": vit, **kwargs},
-        image=(2, 3, side, side),
+        image=(2, vit.get("channels", 3), height, width),
         features=("vit.transformer",),
         constants=("attn_mask",),
         run=both_tasks,
@@ -41,8 +44,20 @@ RECIPES = {
             "mlp_dim": 192,
             "dim_head": 32,
         },
-        64,
         num_classes=10,
         num_memories_per_layer=5,
+    ),
+    "memory_vit_options": learnable_memory(
+        {
+            "image_size": (32, 64),
+            "patch_size": 8,
+            "num_classes": 7,
+            "dim": 32,
+            "depth": 2,
+            "heads": 3,
+            "mlp_dim": 48,
+            "dim_head": 16,
+            "channels": 5,
+        },
     ),
 }

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from . import Recipe, Source, drawn, nhwc, stages
+from . import Recipe, Source, drawn, features_only, nhwc, stages
 
 NAT = Source(
     "https://github.com/SHI-Labs/Neighborhood-Attention-Transformer", "d334f5bb0bd73cad05e5aeaf7c14cce3876a9650", "MIT"
@@ -133,7 +133,56 @@ def model(file, factory, image, features):
     )
 
 
+def dense(file, factory, features):
+    """Return the recipe of a backbone for detection, whose maps are kept before the norms of the outputs."""
+    return Recipe(
+        NAT,
+        f"detection/{file}.py",
+        factory,
+        {
+            "embed_dim": 8,
+            "mlp_ratio": 2,
+            "depths": (1, 2, 1, 1),
+            "num_heads": (1, 2, 2, 4),
+            "kernel_size": 3,
+            "dilations": ((4,), (1, 3), (2,), (1,)),
+        },
+        image=(1, 3, 97, 130),
+        features=features,
+        layout=nhwc,
+        run=features_only,
+        stand_ins={**STAND_INS, "mmcv.runner": {}, "mmdet.utils": {}, "mmdet.models.builder": {}},
+        notes=NOTES,
+    )
+
+
+def isotropic(factory, layer="NATransformerLayer", image=(2, 3, 64, 64), **kwargs):
+    """Return the recipe of a small isotropic model, for square images."""
+
+    def build(module, **kwargs):
+        return module.NATIsotropic(layer=getattr(module, layer), **kwargs)
+
+    build.__name__ = factory
+    kwargs = {"img_size": image[2], "patch_size": 8, "embed_dim": 24, "num_heads": 3, "depth": 3, **kwargs}
+    return Recipe(
+        NAT,
+        "classification/isotropic.py",
+        build,
+        {**kwargs, "mlp_ratio": 2.0, "num_classes": 10},
+        image=image,
+        features=("layers.0", "layers.1", "layers.2"),
+        layout=nhwc,
+        constants=("relative_position_index",),
+        stand_ins=STAND_INS,
+        notes=f"{NOTES}; small options of {factory}",
+    )
+
+
 RECIPES = {
+    "dinat_isotropic": isotropic("dinat_isotropic_small", kernel_size=3, dilation=2),
+    "vitrpb": isotropic("vitrpb_small", "VisionTransformerLayer", (1, 3, 48, 48), kernel_size=None, dilation=None),
+    "nat_dense": dense("nat", "NAT", stages("levels.{}.blocks.{last}", (1, 2, 1, 1))),
+    "dinats_dense": dense("dinats", "DiNAT_s", stages("layers.{}.blocks.{last}", (1, 2, 1, 1))),
     "nat_mini": model("nat", "nat_mini", (2, 3, 224, 224), LEVELS),
     "dinat_mini": model("dinat", "dinat_mini", (2, 3, 224, 224), LEVELS),
     "dinat_mini_padded": model("dinat", "dinat_mini", (1, 3, 150, 250), LEVELS),

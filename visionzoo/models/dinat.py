@@ -37,6 +37,7 @@ class DiNATs(NAT):
 
     CHECKPOINT_KEYS = {
         "authors": [
+            (r"^norm\d\.", None),
             (r"^patch_embed\.proj\.", "stem.conv."),
             (r"^patch_embed\.norm\.", "stem.norm."),
             (r"^layers\.(\d)\.downsample\.", lambda m: f"stages.{int(m[1]) + 1}.downsample."),

@@ -34,6 +34,7 @@ class MemoryViT(Isotropic):
         depth: blocks.
         embed_dim: channels.
         num_heads: attention heads.
+        head_dim: width of a head; None for embed_dim / num_heads.
         mlp_ratio: hidden width of the MLPs over the channels.
         qkv_bias: whether the projections to q, k, v have a bias.
         memory_tokens: memory tokens of each block.
@@ -59,6 +60,7 @@ class MemoryViT(Isotropic):
         depth: int = 12,
         embed_dim: int = 192,
         num_heads: int = 3,
+        head_dim: int | None = None,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         memory_tokens: int = 5,
@@ -81,7 +83,7 @@ class MemoryViT(Isotropic):
             blocks=build_blocks(
                 embed_dim,
                 num_heads,
-                [{"type": "full", "qkv_bias": qkv_bias}] * depth,
+                [{"type": "full", "qkv_bias": qkv_bias, "head_dim": head_dim}] * depth,
                 mixers,
                 block=partial(TokenBlock, mlp_ratio=mlp_ratio, norm_layer=norm),
                 drop_path_rate=drop_path_rate,

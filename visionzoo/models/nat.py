@@ -3,7 +3,8 @@
 Facts from https://github.com/SHI-Labs/Neighborhood-Attention-Transformer at d334f5b (MIT license); the code here is our
 own. Its stem and downsampling are overlapping convolutions, without activation between those of the stem. As there
 (with NATTEN before 0.17) maps smaller than a neighborhood are padded; of the dense tasks' backbones the norm of each
-output is left to the caller. Weights load by the authors' names and by those of Hugging Face transformers.
+output (`norm0` to `norm3`) is left out when their checkpoints are loaded: `out_norm` of the detection configs is its
+place. Weights load by the authors' names and by those of Hugging Face transformers.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class NAT(Pyramid):
 
     CHECKPOINT_KEYS = {
         "authors": [
+            (r"^norm\d\.", None),
             (r"^patch_embed\.proj\.0\.", "stem.0."),
             (r"^patch_embed\.proj\.1\.", "stem.1.conv."),
             (r"^patch_embed\.norm\.", "stem.1.norm."),

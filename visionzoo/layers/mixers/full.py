@@ -28,6 +28,7 @@ class FullMixer(Mixer):
         qkv_bias: whether the projection to q, k, v has a bias.
         lepe_kernel: kernel of a depthwise convolution of the mixer's input, added before the output projection
             (locally enhanced position encoding); odd, or None for none.
+        head_dim: width D of a head; None means C / num_heads.
         kv_heads: heads of keys and values (grouped queries, arXiv:2305.13245; one head of them: arXiv:1911.02150), see
             `Mixer`; `mean_pooled_heads` turns the weights of num_heads into theirs.
         sparse_term: add to the loss the term "sparsity", the mean of log(1 + a²) over attention's weights a, all of
@@ -35,7 +36,8 @@ class FullMixer(Mixer):
             https://github.com/yogiprsty/Sparse-ViT at 63a3401, where only the term of the last block counts).
 
     Raises:
-        ValueError: if the heads do not divide the channels, kv_heads do not divide the heads, or the kernel is even.
+        ValueError: if the heads do not divide the channels, kv_heads do not divide the heads, the kernel is even, or
+            head_dim is not positive or makes the heads wider or narrower than the map beside a convolution.
 
     >>> import torch
     >>> FullMixer(64, 2)(torch.randn(1, 5, 7, 64)).shape
@@ -53,14 +55,23 @@ class FullMixer(Mixer):
         *,
         qkv_bias: bool = False,
         lepe_kernel: int | None = None,
+        head_dim: int | None = None,
         kv_heads: int | None = None,
         sparse_term: bool = False,
     ):
-        super().__init__(dim, num_heads, kv_heads=kv_heads)
+        if head_dim is not None and head_dim < 1:
+            raise ValueError(f"{type(self).__name__}: head_dim must be positive, got {head_dim=}")
+        super().__init__(dim, num_heads, head_dim=head_dim, kv_heads=kv_heads)
         self.check_kernels(lepe_kernel=lepe_kernel)
+        inner_dim = self.num_heads * self.head_dim
+        if lepe_kernel and inner_dim != dim:
+            raise ValueError(
+                f"{type(self).__name__}: lepe_kernel needs heads that are together as wide as the map, got {dim=}, "
+                f"num_heads={self.num_heads} and {head_dim=}; pass head_dim=None or lepe_kernel=None"
+            )
         self.qkv = nn.Linear(dim, self.qkv_dim, bias=qkv_bias)
         self.lepe = DepthwiseConvNHWC(dim, lepe_kernel) if lepe_kernel else None
-        self.proj = nn.Linear(dim, dim)
+        self.proj = nn.Linear(inner_dim, dim)
         self.AUXILIARY = {"sparsity": 0.01} if sparse_term else {}
 
     @property
