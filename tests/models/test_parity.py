@@ -110,6 +110,7 @@ MODELS = {  # record -> model
     "dynperceiver/mobilenetv3_075_other_size": "zoo_dynperceiver_mobilenetv3_075",
     "dynperceiver/regnet_400m": "zoo_dynperceiver_regnet_400m",
     "dynperceiver/regnet_400m_other_size": "zoo_dynperceiver_regnet_400m",
+    "dynperceiver/regnet_800m_other_size": "zoo_dynperceiver_regnet_800m",
     "dynperceiver/resnet50_0375": "zoo_dynperceiver_resnet50_0375",
     "dynperceiver/resnet50_0375_other_size": "zoo_dynperceiver_resnet50_0375",
     "gmm/gmm_cait_cifar": "zoo_gmm_cait_tiny",

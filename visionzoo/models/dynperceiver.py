@@ -418,7 +418,7 @@ RESNETS = {
 REGNETS = {
     "zoo_dynperceiver_regnet_400m": _variant({}),
     "zoo_dynperceiver_regnet_800m": _variant(
-        {"depths": (1, 3, 8, 2), "embed_dims": (64, 128, 320, 768), "group_size": 16}, 79.86
+        {"depths": (1, 3, 8, 2), "embed_dims": (64, 144, 320, 784), "group_size": 16}, 79.86
     ),
     "zoo_dynperceiver_regnet_1600m": _variant(
         {"depths": (2, 6, 17, 2), "embed_dims": (48, 120, 336, 888), "group_size": 24}
