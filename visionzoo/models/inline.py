@@ -31,12 +31,10 @@ class InLineDeiT(DeiT):
 class InLinePVT(pvt.PyramidVisionTransformer):
     """PVT with injective linear attention."""
 
-    CHECKPOINT_KEYS = {
-        "authors": [
-            *flatten.QKV_IN_TWO,
-            *pvt.PyramidVisionTransformer.CHECKPOINT_KEYS["authors, without class token"],
-        ]
-    }
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        host = pvt.PyramidVisionTransformer.CHECKPOINT_KEYS["authors, without class token"]
+        self.CHECKPOINT_KEYS = {"authors": [*flatten.qkv_in_two(self), *host]}
 
 
 class InLineSwin(swin.SwinTransformer):
@@ -46,13 +44,11 @@ class InLineSwin(swin.SwinTransformer):
 class InLineCSWin(cswin.CSWinTransformer):
     """CSWin Transformer with injective linear attention."""
 
-    CHECKPOINT_KEYS = {
-        "authors": [
-            (r"\.attns\.0\.residual\.", ".mixer.residual."),
-            (r"^(stage[12]\.\d+)\.attns\.0\.get_v\.", r"\1.mixer.lepe."),
-            *cswin.CSWinTransformer.CHECKPOINT_KEYS["authors"],
-        ]
-    }
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        host = cswin.CSWinTransformer.CHECKPOINT_KEYS["authors"]
+        residual = (r"\.attns\.0\.residual\.", ".mixer.residual.")
+        self.CHECKPOINT_KEYS = {"authors": [residual, *flatten.one_lepe(self), *host]}
 
 
 def _injective(host: Mapping[str, Any], stages: str, **options: Any) -> dict[str, Any]:
