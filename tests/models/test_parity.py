@@ -113,6 +113,7 @@ MODELS = {  # record -> model
     "dynperceiver/regnet_400m": "zoo_dynperceiver_regnet_400m",
     "dynperceiver/regnet_400m_other_size": "zoo_dynperceiver_regnet_400m",
     "dynperceiver/regnet_800m_other_size": "zoo_dynperceiver_regnet_800m",
+    "dynperceiver/resnet18_other_size": "zoo_dynperceiver_resnet18",
     "dynperceiver/resnet50_0375": "zoo_dynperceiver_resnet50_0375",
     "dynperceiver/resnet50_0375_other_size": "zoo_dynperceiver_resnet50_0375",
     "gmm/gmm_cait_cifar": "zoo_gmm_cait_tiny",

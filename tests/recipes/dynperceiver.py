@@ -67,6 +67,12 @@ HOSTS = {
     ),
     "regnet_400m": ("regnet", "reg400m_perceiver_t128", (1, 1, 1, 2), tuple(f"cnn_body.block{i}" for i in range(1, 5))),
     "regnet_800m": ("regnet", "reg800m_perceiver_t128", (1, 1, 1, 2), tuple(f"cnn_body.block{i}" for i in range(1, 5))),
+    "resnet18": (
+        "resnet",
+        "resnet18_perceiver_t128",
+        (1, 1, 1, 1),
+        tuple(f"cnn_body_stage{i}" for i in range(1, 5)),
+    ),
     "resnet50_0375": (
         "resnet",
         "resnet50_0375_perceiver_t128",
