@@ -53,19 +53,21 @@ _POSITION = (r"\.attns?(\.0)?\.positional_encoding$", ".mixer.position.table")
 class FLattenPVT(pvt.PyramidVisionTransformer):
     """PVT with focused linear attention."""
 
-    def __init__(self, **options: Any):
-        super().__init__(**options)
+    @property
+    def CHECKPOINT_KEYS(self) -> dict[str, list[tuple[str, Any]]]:  # type: ignore[override]
+        """Say how the authors' names become ours, by the mixers that the stages have."""
         host = pvt.PyramidVisionTransformer.CHECKPOINT_KEYS["authors, without class token"]
-        self.CHECKPOINT_KEYS = {"authors": [*qkv_in_two(self), _POSITION, *host]}
+        return {"authors": [*qkv_in_two(self), _POSITION, *host]}
 
 
 class FLattenPVTv2(pvtv2.PyramidVisionTransformerV2):
     """PVTv2 with focused linear attention."""
 
-    def __init__(self, **options: Any):
-        super().__init__(**options)
+    @property
+    def CHECKPOINT_KEYS(self) -> dict[str, list[tuple[str, Any]]]:  # type: ignore[override]
+        """Say how the authors' names become ours, by the mixers that the stages have."""
         host = pvtv2.PyramidVisionTransformerV2.CHECKPOINT_KEYS["authors"]
-        self.CHECKPOINT_KEYS = {"authors": [*qkv_in_two(self), _POSITION, *host]}
+        return {"authors": [*qkv_in_two(self), _POSITION, *host]}
 
 
 class FLattenSwin(swin.SwinTransformer):
@@ -77,11 +79,12 @@ class FLattenSwin(swin.SwinTransformer):
 class FLattenCSWin(cswin.CSWinTransformer):
     """CSWin Transformer with focused linear attention."""
 
-    def __init__(self, **options: Any):
-        super().__init__(**options)
+    @property
+    def CHECKPOINT_KEYS(self) -> dict[str, list[tuple[str, Any]]]:  # type: ignore[override]
+        """Say how the authors' names become ours, by the mixers that the stages have."""
         host = cswin.CSWinTransformer.CHECKPOINT_KEYS["authors"]
         parts = (r"\.attns\.0\.(scale$|dwc\.)", r".mixer.\1")
-        self.CHECKPOINT_KEYS = {"authors": [_POSITION, parts, *one_lepe(self), *host]}
+        return {"authors": [_POSITION, parts, *one_lepe(self), *host]}
 
 
 def _focused(host: Mapping[str, Any], sizes: tuple[int | None, ...], **options: Any) -> dict[str, Any]:

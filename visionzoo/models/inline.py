@@ -31,10 +31,11 @@ class InLineDeiT(DeiT):
 class InLinePVT(pvt.PyramidVisionTransformer):
     """PVT with injective linear attention."""
 
-    def __init__(self, **options: Any):
-        super().__init__(**options)
+    @property
+    def CHECKPOINT_KEYS(self) -> dict[str, list[tuple[str, Any]]]:  # type: ignore[override]
+        """Say how the authors' names become ours, by the mixers that the stages have."""
         host = pvt.PyramidVisionTransformer.CHECKPOINT_KEYS["authors, without class token"]
-        self.CHECKPOINT_KEYS = {"authors": [*flatten.qkv_in_two(self), *host]}
+        return {"authors": [*flatten.qkv_in_two(self), *host]}
 
 
 class InLineSwin(swin.SwinTransformer):
@@ -44,11 +45,12 @@ class InLineSwin(swin.SwinTransformer):
 class InLineCSWin(cswin.CSWinTransformer):
     """CSWin Transformer with injective linear attention."""
 
-    def __init__(self, **options: Any):
-        super().__init__(**options)
+    @property
+    def CHECKPOINT_KEYS(self) -> dict[str, list[tuple[str, Any]]]:  # type: ignore[override]
+        """Say how the authors' names become ours, by the mixers that the stages have."""
         host = cswin.CSWinTransformer.CHECKPOINT_KEYS["authors"]
         residual = (r"\.attns\.0\.residual\.", ".mixer.residual.")
-        self.CHECKPOINT_KEYS = {"authors": [residual, *flatten.one_lepe(self), *host]}
+        return {"authors": [residual, *flatten.one_lepe(self), *host]}
 
 
 def _injective(host: Mapping[str, Any], stages: str, **options: Any) -> dict[str, Any]:
