@@ -9,7 +9,7 @@ from timm.layers import SqueezeExcite
 from torch import Tensor, nn
 
 from visionzoo.decoders import EDAFormerDecoder, FussFreeDecoder, GuidedAttentionDecoder, ParaTransCNNDecoder
-from visionzoo.layers.bottleneck import Bottleneck
+from visionzoo.layers.bottleneck import BasicBlock, Bottleneck
 from visionzoo.layers.bridging import BridgingAttention
 from visionzoo.layers.class_attention import ContextBlock, ContextHead
 from visionzoo.layers.class_queries import ClassQueryHead
@@ -148,6 +148,7 @@ PARTS: dict[str, Part] = {
     "squeeze_excite_mlp": Part(lambda: SqueezeExciteMlp(16, 24), (tokens(16),)),
     "normed_glu": Part(lambda: NormedGlu(16, 24), (nhwc(16),)),
     "ista_step": Part(lambda: IstaStep(16), (nhwc(16),)),
+    "basic_block": Part(lambda: BasicBlock(16, 24, stride=2), (nhwc(16),)),
     "bottleneck": Part(lambda: Bottleneck(16, 24, 8, stride=2, gate=SqueezeExcite), (nhwc(16),)),
     "position_table": Part(lambda: PositionTable(16, (4, 5)), (nhwc(16),)),
     "position_generator": Part(lambda: PositionGenerator(16), (nhwc(16),)),

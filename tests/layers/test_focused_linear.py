@@ -67,3 +67,30 @@ def test_half_precision_is_finite_at_detection_sizes(dtype):
 def test_wrong_options_are_named(mixer, options, message):
     with pytest.raises(ValueError, match=message):
         mixer(8, 2, **options)
+
+
+def test_reduced_keys_come_from_patches_and_the_convolution_sees_their_values_stretched():
+    mixer = _mixer(kernel_size=3, reduction=2, position_size=(2, 3))
+    x = torch.randn(2, 5, 7, 8, dtype=torch.float64, requires_grad=True)  # a row and a column have no part in keys
+    patches = F.conv2d(x[:, :4, :6].permute(0, 3, 1, 2), mixer.sr.conv.weight, mixer.sr.conv.bias, stride=2)
+    k, v = mixer.kv(F.layer_norm(patches.permute(0, 2, 3, 1), (8,), mixer.sr.norm.weight, mixer.sr.norm.bias)).split(
+        8, -1
+    )
+    heads = [t.unflatten(-1, (2, 4)) for t in (mixer.q(x), k + mixer.position.table, v)]
+    temperature = F.softplus(mixer.scale).view(2, 4)
+    out = linear_attention(*heads, feature_map="focused", temperature=temperature).flatten(3)
+    stretched = torch.empty(2, 35, 8, dtype=torch.float64)
+    for i in range(35):  # token i lies at this place among the 6 values
+        place = min(max((i + 0.5) * 6 / 35 - 0.5, 0), 5)
+        left = int(place)
+        right = min(left + 1, 5)
+        values = v.flatten(1, 2)
+        stretched[:, i] = values[:, left] + (place - left) * (values[:, right] - values[:, left])
+    for g in range(2):
+        head = stretched.unflatten(1, (5, 7))[..., 4 * g : 4 * g + 4].permute(0, 3, 1, 2)
+        local = F.conv2d(head, mixer.dwc.weight, mixer.dwc.bias, padding=1, groups=4)
+        out[..., 4 * g : 4 * g + 4] += local.permute(0, 2, 3, 1)
+    torch.testing.assert_close(mixer(x), mixer.proj(out), rtol=1e-11, atol=1e-11)
+    mixer(x).square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in mixer.parameters()) and x.grad.isfinite().all()
+    assert mixer(torch.randn(1, 1, 3, 8, dtype=torch.float64)).shape == (1, 1, 3, 8)  # smaller than a patch

@@ -521,6 +521,7 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ({"type": "focused_linear", "kernel_size": 2}, r"kernel_size must be odd and positive, got kernel_size=2"),
         ({"type": "focused_linear", "position_size": 0}, r"size must be positive, got size=0"),
         ({"type": "focused_linear", "focusing_factor": 0}, r"focusing_factor must be positive, got focusing_factor=0"),
+        ({"type": "focused_linear", "reduction": 0}, r"reduction must be 1 or more, got reduction=0"),
         ({"type": "linear", "feature_map": "exp"}, r"unknown feature_map='exp', expected one of \('relu', "),
         ({"type": "linear", "denominator": "max"}, r"unknown denominator='max', expected one of \('sum', 'count', "),
         ({"type": "linear", "key_dim": 0}, r"key_dim must be positive, got key_dim=0"),

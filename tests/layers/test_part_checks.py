@@ -8,7 +8,7 @@ from layers.parts import PARTS
 from torch import nn
 
 from visionzoo.decoders import EDAFormerDecoder, FussFreeDecoder
-from visionzoo.layers.bottleneck import Bottleneck
+from visionzoo.layers.bottleneck import BasicBlock, Bottleneck
 from visionzoo.layers.branches import ClassTokenFusion
 from visionzoo.layers.class_attention import ContextBlock
 from visionzoo.layers.conv_norm import ConvNorm, DepthwiseConvNorm, InvertedResidual, LinearNorm, LinearNormMlp
@@ -133,6 +133,7 @@ def test_messages_say_what_was_expected_what_came_and_what_to_do(call, message):
 ARGUMENTS = [  # -> arguments that are numbers
     (AttentiveHead, {"in_features": 16, "num_classes": 5, "drop_rate": 0.0}),
     (BatchNormHead, {"in_features": 16, "num_classes": 5, "drop_rate": 0.0}),
+    (BasicBlock, {"in_dim": 8, "out_dim": 8, "stride": 1, "drop_path": 0.0}),
     (Bottleneck, {"in_dim": 8, "out_dim": 8, "mid_dim": 4, "stride": 1, "groups": 1, "drop_path": 0.0}),
     (ClassShortcut, {"num_classes": 5, "dim": 8}),
     (ClassTokenFusion, {"dim": 8, "other_dim": 12, "num_heads": 4, "drop_path": 0.0}),

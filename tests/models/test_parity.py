@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from golden import Record, relative_error, sample
+from torch import nn
 
 import visionzoo
 from visionzoo.layers.tokens import Tokens
@@ -85,6 +86,7 @@ MODELS = {  # record -> model
     "inline/inline_deit_b": "zoo_inline_deit_b",
     "inline/inline_deit_s": "zoo_inline_deit_s",
     "inline/inline_deit_t": "zoo_inline_deit_t",
+    "inline/inline_pvt_mixed": "zoo_inline_pvt_t",
     "inline/inline_pvt_l": "zoo_inline_pvt_l",
     "inline/inline_pvt_m": "zoo_inline_pvt_m",
     "inline/inline_pvt_s": "zoo_inline_pvt_s",
@@ -113,6 +115,8 @@ MODELS = {  # record -> model
     "dynperceiver/mobilenetv3_075_other_size": "zoo_dynperceiver_mobilenetv3_075",
     "dynperceiver/regnet_400m": "zoo_dynperceiver_regnet_400m",
     "dynperceiver/regnet_400m_other_size": "zoo_dynperceiver_regnet_400m",
+    "dynperceiver/regnet_800m_other_size": "zoo_dynperceiver_regnet_800m",
+    "dynperceiver/resnet18_other_size": "zoo_dynperceiver_resnet18",
     "dynperceiver/resnet50_0375": "zoo_dynperceiver_resnet50_0375",
     "dynperceiver/resnet50_0375_other_size": "zoo_dynperceiver_resnet50_0375",
     "gmm/gmm_cait_cifar": "zoo_gmm_cait_tiny",
@@ -120,6 +124,7 @@ MODELS = {  # record -> model
     "gmm/gmm_swin_cifar": "zoo_gmm_swin",
     "gmm/gmm_swin_small": "zoo_gmm_swin",
     "gmm/gmm_vit_cifar": "zoo_gmm_vit",
+    "gmm/gmm_vit_wide_heads": "zoo_gmm_vit",
     "gmm/gmm_vit_small": "zoo_gmm_vit",
     "halonet/halonet26t": "zoo_halonet_26t",
     "poolformer/metaformer_ppaa": "zoo_metaformer_ppaa_s12",
@@ -138,11 +143,14 @@ MODELS = {  # record -> model
     "stvit/stvit_base": "zoo_stvit_b",
     "stvit/stvit_large": "zoo_stvit_l",
     "stvit/stvit_small": "zoo_stvit_s",
+    "ffnet/ffnet_options": "zoo_ffnet_1",
     "ffnet/ffnet_1": "zoo_ffnet_1",
     "ffnet/ffnet_2": "zoo_ffnet_2",
     "ffnet/ffnet_3": "zoo_ffnet_3",
     "ffnet/ffnet_4": "zoo_ffnet_4",
+    "flatten/flatten_cswin_mixed": "zoo_flatten_cswin_t",
     "flatten/flatten_cswin_t": "zoo_flatten_cswin_t",
+    "flatten/flatten_pvt_mixed": "zoo_flatten_pvt_t",
     "flatten/flatten_pvt_t": "zoo_flatten_pvt_t",
     "flatten/flatten_pvtv2_b0": "zoo_flatten_pvtv2_b0",
     "flatten/flatten_swin_t": "zoo_flatten_swin_t",
@@ -151,6 +159,7 @@ MODELS = {  # record -> model
     "fcaformer/fcaformer_l3": "zoo_fcaformer_l3",
     "fcaformer/fcaformer_l4": "zoo_fcaformer_l4",
     "flowformer/flowformer": "zoo_flowformer",
+    "flowformer/flowformer_ratios": "zoo_flowformer",
     "flowformer/flowformer_tiny": "zoo_flowformer",
     "pvt/pvt_t": "zoo_pvt_t",
     "pvtv2/pvtv2_b0": "zoo_pvtv2_b0",
@@ -191,6 +200,8 @@ TOKENS = {  # family whose records hold tokens -> the recorded features, of the 
     "taylorshift": lambda states, last: [*(state.x for state in states), last],
     "flowformer": lambda states, last: [state.flatten(2).mT for state in (*states, last)],
 }
+_AT_64 = {"img_size": 64, "num_classes": 10}
+_FOCUSED = {"type": "focused_linear", "position_size": 14, "lepe_kernel": 3}
 _DAT = {"img_size": 32, "patch_size": 4, "depth": 3, "embed_dim": 64, "num_heads": 4, "relational_heads": 2}
 _DAT["num_classes"] = 100
 ACTIVATOR_SMALL = {"num_classes": 7, "depth": 3, "embed_dim": 24, "mlp_ratio": 1.5, "patch_size": 8}
@@ -218,6 +229,56 @@ MEGA_SMALL = {
 }
 _NAT_ISOTROPIC = {"num_classes": 10, "patch_size": 8, "embed_dim": 24, "num_heads": 3, "depth": 3, "mlp_ratio": 2.0}
 OPTIONS = {  # record that is not of a published model -> arguments
+    "ffnet/ffnet_options": {
+        "depths": (1, 2, 3, 1),
+        "embed_dims": (8, 16, 32, 64),
+        "stem_dim": 12,
+        "mlp_kernels": (7, 3, 9, 5),
+        "mixer_kernels": ((7, 3), (3, 7), (9, 7), (5, 9)),
+        "mlp_ratios": (2.0, 3.0, 4.0, 2.0),
+        "squeeze_excite": (True, False, True, True),
+        "act_layers": (nn.ReLU, nn.GELU, nn.ReLU, nn.GELU),
+        "layer_scale": 1e-5,
+        "layer_norm_last": True,
+        "num_classes": 10,
+    },
+    "flatten/flatten_cswin_mixed": {
+        "num_classes": 10,
+        "embed_dims": (16, 32, 64, 128),
+        "depths": (1, 1, 3, 1),
+        "mixers": (
+            {"type": "cross_window"},
+            None,
+            [*[_FOCUSED] * 2, {"type": "cross_window", "stripe_width": 7}],
+            None,
+        ),
+    },
+    "flatten/flatten_pvt_mixed": {
+        **_AT_64,
+        "mixers": (
+            {"type": "focused_linear", "position_size": 8, "reduction": 2},
+            {"type": "spatial_reduction", "reduction": 4},
+            {"type": "focused_linear", "position_size": 4},
+            {"type": "spatial_reduction"},
+        ),
+        "class_token": False,
+    },
+    "flowformer/flowformer_ratios": {
+        **_AT_64,
+        "embed_dims": (24, 24, 48, 48),
+        "depths": (1, 1, 1, 1),
+        "mlp_ratio": (4.0, 3.0, 2.0, 1.5),
+    },
+    "gmm/gmm_vit_wide_heads": {**GMM_SMALL, "num_kernels": 2, "head_dim": 20},
+    "inline/inline_pvt_mixed": {
+        **_AT_64,
+        "mixers": (
+            {"type": "spatial_reduction", "reduction": 8},
+            None,
+            {"type": "spatial_reduction", "reduction": 2},
+            None,
+        ),
+    },
     "activator/activator_cifar": {"num_classes": 10},
     "activator/activator_geglu_cifar": {"num_classes": 10},
     "activator/activator_geglu_small": ACTIVATOR_SMALL,
@@ -506,6 +567,16 @@ def test_maps_of_any_size_are_those_of_the_authors_dense_backbone(record_name):
     assert len(features) == len(record.arrays)
     for i, feature in enumerate(features):
         assert relative_error(sample(feature), record.arrays[f"feat{i}"]) <= record.tolerance()
+
+
+def test_layers_behind_the_maps_of_the_authors_detectors_are_left_out():
+    model = timm.create_model("zoo_fcaformer_l1", features_only=True)
+    state = Record("fcaformer/fcaformer_l1_dense").state_dict()
+    for i, (dim, out_dim) in enumerate(zip((64, 128, 192, 320), (96, 192, 384, 768), strict=True)):
+        state[f"head{i}.weight"] = torch.zeros(out_dim, dim, 1, 1)
+        state |= {f"norm{i}.{name}": torch.zeros(out_dim) for name in ("weight", "bias")}
+    report = visionzoo.load_weights(model, {f"backbone.{name}": value for name, value in state.items()})
+    assert (report.names, report.missing, report.unexpected) == ("authors", [], [])
 
 
 @pytest.mark.parametrize("record_name", MODELS)

@@ -66,6 +66,13 @@ HOSTS = {
         ("cnn_body_stage1.1", "cnn_body_stage2.2", "cnn_body_stage3.5", "cnn_body_stage4.2"),
     ),
     "regnet_400m": ("regnet", "reg400m_perceiver_t128", (1, 1, 1, 2), tuple(f"cnn_body.block{i}" for i in range(1, 5))),
+    "regnet_800m": ("regnet", "reg800m_perceiver_t128", (1, 1, 1, 2), tuple(f"cnn_body.block{i}" for i in range(1, 5))),
+    "resnet18": (
+        "resnet",
+        "resnet18_perceiver_t128",
+        (1, 1, 1, 1),
+        tuple(f"cnn_body_stage{i}" for i in range(1, 5)),
+    ),
     "resnet50_0375": (
         "resnet",
         "resnet50_0375_perceiver_t128",

@@ -15,6 +15,28 @@ RECIPES = {
         "FLatten_CSWin_64_24181_tiny_224",
         {"la_split_size": "56-28-14-7", "attn_type": "LLSS"},
     ),
+    "flatten_cswin_mixed": Recipe(
+        FLATTEN,
+        "models/flatten_cswin.py",
+        "CSWinTransformer",
+        {
+            "patch_size": 4,
+            "embed_dim": 16,
+            "depth": [1, 1, 3, 1],
+            "split_size": [1, 2, 7, 7],
+            "num_classes": 10,
+            "la_split_size": "56-28-14-7",
+            "attn_type": "SLMS2",
+        },
+        image=(1, 3, 224, 224),
+    ),
+    "flatten_pvt_mixed": Recipe(
+        FLATTEN,
+        "models/flatten_pvt.py",
+        "flatten_pvt_tiny",
+        {"img_size": 64, "num_classes": 10, "la_sr_ratios": "2111", "attn_type": "LSLS"},
+        image=(2, 3, 64, 64),
+    ),
     "flatten_pvt_t": Recipe(
         FLATTEN, "models/flatten_pvt.py", "flatten_pvt_tiny", {"la_sr_ratios": "1111", "attn_type": "LLLL"}
     ),

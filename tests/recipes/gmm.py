@@ -38,6 +38,7 @@ def model(name, features, size=32, **kwargs):
 RECIPES = {
     "gmm_vit_cifar": model("ViT", ("transformer",), **VIT, mlp_dim_ratio=2, num_kernals=5),
     "gmm_vit_small": model("ViT", ("transformer",), 24, **SMALL, dim_head=12, mlp_dim_ratio=3, num_kernals=3),
+    "gmm_vit_wide_heads": model("ViT", ("transformer",), 24, **SMALL, dim_head=20, mlp_dim_ratio=2, num_kernals=2),
     "gmm_swin_cifar": model(
         "SwinTransformer",
         ("norm",),

@@ -1,5 +1,7 @@
 """InLine: injective linear attention in four hosts, with the arguments of the repository's cfgs/*.yaml."""
 
+from dataclasses import replace
+
 from . import Recipe, Source, patches, stages, tokens
 
 INLINE = Source(
@@ -91,3 +93,8 @@ RECIPES = {
     "inline_cswin_b": cswin("base", (3, 6, 29, 2)),
     "inline_cswin_b_384": cswin("base_384", (3, 6, 29, 2), "96-48-24-12", (1, 3, 384, 384)),
 }
+RECIPES["inline_pvt_mixed"] = replace(
+    RECIPES["inline_pvt_t"],
+    kwargs={"img_size": 64, "num_classes": 10, "attn_type": "SISI", "la_sr_ratios": "1111"},
+    image=(2, 3, 64, 64),
+)

@@ -1,4 +1,4 @@
-"""The bottleneck block of residual networks, with a convolution or a token mixer in the middle."""
+"""The blocks of residual networks, each with a convolution or a token mixer: basic and bottleneck."""
 
 from __future__ import annotations
 
@@ -13,6 +13,58 @@ from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers.base import Mixer
 from visionzoo.layers.nhwc import on_nchw
 from visionzoo.layers.part import Part
+
+
+class BasicBlock(Part):
+    """Post-activation residual block on [B, H, W, C]: 3×3 convolution, then another one or a mixer (ResNet-18 and -34).
+
+    Both are followed by a norm and the activation, the second by the activation after the sum with the shortcut. Where
+    the shape changes the shortcut is a strided 1×1 convolution with norm. `branch_gate` and `peg` as in `Bottleneck`.
+
+    Args:
+        in_dim: channels in.
+        out_dim: channels out.
+        mixer: in place of the second convolution, on `out_dim` channels.
+        stride: step of the first convolution, 1 or 2; the map shrinks by it, rounded up.
+        act_layer: activation.
+        norm_layer: batch norm, called with the channels.
+        drop_path: probability in [0, 1) with which a sample skips the block in training.
+    """
+
+    def __init__(
+        self,
+        in_dim: Positive,
+        out_dim: Positive,
+        *,
+        mixer: Mixer | None = None,
+        stride: Positive = 1,
+        act_layer: type[nn.Module] = nn.ReLU,
+        norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        drop_path: Share = 0.0,
+    ):
+        super().__init__()
+        self.in_dim, self.dim = in_dim, out_dim
+        conv_norm = partial(ConvNorm, bias=False, norm_layer=norm_layer)
+        changes = stride > 1 or in_dim != out_dim
+        self.shortcut = conv_norm(in_dim, out_dim, 1, stride) if changes else nn.Identity()
+        self.conv1 = conv_norm(in_dim, out_dim, 3, stride, 1)
+        self.mixer = mixer
+        if mixer is None:
+            self.conv2 = conv_norm(out_dim, out_dim, 3, 1, 1)
+        else:
+            self.norm2 = norm_layer(out_dim)
+        self.branch_gate: nn.Module = nn.Identity()
+        self.peg: nn.Module = nn.Identity()
+        self.act = act_layer()
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, in_dim] to [B, H', W', out_dim]."""
+        self.check_inputs("B H W C", x, any_dtype=True, C=self.in_dim)
+        shortcut = self.shortcut(x)
+        x = self.act(self.conv1(x))
+        x = self.conv2(x) if self.mixer is None else on_nchw(self.norm2, self.mixer(x))
+        return self.peg(self.act(shortcut + self.drop_path(self.branch_gate(x))))
 
 
 class Bottleneck(Part):

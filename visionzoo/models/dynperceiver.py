@@ -1,7 +1,7 @@
 """Dynamic Perceiver for Efficient Visual Recognition, ICCV 2023, https://arxiv.org/abs/2306.11248.
 
 Facts from https://github.com/LeapLabTHU/Dynamic_Perceiver at 0d2a629 (MIT); the code here is our own. A network of
-convolutions (ResNet-50, RegNetY or MobileNetV3) and latents that look at its maps and are written back onto them;
+convolutions (ResNet, RegNetY or MobileNetV3) and latents that look at its maps and are written back onto them;
 classifiers may answer before the later stages run: `early` after the second stage, `latent` after the third, `cnn`
 after the fourth, and the model's own answer sees map and latents.
 
@@ -24,7 +24,7 @@ from typing import Any
 from timm.layers import HardSigmoid, SEModule, make_divisible
 from torch import nn
 
-from visionzoo.layers.bottleneck import Bottleneck
+from visionzoo.layers.bottleneck import BasicBlock, Bottleneck
 from visionzoo.layers.conv_norm import ConvNorm
 from visionzoo.layers.mixers import build_mixer, resolve_mixers
 from visionzoo.layers.stem import Stem, conv_stem
@@ -95,8 +95,9 @@ def _bottlenecks(
     *,
     group_size: int | None = None,
     squeeze_ratio: float = 0.0,
+    basic: bool = False,
 ) -> list[list[nn.Module]]:
-    """Build the blocks of four stages, each of which begins with a strided one."""
+    """Build the blocks of four stages, each of which begins with a strided one; basic ones have no channels between."""
     for key, value in (("depths", depths), ("embed_dims", out_dims)):
         if len(value) != STAGES or min(value) < 1:
             raise ValueError(f"{name}: {key} must be 1 or more for each of {STAGES} stages, got {tuple(value)}")
@@ -106,13 +107,18 @@ def _bottlenecks(
         blocks: list[nn.Module] = []
         for j in range(depths[i]):
             block_dim = in_dim if j == 0 else dim
+            stride = 1 if j else strides[i]
+            if basic:
+                block = BasicBlock(block_dim, dim, mixer=make[i](dim), stride=stride, drop_path=rates[i][j])
+                blocks.append(block)
+                continue
             blocks.append(
                 Bottleneck(
                     block_dim,
                     dim,
                     mid_dim,
                     mixer=make[i](mid_dim),
-                    stride=1 if j else strides[i],
+                    stride=stride,
                     groups=mid_dim // group_size if group_size else 1,
                     gate=partial(SEModule, rd_channels=round(block_dim * squeeze_ratio)) if squeeze_ratio else None,
                     drop_path=rates[i][j],
@@ -123,17 +129,18 @@ def _bottlenecks(
 
 
 class DynPerceiverResNet(DynPerceiver):
-    """Dynamic Perceiver on ResNet-50.
+    """Dynamic Perceiver on ResNet-50, or on ResNet-18 and ResNet-34.
 
     Args:
         depths: blocks of each stage.
+        basic: have blocks of two 3×3 convolutions, as in ResNet-18 and ResNet-34, not bottlenecks.
         width: what all numbers of channels are multiplied by.
         num_latents: latents before the first stage; each further one has half of them.
         latent_depths: blocks of self-attention of the latents, for each stage.
         num_heads: heads of self-attention, for each stage.
         latent_mlp_ratio: hidden width of their MLPs over channels.
-        mixers: token mixers in place of the 3×3 convolutions of some stages, see
-            `visionzoo.layers.mixers.resolve_mixers`; average pooling follows where the block has a stride.
+        mixers: token mixers in place of the 3×3 convolutions of some stages (of basic blocks the second one), see
+            `visionzoo.layers.mixers.resolve_mixers`; average pooling follows where the bottleneck has a stride.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
         head: `num_classes`, `global_pool` and `drop_rate` of the head.
@@ -158,6 +165,7 @@ class DynPerceiverResNet(DynPerceiver):
         self,
         *,
         depths: Sequence[int] = (3, 4, 6, 3),
+        basic: bool = False,
         width: float = 1.0,
         num_latents: int = 128,
         latent_depths: Sequence[int] = (3, 3, 9, 3),
@@ -169,12 +177,20 @@ class DynPerceiverResNet(DynPerceiver):
         **head: Any,
     ):
         mid_dims = [int(width * 64 * 2**i) for i in range(STAGES)]
-        out_dims = [4 * dim for dim in mid_dims]
+        out_dims = [dim if basic else 4 * dim for dim in mid_dims]
         in_dims = [mid_dims[0], *out_dims[:-1]]
         super().__init__(
             stem=conv_stem(in_chans, mid_dims[:1], 7, (2,), nn.ReLU, pool=True),
             stages=_bottlenecks(
-                type(self).__name__, in_dims, out_dims, mid_dims, depths, (1, 2, 2, 2), mixers, drop_path_rate
+                type(self).__name__,
+                in_dims,
+                out_dims,
+                mid_dims,
+                depths,
+                (1, 2, 2, 2),
+                mixers,
+                drop_path_rate,
+                basic=basic,
             ),
             in_dims=in_dims,
             out_dims=out_dims,
@@ -408,6 +424,8 @@ def _variant(kwargs: Mapping[str, Any], top1: float | None = None) -> Variant:
 
 
 RESNETS = {
+    "zoo_dynperceiver_resnet18": _variant({"basic": True, "depths": (2, 2, 2, 2)}),
+    "zoo_dynperceiver_resnet34": _variant({"basic": True}),
     "zoo_dynperceiver_resnet50_0375": _variant({"width": 0.375}, 77.7),
     "zoo_dynperceiver_resnet50_050": _variant({"width": 0.5}),
     "zoo_dynperceiver_resnet50_0625": _variant({"width": 0.625}),
@@ -418,7 +436,7 @@ RESNETS = {
 REGNETS = {
     "zoo_dynperceiver_regnet_400m": _variant({}),
     "zoo_dynperceiver_regnet_800m": _variant(
-        {"depths": (1, 3, 8, 2), "embed_dims": (64, 128, 320, 768), "group_size": 16}, 79.86
+        {"depths": (1, 3, 8, 2), "embed_dims": (64, 144, 320, 784), "group_size": 16}, 79.86
     ),
     "zoo_dynperceiver_regnet_1600m": _variant(
         {"depths": (2, 6, 17, 2), "embed_dims": (48, 120, 336, 888), "group_size": 24}
@@ -442,6 +460,7 @@ VARIANTS = RESNETS | REGNETS | MOBILENETS
 _SMALL = {"latent_depths": (1, 1, 1, 1)}
 TINY: dict[str, dict[str, Any]] = {  # RegNet's blocks are ResNet's, with what MobileNet's have too
     "zoo_dynperceiver_resnet50_0375": {**_SMALL, "width": 0.125, "depths": (1, 1, 1, 1)},
+    "zoo_dynperceiver_resnet18": {**_SMALL, "width": 0.125, "depths": (1, 1, 1, 1)},
     "zoo_dynperceiver_mobilenetv3_075": {
         **_SMALL,
         "width": 0.5,

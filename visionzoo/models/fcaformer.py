@@ -116,6 +116,7 @@ class FcaFormer(Pyramid):
     POOLS = ("", "avg", "max", "avgmax")  # the norm behind the pooling has the width of the map
     CHECKPOINT_KEYS = {
         "authors": [
+            (r"^(head|norm)[0-3]\.", None),  # after the maps, in their backbone for detection and segmentation
             (r"^patch_embed\.seq\.(\d)\.c\.", r"stem.\1.conv."),
             (r"^patch_embed\.seq\.(\d)\.bn\.", r"stem.\1.norm."),
             (

@@ -28,7 +28,7 @@ from visionzoo.models._registry import Published, Variant, register_family
 
 
 class ConvFirstMlp(Mlp):
-    """timm's MLP behind a depthwise convolution with batch norm, in two branches where the kernel is large.
+    """timm's MLP behind a depthwise convolution with batch norm, in two branches where its kernels have a side of 7.
 
     Args:
         dim: channels in and out.
@@ -39,8 +39,8 @@ class ConvFirstMlp(Mlp):
 
     def __init__(self, dim: int, hidden_dim: int, *, kernel_size: int = 7, **options: Any):
         super().__init__(dim, hidden_dim, **options)
-        large = kernel_size >= 7
-        self.conv = BranchedDepthwiseConv(dim, dim, kernel_size) if large else DepthwiseConvNorm(dim, kernel_size)
+        branched = kernel_size == 7  # others are not, larger ones neither
+        self.conv = BranchedDepthwiseConv(dim, dim, kernel_size) if branched else DepthwiseConvNorm(dim, kernel_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B, H, W, C]."""

@@ -11,37 +11,63 @@ where an image is of another size. The paper's FLatten-DeiT is not in the author
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import nn
+
 from visionzoo.models import cswin, pvt, pvtv2, swin
+from visionzoo.models._pyramid import Pyramid
 from visionzoo.models._registry import Published, Variant, register_family
 
-QKV_IN_TWO = [
-    (r"\.attn\.q\.(weight|bias)$", r".mixer.qkv.\1#0"),
-    (r"\.attn\.kv\.(weight|bias)$", r".mixer.qkv.\1#1"),
-]
+
+def blocks_that(model: Pyramid, have: Callable[[Any], bool], stage: str) -> str:
+    """Return a pattern of the authors' names of the blocks whose mixers have something; `stage` begins these names."""
+    found = [
+        rf"{stage}{i}\.{j}"
+        for i, part in enumerate(model.stages, 1)
+        for j, block in enumerate(part.blocks.children())  # type: ignore[union-attr, operator]
+        if have(block.mixer)
+    ]
+    return rf"^({'|'.join(found) or '(?!)'})"
+
+
+def qkv_in_two(model: Pyramid) -> list[tuple[str, Any]]:
+    """Return keys that join what the authors of a PVT have as `q` and `kv`, where the mixer has one layer."""
+    blocks = blocks_that(model, lambda mixer: hasattr(mixer, "qkv"), "block")
+    return [
+        (rf"{blocks}\.attn\.q\.(weight|bias)$", r"\1.mixer.qkv.\2#0"),
+        (rf"{blocks}\.attn\.kv\.(weight|bias)$", r"\1.mixer.qkv.\2#1"),
+    ]
+
+
+def one_lepe(model: Pyramid) -> list[tuple[str, Any]]:
+    """Return the key of a CSWin's convolution of v where the mixer has one, not one for each half of the channels."""
+    blocks = blocks_that(model, lambda mixer: not isinstance(getattr(mixer, "lepe", None), nn.ModuleList), "stage")
+    return [(rf"{blocks}\.attns\.0\.get_v\.", r"\1.mixer.lepe.")]
+
+
 _POSITION = (r"\.attns?(\.0)?\.positional_encoding$", ".mixer.position.table")
 
 
 class FLattenPVT(pvt.PyramidVisionTransformer):
     """PVT with focused linear attention."""
 
-    CHECKPOINT_KEYS = {
-        "authors": [
-            *QKV_IN_TWO,
-            _POSITION,
-            *pvt.PyramidVisionTransformer.CHECKPOINT_KEYS["authors, without class token"],
-        ]
-    }
+    @property
+    def CHECKPOINT_KEYS(self) -> dict[str, list[tuple[str, Any]]]:  # type: ignore[override]
+        """Say how the authors' names become ours, by the mixers that the stages have."""
+        host = pvt.PyramidVisionTransformer.CHECKPOINT_KEYS["authors, without class token"]
+        return {"authors": [*qkv_in_two(self), _POSITION, *host]}
 
 
 class FLattenPVTv2(pvtv2.PyramidVisionTransformerV2):
     """PVTv2 with focused linear attention."""
 
-    CHECKPOINT_KEYS = {
-        "authors": [*QKV_IN_TWO, _POSITION, *pvtv2.PyramidVisionTransformerV2.CHECKPOINT_KEYS["authors"]]
-    }
+    @property
+    def CHECKPOINT_KEYS(self) -> dict[str, list[tuple[str, Any]]]:  # type: ignore[override]
+        """Say how the authors' names become ours, by the mixers that the stages have."""
+        host = pvtv2.PyramidVisionTransformerV2.CHECKPOINT_KEYS["authors"]
+        return {"authors": [*qkv_in_two(self), _POSITION, *host]}
 
 
 class FLattenSwin(swin.SwinTransformer):
@@ -53,14 +79,12 @@ class FLattenSwin(swin.SwinTransformer):
 class FLattenCSWin(cswin.CSWinTransformer):
     """CSWin Transformer with focused linear attention."""
 
-    CHECKPOINT_KEYS = {
-        "authors": [
-            _POSITION,
-            (r"\.attns\.0\.(scale$|dwc\.)", r".mixer.\1"),
-            (r"^(stage[12]\.\d+)\.attns\.0\.get_v\.", r"\1.mixer.lepe."),
-            *cswin.CSWinTransformer.CHECKPOINT_KEYS["authors"],
-        ]
-    }
+    @property
+    def CHECKPOINT_KEYS(self) -> dict[str, list[tuple[str, Any]]]:  # type: ignore[override]
+        """Say how the authors' names become ours, by the mixers that the stages have."""
+        host = cswin.CSWinTransformer.CHECKPOINT_KEYS["authors"]
+        parts = (r"\.attns\.0\.(scale$|dwc\.)", r".mixer.\1")
+        return {"authors": [_POSITION, parts, *one_lepe(self), *host]}
 
 
 def _focused(host: Mapping[str, Any], sizes: tuple[int | None, ...], **options: Any) -> dict[str, Any]:

@@ -34,13 +34,16 @@ class Flowformer(Pyramid):
         depths: blocks of each stage.
         embed_dims: channels of each stage.
         num_heads: attention heads of each stage.
-        mlp_ratio: hidden width of the MLPs over the channels.
+        mlp_ratio: hidden width of the MLPs over the channels; one number, or one for each stage.
         layer_scale: initial value of the learned scales of the MLPs' branches.
         img_size: image size in pixels, or (height, width), for which the table of positions is made.
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
         head: `num_classes`, `global_pool` and `drop_rate` of the head.
+
+    Raises:
+        ValueError: if there are several MLP ratios, but not one for each stage.
     """
 
     CHECKPOINT_KEYS = {
@@ -61,7 +64,7 @@ class Flowformer(Pyramid):
         depths: Sequence[int] = (3, 3, 10, 3),
         embed_dims: Sequence[int] = (96, 192, 384, 768),
         num_heads: Sequence[int] = (12, 12, 12, 12),
-        mlp_ratio: float = 4.0,
+        mlp_ratio: float | Sequence[float] = 4.0,
         layer_scale: float = 1e-5,
         img_size: int | tuple[int, int] = 224,
         mixers: Any = None,
@@ -71,6 +74,11 @@ class Flowformer(Pyramid):
     ):
         norm = partial(LayerNorm, eps=1e-6)
         height, width = to_2tuple(img_size)
+        ratios = list(mlp_ratio) if isinstance(mlp_ratio, Sequence) else [mlp_ratio] * len(depths)
+        if len(ratios) != len(depths):
+            raise ValueError(
+                f"Flowformer: mlp_ratio must be one number or one for each stage, got {mlp_ratio=}, {depths=}"
+            )
         super().__init__(
             stem=Stem(
                 ConvNorm(in_chans, embed_dims[0], 4, 4, pad_to_stride=True),
@@ -82,7 +90,7 @@ class Flowformer(Pyramid):
                 num_heads,
                 resolve_mixers([[{"type": "flow"}]] * len(depths), mixers),
                 downsample=partial(ConvNorm, kernel_size=2, stride=2, pad_to_stride=True),
-                block=partial(Block, mlp_ratio=mlp_ratio, norm_layer=norm, layer_scale=(None, layer_scale)),
+                block=[partial(Block, mlp_ratio=x, norm_layer=norm, layer_scale=(None, layer_scale)) for x in ratios],
                 drop_path_rate=drop_path_rate,
             ),
             embed_dims=embed_dims,

@@ -55,6 +55,7 @@ class GmmViT(Isotropic):
         depth: blocks.
         embed_dim: channels.
         num_heads: attention heads.
+        head_dim: their width; None for embed_dim over num_heads.
         num_kernels: Gaussians of each head.
         mlp_ratio: hidden width of the MLPs over the channels.
         patch_size: side of the patches in pixels.
@@ -84,6 +85,7 @@ class GmmViT(Isotropic):
         depth: int = 9,
         embed_dim: int = 192,
         num_heads: int = 12,
+        head_dim: int | None = None,
         num_kernels: int = 5,
         mlp_ratio: float = 2.0,
         patch_size: int = 4,
@@ -97,7 +99,7 @@ class GmmViT(Isotropic):
             blocks=build_blocks(
                 embed_dim,
                 num_heads,
-                [{"type": "gmm", "num_kernels": num_kernels}] * depth,
+                [{"type": "gmm", "num_kernels": num_kernels, "head_dim": head_dim}] * depth,
                 mixers,
                 block=partial(TokenBlock, mlp_ratio=mlp_ratio),
                 drop_path_rate=drop_path_rate,

@@ -31,12 +31,11 @@ class InLineDeiT(DeiT):
 class InLinePVT(pvt.PyramidVisionTransformer):
     """PVT with injective linear attention."""
 
-    CHECKPOINT_KEYS = {
-        "authors": [
-            *flatten.QKV_IN_TWO,
-            *pvt.PyramidVisionTransformer.CHECKPOINT_KEYS["authors, without class token"],
-        ]
-    }
+    @property
+    def CHECKPOINT_KEYS(self) -> dict[str, list[tuple[str, Any]]]:  # type: ignore[override]
+        """Say how the authors' names become ours, by the mixers that the stages have."""
+        host = pvt.PyramidVisionTransformer.CHECKPOINT_KEYS["authors, without class token"]
+        return {"authors": [*flatten.qkv_in_two(self), *host]}
 
 
 class InLineSwin(swin.SwinTransformer):
@@ -46,13 +45,12 @@ class InLineSwin(swin.SwinTransformer):
 class InLineCSWin(cswin.CSWinTransformer):
     """CSWin Transformer with injective linear attention."""
 
-    CHECKPOINT_KEYS = {
-        "authors": [
-            (r"\.attns\.0\.residual\.", ".mixer.residual."),
-            (r"^(stage[12]\.\d+)\.attns\.0\.get_v\.", r"\1.mixer.lepe."),
-            *cswin.CSWinTransformer.CHECKPOINT_KEYS["authors"],
-        ]
-    }
+    @property
+    def CHECKPOINT_KEYS(self) -> dict[str, list[tuple[str, Any]]]:  # type: ignore[override]
+        """Say how the authors' names become ours, by the mixers that the stages have."""
+        host = cswin.CSWinTransformer.CHECKPOINT_KEYS["authors"]
+        residual = (r"\.attns\.0\.residual\.", ".mixer.residual.")
+        return {"authors": [residual, *flatten.one_lepe(self), *host]}
 
 
 def _injective(host: Mapping[str, Any], stages: str, **options: Any) -> dict[str, Any]:

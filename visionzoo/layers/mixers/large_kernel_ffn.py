@@ -16,8 +16,8 @@ class LargeKernelFfnMixer(Mixer):
 
     Time: O(N·C·(C + k²)); memory: O(N·C).
 
-    In the dtype of the input. Kernels of 7 and more are trained as the sum of themselves and a 3×3 kernel, each with
-    batch norm, which `visionzoo.fuse` makes one; smaller ones have a bias and no norm.
+    In the dtype of the input. Kernels of 7 are trained as the sum of themselves and a 3×3 kernel, each with
+    batch norm, which `visionzoo.fuse` makes one; others have a bias and no norm.
 
     Facts from https://github.com/ysj9909/FFNet at f3c3e4c (Apache-2.0).
 
@@ -47,7 +47,7 @@ class LargeKernelFfnMixer(Mixer):
         self.check_kernels(**{f"kernel_sizes[{i}]": kernel for i, kernel in enumerate(kernel_sizes)})
         self.fc = LinearNorm(dim, dim)
         self.conv1, self.conv2 = (
-            BranchedDepthwiseConv(dim, dim, kernel) if kernel >= 7 else DepthwiseConvNHWC(dim, kernel)
+            BranchedDepthwiseConv(dim, dim, kernel) if kernel == 7 else DepthwiseConvNHWC(dim, kernel)
             for kernel in kernel_sizes
         )
         self.act = act_layer()
