@@ -50,6 +50,13 @@ def test_every_argument_of_every_family_refuses_other_types_by_name(name):
         ("zoo_tnt_s", {"mlp_ratio": float("nan")}, ValueError, "mlp_ratio must be a number, got mlp_ratio=nan"),
         ("zoo_swin_t", {"depths": (2, 2, -1, 2)}, ValueError, "depths must be 0 or more, got depths=(2, 2, -1, 2)"),
         ("zoo_swin_t", {"depths": ()}, ValueError, "depths must have an entry, got depths=()"),
+        ("zoo_swin_t", {"window_size": (7, 7)}, ValueError, "one for each of 4 stages, got window_size=(7, 7)"),
+        (
+            "zoo_transnext_micro",
+            {"img_size": 31, "pretrain_size": 224},
+            ValueError,
+            "must be 32 px at least, got img_s",
+        ),
         ("zoo_stvit_s", {"projection": 0}, ValueError, "projection must be 1 or more, got projection=0"),
         ("zoo_nat_mini", {"dilations": ((1,), (), (1,), (1,))}, ValueError, "stages 1 have blocks, but no mixer"),
         ("zoo_affnet_t", {"depths": (0, 1, 1, 1, 1)}, ValueError, "every stage must have a block, got depths=(0, 1"),

@@ -150,6 +150,7 @@ MODELS = {  # record -> model
     "flowformer/flowformer_tiny": "zoo_flowformer",
     "pvt/pvt_t": "zoo_pvt_t",
     "pvtv2/pvtv2_b0": "zoo_pvtv2_b0",
+    "swin/swin_small_maps": "zoo_swin_t",
     "swin/swin_t": "zoo_swin_t",
     "nystrom_t2t/t2t_nys_7": "zoo_t2t_nystrom_7",
     "nystrom_t2t/t2t_nys_small": "zoo_t2t_nystrom_7",
@@ -212,6 +213,7 @@ MEGA_SMALL = {
     "qk_dim": 6,
     "num_averages": 3,
 }
+SWIN_SMALL = {"embed_dims": (24, 48, 96), "depths": (2, 2, 2), "num_heads": (2, 4, 4)}
 OPTIONS = {  # record that is not of a published model -> arguments
     "activator/activator_cifar": {"num_classes": 10},
     "activator/activator_geglu_cifar": {"num_classes": 10},
@@ -347,6 +349,7 @@ OPTIONS = {  # record that is not of a published model -> arguments
         "prune_after": (0, 1),
     },
     "sparsifiner/sparsifiner_s_pruned": {"token_keep_rate": 0.7, "prune_after": (3, 6, 9)},
+    "swin/swin_small_maps": {**SWIN_SMALL, "window_size": (4, 4, 2), "num_classes": 10, "mlp_ratio": 2.0},
     "tnt/tnt_options": {
         "num_classes": 10,
         "img_size": (16, 24),
@@ -366,7 +369,19 @@ DENSE = {  # record of the authors' backbone for detection or segmentation -> mo
     "cswin/cswin_t_dense": ("zoo_cswin_t", {}),
     "fcaformer/fcaformer_l1_dense": ("zoo_fcaformer_l1", {}),
     "pvt/pvt_t_dense": ("zoo_pvt_t", {"class_token": False}),
+    "swin/swin_small_maps_dense": ("zoo_swin_t", {**SWIN_SMALL, "unshifted": "none"}),
     "swin/swin_t_dense": ("zoo_swin_t", {}),
+    "transnext/transnext_dense": (
+        "zoo_transnext_micro",
+        {
+            "depths": (1, 1, 2, 1),
+            "embed_dims": (24, 48, 48, 72),
+            "num_heads": (1, 2, 2, 3),
+            "img_size": 96,
+            "pretrain_size": 64,
+            "interpolate_bias": True,
+        },
+    ),
 }
 
 
