@@ -61,6 +61,7 @@ def test_every_argument_of_every_family_refuses_other_types_by_name(name):
         ("zoo_nat_mini", {"dilations": ((1,), (), (1,), (1,))}, ValueError, "stages 1 have blocks, but no mixer"),
         ("zoo_affnet_t", {"depths": (0, 1, 1, 1, 1)}, ValueError, "every stage must have a block, got depths=(0, 1"),
         ("zoo_shvit_s1", {"embed_dims": (7, 16, 24)}, ValueError, "embed_dims must begin with 8 or more"),
+        ("zoo_shvit_s1", {"qk_dim": (16, 16)}, ValueError, "one for each of 3 stages, got qk_dim=(16, 16)"),
         ("zoo_halonet_h0", {"act": "rleu"}, ValueError, "HaloNet: unknown act='rleu', expected timm's name of one"),
         ("zoo_halonet_h0", {"value_ratio": 0.0}, ValueError, "value_ratio must be more than 0, got value_ratio=0.0"),
         ("zoo_ghostnetv2_100", {"layout": (((2, 8, 8, False),),)}, ValueError, "got layout[0]=((2, 8, 8, False),)"),
