@@ -24,7 +24,6 @@ from visionzoo.models._pyramid import Pyramid, build_stages
 from visionzoo.models._registry import Published, Variant, register_family
 from visionzoo.text import count_of
 
-
 _NONE = {"type": "none"}
 
 

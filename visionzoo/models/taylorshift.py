@@ -4,8 +4,8 @@ ICPR 2024, https://arxiv.org/abs/2403.02920. Facts from taylor_shift.py of https
 b290faa (MIT); the code here is our own. A ViT whose positions are only those of the map. As released, `coefficients`
 given to the model never reach the attention there; here they do. Where we differ: images of any size and shape are
 taken, with positions interpolated. The authors' argument `pre_norm`, which norms before the blocks, is left out. Their
-folder `training` scales branches by 1e-4 at the start (`layer_scale`). Its text models, and its XCiT with this attention,
-are not here.
+folder `training` scales branches by 1e-4 at the start (`layer_scale`). Its text models, and its XCiT with this
+attention, are not here.
 """
 
 from __future__ import annotations
