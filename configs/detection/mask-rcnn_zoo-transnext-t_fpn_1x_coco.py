@@ -1,8 +1,7 @@
 """Mask R-CNN 1x, TransNeXt-Tiny.
 
 Paper: TransNeXt, arXiv:2311.17132.
-Settings: detection/maskrcnn of DaiShiResearch/TransNeXt at c8a9974, but for the biases of positions, which they
-    interpolate from those of 800 px images.
+Settings: detection/maskrcnn of DaiShiResearch/TransNeXt at c8a9974.
 Published: box AP 49.9, mask AP 44.6. Not run here.
 Hardware: 8 GPUs × 2 images.
 Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/mask-rcnn_zoo-transnext-t_fpn_1x_coco.py
@@ -15,6 +14,8 @@ from visionzoo.openmmlab import feature_channels
 
 backbone = "zoo_transnext_tiny"
 model = dict(
-    backbone=dict(name=backbone, drop_path_rate=0.4, pretrained=False),
+    backbone=dict(
+        name=backbone, drop_path_rate=0.4, pretrained=False, img_size=800, pretrain_size=224, interpolate_bias=True
+    ),
     neck=dict(in_channels=feature_channels(backbone)),
 )

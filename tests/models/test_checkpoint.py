@@ -34,7 +34,7 @@ def _same(a, b):
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model."])
-@pytest.mark.parametrize("container", [None, "model", "state_dict", "model_ema", "state_dict_ema"])
+@pytest.mark.parametrize("container", [None, "model", "model_state", "state_dict", "model_ema", "state_dict_ema"])
 def test_wrappers_and_containers_are_taken_off(source, target, prefix, container):
     state = {prefix + name: value for name, value in source.state_dict().items()}
     report = visionzoo.load_weights(target, {container: state, "epoch": 3} if container else state)

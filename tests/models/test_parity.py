@@ -129,6 +129,7 @@ MODELS = {  # record -> model
     "halonet/halonet26t": "zoo_halonet_26t",
     "poolformer/metaformer_ppaa": "zoo_metaformer_ppaa_s12",
     "poolformer/poolformer_s12": "zoo_poolformer_s12",
+    "shvit/shvit_options": "zoo_shvit_s1",
     "shvit/shvit_s1": "zoo_shvit_s1",
     "spectformer/spectformer_b": "zoo_spectformer_b",
     "spectformer/spectformer_h_l": "zoo_spectformer_h_l",
@@ -163,6 +164,7 @@ MODELS = {  # record -> model
     "flowformer/flowformer_tiny": "zoo_flowformer",
     "pvt/pvt_t": "zoo_pvt_t",
     "pvtv2/pvtv2_b0": "zoo_pvtv2_b0",
+    "swin/swin_small_maps": "zoo_swin_t",
     "swin/swin_t": "zoo_swin_t",
     "nystrom_t2t/t2t_nys_7": "zoo_t2t_nystrom_7",
     "nystrom_t2t/t2t_nys_small": "zoo_t2t_nystrom_7",
@@ -170,6 +172,7 @@ MODELS = {  # record -> model
     "taylorshift/taylorshift_na_direct": "zoo_taylorshift_na",
     "taylorshift/taylorshift_na_efficient": "zoo_taylorshift_na",
     "taylorshift/taylorshift_options": "zoo_taylorshift_ti",
+    "taylorshift/taylorshift_pooled": "zoo_taylorshift_ti",
     "tnt/tnt_b": "zoo_tnt_b",
     "tnt/tnt_options": "zoo_tnt_s",
     "tnt/tnt_s": "zoo_tnt_s",
@@ -228,6 +231,7 @@ MEGA_SMALL = {
     "num_averages": 3,
 }
 _NAT_ISOTROPIC = {"num_classes": 10, "patch_size": 8, "embed_dim": 24, "num_heads": 3, "depth": 3, "mlp_ratio": 2.0}
+SWIN_SMALL = {"embed_dims": (24, 48, 96), "depths": (2, 2, 2), "num_heads": (2, 4, 4)}
 OPTIONS = {  # record that is not of a published model -> arguments
     "ffnet/ffnet_options": {
         "depths": (1, 2, 3, 1),
@@ -412,6 +416,17 @@ OPTIONS = {  # record that is not of a published model -> arguments
         "conv_embed": True,
         "layer_scale": 0.5,
     },
+    "taylorshift/taylorshift_pooled": {
+        "num_classes": 10,
+        "img_size": (32, 48),
+        "patch_size": 8,
+        "embed_dim": 16,
+        "depth": 2,
+        "num_heads": 4,
+        "global_pool": "avg",
+        "class_position": True,
+        "norm_pooled": True,
+    },
     "iared2/iared2_options": {
         "num_classes": 10,
         "img_size": 64,
@@ -431,6 +446,15 @@ OPTIONS = {  # record that is not of a published model -> arguments
         "prune_after": (0, 1),
     },
     "sparsifiner/sparsifiner_s_pruned": {"token_keep_rate": 0.7, "prune_after": (3, 6, 9)},
+    "shvit/shvit_options": {
+        "embed_dims": (24, 32, 40),
+        "partial_dims": (8, 0, 12),
+        "qk_dim": (4, 16, 8),
+        "depths": (1, 2, 1),
+        "num_classes": 10,
+        "in_chans": 4,
+    },
+    "swin/swin_small_maps": {**SWIN_SMALL, "window_size": (4, 4, 2), "num_classes": 10, "mlp_ratio": 2.0},
     "tnt/tnt_options": {
         "num_classes": 10,
         "img_size": (16, 24),
@@ -461,7 +485,19 @@ DENSE = {  # record of the authors' backbone for detection or segmentation -> mo
     "nat/nat_dense": ("zoo_nat_mini", _NAT_DENSE),
     "poolformer/poolformer_dense": ("zoo_poolformer_s12", {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 24, 32)}),
     "pvt/pvt_t_dense": ("zoo_pvt_t", {"class_token": False}),
+    "swin/swin_small_maps_dense": ("zoo_swin_t", {**SWIN_SMALL, "unshifted": "none"}),
     "swin/swin_t_dense": ("zoo_swin_t", {}),
+    "transnext/transnext_dense": (
+        "zoo_transnext_micro",
+        {
+            "depths": (1, 1, 2, 1),
+            "embed_dims": (24, 48, 48, 72),
+            "num_heads": (1, 2, 2, 3),
+            "img_size": 96,
+            "pretrain_size": 64,
+            "interpolate_bias": True,
+        },
+    ),
 }
 
 

@@ -61,9 +61,10 @@ RUNS = [
     for size in SIZES.get(name, [(224, 224), (129, 230)])
 ]
 FIXED = {"convit", "crossvit", "swin", "tnt"}  # families that timm builds for one size
-SHALLOW = {  # arguments of timm's and of ours that leave blocks out of families whose records have all of them
+FORMS = {  # arguments of timm's and of ours: blocks left out where records have all, or what timm does otherwise
     "crossvit": ({"depth": ((1, 2, 0), (1, 1, 0))}, {"depths": ((1, 2), (1, 1))}),
     "tnt": ({"depth": 2}, {"depth": 2}),
+    "swin": ({}, {"unshifted": "axis"}),  # the authors shift a map of 7x14 along neither axis
 }
 OTHER_HEAD = {"zoo_poolformer_s12"}  # timm pools before the last norm, the authors and we norm before pooling
 
@@ -72,7 +73,7 @@ OTHER_HEAD = {"zoo_poolformer_s12"}  # timm pools before the last norm, the auth
 def test_timm_weights_give_timm_outputs(name, size):
     family = name.split("_")[1]
     built_for = {"img_size": size[0] if family == "convit" else size} if family in FIXED else {}
-    their_form, our_form = SHALLOW.get(family, ({}, {}))
+    their_form, our_form = FORMS.get(family, ({}, {}))
     theirs = timm.create_model(TWINS[name], **built_for, **their_form)
     ours = timm.create_model(name, **({} if family == "swin" else built_for), **our_form)
     _check_twin(theirs, ours, size, name not in OTHER_HEAD, name not in OTHER_FEATURES)

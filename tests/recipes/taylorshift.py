@@ -57,4 +57,21 @@ RECIPES = {
         image=(2, 3, 80, 80),
         features=("blocks.0", "blocks.1", "norm"),
     ),
+    "taylorshift_pooled": Recipe(
+        TAYLORSHIFT,
+        "taylor_shift.py",
+        "TaylorShiftViT",
+        {
+            "img_size": (32, 48),
+            "patch_size": 8,
+            "embed_dim": 16,
+            "depth": 2,
+            "num_heads": 4,
+            "num_classes": 10,
+            "global_pool": "avg",
+            "no_embed_class": False,
+        },
+        image=(2, 3, 32, 48),
+        features=("blocks.0", "blocks.1", "norm"),
+    ),
 }

@@ -32,7 +32,7 @@ _logger = logging.getLogger(__name__)
 ENDINGS = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".ckpt")  # of files of weights
 # Where people and trainers put the weights inside a checkpoint; with use_ema the averaged ones come first.
 EMA_CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
-CONTAINERS = ("state_dict", "model", "model_state_dict", "module", "net", "weights")
+CONTAINERS = ("state_dict", "model", "model_state_dict", "model_state", "module", "net", "weights")
 # What wrappers put before the names: DataParallel and DDP, torch.compile, detectors and segmentors, feature getters,
 # Lightning, DeepSpeed, transformers.
 PREFIXES = ("module.", "backbone.model.", "backbone.", "model.", "net.", "timm_model.", "_forward_module.")

@@ -2,7 +2,7 @@
 
 Facts from methods/swin_w_ram.py of https://github.com/naver-ai/vidt at a8c48b5 (Apache-2.0); the code here is our own.
 ViDT's reconfigured attention module has no weights of its own: the backbone's projections, norms and MLPs serve the
-tokens as well. Where we differ: along an axis where a map is one window at most nothing is shifted, see `WindowMixer`.
+tokens as well. A Swin with `unshifted="none"` shifts maps of one window, too, as theirs does; by default it does not.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from visionzoo.models.swin import SwinTransformer
 
 # authors' names of tensors -> those of a module that has the backbone as `model` and `DetectionTokens` as `tokens`
 AUTHORS_KEYS: list[tuple[str, Any]] = [
-    (r"\.downsample\.(expansion|norm2)\.|^norm\d\.", None),  # which no forward pass uses
+    (r"\.downsample\.(expansion|norm2)\.", None),  # which no forward pass uses
     (r"^det_token$", "tokens.token"),
     (r"^det_pos_embed$", "tokens.position"),
     (r"^layers\.(\d)\.blocks\.(\d+)\.det_pos_linear\.", r"tokens.projections.\1.\2."),

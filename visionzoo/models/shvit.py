@@ -22,6 +22,9 @@ from visionzoo.layers.nhwc import on_nchw
 from visionzoo.layers.stem import conv_stem
 from visionzoo.models._pyramid import Pyramid, build_stages
 from visionzoo.models._registry import Published, Variant, register_family
+from visionzoo.text import count_of
+
+_NONE = {"type": "none"}
 
 
 class PatchMerging(nn.Module):
@@ -53,13 +56,16 @@ class SHViT(Pyramid):
         depths: blocks of each stage.
         embed_dims: channels of each stage.
         partial_dims: channels that attend in each stage; 0 for a stage without attention.
-        qk_dim: width of queries and keys.
+        qk_dim: width of queries and keys; or one for each stage.
         mlp_ratio: hidden width of the MLPs over the channels.
         distilled: have a second classifier, which learns from a teacher after `set_distilled_training()`.
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
         in_chans: image channels.
         drop_path_rate: stochastic depth of the last block.
         head: `num_classes`, `global_pool` and `drop_rate` of the head.
+
+    Raises:
+        ValueError: if the first width is too small for the stem, or the numbers of stages and of `qk_dim` differ.
     """
 
     FEATURES = 3
@@ -110,7 +116,7 @@ class SHViT(Pyramid):
         depths: Sequence[int] = (2, 4, 5),
         embed_dims: Sequence[int] = (128, 224, 320),
         partial_dims: Sequence[int] = (0, 48, 68),
-        qk_dim: int = 16,
+        qk_dim: int | Sequence[int] = 16,
         mlp_ratio: float = 2.0,
         distilled: bool = False,
         mixers: Any = None,
@@ -118,7 +124,15 @@ class SHViT(Pyramid):
         drop_path_rate: float = 0.0,
         **head: Any,
     ):
-        single_head = {"type": "single_head", "qk_dim": qk_dim, "zero_init": True}
+        qk_dims = [qk_dim] * len(depths) if isinstance(qk_dim, int) else qk_dim
+        if len(qk_dims) != len(depths):
+            raise ValueError(
+                f"SHViT: qk_dim must be one width, or one for each of {count_of(len(depths), 'stage')}, got {qk_dim=}"
+            )
+        own = [
+            [{"type": "single_head", "qk_dim": narrow, "zero_init": True, "partial_dim": width} if width else _NONE]
+            for narrow, width in zip(qk_dims, partial_dims, strict=False)
+        ]
         block = partial(
             Block,
             mlp_ratio=mlp_ratio,
@@ -141,10 +155,7 @@ class SHViT(Pyramid):
                 embed_dims,
                 depths,
                 [None] * len(depths),
-                resolve_mixers(
-                    [[{**single_head, "partial_dim": width} if width else {"type": "none"}] for width in partial_dims],
-                    mixers,
-                ),
+                resolve_mixers(own, mixers),
                 downsample=shrink,
                 block=partial(block, cpe_layer=partial(DepthwiseConvNorm, norm_weight=0.0)),
                 drop_path_rate=drop_path_rate,

@@ -7,7 +7,8 @@ do here. The authors publish no weights and no table of accuracies. Where we dif
 block begins, so that the features of the block that chooses have all of them; images of any size and shape are taken,
 with positions and the predictor's tables interpolated. For training see `visionzoo.layers.mixers.SparsifinerMixer`;
 distillation from a teacher's logits is the engine's, that of its tokens and attention, and the authors' two phases, are
-left out.
+left out. So are their choice of connections and coefficients by thresholds, which their configuration does not use, and
+LV-ViT as the host. `mixers` takes the rest: `{"type": "sparsifiner", "reduce_tokens": 8, ...}`, also for each block.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ SViT there. The models fine-tuned at 384 px are the same networks. Attention bet
 the last two stages, whose cells hold one token. The fixed kernels of ones that the authors keep as tensors
 (`unfold.weights`, `fold.weights`) are no weights here. As released the activation comes before the norm in the stem,
 and the classifier sees a map of 1024 channels, which belongs to the head here: `global_pool=""` gives the map before.
+The authors' arguments `qk_scale` and dropout, which no released model sets, are left out.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 ICPR 2024, https://arxiv.org/abs/2403.02920. Facts from taylor_shift.py of https://github.com/tobna/TaylorShift at
 b290faa (MIT); the code here is our own. A ViT whose positions are only those of the map. As released, `coefficients`
 given to the model never reach the attention there; here they do. Where we differ: images of any size and shape are
-taken, with positions interpolated. The authors' folder `training` scales branches by 1e-4 at the start (`layer_scale`).
-Its text models, and its XCiT with this attention, are not here.
+taken, with positions interpolated. The authors' argument `pre_norm`, which norms before the blocks, is left out. Their
+folder `training` scales branches by 1e-4 at the start (`layer_scale`). Its text models, and its XCiT with this
+attention, are not here.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from torch import nn
 
+from visionzoo.layers.heads import TokenHead
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.stem import conv_stem
 from visionzoo.layers.tokens import TokenBlock
@@ -39,6 +41,9 @@ class TaylorShiftViT(Isotropic):
         conv_embed: have a stem of 3×3 convolutions of stride 2 with batch norm, not one of patches; `patch_size` is
             then a power of two.
         layer_scale: initial value of a learned scale of each branch, or None for none.
+        class_position: give the class token and registers a position, too (the authors' `no_embed_class=False`).
+        norm_pooled: normalize what is pooled, not the tokens before (the authors' `fc_norm`; theirs are True for
+            `global_pool="avg"` and False for "token").
         patch_size: side of the patches in pixels.
         img_size: image size in pixels, or (height, width), for which the table of positions is made.
         class_token: have a class token.
@@ -56,6 +61,7 @@ class TaylorShiftViT(Isotropic):
         "authors": [
             (r"^patch_embed\.proj\.(\d+)\.0\.", r"stem.\1.conv."),
             (r"^patch_embed\.proj\.(\d+)\.1\.", r"stem.\1.norm."),
+            (r"^fc_norm\.", "head.norm."),
             *VIT_KEYS,
         ],
     }
@@ -74,6 +80,8 @@ class TaylorShiftViT(Isotropic):
         coefficients: tuple[float, float, float] = (0.5, 1.0, 1.0),
         conv_embed: bool = False,
         layer_scale: float | None = None,
+        class_position: bool = False,
+        norm_pooled: bool = False,
         patch_size: int = 16,
         img_size: int | tuple[int, int] = 224,
         class_token: bool = True,
@@ -107,8 +115,9 @@ class TaylorShiftViT(Isotropic):
             stem=_convolutions(in_chans, embed_dim, patch_size) if conv_embed else None,
             class_token=class_token,
             reg_tokens=reg_tokens,
-            positions="map",
-            norm=norm(embed_dim),
+            positions="all" if class_position else "map",
+            norm=None if norm_pooled else norm(embed_dim),
+            head_layer=partial(TokenHead, norm_layer=norm if norm_pooled else None),
             in_chans=in_chans,
             **head,
         )

@@ -4,8 +4,8 @@ Facts from https://github.com/huawei-noah/Efficient-AI-Backbones (tnt_pytorch) a
 our own. As released each patch is convolved by itself, with zeros around it, and its pixels see no other patch's. The
 authors' parameter `outer_tokens`, which nothing reads, is left out, and so are their arguments `qk_scale` and dropout
 other than that of the classifier, which no released model sets. timm's `tnt_s_legacy_patch16_224` is another
-network: it convolves the whole image. Where we differ: images of any size and shape are taken, padded to whole patches
-and with positions interpolated.
+network: it convolves the whole image; PyramidTNT, of the authors' same folder, is not here. Where we differ: images of
+any size and shape are taken, padded to whole patches and with positions interpolated.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Facts from https://github.com/DaiShiResearch/TransNeXt at c8a9974 (Apache-2.0); the code here is our own. The backbone
 is PVTv2's with aggregated attention and gated MLPs; images may have any size. On maps of other sizes than in training
 the biases of positions are computed from the offsets, as the authors' dense models do with `is_extrapolation=True`;
-with False, their default there, they interpolate those of the training size. Micro's 2.6 GMACs are published as 2.7:
-products with a window are no matrix products here, and are not counted.
+`interpolate_bias=True` is their default there: those of `img_size` are interpolated. Micro's 2.6 GMACs are published as
+2.7: products with a window are no matrix products here, and are not counted.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class TransNeXt(PyramidVisionTransformerV2):
         img_size: size in pixels of the images trained on, or (height, width); others may be given.
         pretrain_size: size of the images that the biases of positions were first trained on, to which offsets are
             relative; None means `img_size`.
+        interpolate_bias: on maps of other sizes than those of `img_size`, interpolate the biases of the latter instead
+            of computing them from the offsets.
         qkv_bias: whether the projections to q, k, v have a bias.
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
         others: `in_chans`, `drop_path_rate`, and the head's, as `PyramidVisionTransformerV2` takes them.
@@ -71,16 +73,21 @@ class TransNeXt(PyramidVisionTransformerV2):
         pool_size: int | None = None,
         img_size: int | tuple[int, int] = 224,
         pretrain_size: int | tuple[int, int] | None = None,
+        interpolate_bias: bool = False,
         qkv_bias: bool = True,
         mixers: Any = None,
         **others: Any,
     ):
-        height, width = to_2tuple(img_size if pretrain_size is None else pretrain_size)
-        if min(height, width) < 4 * 2 ** (len(depths) - 1):
+        trained, first = to_2tuple(img_size), to_2tuple(img_size if pretrain_size is None else pretrain_size)
+        if min(*trained, *first) < 4 * 2 ** (len(depths) - 1):
             raise ValueError(
                 f"{type(self).__name__}: img_size and pretrain_size must be {4 * 2 ** (len(depths) - 1)} px at least, "
                 f"got {img_size=} and {pretrain_size=}"
             )
+
+        def map_size(size: tuple[int, int], stage: int) -> tuple[int, int]:
+            return size[0] // (4 * 2**stage), size[1] // (4 * 2**stage)
+
         own = [
             [
                 {
@@ -88,7 +95,8 @@ class TransNeXt(PyramidVisionTransformerV2):
                     "window_size": window_size,
                     "reduction": reduction,
                     "pool_size": pool_size if reduction > 1 else None,
-                    "map_size": (height // (4 * 2**i), width // (4 * 2**i)),
+                    "map_size": map_size(first, i),
+                    "bias_size": map_size(trained, i) if interpolate_bias else None,
                     "qkv_bias": qkv_bias,
                 }
             ]

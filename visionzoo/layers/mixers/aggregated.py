@@ -45,6 +45,8 @@ class AggregatedMixer(Mixer):
             gives.
         map_size: side of the maps that positions are relative to, or (height, width), for biases that extend beyond it
             on larger maps; None for each map's own, so that biases stretch with it.
+        bias_size: side of the maps whose biases are interpolated for maps of other sizes, or (height, width); None to
+            compute the biases of each size from its offsets.
         qkv_bias: whether the projections to q and to k, v have a bias.
 
     Raises:
@@ -64,15 +66,21 @@ class AggregatedMixer(Mixer):
         reduction: int = 4,
         pool_size: int | None = None,
         map_size: int | tuple[int, int] | None = None,
+        bias_size: int | tuple[int, int] | None = None,
         qkv_bias: bool = True,
     ):
         super().__init__(dim, num_heads)
         self.check_kernels(window_size=window_size)
         self.map_size: tuple[int, int] | None = None if map_size is None else to_2tuple(map_size)
-        if reduction < 1 or (pool_size is not None and pool_size < 1) or min(self.map_size or (1,)) < 1:
+        self.bias_size: tuple[int, int] | None = None if bias_size is None else to_2tuple(bias_size)
+        if (
+            reduction < 1
+            or (pool_size is not None and pool_size < 1)
+            or min(*(self.map_size or (1,)), *(self.bias_size or (1,))) < 1
+        ):
             raise ValueError(
-                f"{type(self).__name__}: reduction, pool_size and map_size must be positive where they are given, got "
-                f"{reduction=}, {pool_size=} and {map_size=}"
+                f"{type(self).__name__}: reduction, pool_size, map_size and bias_size must be positive where they are "
+                f"given, got {reduction=}, {pool_size=}, {map_size=} and {bias_size=}"
             )
         self.window_size, self.reduction, self.pool_size = window_size, reduction, pool_size
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
@@ -123,7 +131,13 @@ class AggregatedMixer(Mixer):
 
     def _bias(self, x: Tensor, cells: tuple[int, int]) -> Tensor:
         size = (x.shape[1], x.shape[2])
-        return self.position_bias(size, cells, self.map_size or size, x)
+        if self.bias_size is None or self.bias_size == size:
+            return self.position_bias(size, cells, self.map_size or size, x)
+        own = self.bias_size
+        own_cells = self._cells_of(own) if self.pooled else own
+        bias = self.position_bias(own, own_cells, self.map_size or own, x)  # [G, N, M] of the maps of `bias_size`
+        bias = F.interpolate(bias.unflatten(2, own_cells), cells, mode="bilinear").flatten(2).mT
+        return F.interpolate(bias.unflatten(2, own), size, mode="bilinear").flatten(2).mT
 
     def _attend(self, q: Tensor, x: Tensor) -> Tensor:
         """Attention to all tokens."""
@@ -167,9 +181,11 @@ class AggregatedMixer(Mixer):
                 f"{type(self).__name__}: torch.export cannot make a program for maps of any size where the number of "
                 f"cells depends on the size; export it for one image size"
             )
+        return self._cells_of((x.shape[1], x.shape[2]))
+
+    def _cells_of(self, size: tuple[int, int]) -> tuple[int, int]:
         height, width = (
-            max(side // self.reduction, 1) if self.pool_size is None else min(side, self.pool_size)
-            for side in x.shape[1:3]
+            max(side // self.reduction, 1) if self.pool_size is None else min(side, self.pool_size) for side in size
         )
         return height, width
 

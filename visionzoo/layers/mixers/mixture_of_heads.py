@@ -107,6 +107,7 @@ class MixtureOfHeadsMixer(AggregatedMixer):
         reduction: int = 4,
         pool_size: int | None = None,
         map_size: int | tuple[int, int] | None = None,
+        bias_size: int | tuple[int, int] | None = None,
         qkv_bias: bool = True,
     ):
         super().__init__(
@@ -116,6 +117,7 @@ class MixtureOfHeadsMixer(AggregatedMixer):
             reduction=reduction,
             pool_size=pool_size,
             map_size=map_size,
+            bias_size=bias_size,
             qkv_bias=qkv_bias,
         )
         shared = -(-self.num_heads // 4) if shared_heads is None else shared_heads

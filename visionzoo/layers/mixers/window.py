@@ -26,8 +26,7 @@ class WindowMixer(Mixer):
     q, k, v. As released the padded tokens take part in attention (their keys and values are the biases).
 
     Shifted windows start `shift_size` tokens further down and right; the rows and columns before them form windows
-    with those left over at the other border, in which tokens from different borders do not see each other. Along an
-    axis where the map is one window at most, nothing is shifted.
+    with those left over at the other border, in which tokens from different borders do not see each other.
 
     Facts from https://github.com/dingmyu/davit at fc79470 (MIT) and https://github.com/microsoft/Swin-Transformer at
     f82860b (MIT).
@@ -42,9 +41,11 @@ class WindowMixer(Mixer):
         kv_heads: heads of keys and values, see `Mixer`.
         mask_padding: leave padded tokens out of attention instead.
         head_dim: width of a head; None means C / num_heads.
+        unshifted: where nothing is shifted: along an "axis" that is one window at most; along both axes of a "map" of
+            which one is, as in Swin's classifier; "none": all maps are shifted, as in Swin's dense backbones.
 
     Raises:
-        ValueError: if window or shift are not as described.
+        ValueError: if window, shift or `unshifted` are not as described.
 
     >>> import torch
     >>> WindowMixer(64, 2, window_size=4, shift_size=2)(torch.randn(1, 5, 7, 64)).shape
@@ -65,8 +66,11 @@ class WindowMixer(Mixer):
         mask_padding: bool = False,
         head_dim: int | None = None,
         kv_heads: int | None = None,
+        unshifted: str = "axis",
     ):
         super().__init__(dim, num_heads, head_dim=head_dim, kv_heads=kv_heads)
+        if unshifted not in ("axis", "map", "none"):
+            raise ValueError(f"{type(self).__name__}: unshifted must be 'axis', 'map' or 'none', got {unshifted=}")
         if window_size < 1:
             raise ValueError(f"{type(self).__name__}: window_size must be positive, got {window_size=}")
         if shift_size is None:
@@ -78,6 +82,7 @@ class WindowMixer(Mixer):
         self.window_size = window_size
         self.shift_size = shift_size
         self.mask_padding = mask_padding
+        self.unshifted = unshifted
         inner_dim = self.num_heads * self.head_dim
         self.qkv = nn.Linear(dim, self.qkv_dim, bias=qkv_bias)
         self.relative_position_bias = (
@@ -91,7 +96,7 @@ class WindowMixer(Mixer):
         size = height, width = x.shape[1:3]
         x = pad_to_multiple(x, (self.window_size, self.window_size))
         padded = x.shape[1:3]
-        shift = tuple(self.shift_size if self.shift_size and length > self.window_size else 0 for length in size)
+        shift = self._shift(size)
         if any(shift):
             x = x.roll((-shift[0], -shift[1]), (1, 2))
         q, k, v = self.split_heads(self.qkv(x))
@@ -129,6 +134,15 @@ class WindowMixer(Mixer):
         else:
             out = routed_attention(q, k, v, None, bias=bias, **seen)
         return self.relax(out, lambda: routed_attention(torch.zeros_like(q), k, v, None, **seen))
+
+    def _shift(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Return how far a map of this size is shifted along each axis."""
+        if not self.shift_size or self.unshifted == "none":
+            return (self.shift_size,) * 2
+        large = [length > self.window_size for length in size]
+        if self.unshifted == "map":
+            large = [all(large)] * 2
+        return tuple(self.shift_size if each else 0 for each in large)
 
     def _segments(self, size: Sequence[int], padded: Sequence[int], shift: Sequence[int], device) -> Tensor:
         """Numbers [H, W] of the parts of a shifted map that are no neighbors in the map itself."""
