@@ -23,7 +23,7 @@ REFUSED = {
     **dict.fromkeys(
         (
             *("zoo_activator_glu", "zoo_activator_geglu", "zoo_gmm_vit", "zoo_gmm_cait_tiny", "zoo_mega_t"),
-            *("zoo_ninformer_cifar", "zoo_orchid_t"),
+            *("zoo_ninformer_cifar", "zoo_orchid_t", "zoo_isodinat_s", "zoo_vitrpb_s"),
         ),
         "nothing would read the image",
     ),

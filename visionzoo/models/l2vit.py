@@ -4,8 +4,10 @@ Facts from https://github.com/ChuanyangZheng/L2ViT at fad0341 (MIT license); the
 inside windows and, linearly, to the whole map in turn; the latter have two 7×7 convolutions behind attention (the
 authors' local concentration module) where the former have a second position encoding. `mixers="window"` and
 `mixers="clamped_linear"` give the authors' `block_type` "local" and "enhanced_vit". Their scale of layers is accepted
-and unused. Images are padded to a multiple of 4 pixels first. Norms of the maps that only their detection and
-segmentation backbones have (`norm0` to `norm3`) are left out when those checkpoints are loaded.
+and unused. Options of theirs that no published network has are not here: another stem (`conv_stem_type`,
+`stem_overlapped`), overlapping merging, an activation in the position encodings, a projection before the head. Images
+are padded to a multiple of 4 pixels first. Norms of the maps that only their detection and segmentation backbones have
+(`norm0` to `norm3`) are left out when those checkpoints are loaded.
 """
 
 from __future__ import annotations

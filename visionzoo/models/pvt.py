@@ -6,6 +6,9 @@ dropped; the last stage has a class token, and the last norm acts on it.
 
 Where we differ: with other mixers in the last stage there is no class token. `class_token=False` gives the network of
 the authors' detection and segmentation code, without class token and last norm; it takes the same checkpoints.
+Their code does not interpolate the first table where a map has as many places as it, in another shape (112 x 448 px),
+and so adds positions of other places; ours interpolates. `pvt_huge_v2`, of which neither numbers nor weights were
+published, is `zoo_pvt_l` with `embed_dims=(128, 256, 512, 768)`, `num_heads=(2, 4, 8, 12)` and `depths=(3, 10, 60, 3)`.
 """
 
 from __future__ import annotations
