@@ -49,10 +49,10 @@ def _neural(state):
 
 
 def _of_pairs(kernel, keys):
-    """Put a kernel for rows of queries and keys [G, 1, a, b] into one for squares; that of queries ends in its own."""
+    """Put a kernel for rows of queries and keys [G, 1, a, b] into one for squares, whose queries end in its own."""
     heads, _, queries, width = kernel.shape
     whole = kernel.new_zeros(heads, queries, queries, width, width)
-    whole[:, -1, :, width // 2 if keys == "both" else -1] = kernel[:, 0]
+    whole[:, -1, :, {"both": width // 2, "before": -1, "after": 0}[keys]] = kernel[:, 0]
     return whole
 
 
@@ -61,8 +61,13 @@ def _multi_token(state):
         "qkv.weight": torch.cat([state[f"layer.w{n}.weight"] for n in "qkv"]),
         "proj.weight": state["layer.wo.weight"],
         "proj.bias": torch.zeros(12),
-        "score_conv.weight": _of_pairs(state["layer.mta_kernel"], "both" if "layer.head_kernel" in state else "before"),
     }
+    normed = "layer.subln.weight" in state
+    keys = "after" if normed else "both" if "layer.head_kernel" in state else "before"
+    ours["score_conv.weight"] = _of_pairs(state["layer.mta_kernel"], keys)
+    if normed:
+        ours["output_norm.weight"] = state["layer.subln.weight"]
+        ours |= {f"output_norm.gate.{kind}": state[f"layer.gate.{kind}"] for kind in ("weight", "bias")}
     if "layer.head_kernel" in state:
         return ours | {"weight_mix.weight": state["layer.head_kernel"]}
     return ours | {
@@ -197,6 +202,12 @@ RECORDS = {
         ),
         _multi_token,
     ),
+    "scores/mta_norm": (
+        _multi_token_mixer(
+            query_kernel=2, key_kernel=4, key_padding="after", weight_groups=4, output_norm="gated_head_rms"
+        ),
+        _multi_token,
+    ),
     "scores/selective": (_score(temperature="position"), _selective),
     "scores/urpe": (_score(offset_factor=True, map_size=(1, 9)), _universal),
     "scores/urpe_bias": (_score(offset_factor=True, position_bias=True, map_size=(1, 9)), _universal),
@@ -215,7 +226,9 @@ RECORDS = {
     "sparse/clear": (PatternMixer(12, 3, parts=("disc",), radius=3), _discs),
     "sparse/clear_cells": (PatternMixer(12, 3, parts=("disc", "cells"), radius=3, cell_size=2), _discs),
     "sparse/dynamic_local": (DynamicLocalMixer(12, 3, kernel_size=3), _dynamic_local),
+    "sparse/dynamic_local_plain": (DynamicLocalMixer(12, 3, kernel_size=3, bias=False), _dynamic_local),
     "sparse/expert_choice": (ExpertChoiceMixer(12, 3, sparsity=2), _experts),
+    "sparse/expert_choice_first": (ExpertChoiceMixer(12, 3, sparsity=2, include_first=True), _experts),
     "sparse/fnet": (FourierMixer(12, sequence=True, orthonormal=False), _same),
     "sparse/strided": (PatternMixer(12, 3, parts=("column",)), _same),
     "sparse/ponet": (MultiPoolMixer(12, 3, segments=2), _same),

@@ -626,7 +626,7 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
         ({"type": "score", "qk_norm": "rms"}, r"unknown qk_norm='rms', expected one of \('none', 'l2', "),
         ({"type": "score", "temperature": "key"}, r"unknown temperature='key', expected one of \('none', 'position', "),
         ({"type": "score", "query_padding": "after"}, r"unknown query_padding='after', expected one of \('both', "),
-        ({"type": "score", "key_padding": "after"}, r"unknown key_padding='after', expected one of \('both', 'before"),
+        ({"type": "score", "key_padding": "left"}, r"unknown key_padding='left', expected one of \('both', 'before', "),
         ({"type": "score", "output_norm": "rms"}, r"unknown output_norm='rms', expected one of \('none', 'gated_rms"),
         ({"type": "score", "score": "gaussian", "normalizer": "relu"}, r"take a normalizer of \('softmax', .*='relu'"),
         ({"type": "score", "score": "neural", "qk_norm": "l2"}, r"qk_norm='l2' is for scores of 'dot', got .*'neural'"),
@@ -655,7 +655,7 @@ def test_padding_takes_part_by_default_and_not_when_masked(mixer):
             {"type": "score", "score": "gaussian", "key_steps": -1},
             r"must not be negative, got key_steps=-1 and value_p",
         ),
-        ({"type": "score", "query_kernel": 2}, r"query_kernel must be positive, and odd unless .*query_kernel=2"),
+        ({"type": "score", "query_kernel": 2}, r"query_kernel must be positive, and odd where .*query_kernel=2"),
         ({"type": "score", "weight_key_kernel": 0}, r"weight_key_kernel must be positive, .* got weight_key_kernel=0"),
         (
             {"type": "score", "score_groups": 0},

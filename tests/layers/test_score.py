@@ -35,13 +35,14 @@ FORMS = {
         **{"query_kernel": 2, "key_kernel": 3, "query_padding": "before", "key_padding": "before"},
         **{"weight_query_kernel": 2, "weight_key_kernel": 1, "score_groups": 4},
     },
+    "mta_after": {"query_kernel": 1, "key_kernel": 2, "key_padding": "after", "output_norm": "gated_head_rms"},
     "talking_heads": {"score_groups": 4, "weight_groups": 4},
     "urpe": {"offset_factor": True, "position_bias": True, "map_size": (2, 3)},
     "urpe_factor": {"offset_factor": True, "map_size": (2, 3), "normalizer": "softplus"},
     "position_bias": {"position_bias": True, "map_size": (2, 3)},
     "mta_weights": {"weight_key_kernel": 3},
 }
-ON_A_MAP = ("mta", "mta_before", "mta_weights", "urpe", "urpe_factor", "position_bias")
+ON_A_MAP = ("mta", "mta_before", "mta_after", "mta_weights", "urpe", "urpe_factor", "position_bias")
 
 
 def _mixer(form, dim=8, heads=4, size=(2, 3)):
@@ -97,7 +98,8 @@ def _row_weights(name, row, state, head):
 def _convolved(scores, kernel, size, query_padding, key_padding):
     """Scores [N, N] of one head, convolved with [a, a, c, c], pair by pair."""
     before = [
-        k - 1 if p == "before" else k // 2 for k, p in ((len(kernel), query_padding), (kernel.shape[2], key_padding))
+        {"before": k - 1, "both": k // 2, "after": 0}[p]
+        for k, p in ((len(kernel), query_padding), (kernel.shape[2], key_padding))
     ]
     maps, out = scores.reshape(*size, *size), np.zeros((*size, *size))
     for place in np.ndindex(*out.shape):
@@ -203,6 +205,11 @@ def _defined(mixer, form, state, x):
     if form == "relu":
         gate = 1 / (1 + np.exp(-state["output_norm.gate"] * out))
         out = gate * state["output_norm.weight"] * out / np.sqrt((out**2).mean(-1, keepdims=True) + 1e-8)
+    if form == "mta_after":
+        parts = out.reshape(count, heads, width)
+        parts = state["output_norm.weight"] * parts / np.sqrt((parts**2).mean(-1, keepdims=True) + 1e-5)
+        gate = parts @ state["output_norm.gate.weight"][0] + state["output_norm.gate.bias"]
+        out = (parts / (1 + np.exp(-gate[..., None]))).reshape(count, -1)
     if form == "standardize":
         out = _norm(out, state["output_norm.weight"], state["output_norm.bias"], 1e-3)
         out = out / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (out + 0.044715 * out**3)))

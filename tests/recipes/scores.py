@@ -121,7 +121,7 @@ def sparse(function):
 
 
 class MultiToken(nn.Module):
-    """Multi-token attention whose queries see all keys, with softmax in float64 and on the CPU."""
+    """Multi-token attention whose queries see all keys, with softmax and norm in float64 and on the CPU."""
 
     def __init__(self, layer):
         super().__init__()
@@ -130,15 +130,22 @@ class MultiToken(nn.Module):
 
     def forward(self, x):
         """Attend."""
-        made, mask = torch.tensor, x.new_zeros(1, 1, x.shape[1], x.shape[1])
-        with patch.object(torch, "tensor", lambda value, **_: made(value)):
+        mask = x.new_zeros(1, 1, x.shape[1], x.shape[1])
+        with on_cpu(), patch.object(torch.Tensor, "float", lambda value: value):
             return self.layer(x, x, mask=mask)
+
+
+def on_cpu():
+    """Make tensors on the CPU that the code asks for on a GPU."""
+    made = torch.tensor
+    return patch.object(torch, "tensor", lambda value, **_: made(value))
 
 
 def multi_token(module, **kwargs):
     """Build the attention of four heads."""
     options = module.MTATransformerArgs(use_mta=True, **kwargs)
-    return MultiToken(module.Attention(12, 3, 4, 4, 1e4, False, 9, options, dropout=0.0, layer_id=0))
+    with on_cpu():
+        return MultiToken(module.Attention(12, 3, 4, 4, 1e4, False, 9, options, dropout=0.0, layer_id=0))
 
 
 def mta(**kwargs):
@@ -239,6 +246,9 @@ RECIPES = {
     "mta_weights": mta(
         query_kernel_size=3, key_kernel_size=3, after_sm_query_kernel_size=2, after_sm_key_kernel_size=3,
         pad_key="left", pre_sm_linear_head=True,
+    ),
+    "mta_norm": mta(
+        query_kernel_size=2, key_kernel_size=4, head_kernel_size=4, pad_key="right", group_norm=True, add_gating=True,
     ),
     "neural": recipe(
         NEURAL, "vision_neural_attention/Models/NeuralAttention.py", "NeuralAttention",

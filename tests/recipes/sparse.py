@@ -97,9 +97,9 @@ def channels(source, file, factory, **kwargs):
     )
 
 
-def expert_choice(module):
+def expert_choice(module, **kwargs):
     """Build MoSA without positions, and without a mask."""
-    layer = module.PureMoSA(3, 2, 12, 4)
+    layer = module.PureMoSA(3, 2, 12, 4, **kwargs)
     del layer.pe
     layer.pe = lambda q, places, k, others: (q, k)
     attend = F.scaled_dot_product_attention
@@ -180,9 +180,9 @@ def by_place(x, weight, stride, padding):
     return (windows * weight.flatten(2, 3).unsqueeze(2)).sum(3).flatten(1, 2)
 
 
-def dynamic_local(module):
+def dynamic_local(module, **kwargs):
     """Build kernels of each place, 3 x 3, for groups of 4 channels."""
-    block = module.IDynamicDWConvBlock(12, 3, heads=4)
+    block = module.IDynamicDWConvBlock(12, 3, heads=4, **kwargs)
     vars(inspect.getmodule(type(block.conv)))["_idynamic_cuda"] = by_place
     return block
 
@@ -204,18 +204,31 @@ def fnet(module):
     return Unmasked(module.FFTAttention(None))
 
 
+def of_each_place(**kwargs):
+    """Return the recipe of kernels of each place."""
+    return Recipe(
+        DLGSA, "basicsr/archs/dlgsanet_arch.py", dynamic_local, kwargs, image=(2, 12, 4, 5), run=gradients,
+        gradients=True,
+        stand_ins={"basicsr.utils.registry": {}, "basicsr.archs.arch_util": {}, "cupy": {}},
+        notes="the convolution, a CUDA kernel, is written by the rule of that kernel",
+    )  # fmt: skip
+
+
+def mosa(**kwargs):
+    """Return the recipe of MoSA."""
+    return Recipe(
+        MOSA, "mosa/MoSA.py", expert_choice, kwargs, image=(2, 9, 12), run=gradients, gradients=True,
+        notes="no rotary positions, no mask",
+    )  # fmt: skip
+
+
 RECIPES = {
     "clear": discs(cells=False),
     "clear_cells": discs(cells=True),
-    "dynamic_local": Recipe(
-        DLGSA, "basicsr/archs/dlgsanet_arch.py", dynamic_local, image=(2, 12, 4, 5), run=gradients, gradients=True,
-        stand_ins={"basicsr.utils.registry": {}, "basicsr.archs.arch_util": {}, "cupy": {}},
-        notes="the convolution, a CUDA kernel, is written by the rule of that kernel",
-    ),
-    "expert_choice": Recipe(
-        MOSA, "mosa/MoSA.py", expert_choice, image=(2, 9, 12), run=gradients, gradients=True,
-        notes="no rotary positions, no mask",
-    ),
+    "dynamic_local": of_each_place(),
+    "dynamic_local_plain": of_each_place(bias=False),
+    "expert_choice": mosa(),
+    "expert_choice_first": mosa(include_first=1),
     "fnet": Recipe(
         PONET, "examples/LRA/code/attention_fnet.py", fnet, image=(2, 9, 12), run=gradients,
         gradients=True, notes="a copy of FNet, whose own code is in JAX",

@@ -89,10 +89,11 @@ class ScoreConv(nn.Module):
         query_kernel: side of the square of queries.
         key_kernel: side of the square of keys.
         query_padding: "both" for a square around the query, "before" for one that ends in it.
-        key_padding: the same for the keys.
+        key_padding: the same for the keys, or "after" for one that starts at it.
     """
 
     PADDINGS = ("both", "before")
+    KEY_PADDINGS = (*PADDINGS, "after")
     NO_WEIGHT_DECAY = ("weight",)
 
     def __init__(
@@ -107,7 +108,7 @@ class ScoreConv(nn.Module):
         super().__init__()
         self.query_kernel, self.key_kernel = query_kernel, key_kernel
         self.query_before, self.key_before = (
-            kernel // 2 if padding == "both" else kernel - 1
+            {"both": kernel // 2, "before": kernel - 1, "after": 0}[padding]
             for kernel, padding in ((query_kernel, query_padding), (key_kernel, key_padding))
         )
         self.weight = nn.Parameter(torch.zeros(num_heads, query_kernel, query_kernel, key_kernel, key_kernel))
@@ -222,6 +223,30 @@ class GatedRmsNorm(nn.Module):
         """[..., C] to [..., C], in x's dtype."""
         scale = (x.square().mean(-1, keepdim=True) + self.EPS).rsqrt()
         return self.weight.to(x.dtype) * x * scale * (self.gate.to(x.dtype) * x).sigmoid()
+
+
+class HeadRmsNorm(nn.Module):
+    """RMS norm of each head's part of the channels, with one weight for all heads (MTA, arXiv:2504.00927).
+
+    Args:
+        head_dim: width D of a head.
+        gated: multiply each head by the sigmoid of a learned sum of what the norm gives.
+    """
+
+    EPS = 1e-5
+
+    def __init__(self, head_dim: int, gated: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(head_dim))
+        self.gate = nn.Linear(head_dim, 1) if gated else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] to [..., C], in x's dtype."""
+        heads = x.unflatten(-1, (-1, len(self.weight)))
+        heads = F.rms_norm(heads, self.weight.shape, self.weight.to(x.dtype), self.EPS)
+        if self.gate is not None:
+            heads = heads * linear(self.gate, heads).sigmoid()
+        return heads.flatten(-2)
 
 
 class UnitHeads(nn.Module):

@@ -30,6 +30,7 @@ class DynamicLocalMixer(Mixer):
         num_heads: groups G of channels that share weights.
         kernel_size: side k of the window, and of the convolution that makes the weights.
         reduction: C over the channels of the network between, which are one at least.
+        bias: whether the layers that make the weights have biases.
 
     Raises:
         ValueError: if the groups do not divide the channels, the kernel is even, or a number is not positive.
@@ -39,7 +40,9 @@ class DynamicLocalMixer(Mixer):
     torch.Size([1, 5, 7, 64])
     """
 
-    def __init__(self, dim: int, num_heads: int | None = None, *, kernel_size: int = 7, reduction: int = 4):
+    def __init__(
+        self, dim: int, num_heads: int | None = None, *, kernel_size: int = 7, reduction: int = 4, bias: bool = True
+    ):
         super().__init__(dim, num_heads)
         self.check_kernels(kernel_size=kernel_size)
         if reduction < 1:
@@ -47,9 +50,9 @@ class DynamicLocalMixer(Mixer):
         hidden = max(1, dim // reduction)
         self.kernel_size = kernel_size
         self.in_proj = nn.Linear(dim, dim, bias=False)
-        self.reduce = nn.Linear(dim, hidden)
-        self.conv = nn.Conv2d(hidden, hidden, kernel_size, padding=kernel_size // 2, groups=hidden)
-        self.to_weights = nn.Linear(hidden, self.num_heads * kernel_size**2)
+        self.reduce = nn.Linear(dim, hidden, bias=bias)
+        self.conv = nn.Conv2d(hidden, hidden, kernel_size, padding=kernel_size // 2, groups=hidden, bias=bias)
+        self.to_weights = nn.Linear(hidden, self.num_heads * kernel_size**2, bias=bias)
         self.proj = nn.Linear(dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from visionzoo.layers.outputs import recomputed
 from visionzoo.layers.scores import (
     GatedRmsNorm,
     HeadMix,
+    HeadRmsNorm,
     NeuralScore,
     OffsetTable,
     Rows,
@@ -99,7 +100,7 @@ class ScoreMixer(Mixer):
         weight_query_kernel: the same for a convolution of the weights.
         weight_key_kernel: the same for a convolution of the weights.
         query_padding: "both" for squares around the query, of odd sides; "before" for those that end in it.
-        key_padding: the same for the keys.
+        key_padding: the same for the keys, or "after" for squares that start at the key.
         score_groups: how many heads are a group whose scores are mixed; all where there are fewer; None for none.
         weight_groups: the same for the weights.
         hidden_dim: p of neural scores, at least 2; None for max(2, D // 32).
@@ -111,10 +112,11 @@ class ScoreMixer(Mixer):
             1 / √D, which it is at the start.
         value_precision: of "gaussian": a key's value counts by its distance to the query's own, this times the
             precision of the key; 0 for not.
-        output_norm: before the output projection: "gated_rms" or "layer_norm" (ε 1e-3) over C, "unit", which brings
-            each head to length 1, or "none". None is what the paper has: "gated_rms" after "relu", "layer_norm" after
-            "standardize", "unit" after scores of "collision". Without the first two, sums over N keys can pass what
-            float16 holds.
+        output_norm: before the output projection: "gated_rms" or "layer_norm" (ε 1e-3) over C, "head_rms" over D (ε
+            1e-5), as MTA may have it, or "gated_head_rms", which also gates each head by a number that it learns to
+            read from it, "unit", which brings each head to length 1, or "none". None is what the paper has:
+            "gated_rms" after "relu", "layer_norm" after "standardize", "unit" after scores of "collision". Without a
+            norm, sums over N keys can pass what float16 holds.
         output_gelu: whether a GELU comes then; None for after "standardize" only.
 
     Raises:
@@ -130,7 +132,7 @@ class ScoreMixer(Mixer):
     SCORES = ("dot", "gaussian", "inverse_distance", "collision", "neural")
     QK_NORMS = ("none", "l2", "layer_norm")
     TEMPERATURES = ("none", "position", "query")
-    OUTPUT_NORMS = ("none", "gated_rms", "layer_norm", "unit")
+    OUTPUT_NORMS = ("none", "gated_rms", "layer_norm", "head_rms", "gated_head_rms", "unit")
     RELAXES = True
 
     @with_former_names({"normalizer": {"standardise": "standardize"}}, normaliser="normalizer")
@@ -176,7 +178,7 @@ class ScoreMixer(Mixer):
         self._check_name(qk_norm=qk_norm, expected=self.QK_NORMS)
         self._check_name(temperature=temperature, expected=self.TEMPERATURES)
         self._check_name(query_padding=query_padding, expected=ScoreConv.PADDINGS)
-        self._check_name(key_padding=key_padding, expected=ScoreConv.PADDINGS)
+        self._check_name(key_padding=key_padding, expected=ScoreConv.KEY_PADDINGS)
         self._check_name(output_norm=output_norm, expected=self.OUTPUT_NORMS)
         if score in ("collision", "gaussian", "inverse_distance") and normalizer not in SHIFT_INVARIANT:
             raise ValueError(
@@ -245,6 +247,8 @@ class ScoreMixer(Mixer):
             self.output_norm = GatedRmsNorm(dim)
         elif output_norm == "layer_norm":
             self.output_norm = LayerNorm(dim, eps=1e-3)
+        elif output_norm in ("head_rms", "gated_head_rms"):
+            self.output_norm = HeadRmsNorm(self.head_dim, gated=output_norm == "gated_head_rms")
         elif output_norm == "unit":
             self.output_norm = UnitHeads(self.num_heads)
         self.output_gelu = output_gelu
@@ -269,7 +273,7 @@ class ScoreMixer(Mixer):
             odd = padding[f"{name}_padding"] == "both"
             if kernel < 1 or (odd and kernel % 2 == 0):
                 raise ValueError(
-                    f"ScoreMixer: {prefix}{name}_kernel must be positive, and odd unless {name}_padding='before', got "
+                    f"ScoreMixer: {prefix}{name}_kernel must be positive, and odd where {name}_padding='both', got "
                     f"{prefix}{name}_kernel={kernel}"
                 )
         return ScoreConv(self.num_heads, query, key, **padding)

@@ -198,6 +198,7 @@ class ExpertChoiceMixer(Mixer):
         num_heads: heads G, each of which chooses.
         sparsity: s, tokens over those that a head takes; it takes two at least, or all where there are fewer.
         head_dim: width D; None for dim / num_heads. Fewer channels or more heads than that are what sparsity pays for.
+        include_first: every head takes the first token, a class token where there is one, whatever its score.
 
     Raises:
         ValueError: if the sparsity or the width is not positive, or the heads do not divide the channels that they
@@ -208,13 +209,21 @@ class ExpertChoiceMixer(Mixer):
     torch.Size([1, 5, 7, 64])
     """
 
-    def __init__(self, dim: int, num_heads: int | None = None, *, sparsity: int = 4, head_dim: int | None = None):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int | None = None,
+        *,
+        sparsity: int = 4,
+        head_dim: int | None = None,
+        include_first: bool = False,
+    ):
         super().__init__(dim, num_heads, head_dim=head_dim)
         if sparsity < 1 or self.head_dim < 1:
             raise ValueError(
                 f"ExpertChoiceMixer: sparsity and head_dim must be positive, got {sparsity=} and {head_dim=}"
             )
-        self.sparsity = sparsity
+        self.sparsity, self.include_first = sparsity, include_first
         self.router = nn.Linear(dim, self.num_heads, bias=False)
         self.qkv = nn.Parameter(torch.empty(self.num_heads, dim, 3 * self.head_dim))
         self.proj = nn.Parameter(torch.empty(self.num_heads, self.head_dim, dim))
@@ -234,7 +243,12 @@ class ExpertChoiceMixer(Mixer):
         wide = torch.promote_types(x.dtype, torch.float32)
         count = tokens.shape[1]
         scores = self.router(tokens).to(wide).transpose(1, 2)  # [B, G, N]
-        scores, index = scores.topk(min(count, max(2, count // self.sparsity)), -1)
+        wanted = min(count, max(2, count // self.sparsity))
+        if self.include_first:
+            index = F.pad(scores[..., 1:].topk(wanted - 1, -1).indices + 1, (1, 0))  # the first token is 0
+            scores = scores.gather(-1, index)
+        else:
+            scores, index = scores.topk(wanted, -1)
         places = index.flatten(1)[..., None].expand(-1, -1, self.dim)
         chosen = tokens.gather(1, places).unflatten(1, index.shape[1:])  # [B, G, k, C]
         q, k, v = (chosen @ self.qkv).chunk(3, -1)
