@@ -1,6 +1,7 @@
 """The models compute what the authors' code computes, to the last digits that float64 has."""
 
 import math
+import re
 
 import pytest
 import timm
@@ -613,6 +614,9 @@ def test_layers_behind_the_maps_of_the_authors_detectors_are_left_out():
         state |= {f"norm{i}.{name}": torch.zeros(out_dim) for name in ("weight", "bias")}
     report = visionzoo.load_weights(model, {f"backbone.{name}": value for name, value in state.items()})
     assert (report.names, report.missing, report.unexpected) == ("authors", [], [])
+    behind = [f"{layer}{i}.{name}" for i in range(4) for layer in ("head", "norm") for name in ("weight", "bias")]
+    assert sorted(report.unused) == sorted(name for name in behind if not re.match(r"head.\.bias", name))
+    assert "12 unused: head0.weight, " in str(report)
 
 
 @pytest.mark.parametrize("record_name", MODELS)

@@ -114,7 +114,7 @@ class Segmentor(WithOutputs, Composite):
         names = dict.fromkeys((backbone.names, decoder.names) if whole == "visionzoo" else (whole,))
         report = LoadReport(" and ".join(names), beside=beside)
         for part, of in (("backbone", backbone), ("decoder", decoder)):
-            for title in ("loaded", "missing", "unexpected", "adapted", "dropped", "beside"):
+            for title in ("loaded", "missing", "unexpected", "adapted", "dropped", "unused", "beside"):
                 getattr(report, title).extend(f"{part}.{entry}" for entry in getattr(of, title))
         _logger.info("%s: %s", where, report)
         return report

@@ -48,11 +48,12 @@ class LoadReport:
     unexpected: list[str] = field(default_factory=list)  # in the checkpoint, not in the model
     adapted: list[str] = field(default_factory=list)  # loaded after a change, or left at initial values: which and why
     dropped: list[str] = field(default_factory=list)  # of parts that the model was built without (head, late stages)
+    unused: list[str] = field(default_factory=list)  # for which no such model has a use (its authors' buffers, norms)
     beside: list[str] = field(default_factory=list)  # of others beside the wrapped model (a detector's neck, a loss)
 
     def __str__(self) -> str:
         lines = [f"{count_of(len(self.loaded), 'tensor')} loaded ({self.names} names)"]
-        for title in ("missing", "unexpected", "adapted", "dropped", "beside"):
+        for title in ("missing", "unexpected", "adapted", "dropped", "unused", "beside"):
             if entries := getattr(self, title):
                 lines.append(f"{len(entries)} {title}: {some(entries)}")
         return "; ".join(lines)
@@ -156,6 +157,7 @@ def load_weights(
             f"unfused model and fuse that (visionzoo.fuse)"
         )
     report = LoadReport(names, dropped=drop_other_head(state, backbone), beside=beside)
+    report.unused = left_out(tensors, backbone, names)
     report.adapted += fit_tables(state, backbone)
     _drop_absent_parts(state, backbone, report)
     kept = _adapt(state, backbone, own, report, strict, where)
@@ -374,6 +376,12 @@ def rename(state: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Ten
             best[name] = value.reshape(own[name].shape)
     as_host(best, model)
     return best, best_names
+
+
+def left_out(state: Mapping[str, Tensor], model: nn.Module, names: str) -> list[str]:
+    """Return the tensors that the model's table of somebody's names, which `rename` gave, has no use for."""
+    table = {"visionzoo": FORMER_KEYS, **getattr(model, "CHECKPOINT_KEYS", {})}[names]
+    return [name for name, value in state.items() if not _rename_tensor(name, value, table)]
 
 
 def filter_for_timm(checkpoint: Mapping[str, Any], model: Contract) -> dict[str, Tensor]:
