@@ -25,14 +25,14 @@ class AggregatedMixer(Mixer):
 
         yᵢ = [softmaxⱼ(τ·cos(qᵢ, kⱼ) + bᵢⱼ) + qᵢ·Tⱼ over i's k × k window, over M cells] · v
 
-    Time: O(N·(k² + M)·C), without pooled keys O(N²·C); memory: O(N·(k²·C + M·G)), without them O(N²·G).
+    Time: O(N·(k² + M)·C) with M = N/r², or `pool_size`²; memory: O(N·(k²·C + M·G)).
 
     Scores are cosines times a learned temperature and the logarithm of the number of keys. A cell's key and value come
     from the mean of its tokens after a layer of their own. After the softmax each of the k² weights gets a further term
     from its query. Places of the window that are not on the map have no part in the softmax.
 
-    With a reduction of 1, and no pool size, the keys are all tokens, without a window beside them. Cells need
-    not divide the map; a map smaller than a cell is one. Softmax and sums are float32 at least.
+    r is `reduction`. Where it is 1, and there is no pool size, the keys are all tokens, without a window beside them.
+    Cells need not divide the map; a map smaller than a cell is one. Softmax and sums are float32 at least.
 
     Facts from https://github.com/DaiShiResearch/TransNeXt at c8a9974 (Apache-2.0).
 

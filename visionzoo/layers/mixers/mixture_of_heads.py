@@ -73,11 +73,11 @@ class MixtureOfHeadsMixer(AggregatedMixer):
 
         yᵢ = Σ_g gᵢ_g headᵍ(x)ᵢ, g the router's choice for token i
 
-    Time: O(N·(k² + M)·C), without pooled keys O(N²·C); memory: O(N·(k²·C + M·G)), without them O(N²·G).
+    Time: O(N·(k² + M)·C) with M = N/r², or `pool_size`²; memory: O(N·(k²·C + M·G)).
 
-    What a head says to a token is multiplied by a gate, 0 for heads that the token does not take (`HeadRouter`, whose
-    output a forward hook on `router` shows). Heads not taken are computed too, as released. Softmax and sums are
-    float32 at least.
+    With a `reduction` of r and no `pool_size` both grow with N². What a head says to a token is multiplied by a gate, 0
+    for heads that the token does not take (`HeadRouter`, whose output a forward hook on `router` shows). Heads not
+    taken are computed too, as released. Softmax and sums are float32 at least.
 
     Facts from https://github.com/SkyworkAI/MoH at 2cefd57 (Apache-2.0).
 

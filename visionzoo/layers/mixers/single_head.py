@@ -17,10 +17,14 @@ class SingleHeadMixer(Mixer):
 
         y = W·[attention(x₁), x₂], x₁ a fifth of the channels
 
-    Time: O(N·C² + N²·P) for P channels; memory: O(N·C).
+    Time: O(N·C² + N²·P) for P channels; memory: O(N²), fused O(N·C).
 
     The part is normalized over height, width and its channels, and each linear layer is followed by batch
     normalization. There is no position term. Softmax and sums are float32 at least.
+
+    torch has fused attention for few pairs of widths: on a CPU where P is `qk_dim`; on an H200 not for P = 27, that of
+    C = 128, in bfloat16. Else all N² scores are held: at 65,536 tokens 16 GiB in float32 for an image, and their
+    softmax beside them.
 
     Facts from https://github.com/ysj9909/SHViT at 6a729cc (MIT).
 
