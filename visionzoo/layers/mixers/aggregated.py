@@ -31,8 +31,8 @@ class AggregatedMixer(Mixer):
     from the mean of its tokens after a layer of their own. After the softmax each of the k² weights gets a further term
     from its query. Places of the window that are not on the map have no part in the softmax.
 
-    r is `reduction`. Where it is 1, and there is no pool size, the keys are all tokens, without a window beside them. Cells need
-    not divide the map; a map smaller than a cell is one. Softmax and sums are float32 at least.
+    r is `reduction`. Where it is 1, and there is no pool size, the keys are all tokens, without a window beside them.
+    Cells need not divide the map; a map smaller than a cell is one. Softmax and sums are float32 at least.
 
     Facts from https://github.com/DaiShiResearch/TransNeXt at c8a9974 (Apache-2.0).
 

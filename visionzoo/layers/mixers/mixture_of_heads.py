@@ -75,9 +75,9 @@ class MixtureOfHeadsMixer(AggregatedMixer):
 
     Time: O(N·(k² + M)·C) with M = N/r², or `pool_size`²; memory: O(N·(k²·C + M·G)).
 
-    With a `reduction` of r and no `pool_size` both grow with N². What a head says to a token is multiplied by a gate, 0 for heads that the token does not take (`HeadRouter`, whose
-    output a forward hook on `router` shows). Heads not taken are computed too, as released. Softmax and sums are
-    float32 at least.
+    With a `reduction` of r and no `pool_size` both grow with N². What a head says to a token is multiplied by a gate, 0
+    for heads that the token does not take (`HeadRouter`, whose output a forward hook on `router` shows). Heads not
+    taken are computed too, as released. Softmax and sums are float32 at least.
 
     Facts from https://github.com/SkyworkAI/MoH at 2cefd57 (Apache-2.0).
 
