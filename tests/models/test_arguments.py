@@ -50,6 +50,18 @@ def test_every_argument_of_every_family_refuses_other_types_by_name(name):
         ("zoo_tnt_s", {"mlp_ratio": float("nan")}, ValueError, "mlp_ratio must be a number, got mlp_ratio=nan"),
         ("zoo_swin_t", {"depths": (2, 2, -1, 2)}, ValueError, "depths must be 0 or more, got depths=(2, 2, -1, 2)"),
         ("zoo_swin_t", {"depths": ()}, ValueError, "depths must have an entry, got depths=()"),
+        (
+            "zoo_deit_t",
+            {"distilled": True, "class_token": False},
+            ValueError,
+            "DeiT: distilled=True needs a class token beside that of distillation, got class_token=False; leave",
+        ),
+        (
+            "zoo_deit_t",
+            {"distilled": True, "global_pool": "avg"},
+            ValueError,
+            "DeiT cannot have global_pool='avg', expected one of ('token', '')",
+        ),
         ("zoo_stvit_s", {"projection": 0}, ValueError, "projection must be 1 or more, got projection=0"),
         ("zoo_nat_mini", {"dilations": ((1,), (), (1,), (1,))}, ValueError, "stages 1 have blocks, but no mixer"),
         ("zoo_affnet_t", {"depths": (0, 1, 1, 1, 1)}, ValueError, "every stage must have a block, got depths=(0, 1"),
