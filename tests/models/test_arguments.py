@@ -56,6 +56,17 @@ def test_every_argument_of_every_family_refuses_other_types_by_name(name):
             {"img_size": 31, "pretrain_size": 224},
             ValueError,
             "must be 32 px at least, got img_s",
+        (
+            "zoo_deit_t",
+            {"distilled": True, "class_token": False},
+            ValueError,
+            "DeiT: distilled=True needs a class token beside that of distillation, got class_token=False; leave",
+        ),
+        (
+            "zoo_deit_t",
+            {"distilled": True, "global_pool": "avg"},
+            ValueError,
+            "DeiT cannot have global_pool='avg', expected one of ('token', '')",
         ),
         ("zoo_stvit_s", {"projection": 0}, ValueError, "projection must be 1 or more, got projection=0"),
         ("zoo_nat_mini", {"dilations": ((1,), (), (1,), (1,))}, ValueError, "stages 1 have blocks, but no mixer"),

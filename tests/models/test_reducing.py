@@ -402,7 +402,7 @@ def test_the_selector_learns_to_reconstruct():
     assert torch.equal(reducer._reconstruct(tokens, kept, None), reducer._reconstruct(changed, kept, None))
 
 
-CARRY = {"zoo_cpvt_t", "zoo_cpvt_t_gap", "zoo_deit_t", "zoo_iared2_deit_s", "zoo_sparsifiner_s"}
+CARRY = {"zoo_cpvt_t", "zoo_cpvt_t_gap", "zoo_deit_t", "zoo_deit_t_distilled", "zoo_iared2_deit_s", "zoo_sparsifiner_s"}
 CARRY |= {
     "zoo_activator_geglu",
     "zoo_crate_t",

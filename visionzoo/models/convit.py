@@ -32,6 +32,7 @@ class ConViT(Isotropic):
         qkv_bias: whether the projections to q, k, v have a bias.
         patch_size: side of the patches in pixels.
         img_size: image size in pixels, or (height, width), for which the table of positions is made.
+        position_table: have that table; without it only the local blocks know places.
         class_token: have a class token.
         reg_tokens: number of register tokens beside it.
         mixers: other token mixers for some blocks, see `visionzoo.layers.mixers.resolve_mixers`.
@@ -60,6 +61,7 @@ class ConViT(Isotropic):
         qkv_bias: bool = False,
         patch_size: int = 16,
         img_size: int | tuple[int, int] = 224,
+        position_table: bool = True,
         class_token: bool = True,
         reg_tokens: int = 0,
         mixers: Any = None,
@@ -86,7 +88,7 @@ class ConViT(Isotropic):
             class_token=class_token,
             reg_tokens=reg_tokens,
             prefix_at=local_depth,
-            positions="map",
+            positions="map" if position_table else "none",
             norm=norm(embed_dim),
             in_chans=in_chans,
             **head,

@@ -5,7 +5,8 @@ Facts from https://github.com/dingmyu/davit at fc79470 (MIT license) and, for th
 half as a block each. As released: padding to whole windows comes after the norm and takes part in attention; inputs
 of stem and downsampling are padded to whole patches. Like timm we default to windows of 7 tokens at every size.
 The published GMACs of the three are those of windows of 12 at 384 px and 16 at 512 px: `window_size=12` gives the large
-one 102.8, 16 gives the huge and giant ones 326 and 1020; with 7 they have 105.4, 328.7 and 1042.6.
+one 102.8 (`zoo_davit_l_384`, as their code names it), 16 gives the huge and giant ones 326 and 1020; with 7 they have
+105.4, 328.7 and 1042.6.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class DaViT(Pyramid):
         window_size: side of the windows, in tokens.
         mlp_ratio: hidden width of the MLPs over the channels.
         qkv_bias: whether the projections to q, k, v have a bias.
+        overlap: downsample by patches of 3×3, not 2×2; those of the stem overlap in any case.
         mask_padding: leave padded tokens out of window attention.
         mixers: other token mixers for some stages, see `visionzoo.layers.mixers.resolve_mixers`.
         in_chans: image channels.
@@ -81,6 +83,7 @@ class DaViT(Pyramid):
         window_size: int = 7,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
+        overlap: bool = False,
         mask_padding: bool = False,
         mixers: Any = None,
         in_chans: int = 3,
@@ -102,7 +105,13 @@ class DaViT(Pyramid):
                 num_heads,
                 resolve_mixers([[window, channel]] * len(depths), mixers),
                 downsample=partial(
-                    ConvNorm, kernel_size=2, stride=2, norm_layer=LayerNorm, norm_first=True, pad_to_stride=True
+                    ConvNorm,
+                    kernel_size=3 if overlap else 2,
+                    stride=2,
+                    padding=int(overlap),
+                    norm_layer=LayerNorm,
+                    norm_first=True,
+                    pad_to_stride=True,
                 ),
                 block=partial(
                     Block,
@@ -137,6 +146,12 @@ VARIANTS = {
     "zoo_davit_b": Variant(doubling(128, _SMALL), Published(87.9, 15.5, 84.6, source=_README), _timm_weights("base")),
     "zoo_davit_l": Variant(
         doubling(192, _SMALL), Published(196.8, 103.0, 87.5, 384, _COPY, ("gmacs",)), no_weights=_UNRELEASED
+    ),
+    "zoo_davit_l_384": Variant(
+        {**doubling(192, _SMALL), "window_size": 12},
+        Published(196.8, 103.0, 87.5, 384, _COPY),
+        {"input_size": (3, 384, 384), "pool_size": (12, 12), "crop_pct": 1.0},
+        no_weights=_UNRELEASED,
     ),
     "zoo_davit_h": Variant(doubling(256, _SMALL), Published(348.9, 327.3, 90.2, 512, _COPY), no_weights=_UNRELEASED),
     "zoo_davit_g": Variant(

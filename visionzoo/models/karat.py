@@ -33,6 +33,7 @@ class KArAt(DeiT):
         img_size: image size in pixels, or (height, width), for which functions and positions are made.
         class_token: have a class token.
         reg_tokens: number of register tokens beside it.
+        distilled: have a distillation token and the second classifier, see `visionzoo.models.deit.DeiT`.
         grid_size: terms of the Fourier series.
         rank: values between a row of scores and its weights.
         base: function that is added to each series: "zero", "identity", "silu" or "gelu".
@@ -55,6 +56,7 @@ class KArAt(DeiT):
         img_size: int | tuple[int, int] = 224,
         class_token: bool = True,
         reg_tokens: int = 0,
+        distilled: bool = False,
         grid_size: int = 3,
         rank: int = 12,
         base: str = "zero",
@@ -66,7 +68,7 @@ class KArAt(DeiT):
         own = {
             "type": "kolmogorov_arnold",
             "map_size": map_size(img_size, patch_size),
-            "prefix_tokens": int(class_token) + reg_tokens,
+            "prefix_tokens": class_token + distilled + reg_tokens,
             "grid_size": grid_size,
             "rank": rank,
             "base": base,
@@ -78,6 +80,7 @@ class KArAt(DeiT):
             img_size=img_size,
             class_token=class_token,
             reg_tokens=reg_tokens,
+            distilled=distilled,
             mixers=combine_mixers([[own]] * depth, mixers),
             **others,
         )

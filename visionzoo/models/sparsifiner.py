@@ -36,6 +36,7 @@ class Sparsifiner(DeiT):
         img_size: image size in pixels, or (height, width), for which the tables are made.
         class_token: have a class token.
         reg_tokens: number of register tokens beside it.
+        distilled: have a distillation token and the second classifier, see `visionzoo.models.deit.DeiT`.
         mixers: other token mixers for some blocks, see `visionzoo.layers.mixers.resolve_mixers`.
         rest: see `visionzoo.models.deit.DeiT`.
 
@@ -64,6 +65,7 @@ class Sparsifiner(DeiT):
         img_size: int | tuple[int, int] = 224,
         class_token: bool = True,
         reg_tokens: int = 0,
+        distilled: bool = False,
         mixers: Any = None,
         **rest: Any,
     ):
@@ -75,7 +77,7 @@ class Sparsifiner(DeiT):
             "type": "sparsifiner",
             "keep_rate": attn_keep_rate,
             "map_size": map_size(img_size, patch_size),
-            "prefix_tokens": int(class_token) + reg_tokens,
+            "prefix_tokens": class_token + distilled + reg_tokens,
         }
         super().__init__(
             depth=depth,
@@ -83,6 +85,7 @@ class Sparsifiner(DeiT):
             img_size=img_size,
             class_token=class_token,
             reg_tokens=reg_tokens,
+            distilled=distilled,
             mixers=resolve_mixers([[own]] * depth, mixers),
             **rest,
         )
