@@ -56,6 +56,7 @@ def test_every_argument_of_every_family_refuses_other_types_by_name(name):
             {"img_size": 31, "pretrain_size": 224},
             ValueError,
             "must be 32 px at least, got img_s",
+        ),
         (
             "zoo_deit_t",
             {"distilled": True, "class_token": False},

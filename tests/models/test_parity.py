@@ -646,6 +646,22 @@ def test_layers_behind_the_maps_of_the_authors_detectors_are_left_out():
     assert "12 unused: head0.weight, " in str(report)
 
 
+@pytest.mark.parametrize(
+    ("record_name", "model", "norm"),
+    [
+        ("biformer/biformer_tiny", "zoo_biformer_t", "extra_norms.0"),
+        ("cswin/cswin_t_dense", "zoo_cswin_t", "norm1"),
+        ("davit/davit_tiny", "zoo_davit_t", "norm0"),
+    ],
+)
+def test_norms_of_the_authors_dense_maps_are_left_out(record_name, model, norm):
+    norms = {f"{norm}.{name}": torch.zeros(64) for name in ("weight", "bias")}
+    report = visionzoo.load_weights(
+        timm.create_model(model, features_only=True), {**Record(record_name).state_dict(), **norms}
+    )
+    assert (report.names, report.missing, report.unexpected) == ("authors", [], []) and norms.keys() <= {*report.unused}
+
+
 @pytest.mark.parametrize("record_name", MODELS)
 def test_parameter_count_is_the_authors(record_name):
     with torch.device("meta"):

@@ -379,7 +379,7 @@ def rename(state: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Ten
 
 
 def left_out(state: Mapping[str, Tensor], model: nn.Module, names: str) -> list[str]:
-    """Return the tensors that the model's table of somebody's names, which `rename` gave, has no use for."""
+    """Return the tensors that the model has no use for, by its table of the `names` that `rename` returned."""
     table = {"visionzoo": FORMER_KEYS, **getattr(model, "CHECKPOINT_KEYS", {})}[names]
     return [name for name, value in state.items() if not _rename_tensor(name, value, table)]
 

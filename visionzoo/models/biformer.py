@@ -67,6 +67,7 @@ class BiFormer(Pyramid):
 
     CHECKPOINT_KEYS = {
         "authors": [
+            (r"^extra_norms\.", None),  # of the maps, in their dense backbones
             *_STEM_KEYS,
             (r"^downsample_layers\.(\d)\.0\.", r"stages.\1.downsample.conv."),
             (r"^downsample_layers\.(\d)\.1\.", r"stages.\1.downsample.norm."),

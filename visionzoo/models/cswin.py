@@ -39,6 +39,7 @@ class CSWinTransformer(Pyramid):
 
     CHECKPOINT_KEYS = {
         "authors": [
+            (r"^norm\d\.", None),  # of the maps, in their segmentation backbone
             (r"^stage1_conv_embed\.0\.", "stem.conv."),
             (r"^stage1_conv_embed\.2\.", "stem.norm."),
             (r"^merge(\d)\.", r"stages.\1.downsample."),

@@ -56,6 +56,7 @@ class DaViT(Pyramid):
 
     CHECKPOINT_KEYS = {
         "authors": [
+            (r"^norm\d\.", None),  # of the maps, in their dense backbones
             (r"^patch_embeds\.0\.proj\.", "stem.conv."),
             (r"^patch_embeds\.0\.norm\.", "stem.norm."),
             (r"^patch_embeds\.(\d)\.proj\.", r"stages.\1.downsample.conv."),
