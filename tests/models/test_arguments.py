@@ -78,7 +78,7 @@ def test_every_argument_of_every_family_refuses_other_types_by_name(name):
         ("zoo_halonet_h0", {"value_ratio": 0.0}, ValueError, "value_ratio must be more than 0, got value_ratio=0.0"),
         ("zoo_ghostnetv2_100", {"layout": (((2, 8, 8, False),),)}, ValueError, "got layout[0]=((2, 8, 8, False),)"),
         ("zoo_ghostnetv2_100", {"layout": (((3, 8, 8, False),), ())}, ValueError, "layout must have a block in every"),
-        ("zoo_flowformer", {"mlp_ratio": (4.0, 2.0)}, ValueError, "one number or one for each stage, got mlp_ratio=(4"),
+        ("zoo_flowformer", {"mlp_ratio": (4.0, 2.0)}, ValueError, "one for each of 4 stages, got mlp_ratio=(4.0, 2.0)"),
         ("zoo_swin_t", {"depths": 2}, ValueError, "depths must be Sequence[int], got depths=2; leave it out for (2, 2"),
         (
             "zoo_swin_t",

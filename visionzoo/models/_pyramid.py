@@ -17,7 +17,7 @@ from visionzoo.layers.mixers import build_mixer
 from visionzoo.layers.nhwc import on_nhwc
 from visionzoo.layers.outputs import recomputed
 from visionzoo.models._contract import Contract, HeadOptions, drop_path_rates
-from visionzoo.text import some
+from visionzoo.text import count_of, some
 
 
 class Stage(nn.Module):
@@ -127,6 +127,22 @@ def doubling(width: int, depths: Sequence[int], num_heads: Sequence[int] | None 
     """
     embed_dims = tuple(width * 2**i for i in range(len(depths)))
     return {"depths": depths, "embed_dims": embed_dims, "num_heads": num_heads or tuple(d // 32 for d in embed_dims)}
+
+
+def per_stage(family: str, depths: Sequence[int], **option: Any) -> Sequence[Any]:
+    """Return an option, given by its name, for each stage: one value that all share, or as many as there are stages.
+
+    Raises:
+        ValueError: if there are several values, but not one for each stage; it names `family`.
+    """
+    ((name, value),) = option.items()
+    values = value if isinstance(value, Sequence) else [value] * len(depths)
+    if len(values) != len(depths):
+        raise ValueError(
+            f"{family}: {name} must be one value, or one for each of {count_of(len(depths), 'stage')}, got "
+            f"{name}={value}"
+        )
+    return values
 
 
 class Pyramid(Contract):

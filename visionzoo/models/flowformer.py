@@ -23,7 +23,7 @@ from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.position import PositionTable
 from visionzoo.layers.stem import Stem
-from visionzoo.models._pyramid import Pyramid, build_stages
+from visionzoo.models._pyramid import Pyramid, build_stages, per_stage
 from visionzoo.models._registry import Published, Variant, register_family
 
 
@@ -74,11 +74,7 @@ class Flowformer(Pyramid):
     ):
         norm = partial(LayerNorm, eps=1e-6)
         height, width = to_2tuple(img_size)
-        ratios = list(mlp_ratio) if isinstance(mlp_ratio, Sequence) else [mlp_ratio] * len(depths)
-        if len(ratios) != len(depths):
-            raise ValueError(
-                f"Flowformer: mlp_ratio must be one number or one for each stage, got {mlp_ratio=}, {depths=}"
-            )
+        ratios = per_stage(type(self).__name__, depths, mlp_ratio=mlp_ratio)
         super().__init__(
             stem=Stem(
                 ConvNorm(in_chans, embed_dims[0], 4, 4, pad_to_stride=True),

@@ -20,9 +20,8 @@ from visionzoo.layers.heads import BatchNormHead
 from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.nhwc import on_nchw
 from visionzoo.layers.stem import conv_stem
-from visionzoo.models._pyramid import Pyramid, build_stages
+from visionzoo.models._pyramid import Pyramid, build_stages, per_stage
 from visionzoo.models._registry import Published, Variant, register_family
-from visionzoo.text import count_of
 
 _NONE = {"type": "none"}
 
@@ -124,11 +123,7 @@ class SHViT(Pyramid):
         drop_path_rate: float = 0.0,
         **head: Any,
     ):
-        qk_dims = [qk_dim] * len(depths) if isinstance(qk_dim, int) else qk_dim
-        if len(qk_dims) != len(depths):
-            raise ValueError(
-                f"SHViT: qk_dim must be one width, or one for each of {count_of(len(depths), 'stage')}, got {qk_dim=}"
-            )
+        qk_dims = per_stage(type(self).__name__, depths, qk_dim=qk_dim)
         own = [
             [{"type": "single_head", "qk_dim": narrow, "zero_init": True, "partial_dim": width} if width else _NONE]
             for narrow, width in zip(qk_dims, partial_dims, strict=False)

@@ -22,9 +22,8 @@ from visionzoo.layers.mixers import resolve_mixers
 from visionzoo.layers.norm import LayerNorm
 from visionzoo.layers.patch_merge import PatchMerge
 from visionzoo.layers.stem import ConvNormStem
-from visionzoo.models._pyramid import Pyramid, build_stages, doubling
+from visionzoo.models._pyramid import Pyramid, build_stages, doubling, per_stage
 from visionzoo.models._registry import Published, Variant, register_family
-from visionzoo.text import count_of
 
 
 class SwinTransformer(Pyramid):
@@ -88,12 +87,7 @@ class SwinTransformer(Pyramid):
         drop_path_rate: float = 0.0,
         **head: Any,
     ):
-        windows = [window_size] * len(depths) if isinstance(window_size, int) else window_size
-        if len(windows) != len(depths):
-            raise ValueError(
-                f"{type(self).__name__}: window_size must be one side, or one for each of "
-                f"{count_of(len(depths), 'stage')}, got {window_size=}"
-            )
+        windows = per_stage(type(self).__name__, depths, window_size=window_size)
         window = {
             "type": "window",
             "relative_position_bias": True,
