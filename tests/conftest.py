@@ -33,9 +33,12 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def one_thread():
-    """Models this small are faster on one thread, on a busy machine by ten times."""
+    """Models this small are faster on one thread, on a busy machine by ten times, and the same to the bit.
+
+    For the session, since what a module's tests share is computed before a test's own fixtures.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
